@@ -1,0 +1,40 @@
+# Every target sets up what it needs. PYTHON chooses the interpreter, ARGS adds options of the command.
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup bench bench-smoke test lint train report clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/ready  ## virtual environment with everything (5.4 GB with the CUDA build of torch)
+
+.venv/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "cnnbench needs Python 3.10 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+bench: .venv/ready  ## compare the four default networks on MNIST and CIFAR-10, about ten minutes on two cores
+	$(BIN)/cnnbench bench $(ARGS)
+
+bench-smoke: .venv/ready  ## the same on small synthetic data, within a minute
+	$(BIN)/cnnbench bench --config experiments/bench/smoke.yaml $(ARGS)
+
+test: .venv/ready  ## all tests, no network and no data needed
+	$(BIN)/python -m pytest -n auto $(ARGS)
+
+lint: .venv/ready  ## style, types and the order of imports
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+train: .venv/ready  ## one training run: make train CONFIG=experiments/cifar10_resnet18.yaml
+	$(BIN)/cnnbench fit --config $(or $(CONFIG),experiments/mnist_simplecnn.yaml) $(ARGS)
+
+report: .venv/ready  ## the report again, from the records of the newest run or of RECORDS=...
+	$(BIN)/cnnbench report $(or $(RECORDS),$(lastword $(sort $(wildcard results/bench/*)))) $(ARGS)
+
+clean:  ## remove the environment and caches; results and data stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,147 @@
+"""What a benchmark is to do: its settings, checked and resolved before anything runs, and its grid of cells.
+
+The plan is the first file of a run folder; resuming a run reads it and refuses to mix two plans.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cnnbench.errors import UserError, unknown
+from cnnbench.record import cell_key, write_json
+
+DEFAULT_MODELS = ("LeNet5", "VGG16", "ResNet18", "MobileNetV1")
+DEFAULT_DATA = ("MNIST", "CIFAR10")
+MEASURES = ("complexity", "speed", "quality")
+PLAN_FILE = "plan.json"
+
+
+class Cell(NamedTuple):
+    """One record's worth of work."""
+
+    model: str
+    data: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        return cell_key(*self)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings of a run, with nothing left to be chosen.
+
+    Attributes:
+        models, data, seeds: The grid.
+        measures: Which of `MEASURES` to take.
+        budget_s: Seconds of training per cell; None when `epochs` is the budget.
+        epochs: Epochs of training per cell; None when `budget_s` is the budget.
+        device: Where: ``cpu``, ``cuda:0``.
+        precision: Number format, in Lightning's words.
+        precision_reason: Why that one.
+        batch_size: Images per training step, in training and in timing.
+        speed_batch_size: Images per batch of the inference throughput.
+        eval_batch_size: Images per step in the test.
+        learning_rate: Peak learning rate for all; None for each architecture's own.
+        data_dir: Folder of the data; None for CNNBENCH_DATA or ``data``.
+        data_options: Further arguments of the data sets, such as ``image_size``.
+    """
+
+    models: tuple[str, ...]
+    data: tuple[str, ...]
+    seeds: tuple[int, ...]
+    measures: tuple[str, ...]
+    budget_s: float | None
+    epochs: int | None
+    device: str
+    precision: str
+    precision_reason: str
+    batch_size: int
+    speed_batch_size: int
+    eval_batch_size: int
+    learning_rate: float | None = None
+    data_dir: str | None = None
+    data_options: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("models", "data", "seeds", "measures"):
+            values = getattr(self, name)
+            if not values:
+                raise UserError(f"{name} is empty; name at least one")
+            if len(set(values)) < len(values):
+                raise UserError(f"{name} {','.join(map(str, values))} names something twice")
+        for measure in self.measures:
+            if measure not in MEASURES:
+                raise unknown("measure", measure, MEASURES)
+        if (self.budget_s is None) == (self.epochs is None):
+            raise UserError("give either a budget in seconds or a number of epochs, not both")
+        if self.budget_s is not None and not 0 < self.budget_s < float("inf"):
+            raise UserError(f"budget {self.budget_s:g} s is not positive; give seconds of training, such as 30")
+        for name in ("epochs", "batch_size", "speed_batch_size", "eval_batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} {value} must be at least 1")
+
+    def cells(self) -> Iterator[Cell]:
+        """The grid, data set by data set, so that each is loaded once."""
+        for data, seed, model in itertools.product(self.data, self.seeds, self.models):
+            yield Cell(model, data, seed)
+
+    @property
+    def budget(self) -> str:
+        """The budget in words."""
+        return f"{self.budget_s:g} s of training" if self.budget_s is not None else f"{self.epochs} epochs"
+
+
+def parse_budget(text: str) -> float:
+    """Reads ``90``, ``90s``, ``1.5m`` or ``2h`` as seconds.
+
+    Raises:
+        UserError: It is none of these.
+    """
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    try:
+        seconds = float(number) * units[unit]
+    except ValueError:
+        seconds = float("nan")
+    if not 0 < seconds < float("inf"):
+        raise UserError(f"budget '{text}' is not a positive time; write seconds, such as 30 or 30s, or 5m, or 2h")
+    return seconds
+
+
+def save_plan(folder: Path, plan: Plan) -> None:
+    write_json(folder / PLAN_FILE, asdict(plan))
+
+
+def load_plan(folder: Path) -> Plan:
+    """Reads the plan of a run folder.
+
+    Raises:
+        UserError: There is none, or it is not one of this version.
+    """
+    path = folder / PLAN_FILE
+    if not path.is_file():
+        raise UserError(f"'{folder}' has no {PLAN_FILE}, so there is nothing to resume; leave out --resume to start")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        restored: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return Plan(**restored)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"'{path}' is not a plan of this version: {error}") from error
+
+
+def conflicts(stored: Plan, asked: Mapping[str, Any]) -> Sequence[str]:
+    """Settings in which a resumed run was asked for something else than it was started with."""
+    known = {f.name for f in fields(Plan)}
+    return [
+        f"{name} {getattr(stored, name)}, not {value}"
+        for name, value in asked.items()
+        if name in known and getattr(stored, name) != value
+    ]

@@ -1,0 +1,120 @@
+"""The same run in W&B: one group, a run per cell and one with the comparison, all made from records."""
+
+from __future__ import annotations
+
+import io
+import netrc
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from cnnbench.bench import figures
+from cnnbench.bench.report import Report
+from cnnbench.record import Record
+
+Mode = Literal["off", "offline", "online"]
+PROJECT = "cnnbench"
+
+
+def has_key() -> bool:
+    """Whether a W&B key is to be found in the environment or in the netrc file."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def resolve_mode(asked: Mode, folder: Path) -> Mode:
+    """Goes offline where there is no key, and says so in one line with the command that uploads the runs later.
+
+    Args:
+        asked: What the user wants.
+        folder: Where the runs will lie.
+    """
+    upload = f"upload later with: wandb sync {folder}/wandb/offline-run-*"
+    if asked == "online" and not has_key():
+        print(f"W&B: no key (WANDB_API_KEY or `wandb login`), so logging offline; {upload}", file=sys.stderr)
+        return "offline"
+    if asked == "offline":
+        print(f"W&B: logging offline; {upload}", file=sys.stderr)
+    return asked
+
+
+class Tracker:
+    """Logs records to W&B.
+
+    Args:
+        mode: ``online`` or ``offline``.
+        folder: Run folder; offline runs lie in its ``wandb/``.
+    """
+
+    def __init__(self, mode: Literal["offline", "online"], folder: Path) -> None:
+        self._mode = mode
+        self._folder = folder
+
+    def _start(self, name: str, job_type: str, config: dict[str, Any]) -> Any:
+        import wandb
+
+        return wandb.init(
+            project=PROJECT,
+            group=self._folder.resolve().name,
+            name=name,
+            job_type=job_type,
+            config=config,
+            dir=str(self._folder),
+            mode=self._mode,
+            reinit="finish_previous",
+            settings=wandb.Settings(silent=True, console="off", init_timeout=60),
+        )
+
+    def log_cell(self, record: Record) -> None:
+        """Logs a cell: configuration, learning curve, figures as the summary, confusion matrix as image and table."""
+        import wandb
+
+        config = {"model": record.model, "seed": record.seed, "data": record.data, **record.config}
+        run = self._start(record.key, "cell", config | {"environment": record.environment})
+        for point in record.training.get("curve", ()):
+            run.log({k: v for k, v in point.items() if k != "step"} | {"trainer/step": point["step"]})
+        if record.confusion_matrix is not None:
+            names = record.data["class_names"]
+            counts = [
+                [names[i], names[j], n] for i, row in enumerate(record.confusion_matrix) for j, n in enumerate(row)
+            ]
+            columns = ["Actual", "Predicted", "nPredictions"]
+            table = wandb.Table(columns=columns, data=counts)
+            fields = {column: column for column in columns}
+            plot = wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": record.key})
+            run.log({"confusion_matrix": plot, "confusion_matrix_image": _image(figures.confusion(record))})
+        run.summary.update({k: v for k, v in record.measures.items() if not isinstance(v, (dict, list))})
+        run.summary.update({k: v for k, v in record.training.items() if not isinstance(v, (dict, list))})
+        run.summary.update({"status": record.status, "synthetic": record.data["synthetic"]})
+        run.finish(exit_code=0 if record.status == "ok" else 1)
+
+    def log_comparison(self, records: Sequence[Record]) -> None:
+        """Logs the table of all cells and the pictures that compare them."""
+        import wandb
+
+        report = Report(records)
+        run = self._start("comparison", "comparison", {"cells": [r.key for r in records], "facts": dict(report.facts)})
+        keys = list(dict.fromkeys(k for r in records for k, v in r.measures.items() if isinstance(v, (int, float))))
+        rows = [[r.model, r.data["label"], r.seed, r.status, *(r.measures.get(k) for k in keys)] for r in records]
+        run.log({"comparison": wandb.Table(columns=["model", "data", "seed", "status", *keys], data=rows)})
+        for name, figure in report.pictures.items():
+            if not name.startswith("confusion_"):
+                run.log({name: _image(figure)})
+        run.finish()
+
+
+def _image(figure: Any) -> Any:
+    import wandb
+    from PIL import Image
+
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=120)
+    return wandb.Image(Image.open(out))

@@ -1,0 +1,267 @@
+"""The only training code of the project: every architecture is an `ImageClassifier`.
+
+A subclass builds ``features`` and ``classifier`` in its ``__init__``; loss, metrics, recipe and steps are here.
+Accuracy has one home, the confusion matrix of integer counts, from which it is derived.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, ClassVar, cast
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from cnnbench.errors import UserError
+
+Batch = tuple[Tensor, Tensor]
+
+
+class TimeBudget(L.Callback):
+    """Ends training after so many seconds of training; validation and set-up do not count.
+
+    The learning-rate schedule follows the share of the budget that is used, so that every network ends its schedule
+    whatever its speed (budgeted training: Li, Yumer, Ramanan 2020, arXiv 1905.04753).
+
+    Args:
+        seconds: Wall time from the start of the first batch, without the time in validation.
+        clock: Source of the time in seconds.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.perf_counter) -> None:
+        if seconds <= 0:
+            raise UserError(f"budget {seconds} s is not positive; give the seconds of training, such as 30")
+        self.seconds = seconds
+        self._clock = clock
+        self._used_s = 0.0
+        self._since: float | None = None
+
+    @property
+    def used_s(self) -> float:
+        """Seconds of training so far."""
+        return self._used_s + (self._clock() - self._since if self._since is not None else 0.0)
+
+    @property
+    def progress(self) -> float:
+        """Used share of the budget; above 1 when it is overrun."""
+        return self.used_s / self.seconds
+
+    def _pause(self) -> None:
+        self._used_s, self._since = self.used_s, None
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if self._since is None:
+            self._since = self._clock()
+        if self.progress >= 1:
+            trainer.should_stop = True  # ImageClassifier then skips the batch
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._pause()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        self._pause()
+
+
+class ImageClassifier(L.LightningModule):
+    """A network that maps images to class logits, and how it is trained.
+
+    Subclasses set ``features`` and ``classifier``, and as class attributes ``min_image_size`` (pixels) and ``peak_lr``.
+    Without an optimizer of the user's, the recipe is AdamW (Loshchilov, Hutter 2019) with weight decay 0.05 on weights
+    that are not biases or normalisation, and a learning rate that rises linearly over the first 15 % of training to
+    `peak_lr` and falls linearly to zero: it needs the least tuning from one network to the next, and gets far within
+    few steps.
+
+    Args:
+        num_classes: Number of classes K; with the command it comes from the data.
+        in_channels: Channels of the images; with the command it comes from the data.
+        image_size: Height and width of the images in pixels; with the command it comes from the data.
+        optimizer: Builds an optimizer from the parameters, in place of the recipe.
+        lr_scheduler: Builds a scheduler, stepped once a batch, from the optimizer; only together with ``optimizer``.
+        learning_rate: Peak of the recipe's schedule in place of the architecture's own.
+        label_smoothing: Share of the target that is spread over all classes.
+        channels_last: Keep images and weights with the channel as the innermost dimension, which is faster on
+            current processors and gives the same results up to rounding.
+
+    Raises:
+        UserError: The images are too small for the network, or an argument is out of its range.
+    """
+
+    min_image_size: ClassVar[int] = 1
+    peak_lr: ClassVar[float] = 1e-3
+    features: nn.Module
+    classifier: nn.Module
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        image_size: int = 32,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        learning_rate: float | None = None,
+        label_smoothing: float = 0.0,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
+        if min(num_classes, in_channels, image_size) < 1:
+            raise UserError(
+                f"num_classes {num_classes}, in_channels {in_channels} and image_size {image_size} must be at least 1"
+            )
+        if lr_scheduler is not None and optimizer is None:
+            raise UserError("lr_scheduler is given without optimizer; give both, or neither for the recipe")
+        self.num_classes = num_classes
+        self.in_channels = in_channels
+        self.image_size = image_size
+        self._check_size(image_size, image_size)
+        self._optimizer = optimizer
+        self._lr_scheduler = lr_scheduler
+        self._learning_rate = self.peak_lr if learning_rate is None else learning_rate
+        self._label_smoothing = label_smoothing
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.val_confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
+        self.test_confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
+        self._sums = {"train": torch.zeros(3), "val": torch.zeros(2), "test": torch.zeros(2)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Computes logits, (N, K), from normalised images x, (N, C, H, W)."""
+        self._check_size(x.shape[-2], x.shape[-1])
+        return cast(Tensor, self.classifier(self.features(x)))
+
+    def _check_size(self, height: int, width: int) -> None:
+        if min(height, width) < self.min_image_size:
+            raise UserError(
+                f"images of {height}x{width} pixels are too small for {type(self).__name__}, which needs at least "
+                f"{self.min_image_size}x{self.min_image_size}; use a larger image_size or another network"
+            )
+
+    def _loss_and_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        images, labels = batch
+        logits = self(images.contiguous(memory_format=self._memory_format))
+        smoothing = self._label_smoothing if self.training else 0.0
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing), logits
+
+    def setup(self, stage: str) -> None:
+        self.to(memory_format=self._memory_format)
+
+    # Sums stay on the device and are read once per log line or epoch: reading them each step would wait for the GPU.
+
+    def _start_sums(self, phase: str) -> None:
+        self._sums[phase] = torch.zeros_like(self._sums[phase], device=self.device)
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 0 or self._sums["train"].device != self.device:
+            self._start_sums("train")
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        return -1 if self.trainer.should_stop and isinstance(self._time_budget(), TimeBudget) else None
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss, logits = self._loss_and_logits(batch)
+        labels = batch[1]
+        correct = (logits.detach().argmax(1) == labels).sum()
+        count = torch.tensor(float(len(labels)), device=loss.device)
+        self._sums["train"] += torch.stack([loss.detach().float() * count, correct.float(), count])
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.trainer.fit_loop.epoch_loop.global_step % max(self.trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]
+            loss, correct, count = self._sums["train"].tolist()
+            values = {"train/loss": loss / count, "train/accuracy": correct / count}
+            self.log_dict(values, prog_bar=True, on_step=True, on_epoch=False, batch_size=1)
+            self._start_sums("train")
+
+    def _eval_step(self, phase: str, batch: Batch) -> None:
+        loss, logits = self._loss_and_logits(batch)
+        getattr(self, f"{phase}_confusion").update(logits.argmax(1), batch[1])
+        count = torch.tensor(float(len(batch[1])), device=loss.device)
+        self._sums[phase] += torch.stack([loss.detach().float() * count, count])
+
+    def _log_eval(self, phase: str) -> None:
+        confusion = getattr(self, f"{phase}_confusion").compute()
+        loss, count = cast(Tensor, self.all_gather(self._sums[phase])).reshape(-1, 2).sum(0)
+        accuracy = confusion.trace() / confusion.sum()
+        self.log_dict({f"{phase}/loss": loss / count, f"{phase}/accuracy": accuracy}, prog_bar=True, batch_size=1)
+
+    def on_validation_epoch_start(self) -> None:
+        self._start_sums("val")
+        self.val_confusion.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._eval_step("val", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_eval("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._start_sums("test")
+        self.test_confusion.reset()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._eval_step("test", batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_eval("test")
+
+    def test_confusion_counts(self) -> list[list[int]]:
+        """Integer counts of the last test, rows are true classes, columns predictions; K x K."""
+        return self.test_confusion.compute().tolist()
+
+    @property
+    def recipe(self) -> str:
+        """The recipe in words, for records and logs."""
+        if self._optimizer is not None:
+            return "the user's optimizer"
+        return (
+            f"AdamW, weight decay 0.05, peak learning rate {self._learning_rate:g}, linear warm-up over 15 % and "
+            f"linear decay to 0, label smoothing {self._label_smoothing:g}"
+        )
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Computes class probabilities, (N, K)."""
+        return self(batch[0].contiguous(memory_format=self._memory_format)).float().softmax(1)
+
+    def _time_budget(self) -> TimeBudget | None:
+        callbacks = cast(list[L.Callback], self.trainer.callbacks)  # type: ignore[attr-defined]
+        return next((c for c in callbacks if isinstance(c, TimeBudget)), None)
+
+    def _progress(self, step: int, total_steps: float) -> float:
+        """Share of the training that is done: of the time budget, else of the optimizer steps."""
+        budget = self._time_budget()
+        return budget.progress if budget is not None else step / total_steps
+
+    def configure_optimizers(self) -> Any:
+        if self._optimizer is not None:
+            optimizer = self._optimizer(self.parameters())
+            if self._lr_scheduler is None:
+                return optimizer
+            scheduler: Any = self._lr_scheduler(optimizer)
+        else:
+            weights = [p for p in self.parameters() if p.ndim > 1]
+            others = [p for p in self.parameters() if p.ndim <= 1]
+            groups: list[dict[str, Any]] = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
+            optimizer = torch.optim.AdamW(groups, lr=self._learning_rate, weight_decay=0.05)
+            total_steps = self.trainer.estimated_stepping_batches
+            scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda step: lr_factor(self._progress(step, total_steps))
+            )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def lr_factor(progress: float, warmup: float = 0.15) -> float:
+    """Share of the peak learning rate: linear warm-up, then linear decay to zero.
+
+    Args:
+        progress: Share of the training that is done, 0 to 1.
+        warmup: Share of the training in which the rate rises; it starts at a tenth of the peak.
+    """
+    if progress < warmup:
+        return 0.1 + 0.9 * progress / warmup
+    return max(0.0, (1 - progress) / (1 - warmup))

@@ -1,0 +1,363 @@
+"""The ``cnnbench`` command. Heavy imports are inside the subcommands, so that the light ones start at once."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from cnnbench import __version__
+from cnnbench.errors import UserError, unknown
+
+TRAINING = {
+    "fit": "train a network",
+    "validate": "run the validation split",
+    "test": "run the test set, once, whole",
+    "predict": "compute class probabilities of the test set",
+}
+BENCH_ROOT = Path("results/bench")
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, and which option was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, rest = super().parse_known_args(args, namespace)
+        if rest:
+            given = rest[0].split("=")[0]
+            near = difflib.get_close_matches(given, self._option_string_actions, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"`{self.prog} --help` lists the options"
+            raise UserError(f"unknown option '{given}'; {hint}")
+        return parsed, rest
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"seeds '{text}' are not whole numbers; write for example --seeds 0,1,2") from None
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="cnnbench",
+        description="Which CNN, at what cost, how good, and why.",
+        epilog="example: cnnbench bench --models LeNet5,ResNet18 --data CIFAR10 --budget 60s",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"cnnbench {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    for name, text in TRAINING.items():
+        commands.add_parser(name, help=f"{text} (LightningCLI)", add_help=False)
+    _add_bench(commands)
+    report = commands.add_parser(
+        "report",
+        help="make tables, pictures and a page from records",
+        description="Makes the terminal table, Markdown, CSV, PNG pictures and one self-contained page from records.",
+        epilog="example: cnnbench report results/bench/20260101-120000 --out report",
+        allow_abbrev=False,
+    )
+    report.add_argument("records", nargs="+", type=Path, metavar="RECORDS", help="run folders, .json or .jsonl files")
+    report.add_argument("--out", type=Path, help="folder of the report (default: the run folder, else results/report)")
+    _add_wandb(report)
+    report.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+    listing = commands.add_parser(
+        "list", help="list the networks and data sets", epilog="example: cnnbench list --json", allow_abbrev=False
+    )
+    listing.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+    return parser
+
+
+def _add_wandb(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--wandb", choices=("off", "offline", "online"), default="off", help="log to W&B too (default: off)"
+    )
+
+
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="measure networks on data sets, a record per cell, and report",
+        description="Counts, times, trains and tests every network on every data set under an equal budget.",
+        epilog="example: cnnbench bench --models LeNet5,ResNet18 --data CIFAR10 --budget 60s",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    add = bench.add_argument
+    add("--config", type=Path, metavar="FILE", help="YAML file with these options; the command line wins")
+    add("--models", type=_names, metavar="A,B", help="networks (default: LeNet5,VGG16,ResNet18,MobileNetV1)")
+    add("--data", type=_names, metavar="A,B", help="data sets (default: MNIST,CIFAR10)")
+    add("--measures", type=_names, metavar="A,B", help="of complexity, speed, quality (default: all)")
+    add("--seeds", metavar="0,1,2", help="one training per seed (default: 0)")
+    add("--budget", metavar="TIME", help="training time per cell, such as 60s or 5m (default: 30s on CPU, 120s on GPU)")
+    add("--epochs", type=int, metavar="N", help="epochs of training per cell, in place of a time")
+    add("--device", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    add("--precision", help="auto, 32-true, bf16-mixed or 16-mixed (default: auto)")
+    add("--batch_size", type=int, metavar="N", help="images per training step (default: 32 on CPU, 256 on GPU)")
+    add(
+        "--speed_batch_size",
+        type=int,
+        metavar="N",
+        help="images per batch of throughput (default: 128 on CPU, 1024 on GPU)",
+    )
+    add("--eval_batch_size", type=int, metavar="N", help="images per step in the test (default: 500)")
+    add("--learning_rate", type=float, metavar="X", help="peak learning rate for all (default: each network's own)")
+    add("--data_dir", metavar="DIR", help="folder of the data (default: CNNBENCH_DATA, else data)")
+    add(
+        "--data_options",
+        type=json.loads,
+        metavar="JSON",
+        help="arguments of the data sets, such as '{\"image_size\": 28}'",
+    )
+    add("--out", type=Path, metavar="DIR", help="run folder (default: a new one in results/bench)")
+    add("--resume", action="store_true", help="go on with the newest run, or that of --out")
+    add("--wandb", choices=("off", "offline", "online"), help="log to W&B too (default: off)")
+    add("--json", action="store_true", help="print one JSON document on stdout")
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    options = _with_config(vars(arguments))
+    from cnnbench.bench import plan as plans
+    from cnnbench.bench.display import LiveDisplay
+    from cnnbench.bench.run import run
+    from cnnbench.bench.tracking import Tracker, resolve_mode
+
+    out: Path | None = options.pop("out", None)
+    resume, as_json = options.pop("resume", False), options.pop("json", False)
+    asked_mode = options.pop("wandb", "off")
+    folder = _run_folder(out, resume)
+    asked = _asked(options)
+    if resume:
+        plan = plans.load_plan(folder)
+        different = plans.conflicts(plan, asked)
+        if different:
+            raise UserError(
+                f"the run in '{folder}' was started with {'; '.join(different)}; resume it without this option"
+            )
+    else:
+        plan = _resolve(asked)
+    _check_before_start(plan)
+    if not resume:
+        plans.save_plan(folder, plan)
+    mode = resolve_mode(asked_mode, folder)
+    tracker = Tracker(mode, folder) if mode != "off" else None
+    print(f"run folder {folder}; {plan.device}, {plan.precision} ({plan.precision_reason})", file=sys.stderr)
+    try:
+        with LiveDisplay() as display:
+            records = run(plan, folder, display, tracker.log_cell if tracker else lambda _: None)
+    except KeyboardInterrupt:
+        print(f"interrupted; go on with: cnnbench bench --resume --out {folder}", file=sys.stderr)
+        return 130
+    if tracker:
+        tracker.log_comparison(records)
+    _finish(records, folder, as_json)
+    return 1 if any(r.status == "error" for r in records) else 0
+
+
+def _with_config(options: dict[str, Any]) -> dict[str, Any]:
+    """Merges a YAML file of options under those of the command line."""
+    options.pop("command")
+    path = options.pop("config", None)
+    if path is None:
+        return options
+    import yaml
+
+    try:
+        stored = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read config '{path}': {' '.join(str(error).split())}") from error
+    if not isinstance(stored, dict):
+        raise UserError(f"config '{path}' is not a list of `option: value` lines")
+    listing = argparse.ArgumentParser(argument_default=argparse.SUPPRESS).add_subparsers()
+    _add_bench(listing)
+    actions = {a.dest: a for a in listing.choices["bench"]._actions if a.dest not in ("help", "config")}
+    values: dict[str, Any] = {}
+    for key, value in stored.items():
+        if key not in actions:
+            raise unknown(f"option in '{path}'", str(key), actions)
+        values[key] = _convert(actions[key], key, value, path)
+    return values | options
+
+
+def _convert(action: argparse.Action, key: str, value: Any, path: Path) -> Any:
+    """Gives a value of a YAML file the type that the same option has on the command line."""
+    if isinstance(value, (bool, dict)) or value is None:
+        return value
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    convert = action.type if callable(action.type) else str
+    try:
+        result = convert(text)
+    except ValueError as error:
+        raise UserError(f"{key} in '{path}': '{text}' is not a valid value") from error
+    if action.choices is not None and result not in action.choices:
+        raise unknown(f"{key} in '{path}'", text, list(action.choices))
+    return result
+
+
+def _asked(options: dict[str, Any]) -> dict[str, Any]:
+    """Turns options into the settings of a plan, as far as they were given."""
+    from cnnbench import hardware
+    from cnnbench.bench.plan import parse_budget
+
+    asked = dict(options)
+    if "budget" in asked:
+        asked["budget_s"] = parse_budget(str(asked.pop("budget")))
+        if "epochs" in asked:
+            raise UserError("--budget and --epochs exclude each other; give one")
+    if "seeds" in asked:
+        asked["seeds"] = _seeds(asked["seeds"])
+    if "device" in asked:
+        asked["device"] = str(hardware.choose_device(asked["device"]))
+    if "precision" in asked:
+        device = hardware.choose_device(asked.get("device", "auto"))
+        asked["precision"], asked["precision_reason"] = hardware.choose_precision(asked["precision"], device)
+    return asked
+
+
+def _resolve(asked: dict[str, Any]) -> Any:
+    """Fills what was not asked for with the defaults of this machine."""
+    from cnnbench import hardware
+    from cnnbench.bench import plan as plans
+
+    device = hardware.choose_device(asked.get("device", "auto"))
+    precision, reason = hardware.choose_precision("auto", device)
+    on_cpu = device.type == "cpu"
+    defaults: dict[str, Any] = {
+        "models": plans.DEFAULT_MODELS,
+        "data": plans.DEFAULT_DATA,
+        "seeds": (0,),
+        "measures": plans.MEASURES,
+        "budget_s": None if "epochs" in asked else 30.0 if on_cpu else 120.0,
+        "epochs": None,
+        "device": str(device),
+        "precision": precision,
+        "precision_reason": reason,
+        "batch_size": 32 if on_cpu else 256,
+        "speed_batch_size": 128 if on_cpu else 1024,
+        "eval_batch_size": 500,
+    }
+    return plans.Plan(**defaults | asked)
+
+
+def _check_before_start(plan: Any) -> None:
+    """Refuses wrong names and folders before a run folder is made."""
+    from cnnbench.data import get_data
+    from cnnbench.data.sources import resolve_data_dir
+    from cnnbench.models import get_model
+
+    for name in plan.models:
+        get_model(name)
+    for name in plan.data:
+        get_data(name)
+    resolve_data_dir(plan.data_dir)
+
+
+def _run_folder(out: Path | None, resume: bool) -> Path:
+    if resume:
+        if out is not None:
+            return out
+        runs = sorted(p.parent for p in BENCH_ROOT.glob("*/plan.json"))
+        if not runs:
+            raise UserError(f"there is no run in '{BENCH_ROOT}' to resume; leave out --resume, or name one with --out")
+        return runs[-1]
+    if out is None:
+        return BENCH_ROOT / datetime.now().strftime("%Y%m%d-%H%M%S")
+    if (out / "plan.json").exists():
+        raise UserError(f"'{out}' holds a run already; add --resume to go on with it, or choose another --out")
+    return out
+
+
+def _finish(records: Sequence[Any], folder: Path, as_json: bool) -> None:
+    """Prints the table or the JSON document and writes the report."""
+    from rich.console import Console
+
+    from cnnbench.bench.report import Report, json_document, print_table, write_report
+
+    files = write_report(records, folder)
+    if as_json:
+        json.dump(json_document(records), sys.stdout, indent=1, ensure_ascii=False)
+        print()
+    else:
+        width = None if sys.stdout.isatty() else 160
+        print_table(Report(records), Console(width=width))
+    print(f"report: {files[0]}", file=sys.stderr)
+
+
+def report(arguments: argparse.Namespace) -> int:
+    from cnnbench.record import load_records
+
+    records = load_records(arguments.records)
+    only = arguments.records[0] if len(arguments.records) == 1 and arguments.records[0].is_dir() else None
+    folder = arguments.out or only or Path("results/report")
+    if arguments.wandb != "off":
+        from cnnbench.bench.tracking import Tracker, resolve_mode
+
+        mode = resolve_mode(arguments.wandb, folder)
+        assert mode != "off"
+        folder.mkdir(parents=True, exist_ok=True)
+        tracker = Tracker(mode, folder)
+        for record in records:
+            tracker.log_cell(record)
+        tracker.log_comparison(records)
+    _finish(records, folder, arguments.json)
+    return 0
+
+
+def listing(arguments: argparse.Namespace) -> int:
+    from cnnbench.data import all_data
+    from cnnbench.models import all_models
+
+    kinds: dict[str, dict[str, type]] = {"models": dict(all_models()), "data": dict(all_data())}
+    lines = {
+        kind: {name: (cls.__doc__ or "").strip().splitlines()[0] for name, cls in table.items()}
+        for kind, table in kinds.items()
+    }
+    if arguments.json:
+        print(json.dumps(lines, indent=1, ensure_ascii=False))
+        return 0
+    for kind, table in lines.items():
+        print(f"{kind}:")
+        for name, line in table.items():
+            print(f"  {name:12s} {line}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {"bench": bench, "report": report, "list": listing}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code: 0, 1 when a cell failed, 2 on bad input."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if given and given[0] in TRAINING:
+            from cnnbench.train import main as train
+
+            train(given)
+            return 0
+        parser = _parser()
+        if not given:
+            parser.print_help()
+            return 0
+        if given[0] not in COMMANDS and not given[0].startswith("-"):
+            raise unknown("command", given[0], [*TRAINING, *COMMANDS])
+        parsed = parser.parse_args(given)
+        return COMMANDS[parsed.command](parsed)
+    except UserError as error:
+        print(f"cnnbench: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -1,0 +1,26 @@
+"""The data sets: every public `ImageDataModule` in a file of this folder is listed by its name."""
+
+from __future__ import annotations
+
+import sys
+
+from cnnbench.data.module import ImageDataModule
+from cnnbench.errors import unknown
+from cnnbench.registry import discover
+
+
+def all_data() -> dict[str, type[ImageDataModule]]:
+    """Every data set by name, in alphabetical order."""
+    return discover(sys.modules[__name__], ImageDataModule)  # type: ignore[type-abstract]
+
+
+def get_data(name: str) -> type[ImageDataModule]:
+    """The data set of that name.
+
+    Raises:
+        UserError: The name is not listed; the message has the nearest one.
+    """
+    data = all_data()
+    if name not in data:
+        raise unknown("data set", name, data)
+    return data[name]

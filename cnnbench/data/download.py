@@ -1,0 +1,169 @@
+"""Downloads of archives from byte-identical mirrors: resumed, checked, one process at a time, and soon given up."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import cast
+
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from cnnbench.errors import MissingDataError
+
+CONNECT_S = 8.0
+"""Seconds in which some mirror must answer; all are asked at once, so that no network costs this long in all."""
+STALL_S = 30.0
+"""Seconds without a byte after which a mirror is left for the next one, which resumes."""
+
+_CHUNK = 1 << 20
+
+
+def fetch(urls: Sequence[str], target: Path, md5: str) -> None:
+    """Brings one file to the target path, unless it is there and right.
+
+    Mirrors are used in the given order among those that answer; a file of CNNBENCH_MIRROR (a URL that the file's name
+    is appended to) comes before all. A part that is already there is resumed, also by another mirror, since all must
+    serve the same bytes. The file gets its name only after its checksum was right.
+
+    Args:
+        urls: Addresses of the same bytes.
+        target: Path of the complete file.
+        md5: Checksum of the complete file, in hex.
+
+    Raises:
+        MissingDataError: No mirror delivered the file; the message names each with its reason.
+    """
+    own = os.environ.get("CNNBENCH_MIRROR")
+    if own:
+        urls = [f"{own.rstrip('/')}/{target.name}", *urls]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not (target.exists() and file_md5(target) == md5):
+                _fetch_locked(urls, target, md5)
+    except PermissionError as error:
+        raise MissingDataError(f"cannot write to {target.parent} to download {target.name}: {error}") from error
+
+
+def file_md5(path: Path) -> str:
+    """MD5 checksum of a file, in hex."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _fetch_locked(urls: Sequence[str], target: Path, md5: str) -> None:
+    part = target.with_name(target.name + ".part")
+    waiting = _Mirrors(urls, offset=part.stat().st_size if part.exists() else 0)
+    try:
+        failures = _try_mirrors(urls, waiting, part, target, md5)
+    finally:
+        waiting.close()
+    if failures:
+        raise MissingDataError(f"could not download {target.name}; tried " + ", ".join(failures))
+
+
+def _try_mirrors(urls: Sequence[str], waiting: _Mirrors, part: Path, target: Path, md5: str) -> list[str]:
+    """Takes the file from the first mirror that delivers it; the failures of all where none does."""
+    failures: list[str] = []
+    for url in urls:
+        response = waiting.answer(url)
+        if isinstance(response, str):
+            failures.append(f"{url} ({response})")
+            continue
+        try:
+            offset = part.stat().st_size if part.exists() else 0
+            if offset != waiting.offset or waiting.stale:  # an earlier mirror delivered some of it, or took long
+                response.close()
+                response = _open(url, offset)
+            _save(response, part, target.name)
+        except (OSError, HTTPException) as error:
+            failures.append(f"{url} ({_reason(error)})")
+            continue
+        if file_md5(part) == md5:
+            part.replace(target)
+            return []
+        failures.append(f"{url} (wrong content: its md5 is not {md5})")
+        part.unlink()
+    return failures
+
+
+def _open(url: str, offset: int) -> HTTPResponse:
+    headers = {"User-Agent": "cnnbench", "Accept-Encoding": "identity"}
+    if offset:
+        headers["Range"] = f"bytes={offset}-"
+    request = urllib.request.Request(url, headers=headers)
+    return cast(HTTPResponse, urllib.request.urlopen(request, timeout=STALL_S))
+
+
+class _Mirrors:
+    """Asks all mirrors at once in threads, since a name look-up knows no time limit of its own."""
+
+    def __init__(self, urls: Sequence[str], offset: int) -> None:
+        self.offset = offset
+        self._deadline = time.monotonic() + CONNECT_S
+        self._answers: dict[str, HTTPResponse | str] = {}
+        self._threads = {url: threading.Thread(target=self._ask, args=(url,), daemon=True) for url in urls}
+        for thread in self._threads.values():
+            thread.start()
+
+    def _ask(self, url: str) -> None:
+        try:
+            self._answers[url] = _open(url, self.offset)
+        except (OSError, HTTPException, ValueError) as error:
+            self._answers[url] = _reason(error)
+
+    @property
+    def stale(self) -> bool:
+        """Whether the answers are so old that the servers may have hung up."""
+        return time.monotonic() > self._deadline
+
+    def close(self) -> None:
+        """Hangs up on the mirrors that are not needed."""
+        for answer in list(self._answers.values()):
+            if not isinstance(answer, str):
+                answer.close()
+
+    def answer(self, url: str) -> HTTPResponse | str:
+        """The open response of a mirror, or the reason why there is none."""
+        self._threads[url].join(max(0.0, self._deadline - time.monotonic()))
+        return self._answers.get(url, f"no answer within {CONNECT_S:.0f} s")
+
+
+def _save(response: HTTPResponse, part: Path, name: str) -> None:
+    resumed = response.status == 206
+    done = part.stat().st_size if resumed and part.exists() else 0
+    length = response.headers.get("Content-Length")
+    total = done + int(length) if length else None
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with (
+        response,
+        part.open("ab" if resumed else "wb") as file,
+        Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress,
+    ):
+        task = progress.add_task(f"download {name}", total=total, completed=done)
+        while chunk := response.read(_CHUNK):
+            file.write(chunk)
+            done += len(chunk)
+            progress.update(task, completed=done)
+    if total is not None and done < total:
+        raise OSError(f"the connection ended after {done:,} of {total:,} bytes")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"HTTP {error.code}"
+    if isinstance(error, urllib.error.URLError):
+        return str(error.reason)
+    return str(error) or type(error).__name__

@@ -1,0 +1,104 @@
+"""Which device and which number format, decided once in an entry point, with the reason in words."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import re
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+
+from cnnbench.errors import UserError, unknown
+
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def choose_device(name: str) -> torch.device:
+    """Turns ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` into a device that is there.
+
+    Raises:
+        UserError: The name is unknown, or this machine has no such device.
+    """
+    kind, _, index = name.partition(":")
+    if kind not in DEVICES or (index and (kind != "cuda" or not index.isdigit())):
+        raise unknown("device", name, (*DEVICES, "cuda:N"))
+    if kind == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", 0)
+        return torch.device("cpu")
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        number = int(index or 0)
+        if number >= count:
+            raise UserError(f"device '{name}' is not there: torch sees {count} CUDA devices; use --device cpu or auto")
+        return torch.device("cuda", number)
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device 'mps' is not there: torch sees no Apple GPU; use --device cpu or auto")
+    return torch.device(kind)
+
+
+def choose_precision(name: str, device: torch.device) -> tuple[str, str]:
+    """Chooses the number format for training and measuring.
+
+    Args:
+        name: One of `PRECISIONS`; ``auto`` takes bfloat16 where the hardware computes with it.
+        device: Where the networks run.
+
+    Returns:
+        The precision in Lightning's words, and why.
+
+    Raises:
+        UserError: The name is unknown, or the format has no use on the device.
+    """
+    if name not in PRECISIONS:
+        raise unknown("precision", name, PRECISIONS)
+    if name == "16-mixed" and device.type == "cpu":
+        raise UserError("precision '16-mixed' has no fast arithmetic on a CPU; use bf16-mixed, 32-true or auto")
+    if name != "auto":
+        return name, "as asked"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16-mixed", "this GPU computes in bfloat16"
+        return "32-true", "this GPU does not compute in bfloat16"
+    if device.type == "cpu" and cpu_has_bf16():
+        return "bf16-mixed", "this CPU has bfloat16 instructions"
+    return "32-true", f"this {device.type} is not known to be faster in bfloat16"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor has bfloat16 instructions, by the flags that Linux shows (elsewhere: no)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return re.search(r"\b(avx512_bf16|amx_bf16|bf16|svebf16)\b", flags) is not None
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """The context in which a forward pass runs at a precision, as Lightning's Trainer would run it."""
+    if precision == "32-true":
+        return contextlib.nullcontext()
+    dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float16
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def device_name(device: torch.device) -> str:
+    """The product name of the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    return match.group(1).strip() if match else platform.processor() or platform.machine()

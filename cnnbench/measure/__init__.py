@@ -1,0 +1,1 @@
+"""Measures: functions from a network to figures whose names carry units."""

@@ -1,0 +1,52 @@
+"""What a confusion matrix says: accuracy with its interval, and what is mistaken for what."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+Counts = Sequence[Sequence[int]]
+
+
+def accuracy(confusion: Counts) -> dict[str, float]:
+    """Accuracy from integer counts, with the 95 % Wilson score interval (Wilson 1927) for test images as drawn.
+
+    The interval is about the test set's size; it does not contain the spread between training seeds.
+
+    Args:
+        confusion: Counts, rows are true classes, columns predictions.
+    """
+    total = sum(map(sum, confusion))
+    correct = sum(row[index] for index, row in enumerate(confusion))
+    low, high = wilson_interval(correct, total)
+    return {"test_accuracy": correct / total, "test_accuracy_low": low, "test_accuracy_high": high}
+
+
+def wilson_interval(successes: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """The Wilson score interval of a proportion, by default at 95 %."""
+    p = successes / total
+    centre = p + z * z / (2 * total)
+    half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+class Confusion(NamedTuple):
+    """One kind of mistake: true class, predicted class, how many images, and the share of the true class."""
+
+    true: int
+    predicted: int
+    images: int
+    share: float
+
+
+def most_confused(confusion: Counts, limit: int = 3) -> list[Confusion]:
+    """The most frequent mistakes, most frequent first; fewer where there are fewer kinds."""
+    mistakes = [
+        Confusion(i, j, count, count / sum(row))
+        for i, row in enumerate(confusion)
+        for j, count in enumerate(row)
+        if i != j and count > 0
+    ]
+    return sorted(mistakes, key=lambda m: (-m.images, m.true, m.predicted))[:limit]

@@ -1,0 +1,80 @@
+"""VGG: depth out of nothing but 3x3 convolutions and 2x2 pooling."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from cnnbench.blocks import Form, initialise, resolve_form
+from cnnbench.classifier import ImageClassifier
+
+
+class Stage(NamedTuple):
+    """Convolutions of one width, followed by one 2x2 max pooling."""
+
+    convs: int
+    width: int
+
+
+CONFIGURATION_D = (Stage(2, 64), Stage(2, 128), Stage(3, 256), Stage(3, 512), Stage(3, 512))
+
+
+class VGG16(ImageClassifier):
+    """Very Deep Convolutional Networks for Large-Scale Image Recognition; Simonyan, Zisserman; 2014; 1409.1556.
+
+    The ``imagenet`` form is the paper's configuration D with its three linear layers, without batch norm:
+    138,357,544 parameters and 15,470,264,320 MACs at 224x224/1000. Differences from the paper: the pooling in front
+    of the head is adaptive, as torchvision's is, so that other sizes work; at 224 it does nothing.
+    The ``cifar`` form has batch norm and one linear layer, the shape usual for 32x32: 14,728,266 parameters and
+    313,201,664 MACs for ten classes.
+
+    Args:
+        form: Which of the two; ``auto`` takes ``cifar`` below 64 pixels.
+        batch_norm: Batch normalisation after every convolution; unset, the form's own habit. It leaves the bias of
+            the convolutions in place, as torchvision and the usual CIFAR code do.
+        dropout: Probability in the two hidden linear layers of the ``imagenet`` form.
+    """
+
+    min_image_size = 32
+    peak_lr = 0.001
+
+    def __init__(
+        self, form: Form = "auto", batch_norm: bool | None = None, dropout: float = 0.5, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        small = resolve_form(form, self.image_size) == "cifar"
+        self.features = _features(self.in_channels, small if batch_norm is None else batch_norm)
+        if small:
+            pooled = (self.image_size // 32) ** 2 * 512
+            self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(pooled, self.num_classes))
+        else:
+            self.classifier = _three_linear_layers(self.num_classes, dropout)
+        self.apply(initialise)
+
+
+def _features(in_channels: int, batch_norm: bool) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for stage in CONFIGURATION_D:
+        for _ in range(stage.convs):
+            layers.append(nn.Conv2d(in_channels, stage.width, 3, padding=1))
+            if batch_norm:
+                layers.append(nn.BatchNorm2d(stage.width))
+            layers.append(nn.ReLU(inplace=True))
+            in_channels = stage.width
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers)  # (N, 512, image_size / 32, image_size / 32)
+
+
+def _three_linear_layers(num_classes: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        nn.AdaptiveAvgPool2d(7),
+        nn.Flatten(),
+        nn.Linear(512 * 7 * 7, 4096),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(4096, 4096),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(4096, num_classes),
+    )

@@ -1,0 +1,37 @@
+"""Names without a list to maintain: a public subclass in a file of the folder is registered by being there."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def discover(package: ModuleType, base: type[T]) -> dict[str, type[T]]:
+    """Imports every module of a package and collects the public subclasses of a base class that it defines.
+
+    Args:
+        package: The package whose folder is searched.
+        base: What the classes derive from; it is not listed itself, nor are names that start with an underscore.
+
+    Returns:
+        Classes by name, in alphabetical order.
+
+    Raises:
+        RuntimeError: Two modules define a class of the same name, so that the name would be ambiguous.
+    """
+    found: dict[str, type[T]] = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        for name, value in vars(module).items():
+            if not isinstance(value, type) or not issubclass(value, base) or value is base:
+                continue
+            if value.__module__ != module.__name__ or name.startswith("_"):
+                continue
+            if name in found:
+                raise RuntimeError(f"{name} is defined in {found[name].__module__} and in {module.__name__}")
+            found[name] = value
+    return dict(sorted(found.items()))

@@ -1,0 +1,121 @@
+"""Shared pieces: no test uses the network or the machine's data, and each works in a folder of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from cnnbench.data import get_data
+from cnnbench.record import Record
+
+CLASSES = get_data("CIFAR10").class_names
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs a test in a fresh folder, without the user's data, cache, keys or mirrors."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("CNNBENCH_DATA", "CNNBENCH_MIRROR", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setattr("sys.argv", ["cnnbench"])
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def class_folders(tmp_path: Path) -> Path:
+    """A data folder with CIFAR-10 as JPEG class folders: two training images and one test image per class."""
+    for split, count in (("train", 2), ("test", 1)):
+        for label, name in enumerate(CLASSES):
+            folder = tmp_path / "data" / "cifar10-images" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                Image.new("RGB", (32, 32), (20 * label, 100 * index, 7)).save(folder / f"{index:04d}.jpg", quality=95)
+    return tmp_path / "data"
+
+
+def make_record(model: str = "LeNet5", data: str = "MNIST", synthetic: bool = False, **changes: object) -> Record:
+    """A record of a cell with three classes and ten test images, nine of them right."""
+    facts = {
+        "name": "Synthetic" if synthetic else data,
+        "label": f"Synthetic (stands in for {data})" if synthetic else data,
+        "synthetic": synthetic,
+        "stands_in_for": data if synthetic else None,
+        "num_classes": 3,
+        "class_names": ["zero", "one", "two"],
+        "in_channels": 1,
+        "image_size": 32,
+        "train_images": 100,
+        "val_images": 10,
+        "test_images": 10,
+        "split_seed": 0,
+        "augment": False,
+        "full_epochs": 10,
+    }
+    measures = {
+        "params": 61706,
+        "macs": 416520,
+        "flops": 833040,
+        "activations": 6518,
+        "latency_ms_median": 0.25,
+        "images_per_s": 26000.0,
+        "train_images_per_s": 9000.0,
+        "test_accuracy": 0.9,
+        "test_accuracy_low": 0.5958,
+        "test_accuracy_high": 0.9821,
+        "samples_ms": {"latency": [0.2, 0.3]},
+    }
+    training = {
+        "seconds": 30.0,
+        "steps": 20,
+        "images": 640,
+        "epochs": 6.4,
+        "full_epochs": 10,
+        "converged": False,
+        "recipe": "AdamW",
+        "curve": [{"step": 9, "train/accuracy": 0.5, "train/loss": 1.2}, {"step": 19, "train/accuracy": 0.8}],
+    }
+    config = {
+        "budget_s": 30.0,
+        "epochs": None,
+        "device": "cpu",
+        "precision": "32-true",
+        "precision_reason": "as asked",
+        "memory_format": "channels_last",
+        "batch_size": 32,
+        "speed_batch_size": 128,
+        "eval_batch_size": 500,
+        "macs_convention": "1 MAC = 2 FLOPs",
+    }
+    environment = {
+        "device": "Test CPU",
+        "os": "Linux",
+        "cpu_cores": 2,
+        "threads": 2,
+        "memory_gib": 24.0,
+        "load_average": 0.1,
+        "python": "3.11",
+        "packages": {"torch": "2.15.0"},
+        "commit": None,
+        "dirty": None,
+    }
+    values: dict[str, object] = {
+        "model": model,
+        "data": facts,
+        "seed": 0,
+        "status": "ok",
+        "config": config,
+        "environment": environment,
+        "measures": measures,
+        "skipped": {"peak_memory_bytes": "not measured on cpu"},
+        "training": training,
+        "confusion_matrix": [[4, 0, 0], [1, 2, 0], [0, 0, 3]],
+    }
+    return Record(**{**values, **changes})  # type: ignore[arg-type]

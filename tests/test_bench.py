@@ -1,0 +1,238 @@
+"""The benchmark: complete records whatever happens, synthetic data that says so, W&B runs that hold the same figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cnnbench.bench import plan as plans
+from cnnbench.bench import run as runner
+from cnnbench.bench.plan import Plan, parse_budget
+from cnnbench.cli import main
+from cnnbench.data import get_data, sources
+from cnnbench.errors import MissingDataError, UserError
+from cnnbench.measure.quality import accuracy
+from cnnbench.models import get_model
+from cnnbench.record import load_records
+
+SMALL = [
+    "--device=cpu", "--precision=32-true", "--budget=0.3s", "--speed_batch_size=4", "--batch_size=8",
+    '--data_options={"train_images": 60, "test_images": 20}',
+]  # fmt: skip
+TINY = ["bench", "--models=LeNet5,SimpleCNN", "--data=Synthetic", *SMALL]
+
+
+def test_bench_writes_complete_records_and_a_report(capsys: pytest.CaptureFixture) -> None:
+    assert main([*TINY, "--seeds=0,1", "--out=run"]) == 0
+    captured = capsys.readouterr()
+    records = load_records([Path("run")])
+    assert sorted(r.key for r in records) == [f"{m}-Synthetic-seed{s}" for m in ("LeNet5", "SimpleCNN") for s in (0, 1)]
+    for r in records:
+        assert r.status == "ok"
+        assert sum(map(sum, r.confusion_matrix or [])) == 20
+        assert r.measures["test_accuracy"] == accuracy(r.confusion_matrix or [])["test_accuracy"]
+        assert r.measures["flops"] == 2 * r.measures["macs"]
+        assert r.measures["params"] == sum(p.numel() for p in get_model(r.model)().parameters())
+        assert r.training["seconds"] == pytest.approx(0.3, abs=0.3)
+        assert r.training["images"] == r.training["steps"] * 8
+        assert r.skipped == {"peak_memory_bytes": "not measured on cpu"}
+        assert any("train/accuracy" in p for p in r.training["curve"])
+        assert not any("test/accuracy" in p for p in r.training["curve"])
+    assert "SYNTHETIC" in captured.out
+    for name in ("report.html", "report.md", "results.csv", "figures/accuracy_macs.png"):
+        assert (Path("run") / name).is_file()
+    assert not [p for p in Path("run").rglob("*.part")]
+
+
+def test_json_is_one_document_on_stdout(capsys: pytest.CaptureFixture) -> None:
+    assert main([*TINY, "--measures=complexity", "--json"]) == 0
+    cells = json.loads(capsys.readouterr().out)["cells"]
+    assert [c["params"] for c in cells] == [62_006, 126_666]
+    assert all("test_accuracy" not in c for c in cells)
+
+
+def test_epochs_are_an_exact_and_repeatable_budget() -> None:
+    arguments = ["bench", "--models=LeNet5", "--data=Synthetic", "--measures=quality", "--epochs=2", *SMALL]
+    arguments.remove("--budget=0.3s")
+    assert main([*arguments, "--out=a"]) == 0
+    assert main([*arguments, "--out=b"]) == 0
+    first, second = (load_records([Path(folder)])[0] for folder in "ab")
+    assert first.training["steps"] == 2 * (54 // 8)
+    assert first.confusion_matrix == second.confusion_matrix
+    assert first.training["curve"] == second.training["curve"]
+
+
+def test_a_killed_run_resumes_without_repeating(capsys: pytest.CaptureFixture) -> None:
+    models = ["LeNet5", "SimpleCNN"]
+    arguments = [*TINY, "--budget=2s", "--out=run"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cnnbench", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    first = Path("run/records/LeNet5-Synthetic-seed0.json")
+    deadline = time.monotonic() + 120
+    while not first.is_file() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(0.3)  # in the middle of the second cell
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert [r.model for r in load_records([Path("run")])] == ["LeNet5"]
+    before = (first.read_bytes(), first.stat().st_mtime_ns)
+    speed = Path("run/speed.json").read_bytes()
+    assert main(arguments) == 2  # without --resume nothing is touched
+    assert "add --resume" in capsys.readouterr().err
+    assert main([*arguments, "--budget=9s", "--resume"]) == 2
+    assert "was started with budget_s 2.0, not 9.0" in capsys.readouterr().err
+    assert main([*arguments, "--resume"]) == 0
+    assert (first.read_bytes(), first.stat().st_mtime_ns) == before
+    assert Path("run/speed.json").read_bytes() == speed
+    assert sorted(r.model for r in load_records([Path("run")])) == models
+    assert main(["bench", "--resume", "--out=run"]) == 0  # all done: only the report again
+    assert (first.read_bytes(), first.stat().st_mtime_ns) == before
+
+
+def test_resume_finds_the_newest_run() -> None:
+    for name in ("20250101-000000", "20260101-000000"):
+        folder = Path("results/bench") / name
+        main([*TINY, "--measures=complexity", f"--out={folder}"])
+        (folder / "records" / "LeNet5-Synthetic-seed0.json").unlink()
+    assert main(["bench", "--resume"]) == 0
+    assert len(load_records([Path("results/bench/20260101-000000")])) == 2
+    assert len(load_records([Path("results/bench/20250101-000000")])) == 1
+
+
+def test_a_failing_cell_is_a_record_and_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    train = runner._train_and_test
+
+    def fail(cell, *rest):  # type: ignore[no-untyped-def]
+        if cell.model == "LeNet5":
+            raise RuntimeError("out of memory\nmore lines")
+        return train(cell, *rest)
+
+    monkeypatch.setattr(runner, "_train_and_test", fail)
+    assert main([*TINY, "--out=run"]) == 1
+    records = {r.model: r for r in load_records([Path("run")])}
+    assert (records["LeNet5"].status, records["LeNet5"].reason) == ("error", "RuntimeError: out of memory")
+    assert records["LeNet5"].measures["params"] == 62_006
+    assert records["SimpleCNN"].status == "ok"
+    assert "failed" in capsys.readouterr().out
+    monkeypatch.undo()
+    os.chdir(os.environ["PWD"]) if False else None
+    assert main(["bench", "--resume", f"--out={Path('run').resolve()}"]) in (0, 2)
+
+
+def test_missing_data_becomes_synthetic_and_says_so_everywhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def offline(urls: list[str], target: Path, md5: str) -> None:
+        raise MissingDataError(f"could not download {target.name}; no network")
+
+    monkeypatch.setattr(sources, "fetch", offline)
+    drawn = get_data("Synthetic").load
+    monkeypatch.setattr(
+        get_data("Synthetic"), "load", lambda self: setattr(self, "train_images", 60) or setattr(self, "test_images", 20) or drawn(self)
+    )
+    arguments = ["bench", "--models=LeNet5", "--data=MNIST", *SMALL[:-1], "--out=run"]
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    notes = [line for line in captured.err.splitlines() if "no MNIST in 'data'" in line]
+    assert len(notes) == 1
+    assert "SYNTHETIC" in notes[0]
+    (record,) = load_records([Path("run")])
+    assert record.data["synthetic"] is True
+    assert record.data["label"] == "Synthetic (stands in for MNIST)"
+    assert record.data["in_channels"] == 1
+    for text in (captured.out, *(Path("run", n).read_text() for n in ("report.html", "report.md", "results.csv"))):
+        assert "Synthetic (stands in for MNIST)" in " ".join(text.split())
+
+
+def test_wandb_offline_runs_hold_the_figures_of_the_records(capsys: pytest.CaptureFixture) -> None:
+    assert main([*TINY, "--out=run", "--wandb=online"]) == 0
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("W&B"))
+    assert "no key" in line
+    assert "wandb sync run/wandb/offline-run-*" in line
+    folders = sorted(Path("run/wandb").glob("offline-run-*"))
+    assert len(folders) == 3
+    runs = {}
+    for folder in folders:
+        events = [json.loads(text) for text in _inspect(folder).splitlines()]
+        runs[_name(events)] = (events, json.loads(_inspect(folder, "--summary")), folder)
+    records = {r.key: r for r in load_records([Path("run")])}
+    assert set(runs) == {*records, "comparison"}
+    for key, record in records.items():
+        events, summary, folder = runs[key]
+        text = json.dumps(summary)
+        assert str(record.measures["params"]) in text
+        assert str(record.measures["test_accuracy"])[:8] in text
+        assert '"group": "run"' in json.dumps(events) or '"run_group": "run"' in json.dumps(events)
+        assert "train/accuracy" in json.dumps(events)
+        assert list((folder / "files/media/images").glob("confusion_matrix_image*.png"))
+        (table,) = (folder / "files/media/table").glob("**/confusion_matrix*.json")
+        names = record.data["class_names"]
+        counts = {(names[i], names[j]): n for i, row in enumerate(record.confusion_matrix or []) for j, n in enumerate(row)}
+        assert {(a, p): n for a, p, n in json.loads(table.read_text())["data"]} == counts
+    (table,) = (runs["comparison"][2] / "files/media/table").glob("comparison*.json")
+    content = json.loads(table.read_text())
+    column = content["columns"].index("test_accuracy")
+    assert {row[0]: row[column] for row in content["data"]} == {
+        r.model: pytest.approx(r.measures["test_accuracy"]) for r in records.values()
+    }
+
+
+def _inspect(folder: Path, *options: str) -> str:
+    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", *options, "--json", str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _name(events: list[dict]) -> str:
+    for event in events:
+        run = event.get("run") or {}
+        if run.get("display_name") or run.get("displayName"):
+            return run.get("display_name") or run["displayName"]
+    raise AssertionError(f"no run name in {json.dumps(events)[:500]}")
+
+
+def test_plans_check_themselves() -> None:
+    good = Plan(("LeNet5",), ("MNIST",), (0,), ("speed",), 1.0, None, "cpu", "32-true", "as asked", 8, 8, 8)
+    assert good.budget == "1 s of training"
+    assert replace(good, budget_s=None, epochs=3).budget == "3 epochs"
+    for changes, message in (
+        ({"models": ()}, "models is empty"),
+        ({"seeds": (1, 1)}, "names something twice"),
+        ({"epochs": 2}, "not both"),
+        ({"budget_s": float("inf")}, "not positive"),
+        ({"batch_size": 0}, "batch_size 0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            replace(good, **changes)  # type: ignore[arg-type]
+
+
+def test_plans_survive_writing(tmp_path: Path) -> None:
+    plan = Plan(
+        ("LeNet5",), ("MNIST",), (0, 1), ("speed",), None, 2, "cpu", "32-true", "as asked", 8, 8, 8,
+        data_options={"image_size": 28},
+    )  # fmt: skip
+    plans.save_plan(tmp_path, plan)
+    assert plans.load_plan(tmp_path) == plan
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200)])
+def test_budgets_have_units(text: str, seconds: float) -> None:
+    assert parse_budget(text) == seconds
+
+
+def test_default_grid_is_four_networks_on_two_data_sets() -> None:
+    assert len(plans.DEFAULT_MODELS) * len(plans.DEFAULT_DATA) == 8
+    for name in plans.DEFAULT_MODELS:
+        get_model(name)
+    for name in plans.DEFAULT_DATA:
+        get_data(name)

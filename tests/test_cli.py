@@ -1,0 +1,188 @@
+"""The command: one helpful line and exit code 2 for bad input, training runs that leave a trace, light commands."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import make_record
+
+from cnnbench.cli import main
+from cnnbench.data import sources
+from cnnbench.errors import MissingDataError
+from cnnbench.record import write_record
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+SMALL = ["--data.train_images=200", "--data.test_images=50", "--data.in_channels=1", "--data.batch_size=32"]
+FIT = ["fit", "--model=LeNet5", "--data=Synthetic", *SMALL, "--trainer.accelerator=cpu"]
+QUIET = ["--trainer.enable_progress_bar=false"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("benhc", "unknown command 'benhc'; did you mean 'bench'?"),
+        ("bench --models resnet19", "unknown model 'resnet19'; did you mean 'ResNet18'?"),
+        ("bench --data CIFAR100", "unknown data set 'CIFAR100'; did you mean 'CIFAR10'?"),
+        ("bench --data_dir nowhere", "data folder 'nowhere' (--data_dir) does not exist"),
+        ("bench --budget soon", "budget 'soon' is not a positive time"),
+        ("bench --budget -5", "budget '-5' is not a positive time"),
+        ("bench --budget 5 --epochs 1", "--budget and --epochs exclude each other"),
+        ("bench --epochs 0", "epochs 0 must be at least 1"),
+        ("bench --device tpu", "unknown device 'tpu'"),
+        ("bench --device cuda:77", "device 'cuda:77' is not there"),
+        ("bench --precision half", "unknown precision 'half'"),
+        ("bench --measures speeed", "unknown measure 'speeed'; did you mean 'speed'?"),
+        ("bench --seeds a,b", "seeds 'a,b' are not whole numbers"),
+        ("bench --models LeNet5,LeNet5", "names something twice"),
+        ("bench --modles LeNet5", "unknown option '--modles'; did you mean '--models'?"),
+        ("bench --config nowhere.yaml", "cannot read config 'nowhere.yaml'"),
+        ("bench --config wrong.yaml", "unknown option in 'wrong.yaml' 'modles'; did you mean 'models'?"),
+        ("bench --resume", "there is no run in 'results/bench' to resume"),
+        ("bench --wandb maybe", "invalid choice: 'maybe'"),
+        ("report nowhere", "records 'nowhere' do not exist"),
+        ("report", "the following arguments are required: RECORDS"),
+        ("fit --model resnet19 --data CIFAR10", "unknown model 'resnet19'; did you mean 'ResNet18'?"),
+        ("fit --model LeNet5 --data mnist", "unknown data set 'mnist'; did you mean 'MNIST'?"),
+        ("fit --model LeNet5 --data MNIST --data.data_dir nowhere", "data folder 'nowhere' (--data_dir) does not exist"),
+        ("fit --model LeNet5 --data Synthetic --trainer.max_epoch 1", "did you mean 'trainer.max_epochs'?"),
+        ("fit --config fit.yaml", "trainer.max_epoch"),
+        ("fit --config nowhere.yaml", "nowhere.yaml"),
+        ("fit --model LeNet5 --data Synthetic --data.batch_size many", "data.batch_size"),
+        ("fit --model LeNet5 --data Synthetic --trainer.precision 16-mixed", "no fast arithmetic on a CPU"),
+        ("fit --model LeNet5 --data Synthetic --data.image_size 16", "too small for LeNet5"),
+        ("test --ckpt_path nowhere.ckpt", "checkpoint 'nowhere.ckpt' does not exist"),
+    ],
+)
+def test_bad_input_gives_one_line_and_exit_code_2(
+    arguments: str, message: str, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    Path("wrong.yaml").write_text("modles: [LeNet5]\n")
+    Path("fit.yaml").write_text("model: LeNet5\ndata: Synthetic\ntrainer: {max_epoch: 1, accelerator: cpu}\n")
+    before = {p.name for p in tmp_path.iterdir()}
+    assert main(arguments.split()) == 2
+    captured = capsys.readouterr()
+    last = captured.err.strip().splitlines()[-1]
+    assert last.startswith("cnnbench: ")
+    assert message in last
+    assert len(last) < 600
+    assert "Traceback" not in captured.err
+    assert "usage:" not in captured.err
+    assert captured.out == ""
+    assert {p.name for p in tmp_path.iterdir()} == before, "something half-written is left behind"
+
+
+def test_light_commands_import_nothing_heavy(tmp_path: Path) -> None:
+    write_record(tmp_path / "records" / "a.json", make_record())
+    code = (
+        "import sys; from cnnbench.cli import main; "
+        "code = main(sys.argv[1:]); heavy = {'torch', 'lightning', 'wandb'} & set(sys.modules); "
+        "sys.exit(f'{code} {heavy}' if code or heavy else 0)"
+    )
+    for arguments in (["report", str(tmp_path), "--json"], []):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_list_names_every_network_and_data_set(capsys: pytest.CaptureFixture) -> None:
+    assert main(["list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {"LeNet5", "MobileNetV1", "ResNet18", "SimpleCNN", "VGG16"} <= set(listed["models"])
+    assert set(listed["data"]) == {"CIFAR10", "MNIST", "Synthetic"}
+    assert all(line for table in listed.values() for line in table.values())
+
+
+def test_report_prints_json_with_the_contracts_keys(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_record(tmp_path / "run" / "records" / "a.json", make_record())
+    assert main(["report", str(tmp_path / "run"), "--json"]) == 0
+    cell = json.loads(capsys.readouterr().out)["cells"][0]
+    for key in ("params", "macs", "flops", "latency_ms_median", "images_per_s", "test_accuracy", "confusion_matrix"):
+        assert cell[key] is not None
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def _run_folder() -> Path:
+    folders = list(Path("results/runs/LeNet5-Synthetic").iterdir())
+    assert len(folders) == 1
+    return folders[0]
+
+
+def test_fit_leaves_config_metrics_and_checkpoints_and_test_reads_them(capsys: pytest.CaptureFixture) -> None:
+    # No parameter of the data or the network is repeated for the test: the run's own configuration has them.
+    assert main([*FIT, "--trainer.max_epochs=2", "--trainer.log_every_n_steps=2", *QUIET]) == 0
+    captured = capsys.readouterr()
+    folder = _run_folder()
+    assert f"cnnbench test --ckpt_path {folder}/checkpoints/best.ckpt" in captured.out
+    assert "LeNet5 at 1x32x32: 61,706 parameters, 416,520 MACs" in captured.err
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["model"]["class_path"] == "cnnbench.models.lenet.LeNet5"
+    assert config["data"]["init_args"]["train_images"] == 200
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    columns = {key for row in rows for key, value in row.items() if value}
+    assert {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr-AdamW/pg1"} <= columns
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert main(["test", f"--ckpt_path={folder}/checkpoints/best.ckpt", "--trainer.accelerator=cpu", *QUIET]) == 0
+    assert "test/accuracy" in capsys.readouterr().out
+
+
+def test_stored_config_repeats_the_run() -> None:
+    assert main([*FIT, "--trainer.max_epochs=1", "--out=a", *QUIET]) == 0
+    (first,) = Path("a/LeNet5-Synthetic").iterdir()
+    assert main(["fit", f"--config={first}/config.yaml", "--out=b", *QUIET]) == 0
+    (second,) = Path("b/LeNet5-Synthetic").iterdir()
+    values = [
+        [row["val/accuracy"] for row in csv.DictReader((f / "metrics.csv").open()) if row["val/accuracy"]]
+        for f in (first, second)
+    ]
+    assert values[0] == values[1] != []
+    assert (second / "checkpoints" / "best.ckpt").is_file()
+    assert len(list((first / "checkpoints").iterdir())) == 2
+
+
+def test_the_users_optimizer_is_used_as_written() -> None:
+    arguments = [*FIT, "--trainer.max_epochs=1", *QUIET, "--model.optimizer=SGD", "--model.optimizer.lr=0.01"]
+    assert main([*arguments, "--model.optimizer.weight_decay=0.125"]) == 0
+    config = yaml.safe_load((_run_folder() / "config.yaml").read_text())
+    optimizer = config["model"]["init_args"]["optimizer"]
+    assert optimizer["class_path"] == "torch.optim.SGD"
+    assert (optimizer["init_args"]["lr"], optimizer["init_args"]["weight_decay"]) == (0.01, 0.125)
+
+
+def test_fit_refuses_missing_data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def offline(urls: list[str], target: Path, md5: str) -> None:
+        raise MissingDataError("could not download; no network")
+
+    monkeypatch.setattr(sources, "fetch", offline)
+    assert main(["fit", "--model=LeNet5", "--data=MNIST", "--trainer.accelerator=cpu"]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("cnnbench: no MNIST in 'data'")
+    assert "CNNBENCH_DATA" in line
+
+
+@pytest.mark.parametrize("file", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda f: f.stem)
+def test_experiments_parse_and_state_what_to_expect(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = file.read_text()
+    head = text.split("\n\n")[0] + "\n".join(line for line in text.splitlines() if line.startswith("#"))
+    for word in ("Command:", "Duration:", "Result:"):
+        assert word in head, word
+    assert f"experiments/{file.name}" in head
+    from cnnbench import train
+
+    built = []
+    monkeypatch.setattr(train.CLI, "_run_subcommand", lambda self, name: built.append((self.model, self.datamodule)))
+    assert main(["fit", f"--config={file}", "--trainer.accelerator=cpu"]) == 0
+    model, data = built[0]
+    assert (model.in_channels, model.image_size) == (data.in_channels, data.image_size)
+
+
+def test_wandb_is_offline_without_a_key_and_says_so(capsys: pytest.CaptureFixture) -> None:
+    assert main([*FIT, "--trainer.max_epochs=1", "--wandb=online", *QUIET]) == 0
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("W&B"))
+    assert "no key" in line
+    assert "wandb sync" in line
+    assert list(_run_folder().glob("wandb/offline-run-*"))

@@ -1,0 +1,141 @@
+"""Counts, timing and confusion analysis against closed forms and published values."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cnnbench import hardware
+from cnnbench.errors import UserError
+from cnnbench.measure.complexity import complexity
+from cnnbench.measure.quality import Confusion, accuracy, most_confused, wilson_interval
+from cnnbench.measure.speed import KINDS, SpeedConfig, Subject, measure_speed
+from cnnbench.models import get_model
+
+
+def _macs(layer: nn.Module, *shape: int) -> int:
+    return complexity(layer, shape)["macs"]
+
+
+def test_single_layers_have_their_closed_form() -> None:
+    assert complexity(nn.Conv2d(3, 32, 3, padding=1), (3, 224, 224)) == {
+        "params": 896,
+        "macs": 3 * 9 * 32 * 224 * 224,
+        "flops": 2 * 3 * 9 * 32 * 224 * 224,
+        "activations": 32 * 224 * 224,
+    }
+    assert _macs(nn.Conv2d(3, 64, 7, 2, 3), 3, 224, 224) == 118_013_952
+    assert _macs(nn.Conv2d(8, 16, 3, groups=4, dilation=2), 8, 12, 12) == 2 * 9 * 16 * 8 * 8
+    assert _macs(nn.Conv2d(8, 8, 3, padding=1, groups=8), 8, 12, 12) == 9 * 8 * 12 * 12
+    assert _macs(nn.Sequential(nn.Flatten(), nn.Linear(48, 10)), 3, 4, 4) == 480
+
+
+class _Functional(nn.Module):
+    """Uses one layer twice, and a convolution that is no module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3, padding=1)
+        self.tied = self.conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(self.tied(self.conv(x)), torch.ones(1, 2, 1, 1, device=x.device))
+
+
+def test_functional_calls_and_shared_modules_count() -> None:
+    found = complexity(_Functional(), (2, 5, 5))
+    assert found["params"] == 2 * 2 * 9 + 2
+    assert found["macs"] == 25 * (2 * 36 + 2)
+
+
+def test_counting_leaves_no_trace() -> None:
+    model = get_model("ResNet18")().train()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    random = torch.get_rng_state()
+    complexity(model, (3, 32, 32))
+    assert model.training
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert not any(m._forward_hooks for m in model.modules())
+    assert all(p.device.type == "cpu" and p.grad is None for p in model.parameters())
+
+
+# Intervals computed by R's prop.test(x, n, correct = FALSE).
+@pytest.mark.parametrize(
+    ("right", "total", "low", "high"),
+    [(0, 10, 0.0, 0.2775328), (5, 10, 0.2365931, 0.7634069), (10, 10, 0.7224672, 1.0), (81, 263, 0.2553, 0.3662)],
+)
+def test_wilson_interval(right: int, total: int, low: float, high: float) -> None:
+    assert wilson_interval(right, total) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_accuracy_and_confusions_come_from_the_counts() -> None:
+    counts = [[8, 2, 0], [5, 5, 0], [0, 1, 9]]
+    assert accuracy(counts)["test_accuracy"] == pytest.approx(22 / 30)
+    assert most_confused(counts, 2) == [Confusion(1, 0, 5, 0.5), Confusion(0, 1, 2, 0.2)]
+    assert most_confused([[3, 0], [0, 3]]) == []
+
+
+CPU = torch.device("cpu")
+
+
+def _subject(*layers: nn.Module) -> Subject:
+    return Subject(lambda: nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(10)), (3, 8, 8), 10)
+
+
+def test_speed_takes_every_kind_for_every_network_in_each_round() -> None:
+    subjects = {"a": _subject(nn.Conv2d(3, 4, 3)), "b": _subject(nn.BatchNorm2d(3))}
+    config = SpeedConfig(CPU, "32-true", batch_size=4, train_batch_size=2, rounds=3, block_s=0, warmup_s=0.01)
+    told: list[float] = []
+    figures = measure_speed(subjects, config, lambda share, _: told.append(share))
+    assert list(figures) == ["a", "b"]
+    for found in figures.values():
+        assert {kind: len(found["samples_ms"][kind]) for kind in KINDS} == dict.fromkeys(KINDS, 3)
+        assert found["latency_ms_p10"] <= found["latency_ms_median"] <= found["latency_ms_p90"]
+        assert found["images_per_s"] == pytest.approx(4000 / found["inference_ms_median"])
+        assert found["train_images_per_s"] == pytest.approx(2000 / found["train_step_ms_median"])
+        assert found["peak_memory_bytes"] is None
+    assert told == sorted(told)
+
+
+def test_a_network_that_fails_does_not_stop_the_others() -> None:
+    subjects = {"bad": _subject(nn.Conv2d(99, 4, 3)), "good": _subject(nn.Identity())}
+    config = SpeedConfig(CPU, "32-true", 2, 2, rounds=1, block_s=0, warmup_s=0)
+    figures = measure_speed(subjects, config)
+    assert figures["bad"]["error"].startswith("RuntimeError: ")
+    assert "latency_ms_median" in figures["good"]
+
+
+def test_slower_network_is_found_slower() -> None:
+    work = [nn.Conv2d(3, 64, 3), *(nn.Conv2d(64, 64, 3, padding=1) for _ in range(20))]
+    subjects = {"small": _subject(nn.Identity()), "large": _subject(*work)}
+    figures = measure_speed(subjects, SpeedConfig(CPU, "32-true", 16, 16, rounds=3, block_s=0.01, warmup_s=0.1))
+    assert figures["large"]["inference_ms_median"] > 3 * figures["small"]["inference_ms_median"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gpu_peak_memory_is_at_least_weights_gradients_and_momentum() -> None:
+    subject = Subject(lambda: get_model("ResNet18")(), (3, 32, 32), 10)
+    config = SpeedConfig(torch.device("cuda", 0), "bf16-mixed", 64, 64, rounds=1)
+    first = measure_speed({"a": subject}, config)["a"]["peak_memory_bytes"]
+    assert first > 3 * 4 * 11_173_962
+    both = measure_speed({"a": subject, "b": subject}, config)
+    assert both["b"]["peak_memory_bytes"] == pytest.approx(first, rel=0.05)
+
+
+def test_devices_and_precisions_are_checked() -> None:
+    assert hardware.choose_device("cpu") == CPU
+    assert hardware.choose_precision("32-true", CPU) == ("32-true", "as asked")
+    for name, message in (("gpu0", "unknown device 'gpu0'"), ("cuda:99", "'cuda:99' is not there")):
+        with pytest.raises(UserError, match=message):
+            hardware.choose_device(name)
+    with pytest.raises(UserError, match="'16-mixed' has no fast arithmetic on a CPU"):
+        hardware.choose_precision("16-mixed", CPU)
+    with pytest.raises(UserError, match="unknown precision 'bf16'; did you mean 'bf16-mixed'"):
+        hardware.choose_precision("bf16", CPU)
+    precision, reason = hardware.choose_precision("auto", CPU)
+    assert (precision == "bf16-mixed") == hardware.cpu_has_bf16()
+    assert reason

@@ -1,0 +1,81 @@
+"""Records: complete or not there, refused when they do not add up."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from conftest import make_record
+
+from cnnbench.errors import UserError
+from cnnbench.record import environment, load_records, parse_record, write_json, write_record
+
+
+def test_records_survive_writing_and_reading(tmp_path: Path) -> None:
+    record = make_record()
+    write_record(tmp_path / "records" / "a.json", record)
+    assert load_records([tmp_path]) == [record]
+    assert load_records([tmp_path / "records" / "a.json"]) == [record]
+    lines = tmp_path / "b.jsonl"
+    lines.write_text("\n".join(json.dumps(asdict(make_record(model=m))) for m in ("A", "B")) + "\n")
+    assert [r.model for r in load_records([lines])] == ["A", "B"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"a": float("nan")})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"confusion_matrix": [[4, 0, 0], [1, 2, 0], [0, 0, 2]]}, "counts 9 of 10 test images"),
+        ({"status": "fine"}, "status 'fine'"),
+        ({"schema": 99}, "schema 99"),
+    ],
+)
+def test_records_that_do_not_add_up_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_record(**changes)
+
+
+def test_unknown_keys_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown keys colour"):
+        parse_record({**asdict(make_record()), "colour": "red"})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 1}', '{"schema": 1, "model": "x", "data": {}}'])
+def test_other_files_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UserError, match=r"x\.json' is not a record file of cnnbench"):
+        load_records([tmp_path / "x.json"])
+
+
+def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no records"):
+        load_records([tmp_path])
+    with pytest.raises(UserError, match=re.escape(f"'{tmp_path / 'no'}' do not exist")):
+        load_records([tmp_path / "no"])
+
+
+def test_keys_are_unique_and_safe_in_file_names() -> None:
+    keys = {make_record().key, make_record(seed=1).key, make_record(model="a/b").key, make_record(data="CIFAR10").key}
+    assert keys == {"LeNet5-MNIST-seed0", "LeNet5-MNIST-seed1", "a_b-MNIST-seed0", "LeNet5-CIFAR10-seed0"}
+    assert make_record(synthetic=True).key == "LeNet5-MNIST-seed0"
+
+
+def test_environment_names_what_a_result_depends_on() -> None:
+    found = environment("Some GPU", threads=3)
+    assert found["device"] == "Some GPU"
+    assert found["threads"] == 3
+    assert re.match(r"\d+\.\d+", found["packages"]["torch"])
+    json.dumps(found)
