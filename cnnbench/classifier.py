@@ -123,7 +123,7 @@ class ImageClassifier(L.LightningModule):
         self._check_size(image_size, image_size)
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
-        self._learning_rate = self.peak_lr if learning_rate is None else learning_rate
+        self.learning_rate = self.peak_lr if learning_rate is None else learning_rate
         self._label_smoothing = label_smoothing
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.val_confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
@@ -220,8 +220,8 @@ class ImageClassifier(L.LightningModule):
         if self._optimizer is not None:
             return "the user's optimizer"
         return (
-            f"AdamW, weight decay 0.05, peak learning rate {self._learning_rate:g}, linear warm-up over 15 % and "
-            f"linear decay to 0, label smoothing {self._label_smoothing:g}"
+            "AdamW, weight decay 0.05, linear warm-up over 15 % of the training and linear decay to 0, "
+            f"label smoothing {self._label_smoothing:g}"
         )
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -247,7 +247,7 @@ class ImageClassifier(L.LightningModule):
             weights = [p for p in self.parameters() if p.ndim > 1]
             others = [p for p in self.parameters() if p.ndim <= 1]
             groups: list[dict[str, Any]] = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
-            optimizer = torch.optim.AdamW(groups, lr=self._learning_rate, weight_decay=0.05)
+            optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=0.05)
             total_steps = self.trainer.estimated_stepping_batches
             scheduler = torch.optim.lr_scheduler.LambdaLR(
                 optimizer, lambda step: lr_factor(self._progress(step, total_steps))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import itertools
+import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -14,9 +16,10 @@ from typing import Any, Literal, NoReturn
 import lightning as L
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from cnnbench import hardware
 from cnnbench.bench.run import quiet_lightning
@@ -32,30 +35,76 @@ LINKED = ("num_classes", "in_channels", "image_size")
 """Arguments of the network that come from the data."""
 
 
+class _Refused(SystemExit):
+    """Carries the parser's message past jsonargparse, which catches every other kind of error to try something else."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(2)
+        self.message = message
+
+
 class Parser(LightningArgumentParser):
-    """Says in one line what is wrong, and which key was probably meant."""
+    """Refuses abbreviations, and leaves its messages to `explain`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(self._with_hint(" ".join(message.split())))
-
-    def _with_hint(self, message: str) -> str:
-        match = re.search(r"(?:[Kk]ey|[Oo]ption|arguments?:?)\s+[\"'`]?-*([\w.]+)", message)
-        if match is None:
-            return _shorten(message)
-        known = {action.dest for action in _actions(self)}
-        near = difflib.get_close_matches(match.group(1), known, n=1, cutoff=0.7)
-        return _shorten(message) + (f"; did you mean '{near[0]}'?" if near and near[0] != match.group(1) else "")
+        raise _Refused(message)
 
 
-def _actions(parser: Any) -> Iterator[Any]:
-    for action in parser._actions:
-        yield action
-        for sub in (getattr(action, "_name_parser_map", None) or {}).values():
-            yield from _actions(sub)
+def explain(message: str) -> UserError:
+    """Turns a message of jsonargparse, which may have many lines, into one line with a hint."""
+    text = " ".join(message.split())
+    key = re.search(r'Parser key "([^"]+)"', text)
+    name = key.group(1) if key else ""
+    value = re.search(r"(?:Given value|Got value): (.*)$", text)
+    given = value.group(1).strip() if value else ""
+    no_class = re.search(r"(?:Expected a dot import path string|[Uu]nable to import[^:]*): ([\w.]+)", text)
+    if no_class and name in ("model", "data"):
+        kind, valid = _TABLES[name]()
+        if no_class.group(1) not in valid:
+            return unknown(kind, no_class.group(1), valid)
+    if no_class:
+        return UserError(f"{name} '{no_class.group(1)}' is no class that can be imported; write a name such as AdamW")
+    option = re.search(r"(?:[Oo]ption|unrecognized arguments:) ['\"]?-*([\w.]+)", text)
+    if option and ("accept" in text or "unrecognized" in text):
+        return _unknown_option(option.group(1))
+    file = re.search(r"File does not exist: '?([^']+)", text)
+    if file:
+        return UserError(f"{name or 'file'} '{file.group(1)}' does not exist")
+    required = re.search(r"arguments are required: (.*)$", text)
+    if required:
+        missing = [part.split(".")[-1] for part in required.group(1).split(", ")]
+        return UserError(f"--{' and --'.join(missing)} missing; name one, or give a --config with it")
+    types = re.findall(r"<class '([\w.]+)'>", text)
+    if name and given and types:
+        kinds = " or ".join(dict.fromkeys("nothing" if t == "NoneType" else t for t in types))
+        return UserError(f"{name} '{given}' is not valid; it must be {kinds}")
+    return UserError(text if len(text) <= 400 else text[:399] + "…")
 
 
-def _shorten(message: str, limit: int = 400) -> str:
-    return message if len(message) <= limit else message[: limit - 1] + "…"
+_TABLES: dict[str, Callable[[], tuple[str, Iterable[str]]]] = {
+    "model": lambda: ("model", all_models()),
+    "data": lambda: ("data set", all_data()),
+}
+
+
+def _unknown_option(option: str) -> UserError:
+    near = difflib.get_close_matches(option, _options(), n=1, cutoff=0.7)
+    hint = f"did you mean '{near[0]}'?" if near else "`cnnbench fit --help` lists the options"
+    return UserError(f"unknown option '{option}'; {hint}")
+
+
+def _options() -> list[str]:
+    """Every option with its prefix, and the arguments of networks and data sets also without it."""
+    names = ["config", "seed_everything", "out", "wandb", "ckpt_path", "model", "data", "trainer"]
+    names += [f"trainer.{name}" for name in inspect.signature(L.Trainer.__init__).parameters if name != "self"]
+    for prefix, classes in (("model", all_models().values()), ("data", all_data().values())):
+        for base in {base for cls in classes for base in cls.__mro__ if base.__module__.startswith("cnnbench")}:
+            for name in inspect.signature(base).parameters:
+                names += [name, f"{prefix}.{name}"]
+    return names
 
 
 class SaveConfig(SaveConfigCallback):
@@ -96,41 +145,53 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        precision = config.trainer.precision
         device = _lightning_device(config.trainer.accelerator)
-        if precision is None:
-            config.trainer.precision, reason = hardware.choose_precision("auto", device)
+        asked = {None: "auto", "16": "16-mixed", 16: "16-mixed"}.get(config.trainer.precision, config.trainer.precision)
+        if asked in hardware.PRECISIONS:
+            config.trainer.precision, reason = hardware.choose_precision(asked, device)
             print(f"precision {config.trainer.precision}: {reason}", file=sys.stderr)
-        elif str(precision) in ("16", "16-mixed") and device.type == "cpu":
-            hardware.choose_precision("16-mixed", device)
-        folder = _run_folder(config)
-        config.trainer.default_root_dir = str(folder)
-        if self.subcommand == "fit":
-            config.checkpoint.dirpath = config.checkpoint.dirpath or str(folder / "checkpoints")
-        if config.trainer.logger in (None, True):
-            config.trainer.logger = _loggers(config, folder)
-        elif config.wandb != "off":
+        if config.wandb != "off" and config.trainer.logger not in (None, True):
             raise UserError("--wandb and --trainer.logger exclude each other; put a WandbLogger into trainer.logger")
 
-    def after_instantiate_classes(self) -> None:
-        for key in LINKED:
-            if getattr(self.model, key) != getattr(self.datamodule, key):
-                raise UserError(
-                    f"the network has {key} {getattr(self.model, key)}, but the data {getattr(self.datamodule, key)}"
-                )
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise _user_error(error) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Reads the data, then claims a run folder: what is refused leaves no folder behind."""
+        self.datamodule.prepare_data()
+        self.datamodule.setup()
+        config = self.config[self.subcommand]
+        folder = _run_folder(config)
+        if config.trainer.logger in (None, True):
+            kwargs["logger"] = _loggers(config.wandb, folder)
+        return super().instantiate_trainer(default_root_dir=str(folder), **kwargs)
 
     def before_fit(self) -> None:
         data = self.datamodule
         cost = complexity(self.model, (data.in_channels, data.image_size, data.image_size))
         name, shape = type(self.model).__name__, f"{data.in_channels}x{data.image_size}x{data.image_size}"
         print(f"{name} at {shape}: {cost['params']:,} parameters, {cost['macs']:,} MACs per image", file=sys.stderr)
-        print(f"recipe: {self.model.recipe}", file=sys.stderr)
+        print(f"recipe: {self.model.recipe}; peak learning rate {self.model.learning_rate:g}", file=sys.stderr)
 
     def after_fit(self) -> None:
         checkpoint = self.trainer.checkpoint_callback
         best = getattr(checkpoint, "best_model_path", "")
+        folder = self.trainer.default_root_dir
         if best:
-            print(f"run folder: {self.trainer.default_root_dir}\ntest it:    cnnbench test --ckpt_path {best}")
+            print(f"run folder: {folder}\ntest it:    cnnbench test --ckpt_path {os.path.relpath(best)}")
+
+
+def _user_error(error: BaseException) -> UserError:
+    """The user's error among the causes of what jsonargparse or Lightning raised, else their message in a line."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return explain(str(error))
 
 
 def _lightning_device(accelerator: Any) -> torch.device:
@@ -143,10 +204,13 @@ def _class_name(config: Any) -> str:
 
 
 def _run_folder(config: Any) -> Path:
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    """Makes a new folder ``OUT/<network>-<data>/<time>``; only the first of several processes does."""
     base = Path(config.out) / f"{_class_name(config.model)}-{_class_name(config.data)}"
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     for suffix in ("", *(f"-{i}" for i in range(2, 100))):
         folder = base / f"{stamp}{suffix}"
+        if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+            return folder
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
@@ -155,25 +219,18 @@ def _run_folder(config: Any) -> Path:
     raise UserError(f"no free name for a run folder in '{base}'; choose another --out")
 
 
-def _loggers(config: Any, folder: Path) -> list[dict[str, Any]]:
-    loggers = [_with_class(CSVLogger, save_dir=str(folder), name="", version="")]
-    mode: Mode = resolve_mode(config.wandb, folder)
+def _loggers(asked: Mode, folder: Path) -> list[Logger]:
+    # Lightning puts checkpoints where the first logger writes: empty name and version make that the run folder.
+    loggers: list[Logger] = [CSVLogger(save_dir=folder, name="", version="")]
+    mode = resolve_mode(asked, folder)
     if mode != "off":
+        name = f"{folder.parent.name}-{folder.name}"
         loggers.append(
-            _with_class(
-                WandbLogger,
-                save_dir=str(folder),
-                project="cnnbench",
-                name=f"{folder.parent.name}-{folder.name}",
-                offline=mode == "offline",
-                resume="allow",
+            WandbLogger(
+                save_dir=folder.resolve(), project="cnnbench", name=name, offline=mode == "offline", resume="allow"
             )
         )
     return loggers
-
-
-def _with_class(cls: type, **init_args: Any) -> dict[str, Any]:
-    return {"class_path": f"{cls.__module__}.{cls.__name__}", "init_args": init_args}
 
 
 def _with_run_config(arguments: list[str]) -> list[str]:
@@ -189,37 +246,36 @@ def _with_run_config(arguments: list[str]) -> list[str]:
         raise UserError(f"checkpoint '{checkpoint}' does not exist; `cnnbench fit` prints the path of the one it wrote")
     for folder in checkpoint.resolve().parents[:2]:
         if (folder / "config.yaml").is_file():
-            stored = yaml.safe_load((folder / "config.yaml").read_text())
-            data = stored["data"]
-            kept = [f"--model={stored['model']['class_path']}", f"--data={data['class_path']}"]
-            init = data.get("init_args") or {}
-            kept += [f"--data.{k}={_yaml_value(v)}" for k, v in init.items() if k not in LINKED or k == "image_size"]
-            init = stored["model"].get("init_args") or {}
-            kept += [
-                f"--model.{k}={_yaml_value(v)}"
-                for k, v in init.items()
-                if k not in (*LINKED, "optimizer", "lr_scheduler")
-            ]
-            return [arguments[0], *kept, *arguments[1:]]
+            return [arguments[0], f"--config={folder / 'config.yaml'}", *arguments[1:]]
     raise UserError(f"no config.yaml beside checkpoint '{checkpoint}'; add --config FILE, or --model NAME --data NAME")
 
 
-def _yaml_value(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
-
-
 def _check_names(arguments: list[str]) -> None:
-    """Refuses an unknown short name early, with the nearest as a hint."""
-    tables: tuple[tuple[str, str, dict[str, Any]], ...] = (
-        ("--model", "model", all_models()),
-        ("--data", "data set", all_data()),
-    )
-    for flag, kind, table in tables:
-        given = [b for a, b in itertools.pairwise(arguments) if a == flag]
-        given += [a.split("=", 1)[1] for a in arguments if a.startswith(f"{flag}=")]
-        for name in given:
-            if name not in table and "." not in name and "/" not in name and "{" not in name:
-                raise unknown(kind, name, table)
+    """Refuses early what would be found late or not at all: unknown names, and arguments that the data decides."""
+    pairs = [*itertools.pairwise(arguments), *(a.split("=", 1) for a in arguments if "=" in a)]
+    for flag, value in pairs:
+        if flag in ("--model", "--data") and re.fullmatch(r"\w+", value):
+            kind, valid = _TABLES[flag[2:]]()
+            if value not in valid:
+                raise unknown(kind, value, valid)
+        if flag.removeprefix("--model.").removeprefix("init_args.") in LINKED and flag.startswith("--model."):
+            raise _decided_by_data(flag)
+        if flag in ("--config", "-c") and Path(value).is_file():
+            network = (_read_yaml(Path(value)) or {}).get("model")
+            given = (network.get("init_args") or network) if isinstance(network, dict) else {}
+            for name in set(LINKED) & set(given):
+                raise _decided_by_data(f"model.{name} in '{value}'")
+
+
+def _decided_by_data(what: str) -> UserError:
+    return UserError(f"{what} is decided by the data; set data.image_size, or take another data set")
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read config '{path}': {' '.join(str(error).split())}") from error
 
 
 def main(arguments: list[str]) -> None:
@@ -232,9 +288,17 @@ def main(arguments: list[str]) -> None:
         UserError: An option, a name, a file or a value is wrong.
     """
     quiet_lightning()
+    all_models(), all_data()  # names are known to the parser once their classes are imported
     _check_names(arguments)
     arguments = _with_run_config(arguments)
     sys.argv = ["cnnbench"]  # LightningCLI warns where it finds other arguments than those that it is given
+    try:
+        _start(arguments)
+    except _Refused as refusal:
+        raise explain(refusal.message) from None
+
+
+def _start(arguments: list[str]) -> None:
     CLI(
         ImageClassifier,
         ImageDataModule,

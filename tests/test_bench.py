@@ -1,4 +1,4 @@
-"""The benchmark: complete records whatever happens, synthetic data that says so, W&B runs that hold the same figures."""
+"""The benchmark: complete records whatever happens, synthetic data that says so, W&B runs with the same figures."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def test_bench_writes_complete_records_and_a_report(capsys: pytest.CaptureFixtur
     assert "SYNTHETIC" in captured.out
     for name in ("report.html", "report.md", "results.csv", "figures/accuracy_macs.png"):
         assert (Path("run") / name).is_file()
-    assert not [p for p in Path("run").rglob("*.part")]
+    assert not list(Path("run").rglob("*.part"))
 
 
 def test_json_is_one_document_on_stdout(capsys: pytest.CaptureFixture) -> None:
     assert main([*TINY, "--measures=complexity", "--json"]) == 0
     cells = json.loads(capsys.readouterr().out)["cells"]
-    assert [c["params"] for c in cells] == [62_006, 126_666]
+    assert [c["params"] for c in cells] == [62_006, 122_570]
     assert all("test_accuracy" not in c for c in cells)
 
 
@@ -125,9 +125,9 @@ def test_a_failing_cell_is_a_record_and_is_tried_again(
     assert records["LeNet5"].measures["params"] == 62_006
     assert records["SimpleCNN"].status == "ok"
     assert "failed" in capsys.readouterr().out
-    monkeypatch.undo()
-    os.chdir(os.environ["PWD"]) if False else None
-    assert main(["bench", "--resume", f"--out={Path('run').resolve()}"]) in (0, 2)
+    monkeypatch.setattr(runner, "_train_and_test", train)
+    assert main(["bench", "--resume", "--out=run"]) == 0
+    assert all(r.status == "ok" for r in load_records([Path("run")]))
 
 
 def test_missing_data_becomes_synthetic_and_says_so_everywhere(
@@ -139,7 +139,9 @@ def test_missing_data_becomes_synthetic_and_says_so_everywhere(
     monkeypatch.setattr(sources, "fetch", offline)
     drawn = get_data("Synthetic").load
     monkeypatch.setattr(
-        get_data("Synthetic"), "load", lambda self: setattr(self, "train_images", 60) or setattr(self, "test_images", 20) or drawn(self)
+        get_data("Synthetic"),
+        "load",
+        lambda self: setattr(self, "train_images", 60) or setattr(self, "test_images", 20) or drawn(self),
     )
     arguments = ["bench", "--models=LeNet5", "--data=MNIST", *SMALL[:-1], "--out=run"]
     assert main(arguments) == 0
@@ -178,7 +180,9 @@ def test_wandb_offline_runs_hold_the_figures_of_the_records(capsys: pytest.Captu
         assert list((folder / "files/media/images").glob("confusion_matrix_image*.png"))
         (table,) = (folder / "files/media/table").glob("**/confusion_matrix*.json")
         names = record.data["class_names"]
-        counts = {(names[i], names[j]): n for i, row in enumerate(record.confusion_matrix or []) for j, n in enumerate(row)}
+        counts = {
+            (names[i], names[j]): n for i, row in enumerate(record.confusion_matrix or []) for j, n in enumerate(row)
+        }
         assert {(a, p): n for a, p, n in json.loads(table.read_text())["data"]} == counts
     (table,) = (runs["comparison"][2] / "files/media/table").glob("comparison*.json")
     content = json.loads(table.read_text())

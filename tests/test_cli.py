@@ -49,13 +49,24 @@ QUIET = ["--trainer.enable_progress_bar=false"]
         ("report", "the following arguments are required: RECORDS"),
         ("fit --model resnet19 --data CIFAR10", "unknown model 'resnet19'; did you mean 'ResNet18'?"),
         ("fit --model LeNet5 --data mnist", "unknown data set 'mnist'; did you mean 'MNIST'?"),
-        ("fit --model LeNet5 --data MNIST --data.data_dir nowhere", "data folder 'nowhere' (--data_dir) does not exist"),
+        (
+            "fit --model LeNet5 --data MNIST --data.data_dir nowhere",
+            "data folder 'nowhere' (--data_dir) does not exist",
+        ),
         ("fit --model LeNet5 --data Synthetic --trainer.max_epoch 1", "did you mean 'trainer.max_epochs'?"),
         ("fit --config fit.yaml", "trainer.max_epoch"),
         ("fit --config nowhere.yaml", "nowhere.yaml"),
-        ("fit --model LeNet5 --data Synthetic --data.batch_size many", "data.batch_size"),
+        (
+            "fit --model LeNet5 --data Synthetic --data.batch_size many",
+            "batch_size 'many' is not valid; it must be int",
+        ),
         ("fit --model LeNet5 --data Synthetic --trainer.precision 16-mixed", "no fast arithmetic on a CPU"),
         ("fit --model LeNet5 --data Synthetic --data.image_size 16", "too small for LeNet5"),
+        ("fit --model LeNet5 --data Synthetic --model.num_classes 7", "--model.num_classes is decided by the data"),
+        ("fit --config linked.yaml", "model.num_classes in 'linked.yaml' is decided by the data"),
+        ("fit --config broken.yaml", "cannot read config 'broken.yaml'"),
+        ("fit --model LeNet5", "--data missing"),
+        ("fit --model LeNet5 --data Synthetic --model.optimizer Adamm", "optimizer 'Adamm' is no class"),
         ("test --ckpt_path nowhere.ckpt", "checkpoint 'nowhere.ckpt' does not exist"),
     ],
 )
@@ -64,6 +75,8 @@ def test_bad_input_gives_one_line_and_exit_code_2(
 ) -> None:
     Path("wrong.yaml").write_text("modles: [LeNet5]\n")
     Path("fit.yaml").write_text("model: LeNet5\ndata: Synthetic\ntrainer: {max_epoch: 1, accelerator: cpu}\n")
+    Path("linked.yaml").write_text("model: {class_path: LeNet5, init_args: {num_classes: 7}}\ndata: Synthetic\n")
+    Path("broken.yaml").write_text("model: [LeNet5\n")
     before = {p.name for p in tmp_path.iterdir()}
     assert main(arguments.split()) == 2
     captured = capsys.readouterr()
@@ -87,6 +100,14 @@ def test_light_commands_import_nothing_heavy(tmp_path: Path) -> None:
     for arguments in (["report", str(tmp_path), "--json"], []):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+def test_short_names_in_a_config_are_known_to_a_fresh_process() -> None:
+    Path("x.yaml").write_text("model: {class_path: LeNet5, init_args: {label_smoothing: 0.1}}\ndata: Synthetic\n")
+    command = [sys.executable, "-m", "cnnbench", "fit", "--config=x.yaml", "--print_config"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout)["model"]["class_path"] == "cnnbench.models.lenet.LeNet5"
 
 
 def test_list_names_every_network_and_data_set(capsys: pytest.CaptureFixture) -> None:

@@ -7,7 +7,7 @@ import os
 import pickle
 import struct
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -117,15 +117,15 @@ def test_read_only_folder_is_left_alone(class_folders: Path, tmp_path: Path) -> 
         folder.chmod(0o755)
 
 
-def _load(folder: Path) -> int:
-    return int(sources.load_class_folders(folder, CLASSES)[0].images.sum())
-
-
-def test_parallel_first_use_is_safe(class_folders: Path) -> None:
+def test_parallel_first_use_decodes_once(class_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = class_folders / "cifar10-images"
-    with ProcessPoolExecutor(3) as pool:
-        sums = list(pool.map(_load, [folder] * 3))
+    decoded = []
+    decode = sources._decode
+    monkeypatch.setattr(sources, "_decode", lambda paths: decoded.append(len(paths)) or decode(paths))
+    with ThreadPoolExecutor(3) as pool:  # each opens the lock file anew, as processes do
+        sums = list(pool.map(lambda _: int(sources.load_class_folders(folder, CLASSES)[0].images.sum()), range(3)))
     assert len(set(sums)) == 1
+    assert decoded == [20, 10]
     assert not list(folder.glob("*.part*"))
 
 
@@ -320,7 +320,7 @@ def test_synthetic_statistics_are_those_stated() -> None:
     torch.testing.assert_close(x.std((0, 2, 3)), torch.tensor(data.std), atol=0.01, rtol=0)
 
 
-REAL = os.environ.get("CNNBENCH_DATA")
+REAL = str(Path(os.environ["CNNBENCH_DATA"]).resolve()) if os.environ.get("CNNBENCH_DATA") else None
 
 
 @pytest.mark.skipif(not REAL, reason="CNNBENCH_DATA names no folder with the real data")

@@ -81,12 +81,13 @@ def test_accuracy_and_confusions_come_from_the_counts() -> None:
 CPU = torch.device("cpu")
 
 
-def _subject(*layers: nn.Module) -> Subject:
-    return Subject(lambda: nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(10)), (3, 8, 8), 10)
+def _subject(*layers: nn.Module, channels: int = 3) -> Subject:
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
+    return Subject(lambda: nn.Sequential(*layers, *head), (3, 8, 8), 10)
 
 
 def test_speed_takes_every_kind_for_every_network_in_each_round() -> None:
-    subjects = {"a": _subject(nn.Conv2d(3, 4, 3)), "b": _subject(nn.BatchNorm2d(3))}
+    subjects = {"a": _subject(nn.Conv2d(3, 4, 3), channels=4), "b": _subject(nn.BatchNorm2d(3))}
     config = SpeedConfig(CPU, "32-true", batch_size=4, train_batch_size=2, rounds=3, block_s=0, warmup_s=0.01)
     told: list[float] = []
     figures = measure_speed(subjects, config, lambda share, _: told.append(share))
@@ -110,7 +111,7 @@ def test_a_network_that_fails_does_not_stop_the_others() -> None:
 
 def test_slower_network_is_found_slower() -> None:
     work = [nn.Conv2d(3, 64, 3), *(nn.Conv2d(64, 64, 3, padding=1) for _ in range(20))]
-    subjects = {"small": _subject(nn.Identity()), "large": _subject(*work)}
+    subjects = {"small": _subject(nn.Identity()), "large": _subject(*work, channels=64)}
     figures = measure_speed(subjects, SpeedConfig(CPU, "32-true", 16, 16, rounds=3, block_s=0.01, warmup_s=0.1))
     assert figures["large"]["inference_ms_median"] > 3 * figures["small"]["inference_ms_median"]
 

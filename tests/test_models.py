@@ -30,7 +30,6 @@ PUBLISHED = [
     ("VGG16", {"num_classes": 1000}, 224, 138_357_544, 15_470_264_320),
     ("VGG16", {"num_classes": 1000, "batch_norm": True}, 224, 138_365_992, 15_470_264_320),
     ("ResNet18", {}, 32, 11_173_962, 555_422_720),
-    ("ResNet18", {"form": "imagenet"}, 32, 11_173_962 + 3 * 64 * (49 - 9), 37_220_352),
     ("ResNet18", {"num_classes": 1000}, 224, 11_689_512, 1_814_073_344),
     ("MobileNetV1", {}, 32, 3_217_226, 46_354_432),
     ("MobileNetV1", {"num_classes": 1000}, 224, 4_231_976, 568_740_352),
@@ -81,7 +80,7 @@ def test_activations_neither_vanish_nor_explode(name: str) -> None:
     stds: dict[str, float] = {}
     for key, module in model.named_modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.register_forward_hook(lambda _, __, out, key=key: stds.update({key: float(out.std())}))
+            module.register_forward_hook(lambda _, __, out, key=key: stds.update({key: float(out.detach().std())}))
     model(torch.randn(32, 3, 32, 32))
     assert all(0.1 < std < 10 for std in stds.values()), stds
 
@@ -90,7 +89,9 @@ def test_activations_neither_vanish_nor_explode(name: str) -> None:
 def test_an_image_too_small_is_refused(name: str) -> None:
     smallest = get_model(name).min_image_size
     get_model(name)(image_size=smallest).eval()(torch.zeros(1, 3, smallest, smallest))
-    with pytest.raises(UserError, match=rf"{smallest - 1}x{smallest - 1} .*too small for {name}.*{smallest}x{smallest}"):
+    with pytest.raises(
+        UserError, match=rf"{smallest - 1}x{smallest - 1} .*too small for {name}.*{smallest}x{smallest}"
+    ):
         get_model(name)(image_size=smallest - 1)
     with pytest.raises(UserError, match="too small"):
         get_model(name)()(torch.zeros(1, 3, 4, 4))

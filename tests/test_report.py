@@ -119,9 +119,9 @@ def test_text_of_records_cannot_break_the_page() -> None:
 
 def test_numbers_are_short_and_right() -> None:
     assert [short(v) for v in (999, 999_999, 61_706, 14_728_266, 555_422_720, 15_470_264_320)] == [
-        "999", "1M", "61.7k", "14.7M", "555M", "15.5G",
+        "999", "1.00M", "61.7k", "14.7M", "555M", "15.5G",
     ]  # fmt: skip
 
 
 def test_sentence_names_the_worst_confusions() -> None:
-    assert confusion_sentence(make_record()) == "most often: one → zero 1"
+    assert confusion_sentence(make_record()) == "most often mistaken: one → zero (1)"

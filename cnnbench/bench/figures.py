@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -64,7 +65,7 @@ def accuracy_against(records: Sequence[Record], cost: str) -> Figure | None:
         high = max(r.measures["test_accuracy_high"] for r in cells)
         room = max(0.08 * (high - low), 0.004)
         ax.set_ylim(max(0, low - room), min(1.0 + room / 2, high + 2 * room))
-        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=None if high - low > 0.05 else 1))
+        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if high - low > 0.04 else 1))
     next(iter(axes.values())).set_ylabel("test accuracy")
     if any(not r.training.get("converged", True) for r in drawn):
         figure.supxlabel("open marker: short training, not converged", fontsize=9, color="#555555")
@@ -95,17 +96,27 @@ def _log_axis(ax: Axes, values: Sequence[float], title: str, cost: str) -> None:
     ticks = [s * 10.0**p for p in powers for s in steps if low <= s * 10.0**p <= high]
     ax.xaxis.set_major_locator(FixedLocator(ticks))
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x) if cost == "macs" else f"{x:g}"))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _tick(x) if cost == "macs" else f"{x:g}"))
     ax.set_xlabel(title)
 
 
+def _tick(value: float) -> str:
+    number, prefix = _scaled(value)
+    return f"{number:g}{prefix}"
+
+
 def short(value: float) -> str:
-    """A count with three digits and the prefix k, M, G or T."""
-    value = float(f"{value:.3g}")  # first, so that 999,999 is 1M and not 1000k
+    """A count with three significant digits and the prefix k, M, G or T; below a thousand as it is."""
+    number, prefix = _scaled(value)
+    return f"{number:#.3g}".rstrip(".") + prefix if prefix else f"{number:.3g}"
+
+
+def _scaled(value: float) -> tuple[float, str]:
+    value = float(f"{value:.3g}")  # first, so that 999,999 is 1.00M and not 1000k
     for unit, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= unit:
-            return f"{value / unit:.3g}{prefix}"
-    return f"{value:.3g}"
+            return value / unit, prefix
+    return value, ""
 
 
 def learning_curves(records: Sequence[Record]) -> Figure | None:
@@ -155,14 +166,17 @@ def confusion(record: Record) -> Figure | None:
                     fontsize=size,
                     color="white" if shares[i][j] > 0.55 else "#222222",
                 )
-    ax.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)
+    slant: dict[str, Any] = (
+        {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 3 else {}
+    )
+    ax.set_xticks(range(len(names)), names, fontsize=9, **slant)
     ax.set_yticks(range(len(names)), names, fontsize=9)
     ax.set_xlabel("predicted")
     ax.set_ylabel("true")
     ax.spines[:].set_visible(False)
     accuracy = record.measures["test_accuracy"]
     title = f"{record.model} on {record.data['label']}: {accuracy:.1%}"
-    note = "" if record.training.get("converged", True) else "short training, not converged; "
+    note = "" if record.training.get("converged", True) else "short training, not converged\n"
     ax.set_title(title, loc="left", fontsize=11, fontweight="bold")
     figure.supxlabel(note + confusion_sentence(record), fontsize=8.5, color="#555555")
     return figure
@@ -174,4 +188,4 @@ def confusion_sentence(record: Record, limit: int = 3) -> str:
     worst = most_confused(record.confusion_matrix or [], limit)
     if not worst:
         return "no mistakes"
-    return "most often: " + ", ".join(f"{names[m.true]} → {names[m.predicted]} {m.images}" for m in worst)
+    return "most often mistaken: " + ", ".join(f"{names[m.true]} → {names[m.predicted]} ({m.images})" for m in worst)

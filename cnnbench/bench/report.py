@@ -78,7 +78,7 @@ def _interval(record: Record) -> str:
 
 def _epochs(record: Record) -> str:
     epochs = record.training.get("epochs")
-    return DASH if epochs is None else f"{epochs:.2g}" if epochs < 10 else f"{epochs:.0f}"
+    return DASH if epochs is None else f"{epochs:#.2g}" if epochs < 10 else f"{epochs:.0f}"
 
 
 COLUMNS = (
@@ -233,7 +233,8 @@ def _facts(r: Record) -> list[tuple[str, str]]:
         ),
     ]
     if r.training:
-        facts += [("Budget", f"{budget(r)} per cell"), ("Recipe", f"{r.model}: {r.training['recipe']}")]
+        facts += [("Budget", f"{budget(r)} per cell"), ("Recipe", r.training["recipe"])]
+        facts.append(("Peak learning rate", f"{r.model} {r.training['peak_lr']:g}"))
     facts += [("Not measured", f"{name}: {reason}") for name, reason in r.skipped.items()]
     facts.append(("Counting", config["macs_convention"]))
     facts.append(("Date", r.created[:10]))

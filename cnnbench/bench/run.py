@@ -32,7 +32,7 @@ from cnnbench.measure.speed import SpeedConfig, Subject, measure_speed
 from cnnbench.models import get_model
 from cnnbench.record import Record, environment, load_records, write_json, write_record
 
-CURVE_POINTS = 60
+CURVE_POINTS = 30
 SPEED_FILE = "speed.json"
 
 
@@ -348,6 +348,7 @@ def _train_and_test(
         "full_epochs": facts["full_epochs"],
         "converged": epochs >= 0.99 * facts["full_epochs"],  # the last, incomplete batch of an epoch is dropped
         "recipe": model.recipe,
+        "peak_lr": model.learning_rate,
         "curve": curve.points,
     }
     return training, model.test_confusion_counts()

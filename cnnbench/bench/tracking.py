@@ -67,7 +67,7 @@ class Tracker:
             name=name,
             job_type=job_type,
             config=config,
-            dir=str(self._folder),
+            dir=str(self._folder.resolve()),  # the process that writes has a working directory of its own
             mode=self._mode,
             reinit="finish_previous",
             settings=wandb.Settings(silent=True, console="off", init_timeout=60),
