@@ -167,7 +167,7 @@ class ImageClassifier(L.LightningModule):
         loss, logits = self._loss_and_logits(batch)
         labels = batch[1]
         correct = (logits.detach().argmax(1) == labels).sum()
-        count = torch.tensor(float(len(labels)), device=loss.device)
+        count = torch.full((), float(len(labels)), device=loss.device)
         self._sums["train"] += torch.stack([loss.detach().float() * count, correct.float(), count])
         return loss
 
@@ -181,7 +181,7 @@ class ImageClassifier(L.LightningModule):
     def _eval_step(self, phase: str, batch: Batch) -> None:
         loss, logits = self._loss_and_logits(batch)
         getattr(self, f"{phase}_confusion").update(logits.argmax(1), batch[1])
-        count = torch.tensor(float(len(batch[1])), device=loss.device)
+        count = torch.full((), float(len(batch[1])), device=loss.device)
         self._sums[phase] += torch.stack([loss.detach().float() * count, count])
 
     def _log_eval(self, phase: str) -> None:

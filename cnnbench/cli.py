@@ -73,6 +73,9 @@ def _parser() -> Parser:
     report.add_argument("records", nargs="+", type=Path, metavar="RECORDS", help="run folders, .json or .jsonl files")
     report.add_argument("--out", type=Path, help="folder of the report (default: the run folder, else results/report)")
     _add_wandb(report)
+    report.add_argument(
+        "--export", type=Path, metavar="FILE", help="also write the records as JSON lines to a new file"
+    )
     report.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     listing = commands.add_parser(
         "list", help="list the networks and data sets", epilog="example: cnnbench list --json", allow_abbrev=False
@@ -87,7 +90,7 @@ def _add_wandb(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_bench(commands: Any) -> None:
+def _add_bench(commands: Any) -> argparse.ArgumentParser:
     bench = commands.add_parser(
         "bench",
         help="measure networks on data sets, a record per cell, and report",
@@ -126,6 +129,7 @@ def _add_bench(commands: Any) -> None:
     add("--resume", action="store_true", help="go on with the newest run, or that of --out")
     add("--wandb", choices=("off", "offline", "online"), help="log to W&B too (default: off)")
     add("--json", action="store_true", help="print one JSON document on stdout")
+    return bench
 
 
 def bench(arguments: argparse.Namespace) -> int:
@@ -181,9 +185,8 @@ def _with_config(options: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"cannot read config '{path}': {' '.join(str(error).split())}") from error
     if not isinstance(stored, dict):
         raise UserError(f"config '{path}' is not a list of `option: value` lines")
-    listing = argparse.ArgumentParser(argument_default=argparse.SUPPRESS).add_subparsers()
-    _add_bench(listing)
-    actions = {a.dest: a for a in listing.choices["bench"]._actions if a.dest not in ("help", "config")}
+    parser = _add_bench(argparse.ArgumentParser().add_subparsers())
+    actions = {a.dest: a for a in parser._actions if a.dest not in ("help", "config")}
     values: dict[str, Any] = {}
     for key, value in stored.items():
         if key not in actions:
@@ -297,9 +300,11 @@ def _finish(records: Sequence[Any], folder: Path, as_json: bool) -> None:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    from cnnbench.record import load_records
+    from cnnbench.record import load_records, write_lines
 
     records = load_records(arguments.records)
+    if arguments.export:
+        write_lines(arguments.export, records)
     only = arguments.records[0] if len(arguments.records) == 1 and arguments.records[0].is_dir() else None
     folder = arguments.out or only or Path("results/report")
     if arguments.wandb != "off":

@@ -109,6 +109,17 @@ def write_record(path: Path, record: Record) -> None:
     write_json(path, asdict(record))
 
 
+def write_lines(path: Path, records: Iterable[Record]) -> None:
+    """Writes records as JSON lines to a new file.
+
+    Raises:
+        UserError: The file exists; records are never overwritten.
+    """
+    if path.exists():
+        raise UserError(f"'{path}' exists and records are never overwritten; choose another name")
+    write_text(path, "".join(json.dumps(asdict(r), ensure_ascii=False, allow_nan=False) + "\n" for r in records))
+
+
 def parse_record(value: Mapping[str, Any]) -> Record:
     """Builds a record from its JSON object; unknown keys are an error, since they would be lost.
 

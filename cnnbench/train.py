@@ -20,6 +20,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from cnnbench import hardware
 from cnnbench.bench.run import quiet_lightning
@@ -149,7 +150,7 @@ class CLI(LightningCLI):
         asked = {None: "auto", "16": "16-mixed", 16: "16-mixed"}.get(config.trainer.precision, config.trainer.precision)
         if asked in hardware.PRECISIONS:
             config.trainer.precision, reason = hardware.choose_precision(asked, device)
-            print(f"precision {config.trainer.precision}: {reason}", file=sys.stderr)
+            _say(f"precision {config.trainer.precision}: {reason}")
         if config.wandb != "off" and config.trainer.logger not in (None, True):
             raise UserError("--wandb and --trainer.logger exclude each other; put a WandbLogger into trainer.logger")
 
@@ -173,15 +174,21 @@ class CLI(LightningCLI):
         data = self.datamodule
         cost = complexity(self.model, (data.in_channels, data.image_size, data.image_size))
         name, shape = type(self.model).__name__, f"{data.in_channels}x{data.image_size}x{data.image_size}"
-        print(f"{name} at {shape}: {cost['params']:,} parameters, {cost['macs']:,} MACs per image", file=sys.stderr)
-        print(f"recipe: {self.model.recipe}; peak learning rate {self.model.learning_rate:g}", file=sys.stderr)
+        _say(f"{name} at {shape}: {cost['params']:,} parameters, {cost['macs']:,} MACs per image")
+        _say(f"recipe: {self.model.recipe}; peak learning rate {self.model.learning_rate:g}")
 
     def after_fit(self) -> None:
         checkpoint = self.trainer.checkpoint_callback
         best = getattr(checkpoint, "best_model_path", "")
         folder = self.trainer.default_root_dir
         if best:
-            print(f"run folder: {folder}\ntest it:    cnnbench test --ckpt_path {os.path.relpath(best)}")
+            _say(f"run folder: {folder}")
+            _say(f"test it:    cnnbench test --ckpt_path {os.path.relpath(best)}")
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _user_error(error: BaseException) -> UserError:
@@ -291,18 +298,20 @@ def main(arguments: list[str]) -> None:
     all_models(), all_data()  # names are known to the parser once their classes are imported
     _check_names(arguments)
     arguments = _with_run_config(arguments)
-    sys.argv = ["cnnbench"]  # LightningCLI warns where it finds other arguments than those that it is given
+    before = sys.argv
+    sys.argv = [before[0], *arguments]  # from here LightningCLI reads them, and DDP what to start other ranks with
     try:
-        _start(arguments)
+        _start()
     except _Refused as refusal:
         raise explain(refusal.message) from None
+    finally:
+        sys.argv = before
 
 
-def _start(arguments: list[str]) -> None:
+def _start() -> None:
     CLI(
         ImageClassifier,
         ImageDataModule,
-        args=arguments,
         parser_class=Parser,
         subclass_mode_model=True,
         subclass_mode_data=True,

@@ -138,7 +138,7 @@ def test_fit_leaves_config_metrics_and_checkpoints_and_test_reads_them(capsys: p
     assert main([*FIT, "--trainer.max_epochs=2", "--trainer.log_every_n_steps=2", *QUIET]) == 0
     captured = capsys.readouterr()
     folder = _run_folder()
-    assert f"cnnbench test --ckpt_path {folder}/checkpoints/best.ckpt" in captured.out
+    assert f"cnnbench test --ckpt_path {folder}/checkpoints/best.ckpt" in captured.err
     assert "LeNet5 at 1x32x32: 61,706 parameters, 416,520 MACs" in captured.err
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["model"]["class_path"] == "cnnbench.models.lenet.LeNet5"

@@ -11,7 +11,7 @@ import pytest
 from conftest import make_record
 
 from cnnbench.errors import UserError
-from cnnbench.record import environment, load_records, parse_record, write_json, write_record
+from cnnbench.record import environment, load_records, parse_record, write_json, write_lines, write_record
 
 
 def test_records_survive_writing_and_reading(tmp_path: Path) -> None:
@@ -19,9 +19,11 @@ def test_records_survive_writing_and_reading(tmp_path: Path) -> None:
     write_record(tmp_path / "records" / "a.json", record)
     assert load_records([tmp_path]) == [record]
     assert load_records([tmp_path / "records" / "a.json"]) == [record]
-    lines = tmp_path / "b.jsonl"
-    lines.write_text("\n".join(json.dumps(asdict(make_record(model=m))) for m in ("A", "B")) + "\n")
-    assert [r.model for r in load_records([lines])] == ["A", "B"]
+    both = [make_record(model=m) for m in ("A", "B")]
+    write_lines(tmp_path / "b.jsonl", both)
+    assert load_records([tmp_path / "b.jsonl"]) == both
+    with pytest.raises(UserError, match="never overwritten"):
+        write_lines(tmp_path / "b.jsonl", both)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -63,23 +62,40 @@ class Curve(Logger):
 
 
 class _Report(L.Callback):
-    """Tells the display how far the training of a cell is, twice a second."""
+    """Tells the display how far a cell is, twice a second.
 
-    def __init__(self, cell: Cell, plan: Plan, display: Display) -> None:
-        self._cell, self._plan, self._display = cell, plan, display
+    Args:
+        cell: Which.
+        plan: Its settings.
+        display: Who is told.
+        training_part: Expected share of the training in the duration of the cell; the rest is the test.
+    """
+
+    def __init__(self, cell: Cell, plan: Plan, display: Display, training_part: float) -> None:
+        self._cell, self._plan, self._display, self._part = cell, plan, display, training_part
         self._last = 0.0
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+    def _is_due(self) -> bool:
         now = time.monotonic()
-        if now - self._last < 0.5:
+        due = now - self._last >= 0.5
+        if due:
+            self._last = now
+        return due
+
+    def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
+        done = arguments[2] / trainer.num_test_batches[0]
+        if self._is_due():
+            self._display.update(self._cell.key, self._part + (1 - self._part) * done, f"test, {done:.0%}")
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if not self._is_due():
             return
-        self._last = now
         share = training_share(trainer, self._plan)
         seen = trainer.callback_metrics.get("train/accuracy")
         text = f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}"
         if seen is not None:
             text += f", training accuracy {float(seen):.1%}"
-        self._display.update(self._cell.key, 0.9 * share, text)
+        self._display.update(self._cell.key, self._part * share, text)
 
 
 def training_share(trainer: L.Trainer, plan: Plan) -> float:
@@ -155,9 +171,11 @@ def run(
     pending = [cell for cell in cells if cell.key not in done]
     for cell in pending:
         _build(cell, models, data)  # refuse before the first minute is spent
+    for cell in pending:
+        display.expect(cell.key, sum(_expected_s(plan, facts[cell.data], {})))
     speed = _speed(plan, models, data, folder, machine, display) if "speed" in plan.measures and pending else {}
     for cell in pending:
-        display.expect(cell.key, _expected_s(plan, facts[cell.data], speed.get(_pair(cell), {})))
+        display.expect(cell.key, sum(_expected_s(plan, facts[cell.data], speed.get(_pair(cell), {}))))
     for cell in pending:
         record = _run_cell(cell, plan, models, data[cell.data], facts[cell.data], speed, machine, display)
         write_record(folder / "records" / f"{cell.key}.json", record)
@@ -229,13 +247,13 @@ def _speed(
     return figures
 
 
-def _expected_s(plan: Plan, facts: Mapping[str, Any], speed: Mapping[str, Any]) -> float:
-    """Rough duration of a cell in seconds, for the display."""
+def _expected_s(plan: Plan, facts: Mapping[str, Any], speed: Mapping[str, Any]) -> tuple[float, float]:
+    """Rough duration of training and test of a cell in seconds, for the display."""
     training = plan.budget_s
     if training is None:
         images = facts["train_images"] * (plan.epochs or 1)
         training = images / speed.get("train_images_per_s", 1000.0)
-    return training + 1 + facts["test_images"] / speed.get("images_per_s", 1000.0)
+    return training + 0.5, facts["test_images"] / speed.get("images_per_s", 1000.0) + 0.1
 
 
 def _run_cell(
@@ -315,7 +333,8 @@ def _train_and_test(
 ) -> tuple[dict[str, Any], list[list[int]]]:
     facts = module.describe()
     curve = Curve()
-    callbacks: list[L.Callback] = [_Report(cell, plan, display)]
+    train_s, test_s = _expected_s(plan, facts, measures)
+    callbacks: list[L.Callback] = [_Report(cell, plan, display, train_s / (train_s + test_s))]
     if plan.budget_s is not None:
         callbacks.insert(0, TimeBudget(plan.budget_s))
     device = torch.device(plan.device)
@@ -338,7 +357,6 @@ def _train_and_test(
     seconds = next((c.used_s for c in callbacks if isinstance(c, TimeBudget)), time.perf_counter() - start)
     images = trainer.global_step * min(plan.batch_size, facts["train_images"])
     epochs = images / facts["train_images"]
-    display.update(cell.key, 0.9, f"testing on {facts['test_images']:,} images")
     trainer.test(model, datamodule=module, verbose=False)
     training = {
         "seconds": seconds,
@@ -361,7 +379,3 @@ def _log_interval(plan: Plan, facts: Mapping[str, Any], measures: Mapping[str, A
     else:
         images = float(facts["train_images"] * (plan.epochs or 1))
     return max(1, round(images / plan.batch_size / CURVE_POINTS))
-
-
-def print_note(text: str) -> None:
-    print(text, file=sys.stderr)

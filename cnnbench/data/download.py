@@ -8,10 +8,11 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import cast
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 from rich.console import Console
@@ -45,13 +46,38 @@ def fetch(urls: Sequence[str], target: Path, md5: str) -> None:
     own = os.environ.get("CNNBENCH_MIRROR")
     if own:
         urls = [f"{own.rstrip('/')}/{target.name}", *urls]
+    if _is_there(target, md5):
+        return
+    part = target.with_name(target.name + ".part")
+    mirrors = _Mirrors(urls, offset=_size(part))
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock"):
-            if not (target.exists() and file_md5(target) == md5):
-                _fetch_locked(urls, target, md5)
+        failures = mirrors.failures()
+        if len(failures) < len(set(urls)):  # without an answer no folder is made
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{target}.lock"):
+                if _is_there(target, md5) or _try_mirrors(urls, mirrors, part, md5, failures):
+                    return
     except PermissionError as error:
         raise MissingDataError(f"cannot write to {target.parent} to download {target.name}: {error}") from error
+    finally:
+        mirrors.close()
+    raise MissingDataError(f"could not download {target.name}; tried {_listed(failures)}")
+
+
+def _is_there(target: Path, md5: str) -> bool:
+    return target.exists() and file_md5(target) == md5
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _listed(failures: Mapping[str, str]) -> str:
+    """The hosts by the reason why each failed."""
+    hosts: dict[str, list[str]] = {}
+    for url, reason in failures.items():
+        hosts.setdefault(reason, []).append(urlsplit(url).netloc)
+    return "; ".join(f"{', '.join(names)} ({reason})" for reason, names in hosts.items())
 
 
 def file_md5(path: Path) -> str:
@@ -63,40 +89,28 @@ def file_md5(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _fetch_locked(urls: Sequence[str], target: Path, md5: str) -> None:
-    part = target.with_name(target.name + ".part")
-    waiting = _Mirrors(urls, offset=part.stat().st_size if part.exists() else 0)
-    try:
-        failures = _try_mirrors(urls, waiting, part, target, md5)
-    finally:
-        waiting.close()
-    if failures:
-        raise MissingDataError(f"could not download {target.name}; tried " + ", ".join(failures))
-
-
-def _try_mirrors(urls: Sequence[str], waiting: _Mirrors, part: Path, target: Path, md5: str) -> list[str]:
-    """Takes the file from the first mirror that delivers it; the failures of all where none does."""
-    failures: list[str] = []
+def _try_mirrors(urls: Sequence[str], mirrors: _Mirrors, part: Path, md5: str, failures: dict[str, str]) -> bool:
+    """Takes the file from the first mirror that delivers it; adds the reasons of those that do not."""
     for url in urls:
-        response = waiting.answer(url)
+        response = mirrors.answer(url)
         if isinstance(response, str):
-            failures.append(f"{url} ({response})")
+            failures[url] = response
             continue
         try:
-            offset = part.stat().st_size if part.exists() else 0
-            if offset != waiting.offset or waiting.stale:  # an earlier mirror delivered some of it, or took long
+            offset = _size(part)
+            if offset != mirrors.offset or mirrors.stale:  # an earlier mirror delivered some of it, or took long
                 response.close()
                 response = _open(url, offset)
-            _save(response, part, target.name)
+            _save(response, part)
         except (OSError, HTTPException) as error:
-            failures.append(f"{url} ({_reason(error)})")
+            failures[url] = _reason(error)
             continue
         if file_md5(part) == md5:
-            part.replace(target)
-            return []
-        failures.append(f"{url} (wrong content: its md5 is not {md5})")
+            part.replace(part.with_suffix(""))
+            return True
+        failures[url] = f"wrong content: its md5 is not {md5}"
         part.unlink()
-    return failures
+    return False
 
 
 def _open(url: str, offset: int) -> HTTPResponse:
@@ -135,15 +149,25 @@ class _Mirrors:
             if not isinstance(answer, str):
                 answer.close()
 
+    def failures(self) -> dict[str, str]:
+        """Waits until a mirror has answered or all have failed; the reasons of those before it in the order."""
+        reasons: dict[str, str] = {}
+        for url in self._threads:
+            answer = self.answer(url)
+            if not isinstance(answer, str):
+                break
+            reasons[url] = answer
+        return reasons
+
     def answer(self, url: str) -> HTTPResponse | str:
         """The open response of a mirror, or the reason why there is none."""
         self._threads[url].join(max(0.0, self._deadline - time.monotonic()))
         return self._answers.get(url, f"no answer within {CONNECT_S:.0f} s")
 
 
-def _save(response: HTTPResponse, part: Path, name: str) -> None:
+def _save(response: HTTPResponse, part: Path) -> None:
     resumed = response.status == 206
-    done = part.stat().st_size if resumed and part.exists() else 0
+    done = _size(part) if resumed else 0
     length = response.headers.get("Content-Length")
     total = done + int(length) if length else None
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
@@ -152,7 +176,7 @@ def _save(response: HTTPResponse, part: Path, name: str) -> None:
         part.open("ab" if resumed else "wb") as file,
         Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress,
     ):
-        task = progress.add_task(f"download {name}", total=total, completed=done)
+        task = progress.add_task(f"download {part.stem}", total=total, completed=done)
         while chunk := response.read(_CHUNK):
             file.write(chunk)
             done += len(chunk)
@@ -165,5 +189,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
         return f"HTTP {error.code}"
     if isinstance(error, urllib.error.URLError):
-        return str(error.reason)
+        error = error.reason if isinstance(error.reason, Exception) else error
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return str(error) or type(error).__name__

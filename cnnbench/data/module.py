@@ -72,7 +72,7 @@ class TensorBatches:
         total = len(self.split.labels)
         if not self.shuffle:
             return torch.arange(self.rank, total, self.world_size)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed((self.seed % 2**31) * 1_000_003 + self.epoch)
         return torch.randperm(total, generator=generator)[self.rank :: self.world_size]
 
     def __iter__(self) -> Iterator[Split]:
@@ -91,7 +91,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         batch_size: Training images per step and device.
         eval_batch_size: Images per step in validation, test and prediction.
         val_fraction: Share of the official training set that validates.
-        split_seed: Seed of the validation split and of the order of the batches.
+        split_seed: Seed of the validation split; the order of the batches follows the global seed.
         subset: Train on this many images of the training split only.
         augment: Random shift and mirroring of training images; unset, the data set's habit.
 
@@ -188,12 +188,13 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def _batches(self, split: str, shuffle: bool = False) -> TensorBatches:
         trainer = self.trainer
-        rank, world_size, device = 0, 1, torch.device("cpu")
+        rank, world_size, device, seed = 0, 1, torch.device("cpu"), torch.initial_seed()
         if trainer is not None:
             rank, world_size, device = trainer.global_rank, trainer.world_size, trainer.strategy.root_device
+            seed = trainer.strategy.broadcast(seed)  # all ranks must share one order
         data = Split(*(t.to(device) for t in self._splits[split]))  # at most 180 MB: on a GPU it lives there
         size = self.batch_size if shuffle else self.eval_batch_size
-        return TensorBatches(data, size, shuffle, self.split_seed, rank, world_size)
+        return TensorBatches(data, size, shuffle, seed, rank, world_size)
 
     def train_dataloader(self) -> TensorBatches:
         return self._batches("train", shuffle=True)
