@@ -15,6 +15,7 @@ from typing import Any, Literal, NoReturn
 
 import lightning as L
 import torch
+import wandb
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
@@ -304,6 +305,9 @@ def main(arguments: list[str]) -> None:
         _start()
     except _Refused as refusal:
         raise explain(refusal.message) from None
+    except wandb.errors.Error as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"W&B cannot be reached ({reason}); use --wandb offline, or wandb login") from error
     finally:
         sys.argv = before
 

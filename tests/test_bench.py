@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+import wandb
 
 from cnnbench.bench import plan as plans
 from cnnbench.bench import run as runner
@@ -190,6 +192,39 @@ def test_wandb_offline_runs_hold_the_figures_of_the_records(capsys: pytest.Captu
     assert {row[0]: row[column] for row in content["data"]} == {
         r.model: pytest.approx(r.measures["test_accuracy"]) for r in records.values()
     }
+
+
+def test_wandb_goes_offline_when_the_server_is_out_of_reach(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    init, modes = wandb.init, []
+
+    def refuse_online(**options):  # type: ignore[no-untyped-def]
+        modes.append(options["mode"])
+        if options["mode"] == "online":
+            raise wandb.errors.CommError("no route\nto host")
+        return init(**options)
+
+    monkeypatch.setattr(wandb, "init", refuse_online)
+    assert main([*TINY, "--measures=complexity", "--out=run", "--wandb=online"]) == 0
+    assert modes == ["online", "offline", "offline", "offline"]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("W&B")]
+    assert len(lines) == 1
+    assert "no route to host" in lines[0]
+    assert "wandb sync run/wandb/offline-run-*" in lines[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_bench_on_a_gpu_measures_the_gpu() -> None:
+    arguments = [a for a in TINY if not a.startswith(("--device", "--precision"))]
+    assert main([*arguments, "--models=LeNet5,ResNet18", "--device=cuda", "--out=run"]) == 0
+    for record in load_records([Path("run")]):
+        assert record.config["device"] == "cuda:0"
+        assert record.environment["device"] == torch.cuda.get_device_name(0)
+        assert record.measures["peak_memory_bytes"] > 3 * 4 * record.measures["params"]
+        assert record.skipped == {}
 
 
 def _inspect(folder: Path, *options: str) -> str:

@@ -132,7 +132,7 @@ def test_parallel_first_use_decodes_once(class_folders: Path, monkeypatch: pytes
 def test_wrong_image_in_a_class_folder_is_named(class_folders: Path) -> None:
     Image.new("RGB", (40, 32)).save(class_folders / "cifar10-images" / "train" / "cat" / "big.png")
     with pytest.raises(UserError, match=r"big.png' is 40x32 pixels, not 32x32"):
-        CIFAR10(data_dir=str(class_folders)).prepare_data()
+        CIFAR10(data_dir=str(class_folders)).setup()
 
 
 def test_data_folder_is_argument_then_variable_then_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,21 @@ def test_text_of_records_cannot_break_the_page() -> None:
     assert "<script>" not in page
 
 
+def test_the_same_cell_of_two_runs_has_two_pictures(tmp_path: Path) -> None:
+    write_report([make_record(), make_record()], tmp_path)
+    names = {p.name for p in (tmp_path / "figures").glob("confusion_*")}
+    assert names == {"confusion_LeNet5-MNIST-seed0.png", "confusion_LeNet5-MNIST-seed0-2.png"}
+
+
+def test_a_narrow_terminal_has_the_main_columns_unfolded() -> None:
+    console = Console(width=100, record=True, file=io.StringIO())
+    print_table(Report([make_record()]), console)
+    text = console.export_text()
+    assert "wider terminal" in text
+    for word in ("LeNet5", "MNIST", "61.7k", "417k", "90.0*"):
+        assert word in text
+
+
 def test_numbers_are_short_and_right() -> None:
     assert [short(v) for v in (999, 999_999, 61_706, 14_728_266, 555_422_720, 15_470_264_320)] == [
         "999", "1.00M", "61.7k", "14.7M", "555M", "15.5G",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -126,6 +127,11 @@ COLUMNS = (
 )  # fmt: skip
 
 
+FULL_WIDTH = 150
+"""Characters that the terminal table needs with all its columns."""
+LEFT_OUT_WHEN_NARROW = ("flops", "activations", "train_images_per_s", "test_accuracy_interval")
+
+
 class Report:
     """Everything that the formats share: which columns have content, what is to be warned of, what was used.
 
@@ -189,12 +195,22 @@ class Report:
         return [(name, "; ".join(values)) for name, values in rows.items()]
 
     @cached_property
+    def matrix_names(self) -> list[str]:
+        """A file name for the confusion matrix of each record; numbered where runs have the same cell."""
+        seen: Counter[str] = Counter()
+        names = []
+        for r in self.records:
+            seen[r.key] += 1
+            names.append(f"confusion_{r.key}" + (f"-{seen[r.key]}" if seen[r.key] > 1 else ""))
+        return names
+
+    @cached_property
     def pictures(self) -> dict[str, Figure]:
         """Pictures by file name without suffix."""
         drawn = {name: figures.accuracy_against(self.records, cost) for cost, (_, name) in figures.COSTS.items()}
         drawn["learning_curves"] = figures.learning_curves(self.records)
-        for r in self.records:
-            drawn[f"confusion_{r.key}"] = figures.confusion(r)
+        for name, r in zip(self.matrix_names, self.records, strict=True):
+            drawn[name] = figures.confusion(r)
         return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
@@ -244,15 +260,19 @@ def _facts(r: Record) -> list[tuple[str, str]]:
 def print_table(report: Report, console: Console) -> None:
     """Prints the table and what has to be known about it."""
     table = Table(title=report.title, title_justify="left", title_style="bold", header_style="bold")
-    for column in report.columns:
+    narrow = console.width < FULL_WIDTH
+    columns = [c for c in report.columns if not (narrow and c.key in LEFT_OUT_WHEN_NARROW)]
+    for column in columns:
         table.add_column(column.title, justify="right" if column.numeric else "left", overflow="fold")
     previous = None
-    for record, row in zip(report.records, report.rows(), strict=True):
+    for record in report.records:
         if previous not in (None, record.data["label"]):
             table.add_section()
         previous = record.data["label"]
-        table.add_row(*row)
+        table.add_row(*(c.show(record) for c in columns))
     console.print(table)
+    if len(columns) < len(report.columns):
+        console.print("(more columns in a wider terminal, and in the report)", markup=False)
     for line in report.warnings:
         console.print(line, markup=False, highlight=False)
 
@@ -301,7 +321,6 @@ def to_html(report: Report) -> str:
         report=report,
         groups=_groups(report),
         pictures={name: _data_uri(figure) for name, figure in report.pictures.items()},
-        sentence=figures.confusion_sentence,
         alt=_alt_texts(report),
         zip=zip,
     )
@@ -317,8 +336,8 @@ def _groups(report: Report) -> Mapping[str, list[tuple[Record, list[str]]]]:
 def _alt_texts(report: Report) -> dict[str, str]:
     texts = {name: f"Test accuracy against {title}" for title, name in figures.COSTS.values()}
     texts["learning_curves"] = "Training accuracy against training images seen"
-    for r in report.records:
-        texts[f"confusion_{r.key}"] = f"Confusion matrix of {r.model} on {r.data['label']}"
+    for name, r in zip(report.matrix_names, report.records, strict=True):
+        texts[name] = f"Confusion matrix of {r.model} on {r.data['label']}; {figures.confusion_sentence(r)}"
     return texts
 
 

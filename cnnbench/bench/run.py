@@ -202,12 +202,17 @@ def _check_resumed(
             raise UserError(
                 f"{record.key} was measured on {record.data['label']}, but the data is now {now}; start a new run"
             )
-        for what in ("device", "packages"):
-            if record.environment[what] != machine[what]:
-                raise UserError(
-                    f"{record.key} was measured with {what} {record.environment[what]}, not {machine[what]}; "
-                    "start a new run"
-                )
+        what = _differs(record.environment, machine)
+        if what:
+            raise UserError(
+                f"{record.key} was measured with {what} {record.environment[what]}, not {machine[what]}; "
+                "start a new run"
+            )
+
+
+def _differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first thing in which two environments differ so that their figures do not compare."""
+    return next((what for what in ("device", "threads", "packages") if before[what] != now[what]), None)
 
 
 def _build(
@@ -230,7 +235,10 @@ def _speed(
     """Times all networks of the grid against each other, or reads what an interrupted run has timed."""
     path = folder / SPEED_FILE
     if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))["figures"]
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if not _differs(stored["environment"], machine):
+            return stored["figures"]
+        display.note("the machine or the software has changed since the networks were timed; timing them again")
     subjects: dict[str, Subject] = {}
     for cell in plan.cells():
         module = data[cell.data]

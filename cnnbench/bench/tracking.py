@@ -37,13 +37,16 @@ def resolve_mode(asked: Mode, folder: Path) -> Mode:
         asked: What the user wants.
         folder: Where the runs will lie.
     """
-    upload = f"upload later with: wandb sync {folder}/wandb/offline-run-*"
     if asked == "online" and not has_key():
-        print(f"W&B: no key (WANDB_API_KEY or `wandb login`), so logging offline; {upload}", file=sys.stderr)
+        print(f"W&B: no key (WANDB_API_KEY or `wandb login`), so logging offline; {_upload(folder)}", file=sys.stderr)
         return "offline"
     if asked == "offline":
-        print(f"W&B: logging offline; {upload}", file=sys.stderr)
+        print(f"W&B: logging offline; {_upload(folder)}", file=sys.stderr)
     return asked
+
+
+def _upload(folder: Path) -> str:
+    return f"upload later with: wandb sync {folder}/wandb/offline-run-*"
 
 
 class Tracker:
@@ -59,6 +62,20 @@ class Tracker:
         self._folder = folder
 
     def _start(self, name: str, job_type: str, config: dict[str, Any]) -> Any:
+        """Starts a run; where the server cannot be reached, this and all later runs are offline."""
+        import wandb
+
+        try:
+            return self._init(name, job_type, config)
+        except wandb.errors.Error as error:
+            if self._mode == "offline":
+                raise
+            reason = " ".join(str(error).split())
+            print(f"W&B: no online run ({reason}), so logging offline; {_upload(self._folder)}", file=sys.stderr)
+            self._mode = "offline"
+            return self._init(name, job_type, config)
+
+    def _init(self, name: str, job_type: str, config: dict[str, Any]) -> Any:
         import wandb
 
         return wandb.init(
@@ -70,7 +87,7 @@ class Tracker:
             dir=str(self._folder.resolve()),  # the process that writes has a working directory of its own
             mode=self._mode,
             reinit="finish_previous",
-            settings=wandb.Settings(silent=True, console="off", init_timeout=60),
+            settings=wandb.Settings(silent=True, console="off", init_timeout=30),
         )
 
     def log_cell(self, record: Record) -> None:

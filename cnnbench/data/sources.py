@@ -97,9 +97,7 @@ def prepare_cifar10(root: Path, classes: tuple[str, ...]) -> None:
     """
     if _cifar10_batches_are_there(root):
         return
-    folder = find_class_folders(root, classes)
-    if folder is not None:
-        load_class_folders(folder, classes)  # decodes once, into the cache
+    if find_class_folders(root, classes) is not None:
         return
     try:
         fetch(CIFAR10_MIRRORS, root / datasets.CIFAR10.filename, datasets.CIFAR10.tgz_md5)
