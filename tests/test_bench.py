@@ -62,12 +62,21 @@ def test_json_is_one_document_on_stdout(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_epochs_are_an_exact_and_repeatable_budget() -> None:
-    arguments = ["bench", "--models=LeNet5", "--data=Synthetic", "--measures=quality", "--epochs=2", *SMALL]
+    arguments = [
+        "bench",
+        "--models=LeNet5",
+        "--data=Synthetic",
+        "--measures=quality",
+        "--epochs=2",
+        "--learning_rate=0.002",
+        *SMALL,
+    ]
     arguments.remove("--budget=0.3s")
     assert main([*arguments, "--out=a"]) == 0
     assert main([*arguments, "--out=b"]) == 0
     first, second = (load_records([Path(folder)])[0] for folder in "ab")
     assert first.training["steps"] == 2 * (54 // 8)
+    assert first.training["peak_lr"] == first.config["learning_rate"] == 0.002
     assert first.confusion_matrix == second.confusion_matrix
     assert first.training["curve"] == second.training["curve"]
 
@@ -113,21 +122,21 @@ def test_resume_finds_the_newest_run() -> None:
 def test_a_failing_cell_is_a_record_and_is_tried_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    train = runner._train_and_test
+    train = runner._Run._train
 
-    def fail(cell, *rest):  # type: ignore[no-untyped-def]
+    def fail(self, cell, *rest):  # type: ignore[no-untyped-def]
         if cell.model == "LeNet5":
             raise RuntimeError("out of memory\nmore lines")
-        return train(cell, *rest)
+        return train(self, cell, *rest)
 
-    monkeypatch.setattr(runner, "_train_and_test", fail)
+    monkeypatch.setattr(runner._Run, "_train", fail)
     assert main([*TINY, "--out=run"]) == 1
     records = {r.model: r for r in load_records([Path("run")])}
     assert (records["LeNet5"].status, records["LeNet5"].reason) == ("error", "RuntimeError: out of memory")
     assert records["LeNet5"].measures["params"] == 62_006
     assert records["SimpleCNN"].status == "ok"
     assert "failed" in capsys.readouterr().out
-    monkeypatch.setattr(runner, "_train_and_test", train)
+    monkeypatch.setattr(runner._Run, "_train", train)
     assert main(["bench", "--resume", "--out=run"]) == 0
     assert all(r.status == "ok" for r in load_records([Path("run")]))
 

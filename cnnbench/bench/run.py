@@ -11,6 +11,8 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,7 +63,7 @@ class Curve(Logger):
             self.points.append({"step": step or 0, **values})
 
 
-class _Report(L.Callback):
+class _Progress(L.Callback):
     """Tells the display how far a cell is, twice a second.
 
     Args:
@@ -157,57 +159,187 @@ def run(
         The records of all cells, in the order of the plan; a cell that failed has status ``error``.
 
     Raises:
-        UserError: A finished cell was measured on other data or hardware, so that the two do not compare.
+        UserError: A finished cell was measured on other data or hardware, so that the two do not compare; or a network
+            cannot take the images of a data set.
     """
     quiet_lightning()
-    device = torch.device(plan.device)
-    machine = environment(hardware.device_name(device), torch.get_num_threads())
-    done = _finished(folder)
-    cells = list(plan.cells())
-    models = {name: get_model(name) for name in plan.models}
-    data = open_data(plan, display.note)
-    facts = {name: module.describe() for name, module in data.items()}
-    _check_resumed(done, facts, machine)
-    pending = [cell for cell in cells if cell.key not in done]
-    for cell in pending:
-        _build(cell, models, data)  # refuse before the first minute is spent
-    for cell in pending:
-        display.expect(cell.key, sum(_expected_s(plan, facts[cell.data], {})))
-    speed = _speed(plan, models, data, folder, machine, display) if "speed" in plan.measures and pending else {}
-    for cell in pending:
-        display.expect(cell.key, sum(_expected_s(plan, facts[cell.data], speed.get(_pair(cell), {}))))
-    for cell in pending:
-        record = _run_cell(cell, plan, models, data[cell.data], facts[cell.data], speed, machine, display)
-        write_record(folder / "records" / f"{cell.key}.json", record)
-        done[cell.key] = record
-        on_record(record)
-    return [done[cell.key] for cell in cells]
+    return _Run(plan, folder, display).execute(on_record)
+
+
+class _Run:
+    """A plan with its data opened and its networks looked up."""
+
+    def __init__(self, plan: Plan, folder: Path, display: Display) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.display = display
+        self.device = torch.device(plan.device)
+        self.environment = environment(hardware.device_name(self.device), torch.get_num_threads())
+        self.models = {name: get_model(name) for name in plan.models}
+        self.data = open_data(plan, display.note)
+        self.facts = {name: module.describe() for name, module in self.data.items()}
+
+    def execute(self, on_record: Callable[[Record], None]) -> list[Record]:
+        done = self._finished()
+        pending = [cell for cell in self.plan.cells() if cell.key not in done]
+        for cell in pending:
+            self._build(cell)  # refuses before the first minute is spent
+            self.display.expect(cell.key, sum(self._expected_s(cell, {})))
+        speed = self._speed() if "speed" in self.plan.measures and pending else {}
+        for cell in pending:
+            self.display.expect(cell.key, sum(self._expected_s(cell, speed.get(_pair(cell), {}))))
+        for cell in pending:
+            record = self._run_cell(cell, speed.get(_pair(cell), {}))
+            write_record(self.folder / "records" / f"{cell.key}.json", record)
+            done[cell.key] = record
+            on_record(record)
+        return [done[cell.key] for cell in self.plan.cells()]
+
+    def _finished(self) -> dict[str, Record]:
+        """The records of finished cells, if what they were measured on is what is here now."""
+        files = sorted((self.folder / "records").glob("*.json"))
+        done = {record.key: record for record in load_records(files) if record.status == "ok"}
+        for record in done.values():
+            label = self.facts[record.data_name]["label"]
+            if record.data["label"] != label:
+                raise UserError(
+                    f"{record.key} was measured on {record.data['label']}, but the data is now {label}; start a new run"
+                )
+            what = _differs(record.environment, self.environment)
+            if what:
+                raise UserError(
+                    f"{record.key} was measured with {what} {record.environment[what]}, not {self.environment[what]}; "
+                    "start a new run"
+                )
+        return done
+
+    def _build(self, cell: Cell) -> ImageClassifier:
+        data = self.data[cell.data]
+        return self.models[cell.model](
+            num_classes=data.num_classes,
+            in_channels=data.in_channels,
+            image_size=data.image_size,
+            learning_rate=self.plan.learning_rate,
+        )
+
+    def _image_shape(self, cell: Cell) -> tuple[int, int, int]:
+        data = self.data[cell.data]
+        return data.in_channels, data.image_size, data.image_size
+
+    def _speed(self) -> dict[str, dict[str, Any]]:
+        """Times all networks of the grid against each other, or reads what an interrupted run has timed."""
+        path = self.folder / SPEED_FILE
+        if path.is_file():
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if not _differs(stored["environment"], self.environment):
+                return stored["figures"]
+            self.display.note("machine or software have changed since the networks were timed; timing them again")
+        subjects = {
+            _pair(cell): Subject(partial(self._build, cell), self._image_shape(cell), self.data[cell.data].num_classes)
+            for cell in self.plan.cells()
+        }
+        config = SpeedConfig(self.device, self.plan.precision, self.plan.speed_batch_size, self.plan.batch_size)
+        self.display.expect("speed", 6.0 * len(subjects))
+        figures = measure_speed(subjects, config, partial(self.display.update, "speed"))
+        self.display.update("speed", 1.0)
+        write_json(path, {"figures": figures, "environment": self.environment})
+        return figures
+
+    def _expected_s(self, cell: Cell, speed: Mapping[str, Any]) -> tuple[float, float]:
+        """Rough duration of training and test of a cell in seconds, for the display."""
+        facts = self.facts[cell.data]
+        training = self.plan.budget_s
+        if training is None:
+            training = facts["train_images"] * (self.plan.epochs or 1) / speed.get("train_images_per_s", 1000.0)
+        return training + 0.5, facts["test_images"] / speed.get("images_per_s", 1000.0) + 0.1
+
+    def _run_cell(self, cell: Cell, speed: Mapping[str, Any]) -> Record:
+        settings = asdict(self.plan)
+        for name in ("models", "data", "seeds", "data_dir"):
+            del settings[name]
+        found: dict[str, Any] = {"measures": {}, "skipped": {}}
+        status, reason = "ok", ""
+        try:
+            self._measure(cell, speed, found)
+        except Exception as error:  # any failure of a cell becomes its record; the other cells go on
+            status, reason = "error", f"{type(error).__name__}: {error}".splitlines()[0]
+        record = Record(
+            model=cell.model,
+            data=self.facts[cell.data],
+            seed=cell.seed,
+            status=status,
+            reason=reason,
+            config={**settings, "memory_format": "channels_last", "macs_convention": CONVENTION},
+            environment=self.environment,
+            **found,
+        )
+        seed = f", seed {cell.seed}" if len(self.plan.seeds) > 1 else ""
+        self.display.update(cell.key, 1.0)
+        self.display.note(f"{_pair(cell)}{seed}: {_outcome(record)}")
+        return record
+
+    def _measure(self, cell: Cell, speed: Mapping[str, Any], found: dict[str, Any]) -> None:
+        """Takes the measures of a cell, each into `found` as soon as it is there."""
+        L.seed_everything(cell.seed, workers=True, verbose=False)
+        model = self._build(cell)
+        measures = found["measures"]
+        if "complexity" in self.plan.measures:
+            measures |= complexity(model, self._image_shape(cell))
+        if "error" in speed:
+            raise RuntimeError(f"timing failed: {speed['error']}")
+        measures |= {key: value for key, value in speed.items() if value is not None}
+        if "peak_memory_bytes" not in measures:
+            kind = self.device.type
+            found["skipped"]["peak_memory_bytes"] = f"not measured on {kind}" if speed else "speed was not asked for"
+        if "quality" in self.plan.measures:
+            found["training"] = self._train(cell, model, measures)
+            found["confusion_matrix"] = model.test_confusion_counts()
+            measures |= accuracy(found["confusion_matrix"])
+
+    def _train(self, cell: Cell, model: ImageClassifier, measures: Mapping[str, Any]) -> dict[str, Any]:
+        """Trains a network under the budget and tests it; says how the training went."""
+        plan, facts, data = self.plan, self.facts[cell.data], self.data[cell.data]
+        curve = Curve()
+        train_s, test_s = self._expected_s(cell, measures)
+        callbacks: list[L.Callback] = [_Progress(cell, plan, self.display, train_s / (train_s + test_s))]
+        if plan.budget_s is not None:
+            callbacks.insert(0, TimeBudget(plan.budget_s))
+        trainer = L.Trainer(
+            accelerator=self.device.type,
+            devices=[self.device.index or 0] if self.device.type == "cuda" else 1,
+            precision=plan.precision,  # type: ignore[arg-type]
+            max_epochs=-1 if plan.epochs is None else plan.epochs,
+            callbacks=callbacks,
+            logger=curve,
+            log_every_n_steps=_log_interval(plan, facts, measures),
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        start = time.perf_counter()
+        trainer.fit(model, datamodule=data)
+        hardware.synchronise(self.device)
+        seconds = next((c.used_s for c in callbacks if isinstance(c, TimeBudget)), time.perf_counter() - start)
+        steps = trainer.global_step
+        trainer.test(model, datamodule=data, verbose=False)
+        images = steps * min(plan.batch_size, facts["train_images"])
+        epochs = images / facts["train_images"]
+        return {
+            "seconds": seconds,
+            "steps": steps,
+            "images": images,
+            "epochs": epochs,
+            "full_epochs": facts["full_epochs"],
+            "converged": epochs >= 0.99 * facts["full_epochs"],  # the last, incomplete batch of an epoch is dropped
+            "recipe": model.recipe,
+            "peak_lr": model.learning_rate,
+            "curve": curve.points,
+        }
 
 
 def _pair(cell: Cell) -> str:
     return f"{cell.model} on {cell.data}"
-
-
-def _finished(folder: Path) -> dict[str, Record]:
-    files = sorted((folder / "records").glob("*.json"))
-    return {record.key: record for record in load_records(files) if record.status == "ok"}
-
-
-def _check_resumed(
-    done: Mapping[str, Record], facts: Mapping[str, Mapping[str, Any]], machine: Mapping[str, Any]
-) -> None:
-    for record in done.values():
-        now = facts[record.data_name]["label"]
-        if record.data["label"] != now:
-            raise UserError(
-                f"{record.key} was measured on {record.data['label']}, but the data is now {now}; start a new run"
-            )
-        what = _differs(record.environment, machine)
-        if what:
-            raise UserError(
-                f"{record.key} was measured with {what} {record.environment[what]}, not {machine[what]}; "
-                "start a new run"
-            )
 
 
 def _differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
@@ -215,169 +347,14 @@ def _differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     return next((what for what in ("device", "threads", "packages") if before[what] != now[what]), None)
 
 
-def _build(
-    cell: Cell, models: Mapping[str, type[ImageClassifier]], data: Mapping[str, ImageDataModule]
-) -> ImageClassifier:
-    module = data[cell.data]
-    return models[cell.model](
-        num_classes=module.num_classes, in_channels=module.in_channels, image_size=module.image_size
-    )
-
-
-def _speed(
-    plan: Plan,
-    models: Mapping[str, type[ImageClassifier]],
-    data: Mapping[str, ImageDataModule],
-    folder: Path,
-    machine: Mapping[str, Any],
-    display: Display,
-) -> dict[str, dict[str, Any]]:
-    """Times all networks of the grid against each other, or reads what an interrupted run has timed."""
-    path = folder / SPEED_FILE
-    if path.is_file():
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if not _differs(stored["environment"], machine):
-            return stored["figures"]
-        display.note("the machine or the software has changed since the networks were timed; timing them again")
-    subjects: dict[str, Subject] = {}
-    for cell in plan.cells():
-        module = data[cell.data]
-        shape = (module.in_channels, module.image_size, module.image_size)
-        subjects.setdefault(
-            _pair(cell),
-            Subject(lambda cell=cell: _build(cell, models, data), shape, module.num_classes),  # type: ignore[misc]
-        )
-    config = SpeedConfig(torch.device(plan.device), plan.precision, plan.speed_batch_size, plan.batch_size)
-    display.expect("speed", 6.0 * len(subjects))
-    figures = measure_speed(subjects, config, lambda share, text: display.update("speed", share, text))
-    display.update("speed", 1.0)
-    write_json(path, {"figures": figures, "environment": machine})
-    return figures
-
-
-def _expected_s(plan: Plan, facts: Mapping[str, Any], speed: Mapping[str, Any]) -> tuple[float, float]:
-    """Rough duration of training and test of a cell in seconds, for the display."""
-    training = plan.budget_s
-    if training is None:
-        images = facts["train_images"] * (plan.epochs or 1)
-        training = images / speed.get("train_images_per_s", 1000.0)
-    return training + 0.5, facts["test_images"] / speed.get("images_per_s", 1000.0) + 0.1
-
-
-def _run_cell(
-    cell: Cell,
-    plan: Plan,
-    models: Mapping[str, type[ImageClassifier]],
-    module: ImageDataModule,
-    facts: dict[str, Any],
-    speed: Mapping[str, Mapping[str, Any]],
-    machine: dict[str, Any],
-    display: Display,
-) -> Record:
-    common: dict[str, Any] = {
-        "model": cell.model,
-        "data": facts,
-        "seed": cell.seed,
-        "environment": machine,
-        "config": {
-            "budget_s": plan.budget_s,
-            "epochs": plan.epochs,
-            "device": plan.device,
-            "precision": plan.precision,
-            "precision_reason": plan.precision_reason,
-            "memory_format": "channels_last",
-            "batch_size": plan.batch_size,
-            "speed_batch_size": plan.speed_batch_size,
-            "eval_batch_size": plan.eval_batch_size,
-            "macs_convention": CONVENTION,
-        },
-    }
-    measures: dict[str, Any] = {}
-    skipped: dict[str, str] = {}
-    training: dict[str, Any] = {}
-    confusion = None
-    try:
-        L.seed_everything(cell.seed, workers=True, verbose=False)
-        model = _build(cell, models, {cell.data: module})
-        if "complexity" in plan.measures:
-            measures |= complexity(model, (module.in_channels, module.image_size, module.image_size))
-        if "speed" in plan.measures:
-            figures = dict(speed[_pair(cell)])
-            if "error" in figures:
-                raise RuntimeError(f"timing failed: {figures['error']}")
-            measures |= figures
-        if measures.get("peak_memory_bytes") is None:
-            measures.pop("peak_memory_bytes", None)
-            skipped["peak_memory_bytes"] = f"not measured on {torch.device(plan.device).type}"
-        if "quality" in plan.measures:
-            training, confusion = _train_and_test(cell, model, module, plan, measures, display)
-            measures |= accuracy(confusion)
-    except Exception as error:  # any failure of a cell becomes its record; the other cells go on
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        display.note(f"{_pair(cell)} failed: {reason}")
-        return Record(**common, status="error", reason=reason, measures=measures, skipped=skipped)
-    text = _outcome(measures, training)
-    display.update(cell.key, 1.0)
-    display.note(f"{_pair(cell)}{f', seed {cell.seed}' if len(plan.seeds) > 1 else ''}: {text}")
-    return Record(
-        **common, status="ok", measures=measures, skipped=skipped, training=training, confusion_matrix=confusion
-    )
-
-
-def _outcome(measures: Mapping[str, Any], training: Mapping[str, Any]) -> str:
-    if "test_accuracy" not in measures:
+def _outcome(record: Record) -> str:
+    if record.status == "error":
+        return f"failed: {record.reason}"
+    if not record.training:
         return "measured"
-    text = f"test accuracy {measures['test_accuracy']:.1%} after {training['epochs']:.2g} epochs"
+    training = record.training
+    text = f"test accuracy {record.measures['test_accuracy']:.1%} after {training['epochs']:.2g} epochs"
     return text if training["converged"] else f"{text} in {training['seconds']:.0f} s, not converged"
-
-
-def _train_and_test(
-    cell: Cell,
-    model: ImageClassifier,
-    module: ImageDataModule,
-    plan: Plan,
-    measures: Mapping[str, Any],
-    display: Display,
-) -> tuple[dict[str, Any], list[list[int]]]:
-    facts = module.describe()
-    curve = Curve()
-    train_s, test_s = _expected_s(plan, facts, measures)
-    callbacks: list[L.Callback] = [_Report(cell, plan, display, train_s / (train_s + test_s))]
-    if plan.budget_s is not None:
-        callbacks.insert(0, TimeBudget(plan.budget_s))
-    device = torch.device(plan.device)
-    trainer = L.Trainer(
-        accelerator=device.type,
-        devices=[device.index or 0] if device.type == "cuda" else 1,
-        precision=plan.precision,  # type: ignore[arg-type]
-        max_epochs=-1 if plan.epochs is None else plan.epochs,
-        callbacks=callbacks,
-        logger=curve,
-        log_every_n_steps=_log_interval(plan, facts, measures),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
-    start = time.perf_counter()
-    trainer.fit(model, datamodule=module)
-    hardware.synchronise(device)
-    seconds = next((c.used_s for c in callbacks if isinstance(c, TimeBudget)), time.perf_counter() - start)
-    images = trainer.global_step * min(plan.batch_size, facts["train_images"])
-    epochs = images / facts["train_images"]
-    trainer.test(model, datamodule=module, verbose=False)
-    training = {
-        "seconds": seconds,
-        "steps": trainer.global_step,
-        "images": images,
-        "epochs": epochs,
-        "full_epochs": facts["full_epochs"],
-        "converged": epochs >= 0.99 * facts["full_epochs"],  # the last, incomplete batch of an epoch is dropped
-        "recipe": model.recipe,
-        "peak_lr": model.learning_rate,
-        "curve": curve.points,
-    }
-    return training, model.test_confusion_counts()
 
 
 def _log_interval(plan: Plan, facts: Mapping[str, Any], measures: Mapping[str, Any]) -> int:
