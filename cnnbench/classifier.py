@@ -22,21 +22,14 @@ from cnnbench.errors import UserError
 Batch = tuple[Tensor, Tensor]
 
 
-class TimeBudget(L.Callback):
-    """Ends training after so many seconds of training; validation and set-up do not count.
-
-    The learning-rate schedule follows the share of the budget that is used, so that every network ends its schedule
-    whatever its speed (budgeted training: Li, Yumer, Ramanan 2020, arXiv 1905.04753).
+class TrainingClock(L.Callback):
+    """Measures the wall time of training from the start of the first batch; validation and set-up do not count.
 
     Args:
-        seconds: Wall time from the start of the first batch, without the time in validation.
         clock: Source of the time in seconds.
     """
 
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.perf_counter) -> None:
-        if seconds <= 0:
-            raise UserError(f"budget {seconds} s is not positive; give the seconds of training, such as 30")
-        self.seconds = seconds
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._used_s = 0.0
         self._since: float | None = None
@@ -46,27 +39,45 @@ class TimeBudget(L.Callback):
         """Seconds of training so far."""
         return self._used_s + (self._clock() - self._since if self._since is not None else 0.0)
 
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if self._since is None:
+            self._since = self._clock()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)  # work that is still queued is training
+        self._used_s, self._since = self.used_s, None
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.on_validation_start(trainer, pl_module)
+
+
+class TimeBudget(TrainingClock):
+    """Ends training after so many seconds of training.
+
+    The learning-rate schedule follows the share of the budget that is used, so that every network ends its schedule
+    whatever its speed (budgeted training: Li, Yumer, Ramanan 2020, arXiv 1905.04753).
+
+    Args:
+        seconds: Wall time of training, as `TrainingClock` measures it.
+        clock: Source of the time in seconds.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.perf_counter) -> None:
+        super().__init__(clock)
+        if seconds <= 0:
+            raise UserError(f"budget {seconds} s is not positive; give the seconds of training, such as 30")
+        self.seconds = seconds
+
     @property
     def progress(self) -> float:
         """Used share of the budget; above 1 when it is overrun."""
         return self.used_s / self.seconds
 
-    def _pause(self) -> None:
-        self._used_s, self._since = self.used_s, None
-
-    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        if self._since is None:
-            self._since = self._clock()
+    def on_train_batch_start(self, trainer: L.Trainer, *arguments: Any) -> None:
+        super().on_train_batch_start(trainer, *arguments)
         if self.progress >= 1:
             trainer.should_stop = True  # ImageClassifier then skips the batch
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._pause()
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)
-        self._pause()
 
 
 class ImageClassifier(L.LightningModule):
@@ -84,7 +95,7 @@ class ImageClassifier(L.LightningModule):
         image_size: Height and width of the images in pixels; with the command it comes from the data.
         optimizer: Builds an optimizer from the parameters, in place of the recipe.
         lr_scheduler: Builds a scheduler, stepped once a batch, from the optimizer; only together with ``optimizer``.
-        learning_rate: Peak of the recipe's schedule in place of the architecture's own.
+        learning_rate: Peak of the recipe's schedule in place of the architecture's own; not with ``optimizer``.
         label_smoothing: Share of the target that is spread over all classes.
         channels_last: Keep images and weights with the channel as the innermost dimension, which is faster on
             current processors and gives the same results up to rounding.
@@ -117,6 +128,8 @@ class ImageClassifier(L.LightningModule):
             )
         if lr_scheduler is not None and optimizer is None:
             raise UserError("lr_scheduler is given without optimizer; give both, or neither for the recipe")
+        if learning_rate is not None and optimizer is not None:
+            raise UserError("learning_rate belongs to the recipe; with an optimizer of your own, set optimizer.lr")
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.image_size = image_size
@@ -161,7 +174,7 @@ class ImageClassifier(L.LightningModule):
             self._start_sums("train")
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
-        return -1 if self.trainer.should_stop and isinstance(self._time_budget(), TimeBudget) else None
+        return -1 if self.trainer.should_stop and self._time_budget() is not None else None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss, logits = self._loss_and_logits(batch)
@@ -237,21 +250,28 @@ class ImageClassifier(L.LightningModule):
         budget = self._time_budget()
         return budget.progress if budget is not None else step / total_steps
 
-    def configure_optimizers(self) -> Any:
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Builds the recipe's optimizer, or the user's."""
         if self._optimizer is not None:
-            optimizer = self._optimizer(self.parameters())
-            if self._lr_scheduler is None:
-                return optimizer
-            scheduler: Any = self._lr_scheduler(optimizer)
-        else:
-            weights = [p for p in self.parameters() if p.ndim > 1]
-            others = [p for p in self.parameters() if p.ndim <= 1]
-            groups: list[dict[str, Any]] = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
-            optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=0.05)
+            return self._optimizer(self.parameters())
+        weights = [p for p in self.parameters() if p.ndim > 1]
+        others = [p for p in self.parameters() if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=0.05)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer()
+        if self._optimizer is None:
             total_steps = self.trainer.estimated_stepping_batches
-            scheduler = torch.optim.lr_scheduler.LambdaLR(
+            if total_steps == float("inf") and self._time_budget() is None:
+                raise UserError("the recipe's learning rate needs an end; set trainer.max_epochs or trainer.max_steps")
+            scheduler: Any = torch.optim.lr_scheduler.LambdaLR(
                 optimizer, lambda step: lr_factor(self._progress(step, total_steps))
             )
+        elif self._lr_scheduler is not None:
+            scheduler = self._lr_scheduler(optimizer)
+        else:
+            return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 

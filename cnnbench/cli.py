@@ -72,7 +72,7 @@ def _parser() -> Parser:
     )
     report.add_argument("records", nargs="+", type=Path, metavar="RECORDS", help="run folders, .json or .jsonl files")
     report.add_argument("--out", type=Path, help="folder of the report (default: the run folder, else results/report)")
-    _add_wandb(report)
+    _add_wandb(report, default="off")
     report.add_argument(
         "--export", type=Path, metavar="FILE", help="also write the records as JSON lines to a new file"
     )
@@ -84,10 +84,9 @@ def _parser() -> Parser:
     return parser
 
 
-def _add_wandb(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--wandb", choices=("off", "offline", "online"), default="off", help="log to W&B too (default: off)"
-    )
+def _add_wandb(parser: argparse.ArgumentParser, **options: Any) -> None:
+    choices = ("off", "offline", "online")
+    parser.add_argument("--wandb", choices=choices, help="log to W&B too (default: off)", **options)
 
 
 def _add_bench(commands: Any) -> argparse.ArgumentParser:
@@ -127,7 +126,7 @@ def _add_bench(commands: Any) -> argparse.ArgumentParser:
     )
     add("--out", type=Path, metavar="DIR", help="run folder (default: a new one in results/bench)")
     add("--resume", action="store_true", help="go on with the newest run, or that of --out")
-    add("--wandb", choices=("off", "offline", "online"), help="log to W&B too (default: off)")
+    _add_wandb(bench)
     add("--json", action="store_true", help="print one JSON document on stdout")
     return bench
 
@@ -154,11 +153,8 @@ def bench(arguments: argparse.Namespace) -> int:
     else:
         plan = _resolve(asked)
     _check_before_start(plan)
-    if not resume:
-        plans.save_plan(folder, plan)
     mode = resolve_mode(asked_mode, folder)
     tracker = Tracker(mode, folder) if mode != "off" else None
-    print(f"run folder {folder}; {plan.device}, {plan.precision} ({plan.precision_reason})", file=sys.stderr)
     try:
         with LiveDisplay() as display:
             records = run(plan, folder, display, tracker.log_cell if tracker else lambda _: None)
@@ -166,6 +162,8 @@ def bench(arguments: argparse.Namespace) -> int:
         print(f"interrupted; go on with: cnnbench bench --resume --out {folder}", file=sys.stderr)
         return 130
     if tracker:
+        for record in records:  # those of an interrupted run that had not been logged
+            tracker.log_cell(record)
         tracker.log_comparison(records)
     _finish(records, folder, as_json)
     return 1 if any(r.status == "error" for r in records) else 0
@@ -191,14 +189,23 @@ def _with_config(options: dict[str, Any]) -> dict[str, Any]:
     for key, value in stored.items():
         if key not in actions:
             raise unknown(f"option in '{path}'", str(key), actions)
-        values[key] = _convert(actions[key], key, value, path)
+        if value is not None:
+            values[key] = _convert(actions[key], key, value, path)
+    if "epochs" in options:
+        values.pop("budget", None)
+    if "budget" in options:
+        values.pop("epochs", None)
     return values | options
 
 
 def _convert(action: argparse.Action, key: str, value: Any, path: Path) -> Any:
     """Gives a value of a YAML file the type that the same option has on the command line."""
-    if isinstance(value, (bool, dict)) or value is None:
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise UserError(f"{key} in '{path}': '{value}' is not true or false")
         return value
+    if isinstance(value, dict):
+        value = json.dumps(value)
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     convert = action.type if callable(action.type) else str
     try:
@@ -259,6 +266,7 @@ def _check_before_start(plan: Any) -> None:
     """Refuses wrong names and folders before a run folder is made."""
     from cnnbench.data import get_data
     from cnnbench.data.sources import resolve_data_dir
+    from cnnbench.hardware import choose_device
     from cnnbench.models import get_model
 
     for name in plan.models:
@@ -266,6 +274,7 @@ def _check_before_start(plan: Any) -> None:
     for name in plan.data:
         get_data(name)
     resolve_data_dir(plan.data_dir)
+    choose_device(plan.device)
 
 
 def _run_folder(out: Path | None, resume: bool) -> Path:
@@ -322,22 +331,30 @@ def report(arguments: argparse.Namespace) -> int:
 
 
 def listing(arguments: argparse.Namespace) -> int:
+    from cnnbench.bench.figures import short
     from cnnbench.data import all_data
+    from cnnbench.measure.complexity import complexity
     from cnnbench.models import all_models
 
-    kinds: dict[str, dict[str, type]] = {"models": dict(all_models()), "data": dict(all_data())}
-    lines = {
-        kind: {name: (cls.__doc__ or "").strip().splitlines()[0] for name, cls in table.items()}
-        for kind, table in kinds.items()
-    }
+    models: dict[str, dict[str, Any]] = {}
+    for name, model in all_models().items():
+        cost = complexity(model(), (3, 32, 32))
+        models[name] = {"summary": _summary(model), "params": cost["params"], "macs": cost["macs"]}
+    data = {name: {"summary": _summary(cls)} for name, cls in all_data().items()}
     if arguments.json:
-        print(json.dumps(lines, indent=1, ensure_ascii=False))
+        print(json.dumps({"models": models, "data": data}, indent=1, ensure_ascii=False))
         return 0
-    for kind, table in lines.items():
-        print(f"{kind}:")
-        for name, line in table.items():
-            print(f"  {name:12s} {line}")
+    print(f"models{'':12}params    MACs  (3x32x32, 10 classes)")
+    for name, facts in models.items():
+        print(f"  {name:14}{short(facts['params']):>8}{short(facts['macs']):>8}  {facts['summary']}")
+    print("data")
+    for name, facts in data.items():
+        print(f"  {name:14}{facts['summary']}")
     return 0
+
+
+def _summary(cls: type) -> str:
+    return (cls.__doc__ or "").strip().splitlines()[0]
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {"bench": bench, "report": report, "list": listing}

@@ -60,7 +60,7 @@ def choose_precision(name: str, device: torch.device) -> tuple[str, str]:
     if name != "auto":
         return name, "as asked"
     if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
+        if torch.cuda.get_device_capability(device) >= (8, 0):  # from Ampere on
             return "bf16-mixed", "this GPU computes in bfloat16"
         return "32-true", "this GPU does not compute in bfloat16"
     if device.type == "cpu" and cpu_has_bf16():
@@ -91,6 +91,20 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def accelerator_facts(device: torch.device) -> dict[str, object]:
+    """Versions and switches that decide how a GPU computes; empty on a CPU."""
+    if device.type != "cuda":
+        return {}
+    return {
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "tf32_convolutions": torch.backends.cudnn.allow_tf32,
+        "tf32_matrix_products": torch.backends.cuda.matmul.allow_tf32,
+        "host_cpu": device_name(torch.device("cpu")),
+    }
 
 
 def device_name(device: torch.device) -> str:

@@ -146,7 +146,9 @@ def load_records(paths: Iterable[Path]) -> list[Record]:
     records: list[Record] = []
     for path in paths:
         if path.is_dir():
-            files = sorted((path / "records").glob("*.json")) or sorted(path.glob("*.json*"))
+            files = sorted((path / "records").glob("*.json")) or [
+                f for f in sorted(path.glob("*.json*")) if f.name not in ("plan.json", "speed.json")
+            ]
         elif path.is_file():
             files = [path]
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import inspect
 import itertools
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, cast
 
 import lightning as L
 import torch
@@ -152,6 +153,11 @@ class CLI(LightningCLI):
         if asked in hardware.PRECISIONS:
             config.trainer.precision, reason = hardware.choose_precision(asked, device)
             _say(f"precision {config.trainer.precision}: {reason}")
+        if self.subcommand != "fit" and config.ckpt_path is None:
+            raise UserError(f"--ckpt_path missing: {self.subcommand} needs a trained network; `cnnbench fit` makes one")
+        asked = _values(sys.argv, "--model")
+        if asked and asked[-1].rsplit(".", 1)[-1] != _class_name(config.model):  # LightningCLI takes the checkpoint's
+            raise UserError(f"the checkpoint is of {_class_name(config.model)}, not of {asked[-1]}; leave out --model")
         if config.wandb != "off" and config.trainer.logger not in (None, True):
             raise UserError("--wandb and --trainer.logger exclude each other; put a WandbLogger into trainer.logger")
 
@@ -167,6 +173,11 @@ class CLI(LightningCLI):
         self.datamodule.setup()
         config = self.config[self.subcommand]
         folder = _run_folder(config)
+        if self.subcommand == "fit" and _has_no_end(config.trainer):
+            kwargs["max_epochs"] = self.datamodule.full_epochs
+            _say(
+                f"{kwargs['max_epochs']} epochs, a full training on this data; --trainer.max_epochs sets another number"
+            )
         if config.trainer.logger in (None, True):
             kwargs["logger"] = _loggers(config.wandb, folder)
         return super().instantiate_trainer(default_root_dir=str(folder), **kwargs)
@@ -176,15 +187,36 @@ class CLI(LightningCLI):
         cost = complexity(self.model, (data.in_channels, data.image_size, data.image_size))
         name, shape = type(self.model).__name__, f"{data.in_channels}x{data.image_size}x{data.image_size}"
         _say(f"{name} at {shape}: {cost['params']:,} parameters, {cost['macs']:,} MACs per image")
-        _say(f"recipe: {self.model.recipe}; peak learning rate {self.model.learning_rate:g}")
+        own = self.config[self.subcommand].model.init_args.get("optimizer") is not None
+        rate = "" if own else f"; peak learning rate {self.model.learning_rate:g}"
+        _say(f"recipe: {self.model.recipe}{rate}")
 
     def after_fit(self) -> None:
         checkpoint = self.trainer.checkpoint_callback
-        best = getattr(checkpoint, "best_model_path", "")
-        folder = self.trainer.default_root_dir
-        if best:
-            _say(f"run folder: {folder}")
-            _say(f"test it:    cnnbench test --ckpt_path {os.path.relpath(best)}")
+        _say(f"run folder: {self.trainer.default_root_dir}")
+        path = getattr(checkpoint, "best_model_path", "") or getattr(checkpoint, "last_model_path", "")
+        if path:
+            _say(f"test it:    cnnbench test --ckpt_path {os.path.relpath(path)}")
+
+    def predict(self, model: ImageClassifier, datamodule: ImageDataModule, **options: Any) -> None:
+        """Writes the class probabilities of the test images, in the data's order, into the run folder."""
+        if self.trainer.world_size > 1:
+            raise UserError("predict writes one file from one device; add --trainer.devices 1")
+        batches = self.trainer.predict(model, datamodule=datamodule, **options) or []
+        path = Path(self.trainer.default_root_dir) / "predictions.csv"
+        names = datamodule.class_names
+        labels = datamodule.test_dataloader().split.labels.tolist()
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["image", "true", "predicted", *names])
+            probabilities = torch.cat(cast("list[torch.Tensor]", batches)).tolist()
+            for index, (label, row) in enumerate(zip(labels, probabilities, strict=True)):
+                writer.writerow([index, names[label], names[row.index(max(row))], *(f"{p:.6g}" for p in row)])
+        _say(f"predictions: {path}")
+
+
+def _has_no_end(trainer: Any) -> bool:
+    return trainer.max_epochs is None and trainer.max_steps in (None, -1) and trainer.max_time is None
 
 
 @rank_zero_only
@@ -243,19 +275,24 @@ def _loggers(asked: Mode, folder: Path) -> list[Logger]:
 
 def _with_run_config(arguments: list[str]) -> list[str]:
     """Adds the run's own configuration where a checkpoint is given and nothing says which network it is."""
-    if arguments[0] == "fit" or any(a.split("=")[0] in ("--config", "-c", "--model") for a in arguments):
-        return arguments
-    paths = [a.split("=", 1)[1] for a in arguments if a.startswith("--ckpt_path=")]
-    paths += [b for a, b in itertools.pairwise(arguments) if a == "--ckpt_path"]
-    if not paths:
+    paths = _values(arguments, "--ckpt_path")
+    if not paths or paths[-1] in ("best", "last", "hpc"):
         return arguments
     checkpoint = Path(paths[-1])
-    if not checkpoint.is_file():
+    if not checkpoint.exists():
         raise UserError(f"checkpoint '{checkpoint}' does not exist; `cnnbench fit` prints the path of the one it wrote")
+    if arguments[0] == "fit" or any(a.split("=")[0] in ("--config", "-c", "--model") for a in arguments):
+        return arguments
     for folder in checkpoint.resolve().parents[:2]:
         if (folder / "config.yaml").is_file():
             return [arguments[0], f"--config={folder / 'config.yaml'}", *arguments[1:]]
     raise UserError(f"no config.yaml beside checkpoint '{checkpoint}'; add --config FILE, or --model NAME --data NAME")
+
+
+def _values(arguments: list[str], flag: str) -> list[str]:
+    """What the arguments give for an option, as ``--flag value`` or ``--flag=value``."""
+    values = [b for a, b in itertools.pairwise(arguments) if a == flag]
+    return values + [a.split("=", 1)[1] for a in arguments if a.startswith(f"{flag}=")]
 
 
 def _check_names(arguments: list[str]) -> None:
@@ -305,6 +342,10 @@ def main(arguments: list[str]) -> None:
         _start()
     except _Refused as refusal:
         raise explain(refusal.message) from None
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):
+            raise
+        raise UserError(f"the checkpoint is not one of this network: {' '.join(str(error).split())[:300]}") from error
     except wandb.errors.Error as error:
         reason = " ".join(str(error).split())
         raise UserError(f"W&B cannot be reached ({reason}); use --wandb offline, or wandb login") from error

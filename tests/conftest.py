@@ -79,6 +79,7 @@ def make_record(model: str = "LeNet5", data: str = "MNIST", synthetic: bool = Fa
         "epochs": 6.4,
         "full_epochs": 10,
         "converged": False,
+        "diverged": False,
         "recipe": "AdamW",
         "peak_lr": 0.003,
         "curve": [{"step": 9, "train/accuracy": 0.5, "train/loss": 1.2}, {"step": 19, "train/accuracy": 0.8}],

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import wandb
+from filelock import FileLock
 
 from cnnbench.bench import plan as plans
 from cnnbench.bench import run as runner
@@ -109,6 +110,68 @@ def test_a_killed_run_resumes_without_repeating(capsys: pytest.CaptureFixture) -
     assert (first.read_bytes(), first.stat().st_mtime_ns) == before
 
 
+def test_a_diverged_training_is_a_record_that_says_so(capsys: pytest.CaptureFixture) -> None:
+    arguments = ["bench", "--models=LeNet5", "--data=Synthetic", "--measures=quality", "--learning_rate=1e12", *SMALL]
+    assert main([*arguments, "--out=run"]) == 0
+    (record,) = load_records([Path("run")])
+    assert record.training["diverged"]
+    assert not record.training["converged"]
+    assert "diverged" in " ".join(Path("run/report.md").read_text().split())
+    assert "diverged" in capsys.readouterr().err
+
+
+def test_failed_timing_is_an_error_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = runner.measure_speed
+
+    def fail_one(subjects, *rest):  # type: ignore[no-untyped-def]
+        figures = measure(subjects, *rest)
+        return {name: {"error": "OutOfMemoryError"} if "LeNet5" in name else f for name, f in figures.items()}
+
+    monkeypatch.setattr(runner, "measure_speed", fail_one)
+    assert main([*TINY, "--out=run"]) == 1
+    records = {r.model: r for r in load_records([Path("run")])}
+    assert records["LeNet5"].reason == "RuntimeError: timing failed: OutOfMemoryError"
+    assert "test_accuracy" in records["LeNet5"].measures  # the rest was measured
+    assert records["SimpleCNN"].status == "ok"
+    monkeypatch.setattr(runner, "measure_speed", measure)
+    assert main(["bench", "--resume", "--out=run"]) == 0
+    assert all("latency_ms_median" in r.measures for r in load_records([Path("run")]))
+
+
+def test_ctrl_c_in_training_says_how_to_go_on(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner._Progress, "on_train_batch_end", interrupt)
+    assert main([*TINY, "--measures=quality", "--out=run"]) == 130
+    assert "go on with: cnnbench bench --resume --out run" in capsys.readouterr().err
+    monkeypatch.undo()
+
+
+def test_two_processes_do_not_share_a_run_folder(capsys: pytest.CaptureFixture) -> None:
+    Path("run").mkdir()
+    with FileLock("run/.lock"):
+        assert main([*TINY, "--measures=complexity", "--out=run"]) == 2
+    assert "another process is at work in 'run'" in capsys.readouterr().err
+
+
+def test_a_plan_whose_device_is_gone_is_refused(capsys: pytest.CaptureFixture) -> None:
+    assert main([*TINY, "--measures=complexity", "--out=run"]) == 0
+    plan = json.loads(Path("run/plan.json").read_text())
+    Path("run/plan.json").write_text(json.dumps({**plan, "device": "cuda:66"}))
+    assert main(["bench", "--resume", "--out=run"]) == 2
+    assert "device 'cuda:66' is not there" in capsys.readouterr().err
+
+
+def test_command_line_wins_over_config() -> None:
+    Path("x.yaml").write_text("models: [LeNet5]\ndata: Synthetic\nbudget: 2h\nseeds:\n")
+    arguments = ["bench", "--config=x.yaml", "--epochs=1", "--measures=complexity", *SMALL]
+    arguments.remove("--budget=0.3s")
+    assert main([*arguments, "--out=run"]) == 0
+    plan = plans.load_plan(Path("run"))
+    assert (plan.epochs, plan.budget_s, plan.seeds) == (1, None, (0,))
+
+
 def test_resume_finds_the_newest_run() -> None:
     for name in ("20250101-000000", "20260101-000000"):
         folder = Path("results/bench") / name
@@ -180,9 +243,9 @@ def test_wandb_offline_runs_hold_the_figures_of_the_records(capsys: pytest.Captu
         events = [json.loads(text) for text in _inspect(folder).splitlines()]
         runs[_name(events)] = (events, json.loads(_inspect(folder, "--summary")), folder)
     records = {r.key: r for r in load_records([Path("run")])}
-    assert set(runs) == {*records, "comparison"}
+    assert set(runs) == {*(f"{key} (synthetic)" for key in records), "comparison"}
     for key, record in records.items():
-        events, summary, folder = runs[key]
+        events, summary, folder = runs[f"{key} (synthetic)"]
         text = json.dumps(summary)
         assert str(record.measures["params"]) in text
         assert str(record.measures["test_accuracy"])[:8] in text
@@ -236,6 +299,14 @@ def test_bench_on_a_gpu_measures_the_gpu() -> None:
         assert record.skipped == {}
 
 
+def test_wandb_gets_the_cells_that_an_interruption_left_out() -> None:
+    assert main([*TINY, "--measures=complexity", "--out=run"]) == 0
+    assert main(["bench", "--resume", "--out=run", "--wandb=offline"]) == 0
+    assert len(list(Path("run/wandb").glob("offline-run-*"))) == 3
+    assert main(["bench", "--resume", "--out=run", "--wandb=offline"]) == 0
+    assert len(Path("run/wandb/logged.txt").read_text().splitlines()) == 2
+
+
 def _inspect(folder: Path, *options: str) -> str:
     command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", *options, "--json", str(folder)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -251,8 +322,6 @@ def _name(events: list[dict]) -> str:
 
 def test_plans_check_themselves() -> None:
     good = Plan(("LeNet5",), ("MNIST",), (0,), ("speed",), 1.0, None, "cpu", "32-true", "as asked", 8, 8, 8)
-    assert good.budget == "1 s of training"
-    assert replace(good, budget_s=None, epochs=3).budget == "3 epochs"
     for changes, message in (
         ({"models": ()}, "models is empty"),
         ({"seeds": (1, 1)}, "names something twice"),

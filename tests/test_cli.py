@@ -13,7 +13,7 @@ import yaml
 from conftest import make_record
 
 from cnnbench.cli import main
-from cnnbench.data import sources
+from cnnbench.data import get_data, sources
 from cnnbench.errors import MissingDataError
 from cnnbench.record import write_record
 
@@ -67,6 +67,17 @@ QUIET = ["--trainer.enable_progress_bar=false"]
         ("fit --config broken.yaml", "cannot read config 'broken.yaml'"),
         ("fit --model LeNet5", "--data missing"),
         ("fit --model LeNet5 --data Synthetic --model.optimizer Adamm", "optimizer 'Adamm' is no class"),
+        ("fit --model LeNet5 --data Synthetic --ckpt_path nowhere.ckpt", "checkpoint 'nowhere.ckpt' does not exist"),
+        ("test --model LeNet5 --data Synthetic", "--ckpt_path missing: test needs a trained network"),
+        ("predict --model LeNet5 --data Synthetic", "--ckpt_path missing: predict needs a trained network"),
+        ("fit --model LeNet5 --data Synthetic --model.optimizer SGD --model.learning_rate 1", "belongs to the recipe"),
+        ("bench --data_options [1]", "data_options [1] is not a table"),
+        ('bench --data_options {"batch_size":2}', "data_options must not set batch_size"),
+        ('bench --data Synthetic --data_options {"image_size":"a"}', "image_size a is not a number of pixels"),
+        ('bench --data Synthetic --data_options {"image_size":16} --out gone', "too small for LeNet5"),
+        ('bench --data Synthetic --data_options {"colour":1}', "do not fit Synthetic"),
+        ("bench --config types.yaml", "batch_size in 'types.yaml'"),
+        ("bench --config flag.yaml", "resume in 'flag.yaml': '0' is not true or false"),
         ("test --ckpt_path nowhere.ckpt", "checkpoint 'nowhere.ckpt' does not exist"),
     ],
 )
@@ -75,12 +86,15 @@ def test_bad_input_gives_one_line_and_exit_code_2(
 ) -> None:
     Path("wrong.yaml").write_text("modles: [LeNet5]\n")
     Path("fit.yaml").write_text("model: LeNet5\ndata: Synthetic\ntrainer: {max_epoch: 1, accelerator: cpu}\n")
+    Path("types.yaml").write_text("seeds:\ndevice:\nbatch_size: {a: 1}\n")
+    Path("flag.yaml").write_text("resume: 0\n")
     Path("linked.yaml").write_text("model: {class_path: LeNet5, init_args: {num_classes: 7}}\ndata: Synthetic\n")
     Path("broken.yaml").write_text("model: [LeNet5\n")
     before = {p.name for p in tmp_path.iterdir()}
     assert main(arguments.split()) == 2
     captured = capsys.readouterr()
-    last = captured.err.strip().splitlines()[-1]
+    *before_it, last = captured.err.strip().splitlines()
+    assert all(line.startswith("precision ") for line in before_it), "more than one line"
     assert last.startswith("cnnbench: ")
     assert message in last
     assert len(last) < 600
@@ -115,7 +129,10 @@ def test_list_names_every_network_and_data_set(capsys: pytest.CaptureFixture) ->
     listed = json.loads(capsys.readouterr().out)
     assert {"LeNet5", "MobileNetV1", "ResNet18", "SimpleCNN", "VGG16"} <= set(listed["models"])
     assert set(listed["data"]) == {"CIFAR10", "MNIST", "Synthetic"}
-    assert all(line for table in listed.values() for line in table.values())
+    assert all(facts["summary"] for table in listed.values() for facts in table.values())
+    assert (listed["models"]["VGG16"]["params"], listed["models"]["VGG16"]["macs"]) == (14_728_266, 313_201_664)
+    assert main(["list"]) == 0
+    assert "313M" in capsys.readouterr().out
 
 
 def test_report_prints_json_with_the_contracts_keys(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -149,6 +166,45 @@ def test_fit_leaves_config_metrics_and_checkpoints_and_test_reads_them(capsys: p
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     assert main(["test", f"--ckpt_path={folder}/checkpoints/best.ckpt", "--trainer.accelerator=cpu", *QUIET]) == 0
     assert "test/accuracy" in capsys.readouterr().out
+    assert main(["validate", f"--ckpt_path={folder}/checkpoints/best.ckpt", "--trainer.accelerator=cpu", *QUIET]) == 0
+    assert "val/accuracy" in capsys.readouterr().out
+
+
+def test_predict_writes_the_probabilities_of_the_test_images(capsys: pytest.CaptureFixture) -> None:
+    assert main([*FIT, "--trainer.max_epochs=1", *QUIET]) == 0
+    checkpoint = _run_folder() / "checkpoints" / "best.ckpt"
+    assert main(["predict", f"--ckpt_path={checkpoint}", "--out=p", "--trainer.accelerator=cpu", *QUIET]) == 0
+    (path,) = Path("p").rglob("predictions.csv")
+    assert f"predictions: {path}" in capsys.readouterr().err
+    rows = list(csv.DictReader(path.open()))
+    data = get_data("Synthetic")(in_channels=1, train_images=200, test_images=50)
+    assert [r["true"] for r in rows] == [data.class_names[i] for i in data.load()[1].labels]
+    for row in rows:
+        values = {name: float(row[name]) for name in data.class_names}
+        assert sum(values.values()) == pytest.approx(1, abs=1e-4)
+        assert row["predicted"] == max(values, key=lambda name: values[name])
+
+
+def test_a_checkpoint_of_another_network_is_refused(capsys: pytest.CaptureFixture) -> None:
+    assert main([*FIT, "--trainer.max_epochs=1", *QUIET]) == 0
+    arguments = [f"--ckpt_path={_run_folder()}/checkpoints/best.ckpt", "--model=SimpleCNN", "--data=Synthetic", *SMALL]
+    assert main(["test", *arguments, "--trainer.accelerator=cpu", *QUIET]) == 2
+    assert "the checkpoint is of LeNet5, not of SimpleCNN" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_without_an_end_training_is_a_full_one(capsys: pytest.CaptureFixture) -> None:
+    assert main([*FIT, *QUIET]) == 0
+    assert "5 epochs, a full training on this data" in capsys.readouterr().err
+    rows = list(csv.DictReader((_run_folder() / "metrics.csv").open()))
+    assert sum(bool(row["val/accuracy"]) for row in rows) == 5
+    assert main([*FIT, "--trainer.max_time=00:00:00:02", *QUIET]) == 2
+    assert "learning rate needs an end" in capsys.readouterr().err
+
+
+def test_without_validation_the_last_checkpoint_is_named(capsys: pytest.CaptureFixture) -> None:
+    assert main([*FIT, "--trainer.max_epochs=1", "--data.val_fraction=0", *QUIET]) == 0
+    captured = capsys.readouterr().err
+    assert f"test --ckpt_path {_run_folder()}/checkpoints/last.ckpt" in captured
 
 
 def test_stored_config_repeats_the_run() -> None:
@@ -195,6 +251,7 @@ def test_experiments_parse_and_state_what_to_expect(file: Path, monkeypatch: pyt
     from cnnbench import train
 
     built = []
+    monkeypatch.setattr(train.CLI, "instantiate_trainer", lambda self, **_: None)  # it reads the data
     monkeypatch.setattr(train.CLI, "_run_subcommand", lambda self, name: built.append((self.model, self.datamodule)))
     assert main(["fit", f"--config={file}", "--trainer.accelerator=cpu"]) == 0
     model, data = built[0]

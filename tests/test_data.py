@@ -6,6 +6,7 @@ import gzip
 import os
 import pickle
 import struct
+import tarfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -156,10 +157,10 @@ def test_missing_data_says_what_was_tried_and_what_to_do(name: str, monkeypatch:
         get_data(name)().prepare_data()
 
 
-def test_downloaded_mnist_archives_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_downloaded_archives_are_unpacked_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _write_mnist(tmp_path / "origin")
-    monkeypatch.setattr("torchvision.datasets.mnist.check_integrity", lambda *_: True)
-    monkeypatch.setattr("torchvision.datasets.utils.check_integrity", lambda path, md5=None: Path(path).exists())
+    new = tmp_path / "new"
+    new.mkdir()
 
     def fetch(urls: list[str], target: Path, md5: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -167,13 +168,20 @@ def test_downloaded_mnist_archives_are_unpacked(tmp_path: Path, monkeypatch: pyt
         target.write_bytes(gzip.compress(content))
 
     monkeypatch.setattr(sources, "fetch", fetch)
-    (tmp_path / "new").mkdir()
-    for name, _ in datasets.MNIST.resources:  # torchvision asks whether the unpacked files are there
-        assert not (tmp_path / "new" / "MNIST" / "raw" / Path(name).stem).exists()
-    monkeypatch.setattr(datasets.MNIST, "_check_exists", lambda self: sources._mnist_is_there(Path(self.root)))
-    data = MNIST(data_dir=str(tmp_path / "new"))
+    data = MNIST(data_dir=str(new))
     data.prepare_data()
     assert data.load()[0].images.shape == (30, 1, 32, 32)
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    (folder / "test_batch").write_bytes(b"x")
+    with tarfile.open(new / "cifar-10-python.tar.gz", "w:gz") as archive:
+        archive.add(folder, arcname=folder.name)
+    monkeypatch.setattr(sources, "fetch", lambda *_: None)
+    CIFAR10(data_dir=str(new)).prepare_data()
+    assert (new / "cifar-10-batches-py" / "test_batch").read_bytes() == b"x"
+    assert not list(new.rglob(".unpack-*"))
+    with pytest.raises(UserError, match="cifar-10-batches-py' is damaged or incomplete; delete it"):
+        CIFAR10(data_dir=str(new)).setup()
 
 
 # Splits and batches

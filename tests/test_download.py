@@ -41,6 +41,9 @@ class Handler(BaseHTTPRequestHandler):
         start = int(self.headers["Range"].split("=")[1].rstrip("-")) if self.headers.get("Range") else 0
         if kind == "norange":
             start = 0
+        if start >= len(content):
+            self.send_error(416)
+            return
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
@@ -129,6 +132,18 @@ def test_silence_is_given_up(server: Server, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(MissingDataError, match="no answer within"):
         fetch([_url(server, "silent")] * 3, tmp_path / "file.bin", MD5)
     assert time.monotonic() - start < 2  # not three times a long wait
+
+
+def test_a_complete_part_needs_no_server(tmp_path: Path) -> None:
+    (tmp_path / "file.bin.part").write_bytes(CONTENT)
+    fetch([f"http://127.0.0.1:{_closed_port()}/file.bin"], tmp_path / "file.bin", MD5)
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+def test_a_part_that_is_too_long_is_dropped(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file.bin.part").write_bytes(bytes(len(CONTENT) + 5))
+    fetch([_url(server, "good")], tmp_path / "file.bin", MD5)
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
 
 
 def test_own_mirror_comes_first(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

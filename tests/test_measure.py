@@ -86,6 +86,21 @@ def _subject(*layers: nn.Module, channels: int = 3) -> Subject:
     return Subject(lambda: nn.Sequential(*layers, *head), (3, 8, 8), 10)
 
 
+class _FailsLater(nn.Module):
+    """Works in the four calls of the shortest warm-up, and then no more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(192, 10)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls > 4:
+            raise TypeError("not any more")
+        return self.linear(x.flatten(1))
+
+
 def test_speed_takes_every_kind_for_every_network_in_each_round() -> None:
     subjects = {"a": _subject(nn.Conv2d(3, 4, 3), channels=4), "b": _subject(nn.BatchNorm2d(3))}
     config = SpeedConfig(CPU, "32-true", batch_size=4, train_batch_size=2, rounds=3, block_s=0, warmup_s=0.01)
@@ -106,6 +121,10 @@ def test_a_network_that_fails_does_not_stop_the_others() -> None:
     config = SpeedConfig(CPU, "32-true", 2, 2, rounds=1, block_s=0, warmup_s=0)
     figures = measure_speed(subjects, config)
     assert figures["bad"]["error"].startswith("RuntimeError: ")
+    late = {"late": Subject(_FailsLater, (3, 8, 8), 10), "good": _subject(nn.Identity())}
+    figures = measure_speed(late, config)
+    assert figures["late"]["error"] == "TypeError: not any more"
+    assert "latency_ms_median" in figures["good"]
     assert "latency_ms_median" in figures["good"]
 
 
@@ -123,6 +142,8 @@ def test_gpu_peak_memory_is_at_least_weights_gradients_and_momentum() -> None:
     config = SpeedConfig(torch.device("cuda", 0), "bf16-mixed", 64, 64, rounds=1)
     first = measure_speed({"a": subject}, config)["a"]["peak_memory_bytes"]
     assert first > 3 * 4 * 11_173_962
+    other = SpeedConfig(torch.device("cuda", 0), "bf16-mixed", 1024, 64, rounds=1)
+    assert measure_speed({"a": subject}, other)["a"]["peak_memory_bytes"] == pytest.approx(first, rel=0.02)
     both = measure_speed({"a": subject, "b": subject}, config)
     assert both["b"]["peak_memory_bytes"] == pytest.approx(first, rel=0.05)
 

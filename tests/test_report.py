@@ -112,6 +112,14 @@ def test_records_of_two_machines_are_not_compared_silently() -> None:
     assert any("more than one device" in line for line in Report([*RECORDS, other]).warnings)
 
 
+def test_records_of_two_budgets_say_so_row_by_row() -> None:
+    longer = make_record(model="VGG16", config={**make_record().config, "budget_s": 60.0})
+    report = Report([*RECORDS, longer])
+    assert any("differ in budget_s (30.0, 60.0)" in line for line in report.warnings)
+    assert [row[-4] for row in report.rows()[:2]] == ["30 s of training", "60 s of training"]
+    assert "Budget" not in [c.title for c in Report(RECORDS).columns]
+
+
 def test_text_of_records_cannot_break_the_page() -> None:
     page = to_html(Report([make_record(model="<script>alert(1)</script>")]))
     assert "<script>" not in page

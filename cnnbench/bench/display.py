@@ -12,8 +12,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 class LiveDisplay:
     """Shows on stderr how far a run is; where stderr is no terminal, only the notes are printed.
 
-    Use as a context manager. Work is announced with its expected seconds, from which the time left follows; what has
-    been observed so far corrects the expectation.
+    Use as a context manager. Work is announced with its expected seconds, from which the time left follows; announcing
+    it again corrects the expectation.
     """
 
     def __init__(self, console: Console | None = None) -> None:

@@ -19,6 +19,8 @@ DEFAULT_MODELS = ("LeNet5", "VGG16", "ResNet18", "MobileNetV1")
 DEFAULT_DATA = ("MNIST", "CIFAR10")
 MEASURES = ("complexity", "speed", "quality")
 PLAN_FILE = "plan.json"
+RESERVED = {"batch_size", "eval_batch_size", "data_dir", "stands_in_for"}
+"""Arguments of the data sets that the plan decides itself."""
 
 
 class Cell(NamedTuple):
@@ -83,6 +85,10 @@ class Plan:
             raise UserError("give either a budget in seconds or a number of epochs, not both")
         if self.budget_s is not None and not 0 < self.budget_s < float("inf"):
             raise UserError(f"budget {self.budget_s:g} s is not positive; give seconds of training, such as 30")
+        if not isinstance(self.data_options or {}, Mapping):
+            raise UserError(f"data_options {self.data_options} is not a table of `argument: value`")
+        for name in RESERVED & set(self.data_options or {}):
+            raise UserError(f"data_options must not set {name}; use the option --{name} of bench")
         for name in ("epochs", "batch_size", "speed_batch_size", "eval_batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -92,11 +98,6 @@ class Plan:
         """The grid, data set by data set, so that each is loaded once."""
         for data, seed, model in itertools.product(self.data, self.seeds, self.models):
             yield Cell(model, data, seed)
-
-    @property
-    def budget(self) -> str:
-        """The budget in words."""
-        return f"{self.budget_s:g} s of training" if self.budget_s is not None else f"{self.epochs} epochs"
 
 
 def parse_budget(text: str) -> float:
@@ -139,7 +140,7 @@ def load_plan(folder: Path) -> Plan:
 
 def conflicts(stored: Plan, asked: Mapping[str, Any]) -> Sequence[str]:
     """Settings in which a resumed run was asked for something else than it was started with."""
-    known = {f.name for f in fields(Plan)}
+    known = {f.name for f in fields(Plan)} - {"precision_reason"}
     return [
         f"{name} {getattr(stored, name)}, not {value}"
         for name, value in asked.items()

@@ -106,14 +106,15 @@ COLUMNS = (
     ),
     Column(
         "Train images/s", "train_images_per_s", _rate("train_images_per_s"),
-        "Throughput of a whole training step (forward, backward, optimizer) at the batch size of training, "
-        "without data loading.",
+        "Throughput of a whole training step (forward, backward, the recipe's optimizer) at the batch size of "
+        "training, without data loading.",
     ),
     Column(
         "Peak MiB", "peak_memory_bytes", _number("peak_memory_bytes", "{:,.0f}", 2**-20),
-        "Largest memory allocated on the GPU in a training step, with weights and optimizer state; not measured on "
-        "a CPU.",
+        "Largest memory allocated on the GPU in a training step: weights, gradients, optimizer state, activations, "
+        "without the images.",
     ),
+    Column("Budget", "budget", lambda r: budget(r), "How long each network was trained."),
     Column("Epochs", "epochs", _epochs, "How often training saw the training images within the budget."),
     Column(
         "Accuracy %", "test_accuracy", _accuracy,
@@ -127,6 +128,8 @@ COLUMNS = (
 )  # fmt: skip
 
 
+SETTINGS = ("budget_s", "epochs", "precision", "batch_size", "speed_batch_size")
+"""Settings that must agree before two rows compare."""
 FULL_WIDTH = 150
 """Characters that the terminal table needs with all its columns."""
 LEFT_OUT_WHEN_NARROW = ("flops", "activations", "train_images_per_s", "test_accuracy_interval")
@@ -146,9 +149,9 @@ class Report:
 
     @property
     def columns(self) -> list[Column]:
-        """Columns in which some cell has content; the seed only where there are several."""
-        several = len({r.seed for r in self.records}) > 1
-        return [c for c in COLUMNS if (c.key != "seed" or several) and any(c.show(r) != DASH for r in self.records)]
+        """Columns in which some cell has content; seed and budget only where they differ."""
+        same = {c.key for c in COLUMNS if c.key in ("seed", "budget") and len({c.show(r) for r in self.records}) == 1}
+        return [c for c in COLUMNS if c.key not in same and any(c.show(r) != DASH for r in self.records)]
 
     def rows(self) -> list[list[str]]:
         return [[c.show(r) for c in self.columns] for r in self.records]
@@ -178,7 +181,15 @@ class Report:
                 f"* Not converged: trained for a budget of {budgets}, less than a full training. These accuracies "
                 "compare how far the networks come within the budget on this machine, not how good they are in the end."
             )
-        for what in ("device", "packages"):
+        diverged = [r for r in self.records if r.training.get("diverged")]
+        lines += [f"Training of {r.model} on {r.data['label']} diverged: its loss was not a number." for r in diverged]
+        for what in SETTINGS:
+            values = list(dict.fromkeys(str(r.config.get(what)) for r in self.records))
+            if len(values) > 1:
+                lines.append(
+                    f"The records differ in {what} ({', '.join(values)}): not every row compares with every other."
+                )
+        for what in ("device", "packages", "threads"):
             if len({str(r.environment[what]) for r in self.records}) > 1:
                 lines.append(f"The records come from more than one {what}: speed does not compare between them.")
         failed = [r for r in self.records if r.status == "error"]
@@ -228,6 +239,7 @@ def _facts(r: Record) -> list[tuple[str, str]]:
     )
     facts = [
         ("Device", f"{env['device']} ({config['device']})"),
+        *[(f"GPU {name}", str(value)) for name, value in (env.get("accelerator") or {}).items()],
         (
             "Machine",
             f"{env['cpu_cores']} CPU cores, {env['threads']} threads, {env['memory_gib']} GiB memory, {env['os']}",

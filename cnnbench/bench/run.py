@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,11 +19,12 @@ from typing import Any, Protocol
 
 import lightning as L
 import torch
+from filelock import FileLock, Timeout
 from lightning.pytorch.loggers.logger import Logger
 
 from cnnbench import hardware
-from cnnbench.bench.plan import Cell, Plan
-from cnnbench.classifier import ImageClassifier, TimeBudget
+from cnnbench.bench.plan import MEASURES, Cell, Plan, save_plan
+from cnnbench.classifier import ImageClassifier, TimeBudget, TrainingClock
 from cnnbench.data import get_data
 from cnnbench.data.module import ImageDataModule
 from cnnbench.data.sets import Synthetic
@@ -54,11 +56,14 @@ class Curve(Logger):
     def __init__(self) -> None:
         super().__init__()
         self.points: list[dict[str, float]] = []
+        self.diverged = False
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        values = {k: round(float(v), 5) for k, v in metrics.items() if k.startswith(("train/", "val/"))}
+        wanted = {k: float(v) for k, v in metrics.items() if k.startswith(("train/", "val/"))}
+        self.diverged |= not all(map(math.isfinite, wanted.values()))
+        values = {k: round(v, 5) for k, v in wanted.items() if math.isfinite(v)}
         if values:
             self.points.append({"step": step or 0, **values})
 
@@ -174,7 +179,10 @@ class _Run:
         self.folder = folder
         self.display = display
         self.device = torch.device(plan.device)
-        self.environment = environment(hardware.device_name(self.device), torch.get_num_threads())
+        self.environment = {
+            **environment(hardware.device_name(self.device), torch.get_num_threads()),
+            "accelerator": hardware.accelerator_facts(self.device),
+        }
         self.models = {name: get_model(name) for name in plan.models}
         self.data = open_data(plan, display.note)
         self.facts = {name: module.describe() for name, module in self.data.items()}
@@ -183,17 +191,37 @@ class _Run:
         done = self._finished()
         pending = [cell for cell in self.plan.cells() if cell.key not in done]
         for cell in pending:
-            self._build(cell)  # refuses before the first minute is spent
+            try:
+                self._build(cell)
+            except UserError:
+                raise  # before the first minute is spent
+            except Exception:
+                pass  # becomes the record of the cell
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                save_plan(self.folder, self.plan)
+                plan = self.plan
+                self.display.note(f"{self.folder}: {plan.device}, {plan.precision} ({plan.precision_reason})")
+                self._take(pending, done, on_record)
+        except Timeout:
+            raise UserError(
+                f"another process is at work in '{self.folder}'; wait for it, or choose another --out"
+            ) from None
+        return [done[cell.key] for cell in self.plan.cells()]
+
+    def _take(self, pending: Sequence[Cell], done: dict[str, Record], on_record: Callable[[Record], None]) -> None:
+        """Measures the cells that are missing, and keeps a record of each."""
+        for cell in pending:
             self.display.expect(cell.key, sum(self._expected_s(cell, {})))
-        speed = self._speed() if "speed" in self.plan.measures and pending else {}
+        speed = self._speed(pending) if "speed" in self.plan.measures and pending else {}
         for cell in pending:
-            self.display.expect(cell.key, sum(self._expected_s(cell, speed.get(_pair(cell), {}))))
+            self.display.expect(cell.key, sum(self._expected_s(cell, speed.get(self._pair(cell), {}))))
         for cell in pending:
-            record = self._run_cell(cell, speed.get(_pair(cell), {}))
+            record = self._run_cell(cell, speed.get(self._pair(cell), {}))
             write_record(self.folder / "records" / f"{cell.key}.json", record)
             done[cell.key] = record
             on_record(record)
-        return [done[cell.key] for cell in self.plan.cells()]
 
     def _finished(self) -> dict[str, Record]:
         """The records of finished cells, if what they were measured on is what is here now."""
@@ -213,6 +241,10 @@ class _Run:
                 )
         return done
 
+    def _pair(self, cell: Cell) -> str:
+        """The network and the images that it really sees."""
+        return f"{cell.model} on {self.facts[cell.data]['label']}"
+
     def _build(self, cell: Cell) -> ImageClassifier:
         data = self.data[cell.data]
         return self.models[cell.model](
@@ -226,16 +258,24 @@ class _Run:
         data = self.data[cell.data]
         return data.in_channels, data.image_size, data.image_size
 
-    def _speed(self) -> dict[str, dict[str, Any]]:
+    def _speed(self, pending: Sequence[Cell]) -> dict[str, dict[str, Any]]:
         """Times all networks of the grid against each other, or reads what an interrupted run has timed."""
         path = self.folder / SPEED_FILE
         if path.is_file():
             stored = json.loads(path.read_text(encoding="utf-8"))
-            if not _differs(stored["environment"], self.environment):
+            failed = [self._pair(cell) for cell in pending if "error" in stored["figures"][self._pair(cell)]]
+            changed = _differs(stored["environment"], self.environment)
+            if not failed and not changed:
                 return stored["figures"]
-            self.display.note("machine or software have changed since the networks were timed; timing them again")
+            reason = f"{changed} has changed" if changed else f"it failed for {', '.join(failed)}"
+            self.display.note(f"timing all networks again, since {reason}")
         subjects = {
-            _pair(cell): Subject(partial(self._build, cell), self._image_shape(cell), self.data[cell.data].num_classes)
+            self._pair(cell): Subject(
+                partial(self._build, cell),
+                self._image_shape(cell),
+                self.data[cell.data].num_classes,
+                ImageClassifier.make_optimizer,
+            )
             for cell in self.plan.cells()
         }
         config = SpeedConfig(self.device, self.plan.precision, self.plan.speed_batch_size, self.plan.batch_size)
@@ -275,7 +315,7 @@ class _Run:
         )
         seed = f", seed {cell.seed}" if len(self.plan.seeds) > 1 else ""
         self.display.update(cell.key, 1.0)
-        self.display.note(f"{_pair(cell)}{seed}: {_outcome(record)}")
+        self.display.note(f"{self._pair(cell)}{seed}: {_outcome(record)}")
         return record
 
     def _measure(self, cell: Cell, speed: Mapping[str, Any], found: dict[str, Any]) -> None:
@@ -285,16 +325,16 @@ class _Run:
         measures = found["measures"]
         if "complexity" in self.plan.measures:
             measures |= complexity(model, self._image_shape(cell))
-        if "error" in speed:
-            raise RuntimeError(f"timing failed: {speed['error']}")
-        measures |= {key: value for key, value in speed.items() if value is not None}
-        if "peak_memory_bytes" not in measures:
-            kind = self.device.type
-            found["skipped"]["peak_memory_bytes"] = f"not measured on {kind}" if speed else "speed was not asked for"
+        measures |= {key: value for key, value in speed.items() if value is not None and key != "error"}
+        found["skipped"] |= {name: "not asked for" for name in MEASURES if name not in self.plan.measures}
+        if speed and "peak_memory_bytes" not in measures:
+            found["skipped"]["peak_memory_bytes"] = f"not measured on {self.device.type}"
         if "quality" in self.plan.measures:
             found["training"] = self._train(cell, model, measures)
             found["confusion_matrix"] = model.test_confusion_counts()
             measures |= accuracy(found["confusion_matrix"])
+        if "error" in speed:
+            raise RuntimeError(f"timing failed: {speed['error']}")
 
     def _train(self, cell: Cell, model: ImageClassifier, measures: Mapping[str, Any]) -> dict[str, Any]:
         """Trains a network under the budget and tests it; says how the training went."""
@@ -302,8 +342,8 @@ class _Run:
         curve = Curve()
         train_s, test_s = self._expected_s(cell, measures)
         callbacks: list[L.Callback] = [_Progress(cell, plan, self.display, train_s / (train_s + test_s))]
-        if plan.budget_s is not None:
-            callbacks.insert(0, TimeBudget(plan.budget_s))
+        clock = TrainingClock() if plan.budget_s is None else TimeBudget(plan.budget_s)
+        callbacks.insert(0, clock)
         trainer = L.Trainer(
             accelerator=self.device.type,
             devices=[self.device.index or 0] if self.device.type == "cuda" else 1,
@@ -317,29 +357,26 @@ class _Run:
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        start = time.perf_counter()
-        trainer.fit(model, datamodule=data)
-        hardware.synchronise(self.device)
-        seconds = next((c.used_s for c in callbacks if isinstance(c, TimeBudget)), time.perf_counter() - start)
-        steps = trainer.global_step
+        try:
+            trainer.fit(model, datamodule=data)
+        except SystemExit as error:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from error
+        steps, steps_per_epoch = trainer.global_step, trainer.num_training_batches
         trainer.test(model, datamodule=data, verbose=False)
         images = steps * min(plan.batch_size, facts["train_images"])
         epochs = images / facts["train_images"]
         return {
-            "seconds": seconds,
+            "seconds": clock.used_s,
             "steps": steps,
             "images": images,
             "epochs": epochs,
             "full_epochs": facts["full_epochs"],
-            "converged": epochs >= 0.99 * facts["full_epochs"],  # the last, incomplete batch of an epoch is dropped
+            "converged": steps >= facts["full_epochs"] * steps_per_epoch and not curve.diverged,
+            "diverged": curve.diverged,
             "recipe": model.recipe,
             "peak_lr": model.learning_rate,
             "curve": curve.points,
         }
-
-
-def _pair(cell: Cell) -> str:
-    return f"{cell.model} on {cell.data}"
 
 
 def _differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
@@ -353,6 +390,8 @@ def _outcome(record: Record) -> str:
     if not record.training:
         return "measured"
     training = record.training
+    if training["diverged"]:
+        return "training diverged"
     text = f"test accuracy {record.measures['test_accuracy']:.1%} after {training['epochs']:.2g} epochs"
     return text if training["converged"] else f"{text} in {training['seconds']:.0f} s, not converged"
 

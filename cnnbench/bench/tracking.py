@@ -13,10 +13,11 @@ from urllib.parse import urlsplit
 
 from cnnbench.bench import figures
 from cnnbench.bench.report import Report
-from cnnbench.record import Record
+from cnnbench.record import Record, write_text
 
 Mode = Literal["off", "offline", "online"]
 PROJECT = "cnnbench"
+LOGGED_FILE = Path("wandb") / "logged.txt"
 
 
 def has_key() -> bool:
@@ -91,11 +92,24 @@ class Tracker:
         )
 
     def log_cell(self, record: Record) -> None:
-        """Logs a cell: configuration, learning curve, figures as the summary, confusion matrix as image and table."""
+        """Logs a cell once: configuration, learning curve, figures as the summary, confusion as image and table.
+
+        Which records have been logged is kept in the folder, so that a resumed run logs what an interruption left out.
+        """
+        mark = f"{record.key} {record.created}"
+        path = self._folder / LOGGED_FILE
+        logged = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        if mark not in logged:
+            self._log_cell(record)
+            write_text(path, "\n".join([*logged, mark]) + "\n")
+
+    def _log_cell(self, record: Record) -> None:
         import wandb
 
-        config = {"model": record.model, "seed": record.seed, "data": record.data, **record.config}
-        run = self._start(record.key, "cell", config | {"environment": record.environment})
+        config: dict[str, Any] = {"model": record.model, "seed": record.seed, "data": record.data, **record.config}
+        config |= {key: record.training.get(key) for key in ("recipe", "peak_lr")}
+        name = record.key + (" (synthetic)" if record.data["synthetic"] else "")
+        run = self._start(name, "cell", config | {"environment": record.environment})
         for point in record.training.get("curve", ()):
             run.log({k: v for k, v in point.items() if k != "step"} | {"trainer/step": point["step"]})
         if record.confusion_matrix is not None:

@@ -46,9 +46,12 @@ def fetch(urls: Sequence[str], target: Path, md5: str) -> None:
     own = os.environ.get("CNNBENCH_MIRROR")
     if own:
         urls = [f"{own.rstrip('/')}/{target.name}", *urls]
+    part = target.with_name(target.name + ".part")
     if _is_there(target, md5):
         return
-    part = target.with_name(target.name + ".part")
+    if _is_there(part, md5):  # all but the last rename was done
+        part.replace(target)
+        return
     mirrors = _Mirrors(urls, offset=_size(part))
     try:
         failures = mirrors.failures()
@@ -57,10 +60,14 @@ def fetch(urls: Sequence[str], target: Path, md5: str) -> None:
             with FileLock(f"{target}.lock"):
                 if _is_there(target, md5) or _try_mirrors(urls, mirrors, part, md5, failures):
                     return
-    except PermissionError as error:
+    except OSError as error:
         raise MissingDataError(f"cannot write to {target.parent} to download {target.name}: {error}") from error
     finally:
         mirrors.close()
+    if "HTTP 416" in failures.values() and part.exists():  # a part that is longer than the file
+        part.unlink()
+        fetch(urls, target, md5)
+        return
     raise MissingDataError(f"could not download {target.name}; tried {_listed(failures)}")
 
 

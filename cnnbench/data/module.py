@@ -126,6 +126,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         super().__init__()
         if batch_size < 1 or eval_batch_size < 1:
             raise UserError(f"batch_size {batch_size} and eval_batch_size {eval_batch_size} must be at least 1")
+        if image_size is not None and (not isinstance(image_size, int) or image_size < 1):
+            raise UserError(f"image_size {image_size} is not a number of pixels; use a whole number such as 32")
         if not 0 <= val_fraction < 1:
             raise UserError(f"val_fraction {val_fraction} is not in [0, 1); 0.1 keeps a tenth for validation")
         if subset is not None and subset < 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 from torchvision import datasets
+from torchvision.datasets.utils import extract_archive
 
 from cnnbench.data.download import fetch
 from cnnbench.data.module import Split
@@ -72,7 +74,8 @@ def prepare_mnist(root: Path) -> None:
     except MissingDataError as error:
         layout = "the four files MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"
         raise _missing("MNIST", root, layout, str(error)) from error
-    datasets.MNIST(str(root), download=True)  # finds the archives, whose checksums it knows, and unpacks them
+    for name, _ in datasets.MNIST.resources:
+        _unpack(raw / name, raw / Path(name).stem)
 
 
 def _mnist_is_there(root: Path) -> bool:
@@ -104,17 +107,29 @@ def prepare_cifar10(root: Path, classes: tuple[str, ...]) -> None:
     except MissingDataError as error:
         layout = "the folder cifar-10-batches-py or class folders cifar10-images/{train,test}/<class>/*.{png,jpg}"
         raise _missing("CIFAR-10", root, layout, str(error)) from error
-    datasets.CIFAR10(str(root), download=True)  # finds the archive and unpacks it
+    _unpack(root / datasets.CIFAR10.filename, root / datasets.CIFAR10.base_folder)
 
 
 def _cifar10_batches_are_there(root: Path) -> bool:
-    return (root / datasets.CIFAR10.base_folder / "test_batch").is_file()
+    return (root / datasets.CIFAR10.base_folder).is_dir()
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    """Unpacks a checked archive so that its content is there whole or not at all."""
+    with FileLock(f"{archive}.lock"), tempfile.TemporaryDirectory(dir=archive.parent, prefix=".unpack-") as part:
+        if not target.exists():
+            extract_archive(str(archive), part)
+            (Path(part) / target.name).replace(target)
 
 
 def load_cifar10(root: Path, classes: tuple[str, ...]) -> tuple[Split, Split, str]:
     """Training set, test set and the name by which results on this copy are to be reported."""
     if _cifar10_batches_are_there(root):
-        both = [datasets.CIFAR10(str(root), train=train) for train in (True, False)]
+        try:
+            both = [datasets.CIFAR10(str(root), train=train) for train in (True, False)]
+        except RuntimeError as error:
+            folder = root / datasets.CIFAR10.base_folder
+            raise UserError(f"'{folder}' is damaged or incomplete; delete it, and it is made anew") from error
         train, test = (
             Split(torch.from_numpy(d.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(d.targets)) for d in both
         )

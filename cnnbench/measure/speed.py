@@ -26,11 +26,19 @@ _INPUTS = 3  # batches in rotation, so that no result depends on one input stayi
 
 @dataclass(frozen=True)
 class Subject:
-    """A network to be timed: how to build it, and the images it takes (channels, height, width)."""
+    """A network to be timed.
+
+    Attributes:
+        build: Builds it.
+        image_shape: The images that it takes: channels, height, width.
+        num_classes: Classes of its logits.
+        optimizer: Builds the optimizer of the training step.
+    """
 
     build: Callable[[], nn.Module]
     image_shape: tuple[int, int, int]
     num_classes: int
+    optimizer: Callable[[Any], torch.optim.Optimizer] = lambda model: torch.optim.AdamW(model.parameters(), lr=1e-4)
 
 
 @dataclass(frozen=True)
@@ -66,11 +74,8 @@ class _Timed:
     def __init__(self, subject: Subject, config: SpeedConfig) -> None:
         self.config = config
         device = config.device
-        before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         generator = torch.Generator().manual_seed(config.seed)
         channels_last = torch.channels_last
-        self.model = subject.build().to(device=device, memory_format=channels_last)  # type: ignore[call-overload]
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9)
         sizes = {"latency": 1, "inference": config.batch_size, "training": config.train_batch_size}
         self.inputs = {
             kind: itertools.cycle(
@@ -82,6 +87,9 @@ class _Timed:
             for kind, n in sizes.items()
         }
         self.labels = torch.randint(subject.num_classes, (sizes["training"],), generator=generator).to(device)
+        before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+        self.model = subject.build().to(device=device, memory_format=channels_last)  # type: ignore[call-overload]
+        self.optimizer = subject.optimizer(self.model)
         self.samples_ms: dict[str, list[float]] = {kind: [] for kind in KINDS}
         self.model.eval()
         self.cold_start_ms = self._call("latency")
@@ -160,8 +168,8 @@ def measure_speed(
         ``images_per_s`` the throughput at ``batch_size``, ``train_images_per_s`` that of a full training step
         (forward, backward, optimizer) at ``train_batch_size``, each from the median, with 10th and 90th percentile of
         the calls' times;
-        ``cold_start_ms`` the very first call; ``peak_memory_bytes`` what a training step needs on a GPU with weights
-        and optimizer (None on a CPU); ``samples_ms`` every sample.
+        ``cold_start_ms`` the very first call; ``peak_memory_bytes`` what a training step allocates on a GPU: weights,
+        gradients, optimizer state and activations, without the images (None on a CPU); ``samples_ms`` every sample.
     """
     timed: dict[str, _Timed] = {}
     failed: dict[str, dict[str, Any]] = {}
@@ -169,8 +177,8 @@ def measure_speed(
         on_progress(0.5 * index / len(subjects), f"warm up {name}")
         try:
             timed[name] = _Timed(subject, config)
-        except (RuntimeError, ValueError) as error:  # out of memory, or images that do not fit the network
-            failed[name] = {"error": f"{type(error).__name__}: {error}"}
+        except Exception as error:  # whatever a network does wrong is its own failure, not the others'
+            failed[name] = _failure(error)
     turns = [(name, kind) for name in timed for kind in KINDS]
     shuffler = random.Random(config.seed)
     collecting = gc.isenabled()
@@ -180,11 +188,20 @@ def measure_speed(
         for round_index in range(config.rounds):
             on_progress(0.5 + 0.5 * round_index / config.rounds, f"round {round_index + 1} of {config.rounds}")
             for name, kind in shuffler.sample(turns, len(turns)):
-                timed[name].take_turn(kind)
+                if name in failed:
+                    continue
+                try:
+                    timed[name].take_turn(kind)
+                except Exception as error:
+                    failed[name] = _failure(error)
     finally:
         if collecting:
             gc.enable()
-    return {name: timed[name].figures() if name in timed else failed[name] for name in subjects}
+    return {name: failed[name] if name in failed else timed[name].figures() for name in subjects}
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
 
 
 def _spread(times: Sequence[float]) -> dict[str, float]:
