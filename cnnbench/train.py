@@ -116,7 +116,7 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True)
+        self.parser.save(self.config, folder / "config.yaml", skip_unset=False, overwrite=True)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 values = {"model": self.config.model.as_dict(), "data": self.config.data.as_dict()}
@@ -267,7 +267,12 @@ def _loggers(asked: Mode, folder: Path) -> list[Logger]:
         name = f"{folder.parent.name}-{folder.name}"
         loggers.append(
             WandbLogger(
-                save_dir=folder.resolve(), project="cnnbench", name=name, offline=mode == "offline", resume="allow"
+                save_dir=folder.resolve(),
+                project="cnnbench",
+                name=name,
+                offline=mode == "offline",
+                mode=mode,
+                resume="allow",
             )
         )
     return loggers
