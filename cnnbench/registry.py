@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from types import ModuleType
 from typing import TypeVar
 
+from cnnbench.errors import unknown
+
 T = TypeVar("T")
+
+
+def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """Finds a name in a table.
+
+    Raises:
+        UserError: It is not there; the message has the nearest name and all valid ones.
+    """
+    if name not in table:
+        raise unknown(kind, name, table)
+    return table[name]
 
 
 def discover(package: ModuleType, base: type[T]) -> dict[str, type[T]]:

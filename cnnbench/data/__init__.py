@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 
 from cnnbench.data.module import ImageDataModule
-from cnnbench.errors import unknown
-from cnnbench.registry import discover
+from cnnbench.registry import discover, lookup
 
 
 def all_data() -> dict[str, type[ImageDataModule]]:
@@ -20,7 +19,4 @@ def get_data(name: str) -> type[ImageDataModule]:
     Raises:
         UserError: The name is not listed; the message has the nearest one.
     """
-    data = all_data()
-    if name not in data:
-        raise unknown("data set", name, data)
-    return data[name]
+    return lookup("data set", name, all_data())

@@ -9,8 +9,7 @@ from __future__ import annotations
 import sys
 
 from cnnbench.classifier import ImageClassifier
-from cnnbench.errors import unknown
-from cnnbench.registry import discover
+from cnnbench.registry import discover, lookup
 
 
 def all_models() -> dict[str, type[ImageClassifier]]:
@@ -24,7 +23,4 @@ def get_model(name: str) -> type[ImageClassifier]:
     Raises:
         UserError: The name is not listed; the message has the nearest one.
     """
-    models = all_models()
-    if name not in models:
-        raise unknown("model", name, models)
-    return models[name]
+    return lookup("model", name, all_models())
