@@ -138,7 +138,7 @@ def parse_record(value: Mapping[str, Any]) -> Record:
 
 
 def load_records(paths: Iterable[Path]) -> list[Record]:
-    """Reads records from JSON files, JSON-lines files and run folders (their ``records/``).
+    """Reads records from JSON files, JSON-lines files and run folders (their ``records/``), those by date.
 
     Raises:
         UserError: A path does not exist or holds no record, or a file is not one.
@@ -155,8 +155,8 @@ def load_records(paths: Iterable[Path]) -> list[Record]:
             raise UserError(f"records '{path}' do not exist; name a run folder or a record file (.json, .jsonl)")
         if not files:
             raise UserError(f"folder '{path}' holds no records; name a run folder of `cnnbench bench`")
-        for file in files:
-            records += _load_file(file)
+        found = [record for file in files for record in _load_file(file)]
+        records += sorted(found, key=lambda r: r.created) if path.is_dir() else found
     return records
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, PercentFormatter
+from matplotlib.transforms import Bbox
 
 from cnnbench.measure.quality import most_confused
 from cnnbench.record import Record
@@ -59,7 +60,6 @@ def accuracy_against(records: Sequence[Record], cost: str) -> Figure | None:
                 x, y, yerr=bars, fmt=marker, markersize=8, color=colour, capsize=3,
                 markerfacecolor=colour if full else "white", markeredgewidth=1.8,
             )  # fmt: skip
-        _label_points(ax, cells, cost)
         _log_axis(ax, [r.measures[cost] for r in cells], COSTS[cost][0], cost)
         low = min(r.measures["test_accuracy_low"] for r in cells)
         high = max(r.measures["test_accuracy_high"] for r in cells)
@@ -69,22 +69,40 @@ def accuracy_against(records: Sequence[Record], cost: str) -> Figure | None:
     next(iter(axes.values())).set_ylabel("test accuracy")
     if any(not r.training.get("converged", True) for r in drawn):
         figure.supxlabel("open marker: short training, not converged", fontsize=9, color="#555555")
+    figure.draw_without_rendering()  # places the panels, which the labels need to know
+    for label, ax in axes.items():
+        _label_points(ax, [r for r in drawn if r.data["label"] == label], cost)
     return figure
 
 
 def _label_points(ax: Axes, cells: Sequence[Record], cost: str) -> None:
+    """Writes each network's name beside its first point, on the side where it covers the least."""
+    scale = ax.figure.dpi / 72
+    points = [ax.transData.transform((r.measures[cost], r.measures["test_accuracy"])) for r in cells]
+    taken = [Bbox.from_extents(x - 7 * scale, y - 10 * scale, x + 7 * scale, y + 10 * scale) for x, y in points]
     named: set[str] = set()
-    xs = [r.measures[cost] for r in cells]
-    middle = math.sqrt(min(xs) * max(xs))
-    for r in cells:
+    for r, (x, y) in zip(cells, points, strict=True):
         if r.model in named:
             continue
         named.add(r.model)
-        left = r.measures[cost] > middle
-        ax.annotate(
-            r.model, (r.measures[cost], r.measures["test_accuracy"]), xytext=(-9 if left else 9, 6),
-            textcoords="offset points", ha="right" if left else "left", fontsize=9,
-        )  # fmt: skip
+        width, height = 5.6 * scale * len(r.model), 10 * scale
+
+        def box(side: tuple[int, int], x: float = x, y: float = y, w: float = width, h: float = height) -> Bbox:
+            left = {-1: x - 9 * scale - w, 0: x - w / 2, 1: x + 9 * scale}[side[0]]
+            low = y + side[1] * (7 if side[0] else 17) * scale - h / 2
+            return Bbox.from_extents(left, low, left + w, low + h)
+
+        def covered(side: tuple[int, int]) -> float:
+            found = box(side)
+            outside = not all(ax.bbox.contains(*corner) for corner in found.corners())
+            return sum(found.overlaps(other) for other in taken) + 2 * outside
+
+        best = min(((1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1)), key=covered)
+        taken.append(box(best))
+        centre = (box(best).x0 + box(best).x1) / 2, (box(best).y0 + box(best).y1) / 2
+        offset = ((centre[0] - x) / scale, (centre[1] - y) / scale)
+        where = (r.measures[cost], r.measures["test_accuracy"])
+        ax.annotate(r.model, where, xytext=offset, textcoords="offset points", ha="center", va="center", fontsize=9)
 
 
 def _log_axis(ax: Axes, values: Sequence[float], title: str, cost: str) -> None:

@@ -42,6 +42,14 @@ def _number(key: str, pattern: str, scale: float = 1.0) -> Callable[[Record], st
     return show
 
 
+def _significant(key: str) -> Callable[[Record], str]:
+    def show(record: Record) -> str:
+        value = record.measures.get(key)
+        return DASH if value is None else f"{value:#.3g}".rstrip(".")
+
+    return show
+
+
 def _count(key: str) -> Callable[[Record], str]:
     def show(record: Record) -> str:
         value = record.measures.get(key)
@@ -83,7 +91,7 @@ def _epochs(record: Record) -> str:
 
 
 COLUMNS = (
-    Column("Model", "model", lambda r: r.model, "Architecture; `cnnbench list` says more.", numeric=False),
+    Column("Model", "model", lambda r: r.model, "Architecture; the command cnnbench list says more.", numeric=False),
     Column("Data", "data", lambda r: r.data["label"], "The images that were used.", numeric=False),
     Column("Seed", "seed", lambda r: str(r.seed), "Seed of initialisation, order of the batches and augmentation."),
     Column("Params", "params", _count("params"), "Trainable values; a shared one counts once."),
@@ -97,7 +105,7 @@ COLUMNS = (
         "Values that convolutions and matrix products put out for one image: a proxy of memory traffic.",
     ),
     Column(
-        "Latency ms", "latency_ms_median", _number("latency_ms_median", "{:.3g}"),
+        "Latency ms", "latency_ms_median", _significant("latency_ms_median"),
         "One image through the network, batch size 1: median over interleaved rounds.",
     ),
     Column(
