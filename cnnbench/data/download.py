@@ -47,10 +47,7 @@ def fetch(urls: Sequence[str], target: Path, md5: str) -> None:
     if own:
         urls = [f"{own.rstrip('/')}/{target.name}", *urls]
     part = target.with_name(target.name + ".part")
-    if _is_there(target, md5):
-        return
-    if _is_there(part, md5):  # all but the last rename was done
-        part.replace(target)
+    if _is_there(target, md5) or _was_all_but_renamed(part, target, md5):
         return
     mirrors = _Mirrors(urls, offset=_size(part))
     try:
@@ -69,6 +66,16 @@ def fetch(urls: Sequence[str], target: Path, md5: str) -> None:
         fetch(urls, target, md5)
         return
     raise MissingDataError(f"could not download {target.name}; tried {_listed(failures)}")
+
+
+def _was_all_but_renamed(part: Path, target: Path, md5: str) -> bool:
+    """Finishes a download that was killed after its last byte; waits for one that is under way."""
+    if not part.exists():
+        return False
+    with FileLock(f"{target}.lock"):
+        if not _is_there(target, md5) and _is_there(part, md5):
+            part.replace(target)
+        return target.exists()
 
 
 def _is_there(target: Path, md5: str) -> bool:
