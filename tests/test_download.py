@@ -112,6 +112,7 @@ def test_wrong_content_is_never_kept(server: Server, tmp_path: Path) -> None:
 
 def test_a_damaged_file_is_fetched_again(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.bin").write_bytes(b"damaged")
+    (tmp_path / "file.bin.part").write_bytes(CONTENT[:10])
     fetch([_url(server, "good")], tmp_path / "file.bin", MD5)
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
 

@@ -75,7 +75,7 @@ def _was_all_but_renamed(part: Path, target: Path, md5: str) -> bool:
     with FileLock(f"{target}.lock"):
         if not _is_there(target, md5) and _is_there(part, md5):
             part.replace(target)
-        return target.exists()
+        return _is_there(target, md5)
 
 
 def _is_there(target: Path, md5: str) -> bool:
