@@ -155,9 +155,9 @@ class CLI(LightningCLI):
             _say(f"precision {config.trainer.precision}: {reason}")
         if self.subcommand != "fit" and config.ckpt_path is None:
             raise UserError(f"--ckpt_path missing: {self.subcommand} needs a trained network; `cnnbench fit` makes one")
-        asked = _values(sys.argv, "--model")
-        if asked and asked[-1].rsplit(".", 1)[-1] != _class_name(config.model):  # LightningCLI takes the checkpoint's
-            raise UserError(f"the checkpoint is of {_class_name(config.model)}, not of {asked[-1]}; leave out --model")
+        model = _values(sys.argv, "--model")
+        if model and model[-1].rsplit(".", 1)[-1] != _class_name(config.model):  # LightningCLI takes the checkpoint's
+            raise UserError(f"the checkpoint is of {_class_name(config.model)}, not of {model[-1]}; leave out --model")
         if config.wandb != "off" and config.trainer.logger not in (None, True):
             raise UserError("--wandb and --trainer.logger exclude each other; put a WandbLogger into trainer.logger")
 
@@ -173,6 +173,7 @@ class CLI(LightningCLI):
         self.datamodule.setup()
         config = self.config[self.subcommand]
         folder = _run_folder(config)
+        _say(f"data: {self.datamodule.label}")
         if self.subcommand == "fit" and _has_no_end(config.trainer):
             kwargs["max_epochs"] = self.datamodule.full_epochs
             _say(
