@@ -44,7 +44,7 @@ def test_bench_writes_complete_records_and_a_report(capsys: pytest.CaptureFixtur
         assert r.measures["test_accuracy"] == accuracy(r.confusion_matrix or [])["test_accuracy"]
         assert r.measures["flops"] == 2 * r.measures["macs"]
         assert r.measures["params"] == sum(p.numel() for p in get_model(r.model)().parameters())
-        assert r.training["seconds"] == pytest.approx(0.3, abs=0.3)
+        assert r.training["seconds"] >= 0.3
         assert r.training["images"] == r.training["steps"] * 8
         assert r.skipped == {"peak_memory_bytes": "not measured on cpu"}
         assert any("train/accuracy" in p for p in r.training["curve"])

@@ -128,11 +128,32 @@ def test_a_network_that_fails_does_not_stop_the_others() -> None:
     assert "latency_ms_median" in figures["good"]
 
 
-def test_slower_network_is_found_slower() -> None:
-    work = [nn.Conv2d(3, 64, 3), *(nn.Conv2d(64, 64, 3, padding=1) for _ in range(20))]
-    subjects = {"small": _subject(nn.Identity()), "large": _subject(*work, channels=64)}
-    figures = measure_speed(subjects, SpeedConfig(CPU, "32-true", 16, 16, rounds=3, block_s=0.01, warmup_s=0.1))
-    assert figures["large"]["inference_ms_median"] > 3 * figures["small"]["inference_ms_median"]
+class _TakesTime(nn.Module):
+    """Moves a clock of the test forward by so many seconds per image, and computes next to nothing."""
+
+    def __init__(self, clock: list[float], seconds: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(192, 10)
+        self.clock, self.seconds = clock, seconds
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.clock[0] += self.seconds * len(x)
+        return self.linear(x.flatten(1))
+
+
+def test_times_are_those_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("cnnbench.measure.speed.time.perf_counter", lambda: clock[0])
+    subjects = {
+        name: Subject(lambda seconds=seconds: _TakesTime(clock, seconds), (3, 8, 8), 10)  # type: ignore[misc]
+        for name, seconds in (("quick", 0.002), ("slow", 0.02))
+    }
+    figures = measure_speed(subjects, SpeedConfig(CPU, "32-true", batch_size=8, train_batch_size=4, rounds=3))
+    assert figures["quick"]["latency_ms_median"] == pytest.approx(2)
+    assert figures["slow"]["latency_ms_median"] == pytest.approx(20)
+    assert figures["slow"]["images_per_s"] == pytest.approx(50)
+    assert figures["slow"]["train_step_ms_median"] == pytest.approx(80)
+    assert figures["quick"]["train_images_per_s"] == pytest.approx(500)
 
 
 @pytest.mark.gpu

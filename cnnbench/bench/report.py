@@ -94,7 +94,7 @@ COLUMNS = (
     Column("Model", "model", lambda r: r.model, "Architecture; the command cnnbench list says more.", numeric=False),
     Column("Data", "data", lambda r: r.data["label"], "The images that were used.", numeric=False),
     Column("Seed", "seed", lambda r: str(r.seed), "Seed of initialisation, order of the batches and augmentation."),
-    Column("Params", "params", _count("params"), "Trainable values; a shared one counts once."),
+    Column("Params", "params", _count("params"), "Weights and biases, frozen or not; a shared one counts once."),
     Column(
         "MACs", "macs", _count("macs"),
         "Multiply-adds of one image in inference; convolutions and matrix products only, bias excluded.",

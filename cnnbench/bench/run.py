@@ -362,6 +362,7 @@ class _Run:
         except SystemExit as error:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from error
         steps, steps_per_epoch = trainer.global_step, trainer.num_training_batches
+        diverged = curve.diverged or not all(bool(p.isfinite().all()) for p in model.parameters())
         trainer.test(model, datamodule=data, verbose=False)
         images = steps * min(plan.batch_size, facts["train_images"])
         epochs = images / facts["train_images"]
@@ -371,8 +372,8 @@ class _Run:
             "images": images,
             "epochs": epochs,
             "full_epochs": facts["full_epochs"],
-            "converged": steps >= facts["full_epochs"] * steps_per_epoch and not curve.diverged,
-            "diverged": curve.diverged,
+            "converged": steps >= facts["full_epochs"] * steps_per_epoch and not diverged,
+            "diverged": diverged,
             "recipe": model.recipe,
             "peak_lr": model.learning_rate,
             "curve": curve.points,
