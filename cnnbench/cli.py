@@ -51,7 +51,8 @@ def _seeds(text: str) -> tuple[int, ...]:
         raise UserError(f"seeds '{text}' are not whole numbers; write for example --seeds 0,1,2") from None
 
 
-def _parser() -> Parser:
+def _parser(counts: bool = False) -> Parser:
+    """The whole command; the options of `count` need torch, so that they are only there for it."""
     parser = Parser(
         prog="cnnbench",
         description="Which CNN, at what cost, how good, and why.",
@@ -77,6 +78,17 @@ def _parser() -> Parser:
         "--export", type=Path, metavar="FILE", help="also write the records as JSON lines to a new file"
     )
     report.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+    counting = commands.add_parser(
+        "count",
+        help="count parameters, MACs, training MACs and memory of any network",
+        description="Counts exactly, operator by operator, without building weights or running anything.",
+        epilog="example: cnnbench count VGG16 torchvision:resnet50 --image_size 224 --num_classes 1000 --per_layer",
+        allow_abbrev=False,
+    )
+    if counts:
+        from cnnbench.count import add_arguments
+
+        add_arguments(counting)
     listing = commands.add_parser(
         "list", help="list the networks and data sets", epilog="example: cnnbench list --json", allow_abbrev=False
     )
@@ -334,12 +346,15 @@ def listing(arguments: argparse.Namespace) -> int:
     from cnnbench.bench.figures import short
     from cnnbench.data import all_data
     from cnnbench.measure.complexity import complexity
+    from cnnbench.measure.meta import building_on_meta
     from cnnbench.models import all_models
 
     models: dict[str, dict[str, Any]] = {}
     for name, model in all_models().items():
-        cost = complexity(model(), (3, 32, 32))
-        models[name] = {"summary": _summary(model), "params": cost["params"], "macs": cost["macs"]}
+        with building_on_meta():
+            network = model()
+        cost = complexity(network, (3, 32, 32), training=False)
+        models[name] = {"summary": _summary(model), "params": cost.params, "macs": cost.macs}
     data = {name: {"summary": _summary(cls)} for name, cls in all_data().items()}
     if arguments.json:
         print(json.dumps({"models": models, "data": data}, indent=1, ensure_ascii=False))
@@ -357,7 +372,18 @@ def _summary(cls: type) -> str:
     return (cls.__doc__ or "").strip().splitlines()[0]
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {"bench": bench, "report": report, "list": listing}
+def count(arguments: argparse.Namespace) -> int:
+    from cnnbench.count import count as run
+
+    return run(arguments)
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "bench": bench,
+    "count": count,
+    "report": report,
+    "list": listing,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -369,7 +395,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             train(given)
             return 0
-        parser = _parser()
+        parser = _parser(counts=given[:1] == ["count"])
         if not given:
             parser.print_help()
             return 0

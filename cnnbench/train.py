@@ -185,9 +185,9 @@ class CLI(LightningCLI):
 
     def before_fit(self) -> None:
         data = self.datamodule
-        cost = complexity(self.model, (data.in_channels, data.image_size, data.image_size))
+        cost = complexity(self.model, (data.in_channels, data.image_size, data.image_size), training=False)
         name, shape = type(self.model).__name__, f"{data.in_channels}x{data.image_size}x{data.image_size}"
-        _say(f"{name} at {shape}: {cost['params']:,} parameters, {cost['macs']:,} MACs per image")
+        _say(f"{name} at {shape}: {cost.params:,} parameters, {cost.macs:,} MACs per image")
         own = self.config[self.subcommand].model.init_args.get("optimizer") is not None
         rate = "" if own else f"; peak learning rate {self.model.learning_rate:g}"
         _say(f"recipe: {self.model.recipe}{rate}")

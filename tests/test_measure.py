@@ -1,65 +1,16 @@
-"""Counts, timing and confusion analysis against closed forms and published values."""
+"""Timing and confusion analysis against closed forms and published values."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnbench import hardware
 from cnnbench.errors import UserError
-from cnnbench.measure.complexity import complexity
 from cnnbench.measure.quality import Confusion, accuracy, most_confused, wilson_interval
 from cnnbench.measure.speed import KINDS, SpeedConfig, Subject, measure_speed
 from cnnbench.models import get_model
-
-
-def _macs(layer: nn.Module, *shape: int) -> int:
-    return complexity(layer, shape)["macs"]
-
-
-def test_single_layers_have_their_closed_form() -> None:
-    assert complexity(nn.Conv2d(3, 32, 3, padding=1), (3, 224, 224)) == {
-        "params": 896,
-        "macs": 3 * 9 * 32 * 224 * 224,
-        "flops": 2 * 3 * 9 * 32 * 224 * 224,
-        "activations": 32 * 224 * 224,
-    }
-    assert _macs(nn.Conv2d(3, 64, 7, 2, 3), 3, 224, 224) == 118_013_952
-    assert _macs(nn.Conv2d(8, 16, 3, groups=4, dilation=2), 8, 12, 12) == 2 * 9 * 16 * 8 * 8
-    assert _macs(nn.Conv2d(8, 8, 3, padding=1, groups=8), 8, 12, 12) == 9 * 8 * 12 * 12
-    assert _macs(nn.Sequential(nn.Flatten(), nn.Linear(48, 10)), 3, 4, 4) == 480
-
-
-class _Functional(nn.Module):
-    """Uses one layer twice, and a convolution that is no module."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(2, 2, 3, padding=1)
-        self.tied = self.conv
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(self.tied(self.conv(x)), torch.ones(1, 2, 1, 1, device=x.device))
-
-
-def test_functional_calls_and_shared_modules_count() -> None:
-    found = complexity(_Functional(), (2, 5, 5))
-    assert found["params"] == 2 * 2 * 9 + 2
-    assert found["macs"] == 25 * (2 * 36 + 2)
-
-
-def test_counting_leaves_no_trace() -> None:
-    model = get_model("ResNet18")().train()
-    state = {k: v.clone() for k, v in model.state_dict().items()}
-    random = torch.get_rng_state()
-    complexity(model, (3, 32, 32))
-    assert model.training
-    assert torch.equal(random, torch.get_rng_state())
-    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
-    assert not any(m._forward_hooks for m in model.modules())
-    assert all(p.device.type == "cpu" and p.grad is None for p in model.parameters())
 
 
 # Intervals computed by R's prop.test(x, n, correct = FALSE).

@@ -40,7 +40,7 @@ def test_complexity_is_the_published_one(name: str, options: dict, size: int, pa
     with torch.device("meta"):
         model = get_model(name)(image_size=size, **options)
     found = complexity(model, (options.get("in_channels", 3), size, size))
-    assert (found["params"], found["macs"], found["flops"]) == (params, macs, 2 * macs)
+    assert (found.params, found.macs, found.flops) == (params, macs, 2 * macs)
 
 
 def _small(name: str, **options: int) -> ImageClassifier:
@@ -255,4 +255,4 @@ def test_a_new_file_is_a_new_model(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     logits = model(torch.randn(2, 1, 32, 32))
     assert logits.shape == (2, 10)
     assert logits.isfinite().all()
-    assert complexity(model, (1, 32, 32))["params"] == sum(p.numel() for p in model.parameters())
+    assert complexity(model, (1, 32, 32)).params == sum(p.numel() for p in model.parameters())

@@ -29,7 +29,7 @@ from cnnbench.data import get_data
 from cnnbench.data.module import ImageDataModule
 from cnnbench.data.sets import Synthetic
 from cnnbench.errors import MissingDataError, UserError
-from cnnbench.measure.complexity import CONVENTION, complexity
+from cnnbench.measure.complexity import CONVENTION, COUNTS, complexity
 from cnnbench.measure.quality import accuracy
 from cnnbench.measure.speed import SpeedConfig, Subject, measure_speed
 from cnnbench.models import get_model
@@ -324,7 +324,10 @@ class _Run:
         model = self._build(cell)
         measures = found["measures"]
         if "complexity" in self.plan.measures:
-            measures |= complexity(model, self._image_shape(cell))
+            cost = complexity(model, self._image_shape(cell))
+            measures |= {name: getattr(cost, name) for name in COUNTS}
+            if cost.uncounted:
+                found["skipped"]["operators"] = f"not counted: {', '.join(cost.uncounted)}"
         measures |= {key: value for key, value in speed.items() if value is not None and key != "error"}
         found["skipped"] |= {name: "not asked for" for name in MEASURES if name not in self.plan.measures}
         if speed and "peak_memory_bytes" not in measures:

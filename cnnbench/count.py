@@ -1,0 +1,170 @@
+"""The command `cnnbench count`: what networks cost on paper, as a table or as one JSON document."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cnnbench.errors import UserError
+from cnnbench.measure.complexity import CONVENTION, Complexity, complexity
+from cnnbench.measure.memory import AUTOCAST, STATES_PER_WEIGHT, TrainingMemory, training_memory
+from cnnbench.measure.meta import building_on_meta
+from cnnbench.network import Network, get_network
+
+Result = tuple[Network, Complexity, "TrainingMemory | None"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    add = parser.add_argument
+    add("models", nargs="+", metavar="MODEL", help="a name from `cnnbench list`, torchvision:NAME, timm:NAME or "
+        "package.module:callable; arguments in brackets, quoted: 'MobileNetV1(width_multiplier=0.5)'")  # fmt: skip
+    add("--in_channels", type=int, metavar="C", help="channels of the images (default: the network's own)")
+    add("--image_size", type=int, metavar="N", help="height and width in pixels (default: 32 for the zoo, else 224)")
+    add("--num_classes", type=int, metavar="K", help="number of classes (default: the network's own)")
+    add("--per_layer", action="store_true", help="a row for every module that computes or holds parameters")
+    add("--batch_size", type=int, metavar="B", help="also estimate the memory of a training step with B images")
+    add("--precision", choices=tuple(AUTOCAST), help="of that step (default: 32-true)")
+    add("--optimizer", choices=tuple(STATES_PER_WEIGHT), help="of that step (default: adamw)")
+    add("--json", action="store_true", help="print one JSON document on stdout")
+
+
+def count(arguments: argparse.Namespace) -> int:
+    """Counts networks and prints what was found."""
+    if arguments.batch_size is None:
+        for option in ("precision", "optimizer"):
+            if getattr(arguments, option):
+                raise UserError(f"--{option} is for the memory of a training step; add --batch_size")
+    elif arguments.batch_size < 2:
+        raise UserError(f"batch_size {arguments.batch_size} must be at least 2: batch norm needs more than one value")
+    networks = [
+        get_network(name, arguments.in_channels, arguments.image_size, arguments.num_classes)
+        for name in arguments.models
+    ]
+    results = [_measure(network, arguments) for network in networks]
+    if arguments.json:
+        document = {"convention": CONVENTION, "networks": [_as_json(r, arguments.per_layer) for r in results]}
+        json.dump(document, sys.stdout, indent=1, ensure_ascii=False)
+        print()
+        return 0
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(_table(results))
+    for network, cost, _ in results:
+        if arguments.per_layer:
+            console.print(_layer_table(network, cost))
+    if arguments.batch_size is not None:
+        console.print(_memory_table(results, arguments))
+    for network, cost, _ in results:
+        for line in _remarks(cost):
+            print(f"{network.name}: {line}")
+    print(CONVENTION)
+    return 0
+
+
+def _measure(network: Network, arguments: argparse.Namespace) -> Result:
+    with building_on_meta():
+        model = network.build()
+    cost = complexity(model, network.image_shape)
+    if arguments.batch_size is None:
+        return network, cost, None
+    settings = arguments.precision or "32-true", arguments.optimizer or "adamw"
+    return network, cost, training_memory(model, network.image_shape, arguments.batch_size, *settings)
+
+
+def _as_json(result: Result, per_layer: bool) -> dict[str, Any]:
+    network, cost, memory = result
+    found = {
+        "model": network.name,
+        "in_channels": network.in_channels,
+        "image_size": network.image_size,
+        "num_classes": network.num_classes,
+        **cost.figures(),
+    }
+    if memory is not None:
+        found["training_memory"] = memory.figures()
+    if per_layer:
+        found["layers"] = [vars(layer) for layer in cost.layers]
+    return found
+
+
+def _table(results: list[Result]) -> Table:
+    table = Table(header_style="bold")
+    table.add_column("Model", overflow="fold")
+    titles = "Image,Params,MACs,FLOPs,Training MACs,x inference,Other ops,Activations,Receptive field"
+    for title in titles.split(","):
+        table.add_column(title, justify="right")
+    for network, cost, _ in results:
+        ratio = f"{cost.train_macs / cost.macs:.4f}" if cost.macs else "-"
+        numbers = (cost.params, cost.macs, cost.flops, cost.train_macs, ratio, cost.other_ops, cost.activations)
+        shape = "x".join(map(str, network.image_shape))
+        shown = (n if isinstance(n, str) else f"{n:,}" for n in numbers)
+        table.add_row(network.name, shape, *shown, _field(cost.receptive_field))
+    return table
+
+
+def _layer_table(network: Network, cost: Complexity) -> Table:
+    table = Table(title=network.name, title_justify="left", title_style="bold", header_style="bold", show_footer=True)
+    table.add_column("Layer", "total", overflow="fold")
+    table.add_column("Type")
+    columns: dict[str, Any] = {
+        "Output": "",
+        "Params": cost.params,
+        "MACs": cost.macs,
+        "Share %": "100.00" if cost.macs else "",
+        "Training MACs": cost.train_macs,
+        "Other ops": cost.other_ops,
+        "Field": "",
+    }
+    for title, total in columns.items():
+        table.add_column(title, f"{total:,}" if isinstance(total, int) else total, justify="right")
+    for layer in cost.layers:
+        table.add_row(
+            layer.name or "(the network)",
+            layer.type + (f" (x{layer.calls})" if layer.calls > 1 else ""),
+            "not called" if layer.output_shape is None else "x".join(map(str, layer.output_shape)),
+            f"{layer.params:,}",
+            f"{layer.macs:,}",
+            f"{100 * layer.macs / cost.macs:.2f}" if cost.macs else "-",
+            f"{layer.train_macs:,}",
+            f"{layer.other_ops:,}",
+            _field(layer.receptive_field),
+        )
+    return table
+
+
+def _memory_table(results: list[Result], arguments: argparse.Namespace) -> Table:
+    title = (
+        f"Memory of a training step in MiB, {arguments.batch_size} images, {arguments.precision or '32-true'}, "
+        f"{arguments.optimizer or 'adamw'}; an estimate from the shapes, without workspaces of kernels"
+    )
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    table.add_column("Model", overflow="fold")
+    names = ("Parameters", "Buffers", "Gradients", "Optimizer", "Images", "Stored activations", "Peak")
+    for name in names:
+        table.add_column(name, justify="right")
+    for network, _, memory in results:
+        assert memory is not None
+        table.add_row(network.name, *(f"{size / 2**20:,.1f}" for size in memory.figures().values()))
+    return table
+
+
+def _field(field: dict[str, Any] | str | None) -> str:
+    if field is None:
+        return "-"
+    if isinstance(field, str):
+        return field
+    size = field["size"]
+    return "x".join(f"{n:g}" for n in size) if isinstance(size, list) else f"{size:g}"
+
+
+def _remarks(cost: Complexity) -> list[str]:
+    """What a reader must know about a count."""
+    lines = [f"not counted: {name}" for name in cost.uncounted]
+    if not cost.batch_linear:
+        lines.append("the MACs are not proportional to the batch: a part is spent once for any number of images")
+    return lines

@@ -1,0 +1,216 @@
+"""What one operator costs: the table on which every count of the project rests.
+
+A rule reads the shapes of one call of an aten operator, forward or backward, and nothing else. Multiply-adds are those
+of convolutions and matrix products alone. Other arithmetic is one operation per element and elementary step:
+
+==================================  ==============================================================================
+element-wise                        1 per output element, however complex the function
+bias of a convolution or a product  1 per output element; its gradient 1 per element of the output's gradient
+reduction, cumulative sum           1 per input element
+batch norm in inference             2 per element: one multiplication and one addition with the stored statistics
+normalisation with own statistics   6 per element: mean 1, squared deviation 3, scale and shift 2
+backward of a normalisation         9 per element: normalised input 2, two sums 3, input gradient 4
+softmax                             5 per element: maximum, difference, exponential, sum, quotient; backward 4
+pooling                             1 per element of each window; backward of a maximum 1 per output element
+linear or cubic interpolation       2 per tap and output element, less one; d dimensions have 2^d or 4^d taps
+==================================  ==============================================================================
+
+Moving data (views, copies, casts, padding, gathering) and drawing random numbers cost nothing. An operator that is not
+in the table has no rule; whoever counts must name it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Cost(NamedTuple):
+    """Cost of one call: multiply-adds of products, and other arithmetic operations."""
+
+    macs: int
+    other: int
+
+
+Rule = Callable[[Sequence[Any], Any], Cost]
+FREE = Cost(0, 0)
+
+
+def rule_of(operator: torch._ops.OpOverload) -> Rule | None:
+    """Finds the rule of an operator.
+
+    Returns:
+        A function of the arguments and the result of a call; None if the operator is not in the table.
+    """
+    name = base_name(operator)
+    if operator.namespace not in ("aten", "torchvision"):
+        return None
+    if name in _RULES:
+        return _RULES[name]
+    if name in _FREE or is_view(operator):
+        return lambda args, out: FREE
+    return _elementwise if is_elementwise(operator) else None
+
+
+@functools.cache
+def base_name(operator: torch._ops.OpOverload) -> str:
+    """Name without namespace and overload; an operator in place, such as add_, has that of the one it stands for."""
+    name = str(operator.overloadpacket).rpartition(".")[2]
+    return name[:-1] if name.endswith("_") else name
+
+
+def is_product(operator: torch._ops.OpOverload) -> bool:
+    """Whether it is a convolution or a matrix product, other than a convolution's backward."""
+    return base_name(operator) in _PRODUCTS
+
+
+@functools.cache
+def is_elementwise(operator: torch._ops.OpOverload) -> bool:
+    """Whether each element of the result depends on the same element of the arguments alone."""
+    return torch.Tag.pointwise in operator.tags or base_name(operator) in _ELEMENTWISE
+
+
+def is_view(operator: torch._ops.OpOverload) -> bool:
+    """Whether the result shares memory with an argument without changing it."""
+    aliases = [a.alias_info for a in operator._schema.arguments if a.alias_info is not None]
+    return bool(aliases) and not any(a.is_write for a in aliases)
+
+
+# A weight is used once at every position that it is applied to, whatever stride, dilation and groups: the positions are
+# those of the output, or of the input where the convolution is transposed. For each multiply-add `y += w * x` of the
+# forward pass the input gradient has one, `dx += w * dy`, and the weight gradient has one, `dw += x * dy`.
+def _convolution_macs(x: Tensor, out: Tensor, weight: Tensor, transposed: bool) -> int:
+    return x.shape[0] * prod((x if transposed else out).shape[2:]) * weight.numel()
+
+
+def _convolution(args: Sequence[Any], out: Any) -> Cost:
+    x, weight, bias = args[:3]
+    return Cost(_convolution_macs(x, out, weight, args[6]), 0 if bias is None else out.numel())
+
+
+def _convolution_backward(args: Sequence[Any], out: Any) -> Cost:
+    grad, x, weight = args[:3]
+    wants_input, wants_weight, wants_bias = args[10]
+    return Cost(
+        _convolution_macs(x, grad, weight, args[7]) * (wants_input + wants_weight), grad.numel() if wants_bias else 0
+    )
+
+
+def _deformable(args: Sequence[Any], out: Any) -> Cost:
+    return Cost(_convolution_macs(args[0], out, args[1], False), out.numel())  # always adds a bias
+
+
+def _product(args: Sequence[Any], out: Any) -> Cost:
+    return Cost(args[0].numel() * args[1].shape[-1], 0)
+
+
+def _matrix_vector(args: Sequence[Any], out: Any) -> Cost:
+    return Cost(args[0].numel(), 0)
+
+
+def _plus(rule: Rule) -> Rule:
+    """The same with an addend in front, such as addmm(bias, a, b)."""
+    return lambda args, out: Cost(rule(args[1:], out).macs, out.numel())
+
+
+def _elementwise(args: Sequence[Any], out: Any) -> Cost:
+    return Cost(0, out.numel())
+
+
+def _per_element(operations: int) -> Rule:
+    return lambda args, out: Cost(0, operations * args[0].numel())
+
+
+def _added(source_at: int) -> Rule:
+    return lambda args, out: Cost(0, args[source_at].numel())
+
+
+def _batch_norm(args: Sequence[Any], out: Any) -> Cost:
+    return Cost(0, (6 if args[5] else 2) * args[0].numel())
+
+
+def _pool(dims: int, kernel_at: int) -> Rule:
+    """Pooling, forward or backward: as many operations as all windows have elements."""
+
+    def rule(args: Sequence[Any], out: Any) -> Cost:
+        kernel = args[kernel_at]
+        windows = args[0] if kernel_at == 2 else out[0] if isinstance(out, tuple) else out
+        return Cost(0, windows.numel() * prod(kernel if len(kernel) == dims else kernel * dims))
+
+    return rule
+
+
+def _interpolation(taps: int) -> Rule:
+    def rule(args: Sequence[Any], out: Any) -> Cost:
+        return Cost(0, (2 * taps - 1) * max(args[0].numel(), out.numel()))
+
+    return rule
+
+
+_PRODUCTS: dict[str, Rule] = {
+    "convolution": _convolution,
+    "deform_conv2d": _deformable,
+    "mm": _product,
+    "bmm": _product,
+    "addmm": _plus(_product),
+    "baddbmm": _plus(_product),
+    "addbmm": _plus(_product),
+    "mv": _matrix_vector,
+    "dot": _matrix_vector,
+    "vdot": _matrix_vector,
+    "addmv": _plus(_matrix_vector),
+}
+_REDUCTIONS = (
+    "sum mean amax amin max min prod argmax argmin all any norm linalg_vector_norm cumsum cumprod logsumexp "
+    "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d "
+    "_adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward adaptive_max_pool2d_backward "
+    "max_pool2d_with_indices_backward max_pool3d_with_indices_backward embedding_dense_backward"
+).split()
+_OWN_STATISTICS = "native_layer_norm native_group_norm _native_batch_norm_legit _batch_norm_with_update".split()
+_NORM_BACKWARDS = "native_batch_norm_backward native_layer_norm_backward native_group_norm_backward".split()
+_RULES: dict[str, Rule] = {
+    **_PRODUCTS,
+    "convolution_backward": _convolution_backward,
+    **dict.fromkeys(_REDUCTIONS, _per_element(1)),
+    **dict.fromkeys(("var", "var_mean", "std", "std_mean"), _per_element(4)),
+    "native_batch_norm": _batch_norm,
+    "_native_batch_norm_legit_no_training": _per_element(2),
+    **dict.fromkeys(_OWN_STATISTICS, _per_element(6)),
+    **dict.fromkeys(_NORM_BACKWARDS, _per_element(9)),
+    **dict.fromkeys(("_softmax", "_safe_softmax", "_log_softmax"), _per_element(5)),
+    **dict.fromkeys(("_softmax_backward_data", "_log_softmax_backward_data"), _per_element(4)),
+    "max_pool2d_with_indices": _pool(2, 1),
+    "max_pool3d_with_indices": _pool(3, 1),
+    "avg_pool2d": _pool(2, 1),
+    "avg_pool3d": _pool(3, 1),
+    "avg_pool2d_backward": _pool(2, 2),
+    "avg_pool3d_backward": _pool(3, 2),
+    "native_dropout": _per_element(2),
+    "index_add": _added(3),
+    "scatter_add": _added(3),
+    "index_put": lambda args, out: _added(2)(args, out) if len(args) > 3 and args[3] else FREE,
+}
+for _name, _taps in (("linear1d", 2), ("bilinear2d", 4), ("trilinear3d", 8), ("bicubic2d", 16)):
+    _RULES |= {f"upsample_{_name}": _interpolation(_taps), f"upsample_{_name}_backward": _interpolation(_taps)}
+_ELEMENTWISE = frozenset(
+    "hardswish hardsigmoid hardtanh relu6 prelu _prelu_kernel celu glu hardswish_backward hardsigmoid_backward "
+    "hardtanh_backward leaky_relu_backward elu_backward softplus_backward mish_backward glu_backward "
+    "native_dropout_backward".split()
+)
+_FREE = frozenset(
+    "clone copy _to_copy contiguous fill zero empty empty_like empty_strided new_empty new_empty_strided new_zeros "
+    "new_ones new_full zeros zeros_like ones ones_like full full_like scalar_tensor arange linspace eye detach "
+    "lift_fresh _unsafe_view _reshape_alias view_as alias cat stack split_with_sizes roll flip repeat constant_pad_nd "
+    "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d "
+    "reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward replication_pad1d_backward "
+    "replication_pad2d_backward replication_pad3d_backward index index_select gather scatter embedding "
+    "select_backward slice_backward diagonal_backward as_strided pixel_shuffle pixel_unshuffle channel_shuffle im2col "
+    "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_nearest2d_backward where masked_fill tril triu "
+    "bernoulli uniform normal rand randn rand_like randn_like randint randperm random exponential squeeze unsqueeze "
+    "transpose t resize set unbind bitwise_and bitwise_or bitwise_not logical_and logical_or logical_not".split()
+)

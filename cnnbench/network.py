@@ -1,0 +1,257 @@
+"""Any network by name: the zoo's, torchvision's, timm's, or the user's own.
+
+``NAME``, ``torchvision:NAME``, ``timm:NAME`` or ``package.module:callable``, each with arguments in brackets if wanted,
+such as ``MobileNetV1(width_multiplier=0.5)`` or ``torchvision:googlenet(aux_logits=False)``. No pretrained weights.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+
+from cnnbench.errors import UserError, unknown
+
+FORMS = "a name from `cnnbench list`, torchvision:NAME, timm:NAME or package.module:callable"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that is not built yet, and the images that it takes.
+
+    Attributes:
+        name: As the user wrote it.
+        in_channels: Channels of the images.
+        image_size: Height and width in pixels.
+        num_classes: Classes; None if the network does not say.
+        build: Makes it, with random weights.
+    """
+
+    name: str
+    in_channels: int
+    image_size: int
+    num_classes: int | None
+    build: Callable[[], nn.Module]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return (self.in_channels, self.image_size, self.image_size)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the user asked for; None is the network's own default."""
+
+    in_channels: int | None
+    image_size: int | None
+    num_classes: int | None
+
+    def given(self) -> dict[str, int]:
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def get_network(
+    name: str, in_channels: int | None = None, image_size: int | None = None, num_classes: int | None = None
+) -> Network:
+    """Finds a network.
+
+    Args:
+        name: See the module.
+        in_channels: Channels of the images; the network's own number if None.
+        image_size: Height and width in pixels; what the network is usually given if None.
+        num_classes: Number of classes; the network's own if None.
+
+    Raises:
+        UserError: There is no such network, or it cannot be had in this form.
+    """
+    wanted = _Wanted(in_channels, image_size, num_classes)
+    for option, value in wanted.given().items():
+        if value < 1:
+            raise UserError(f"{option} {value} must be at least 1")
+    plain, arguments = _parse(name)
+    source, _, rest = plain.rpartition(":")
+    if not source:
+        return _from_zoo(name, rest, arguments, wanted)
+    if source == "torchvision":
+        return _from_torchvision(name, rest, arguments, wanted)
+    if source == "timm":
+        return _from_timm(name, rest, arguments, wanted)
+    return _from_callable(name, source, rest, arguments, wanted)
+
+
+def _parse(name: str) -> tuple[str, dict[str, Any]]:
+    """Splits ``name(key=value, ...)``; a value is a Python literal or a bare word."""
+    match = re.fullmatch(r"\s*([^()]+?)\s*(?:\((.*)\))?\s*", name, re.DOTALL)
+    if match is None:
+        raise UserError(f"cannot read model '{name}'; give {FORMS}, arguments as in ResNet18(form=imagenet)")
+    plain, text = match.groups()
+    try:
+        call = cast(ast.Call, ast.parse(f"f({text or ''})", mode="eval").body)
+        values = {
+            str(k.arg): k.value.id if isinstance(k.value, ast.Name) else ast.literal_eval(k.value)
+            for k in call.keywords
+        }
+        if call.args or None in [k.arg for k in call.keywords]:
+            raise ValueError
+    except (SyntaxError, ValueError):
+        raise UserError(
+            f"cannot read the arguments of model '{name}'; write them as in ResNet18(form=imagenet)"
+        ) from None
+    return plain, values
+
+
+def _from_zoo(name: str, plain: str, arguments: dict[str, Any], wanted: _Wanted) -> Network:
+    from cnnbench.models import all_models
+
+    zoo = all_models()
+    if plain not in zoo:
+        error = unknown("model", plain, zoo)
+        raise UserError(f"{error}; other networks are torchvision:NAME, timm:NAME and package.module:callable")
+    options = _merged(name, arguments, wanted.given())
+    defaults = {"in_channels": 3, "image_size": 32, "num_classes": 10} | options
+    return Network(
+        name,
+        defaults["in_channels"],
+        defaults["image_size"],
+        defaults["num_classes"],
+        _checked(name, zoo[plain], options),
+    )
+
+
+def _from_torchvision(name: str, plain: str, arguments: dict[str, Any], wanted: _Wanted) -> Network:
+    from torchvision import models
+
+    valid = models.list_models(module=models)
+    if plain not in valid:
+        raise unknown("torchvision model", plain, valid)
+    size = wanted.image_size or (299 if plain == "inception_v3" else 224)
+    options = {"weights": None} | arguments
+    if wanted.num_classes:
+        options = _merged(name, options, {"num_classes": wanted.num_classes})
+    if plain.startswith("vit_"):
+        options = _merged(name, options, {"image_size": size})
+    build = _checked(name, lambda **kwargs: models.get_model(plain, **kwargs), options)
+    channels = wanted.in_channels or 3
+    return Network(name, channels, size, options.get("num_classes", 1000), lambda: _with_channels(build(), channels))
+
+
+def _from_timm(name: str, plain: str, arguments: dict[str, Any], wanted: _Wanted) -> Network:
+    try:
+        import timm
+    except ImportError:
+        raise UserError(f"model '{name}' needs timm; install it with: pip install timm") from None
+    if not timm.is_model(plain):
+        raise unknown(
+            "timm model", plain, [n for n in timm.list_models() if n[:3] == plain[:3]] or timm.list_models()[:9]
+        )
+    config = timm.get_pretrained_cfg(plain)
+    own_channels, own_size = (config.input_size[0], config.input_size[-1]) if config else (3, 224)
+    channels, size = wanted.in_channels or own_channels, wanted.image_size or own_size
+    options = _merged(name, arguments, {"in_chans": channels} if wanted.in_channels else {})
+    if wanted.num_classes:
+        options = _merged(name, options, {"num_classes": wanted.num_classes})
+
+    def make(**kwargs: Any) -> nn.Module:
+        if size == own_size:
+            return timm.create_model(plain, pretrained=False, **kwargs)
+        try:
+            return timm.create_model(plain, pretrained=False, img_size=size, **kwargs)
+        except TypeError:  # a network without a fixed size
+            return timm.create_model(plain, pretrained=False, **kwargs)
+
+    classes = options.get("num_classes", config.num_classes if config else 1000)
+    return Network(name, channels, size, classes, _checked(name, make, options))
+
+
+def _from_callable(name: str, module: str, attribute: str, arguments: dict[str, Any], wanted: _Wanted) -> Network:
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f"cannot import '{module}' of model '{name}': {error}; a model is {FORMS}") from None
+    factory = getattr(found, attribute, None)
+    if not callable(factory):
+        public = [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")]
+        raise unknown(f"callable in '{module}'", attribute, public)
+    try:
+        accepted = dict(inspect.signature(factory).parameters)
+    except ValueError:  # a function that is not written in Python does not say what it takes
+        accepted = {}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    options = dict(arguments)
+    for option, value in wanted.given().items():
+        if option in accepted or takes_any:
+            options = _merged(name, options, {option: value})
+        elif option != "image_size":
+            raise UserError(f"'{name}' takes no {option}; leave out --{option}, or give it such an argument")
+    own = {n: p.default for n, p in accepted.items() if isinstance(p.default, int)} | options
+    return Network(
+        name,
+        own.get("in_channels", 3),
+        wanted.image_size or own.get("image_size", 224),
+        own.get("num_classes"),
+        _checked(name, factory, options),
+    )
+
+
+def _merged(name: str, arguments: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    for key, value in options.items():
+        if arguments.get(key, value) != value:
+            raise UserError(f"model '{name}' says {key}={arguments[key]} and --{key} says {value}; give one of them")
+    return arguments | options
+
+
+def _checked(name: str, factory: Callable[..., Any], options: dict[str, Any]) -> Callable[[], nn.Module]:
+    """A builder whose failure is one line."""
+
+    def build() -> nn.Module:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # torchvision on its own initialisation
+                model = factory(**options)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a constructor of somebody else raises
+            text = " ".join(str(error).split())[:300]
+            raise UserError(f"cannot build model '{name}': {type(error).__name__}: {text}") from error
+        if not isinstance(model, nn.Module):
+            raise UserError(f"'{name}' made a {type(model).__name__}, not a torch.nn.Module; a model is {FORMS}")
+        return model
+
+    return build
+
+
+def _with_channels(model: nn.Module, channels: int) -> nn.Module:
+    """Gives the first convolution of a network for colour images another number of input channels."""
+    if channels == 3:
+        return model
+    for name, conv in model.named_modules():
+        if isinstance(conv, nn.Conv2d):
+            if conv.in_channels != 3 or conv.groups != 1:
+                break
+            new = nn.Conv2d(
+                channels,
+                conv.out_channels,
+                cast("tuple[int, int]", conv.kernel_size),
+                cast("tuple[int, int]", conv.stride),
+                cast("tuple[int, int]", conv.padding),
+                cast("tuple[int, int]", conv.dilation),
+                bias=conv.bias is not None,
+                padding_mode=conv.padding_mode,
+            )
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, new)
+            return model
+    raise UserError(
+        f"{type(model).__name__} does not begin with a convolution of 3 channels; leave out --in_channels {channels}"
+    )
