@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench bench-smoke test lint train report clean
+.PHONY: help setup bench bench-smoke audit race-memory test lint train report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,12 @@ bench: .venv/ready  ## compare the four default networks on MNIST and CIFAR-10, 
 
 bench-smoke: .venv/ready  ## the same on small synthetic data, within a minute
 	$(BIN)/cnnbench bench --config experiments/bench/smoke.yaml $(ARGS)
+
+audit: .venv/ready  ## our counts beside fvcore, ptflops, torchinfo and torch's own, every difference explained, ten minutes
+	$(BIN)/python -m cnnbench.races.audit $(ARGS)
+
+race-memory: .venv/ready  ## the estimate of a training step's memory beside real steps, four minutes
+	$(BIN)/python -m cnnbench.races.memory $(ARGS)
 
 test: .venv/ready  ## all tests, no network and no data needed
 	$(BIN)/python -m pytest -n auto $(ARGS)

@@ -8,7 +8,7 @@ table does not have is listed by name.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -69,9 +69,9 @@ class Complexity:
         train_forward_macs: Multiply-adds of the forward pass in training mode, auxiliary heads included.
         train_macs: Those of a training step per image: forward, gradients of inputs, gradients of weights. Loss and
             optimizer have none.
-        train_other_ops: Other arithmetic of forward and backward.
         receptive_field: Of the last map whose units see different parts of the image; see `Layer`.
-        batch_linear: Whether 8 images cost exactly 8 times the MACs of one, and 4 in training twice those of 2.
+        batch_linear: Whether 8 images cost exactly 8 times the MACs of one, and the forward pass of 4 in training
+            twice that of 2.
         uncounted: Operators without a rule, with their number of calls, and hooks that were left out.
         layers: Modules in the order of their first call. Their parameters, MACs, other operations and training MACs
             add up to those of the network.
@@ -84,7 +84,6 @@ class Complexity:
     activations: int
     train_forward_macs: int
     train_macs: int
-    train_other_ops: int
     receptive_field: dict[str, Any] | str | None
     batch_linear: bool
     uncounted: tuple[str, ...]
@@ -105,7 +104,8 @@ def complexity(model: nn.Module, image_shape: Sequence[int], training: bool = Tr
     """Counts what a network costs for one image.
 
     The network is neither run nor changed: a copy without values runs on the meta device, in inference with 1 and with
-    8 images, in training with 2 and with 4, since batch norm needs more than one value per channel there.
+    8 images, in training with 2 and with 4, since batch norm needs more than one value per channel there. Of what is
+    spent once per batch, whatever its size, one image bears all.
 
     Args:
         model: Any network that takes one batch of images and returns tensors.
@@ -118,10 +118,11 @@ def complexity(model: nn.Module, image_shape: Sequence[int], training: bool = Tr
     passes = _Passes(model, tuple(image_shape))
     one, eight = passes.inference(1), passes.inference(8)
     linear = eight.total("macs") == 8 * one.total("macs")
-    two, four = _Books(), _Books()
+    two, four = _Books(), None
     if training:
-        two, four = passes.training(2), passes.training(4)
-        linear = linear and four.total("macs") == 2 * two.total("macs")
+        two, check = passes.training(2), passes.training(4, backward=False)
+        if check.forward_macs != 2 * two.forward_macs:  # else backward, product by product, grows as forward does
+            linear, four = False, passes.training(4)
     unknown = {name: max(book.unknown[name] for book in (one, two)) for name in one.unknown | two.unknown}
     layers = tuple(passes.layers(one, two, four))
     return Complexity(
@@ -130,9 +131,8 @@ def complexity(model: nn.Module, image_shape: Sequence[int], training: bool = Tr
         macs=one.total("macs"),
         other_ops=one.total("other"),
         activations=one.activations,
-        train_forward_macs=_of_one(two.forward_macs, four.forward_macs),
-        train_macs=_of_one(two.total("macs"), four.total("macs")),
-        train_other_ops=_of_one(two.total("other"), four.total("other")),
+        train_forward_macs=_of_one(two, four, lambda books: books.forward_macs),
+        train_macs=_of_one(two, four, lambda books: books.total("macs")),
         receptive_field=passes.receptive_field(one),
         batch_linear=linear,
         uncounted=(*(f"{name} ({calls} calls)" for name, calls in sorted(unknown.items())), *passes.removed_hooks),
@@ -140,9 +140,9 @@ def complexity(model: nn.Module, image_shape: Sequence[int], training: bool = Tr
     )
 
 
-def _of_one(two: int, four: int) -> int:
-    """The cost of one image from the costs of two and of four, of which a part may be spent once per batch."""
-    return (3 * two - four) // 2
+def _of_one(two: _Books, four: _Books | None, cost: Callable[[_Books], int]) -> int:
+    """The cost of one image from that of two, and of four if a part is spent once per batch."""
+    return cost(two) // 2 if four is None else (3 * cost(two) - cost(four)) // 2
 
 
 class _Books:
@@ -186,20 +186,20 @@ class _Passes:
             self._forward(x)
         return self._books
 
-    def training(self, batch: int) -> _Books:
+    def training(self, batch: int, backward: bool = True) -> _Books:
         self.model.train()
         x = self._images(batch)
         self._fields = None
         with torch.enable_grad():
             outputs = [t for t in tensors_in(self._forward(x)) if t.requires_grad]
             self._books.forward_macs = self._books.total("macs")
-            if outputs:
+            if outputs and backward:
                 with untouched_randomness(), eager(), self._mode:
                     torch.autograd.backward(outputs, [torch.empty_like(t) for t in outputs])
         self.model.zero_grad(set_to_none=True)
         return self._books
 
-    def layers(self, one: _Books, two: _Books, four: _Books) -> Iterator[Layer]:
+    def layers(self, one: _Books, two: _Books, four: _Books | None) -> Iterator[Layer]:
         """Modules that ran or hold parameters."""
         order = {module: index for index, module in enumerate(one.calls)}
         names = {module: name for name, module in self.model.named_modules()}
@@ -215,7 +215,7 @@ class _Passes:
                 params=sum(p.numel() for p in params),
                 macs=one.macs[module],
                 other_ops=one.other[module],
-                train_macs=_of_one(two.macs[module], four.macs[module]),
+                train_macs=_of_one(two, four, lambda books, module=module: books.macs[module]),  # type: ignore[misc]
                 calls=one.calls[module],
                 receptive_field=self._shown(one.fields.get(module)),
             )

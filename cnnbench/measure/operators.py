@@ -119,7 +119,8 @@ def _plus(rule: Rule) -> Rule:
 
 
 def _elementwise(args: Sequence[Any], out: Any) -> Cost:
-    return Cost(0, out.numel())
+    whole_numbers = isinstance(args[0], Tensor) and not (args[0].is_floating_point() or args[0].is_complex())
+    return FREE if whole_numbers else Cost(0, out.numel())  # indices and counters are no arithmetic of the network
 
 
 def _per_element(operations: int) -> Rule:

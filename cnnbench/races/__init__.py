@@ -1,0 +1,78 @@
+"""Races and proofs: commands that compare the project with others, print a table and keep what they measured.
+
+Things that are compared are timed in turns, in random order over several rounds, in one process, so that a slow moment
+of the machine hits all of them; what counts is the ratio of two of them within a round.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cnnbench.hardware import device_name
+from cnnbench.record import environment, write_json
+
+FOLDER = Path("results/races")
+
+
+def interleave(subjects: Mapping[str, Callable[[], object]], rounds: int, seed: int = 0) -> dict[str, list[float]]:
+    """Times functions in turns, each once a round in random order, after one call each that does not count.
+
+    Returns:
+        Milliseconds per function and round.
+    """
+    order = list(subjects)
+    shuffle = random.Random(seed)
+    times_ms: dict[str, list[float]] = {name: [] for name in order}
+    for name in order:
+        subjects[name]()
+    for _ in range(rounds):
+        shuffle.shuffle(order)
+        for name in order:
+            gc.collect()
+            gc.disable()
+            start = time.perf_counter()
+            try:
+                subjects[name]()
+            finally:
+                times_ms[name].append(1000 * (time.perf_counter() - start))
+                gc.enable()
+    return times_ms
+
+
+def ratio(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
+    """Median, lowest and highest of the ratios of paired rounds."""
+    ratios = [x / y for x, y in zip(a, b, strict=True)]
+    return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+
+
+def write_race(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    ratios: Mapping[str, Mapping[str, float]],
+    goals: Mapping[str, bool],
+    **more: Any,
+) -> Path:
+    """Writes ``results/races/<name>.json``; the verdict is ``met`` if all goals are."""
+    device = torch.device("cpu")
+    path = FOLDER / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(
+        path,
+        {
+            "machine": environment(device_name(device), torch.get_num_threads()),
+            "rows": list(rows),
+            "ratios": dict(ratios),
+            "verdict": "met" if all(goals.values()) else "short",
+            "goals": dict(goals),
+            **more,
+        },
+    )
+    return path

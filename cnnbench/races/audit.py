@@ -1,0 +1,477 @@
+"""The audit: our counts beside those of other counters, and a named cause for every difference.
+
+What another counter adds and misses is worked out from its rules and from the calls that `cnnbench.races.calls` noted,
+not from our counts. A difference that its causes do not explain to the last digit is an error: exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import io
+import json
+import logging
+import statistics
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from cnnbench.errors import UserError
+from cnnbench.measure.complexity import complexity
+from cnnbench.measure.meta import building_on_meta, tensors_in
+from cnnbench.models import all_models
+from cnnbench.network import Network, get_network
+from cnnbench.races import interleave, ratio, write_race
+from cnnbench.races.calls import ACTIVATIONS, CONVOLUTIONS, ELEMENTWISE, MATMULS, POOLINGS, Calls, record_calls
+
+TORCHVISION = (
+    "alexnet vgg11 vgg16 vgg16_bn googlenet inception_v3 resnet18 resnet34 resnet50 resnet101 resnet152 "
+    "resnext50_32x4d wide_resnet50_2 densenet121 densenet169 densenet201 squeezenet1_1 mobilenet_v2 "
+    "mobilenet_v3_small mobilenet_v3_large mnasnet1_0 shufflenet_v2_x1_0 efficientnet_b0 efficientnet_v2_s "
+    "regnet_x_400mf regnet_y_400mf convnext_tiny vit_b_16 swin_t"
+).split()
+SIZES = {"inception_v3": 299, "efficientnet_v2_s": 384}  # of the published figures; all others 224
+
+CONV_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+NORM_MODULES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
+ACTIVATION_MODULES = (nn.ReLU, nn.PReLU, nn.ELU, nn.LeakyReLU, nn.ReLU6, nn.GELU)
+POOL_MODULES = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+
+
+class Subject(NamedTuple):
+    """A network under audit, on the meta device and with values, with what it calls and what we count."""
+
+    network: Network
+    model: nn.Module
+    real: nn.Module
+    calls: Calls
+    macs: int
+    train_macs: int
+
+    @property
+    def images(self) -> Tensor:
+        return torch.empty(1, *self.network.image_shape, device="meta")
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A count that is not ours, and why.
+
+    Attributes:
+        causes: Amount by cause; ours and all of them add up to the other count, unless something is unexplained.
+    """
+
+    network: str
+    counter: str
+    count: int
+    ours: int
+    causes: dict[str, int]
+
+    @property
+    def unexplained(self) -> int:
+        return self.count - self.ours - sum(self.causes.values())
+
+
+# The others, each as its documentation says that it is called.
+
+
+def _flop_counter(subject: Subject) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        subject.model.eval()(subject.images)
+    return counter.get_total_flops()
+
+
+def _flop_counter_training(subject: Subject) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    images = torch.empty(2, *subject.network.image_shape, device="meta")  # batch norm needs two
+    with FlopCounterMode(display=False) as counter:
+        outputs = [t for t in tensors_in(subject.model.train()(images)) if t.requires_grad]
+        torch.autograd.backward(outputs, [torch.empty_like(t) for t in outputs])
+    subject.model.zero_grad()
+    return counter.get_total_flops() // 2
+
+
+def _ptflops(subject: Subject) -> int:
+    from ptflops import get_model_complexity_info
+
+    # On the meta device it would count linear layers twice: torch computes them there by functions that it replaces.
+    macs, _ = get_model_complexity_info(
+        subject.real.eval(), subject.network.image_shape, print_per_layer_stat=False, as_strings=False
+    )
+    return int(macs)
+
+
+def _torchinfo(subject: Subject) -> int:
+    from torchinfo import summary
+
+    found = summary(subject.model, input_data=subject.images, verbose=0, device="meta", mode="eval")
+    return int(found.total_mult_adds)
+
+
+def _fvcore(subject: Subject) -> int:
+    from fvcore.nn import FlopCountAnalysis
+
+    images = torch.randn(1, *subject.network.image_shape)  # tracing needs values
+    analysis = FlopCountAnalysis(subject.real.eval(), (images,))
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    return int(analysis.total())
+
+
+# Why they differ.
+
+
+def _ptflops_causes(subject: Subject) -> Counter[str]:
+    """Hooks on modules of known types, and replaced functions: what is both is counted twice."""
+    found: Counter[str] = Counter()
+    for module, x, out in subject.calls.modules:
+        kind = type(module)
+        if kind in (*CONV_MODULES, nn.Linear) and module.bias is not None:
+            found["bias"] += prod(out)
+        elif kind in NORM_MODULES:
+            found["normalisation"] += prod(x) * (2 if getattr(module, "affine", False) else 1)
+        elif kind in ACTIVATION_MODULES:
+            found["activation"] += prod(out)
+        elif kind in POOL_MODULES:
+            found["pooling"] += prod(x)
+        elif kind is nn.MultiheadAttention:
+            images, tokens, _ = x
+            found["bias"] += 4 * prod(x)
+            found["activation"] += prod(x) + images * cast(int, module.num_heads) * tokens**2  # scale and softmax
+    for call in subject.calls.functions:
+        inner = type(call.modules[-1]) if call.modules else None
+        in_attention = any(type(m) is nn.MultiheadAttention for m in call.modules)
+        if call.function in ACTIVATIONS:
+            found["counted twice" if inner in ACTIVATION_MODULES else "activation"] += call.size
+        elif call.function in POOLINGS:
+            found["counted twice" if inner in POOL_MODULES else "pooling"] += call.size
+        elif call.function in ELEMENTWISE:
+            found["element-wise"] += call.size
+        elif call.function not in MATMULS and inner not in (*CONV_MODULES, nn.Linear) and not in_attention:
+            found["missing functional"] -= call.macs
+    return found
+
+
+def _torchinfo_causes(subject: Subject) -> Counter[str]:
+    """Parameters of innermost modules, times positions only where the class is called Conv."""
+    found: Counter[str] = Counter()
+    for module, _, out in subject.calls.modules:
+        if any(module.children()):
+            continue
+        sizes = {name: p.numel() for name, p in module.named_parameters(recurse=False)}
+        if isinstance(module, CONV_MODULES):
+            found["bias"] += prod(out) if "bias" in sizes else 0
+        elif isinstance(module, nn.Linear):
+            found["bias"] += out[0] * sizes.get("bias", 0)
+            found["one position for all"] -= (prod(out[:-1]) - out[0]) * sizes["weight"]
+        else:
+            found["normalisation"] += out[0] * sum(sizes.values())
+    for call in subject.calls.functions:
+        inner = call.modules[-1] if call.modules else None
+        if not isinstance(inner, (*CONV_MODULES, nn.Linear)):
+            found["missing functional"] -= call.macs
+    return found
+
+
+def _fvcore_causes(subject: Subject) -> Counter[str]:
+    """Operators of a trace; it has rules for products, normalisation and adaptive pooling."""
+    found: Counter[str] = Counter()
+    for module, x, _ in subject.calls.modules:
+        if isinstance(module, NORM_MODULES):
+            found["normalisation"] += prod(x) * (2 if isinstance(module, nn.modules.batchnorm._BatchNorm) else 5)
+    for call in subject.calls.functions:
+        if call.function == "adaptive_avg_pool2d":
+            found["pooling"] += call.size
+        elif call.function == "scaled_dot_product_attention":
+            found["missing functional"] -= call.macs
+    return found
+
+
+def _flop_counter_causes(subject: Subject) -> Counter[str]:
+    return Counter({"factor 2": subject.calls.macs})
+
+
+def _training_causes(subject: Subject) -> Counter[str]:
+    """Its weight gradient of a convolution in g groups is that of a dense one, g times too much (pytorch#183405)."""
+    with_heads = record_calls(subject.model, subject.network.image_shape, training=True)  # two images
+    extra = sum((call.groups - 1) * call.macs for call in with_heads.functions if call.function in CONVOLUTIONS)
+    return Counter({"factor 2": subject.train_macs, "grouped gradient": extra})
+
+
+def _published(subject: Subject) -> Iterator[Disagreement]:
+    """What torchvision prints beside its weights: GMACs with three decimals, and parameters."""
+    from torchvision import models
+
+    name = subject.network.name.removeprefix("torchvision:")
+    meta = models.get_model_weights(name).DEFAULT.meta
+    ours = round(subject.macs / 1e9, 3)
+    yield Disagreement(subject.network.name, "published MACs", round(1000 * meta["_ops"]), round(1000 * ours), {})
+    heads = sum(p.numel() for n, p in subject.model.named_parameters() if n.lower().startswith("aux"))
+    params = sum(p.numel() for p in subject.model.parameters())
+    left_out = {"auxiliary heads": -heads} if heads and meta["num_params"] < params else {}
+    yield Disagreement(subject.network.name, "published parameters", meta["num_params"], params, left_out)
+
+
+COUNTERS: dict[str, tuple[Callable[[Subject], int], Callable[[Subject], Counter[str]]]] = {
+    "shapes of calls": (lambda subject: subject.calls.macs, lambda subject: Counter()),
+    "FlopCounterMode": (_flop_counter, _flop_counter_causes),
+    "ptflops": (_ptflops, _ptflops_causes),
+    "torchinfo": (_torchinfo, _torchinfo_causes),
+    "fvcore": (_fvcore, _fvcore_causes),
+    "FlopCounterMode, training": (_flop_counter_training, _training_causes),
+}
+TIMED = ("FlopCounterMode", "ptflops", "torchinfo", "fvcore", "FlopCounterMode, training")
+
+
+def compare(subject: Subject) -> list[Disagreement]:
+    """The counts of all others for one network."""
+    found = []
+    for name, (count, explain) in COUNTERS.items():
+        ours = subject.train_macs if "training" in name else subject.macs
+        causes = {cause: amount for cause, amount in explain(subject).items() if amount}
+        found.append(Disagreement(subject.network.name, name, count(subject), ours, causes))
+    if subject.network.name.startswith("torchvision:"):
+        found += _published(subject)
+    return found
+
+
+# Time.
+
+
+def _step(model: nn.Module, images: Tensor) -> Callable[[], None]:
+    """A real training step of one batch."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    labels = torch.zeros(len(images), dtype=torch.long)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        first, *others = tensors_in(model(images))
+        loss = F.cross_entropy(first, labels)
+        for other in others:
+            loss = loss + 0.3 * F.cross_entropy(other, labels)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def audit(network: Network, rounds: int) -> tuple[list[Disagreement], dict[str, list[float]]]:
+    """Counts and times one network with every counter.
+
+    Returns:
+        The comparison, and milliseconds per counter and round; ``training step`` is a real one with one image, two for
+        a network whose batch norm refuses one.
+    """
+    shape = network.image_shape
+    real = network.build()
+    with building_on_meta():
+        model = network.build().to("meta")
+    cost = complexity(model, shape)
+    subject = Subject(network, model, real, record_calls(model, shape), cost.macs, cost.train_macs)
+    found = compare(subject)
+    times = interleave(
+        {
+            "ours": lambda: complexity(model, shape, training=False),
+            "ours, training": lambda: complexity(model, shape),
+            **{name: functools.partial(COUNTERS[name][0], subject) for name in TIMED},
+        },
+        rounds,
+    )
+    real.train()
+    try:
+        step = _step(real, torch.randn(1, *shape))
+        step()
+    except ValueError:  # "Expected more than 1 value per channel when training"
+        step = _step(real, torch.randn(2, *shape))
+    times |= interleave({"training step": step}, rounds)
+    return found, times
+
+
+# Report.
+
+
+def disagreement_table(found: Sequence[Disagreement]) -> Table:
+    """One row per count that is not ours."""
+    table = Table(title="Counts that differ, and why", title_justify="left", title_style="bold", header_style="bold")
+    for title in ("Network", "Counter", "Count", "Ours", "Difference", "Causes"):
+        table.add_column(title, justify="left" if title in ("Network", "Counter", "Causes") else "right")
+    previous = ""
+    for d in found:
+        if d.count == d.ours:
+            continue
+        if d.network != previous:
+            table.add_section()
+        causes = [f"{name} {amount:+,}" for name, amount in d.causes.items()]
+        if d.unexplained:
+            causes.append(f"[bold red]UNEXPLAINED {d.unexplained:+,}[/]")
+        shown = d.network if d.network != previous else ""
+        table.add_row(shown, d.counter, f"{d.count:,}", f"{d.ours:,}", f"{d.count - d.ours:+,}", "; ".join(causes))
+        previous = d.network
+    return table
+
+
+def summary(found: Sequence[Disagreement], times: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict[str, Any]]:
+    """One row per counter: how often it agrees, what it differs by, and its time over all networks."""
+    ours = _totals(times, "ours")
+    names = list(dict.fromkeys(d.counter for d in found))
+    rows: list[dict[str, Any]] = [{"name": "cnnbench", **_time_row(times, "ours", ours)}]
+    rows.append({"name": "cnnbench, training too", **_time_row(times, "ours, training", ours)})
+    for name in names:
+        mine = [d for d in found if d.counter == name]
+        percent: dict[str, list[float]] = {}
+        for d in mine:
+            for cause, amount in d.causes.items():
+                percent.setdefault(cause, []).append(100 * amount / d.ours)
+        rows.append(
+            {
+                "name": name,
+                "networks": len(mine),
+                "equal": sum(d.count == d.ours for d in mine),
+                "unexplained": sum(d.unexplained != 0 for d in mine),
+                "causes": {c: {"networks": len(v), "most": max(v, key=abs)} for c, v in percent.items()},
+                **(_time_row(times, name, ours) if all(name in t for t in times.values()) else {}),
+            }
+        )
+    return rows
+
+
+def _totals(times: Mapping[str, Mapping[str, Sequence[float]]], name: str) -> list[float]:
+    """Milliseconds over all networks, round by round."""
+    return [sum(round_ms) for round_ms in zip(*(t[name] for t in times.values()), strict=True)]
+
+
+def _time_row(times: Mapping[str, Mapping[str, Sequence[float]]], name: str, ours: Sequence[float]) -> dict[str, Any]:
+    total = _totals(times, name)
+    return {"total_ms_median": statistics.median(total), "times_ours": ratio(total, ours)}
+
+
+LETTERS = {
+    "factor 2": "x 2",
+    "bias": "b",
+    "normalisation": "n",
+    "activation": "a",
+    "pooling": "p",
+    "element-wise": "e",
+    "counted twice": "t",
+    "missing functional": "f",
+    "one position for all": "o",
+    "auxiliary heads": "h",
+    "grouped gradient": "g",
+}
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """The tables of the README, from what the audit wrote."""
+    lines = [
+        "| Counter | Equal to ours | Differs by (most of it, networks) | Unexplained | Time in all | of ours |",
+        "| --- | ---: | --- | ---: | ---: | ---: |",
+    ]
+    for row in document["rows"]:
+        causes = [f"{cause} ({c['most']:+.3g} %, {c['networks']})" for cause, c in row.get("causes", {}).items()]
+        equal = f"{row['equal']} of {row['networks']}" if "networks" in row else ""
+        time = ("", "")
+        if "total_ms_median" in row:
+            time = (f"{row['total_ms_median'] / 1000:.2f} s", f"x {row['times_ours']['median']:.2f}")
+        unexplained = str(row.get("unexplained", ""))
+        lines.append(f"| {row['name']} | {equal} | {', '.join(causes)} | {unexplained} | {time[0]} | {time[1]} |")
+    legend = ", ".join(f"{letter} {cause}" for cause, letter in LETTERS.items())
+    others = ("FlopCounterMode", "ptflops", "torchinfo", "fvcore", "FlopCounterMode, training", "published parameters")
+    lines += ["", f"Causes: {legend}. A figure without letters is equal to the last digit.", ""]
+    lines.append("| Network | MACs | " + " | ".join(others[:4]) + " | Training MACs | " + " | ".join(others[4:]) + " |")
+    lines.append("| --- | ---: |" + " --- |" * 4 + " ---: | --- | --- |")
+    by_network: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for d in document["comparisons"]:
+        by_network.setdefault(d["network"], {})[d["counter"]] = d
+    for network, mine in by_network.items():
+        cells = [_cell(mine.get(other)) for other in others]
+        ours = [f"{mine[other]['ours']:,}" for other in ("FlopCounterMode", "FlopCounterMode, training")]
+        lines.append(f"| {network} | {ours[0]} | {' | '.join(cells[:4])} | {ours[1]} | {' | '.join(cells[4:])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(d: Mapping[str, Any] | None) -> str:
+    """One count of another: equal, or by how much it differs, and the letters of the causes."""
+    if d is None:
+        return ""
+    rest = d["count"] - d["ours"] - d["causes"].get("factor 2", 0)
+    unit = d["ours"] * (2 if "factor 2" in d["causes"] else 1)
+    percent = 100 * rest / unit
+    difference = "" if not rest else f"{percent:+.2f} %" if abs(percent) >= 0.01 else f"{percent:+.1g} %"
+    unexplained = d["count"] - d["ours"] != sum(d["causes"].values())
+    letters = " ".join(LETTERS[cause] for cause in d["causes"]) + (" UNEXPLAINED" if unexplained else "")
+    return f"{difference} {letters}".strip() or "equal"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the audit; exit code 1 on an unexplained difference."""
+    parser = argparse.ArgumentParser(prog="python -m cnnbench.races.audit", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of timing (default: 3)")
+    parser.add_argument("--models", nargs="+", metavar="MODEL", help="instead of the zoo and 29 of torchvision")
+    options = parser.parse_args(arguments)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    names = options.models or [*all_models(), *(f"torchvision:{name}" for name in TORCHVISION)]
+    console = Console(width=None if sys.stdout.isatty() else 170)
+    found: list[Disagreement] = []
+    times: dict[str, dict[str, list[float]]] = {}
+    for name in names:
+        network = get_network(name, image_size=SIZES.get(name.removeprefix("torchvision:")))
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        with contextlib.redirect_stdout(io.StringIO()):  # ptflops talks
+            comparison, times[name] = audit(network, options.rounds)
+        found += comparison
+    rows = summary(found, times)
+    console.print(disagreement_table(found))
+    return _conclude(found, times, rows)
+
+
+def _conclude(
+    found: Sequence[Disagreement], times: Mapping[str, Mapping[str, Sequence[float]]], rows: list[dict[str, Any]]
+) -> int:
+    """Prints what the figures say, and writes them."""
+    exact = [row for row in rows if set(row.get("causes", {})) <= {"factor 2"} and "times_ours" in row]
+    rival = min((row for row in exact if "cnnbench" not in row["name"]), key=lambda row: row["times_ours"]["median"])
+    steps = {name: ratio(t["ours, training"], t["training step"]) for name, t in times.items()}
+    dearer = [name for name, r in steps.items() if r["median"] >= 1]
+    unexplained = [d for d in found if d.unexplained]
+    goals = {
+        "every difference explained": not unexplained,
+        f"inference count no slower than {rival['name']}": rival["times_ours"]["median"] >= 1,
+        "training count cheaper than a training step": not dearer,
+    }
+    print(
+        f"networks: {len(times)}; differences: {sum(d.count != d.ours for d in found)}; unexplained: {len(unexplained)}"
+    )
+    factor = rival["times_ours"]["median"]
+    print(f"the fastest other counter that is right, {rival['name']}, takes {factor:.2f} times as long as ours")
+    for name in dearer:
+        factor = steps[name]["median"]
+        print(f"the training count of {name} takes {factor:.2f} times as long as a training step of one image")
+    ratios = {f"{row['name']} / cnnbench": row["times_ours"] for row in rows[1:] if "times_ours" in row}
+    ratios |= {f"training count / training step, {name}": r for name, r in steps.items()}
+    path = write_race("audit", rows, ratios, goals, comparisons=[vars(d) for d in found])
+    print(markdown(json.loads(path.read_text(encoding="utf-8"))))
+    print(f"written: {path}")
+    for d in unexplained:
+        print(f"unexplained: {d.counter} on {d.network}: {d.unexplained:+,}", file=sys.stderr)
+    return 1 if unexplained else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"audit: {error}")

@@ -1,0 +1,145 @@
+"""The estimate of a training step's memory beside what a real step takes.
+
+Every step runs in a process of its own. On a GPU the peak is the allocator's. On a CPU there are two: the sum of what
+torch's allocator reports to its profiler, and the growth of the resident memory, which also has the workspaces of the
+kernels and what the C library keeps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cnnbench.errors import UserError
+from cnnbench.hardware import choose_device
+from cnnbench.measure.memory import AUTOCAST, training_memory
+from cnnbench.measure.meta import building_on_meta, tensors_in
+from cnnbench.network import get_network
+from cnnbench.races import write_race
+
+CASES = [
+    *((name, 128) for name in ("LeNet5", "SimpleCNN", "VGG16", "ResNet18", "MobileNetV1")),
+    *((f"torchvision:{name}", 16) for name in ("resnet50", "densenet121", "mobilenet_v2")),
+]
+STEPS = 3
+MIB = 2**20
+
+
+def measure(name: str, batch_size: int, precision: str, device: torch.device) -> dict[str, int]:
+    """Runs training steps of a network and returns the peaks in bytes."""
+    network = get_network(name)
+    _steps(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 10)), (3, 8, 8), 8, precision, device)()
+    before = _resident("VmRSS")
+    model = network.build().to(device).train()
+    run = _steps(model, network.image_shape, batch_size, precision, device)
+    if device.type == "cuda":
+        run()
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        return {"allocated": torch.cuda.max_memory_allocated(device), "resident": 0}
+    run()
+    resident = _resident("VmHWM") - before
+    fixed = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    fixed += sum(2 * p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)  # of AdamW, below
+    fixed += batch_size * 4 * network.in_channels * network.image_size**2
+    return {"allocated": fixed + _profiled_peak(run), "resident": resident}
+
+
+def _steps(
+    model: nn.Module, shape: Sequence[int], batch_size: int, precision: str, device: torch.device
+) -> Callable[[], None]:
+    model.to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    images = torch.randn(batch_size, *shape, device=device)
+    labels = torch.zeros(batch_size, dtype=torch.long, device=device)
+    half = AUTOCAST[precision]
+
+    def run() -> None:
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            with torch.autocast(device.type, half) if half else contextlib.nullcontext():
+                loss = F.cross_entropy(next(tensors_in(model(images))), labels)
+            loss.backward()
+            optimizer.step()
+            del loss
+        optimizer.zero_grad()
+
+    return run
+
+
+def _resident(key: str) -> int:
+    """Bytes of resident memory of this process: now (``VmRSS``) or at most so far (``VmHWM``)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+    raise UserError("the resident memory of a process can be read on Linux only")
+
+
+def _profiled_peak(run: Callable[[], None]) -> int:
+    """The most that torch's CPU allocator handed out within a call, over what was there before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    assert profiler.profiler is not None
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compares the cases and writes ``results/races/memory.json``."""
+    parser = argparse.ArgumentParser(prog="python -m cnnbench.races.memory", description=__doc__)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--measure", nargs=3, metavar=("MODEL", "BATCH", "PRECISION"), help="one case, in this process")
+    options = parser.parse_args(arguments)
+    device = choose_device(options.device)
+    if options.measure:
+        name, batch_size, precision = options.measure
+        print(json.dumps(measure(name, int(batch_size), precision, device)))
+        return 0
+    rows: list[dict[str, Any]] = []
+    print("| Network | Batch | Precision | Estimate MiB | Allocated MiB | of estimate | Resident MiB | of estimate |")
+    print("| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |")
+    for name, batch_size in CASES:
+        for precision in ("32-true", "bf16-mixed"):
+            network = get_network(name)
+            with building_on_meta():
+                model = network.build()
+            estimate = training_memory(model, network.image_shape, batch_size, precision)
+            command = [sys.executable, "-m", "cnnbench.races.memory", "--device", str(device), "--measure"]
+            done = subprocess.run([*command, name, str(batch_size), precision], capture_output=True, text=True)
+            if done.returncode:
+                raise UserError(f"{name} with {batch_size} images failed: {done.stderr.strip().splitlines()[-1]}")
+            found = json.loads(done.stdout.splitlines()[-1])
+            row = {"name": name, "batch_size": batch_size, "precision": precision, **estimate.figures()}
+            row |= {f"measured_{key}_bytes": value for key, value in found.items()}
+            rows.append(row)
+            shown = [f"{size / MIB:,.1f} | {size / estimate.peak_bytes:.2f}" for size in found.values()]
+            print(f"| {name} | {batch_size} | {precision} | {estimate.peak_bytes / MIB:,.1f} | {' | '.join(shown)} |")
+    ratios = {
+        f"allocated / estimate, {r['name']}, {r['precision']}": r["measured_allocated_bytes"] / r["peak_bytes"]
+        for r in rows
+    }
+    spread = {key: {"median": value, "low": value, "high": value} for key, value in ratios.items()}
+    goals = {"allocated within 10 % of the estimate": all(0.9 <= value <= 1.1 for value in ratios.values())}
+    print(f"written: {write_race('memory', rows, spread, goals)}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"memory: {error}")
