@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--image_size", type=int, metavar="N", help="height and width in pixels (default: 32 for the zoo, else 224)")
     add("--num_classes", type=int, metavar="K", help="number of classes (default: the network's own)")
     add("--per_layer", action="store_true", help="a row for every module that computes or holds parameters")
+    add("--no_training", action="store_true", help="inference only, for a network that cannot train on such images")
     add("--batch_size", type=int, metavar="B", help="also estimate the memory of a training step with B images")
     add("--precision", choices=tuple(AUTOCAST), help="of that step (default: 32-true)")
     add("--optimizer", choices=tuple(STATES_PER_WEIGHT), help="of that step (default: adamw)")
@@ -40,6 +41,8 @@ def count(arguments: argparse.Namespace) -> int:
         for option in ("precision", "optimizer"):
             if getattr(arguments, option):
                 raise UserError(f"--{option} is for the memory of a training step; add --batch_size")
+    elif arguments.no_training:
+        raise UserError("--batch_size is for the memory of a training step; leave out --no_training")
     elif arguments.batch_size < 2:
         raise UserError(f"batch_size {arguments.batch_size} must be at least 2: batch norm needs more than one value")
     networks = [
@@ -69,7 +72,7 @@ def count(arguments: argparse.Namespace) -> int:
 def _measure(network: Network, arguments: argparse.Namespace) -> Result:
     with building_on_meta():
         model = network.build()
-    cost = complexity(model, network.image_shape)
+    cost = complexity(model, network.image_shape, training=not arguments.no_training)
     if arguments.batch_size is None:
         return network, cost, None
     settings = arguments.precision or "32-true", arguments.optimizer or "adamw"
@@ -99,11 +102,10 @@ def _table(results: list[Result]) -> Table:
     for title in titles.split(","):
         table.add_column(title, justify="right")
     for network, cost, _ in results:
-        ratio = f"{cost.train_macs / cost.macs:.4f}" if cost.macs else "-"
+        ratio = f"{cost.train_macs / cost.macs:.4f}" if cost.macs and cost.train_macs else "-"
         numbers = (cost.params, cost.macs, cost.flops, cost.train_macs, ratio, cost.other_ops, cost.activations)
         shape = "x".join(map(str, network.image_shape))
-        shown = (n if isinstance(n, str) else f"{n:,}" for n in numbers)
-        table.add_row(network.name, shape, *shown, _field(cost.receptive_field))
+        table.add_row(network.name, shape, *map(_number, numbers), _field(cost.receptive_field))
     return table
 
 
@@ -121,7 +123,7 @@ def _layer_table(network: Network, cost: Complexity) -> Table:
         "Field": "",
     }
     for title, total in columns.items():
-        table.add_column(title, f"{total:,}" if isinstance(total, int) else total, justify="right")
+        table.add_column(title, _number(total), justify="right")
     for layer in cost.layers:
         table.add_row(
             layer.name or "(the network)",
@@ -130,7 +132,7 @@ def _layer_table(network: Network, cost: Complexity) -> Table:
             f"{layer.params:,}",
             f"{layer.macs:,}",
             f"{100 * layer.macs / cost.macs:.2f}" if cost.macs else "-",
-            f"{layer.train_macs:,}",
+            _number(layer.train_macs),
             f"{layer.other_ops:,}",
             _field(layer.receptive_field),
         )
@@ -151,6 +153,10 @@ def _memory_table(results: list[Result], arguments: argparse.Namespace) -> Table
         assert memory is not None
         table.add_row(network.name, *(f"{size / 2**20:,.1f}" for size in memory.figures().values()))
     return table
+
+
+def _number(value: int | str | None) -> str:
+    return "-" if value is None else value if isinstance(value, str) else f"{value:,}"
 
 
 def _field(field: dict[str, Any] | str | None) -> str:

@@ -35,9 +35,14 @@ def test_data_set_example_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (data.image_size, data.num_classes, len(data.class_names), data.label) == (32, 10, 10, "Fashion-MNIST")
 
 
+def test_counting_example_holds() -> None:
+    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "complexity(" in block)
+    exec(compile(code, "README.md", "exec"), {})
+
+
 def test_documents_name_only_what_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for name in ("README.md", "ARCHITECTURE.md", "experiments/README.md"):
+    for name in ("README.md", "ARCHITECTURE.md", "experiments/README.md", "docs/counting.md"):
         text = (ROOT / name).read_text()
         for target in re.findall(r"\bmake ([a-z][a-z-]*)", text):
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target} in {name}"

@@ -39,7 +39,7 @@ class Layer:
         params: Parameters that it holds; a shared one belongs to the module that comes first.
         macs: Multiply-adds of all its calls for one image.
         other_ops: Its other arithmetic.
-        train_macs: Multiply-adds of a training step per image, forward and backward.
+        train_macs: Multiply-adds of a training step per image, forward and backward; None if not asked for.
         calls: How often it ran in inference.
         receptive_field: ``size``, ``jump`` and ``start`` in pixels; ``"image"`` if it sees all of any image; None
             where it is not defined.
@@ -51,7 +51,7 @@ class Layer:
     params: int
     macs: int
     other_ops: int
-    train_macs: int
+    train_macs: int | None
     calls: int
     receptive_field: dict[str, Any] | str | None
 
@@ -82,8 +82,8 @@ class Complexity:
     macs: int
     other_ops: int
     activations: int
-    train_forward_macs: int
-    train_macs: int
+    train_forward_macs: int | None
+    train_macs: int | None
     receptive_field: dict[str, Any] | str | None
     batch_linear: bool
     uncounted: tuple[str, ...]
@@ -110,7 +110,7 @@ def complexity(model: nn.Module, image_shape: Sequence[int], training: bool = Tr
     Args:
         model: Any network that takes one batch of images and returns tensors.
         image_shape: Channels and extents of one image, such as (C, H, W); (C, L) and (C, D, H, W) work too.
-        training: Whether to count a training step as well; its figures are 0 otherwise.
+        training: Whether to count a training step as well; its figures are None otherwise.
 
     Raises:
         UserError: The network does not run on such images, or needs their values; the message names the module.
@@ -118,12 +118,12 @@ def complexity(model: nn.Module, image_shape: Sequence[int], training: bool = Tr
     passes = _Passes(model, tuple(image_shape))
     one, eight = passes.inference(1), passes.inference(8)
     linear = eight.total("macs") == 8 * one.total("macs")
-    two, four = _Books(), None
+    two = four = None
     if training:
         two, check = passes.training(2), passes.training(4, backward=False)
         if check.forward_macs != 2 * two.forward_macs:  # else backward, product by product, grows as forward does
             linear, four = False, passes.training(4)
-    unknown = {name: max(book.unknown[name] for book in (one, two)) for name in one.unknown | two.unknown}
+    unknown = one.unknown | two.unknown if two else one.unknown
     layers = tuple(passes.layers(one, two, four))
     return Complexity(
         params=sum(layer.params for layer in layers),
@@ -140,8 +140,10 @@ def complexity(model: nn.Module, image_shape: Sequence[int], training: bool = Tr
     )
 
 
-def _of_one(two: _Books, four: _Books | None, cost: Callable[[_Books], int]) -> int:
+def _of_one(two: _Books | None, four: _Books | None, cost: Callable[[_Books], int]) -> int | None:
     """The cost of one image from that of two, and of four if a part is spent once per batch."""
+    if two is None:
+        return None
     return cost(two) // 2 if four is None else (3 * cost(two) - cost(four)) // 2
 
 
@@ -199,7 +201,7 @@ class _Passes:
         self.model.zero_grad(set_to_none=True)
         return self._books
 
-    def layers(self, one: _Books, two: _Books, four: _Books | None) -> Iterator[Layer]:
+    def layers(self, one: _Books, two: _Books | None, four: _Books | None) -> Iterator[Layer]:
         """Modules that ran or hold parameters."""
         order = {module: index for index, module in enumerate(one.calls)}
         names = {module: name for name, module in self.model.named_modules()}
@@ -256,8 +258,9 @@ class _Passes:
         text = " ".join(str(error).split())[:300]
         needs_values = isinstance(error, NotImplementedError) or "meta" in text
         hint = "; it needs the values of a tensor, which counting does not have" if needs_values else ""
+        images = "x".join(map(str, self.image_shape)) + (" in training" if self.model.training else "")
         return UserError(
-            f"cannot count {type(self.model).__name__} on images of {'x'.join(map(str, self.image_shape))}: in "
+            f"cannot count {type(self.model).__name__} on images of {images}: in "
             f"{names.get(self._stack[-1]) or 'its forward'}: {type(error).__name__}: {text}{hint}"
         )
 

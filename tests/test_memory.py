@@ -1,0 +1,83 @@
+"""The memory of a training step against what can be worked out by hand, and against a real step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from cnnbench.errors import UserError
+from cnnbench.measure.memory import training_memory
+from cnnbench.models import get_model
+from cnnbench.races.memory import measure
+
+MAP = 2 * 4 * 8 * 8 * 4  # 2 images, 4 channels, 8x8 pixels, 4 bytes
+
+
+def _net(inplace: bool) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, bias=False),
+        nn.ReLU(inplace=inplace),
+        nn.Conv2d(4, 4, 3, padding=1, bias=False),
+        nn.ReLU(inplace=inplace),
+    )
+
+
+def test_parts_are_what_they_are_by_hand() -> None:
+    found = training_memory(_net(inplace=True), (3, 8, 8), 2)
+    weights = 4 * (3 * 4 * 9 + 4 * 4 * 9)
+    assert (found.parameter_bytes, found.gradient_bytes, found.optimizer_bytes) == (weights, weights, 2 * weights)
+    assert found.input_bytes == 2 * 3 * 64 * 4
+    assert found.activation_bytes == 2 * MAP  # of each ReLU, whose memory is that of the convolution
+    # Backward: the output and its gradient, the ReLU's gradient, then that of the second convolution's input.
+    assert found.peak_bytes > found.parameter_bytes + found.optimizer_bytes + found.input_bytes + 3 * MAP
+
+
+def test_maps_that_are_not_needed_go() -> None:
+    in_place, apart = (training_memory(_net(inplace), (3, 8, 8), 2) for inplace in (True, False))
+    assert in_place.activation_bytes == apart.activation_bytes
+    sigmoid = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid())
+    gelu = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GELU())
+    kept = [training_memory(model, (3, 8, 8), 2).activation_bytes for model in (sigmoid, gelu)]
+    assert kept == [MAP, 2 * MAP]  # a sigmoid's gradient needs its output, GELU's its input; the output is there too
+
+
+def test_mixed_precision_halves_maps_and_casts_weights() -> None:
+    full, half = (training_memory(_net(True), (3, 8, 8), 2, p) for p in ("32-true", "bf16-mixed"))
+    casts = full.parameter_bytes // 2 + full.input_bytes // 2
+    assert half.activation_bytes == full.activation_bytes // 2 + casts
+    assert half.parameter_bytes == full.parameter_bytes
+
+
+def test_optimizers_and_frozen_layers() -> None:
+    model = _net(True)
+    states = [
+        training_memory(model, (3, 8, 8), 2, optimizer=o).optimizer_bytes for o in ("sgd", "sgd-momentum", "adamw")
+    ]
+    size = training_memory(model, (3, 8, 8), 2).parameter_bytes
+    assert states == [0, size, 2 * size]
+    model[0].requires_grad_(False)
+    frozen = training_memory(model, (3, 8, 8), 2)
+    assert frozen.gradient_bytes == 4 * 4 * 4 * 9
+    with pytest.raises(UserError, match="unknown precision 'fp8'"):
+        training_memory(model, (3, 8, 8), 2, "fp8")
+    with pytest.raises(UserError, match="unknown optimizer 'lion'"):
+        training_memory(model, (3, 8, 8), 2, optimizer="lion")
+
+
+def test_activations_grow_with_the_batch() -> None:
+    model = get_model("ResNet18")()
+    small, large = (training_memory(model, (3, 32, 32), batch) for batch in (8, 16))
+    assert small.parameter_bytes == large.parameter_bytes == 4 * 11_173_962
+    assert large.activation_bytes == pytest.approx(2 * small.activation_bytes, rel=0.01)
+    assert next(model.parameters()).grad is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_estimate_is_close_to_what_a_gpu_allocates(precision: str) -> None:
+    model = get_model("ResNet18")()
+    estimate = training_memory(model, (3, 32, 32), 256, precision).peak_bytes
+    measured = measure("ResNet18", 256, precision, torch.device("cuda"))["allocated"]
+    assert 0.9 < measured / estimate < 1.25
