@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -470,6 +472,32 @@ def test_building_on_meta_allocates_no_parameters() -> None:
     assert made.a.is_meta
     assert made.fixed == [0, 1, 2]
     assert nn.Linear(2, 2).weight.device.type == "cpu"
+
+
+def test_counting_vgg16_needs_no_memory_for_its_weights() -> None:
+    code = """
+import resource
+import sys
+from cnnbench.measure.complexity import complexity
+from cnnbench.measure.meta import building_on_meta
+from cnnbench.network import get_network
+
+def peak_mib(name):
+    network = get_network(name)
+    with building_on_meta():
+        model = network.build()
+    cost = complexity(model, network.image_shape)
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    return cost.params, kib / 1024
+
+_, before = peak_mib("torchvision:squeezenet1_1")  # a network of 5 MiB
+params, after = peak_mib("torchvision:vgg19_bn")
+print(4 * params / 2**20, after - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    weights_mib, growth_mib = map(float, done.stdout.split())
+    assert weights_mib > 500
+    assert growth_mib < 50
 
 
 # Refusals.
