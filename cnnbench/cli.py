@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cnnbench import __version__
+from cnnbench.count import add_arguments as add_count_arguments
+from cnnbench.count import count
 from cnnbench.errors import UserError, unknown
 
 TRAINING = {
@@ -51,8 +53,7 @@ def _seeds(text: str) -> tuple[int, ...]:
         raise UserError(f"seeds '{text}' are not whole numbers; write for example --seeds 0,1,2") from None
 
 
-def _parser(counts: bool = False) -> Parser:
-    """The whole command; the options of `count` need torch, so that they are only there for it."""
+def _parser() -> Parser:
     parser = Parser(
         prog="cnnbench",
         description="Which CNN, at what cost, how good, and why.",
@@ -85,10 +86,7 @@ def _parser(counts: bool = False) -> Parser:
         epilog="example: cnnbench count VGG16 torchvision:resnet50 --image_size 224 --num_classes 1000 --per_layer",
         allow_abbrev=False,
     )
-    if counts:
-        from cnnbench.count import add_arguments
-
-        add_arguments(counting)
+    add_count_arguments(counting)
     listing = commands.add_parser(
         "list", help="list the networks and data sets", epilog="example: cnnbench list --json", allow_abbrev=False
     )
@@ -372,12 +370,6 @@ def _summary(cls: type) -> str:
     return (cls.__doc__ or "").strip().splitlines()[0]
 
 
-def count(arguments: argparse.Namespace) -> int:
-    from cnnbench.count import count as run
-
-    return run(arguments)
-
-
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "bench": bench,
     "count": count,
@@ -395,7 +387,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             train(given)
             return 0
-        parser = _parser(counts=given[:1] == ["count"])
+        parser = _parser()
         if not given:
             parser.print_help()
             return 0

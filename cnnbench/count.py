@@ -1,22 +1,28 @@
-"""The command `cnnbench count`: what networks cost on paper, as a table or as one JSON document."""
+"""The command `cnnbench count`: what networks cost on paper, as a table or as one JSON document.
+
+Torch is imported when something is counted, so that the options can be shown at once.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from cnnbench.errors import UserError
-from cnnbench.measure.complexity import CONVENTION, Complexity, complexity
-from cnnbench.measure.memory import AUTOCAST, STATES_PER_WEIGHT, TrainingMemory, training_memory
-from cnnbench.measure.meta import building_on_meta
-from cnnbench.network import Network, get_network
 
-Result = tuple[Network, Complexity, "TrainingMemory | None"]
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from cnnbench.measure.complexity import Complexity
+    from cnnbench.measure.memory import TrainingMemory
+    from cnnbench.network import Network
+
+    Result = tuple[Network, Complexity, TrainingMemory | None]
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+OPTIMIZERS = ("adamw", "sgd-momentum", "sgd")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,13 +36,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--per_layer", action="store_true", help="a row for every module that computes or holds parameters")
     add("--no_training", action="store_true", help="inference only, for a network that cannot train on such images")
     add("--batch_size", type=int, metavar="B", help="also estimate the memory of a training step with B images")
-    add("--precision", choices=tuple(AUTOCAST), help="of that step (default: 32-true)")
-    add("--optimizer", choices=tuple(STATES_PER_WEIGHT), help="of that step (default: adamw)")
+    add("--precision", choices=PRECISIONS, help="of that step (default: 32-true)")
+    add("--optimizer", choices=OPTIMIZERS, help="of that step (default: adamw)")
     add("--json", action="store_true", help="print one JSON document on stdout")
 
 
 def count(arguments: argparse.Namespace) -> int:
     """Counts networks and prints what was found."""
+    from rich.console import Console
+
+    from cnnbench.measure.complexity import CONVENTION
+    from cnnbench.network import get_network
+
     if arguments.batch_size is None:
         for option in ("precision", "optimizer"):
             if getattr(arguments, option):
@@ -70,6 +81,10 @@ def count(arguments: argparse.Namespace) -> int:
 
 
 def _measure(network: Network, arguments: argparse.Namespace) -> Result:
+    from cnnbench.measure.complexity import complexity
+    from cnnbench.measure.memory import training_memory
+    from cnnbench.measure.meta import building_on_meta
+
     with building_on_meta():
         model = network.build()
     cost = complexity(model, network.image_shape, training=not arguments.no_training)
@@ -96,6 +111,8 @@ def _as_json(result: Result, per_layer: bool) -> dict[str, Any]:
 
 
 def _table(results: list[Result]) -> Table:
+    from rich.table import Table
+
     table = Table(header_style="bold")
     table.add_column("Model", overflow="fold")
     titles = "Image,Params,MACs,FLOPs,Training MACs,x inference,Other ops,Activations,Receptive field"
@@ -110,6 +127,8 @@ def _table(results: list[Result]) -> Table:
 
 
 def _layer_table(network: Network, cost: Complexity) -> Table:
+    from rich.table import Table
+
     table = Table(title=network.name, title_justify="left", title_style="bold", header_style="bold", show_footer=True)
     table.add_column("Layer", "total", overflow="fold")
     table.add_column("Type")
@@ -144,6 +163,8 @@ def _memory_table(results: list[Result], arguments: argparse.Namespace) -> Table
         f"Memory of a training step in MiB, {arguments.batch_size} images, {arguments.precision or '32-true'}, "
         f"{arguments.optimizer or 'adamw'}; an estimate from the shapes, without workspaces of kernels"
     )
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     table.add_column("Model", overflow="fold")
     names = ("Parameters", "Buffers", "Gradients", "Optimizer", "Images", "Stored activations", "Peak")
