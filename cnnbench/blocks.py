@@ -5,9 +5,11 @@ Plain ``nn.Module`` code: nothing here knows about Lightning, data or training.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import nn
+
+from cnnbench.errors import unknown
 
 Form = Literal["auto", "cifar", "imagenet"]
 
@@ -19,7 +21,12 @@ def resolve_form(form: Form, image_size: int) -> Literal["cifar", "imagenet"]:
         form: ``"cifar"`` keeps the resolution in the stem, ``"imagenet"`` is the paper's network for 224x224
             images, ``"auto"`` takes the former for images below 64 pixels.
         image_size: Height and width of the images in pixels.
+
+    Raises:
+        UserError: The form is none of these.
     """
+    if form not in get_args(Form):
+        raise unknown("form", str(form), get_args(Form))
     if form != "auto":
         return form
     return "cifar" if image_size < 64 else "imagenet"

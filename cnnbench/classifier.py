@@ -122,9 +122,11 @@ class ImageClassifier(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
-        if min(num_classes, in_channels, image_size) < 1:
+        sizes = (num_classes, in_channels, image_size)
+        if not all(isinstance(n, int) for n in sizes) or min(sizes) < 1:
             raise UserError(
-                f"num_classes {num_classes}, in_channels {in_channels} and image_size {image_size} must be at least 1"
+                f"num_classes {num_classes}, in_channels {in_channels} and image_size {image_size} must be whole "
+                "numbers of at least 1"
             )
         if lr_scheduler is not None and optimizer is None:
             raise UserError("lr_scheduler is given without optimizer; give both, or neither for the recipe")

@@ -82,7 +82,7 @@ def _parser() -> Parser:
     counting = commands.add_parser(
         "count",
         help="count parameters, MACs, training MACs and memory of any network",
-        description="Counts exactly, operator by operator, without building weights or running anything.",
+        description="Counts exactly, operator by operator, on tensors without values.",
         epilog="example: cnnbench count VGG16 torchvision:resnet50 --image_size 224 --num_classes 1000 --per_layer",
         allow_abbrev=False,
     )
@@ -344,7 +344,7 @@ def listing(arguments: argparse.Namespace) -> int:
     from cnnbench.bench.figures import short
     from cnnbench.data import all_data
     from cnnbench.measure.complexity import complexity
-    from cnnbench.measure.meta import building_on_meta
+    from cnnbench.measure.copies import building_on_meta
     from cnnbench.models import all_models
 
     models: dict[str, dict[str, Any]] = {}

@@ -6,9 +6,10 @@ Torch is imported when something is counted, so that the options can be shown at
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cnnbench.errors import UserError
 
@@ -19,17 +20,25 @@ if TYPE_CHECKING:
     from cnnbench.measure.memory import TrainingMemory
     from cnnbench.network import Network
 
-    Result = tuple[Network, Complexity, TrainingMemory | None]
-
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 OPTIMIZERS = ("adamw", "sgd-momentum", "sgd")
+PIPE_WIDTH = 200
+
+
+class Result(NamedTuple):
+    """What was found about a network, and whether it could be built without values."""
+
+    network: Network
+    cost: Complexity
+    memory: TrainingMemory | None
+    without_values: bool
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="a name from `cnnbench list`, torchvision:NAME, timm:NAME or "
-        "package.module:callable; arguments in brackets, quoted: 'MobileNetV1(width_multiplier=0.5)'")  # fmt: skip
+        "package.module:callable; arguments in brackets, quoted: 'VGG16(batch_norm=True)'")  # fmt: skip
     add("--in_channels", type=int, metavar="C", help="channels of the images (default: the network's own)")
     add("--image_size", type=int, metavar="N", help="height and width in pixels (default: 32 for the zoo, else 224)")
     add("--num_classes", type=int, metavar="K", help="number of classes (default: the network's own)")
@@ -54,59 +63,61 @@ def count(arguments: argparse.Namespace) -> int:
                 raise UserError(f"--{option} is for the memory of a training step; add --batch_size")
     elif arguments.no_training:
         raise UserError("--batch_size is for the memory of a training step; leave out --no_training")
-    elif arguments.batch_size < 2:
-        raise UserError(f"batch_size {arguments.batch_size} must be at least 2: batch norm needs more than one value")
     networks = [
         get_network(name, arguments.in_channels, arguments.image_size, arguments.num_classes)
         for name in arguments.models
     ]
-    results = [_measure(network, arguments) for network in networks]
+    with contextlib.redirect_stdout(sys.stderr):  # what a network of the user's prints is not part of the document
+        results = [_measure(network, arguments) for network in networks]
     if arguments.json:
         document = {"convention": CONVENTION, "networks": [_as_json(r, arguments.per_layer) for r in results]}
-        json.dump(document, sys.stdout, indent=1, ensure_ascii=False)
-        print()
+        print(json.dumps(document, indent=1, ensure_ascii=False))
         return 0
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(_table(results))
-    for network, cost, _ in results:
-        if arguments.per_layer:
-            console.print(_layer_table(network, cost))
+    tables = [_table(results)]
+    if arguments.per_layer:
+        tables += [_layer_table(network, cost) for network, cost, *_ in results]
     if arguments.batch_size is not None:
-        console.print(_memory_table(results, arguments))
-    for network, cost, _ in results:
-        for line in _remarks(cost):
-            print(f"{network.name}: {line}")
+        tables.append(_memory_table(results, arguments))
+    # Rendered first: rich would end the process itself when the reader of a pipe does.
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    with console.capture() as capture:
+        console.print(*tables, sep="\n")
+    print(capture.get(), end="")
+    for result in results:
+        for line in _remarks(result):
+            print(f"{result.network.name}: {line}")
     print(CONVENTION)
     return 0
 
 
 def _measure(network: Network, arguments: argparse.Namespace) -> Result:
     from cnnbench.measure.complexity import complexity
+    from cnnbench.measure.copies import build_without_values
     from cnnbench.measure.memory import training_memory
-    from cnnbench.measure.meta import building_on_meta
 
-    with building_on_meta():
-        model = network.build()
+    model, without_values = build_without_values(network.build)
     cost = complexity(model, network.image_shape, training=not arguments.no_training)
-    if arguments.batch_size is None:
-        return network, cost, None
-    settings = arguments.precision or "32-true", arguments.optimizer or "adamw"
-    return network, cost, training_memory(model, network.image_shape, arguments.batch_size, *settings)
+    memory = None
+    if arguments.batch_size is not None:
+        settings = arguments.precision or "32-true", arguments.optimizer or "adamw"
+        memory = training_memory(model, network.image_shape, arguments.batch_size, *settings)
+    return Result(network, cost, memory, without_values)
 
 
 def _as_json(result: Result, per_layer: bool) -> dict[str, Any]:
-    network, cost, memory = result
+    network = result.network
     found = {
         "model": network.name,
         "in_channels": network.in_channels,
         "image_size": network.image_size,
         "num_classes": network.num_classes,
-        **cost.figures(),
+        **result.cost.figures(),
     }
-    if memory is not None:
-        found["training_memory"] = memory.figures()
+    found["remarks"] = [line for line in _remarks(result) if not line.startswith("not counted")]
+    if result.memory is not None:
+        found["training_memory"] = result.memory.figures()
     if per_layer:
-        found["layers"] = [vars(layer) for layer in cost.layers]
+        found["layers"] = [vars(layer) for layer in result.cost.layers]
     return found
 
 
@@ -117,8 +128,8 @@ def _table(results: list[Result]) -> Table:
     table.add_column("Model", overflow="fold")
     titles = "Image,Params,MACs,FLOPs,Training MACs,x inference,Other ops,Activations,Receptive field"
     for title in titles.split(","):
-        table.add_column(title, justify="right")
-    for network, cost, _ in results:
+        table.add_column(title, justify="right", overflow="fold")
+    for network, cost, *_ in results:
         ratio = f"{cost.train_macs / cost.macs:.4f}" if cost.macs and cost.train_macs else "-"
         numbers = (cost.params, cost.macs, cost.flops, cost.train_macs, ratio, cost.other_ops, cost.activations)
         shape = "x".join(map(str, network.image_shape))
@@ -142,7 +153,7 @@ def _layer_table(network: Network, cost: Complexity) -> Table:
         "Field": "",
     }
     for title, total in columns.items():
-        table.add_column(title, _number(total), justify="right")
+        table.add_column(title, _number(total), justify="right", overflow="fold")
     for layer in cost.layers:
         table.add_row(
             layer.name or "(the network)",
@@ -169,8 +180,8 @@ def _memory_table(results: list[Result], arguments: argparse.Namespace) -> Table
     table.add_column("Model", overflow="fold")
     names = ("Parameters", "Buffers", "Gradients", "Optimizer", "Images", "Stored activations", "Peak")
     for name in names:
-        table.add_column(name, justify="right")
-    for network, _, memory in results:
+        table.add_column(name, justify="right", overflow="fold")
+    for network, _, memory, _ in results:
         assert memory is not None
         table.add_row(network.name, *(f"{size / 2**20:,.1f}" for size in memory.figures().values()))
     return table
@@ -189,9 +200,9 @@ def _field(field: dict[str, Any] | str | None) -> str:
     return "x".join(f"{n:g}" for n in size) if isinstance(size, list) else f"{size:g}"
 
 
-def _remarks(cost: Complexity) -> list[str]:
+def _remarks(result: Result) -> list[str]:
     """What a reader must know about a count."""
-    lines = [f"not counted: {name}" for name in cost.uncounted]
-    if not cost.batch_linear:
-        lines.append("the MACs are not proportional to the batch: a part is spent once for any number of images")
+    lines = [f"not counted: {name}" for name in result.cost.uncounted] + list(result.cost.remarks)
+    if not result.without_values:
+        lines.append("built with its weights, because its constructor computes with them")
     return lines

@@ -1,18 +1,19 @@
 """Any network by name: the zoo's, torchvision's, timm's, or the user's own.
 
 ``NAME``, ``torchvision:NAME``, ``timm:NAME`` or ``package.module:callable``, each with arguments in brackets if wanted,
-such as ``MobileNetV1(width_multiplier=0.5)`` or ``torchvision:googlenet(aux_logits=False)``. No pretrained weights.
+such as ``VGG16(batch_norm=True)`` or ``torchvision:googlenet(aux_logits=False)``. Never with pretrained weights.
 """
 
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib
 import inspect
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -67,7 +68,7 @@ def get_network(
     Args:
         name: See the module.
         in_channels: Channels of the images; the network's own number if None.
-        image_size: Height and width in pixels; what the network is usually given if None.
+        image_size: Height and width in pixels; if None, 32 for the zoo, else what the published weights take.
         num_classes: Number of classes; the network's own if None.
 
     Raises:
@@ -78,8 +79,10 @@ def get_network(
         if value < 1:
             raise UserError(f"{option} {value} must be at least 1")
     plain, arguments = _parse(name)
-    source, _, rest = plain.rpartition(":")
-    if not source:
+    for pretrained in {"weights", "weights_backbone", "pretrained"} & set(arguments):
+        raise UserError(f"model '{name}': networks have random weights here; leave out {pretrained}")
+    source, colon, rest = plain.rpartition(":")
+    if not colon:
         return _from_zoo(name, rest, arguments, wanted)
     if source == "torchvision":
         return _from_torchvision(name, rest, arguments, wanted)
@@ -100,7 +103,7 @@ def _parse(name: str) -> tuple[str, dict[str, Any]]:
             str(k.arg): k.value.id if isinstance(k.value, ast.Name) else ast.literal_eval(k.value)
             for k in call.keywords
         }
-        if call.args or None in [k.arg for k in call.keywords]:
+        if call.args or None in [k.arg for k in call.keywords] or len(values) < len(call.keywords):
             raise ValueError
     except (SyntaxError, ValueError):
         raise UserError(
@@ -132,8 +135,9 @@ def _from_torchvision(name: str, plain: str, arguments: dict[str, Any], wanted: 
 
     valid = models.list_models(module=models)
     if plain not in valid:
-        raise unknown("torchvision model", plain, valid)
-    size = wanted.image_size or (299 if plain == "inception_v3" else 224)
+        raise _unknown("torchvision model", plain, valid)
+    takes = models.get_model_weights(plain).DEFAULT.transforms.keywords.get("crop_size", 224)
+    size = wanted.image_size or arguments.get("image_size") or takes
     options = {"weights": None} | arguments
     if wanted.num_classes:
         options = _merged(name, options, {"num_classes": wanted.num_classes})
@@ -150,26 +154,32 @@ def _from_timm(name: str, plain: str, arguments: dict[str, Any], wanted: _Wanted
     except ImportError:
         raise UserError(f"model '{name}' needs timm; install it with: pip install timm") from None
     if not timm.is_model(plain):
-        raise unknown(
-            "timm model", plain, [n for n in timm.list_models() if n[:3] == plain[:3]] or timm.list_models()[:9]
-        )
+        raise _unknown("timm model", plain, timm.list_models())
     config = timm.get_pretrained_cfg(plain)
     own_channels, own_size = (config.input_size[0], config.input_size[-1]) if config else (3, 224)
-    channels, size = wanted.in_channels or own_channels, wanted.image_size or own_size
-    options = _merged(name, arguments, {"in_chans": channels} if wanted.in_channels else {})
-    if wanted.num_classes:
-        options = _merged(name, options, {"num_classes": wanted.num_classes})
+    options = arguments
+    for option, key in (("in_channels", "in_chans"), ("num_classes", "num_classes")):
+        if getattr(wanted, option):
+            options = _merged(name, options, {key: getattr(wanted, option)}, option)
+    channels = options.get("in_chans", own_channels)
+    size = wanted.image_size or options.get("img_size", own_size)
+    classes = options.get("num_classes", config.num_classes if config else 1000)
 
     def make(**kwargs: Any) -> nn.Module:
         if size == own_size:
             return timm.create_model(plain, pretrained=False, **kwargs)
         try:
-            return timm.create_model(plain, pretrained=False, img_size=size, **kwargs)
+            return timm.create_model(plain, pretrained=False, **kwargs | {"img_size": size})
         except TypeError:  # a network without a fixed size
             return timm.create_model(plain, pretrained=False, **kwargs)
 
-    classes = options.get("num_classes", config.num_classes if config else 1000)
     return Network(name, channels, size, classes, _checked(name, make, options))
+
+
+def _unknown(kind: str, name: str, valid: Sequence[str]) -> UserError:
+    """The error for one of very many names: only those that are near are shown."""
+    near = difflib.get_close_matches(name, valid, n=8, cutoff=0.4) or list(valid)[:8]
+    return UserError(f"{unknown(kind, name, near)}, and {len(valid) - len(near)} more")
 
 
 def _from_callable(name: str, module: str, attribute: str, arguments: dict[str, Any], wanted: _Wanted) -> Network:
@@ -177,12 +187,17 @@ def _from_callable(name: str, module: str, attribute: str, arguments: dict[str, 
         sys.path.insert(0, str(Path.cwd()))
     try:
         found = importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(f"cannot import '{module}' of model '{name}': {error}; a model is {FORMS}") from None
+    except (Exception, SystemExit) as error:  # a module of the user's may raise anything
+        text = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"cannot import '{module}' of model '{name}': {type(error).__name__}: {text}; a model is {FORMS}"
+        ) from error
     factory = getattr(found, attribute, None)
+    if isinstance(factory, nn.Module):
+        raise UserError(f"'{name}' is a network already; give what makes it, such as a class or a function")
     if not callable(factory):
         public = [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")]
-        raise unknown(f"callable in '{module}'", attribute, public)
+        raise _unknown(f"callable of module '{module}':", attribute, public)
     try:
         accepted = dict(inspect.signature(factory).parameters)
     except ValueError:  # a function that is not written in Python does not say what it takes
@@ -204,10 +219,12 @@ def _from_callable(name: str, module: str, attribute: str, arguments: dict[str, 
     )
 
 
-def _merged(name: str, arguments: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+def _merged(name: str, arguments: dict[str, Any], options: dict[str, Any], option: str = "") -> dict[str, Any]:
     for key, value in options.items():
         if arguments.get(key, value) != value:
-            raise UserError(f"model '{name}' says {key}={arguments[key]} and --{key} says {value}; give one of them")
+            raise UserError(
+                f"model '{name}' says {key}={arguments[key]} and --{option or key} says {value}; give one of them"
+            )
     return arguments | options
 
 
@@ -221,9 +238,10 @@ def _checked(name: str, factory: Callable[..., Any], options: dict[str, Any]) ->
                 model = factory(**options)
         except UserError:
             raise
-        except Exception as error:  # whatever a constructor of somebody else raises
+        except (Exception, SystemExit) as error:  # whatever a constructor of somebody else's raises
             text = " ".join(str(error).split())[:300]
-            raise UserError(f"cannot build model '{name}': {type(error).__name__}: {text}") from error
+            hint = f"; give arguments in brackets, as in '{name}(a=1)'" if "missing" in text and not options else ""
+            raise UserError(f"cannot build model '{name}': {type(error).__name__}: {text}{hint}") from error
         if not isinstance(model, nn.Module):
             raise UserError(f"'{name}' made a {type(model).__name__}, not a torch.nn.Module; a model is {FORMS}")
         return model

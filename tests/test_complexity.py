@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cnnbench.cli import main
 from cnnbench.errors import UserError
 from cnnbench.measure.complexity import Complexity, complexity
-from cnnbench.measure.meta import building_on_meta, meta_copy
+from cnnbench.measure.copies import building_on_meta, meta_copy
 from cnnbench.models import get_model
 from cnnbench.network import get_network
 
@@ -479,7 +479,7 @@ def test_counting_vgg16_needs_no_memory_for_its_weights() -> None:
 import resource
 import sys
 from cnnbench.measure.complexity import complexity
-from cnnbench.measure.meta import building_on_meta
+from cnnbench.measure.copies import building_on_meta
 from cnnbench.network import get_network
 
 def peak_mib(name):
@@ -637,16 +637,28 @@ def test_the_table_shows_exact_counts_layers_and_memory(capsys: pytest.CaptureFi
         (["torchvision:resnet19"], "unknown torchvision model 'resnet19'; did you mean 'resnet1"),
         (["timm:resnet19x"], "unknown timm model 'resnet19x'"),
         (["nowhere:net"], "cannot import 'nowhere' of model 'nowhere:net'"),
-        (["torch.nn:Convv"], "unknown callable in 'torch.nn' 'Convv'; did you mean"),
+        (["torch.nn:Convv"], "unknown callable of module 'torch.nn': 'Convv'; did you mean 'Conv"),
         (["torch.nn:ReLU", "--num_classes=3"], "takes no num_classes"),
         (["torch:ones(size=(3,))"], "'torch:ones(size=(3,))' made a Tensor, not a torch.nn.Module"),
         (["math:sqrt"], "cannot build model 'math:sqrt'"),
         (["ResNet18(width)"], "cannot read the arguments of model 'ResNet18(width)'"),
         (["ResNet18(widht=3)"], "cannot build model 'ResNet18(widht=3)'"),
         (["ResNet18", "--image_size=0"], "image_size 0 must be at least 1"),
-        (["ResNet18", "--image_size=4"], "4"),
+        (["ResNet18", "--image_size=4"], "images of 4x4 pixels are too small for ResNet18"),
+        (["ResNet18", "--image_size=99999999999"], "cannot count ResNet18 on images of 3x99999999999x99999999999"),
+        (["ResNet18(form=foo)"], "unknown form 'foo'; valid: auto, cifar, imagenet"),
+        (["ResNet18(form=cifar, form=auto)"], "cannot read the arguments of model"),
+        (["LeNet5(num_classes=1.5)"], "num_classes 1.5"),
+        (["torchvision:resnet18(weights=DEFAULT)"], "leave out weights"),
+        ([":ResNet18"], "cannot import ''"),
+        ([".mine:net"], "cannot import '.mine' of model '.mine:net'"),
+        (["torch.nn:Conv2d"], "give arguments in brackets"),
         (["ResNet18(num_classes=3)", "--num_classes=4"], "says num_classes=3 and --num_classes says 4"),
-        (["ResNet18", "--batch_size=1"], "batch_size 1 must be at least 2"),
+        (["ResNet18", "--batch_size=0"], "batch_size 0 must be at least 1"),
+        (
+            ["torchvision:inception_v3", "--batch_size=1"],
+            "with 1 images of 3x299x299: ValueError: Expected more than 1",
+        ),
         (["ResNet18", "--precision=bf16-mixed"], "add --batch_size"),
         (["torchvision:vit_b_16", "--image_size=100"], "cannot build model 'torchvision:vit_b_16'"),
         (["torchvision:alexnet", "--image_size=20"], "cannot count AlexNet on images of 3x20x20"),

@@ -7,17 +7,20 @@ table does not have is listed by name.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from cnnbench.errors import UserError
 from cnnbench.measure import operators
-from cnnbench.measure.meta import MetaRun, eager, meta_copy, tensors_in, untouched_randomness
+from cnnbench.measure.copies import eager, meta_copy, untouched_randomness, without_global_hooks
+from cnnbench.measure.meta import MetaRun, tensors_in
 from cnnbench.measure.receptive_field import Field, FieldTracker
 
 CONVENTION = (
@@ -73,6 +76,7 @@ class Complexity:
         batch_linear: Whether 8 images cost exactly 8 times the MACs of one, and the forward pass of 4 in training
             twice that of 2.
         uncounted: Operators without a rule, with their number of calls, and hooks that were left out.
+        remarks: What else has to be known, such as that the cost does not grow with the batch.
         layers: Modules in the order of their first call. Their parameters, MACs, other operations and training MACs
             add up to those of the network.
     """
@@ -87,6 +91,7 @@ class Complexity:
     receptive_field: dict[str, Any] | str | None
     batch_linear: bool
     uncounted: tuple[str, ...]
+    remarks: tuple[str, ...]
     layers: tuple[Layer, ...]
 
     @property
@@ -97,15 +102,15 @@ class Complexity:
     def figures(self) -> dict[str, Any]:
         """Everything but the layers, for records and JSON."""
         found = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "layers"}
-        return found | {"flops": self.flops, "uncounted": list(self.uncounted)}
+        return found | {"flops": self.flops, "uncounted": list(self.uncounted), "remarks": list(self.remarks)}
 
 
 def complexity(model: nn.Module, image_shape: Sequence[int], training: bool = True) -> Complexity:
     """Counts what a network costs for one image.
 
-    The network is neither run nor changed: a copy without values runs on the meta device, in inference with 1 and with
-    8 images, in training with 2 and with 4, since batch norm needs more than one value per channel there. Of what is
-    spent once per batch, whatever its size, one image bears all.
+    The network itself is neither run nor changed: a copy without values is, on the meta device, in inference with 1 and
+    8 images, in training with 2 and 4, since batch norm may need more than one. Of what is spent once per batch,
+    whatever its size, one image bears all.
 
     Args:
         model: Any network that takes one batch of images and returns tensors.
@@ -115,36 +120,10 @@ def complexity(model: nn.Module, image_shape: Sequence[int], training: bool = Tr
     Raises:
         UserError: The network does not run on such images, or needs their values; the message names the module.
     """
-    passes = _Passes(model, tuple(image_shape))
-    one, eight = passes.inference(1), passes.inference(8)
-    linear = eight.total("macs") == 8 * one.total("macs")
-    two = four = None
-    if training:
-        two, check = passes.training(2), passes.training(4, backward=False)
-        if check.forward_macs != 2 * two.forward_macs:  # else backward, product by product, grows as forward does
-            linear, four = False, passes.training(4)
-    unknown = one.unknown | two.unknown if two else one.unknown
-    layers = tuple(passes.layers(one, two, four))
-    return Complexity(
-        params=sum(layer.params for layer in layers),
-        trainable_params=sum(p.numel() for p in passes.model.parameters() if p.requires_grad),
-        macs=one.total("macs"),
-        other_ops=one.total("other"),
-        activations=one.activations,
-        train_forward_macs=_of_one(two, four, lambda books: books.forward_macs),
-        train_macs=_of_one(two, four, lambda books: books.total("macs")),
-        receptive_field=passes.receptive_field(one),
-        batch_linear=linear,
-        uncounted=(*(f"{name} ({calls} calls)" for name, calls in sorted(unknown.items())), *passes.removed_hooks),
-        layers=layers,
-    )
-
-
-def _of_one(two: _Books | None, four: _Books | None, cost: Callable[[_Books], int]) -> int | None:
-    """The cost of one image from that of two, and of four if a part is spent once per batch."""
-    if two is None:
-        return None
-    return cost(two) // 2 if four is None else (3 * cost(two) - cost(four)) // 2
+    if any(not isinstance(n, int) or n < 1 for n in image_shape):
+        raise UserError(f"image_shape {tuple(image_shape)} must be channels and extents, whole numbers of at least 1")
+    with torch.inference_mode(False), without_global_hooks():
+        return _Passes(model, tuple(image_shape)).complexity(training)
 
 
 class _Books:
@@ -159,9 +138,28 @@ class _Books:
         self.unknown: Counter[str] = Counter()
         self.activations = 0
         self.forward_macs = 0
+        self.has_backward = False
 
     def total(self, column: str) -> int:
         return sum(getattr(self, column).values())
+
+
+class _Training(NamedTuple):
+    """Training steps of two images, and of four if a part is spent once per batch."""
+
+    two: _Books
+    four: _Books | None
+
+    def of_one(self, cost: Callable[[_Books], int]) -> int:
+        """The cost of one image."""
+        return cost(self.two) // 2 if self.four is None else (3 * cost(self.two) - cost(self.four)) // 2
+
+
+def _per_image(one: tuple[int, ...] | None, eight: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """A shape without the batch, if that comes first."""
+    if not one or not eight:
+        return one
+    return one[1:] if eight == (8 * one[0], *one[1:]) else one
 
 
 class _Passes:
@@ -169,39 +167,118 @@ class _Passes:
 
     def __init__(self, model: nn.Module, image_shape: tuple[int, ...]) -> None:
         self.image_shape = image_shape
-        self.model, self.removed_hooks = meta_copy(model)
+        self.model = model
+        self._stack = [model]
+        self._failed: tuple[BaseException, nn.Module] | None = None  # the innermost module that raised
+        with self._refusing():
+            self.model, self.removed_hooks = meta_copy(model)
         self._books = _Books()
         self._fields: FieldTracker | None = None
-        self._stack = [self.model]
         self._module_of_node: dict[int, nn.Module] = {}
         self._rules: dict[Any, operators.Rule | None] = {}
         self._mode = MetaRun(self._book)
         for module in self.model.modules():
             module.register_forward_pre_hook(self._enter)
-            module.register_forward_hook(self._leave)
+            module.register_forward_hook(self._leave, always_call=True)
+        self._states = [(module, dict(module.__dict__), dict(module._buffers)) for module in self.model.modules()]
+
+    def complexity(self, training: bool) -> Complexity:
+        one, eight = self.inference(1), self.inference(8)
+        macs = one.total("macs")
+        remarks = []
+        if eight.total("macs") != 8 * macs:
+            remarks.append(f"8 images cost {eight.total('macs'):,} MACs, which is not 8 times the {macs:,} of one")
+        train: _Training | None = None
+        if training:
+            train, more = self.train(one)
+            remarks += more
+        unknown = one.unknown | train.two.unknown if train else one.unknown
+        layers = tuple(self.layers(one, eight, train))
+        return Complexity(
+            params=sum(layer.params for layer in layers),
+            trainable_params=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            macs=macs,
+            other_ops=one.total("other"),
+            activations=one.activations,
+            train_forward_macs=train.of_one(lambda books: books.forward_macs) if train else None,
+            train_macs=train.of_one(lambda books: books.total("macs")) if train else None,
+            receptive_field=self.receptive_field(one),
+            batch_linear=not remarks,
+            uncounted=(*(f"{name} ({calls} calls)" for name, calls in sorted(unknown.items())), *self.removed_hooks),
+            remarks=tuple(remarks),
+            layers=layers,
+        )
+
+    def train(self, one: _Books) -> tuple[_Training | None, list[str]]:
+        """Counts training steps, of as many batch sizes as it takes to know the cost of one image."""
+        two, check = self.training(2), self.training(4, backward=False)
+        remarks = []
+        if not two.has_backward and any(p.requires_grad for p in self.model.parameters()):
+            remarks.append("no output of the network leads back to its parameters: the training step is forward only")
+        if check.forward_macs == 2 * two.forward_macs:  # backward, product by product, grows as forward does
+            return _Training(two, None), remarks
+        four, six = self.training(4), self.training(6)
+        totals = [books.total("macs") for books in (two, four, six)]
+        if totals[2] - totals[1] != totals[1] - totals[0]:
+            remarks.append(f"training steps of 2, 4 and 6 images cost {totals} MACs, so that one image has no cost")
+            return None, remarks
+        remarks.append(
+            f"{(2 * totals[0] - totals[1]):,} MACs of a training step are spent once for any number of images"
+        )
+        return _Training(two, four), remarks
 
     def inference(self, batch: int) -> _Books:
         self.model.eval()
-        x = self._images(batch)
-        self._fields = FieldTracker(x) if batch == 1 else None
-        with torch.no_grad():
-            self._forward(x)
+        self._fields = None
+        with self._pass(batch) as x, torch.no_grad():
+            if batch == 1 and len(self.image_shape) > 1:
+                self._fields = FieldTracker(x)
+            if next(tensors_in(self.model(x)), None) is None:
+                raise TypeError("its forward returns no tensor")
         return self._books
 
     def training(self, batch: int, backward: bool = True) -> _Books:
         self.model.train()
-        x = self._images(batch)
         self._fields = None
-        with torch.enable_grad():
-            outputs = [t for t in tensors_in(self._forward(x)) if t.requires_grad]
+        with self._pass(batch) as x, torch.enable_grad():
+            outputs = [t for t in tensors_in(self.model(x)) if t.requires_grad]
             self._books.forward_macs = self._books.total("macs")
+            self._books.has_backward = bool(outputs)
             if outputs and backward:
-                with untouched_randomness(), eager(), self._mode:
-                    torch.autograd.backward(outputs, [torch.empty_like(t) for t in outputs])
+                self._stack = [self.model]
+                torch.autograd.backward(outputs, [torch.empty_like(t) for t in outputs])
         self.model.zero_grad(set_to_none=True)
         return self._books
 
-    def layers(self, one: _Books, two: _Books | None, four: _Books | None) -> Iterator[Layer]:
+    @contextlib.contextmanager
+    def _pass(self, batch: int) -> Iterator[Tensor]:
+        """One pass, with new books, the images for it, and the network as it was afterwards."""
+        self._books = _Books()
+        self._stack = [self.model]
+        self._module_of_node = {}
+        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+        try:
+            with self._refusing(), untouched_randomness(), eager(), self._mode:
+                yield torch.empty(batch, *self.image_shape, device="meta", dtype=dtype)
+        finally:
+            for module, attributes, buffers in self._states:
+                training = module.training
+                module.__dict__.clear()
+                module.__dict__.update(attributes, training=training)
+                module._buffers.clear()
+                module._buffers.update(buffers)
+
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Whatever goes wrong inside becomes one line that says where."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            raise self._refusal(error) from error
+
+    def layers(self, one: _Books, eight: _Books, train: _Training | None) -> Iterator[Layer]:
         """Modules that ran or hold parameters."""
         order = {module: index for index, module in enumerate(one.calls)}
         names = {module: name for name, module in self.model.named_modules()}
@@ -213,11 +290,11 @@ class _Passes:
             layer = Layer(
                 name=name,
                 type=type(module).__name__,
-                output_shape=one.shapes.get(module),
+                output_shape=_per_image(one.shapes.get(module), eight.shapes.get(module)),
                 params=sum(p.numel() for p in params),
                 macs=one.macs[module],
                 other_ops=one.other[module],
-                train_macs=_of_one(two, four, lambda books, module=module: books.macs[module]),  # type: ignore[misc]
+                train_macs=train.of_one(lambda books, module=module: books.macs[module]) if train else None,  # type: ignore[misc]
                 calls=one.calls[module],
                 receptive_field=self._shown(one.fields.get(module)),
             )
@@ -229,39 +306,28 @@ class _Passes:
     def receptive_field(self, one: _Books) -> dict[str, Any] | str | None:
         """That of the last map whose units see different parts; if there is none after a whole one, the whole."""
         for field in reversed(one.fields.values()):
-            if field is None or field.whole or field.local:
+            if field is None or field.whole or (field.local and field.pure):
                 return self._shown(field)
         return None
 
     def _shown(self, field: Field | None) -> dict[str, Any] | str | None:
-        if field is None:
+        if field is None or not field.pure:
             return None
         covers = all(a.low <= 0 and a.high >= n for a, n in zip(field.axes, self.image_shape[1:], strict=True))
         return "image" if field.whole or (covers and not field.local) else field.as_dict()
 
-    def _images(self, batch: int) -> Tensor:
-        self._books = _Books()
-        self._stack = [self.model]
-        self._module_of_node = {}
-        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
-        return torch.empty(batch, *self.image_shape, device="meta", dtype=dtype)
-
-    def _forward(self, x: Tensor) -> Any:
-        try:
-            with untouched_randomness(), eager(), self._mode:
-                return self.model(x)
-        except Exception as error:
-            raise self._refusal(error) from error
-
     def _refusal(self, error: Exception) -> UserError:
         names = {module: name for name, module in self.model.named_modules()}
+        failed = self._failed[1] if self._failed and self._failed[0] is error else self._stack[-1]
         text = " ".join(str(error).split())[:300]
-        needs_values = isinstance(error, NotImplementedError) or "meta" in text
-        hint = "; it needs the values of a tensor, which counting does not have" if needs_values else ""
+        values = "meta tensor", "data-dependent", "item()", "data is not allocated"
+        hint = (
+            "; it needs the values of a tensor, which counting does not have" if any(v in text for v in values) else ""
+        )
         images = "x".join(map(str, self.image_shape)) + (" in training" if self.model.training else "")
         return UserError(
             f"cannot count {type(self.model).__name__} on images of {images}: in "
-            f"{names.get(self._stack[-1]) or 'its forward'}: {type(error).__name__}: {text}{hint}"
+            f"{names.get(failed) or 'its forward'}: {type(error).__name__}: {text}{hint}"
         )
 
     def _enter(self, module: nn.Module, inputs: Any) -> None:
@@ -270,10 +336,13 @@ class _Passes:
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
         self._stack.pop()
+        error = sys.exc_info()[1]
+        if error is not None and (self._failed is None or self._failed[0] is not error):
+            self._failed = error, module
         if module not in self._books.shapes:
             first = next(tensors_in(output), None)
-            self._books.shapes[module] = None if first is None else tuple(first.shape[1:])
-            if self._fields is not None:
+            self._books.shapes[module] = None if first is None else tuple(first.shape)
+            if self._fields is not None and first is not None:
                 self._books.fields[module] = self._fields.field_of(first)
 
     def _book(self, operator: Any, args: Any, out: Any) -> None:

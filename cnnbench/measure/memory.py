@@ -1,8 +1,8 @@
 """What a training step holds in memory, from the shapes alone: nothing is allocated.
 
-The step runs on tensors without values that know their device and type, so that autocast and autograd do what they
-would do, while the life of every tensor's memory is followed. Kernels' workspaces, the allocator's rounding and the
-context of a GPU are not in it.
+The step runs on tensors without values that know their type, so that autocast and autograd do what they would do, while
+the life of every tensor's memory is followed. Operators and autocast are those of the CPU; a GPU keeps a few things
+otherwise, such as masks of dropout. Kernels' workspaces and the allocator's rounding are not in it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cnnbench.errors import unknown
-from cnnbench.measure.meta import eager, meta_copy, tensors_in, untouched_randomness
+from cnnbench.errors import UserError, unknown
+from cnnbench.measure.copies import eager, meta_copy, untouched_randomness, without_global_hooks
+from cnnbench.measure.meta import tensors_in
 
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 STATES_PER_WEIGHT = {"adamw": 2, "sgd-momentum": 1, "sgd": 0}
@@ -96,20 +97,36 @@ def training_memory(
         optimizer: ``adamw``, ``sgd-momentum`` or ``sgd``.
 
     Raises:
-        UserError: Precision or optimizer is not one of these.
+        UserError: Precision or optimizer is not one of these, or the network does not train on such images.
     """
     if precision not in AUTOCAST:
         raise unknown("precision", precision, AUTOCAST)
     if optimizer not in STATES_PER_WEIGHT:
         raise unknown("optimizer", optimizer, STATES_PER_WEIGHT)
+    if batch_size < 1:
+        raise UserError(f"batch_size {batch_size} must be at least 1")
+    try:
+        return _simulate(model, image_shape, batch_size, AUTOCAST[precision], STATES_PER_WEIGHT[optimizer])
+    except UserError:
+        raise
+    except Exception as error:  # whatever forward or backward of somebody else's network raises
+        text = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"cannot estimate the memory of {type(model).__name__} with {batch_size} images of "
+            f"{'x'.join(map(str, image_shape))}: {type(error).__name__}: {text}"
+        ) from error
+
+
+def _simulate(
+    model: nn.Module, image_shape: Sequence[int], batch_size: int, half: torch.dtype | None, states: int
+) -> TrainingMemory:
     ledger = _Ledger()
-    with untouched_randomness(), eager(), FakeTensorMode(allow_non_fake_inputs=True):
+    with untouched_randomness(), without_global_hooks(), eager(), FakeTensorMode(allow_non_fake_inputs=True):
         copy = meta_copy(model, "cpu")[0].train()
         ledger.ignore([*copy.parameters(), *copy.buffers()])
         dtype = next((p.dtype for p in copy.parameters() if p.is_floating_point()), torch.float32)
         images = torch.empty(batch_size, *image_shape, dtype=dtype)
         ledger.ignore([images])
-        half = AUTOCAST[precision]
         cast = torch.autocast("cpu", half) if half else contextlib.nullcontext()
         with ledger:
             with torch.enable_grad(), cast:
@@ -121,7 +138,7 @@ def training_memory(
     fixed = {
         "parameter_bytes": _bytes(copy.parameters()),
         "buffer_bytes": _bytes(copy.buffers()),
-        "optimizer_bytes": STATES_PER_WEIGHT[optimizer] * trainable,
+        "optimizer_bytes": states * trainable,
         "input_bytes": images.numel() * images.element_size(),
     }
     return TrainingMemory(

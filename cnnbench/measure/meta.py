@@ -1,20 +1,13 @@
-"""Running a network without values: a copy on the meta device, and a mode that sees every operator.
+"""Running operators without values: a mode on the meta device that shows every operator to a listener.
 
-The original is never run, so that it keeps its state, mode, hooks and gradients, and an expensive network costs no
-memory. Shapes of operators that were seen before are taken from a table, since working them out is what is slow.
+Shapes of operators that were seen before are taken from a table, since working them out is what is slow.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import functools
-import random
-import sys
-import types
-import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,145 +16,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnnbench.measure import operators
 
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-
-
-def meta_copy(model: nn.Module, device: str = "meta") -> tuple[nn.Module, list[str]]:
-    """Copies the structure of a network without its values.
-
-    Another device than the meta device makes sense under a `FakeTensorMode` only.
-
-    Parameters that are shared stay shared, and frozen ones frozen. A compiled module is replaced by what it compiles.
-    Hooks that are plain functions are left out, because they act on the outside; those that are objects, such as those
-    of weight normalisation or pruning, belong to the network and are copied.
-
-    Returns:
-        The copy on the meta device, and the names of the hooks that were left out.
-    """
-    copier = _Copier(device)
-    for tensor in (*model.parameters(), *model.buffers()):  # before a module copies them in its own way
-        copier.copy(tensor)
-    duplicate = copier.copy(model)
-    return duplicate, _without_functions(duplicate)
-
-
-class _Copier:
-    """A deep copy in which tensors have no values."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.memo: dict[int, Any] = {}  # identities to copies, as `copy.deepcopy` has it
-
-    def copy(self, value: Any) -> Any:
-        if value is None or isinstance(value, _ATOMS):
-            return value
-        if id(value) in self.memo:
-            return self.memo[id(value)]
-        kind: Any = type(value)
-        made: Any
-        if isinstance(value, Tensor):
-            made = self.memo[id(value)] = self.empty(value)
-        elif isinstance(value, nn.Module) and not hasattr(kind, "__deepcopy__"):
-            made = self.module(value)
-        elif kind in (dict, OrderedDict):
-            made = self.memo[id(value)] = kind()
-            for key, item in value.items():
-                made[self.copy(key)] = self.copy(item)
-        elif kind is list:
-            made = self.memo[id(value)] = []
-            made.extend(self.copy(item) for item in value)
-        elif kind is tuple:
-            made = tuple(self.copy(item) for item in value)
-        else:
-            made = copy.deepcopy(value, self.memo)
-        return made
-
-    def empty(self, tensor: Tensor) -> Tensor:
-        made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=self.device)
-        if isinstance(tensor, nn.Parameter):
-            return nn.Parameter(made, tensor.requires_grad)
-        return made.requires_grad_(tensor.requires_grad and tensor.is_leaf)
-
-    def module(self, module: nn.Module) -> nn.Module:
-        compiled = module.__dict__.get("_modules", {}).get("_orig_mod")
-        if compiled is not None:
-            made = self.memo[id(module)] = self.copy(compiled)
-            return made
-        made = self.memo[id(module)] = module.__class__.__new__(module.__class__)
-        made.__setstate__({key: self.copy(value) for key, value in module.__getstate__().items()})
-        return made
-
-
-_ATOMS = (bool, int, float, str, type, types.FunctionType, types.BuiltinFunctionType, torch.dtype, torch.device)
-
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors of nested lists, tuples and dictionaries, in order."""
+    """All tensors of nested sequences, mappings, sets and data classes, in order."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, dict):
+    elif isinstance(value, Mapping):
         yield from tensors_in(list(value.values()))
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, (list, tuple, set, frozenset)):
         for item in value:
             yield from tensors_in(item)
-
-
-def _without_functions(model: nn.Module) -> list[str]:
-    """Removes the hooks that are plain functions; returns their names."""
-    removed = []
-    for name, module in model.named_modules():
-        for kind in _HOOKS:
-            hooks = getattr(module, kind)
-            for key, hook in list(hooks.items()):
-                function = hook.func if isinstance(hook, functools.partial) else hook
-                if isinstance(function, (types.FunctionType, types.BuiltinFunctionType)) or "backward" in kind:
-                    del hooks[key]
-                    removed.append(f"{kind.strip('_').removesuffix('s')} of {name or 'the network'}")
-    return removed
-
-
-@contextlib.contextmanager
-def building_on_meta() -> Iterator[None]:
-    """Parameters that modules get inside are on the meta device, so that building a network allocates none.
-
-    Unlike `torch.device("meta")` it leaves all other tensors alone: constructors may compute with values.
-    """
-    register = nn.Module.register_parameter
-    made: weakref.WeakKeyDictionary[Tensor, nn.Parameter] = torch.utils.weak.WeakIdKeyDictionary()  # type: ignore[assignment]
-
-    def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None and not param.is_meta:
-            if param not in made:
-                made[param] = nn.Parameter(torch.empty_like(param, device="meta"), param.requires_grad)
-            param = made[param]
-        register(self, name, param)
-
-    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
-
-
-@contextlib.contextmanager
-def untouched_randomness() -> Iterator[None]:
-    """Restores Python's and torch's generators of the CPU, which a forward pass may use."""
-    states = random.getstate(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        torch.set_rng_state(states[1])
-
-
-@contextlib.contextmanager
-def eager() -> Iterator[None]:
-    """Compiled functions inside run as they were written, and keep what was compiled."""
-    if "torch._dynamo" in sys.modules:
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    else:
-        yield
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield from tensors_in(list(vars(value).values()))
 
 
 class MetaRun(TorchDispatchMode):
@@ -178,26 +44,32 @@ class MetaRun(TorchDispatchMode):
         self._kinds: dict[Any, str] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = self._result(func, args, kwargs or {})
-        self._listener(func, args, out)
-        return out
-
-    def _result(self, func: Any, args: Any, kwargs: Any) -> Any:
+        kwargs = kwargs or {}
         kind = self._kinds.get(func)
         if kind is None:
             kind = self._kinds[func] = _kind(func)
+        if kind == "composite":  # arrives only where torch does not take it apart, such as in inference mode
+            with self:
+                return func.decompose(*args, **kwargs)
+        out = self._result(kind, func, args, kwargs)
+        self._listener(func, args, out)
+        return out
+
+    def _result(self, kind: str, func: Any, args: Any, kwargs: Any) -> Any:
         if kind == "run":
             return func(*args, **kwargs)
-        if kind == "batch norm":
-            return _batch_norm_result(func, args)
-        if kind == "addmm" and args[1].shape[1] == args[2].shape[0]:
+        if kind == "batch norm" and (known := _batch_norm_specification(func, args)):
+            return _from_specification(known)
+        if kind == "addmm" and _is_plain_addmm(args):
             return torch.empty(args[1].shape[0], args[2].shape[1], dtype=args[1].dtype, device="meta")
         if kind.startswith("element") and (like := _common_specification(args)):
             return args[0] if kind == "element in place" else _from_specification(like)
         try:
             key = (func, _signature(args), _signature(tuple(kwargs.items())))
             known = self._results.get(key)
-        except (TypeError, _NotMetaError):
+        except _NotMetaError:
+            return func(*_all_on_meta(args), **kwargs)
+        except TypeError:
             return func(*args, **kwargs)
         if known is None:
             out = func(*args, **kwargs)
@@ -211,17 +83,40 @@ class _NotMetaError(Exception):
     """A tensor with values is among the arguments."""
 
 
+def _all_on_meta(args: Any) -> Any:
+    """The arguments, with tensors that forward made on the CPU beside those on the meta device moved there.
+
+    On the CPU they would be in the right place. Numbers may stay, and so may all if none is on the meta device.
+    """
+    tensors = list(tensors_in(args))
+    if not any(t.is_meta for t in tensors) or not any(not t.is_meta and t.dim() for t in tensors):
+        return args
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Tensor) and not value.is_meta and value.dim():
+            if isinstance(value, nn.Parameter):
+                raise RuntimeError("a parameter that the network does not list takes part")
+            return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+        return type(value)(moved(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+    return moved(args)
+
+
 def _kind(func: Any) -> str:
     """How the result of an operator can be had: by running it, from a table by shapes, or by what is known of it."""
     name = operators.base_name(func)
-    schema = func._schema
     if func.namespace != "aten" or {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output} & set(func.tags):
         return "run"
+    if operators.rule_of(func) is None and torch._C._dispatch_has_kernel_for_dispatch_key(
+        func.name(), torch._C.DispatchKey.CompositeImplicitAutograd
+    ):
+        return "composite"
     if name in ("native_batch_norm", "native_batch_norm_backward"):
         return "batch norm"
     if name == "addmm":
         return name
-    elementwise = operators.is_elementwise(func) and name not in _COMPARISONS
+    elementwise = operators.is_elementwise(func) and name not in _OTHER_TYPE
+    schema = func._schema
     if not any(a.alias_info for a in (*schema.arguments, *schema.returns)):
         return "element" if elementwise else "table"
     writes = [a.alias_info is not None and a.alias_info.is_write for a in schema.arguments]
@@ -229,9 +124,17 @@ def _kind(func: Any) -> str:
     return "element in place" if in_place and elementwise else "run"
 
 
-_COMPARISONS = frozenset(
-    "eq ne lt le gt ge isnan isinf isfinite logical_not logical_and logical_or clone where".split()
+# Element-wise operators whose result may have another type or layout than their arguments.
+_OTHER_TYPE = frozenset(
+    "eq ne lt le gt ge isnan isinf isfinite isneginf isposinf signbit logical_not logical_and logical_or logical_xor "
+    "clone where _to_copy polar complex".split()
 )
+
+
+def _is_plain_addmm(args: Any) -> bool:
+    bias, a, b = args[:3]
+    same_type = bias.dtype == a.dtype == b.dtype
+    return same_type and a.shape[1] == b.shape[0] and bias.shape in ((b.shape[1],), (a.shape[0], b.shape[1]))
 
 
 def _common_specification(args: Any) -> Any:
@@ -243,7 +146,7 @@ def _common_specification(args: Any) -> Any:
                 return None
             here = (value.shape, value.stride(), value.dtype)
             if found is None:
-                if not (value.is_contiguous() or value.is_contiguous(memory_format=_memory_format(value))):
+                if not _is_dense(value):
                     return None
                 found = here
             elif here != found:
@@ -253,19 +156,22 @@ def _common_specification(args: Any) -> Any:
     return found
 
 
-def _memory_format(x: Tensor) -> torch.memory_format:
-    return {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim(), torch.contiguous_format)
+def _is_dense(x: Tensor) -> bool:
+    """Whether it is contiguous in one of torch's memory formats, so that a result of its shape has its strides."""
+    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    return x.is_contiguous() or (channels_last is not None and x.is_contiguous(memory_format=channels_last))
 
 
-def _batch_norm_result(func: Any, args: Any) -> tuple[Tensor | None, ...]:
-    """Shapes of batch norm and its gradient, which torch works out by taking the operator apart."""
+def _batch_norm_specification(func: Any, args: Any) -> Any:
+    """Shapes of batch norm and its gradient, which torch works out slowly; None for an input that is not dense."""
     backward = operators.base_name(func) == "native_batch_norm_backward"
     x = args[1] if backward else args[0]
-    like_x = (x.shape, x.stride(), x.dtype)
-    per_channel = ((x.shape[1],), (1,), torch.float32)
+    if not x.is_meta or not _is_dense(x) or x.dtype != torch.float32:
+        return None
+    per_channel = ((x.shape[1],), (1,), x.dtype)
     wanted = args[9] if backward else (True, True, True)
-    known = (like_x, per_channel, per_channel)
-    return _from_specification([spec if want else None for spec, want in zip(known, wanted, strict=True)])
+    known = ((x.shape, x.stride(), x.dtype), per_channel, per_channel)
+    return [spec if want else None for spec, want in zip(known, wanted, strict=True)]
 
 
 def _signature(value: Any) -> Any:

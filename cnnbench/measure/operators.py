@@ -1,22 +1,22 @@
 """What one operator costs: the table on which every count of the project rests.
 
 A rule reads the shapes of one call of an aten operator, forward or backward, and nothing else. Multiply-adds are those
-of convolutions and matrix products alone. Other arithmetic is one operation per element and elementary step:
+of convolutions and matrix products alone. Other arithmetic, in inference, is one operation per element and step:
 
 ==================================  ==============================================================================
 element-wise                        1 per output element, however complex the function
-bias of a convolution or a product  1 per output element; its gradient 1 per element of the output's gradient
+bias of a convolution or a product  1 per output element
 reduction, cumulative sum           1 per input element
 batch norm in inference             2 per element: one multiplication and one addition with the stored statistics
 normalisation with own statistics   6 per element: mean 1, squared deviation 3, scale and shift 2
-backward of a normalisation         9 per element: normalised input 2, two sums 3, input gradient 4
-softmax                             5 per element: maximum, difference, exponential, sum, quotient; backward 4
-pooling                             1 per element of each window; backward of a maximum 1 per output element
+softmax                             5 per element: maximum, difference, exponential, sum, quotient
+pooling                             1 per element of each window
 linear or cubic interpolation       2 per tap and output element, less one; d dimensions have 2^d or 4^d taps
 ==================================  ==============================================================================
 
-Moving data (views, copies, casts, padding, gathering) and drawing random numbers cost nothing. An operator that is not
-in the table has no rule; whoever counts must name it.
+Moving data (views, copies, casts, padding, gathering), drawing random numbers and computing with whole numbers cost
+nothing. Of the backward pass only the products are counted; its other operators are known, but have no cost. An
+operator that is not in the table has no rule; whoever counts must name it.
 """
 
 from __future__ import annotations
@@ -48,11 +48,13 @@ def rule_of(operator: torch._ops.OpOverload) -> Rule | None:
         A function of the arguments and the result of a call; None if the operator is not in the table.
     """
     name = base_name(operator)
+    if operator.namespace == "profiler":
+        return lambda args, out: FREE
     if operator.namespace not in ("aten", "torchvision"):
         return None
     if name in _RULES:
         return _RULES[name]
-    if name in _FREE or is_view(operator):
+    if name in _FREE or name in _BACKWARD or is_view(operator):
         return lambda args, out: FREE
     return _elementwise if is_elementwise(operator) else None
 
@@ -64,15 +66,11 @@ def base_name(operator: torch._ops.OpOverload) -> str:
     return name[:-1] if name.endswith("_") else name
 
 
-def is_product(operator: torch._ops.OpOverload) -> bool:
-    """Whether it is a convolution or a matrix product, other than a convolution's backward."""
-    return base_name(operator) in _PRODUCTS
-
-
 @functools.cache
 def is_elementwise(operator: torch._ops.OpOverload) -> bool:
     """Whether each element of the result depends on the same element of the arguments alone."""
-    return torch.Tag.pointwise in operator.tags or base_name(operator) in _ELEMENTWISE
+    single = len(operator._schema.returns) == 1
+    return (single and torch.Tag.pointwise in operator.tags) or base_name(operator) in _ELEMENTWISE
 
 
 def is_view(operator: torch._ops.OpOverload) -> bool:
@@ -95,14 +93,16 @@ def _convolution(args: Sequence[Any], out: Any) -> Cost:
 
 def _convolution_backward(args: Sequence[Any], out: Any) -> Cost:
     grad, x, weight = args[:3]
-    wants_input, wants_weight, wants_bias = args[10]
-    return Cost(
-        _convolution_macs(x, grad, weight, args[7]) * (wants_input + wants_weight), grad.numel() if wants_bias else 0
-    )
+    wants_input, wants_weight, _ = args[10]
+    return Cost(_convolution_macs(x, grad, weight, args[7]) * (wants_input + wants_weight), 0)
 
 
 def _deformable(args: Sequence[Any], out: Any) -> Cost:
     return Cost(_convolution_macs(args[0], out, args[1], False), out.numel())  # always adds a bias
+
+
+def _deformable_backward(args: Sequence[Any], out: Any) -> Cost:
+    return Cost(2 * _convolution_macs(args[1], args[0], args[2], False), 0)  # always both gradients
 
 
 def _product(args: Sequence[Any], out: Any) -> Cost:
@@ -118,9 +118,13 @@ def _plus(rule: Rule) -> Rule:
     return lambda args, out: Cost(rule(args[1:], out).macs, out.numel())
 
 
+def _outer(args: Sequence[Any], out: Any) -> Cost:
+    return Cost(out.numel(), 0)
+
+
 def _elementwise(args: Sequence[Any], out: Any) -> Cost:
-    whole_numbers = isinstance(args[0], Tensor) and not (args[0].is_floating_point() or args[0].is_complex())
-    return FREE if whole_numbers else Cost(0, out.numel())  # indices and counters are no arithmetic of the network
+    numbers = any(isinstance(a, Tensor) and (a.is_floating_point() or a.is_complex()) for a in (*args, out))
+    return Cost(0, out.numel()) if numbers else FREE  # indices and counters are no arithmetic of the network
 
 
 def _per_element(operations: int) -> Rule:
@@ -135,22 +139,29 @@ def _batch_norm(args: Sequence[Any], out: Any) -> Cost:
     return Cost(0, (6 if args[5] else 2) * args[0].numel())
 
 
-def _pool(dims: int, kernel_at: int) -> Rule:
-    """Pooling, forward or backward: as many operations as all windows have elements."""
+def _pool(dims: int) -> Rule:
+    """Pooling: as many operations as all windows have elements."""
 
     def rule(args: Sequence[Any], out: Any) -> Cost:
-        kernel = args[kernel_at]
-        windows = args[0] if kernel_at == 2 else out[0] if isinstance(out, tuple) else out
-        return Cost(0, windows.numel() * prod(kernel if len(kernel) == dims else kernel * dims))
+        kernel = args[1]
+        values = out[0] if isinstance(out, tuple) else out
+        return Cost(0, values.numel() * prod(kernel if len(kernel) == dims else kernel * dims))
 
     return rule
+
+
+def _adaptive_pool(args: Sequence[Any], out: Any) -> Cost:
+    """The windows of m units over n pixels: from floor(i*n/m) to ceil((i+1)*n/m), which may overlap."""
+    x, values = args[0], out[0] if isinstance(out, tuple) else out
+    spatial = len(args[1])
+    elements = prod(x.shape[:-spatial])
+    for n, m in zip(x.shape[-spatial:], values.shape[-spatial:], strict=True):
+        elements *= sum(-(-(i + 1) * n // m) - i * n // m for i in range(m))
+    return Cost(0, elements)
 
 
 def _interpolation(taps: int) -> Rule:
-    def rule(args: Sequence[Any], out: Any) -> Cost:
-        return Cost(0, (2 * taps - 1) * max(args[0].numel(), out.numel()))
-
-    return rule
+    return lambda args, out: Cost(0, (2 * taps - 1) * out.numel())
 
 
 _PRODUCTS: dict[str, Rule] = {
@@ -165,53 +176,65 @@ _PRODUCTS: dict[str, Rule] = {
     "dot": _matrix_vector,
     "vdot": _matrix_vector,
     "addmv": _plus(_matrix_vector),
+    "ger": _outer,
+    "addr": _plus(_outer),
 }
 _REDUCTIONS = (
-    "sum mean amax amin max min prod argmax argmin all any norm linalg_vector_norm cumsum cumprod logsumexp "
-    "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d "
-    "_adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward adaptive_max_pool2d_backward "
-    "max_pool2d_with_indices_backward max_pool3d_with_indices_backward embedding_dense_backward"
+    "sum mean amax amin max min prod argmax argmin all any norm linalg_vector_norm cumsum cumprod logsumexp col2im"
 ).split()
 _OWN_STATISTICS = "native_layer_norm native_group_norm _native_batch_norm_legit _batch_norm_with_update".split()
-_NORM_BACKWARDS = "native_batch_norm_backward native_layer_norm_backward native_group_norm_backward".split()
+_ADAPTIVE = "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d".split()
 _RULES: dict[str, Rule] = {
     **_PRODUCTS,
     "convolution_backward": _convolution_backward,
+    "_deform_conv2d_backward": _deformable_backward,
     **dict.fromkeys(_REDUCTIONS, _per_element(1)),
     **dict.fromkeys(("var", "var_mean", "std", "std_mean"), _per_element(4)),
     "native_batch_norm": _batch_norm,
     "_native_batch_norm_legit_no_training": _per_element(2),
     **dict.fromkeys(_OWN_STATISTICS, _per_element(6)),
-    **dict.fromkeys(_NORM_BACKWARDS, _per_element(9)),
+    "_weight_norm_interface": _per_element(3),  # square, sum, quotient
     **dict.fromkeys(("_softmax", "_safe_softmax", "_log_softmax"), _per_element(5)),
-    **dict.fromkeys(("_softmax_backward_data", "_log_softmax_backward_data"), _per_element(4)),
-    "max_pool2d_with_indices": _pool(2, 1),
-    "max_pool3d_with_indices": _pool(3, 1),
-    "avg_pool2d": _pool(2, 1),
-    "avg_pool3d": _pool(3, 1),
-    "avg_pool2d_backward": _pool(2, 2),
-    "avg_pool3d_backward": _pool(3, 2),
+    "max_pool2d_with_indices": _pool(2),
+    "max_pool3d_with_indices": _pool(3),
+    "avg_pool2d": _pool(2),
+    "avg_pool3d": _pool(3),
+    **dict.fromkeys(_ADAPTIVE, _adaptive_pool),
     "native_dropout": _per_element(2),
     "index_add": _added(3),
     "scatter_add": _added(3),
     "index_put": lambda args, out: _added(2)(args, out) if len(args) > 3 and args[3] else FREE,
+    "glu": lambda args, out: Cost(0, 2 * out.numel()),  # sigmoid and product
 }
 for _name, _taps in (("linear1d", 2), ("bilinear2d", 4), ("trilinear3d", 8), ("bicubic2d", 16)):
-    _RULES |= {f"upsample_{_name}": _interpolation(_taps), f"upsample_{_name}_backward": _interpolation(_taps)}
+    _RULES |= {f"upsample_{_name}": _interpolation(_taps), f"_upsample_{_name}_aa": _interpolation(_taps)}
 _ELEMENTWISE = frozenset(
-    "hardswish hardsigmoid hardtanh relu6 prelu _prelu_kernel celu glu hardswish_backward hardsigmoid_backward "
-    "hardtanh_backward leaky_relu_backward elu_backward softplus_backward mish_backward glu_backward "
-    "native_dropout_backward".split()
+    "hardswish hardsigmoid hardtanh relu6 prelu _prelu_kernel celu rrelu rrelu_with_noise hardswish_backward "
+    "hardsigmoid_backward hardtanh_backward leaky_relu_backward elu_backward softplus_backward mish_backward".split()
+)
+# Arithmetic of the backward pass that is no product.
+_BACKWARD = frozenset(
+    "native_batch_norm_backward native_layer_norm_backward native_group_norm_backward _weight_norm_interface_backward "
+    "_softmax_backward_data _log_softmax_backward_data max_pool2d_with_indices_backward glu_backward "
+    "max_pool3d_with_indices_backward avg_pool2d_backward avg_pool3d_backward _adaptive_avg_pool2d_backward "
+    "_adaptive_avg_pool3d_backward adaptive_max_pool2d_backward adaptive_max_pool3d_backward native_dropout_backward "
+    "embedding_dense_backward upsample_linear1d_backward upsample_bilinear2d_backward upsample_trilinear3d_backward "
+    "upsample_bicubic2d_backward upsample_nearest1d_backward upsample_nearest2d_backward upsample_nearest3d_backward "
+    "_upsample_nearest_exact1d_backward _upsample_nearest_exact2d_backward _upsample_nearest_exact3d_backward "
+    "_upsample_bilinear2d_aa_backward _upsample_bicubic2d_aa_backward _prelu_kernel_backward unfold_backward "
+    "rrelu_with_noise_backward grid_sampler_2d_backward grid_sampler_3d_backward cumprod_backward".split()
 )
 _FREE = frozenset(
     "clone copy _to_copy contiguous fill zero empty empty_like empty_strided new_empty new_empty_strided new_zeros "
     "new_ones new_full zeros zeros_like ones ones_like full full_like scalar_tensor arange linspace eye detach "
-    "lift_fresh _unsafe_view _reshape_alias view_as alias cat stack split_with_sizes roll flip repeat constant_pad_nd "
+    "lift_fresh _unsafe_view _reshape_alias view_as alias cat stack split_with_sizes unsafe_split "
+    "unsafe_split_with_sizes unsafe_chunk roll flip repeat constant_pad_nd "
     "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d "
     "reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward replication_pad1d_backward "
     "replication_pad2d_backward replication_pad3d_backward index index_select gather scatter embedding "
     "select_backward slice_backward diagonal_backward as_strided pixel_shuffle pixel_unshuffle channel_shuffle im2col "
-    "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_nearest2d_backward where masked_fill tril triu "
+    "upsample_nearest1d upsample_nearest2d upsample_nearest3d "
+    "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d where masked_fill tril triu "
     "bernoulli uniform normal rand randn rand_like randn_like randint randperm random exponential squeeze unsqueeze "
     "transpose t resize set unbind bitwise_and bitwise_or bitwise_not logical_and logical_or logical_not".split()
 )

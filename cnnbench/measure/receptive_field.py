@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from math import inf, isfinite
+from math import inf, isfinite, prod
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -63,11 +63,13 @@ class Field(NamedTuple):
         axes: What is seen along each axis of the image.
         sizes: Units along each of them.
         dims: For every dimension of the tensor, the axes of the image that run along it; it may hold channels too.
+        pure: Whether no dimension holds both axes and something else.
     """
 
     axes: tuple[Axis, ...]
     sizes: tuple[int, ...]
     dims: tuple[tuple[int, ...], ...]
+    pure: bool = True
 
     @classmethod
     def of_image(cls, x: Tensor) -> Field:
@@ -147,6 +149,7 @@ class FieldTracker:
     """
 
     def __init__(self, image: Tensor) -> None:
+        self._parts: dict[int, Any] = {}  # memory that was written in parts, whose field is not known
         image._receptive_field = Field.of_image(image)  # type: ignore[attr-defined]
 
     @staticmethod
@@ -155,17 +158,31 @@ class FieldTracker:
         return getattr(tensor, "_receptive_field", None)
 
     def __call__(self, operator: Any, args: Sequence[Any], out: Any) -> None:
-        tensors = [t for t in _flat(args) if hasattr(t, "_receptive_field")]
-        if not tensors:
+        given = _flat(args)
+        tensors = [t for t in given if hasattr(t, "_receptive_field")]
+        if not tensors and not any(_memory(t) in self._parts for t in given if self._parts):
             return
-        fields = [t._receptive_field for t in tensors]
+        fields: list[Any] = [None if _memory(t) in self._parts else t._receptive_field for t in tensors]
+        written = operator._schema.arguments[0].alias_info
+        if written is not None and written.is_write and args[0].numel() != _elements(args[0]):
+            self._parts[_memory(args[0])] = args[
+                0
+            ].untyped_storage()  # other views of the same memory do not know of it
         rule = _RULES.get(base_name(operator), _elementwise if is_elementwise(operator) else _undefined)
         for result in _flat([out]):
             field = None
-            if None not in fields:
+            if tensors and None not in fields:
                 with suppress(_UndefinedError):
                     field = rule(_Call(operator, tensors, fields, args, result))
             result._receptive_field = field  # type: ignore[attr-defined]
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _elements(tensor: Tensor) -> int:
+    return tensor.untyped_storage().nbytes() // tensor.element_size()
 
 
 def _flat(values: Sequence[Any]) -> list[Tensor]:
@@ -191,6 +208,8 @@ def _elementwise(call: _Call) -> Field:
     for tensor, field in zip(call.tensors, call.fields, strict=True):
         for dim in range(-min(tensor.dim(), out.dim()), 0):
             if field.dims[dim] and tensor.shape[dim] == out.shape[dim]:
+                if dims[dim] not in ((), field.dims[dim]):
+                    raise _UndefinedError  # two axes of the image on one dimension
                 dims[dim] = field.dims[dim]
     sizes = call.fields[0].sizes
     axes = []
@@ -204,7 +223,7 @@ def _elementwise(call: _Call) -> Field:
             seen.append(WHOLE if spread else field.axes[axis])
         axes.append(_union(seen))
     sizes = tuple(max(f.sizes[axis] for f in call.fields) for axis in range(len(sizes)))
-    return Field(tuple(axes), sizes, tuple(dims))
+    return Field(tuple(axes), sizes, tuple(dims), all(f.pure for f in call.fields))
 
 
 def _union(axes: Sequence[Axis]) -> Axis:
@@ -220,6 +239,8 @@ def _windows(call: _Call, kernel: Any, stride: Any, padding: Any, dilation: Any)
     spatial = x.dim() - 2
     settings = [list(s) * (spatial if len(s) == 1 else 1) for s in (kernel, stride, padding, dilation)]
     for index, (k, s, p, d) in enumerate(zip(*settings, strict=True)):
+        if not field.dims[2 + index] and x.shape[2 + index] == k == 1:
+            continue  # what torch adds to pool along one axis
         axis = call.fields[0].axis_on(x, 2 + index)
         field = field.change(axis, field.axes[axis].window(k, s, p, d), call.out.shape[2 + index])
     return field
@@ -287,6 +308,7 @@ def _reshape(call: _Call) -> Field:
     x, out, field = call.tensors[0], call.out, call.fields[0]
     dims: list[tuple[int, ...]] = [()] * out.dim()
     i = j = 0
+    pure = True
     while i < x.dim() and j < out.dim():
         first, second = i, j
         have, want = x.shape[i], out.shape[j]
@@ -302,13 +324,14 @@ def _reshape(call: _Call) -> Field:
             continue
         if len(targets) == 1:
             dims[targets[0]] = axes
+            pure = pure and prod(field.sizes[axis] for axis in axes) == out.shape[targets[0]]
             continue
         wide = [axis for axis in axes if field.sizes[axis] != 1]
         if [field.sizes[axis] for axis in wide] != [out.shape[dim] for dim in targets]:
             raise _UndefinedError
         for axis, dim in zip(wide, targets, strict=True):
             dims[dim] = (axis,)
-    return field._replace(dims=tuple(dims))
+    return field._replace(dims=tuple(dims), pure=pure)
 
 
 def _permute(call: _Call) -> Field:
@@ -333,17 +356,27 @@ def _slice(call: _Call) -> Field:
     return field.change(axis, field.axes[axis].window(1, step, -first), call.out.shape[dim])
 
 
-def _along_others(call: _Call) -> Field:
-    """Splitting or joining along a dimension without axes."""
-    dim = call.args[1] if base_name(call.operator) in ("cat", "unbind", "select") and len(call.args) > 1 else 0
-    if base_name(call.operator).startswith("split"):
-        dim = call.args[2] if len(call.args) > 2 else 0
+def _split(call: _Call) -> Field:
+    return _without_axes(call, call.args[2] if len(call.args) > 2 else 0)
+
+
+def _cat(call: _Call) -> Field:
+    _without_axes(call, call.args[1] if len(call.args) > 1 else 0)
+    return _elementwise(call)
+
+
+def _select(call: _Call) -> Field:
+    field, dim = call.fields[0], call.args[1] if len(call.args) > 1 else 0
+    _without_axes(call, dim)
+    dim = dim % len(field.dims)
+    return field._replace(dims=field.dims[:dim] + field.dims[dim + 1 :])
+
+
+def _without_axes(call: _Call, dim: int) -> Field:
+    """The field after taking apart or joining along a dimension, which no axis of the image may run along."""
     if any(field.dims[dim] for field in call.fields):
         raise _UndefinedError
-    if base_name(call.operator) in ("unbind", "select"):
-        field, at = call.fields[0], dim % len(call.fields[0].dims)
-        return field._replace(dims=field.dims[:at] + field.dims[at + 1 :])
-    return _elementwise(call) if base_name(call.operator) == "cat" else call.fields[0]
+    return call.fields[0]
 
 
 def _product(call: _Call) -> Field:
@@ -357,7 +390,8 @@ def _product(call: _Call) -> Field:
     kept = field.contracted(contracted)
     if call.out.dim() != x.dim():
         raise _UndefinedError
-    return kept._replace(dims=tuple(() if d == contracted else axes for d, axes in enumerate(field.dims)))
+    dims = tuple(() if d == contracted else axes for d, axes in enumerate(field.dims))
+    return kept._replace(dims=dims, pure=field.pure or not any(dims))
 
 
 def _layer_norm(call: _Call) -> Field:
@@ -388,7 +422,9 @@ _RULES: dict[str, Callable[[_Call], Field]] = {
     **dict.fromkeys(("view", "_unsafe_view", "_reshape_alias", "squeeze", "unsqueeze"), _reshape),
     **dict.fromkeys(("permute", "transpose", "t"), _permute),
     **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm"), _product),
-    **dict.fromkeys(("split", "split_with_sizes", "cat", "unbind", "select"), _along_others),
+    **dict.fromkeys(("split", "split_with_sizes"), _split),
+    **dict.fromkeys(("unbind", "select"), _select),
+    "cat": _cat,
     **dict.fromkeys(("_softmax", "_safe_softmax", "_log_softmax"), _softmax),
     **dict.fromkeys(("clone", "expand", "detach", "alias", "_to_copy", "native_dropout"), _elementwise),
     "constant_pad_nd": _pad,

@@ -9,13 +9,15 @@ from __future__ import annotations
 import gc
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
+from cnnbench.errors import UserError
 from cnnbench.hardware import device_name
 from cnnbench.record import environment, write_json
 
@@ -47,6 +49,15 @@ def interleave(subjects: Mapping[str, Callable[[], object]], rounds: int, seed: 
     return times_ms
 
 
+def run(name: str, main: Callable[[], int]) -> NoReturn:
+    """Ends the process as the command does: bad input is one line and exit code 2."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
 def ratio(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
     """Median, lowest and highest of the ratios of paired rounds."""
     ratios = [x / y for x, y in zip(a, b, strict=True)]
@@ -58,10 +69,15 @@ def write_race(
     rows: Sequence[Mapping[str, Any]],
     ratios: Mapping[str, Mapping[str, float]],
     goals: Mapping[str, bool],
+    device: torch.device | None = None,
     **more: Any,
 ) -> Path:
-    """Writes ``results/races/<name>.json``; the verdict is ``met`` if all goals are."""
-    device = torch.device("cpu")
+    """Writes ``results/races/<name>.json``; the verdict is ``met`` if all goals are.
+
+    Args:
+        device: Where it was measured; the CPU if None.
+    """
+    device = device or torch.device("cpu")
     path = FOLDER / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(

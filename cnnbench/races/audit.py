@@ -1,7 +1,6 @@
 """The audit: our counts beside those of other counters, and a named cause for every difference.
 
-What another counter adds and misses is worked out from its rules and from the calls that `cnnbench.races.calls` noted,
-not from our counts. A difference that its causes do not explain to the last digit is an error: exit code 1.
+A difference that its causes (see `cnnbench.races.counters`) do not explain to the last digit is an error: exit code 1.
 """
 
 from __future__ import annotations
@@ -15,11 +14,9 @@ import logging
 import statistics
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,11 +26,13 @@ from torch import Tensor, nn
 
 from cnnbench.errors import UserError
 from cnnbench.measure.complexity import complexity
-from cnnbench.measure.meta import building_on_meta, tensors_in
+from cnnbench.measure.copies import build_without_values
+from cnnbench.measure.meta import tensors_in
 from cnnbench.models import all_models
 from cnnbench.network import Network, get_network
-from cnnbench.races import interleave, ratio, write_race
-from cnnbench.races.calls import ACTIVATIONS, CONVOLUTIONS, ELEMENTWISE, MATMULS, POOLINGS, Calls, record_calls
+from cnnbench.races import interleave, ratio, run, write_race
+from cnnbench.races.calls import record_calls
+from cnnbench.races.counters import COUNTERS, TIMED, Subject
 
 TORCHVISION = (
     "alexnet vgg11 vgg16 vgg16_bn googlenet inception_v3 resnet18 resnet34 resnet50 resnet101 resnet152 "
@@ -41,27 +40,6 @@ TORCHVISION = (
     "mobilenet_v3_small mobilenet_v3_large mnasnet1_0 shufflenet_v2_x1_0 efficientnet_b0 efficientnet_v2_s "
     "regnet_x_400mf regnet_y_400mf convnext_tiny vit_b_16 swin_t"
 ).split()
-SIZES = {"inception_v3": 299, "efficientnet_v2_s": 384}  # of the published figures; all others 224
-
-CONV_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-NORM_MODULES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
-ACTIVATION_MODULES = (nn.ReLU, nn.PReLU, nn.ELU, nn.LeakyReLU, nn.ReLU6, nn.GELU)
-POOL_MODULES = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-
-
-class Subject(NamedTuple):
-    """A network under audit, on the meta device and with values, with what it calls and what we count."""
-
-    network: Network
-    model: nn.Module
-    real: nn.Module
-    calls: Calls
-    macs: int
-    train_macs: int
-
-    @property
-    def images(self) -> Tensor:
-        return torch.empty(1, *self.network.image_shape, device="meta")
 
 
 @dataclass(frozen=True)
@@ -83,157 +61,19 @@ class Disagreement:
         return self.count - self.ours - sum(self.causes.values())
 
 
-# The others, each as its documentation says that it is called.
-
-
-def _flop_counter(subject: Subject) -> int:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        subject.model.eval()(subject.images)
-    return counter.get_total_flops()
-
-
-def _flop_counter_training(subject: Subject) -> int:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    images = torch.empty(2, *subject.network.image_shape, device="meta")  # batch norm needs two
-    with FlopCounterMode(display=False) as counter:
-        outputs = [t for t in tensors_in(subject.model.train()(images)) if t.requires_grad]
-        torch.autograd.backward(outputs, [torch.empty_like(t) for t in outputs])
-    subject.model.zero_grad()
-    return counter.get_total_flops() // 2
-
-
-def _ptflops(subject: Subject) -> int:
-    from ptflops import get_model_complexity_info
-
-    # On the meta device it would count linear layers twice: torch computes them there by functions that it replaces.
-    macs, _ = get_model_complexity_info(
-        subject.real.eval(), subject.network.image_shape, print_per_layer_stat=False, as_strings=False
-    )
-    return int(macs)
-
-
-def _torchinfo(subject: Subject) -> int:
-    from torchinfo import summary
-
-    found = summary(subject.model, input_data=subject.images, verbose=0, device="meta", mode="eval")
-    return int(found.total_mult_adds)
-
-
-def _fvcore(subject: Subject) -> int:
-    from fvcore.nn import FlopCountAnalysis
-
-    images = torch.randn(1, *subject.network.image_shape)  # tracing needs values
-    analysis = FlopCountAnalysis(subject.real.eval(), (images,))
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-    return int(analysis.total())
-
-
-# Why they differ.
-
-
-def _ptflops_causes(subject: Subject) -> Counter[str]:
-    """Hooks on modules of known types, and replaced functions: what is both is counted twice."""
-    found: Counter[str] = Counter()
-    for module, x, out in subject.calls.modules:
-        kind = type(module)
-        if kind in (*CONV_MODULES, nn.Linear) and module.bias is not None:
-            found["bias"] += prod(out)
-        elif kind in NORM_MODULES:
-            found["normalisation"] += prod(x) * (2 if getattr(module, "affine", False) else 1)
-        elif kind in ACTIVATION_MODULES:
-            found["activation"] += prod(out)
-        elif kind in POOL_MODULES:
-            found["pooling"] += prod(x)
-        elif kind is nn.MultiheadAttention:
-            images, tokens, _ = x
-            found["bias"] += 4 * prod(x)
-            found["activation"] += prod(x) + images * cast(int, module.num_heads) * tokens**2  # scale and softmax
-    for call in subject.calls.functions:
-        inner = type(call.modules[-1]) if call.modules else None
-        in_attention = any(type(m) is nn.MultiheadAttention for m in call.modules)
-        if call.function in ACTIVATIONS:
-            found["counted twice" if inner in ACTIVATION_MODULES else "activation"] += call.size
-        elif call.function in POOLINGS:
-            found["counted twice" if inner in POOL_MODULES else "pooling"] += call.size
-        elif call.function in ELEMENTWISE:
-            found["element-wise"] += call.size
-        elif call.function not in MATMULS and inner not in (*CONV_MODULES, nn.Linear) and not in_attention:
-            found["missing functional"] -= call.macs
-    return found
-
-
-def _torchinfo_causes(subject: Subject) -> Counter[str]:
-    """Parameters of innermost modules, times positions only where the class is called Conv."""
-    found: Counter[str] = Counter()
-    for module, _, out in subject.calls.modules:
-        if any(module.children()):
-            continue
-        sizes = {name: p.numel() for name, p in module.named_parameters(recurse=False)}
-        if isinstance(module, CONV_MODULES):
-            found["bias"] += prod(out) if "bias" in sizes else 0
-        elif isinstance(module, nn.Linear):
-            found["bias"] += out[0] * sizes.get("bias", 0)
-            found["one position for all"] -= (prod(out[:-1]) - out[0]) * sizes["weight"]
-        else:
-            found["normalisation"] += out[0] * sum(sizes.values())
-    for call in subject.calls.functions:
-        inner = call.modules[-1] if call.modules else None
-        if not isinstance(inner, (*CONV_MODULES, nn.Linear)):
-            found["missing functional"] -= call.macs
-    return found
-
-
-def _fvcore_causes(subject: Subject) -> Counter[str]:
-    """Operators of a trace; it has rules for products, normalisation and adaptive pooling."""
-    found: Counter[str] = Counter()
-    for module, x, _ in subject.calls.modules:
-        if isinstance(module, NORM_MODULES):
-            found["normalisation"] += prod(x) * (2 if isinstance(module, nn.modules.batchnorm._BatchNorm) else 5)
-    for call in subject.calls.functions:
-        if call.function == "adaptive_avg_pool2d":
-            found["pooling"] += call.size
-        elif call.function == "scaled_dot_product_attention":
-            found["missing functional"] -= call.macs
-    return found
-
-
-def _flop_counter_causes(subject: Subject) -> Counter[str]:
-    return Counter({"factor 2": subject.calls.macs})
-
-
-def _training_causes(subject: Subject) -> Counter[str]:
-    """Its weight gradient of a convolution in g groups is that of a dense one, g times too much (pytorch#183405)."""
-    with_heads = record_calls(subject.model, subject.network.image_shape, training=True)  # two images
-    extra = sum((call.groups - 1) * call.macs for call in with_heads.functions if call.function in CONVOLUTIONS)
-    return Counter({"factor 2": subject.train_macs, "grouped gradient": extra})
-
-
 def _published(subject: Subject) -> Iterator[Disagreement]:
-    """What torchvision prints beside its weights: GMACs with three decimals, and parameters."""
+    """What torchvision prints beside its weights: MACs in millions, and parameters."""
     from torchvision import models
 
     name = subject.network.name.removeprefix("torchvision:")
     meta = models.get_model_weights(name).DEFAULT.meta
-    ours = round(subject.macs / 1e9, 3)
-    yield Disagreement(subject.network.name, "published MACs", round(1000 * meta["_ops"]), round(1000 * ours), {})
+    million = 10**6
+    ours, theirs = round(subject.macs / million) * million, round(1000 * meta["_ops"]) * million
+    yield Disagreement(subject.network.name, "published MACs", theirs, ours, {})
     heads = sum(p.numel() for n, p in subject.model.named_parameters() if n.lower().startswith("aux"))
     params = sum(p.numel() for p in subject.model.parameters())
     left_out = {"auxiliary heads": -heads} if heads and meta["num_params"] < params else {}
     yield Disagreement(subject.network.name, "published parameters", meta["num_params"], params, left_out)
-
-
-COUNTERS: dict[str, tuple[Callable[[Subject], int], Callable[[Subject], Counter[str]]]] = {
-    "shapes of calls": (lambda subject: subject.calls.macs, lambda subject: Counter()),
-    "FlopCounterMode": (_flop_counter, _flop_counter_causes),
-    "ptflops": (_ptflops, _ptflops_causes),
-    "torchinfo": (_torchinfo, _torchinfo_causes),
-    "fvcore": (_fvcore, _fvcore_causes),
-    "FlopCounterMode, training": (_flop_counter_training, _training_causes),
-}
-TIMED = ("FlopCounterMode", "ptflops", "torchinfo", "fvcore", "FlopCounterMode, training")
 
 
 def compare(subject: Subject) -> list[Disagreement]:
@@ -277,8 +117,7 @@ def audit(network: Network, rounds: int) -> tuple[list[Disagreement], dict[str, 
     """
     shape = network.image_shape
     real = network.build()
-    with building_on_meta():
-        model = network.build().to("meta")
+    model = build_without_values(network.build)[0].to("meta")
     cost = complexity(model, shape)
     assert cost.train_macs is not None
     subject = Subject(network, model, real, record_calls(model, shape), cost.macs, cost.train_macs)
@@ -342,7 +181,7 @@ def summary(found: Sequence[Disagreement], times: Mapping[str, Mapping[str, Sequ
             {
                 "name": name,
                 "networks": len(mine),
-                "equal": sum(d.count == d.ours for d in mine),
+                "equal": sum(d.count - d.causes.get("factor 2", 0) == d.ours for d in mine),
                 "unexplained": sum(d.unexplained != 0 for d in mine),
                 "causes": {c: {"networks": len(v), "most": max(v, key=abs)} for c, v in percent.items()},
                 **(_time_row(times, name, ours) if all(name in t for t in times.values()) else {}),
@@ -379,11 +218,11 @@ LETTERS = {
 def markdown(document: Mapping[str, Any]) -> str:
     """The tables of the README, from what the audit wrote."""
     lines = [
-        "| Counter | Equal to ours | Differs by (most of it, networks) | Unexplained | Time in all | of ours |",
+        "| Counter | Equal | Differs by (largest share in one network; networks) | Unexplained | Time | of ours |",
         "| --- | ---: | --- | ---: | ---: | ---: |",
     ]
     for row in document["rows"]:
-        causes = [f"{cause} ({c['most']:+,.4g} %, {c['networks']})" for cause, c in row.get("causes", {}).items()]
+        causes = [f"{cause} ({c['most']:+,.4g} %; {c['networks']})" for cause, c in row.get("causes", {}).items()]
         equal = f"{row['equal']} of {row['networks']}" if "networks" in row else ""
         time = ("", "")
         if "total_ms_median" in row:
@@ -424,6 +263,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="rounds of timing (default: 3)")
     parser.add_argument("--models", nargs="+", metavar="MODEL", help="instead of the zoo and 29 of torchvision")
     options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        raise UserError(f"rounds {options.rounds} must be at least 1")
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     names = options.models or [*all_models(), *(f"torchvision:{name}" for name in TORCHVISION)]
@@ -431,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found: list[Disagreement] = []
     times: dict[str, dict[str, list[float]]] = {}
     for name in names:
-        network = get_network(name, image_size=SIZES.get(name.removeprefix("torchvision:")))
+        network = get_network(name)
         print(f"{name} ...", file=sys.stderr, flush=True)
         with contextlib.redirect_stdout(io.StringIO()):  # ptflops talks
             comparison, times[name] = audit(network, options.rounds)
@@ -478,7 +319,4 @@ def _conclude(
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.exit(f"audit: {error}")
+    run("audit", main)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cnnbench.measure.meta import meta_copy, untouched_randomness
+from cnnbench.measure.copies import meta_copy, untouched_randomness
 
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 ACTIVATIONS = ("relu", "relu6", "prelu", "elu", "gelu", "silu", "softmax")
@@ -116,7 +116,6 @@ def _noting(calls: Calls, name: str, function: Callable[..., Any]) -> Callable[.
         if name in CONVOLUTIONS:
             weight = args[1] if len(args) > 1 else kwargs["weight"]
             groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
-            groups = (args[7] if len(args) > 7 else groups) if "transpose" in name else groups
             per_group = prod(weight.shape[1:])  # what one output channel multiplies with, or one input channel
             positions = first.numel() if "transpose" in name else out.numel()
             call.macs, call.groups = positions * per_group, groups

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import subprocess
 import sys
@@ -22,9 +23,11 @@ from torch import nn
 
 from cnnbench.errors import UserError
 from cnnbench.hardware import choose_device
+from cnnbench.measure.copies import build_without_values
 from cnnbench.measure.memory import AUTOCAST, training_memory
-from cnnbench.measure.meta import building_on_meta, tensors_in
+from cnnbench.measure.meta import tensors_in
 from cnnbench.network import get_network
+from cnnbench.races import run as run_race
 from cnnbench.races import write_race
 
 CASES = [
@@ -36,45 +39,41 @@ MIB = 2**20
 
 
 def measure(name: str, batch_size: int, precision: str, device: torch.device) -> dict[str, int]:
-    """Runs training steps of a network and returns the peaks in bytes."""
+    """Runs training steps of a network.
+
+    Returns:
+        Peaks in bytes: ``allocated`` by torch, and on a CPU ``resident``, the growth of the process.
+    """
     network = get_network(name)
-    _steps(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 10)), (3, 8, 8), 8, precision, device)()
-    before = _resident("VmRSS")
-    model = network.build().to(device).train()
-    run = _steps(model, network.image_shape, batch_size, precision, device)
+    _train(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 10)), (3, 8, 8), 8, precision, device)
+
+    def run() -> None:
+        _train(network.build(), network.image_shape, batch_size, precision, device)
+
     if device.type == "cuda":
-        run()
         torch.cuda.reset_peak_memory_stats(device)
         run()
-        return {"allocated": torch.cuda.max_memory_allocated(device), "resident": 0}
+        return {"allocated": torch.cuda.max_memory_allocated(device)}
+    before = _resident("VmRSS")
     run()
     resident = _resident("VmHWM") - before
-    fixed = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-    fixed += sum(2 * p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)  # of AdamW, below
-    fixed += batch_size * 4 * network.in_channels * network.image_size**2
-    return {"allocated": fixed + _profiled_peak(run), "resident": resident}
+    gc.collect()
+    return {"allocated": _profiled_peak(run), "resident": resident}
 
 
-def _steps(
-    model: nn.Module, shape: Sequence[int], batch_size: int, precision: str, device: torch.device
-) -> Callable[[], None]:
-    model.to(device)
+def _train(model: nn.Module, shape: Sequence[int], batch_size: int, precision: str, device: torch.device) -> None:
+    model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     images = torch.randn(batch_size, *shape, device=device)
     labels = torch.zeros(batch_size, dtype=torch.long, device=device)
     half = AUTOCAST[precision]
-
-    def run() -> None:
-        for _ in range(STEPS):
-            optimizer.zero_grad()
-            with torch.autocast(device.type, half) if half else contextlib.nullcontext():
-                loss = F.cross_entropy(next(tensors_in(model(images))), labels)
-            loss.backward()
-            optimizer.step()
-            del loss
+    for _ in range(STEPS):
         optimizer.zero_grad()
-
-    return run
+        with torch.autocast(device.type, half) if half else contextlib.nullcontext():
+            loss = F.cross_entropy(next(tensors_in(model(images))), labels)
+        loss.backward()
+        optimizer.step()
+        del loss
 
 
 def _resident(key: str) -> int:
@@ -86,7 +85,7 @@ def _resident(key: str) -> int:
 
 
 def _profiled_peak(run: Callable[[], None]) -> int:
-    """The most that torch's CPU allocator handed out within a call, over what was there before."""
+    """The most that torch's CPU allocator had handed out at once within a call."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     assert profiler.profiler is not None
@@ -115,8 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, batch_size in CASES:
         for precision in ("32-true", "bf16-mixed"):
             network = get_network(name)
-            with building_on_meta():
-                model = network.build()
+            model, _ = build_without_values(network.build)
             estimate = training_memory(model, network.image_shape, batch_size, precision)
             command = [sys.executable, "-m", "cnnbench.races.memory", "--device", str(device), "--measure"]
             done = subprocess.run([*command, name, str(batch_size), precision], capture_output=True, text=True)
@@ -134,12 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     spread = {key: {"median": value, "low": value, "high": value} for key, value in ratios.items()}
     goals = {"allocated within 10 % of the estimate": all(0.9 <= value <= 1.1 for value in ratios.values())}
-    print(f"written: {write_race('memory', rows, spread, goals)}")
+    print(f"written: {write_race('memory', rows, spread, goals, device)}")
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.exit(f"memory: {error}")
+    run_race("memory", main)
