@@ -61,6 +61,22 @@ def test_the_audit_explains_and_writes(
     assert "| MobileNetV1 | 46,354,432 | x 2 |" in shown
 
 
+def test_groups_and_transposition_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "up.py").write_text(
+        "from torch import nn\n\n\n"
+        "def net():\n"
+        "    up = nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2, dilation=1)\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3, groups=1), nn.ReLU(), up, nn.Flatten(), nn.Linear(6 * 144, 3))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    network = get_network("up:net", image_size=8)
+    model = network.build()
+    noted = [call.groups for call in record_calls(model, network.image_shape).functions if call.groups > 1]
+    assert noted == [2]
+    comparison, _ = audit.audit(network, 1)
+    assert {d.counter: d.unexplained for d in comparison} == {d.counter: 0 for d in comparison}
+
+
 def test_an_unexplained_difference_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -185,3 +185,36 @@ def test_what_sees_everything_and_what_is_not_known() -> None:
     # A linear layer after flattening sees what all units saw together.
     rows = complexity(nn.Sequential(conv, nn.Flatten(), nn.Linear(4 * 14 * 14, 5)), (3, 16, 16), training=False).layers
     assert [row.receptive_field for row in rows][-1] == "image"
+
+
+def test_what_is_written_in_parts_is_not_guessed() -> None:
+    class Network(nn.Module):
+        def __init__(self, way: str) -> None:
+            super().__init__()
+            self.way, self.wide, self.narrow = way, nn.Conv2d(3, 3, 5, padding=2), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.narrow(x)
+            if self.way == "part":
+                y[:, :1] = self.wide(x)[:, :1]
+            elif self.way == "buffer":
+                y = torch.zeros_like(x).reshape(x.shape)
+                y[:, :2] = self.wide(x)[:, :2]
+            elif self.way == "transposed":
+                y = y + y.transpose(2, 3)
+            elif self.way == "shuffle":
+                n, c, h, w = y.shape
+                y = y.view(n, c, 1, h, w).expand(n, c, 4, h, w).reshape(n, c, 2, 2, h, w)
+                y = y.permute(0, 1, 4, 2, 5, 3).reshape(n, c, 2 * h, 2 * w)
+            return y.relu()
+
+    for way in ("part", "buffer", "transposed", "shuffle"):
+        found = complexity(Network(way), (3, 8, 8), training=False)
+        last = next(layer for layer in found.layers if layer.name == "")
+        assert last.receptive_field is None, way
+    assert complexity(nn.Linear(3, 4), (3,), training=False).receptive_field is None
+
+
+def test_pooling_along_one_axis() -> None:
+    found = complexity(nn.Sequential(nn.Conv1d(2, 2, 3), nn.MaxPool1d(2), nn.AvgPool1d(2)), (2, 32), training=False)
+    assert found.receptive_field == {"size": 6, "jump": 4, "start": 3}

@@ -210,6 +210,7 @@ LETTERS = {
     "counted twice": "t",
     "missing functional": "f",
     "one position for all": "o",
+    "transposed by outputs": "v",
     "auxiliary heads": "h",
     "grouped gradient": "g",
 }

@@ -124,12 +124,14 @@ def _ptflops_causes(subject: Subject) -> Counter[str]:
 def _torchinfo_causes(subject: Subject) -> Counter[str]:
     """Parameters of innermost modules, times positions only where the class is called Conv."""
     found: Counter[str] = Counter()
-    for module, _, out in subject.calls.modules:
+    for module, x, out in subject.calls.modules:
         if any(module.children()):
             continue
         sizes = {name: p.numel() for name, p in module.named_parameters(recurse=False)}
         if isinstance(module, CONV_MODULES):
             found["bias"] += prod(out) if "bias" in sizes else 0
+            if module.transposed:
+                found["transposed by outputs"] += out[0] * (prod(out[2:]) - prod(x[2:])) * sizes["weight"]
         elif isinstance(module, nn.Linear):
             found["bias"] += out[0] * sizes.get("bias", 0)
             found["one position for all"] -= (prod(out[:-1]) - out[0]) * sizes["weight"]
