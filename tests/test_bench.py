@@ -59,6 +59,7 @@ def test_json_is_one_document_on_stdout(capsys: pytest.CaptureFixture) -> None:
     assert main([*TINY, "--measures=complexity", "--json"]) == 0
     cells = json.loads(capsys.readouterr().out)["cells"]
     assert [c["params"] for c in cells] == [62_006, 122_570]
+    assert cells[0]["train_macs"] == 3 * 651_720 - 3 * 25 * 6 * 28**2  # no gradient of the images
     assert all("test_accuracy" not in c for c in cells)
 
 

@@ -185,12 +185,13 @@ class _Passes:
     def complexity(self, training: bool) -> Complexity:
         one, eight = self.inference(1), self.inference(8)
         macs = one.total("macs")
-        remarks = []
-        if eight.total("macs") != 8 * macs:
+        linear, remarks = eight.total("macs") == 8 * macs, []
+        if not linear:
             remarks.append(f"8 images cost {eight.total('macs'):,} MACs, which is not 8 times the {macs:,} of one")
         train: _Training | None = None
         if training:
-            train, more = self.train(one)
+            train, more = self.train()
+            linear = linear and train is not None and train.four is None
             remarks += more
         unknown = one.unknown | train.two.unknown if train else one.unknown
         layers = tuple(self.layers(one, eight, train))
@@ -203,13 +204,13 @@ class _Passes:
             train_forward_macs=train.of_one(lambda books: books.forward_macs) if train else None,
             train_macs=train.of_one(lambda books: books.total("macs")) if train else None,
             receptive_field=self.receptive_field(one),
-            batch_linear=not remarks,
+            batch_linear=linear,
             uncounted=(*(f"{name} ({calls} calls)" for name, calls in sorted(unknown.items())), *self.removed_hooks),
             remarks=tuple(remarks),
             layers=layers,
         )
 
-    def train(self, one: _Books) -> tuple[_Training | None, list[str]]:
+    def train(self) -> tuple[_Training | None, list[str]]:
         """Counts training steps, of as many batch sizes as it takes to know the cost of one image."""
         two, check = self.training(2), self.training(4, backward=False)
         remarks = []
