@@ -745,7 +745,7 @@ def test_a_constructor_that_computes_with_weights_is_built_with_them(
         "class Net(nn.Linear):\n"
         "    def __init__(self):\n"
         "        super().__init__(6, 2)\n"
-        "        self.scale = float(self.weight.abs().mean())\n\n"
+        "        self.scale = self.weight.abs().mean().item()\n\n"
         "    def forward(self, x):\n"
         "        print('forward')\n"
         "        return super().forward(x)\n"
@@ -766,12 +766,17 @@ class _BadBackward(torch.autograd.Function):
         return grad * grad.sum().item()
 
 
+@pytest.mark.filterwarnings("ignore:.*jit.script.*")
+def test_scripted_networks_are_refused() -> None:
+    with pytest.raises(UserError, match="0 is a scripted module"):
+        complexity(nn.Sequential(torch.jit.script(nn.Linear(8, 3))), (3, 8, 8))
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
         (nn.Sequential(nn.Linear(8, 3), _Module(_BadBackward.apply)), "it needs the values of a tensor"),
         (nn.LazyLinear(3), "lazy parameters"),
-        (torch.jit.script(nn.Linear(8, 3)), "scripted module"),
         (_Module(lambda x: "text"), "returns no tensor"),
     ],
 )
