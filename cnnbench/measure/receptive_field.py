@@ -152,10 +152,9 @@ class FieldTracker:
         self._parts: dict[int, Any] = {}  # memory that was written in parts, whose field is not known
         image._receptive_field = Field.of_image(image)  # type: ignore[attr-defined]
 
-    @staticmethod
-    def field_of(tensor: Any) -> Field | None:
+    def field_of(self, tensor: Tensor) -> Field | None:
         """The field of a tensor; None where it is undefined or the tensor does not depend on the image."""
-        return getattr(tensor, "_receptive_field", None)
+        return None if _memory(tensor) in self._parts else getattr(tensor, "_receptive_field", None)
 
     def __call__(self, operator: Any, args: Sequence[Any], out: Any) -> None:
         given = _flat(args)
