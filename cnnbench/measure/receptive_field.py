@@ -154,7 +154,10 @@ class FieldTracker:
 
     def field_of(self, tensor: Tensor) -> Field | None:
         """The field of a tensor; None where it is undefined or the tensor does not depend on the image."""
-        return None if _memory(tensor) in self._parts else getattr(tensor, "_receptive_field", None)
+        field: Field | None = getattr(tensor, "_receptive_field", None)
+        if field is None or _memory(tensor) in self._parts:
+            return None
+        return field if field.pure or tensor.dim() == 2 else None  # a vector may hold a whole map, a map may not
 
     def __call__(self, operator: Any, args: Sequence[Any], out: Any) -> None:
         given = _flat(args)
