@@ -11,6 +11,7 @@ import random
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -652,7 +653,26 @@ def _closed_over(model: nn.Sequential) -> nn.Module:
     return holder
 
 
-@pytest.mark.parametrize("change", [_replaced, _compiled_method, _closed_over])
+class _Child(nn.Module):
+    """Leaves the work to its parent, of which it holds a weak reference."""
+
+    def __init__(self, parent: nn.Module) -> None:
+        super().__init__()
+        self.parent = weakref.ref(parent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parent = self.parent()
+        assert isinstance(parent, nn.Sequential)
+        return parent[2](parent[1](parent[0](x)))
+
+
+def _weakly_held(model: nn.Sequential) -> nn.Module:
+    model.child = _Child(model)
+    model.forward = lambda x: model.child(x)  # type: ignore[method-assign,operator]
+    return model
+
+
+@pytest.mark.parametrize("change", [_replaced, _compiled_method, _closed_over, _weakly_held])
 def test_functions_that_hold_the_network_get_the_copy(change: Callable[[nn.Sequential], nn.Module]) -> None:
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
     expected = complexity(plain, (3, 8, 8))

@@ -11,6 +11,7 @@ import copy
 import random
 import sys
 import types
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -81,6 +82,8 @@ class _Copier:
             made = tuple(self.copy(item) for item in value)
         elif kind is types.MethodType:
             made = types.MethodType(value.__func__, self.copy(value.__self__))
+        elif kind is weakref.ref and isinstance(value(), (nn.Module, Tensor)):
+            made = weakref.ref(self.copy(value()))
         elif kind is types.FunctionType:
             made = self.memo[id(value)] = self.function(value)
         else:
