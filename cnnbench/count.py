@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cnnbench.measure.memory import TrainingMemory
     from cnnbench.network import Network
 
+# STEP_PRECISIONS and STATES_PER_WEIGHT of cnnbench.measure.memory, which needs torch.
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 OPTIMIZERS = ("adamw", "sgd-momentum", "sgd")
 PIPE_WIDTH = 200
@@ -40,7 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("models", nargs="+", metavar="MODEL", help="a name from `cnnbench list`, torchvision:NAME, timm:NAME or "
         "package.module:callable; arguments in brackets, quoted: 'VGG16(batch_norm=True)'")  # fmt: skip
     add("--in_channels", type=int, metavar="C", help="channels of the images (default: the network's own)")
-    add("--image_size", type=int, metavar="N", help="height and width in pixels (default: 32 for the zoo, else 224)")
+    add(
+        "--image_size",
+        type=int,
+        metavar="N",
+        help="height and width in pixels (default: 32 for the zoo, that of the published weights for torchvision and "
+        "timm, else 224)",
+    )
     add("--num_classes", type=int, metavar="K", help="number of classes (default: the network's own)")
     add("--per_layer", action="store_true", help="a row for every module that computes or holds parameters")
     add("--no_training", action="store_true", help="inference only, for a network that cannot train on such images")

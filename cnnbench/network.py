@@ -68,7 +68,8 @@ def get_network(
     Args:
         name: See the module.
         in_channels: Channels of the images; the network's own number if None.
-        image_size: Height and width in pixels; if None, 32 for the zoo, else what the published weights take.
+        image_size: Height and width in pixels; if None, 32 for the zoo, what the published weights take for
+            torchvision and timm, and the default of the user's own, else 224.
         num_classes: Number of classes; the network's own if None.
 
     Raises:

@@ -14,6 +14,7 @@ from cnnbench.measure.complexity import complexity
 from cnnbench.network import get_network
 from cnnbench.races import audit, interleave, ratio
 from cnnbench.races.calls import record_calls
+from cnnbench.races.counters import COUNTERS, Subject
 
 ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "experiments" / "results" / "2026-11-22-audit.json"
@@ -87,6 +88,18 @@ def test_an_unexplained_difference_is_an_error(
     captured = capsys.readouterr()
     assert "unexplained: torchinfo on LeNet5: +1" in captured.err
     assert "UNEXPLAINED" in captured.out
+
+
+def test_ptflops_counts_linear_layers_twice_without_values() -> None:
+    # Why the audit gives it a network with values; when this fails, it may have one on the meta device.
+    network = get_network("LeNet5")
+    model = network.build()
+    subject = Subject(network, model, model, record_calls(model, network.image_shape), 0, 0)
+    with_values = COUNTERS["ptflops"][0](subject)
+    linear = sum(call.macs for call in subject.calls.functions if call.function == "linear")
+    assert linear > 0
+    without = COUNTERS["ptflops"][0](subject._replace(real=model.to("meta")))
+    assert without - with_values >= linear
 
 
 def test_interleaving_runs_everyone_once_a_round() -> None:

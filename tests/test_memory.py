@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from cnnbench import count
 from cnnbench.errors import UserError
+from cnnbench.measure import memory
 from cnnbench.measure.memory import training_memory
 from cnnbench.models import get_model
 from cnnbench.races.memory import measure
@@ -65,6 +67,10 @@ def test_optimizers_and_frozen_layers() -> None:
         training_memory(model, (3, 8, 8), 2, "fp8")
     with pytest.raises(UserError, match="unknown optimizer 'lion'"):
         training_memory(model, (3, 8, 8), 2, optimizer="lion")
+
+
+def test_the_command_offers_what_the_estimate_knows() -> None:
+    assert (memory.STEP_PRECISIONS, tuple(memory.STATES_PER_WEIGHT)) == (count.PRECISIONS, count.OPTIMIZERS)
 
 
 def test_activations_grow_with_the_batch() -> None:

@@ -75,7 +75,8 @@ class Complexity:
         receptive_field: Of the last map whose units see different parts of the image; see `Layer`.
         batch_linear: Whether 8 images cost exactly 8 times the MACs of one, and the forward pass of 4 in training
             twice that of 2.
-        uncounted: Operators without a rule, with their number of calls, and hooks that were left out.
+        uncounted: Operators without a rule, with their number of calls, hooks that were left out, and objects that the
+            copy shares with the network.
         remarks: What else has to be known, such as that the cost does not grow with the batch.
         layers: Modules in the order of their first call. Their parameters, MACs, other operations and training MACs
             add up to those of the network.
@@ -122,8 +123,8 @@ def complexity(model: nn.Module, image_shape: Sequence[int], training: bool = Tr
     """
     if any(not isinstance(n, int) or n < 1 for n in image_shape):
         raise UserError(f"image_shape {tuple(image_shape)} must be channels and extents, whole numbers of at least 1")
-    with torch.inference_mode(False), without_global_hooks():
-        return _Passes(model, tuple(image_shape)).complexity(training)
+    with torch.inference_mode(False), without_global_hooks() as global_hooks:
+        return _Passes(model, tuple(image_shape), global_hooks).complexity(training)
 
 
 class _Books:
@@ -165,13 +166,14 @@ def _per_image(one: tuple[int, ...] | None, eight: tuple[int, ...] | None) -> tu
 class _Passes:
     """Passes of the copy of a network; each fills books of its own."""
 
-    def __init__(self, model: nn.Module, image_shape: tuple[int, ...]) -> None:
+    def __init__(self, model: nn.Module, image_shape: tuple[int, ...], left_out: Sequence[str] = ()) -> None:
         self.image_shape = image_shape
         self.model = model
         self._stack = [model]
         self._failed: tuple[BaseException, nn.Module] | None = None  # the innermost module that raised
         with self._refusing():
-            self.model, self.removed_hooks = meta_copy(model)
+            self.model, more = meta_copy(model)
+            self._left_out = (*more, *left_out)
         self._books = _Books()
         self._fields: FieldTracker | None = None
         self._module_of_node: dict[int, nn.Module] = {}
@@ -205,7 +207,7 @@ class _Passes:
             train_macs=train.of_one(lambda books: books.total("macs")) if train else None,
             receptive_field=self.receptive_field(one),
             batch_linear=linear,
-            uncounted=(*(f"{name} ({calls} calls)" for name, calls in sorted(unknown.items())), *self.removed_hooks),
+            uncounted=(*(f"{name} ({calls} calls)" for name, calls in sorted(unknown.items())), *self._left_out),
             remarks=tuple(remarks),
             layers=layers,
         )

@@ -29,12 +29,12 @@ def meta_copy(model: nn.Module, device: str = "meta") -> tuple[nn.Module, list[s
     """Copies the structure of a network without its values.
 
     Parameters that are shared stay shared, and frozen ones frozen. A compiled module or method is replaced by what it
-    compiles. Functions that hold on to a part of the network get the copy of that part. Hooks are left
-    out, because they may act on the outside, but for torch's own, such as those of weight normalisation or pruning.
-    Another device than the meta device makes sense under a `FakeTensorMode` only.
+    compiles. Functions that hold on to a part of the network get the copy of that part. Hooks are left out, because
+    they may act on the outside, but for torch's own, such as those of weight normalisation or pruning. Another device
+    than the meta device makes sense under a `FakeTensorMode` only.
 
     Returns:
-        The copy, and the names of the hooks that were left out.
+        The copy, and the names of what it lacks or shares: hooks that were left out, and objects that cannot be copied.
 
     Raises:
         UserError: The network is scripted, or has parameters that have no shape yet.
@@ -48,7 +48,7 @@ def meta_copy(model: nn.Module, device: str = "meta") -> tuple[nn.Module, list[s
             raise UserError(f"{type(model).__name__} has lazy parameters without a shape; run it once before")
         copier.copy(tensor)
     duplicate = copier.copy(model)
-    return duplicate, _without_hooks(duplicate)
+    return duplicate, _without_hooks(duplicate) + copier.shared
 
 
 class _Copier:
@@ -58,6 +58,7 @@ class _Copier:
         self.device = device
         self.memo: dict[int, Any] = {}  # identities to copies, as `copy.deepcopy` has it
         self.alive: list[Any] = []  # so that no identity is used again
+        self.shared: list[str] = []
 
     def copy(self, value: Any) -> Any:
         if value is None or isinstance(value, _ATOMS):
@@ -135,6 +136,9 @@ class _Copier:
             return copy.deepcopy(value, self.memo)
         except Exception:
             self.memo[id(value)] = value
+            self.shared.append(
+                f"what a {type(value).__name__} of the network does, which cannot be copied and is shared"
+            )
             return value
 
 
@@ -155,14 +159,14 @@ def _without_hooks(model: nn.Module) -> list[str]:
 
 
 @contextlib.contextmanager
-def without_global_hooks() -> Iterator[None]:
-    """Hooks that are registered for all modules do not see the modules that run inside."""
+def without_global_hooks() -> Iterator[list[str]]:
+    """Hooks that are registered for all modules do not see those that run inside; gives the names of such hooks."""
     owner = torch.nn.modules.module
     kept = {name: dict(getattr(owner, name)) for name in _GLOBAL_HOOKS}
     for name in _GLOBAL_HOOKS:
         getattr(owner, name).clear()
     try:
-        yield
+        yield [f"{name.strip('_').removesuffix('s').replace('_', ' ')} of all modules" for name, h in kept.items() if h]
     finally:
         for name, hooks in kept.items():
             getattr(owner, name).update(hooks)

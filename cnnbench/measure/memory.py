@@ -7,7 +7,6 @@ otherwise, such as masks of dropout. Kernels' workspaces and the allocator's rou
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,10 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnnbench.errors import UserError, unknown
+from cnnbench.hardware import PRECISIONS, autocast
 from cnnbench.measure.copies import eager, meta_copy, untouched_randomness, without_global_hooks
 from cnnbench.measure.meta import tensors_in
 
-AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+STEP_PRECISIONS = tuple(name for name in PRECISIONS if name != "auto")
 STATES_PER_WEIGHT = {"adamw": 2, "sgd-momentum": 1, "sgd": 0}
 
 
@@ -99,14 +99,14 @@ def training_memory(
     Raises:
         UserError: Precision or optimizer is not one of these, or the network does not train on such images.
     """
-    if precision not in AUTOCAST:
-        raise unknown("precision", precision, AUTOCAST)
+    if precision not in STEP_PRECISIONS:
+        raise unknown("precision", precision, STEP_PRECISIONS)
     if optimizer not in STATES_PER_WEIGHT:
         raise unknown("optimizer", optimizer, STATES_PER_WEIGHT)
     if batch_size < 1:
         raise UserError(f"batch_size {batch_size} must be at least 1")
     try:
-        return _simulate(model, image_shape, batch_size, AUTOCAST[precision], STATES_PER_WEIGHT[optimizer])
+        return _simulate(model, image_shape, batch_size, precision, STATES_PER_WEIGHT[optimizer])
     except UserError:
         raise
     except Exception as error:  # whatever forward or backward of somebody else's network raises
@@ -118,7 +118,7 @@ def training_memory(
 
 
 def _simulate(
-    model: nn.Module, image_shape: Sequence[int], batch_size: int, half: torch.dtype | None, states: int
+    model: nn.Module, image_shape: Sequence[int], batch_size: int, precision: str, states: int
 ) -> TrainingMemory:
     ledger = _Ledger()
     with untouched_randomness(), without_global_hooks(), eager(), FakeTensorMode(allow_non_fake_inputs=True):
@@ -127,9 +127,8 @@ def _simulate(
         dtype = next((p.dtype for p in copy.parameters() if p.is_floating_point()), torch.float32)
         images = torch.empty(batch_size, *image_shape, dtype=dtype)
         ledger.ignore([images])
-        cast = torch.autocast("cpu", half) if half else contextlib.nullcontext()
         with ledger:
-            with torch.enable_grad(), cast:
+            with torch.enable_grad(), autocast(precision, torch.device("cpu")):
                 outputs = [t for t in tensors_in(copy(images)) if t.requires_grad]
             stored = ledger.live
             if outputs:

@@ -167,9 +167,8 @@ class FieldTracker:
         fields: list[Any] = [None if _memory(t) in self._parts else t._receptive_field for t in tensors]
         written = operator._schema.arguments[0].alias_info
         if written is not None and written.is_write and args[0].numel() != _elements(args[0]):
-            self._parts[_memory(args[0])] = args[
-                0
-            ].untyped_storage()  # other views of the same memory do not know of it
+            # Other views of this memory do not know of it. It is kept, so that its identity is not used again.
+            self._parts[_memory(args[0])] = args[0].untyped_storage()
         rule = _RULES.get(base_name(operator), _elementwise if is_elementwise(operator) else _undefined)
         for result in _flat([out]):
             field = None

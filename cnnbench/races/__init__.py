@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from cnnbench.errors import UserError
-from cnnbench.hardware import device_name
+from cnnbench.hardware import autocast, device_name
+from cnnbench.measure.meta import tensors_in
 from cnnbench.record import environment, write_json
 
 FOLDER = Path("results/races")
@@ -47,6 +50,31 @@ def interleave(subjects: Mapping[str, Callable[[], object]], rounds: int, seed: 
                 times_ms[name].append(1000 * (time.perf_counter() - start))
                 gc.enable()
     return times_ms
+
+
+def training_step(model: nn.Module, images: Tensor, precision: str = "32-true") -> Callable[[], None]:
+    """A real training step of any classifier: forward, cross-entropy, backward, AdamW.
+
+    Args:
+        model: Returns logits, (N, K), or several of them, as with auxiliary heads, which then weigh 0.3.
+        images: The batch, (N, C, H, W), on the device of the model.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
+
+    def step() -> None:
+        model.train()
+        optimizer.zero_grad()
+        with autocast(precision, images.device):
+            first, *others = tensors_in(model(images))
+            loss = F.cross_entropy(first, labels)
+            for other in others:
+                loss = loss + 0.3 * F.cross_entropy(other, labels)
+        loss.backward()
+        optimizer.step()
+
+    return step
 
 
 def run(name: str, main: Callable[[], int]) -> NoReturn:

@@ -19,18 +19,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
 from cnnbench.errors import UserError
 from cnnbench.measure.complexity import complexity
 from cnnbench.measure.copies import build_without_values
-from cnnbench.measure.meta import tensors_in
 from cnnbench.models import all_models
 from cnnbench.network import Network, get_network
-from cnnbench.races import interleave, ratio, run, write_race
+from cnnbench.races import interleave, ratio, run, training_step, write_race
 from cnnbench.races.calls import record_calls
 from cnnbench.races.counters import COUNTERS, TIMED, Subject
 
@@ -91,24 +88,6 @@ def compare(subject: Subject) -> list[Disagreement]:
 # Time.
 
 
-def _step(model: nn.Module, images: Tensor) -> Callable[[], None]:
-    """A real training step of one batch."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    labels = torch.zeros(len(images), dtype=torch.long)
-
-    def step() -> None:
-        model.train()
-        optimizer.zero_grad()
-        first, *others = tensors_in(model(images))
-        loss = F.cross_entropy(first, labels)
-        for other in others:
-            loss = loss + 0.3 * F.cross_entropy(other, labels)
-        loss.backward()
-        optimizer.step()
-
-    return step
-
-
 def audit(network: Network, rounds: int) -> tuple[list[Disagreement], dict[str, list[float]]]:
     """Counts and times one network with every counter.
 
@@ -123,11 +102,12 @@ def audit(network: Network, rounds: int) -> tuple[list[Disagreement], dict[str, 
     assert cost.train_macs is not None
     subject = Subject(network, model, real, record_calls(model, shape), cost.macs, cost.train_macs)
     found = compare(subject)
+    real.train()
     try:
-        step = _step(real, torch.randn(1, *shape))
+        step = training_step(real, torch.randn(1, *shape))
         step()
     except ValueError:  # "Expected more than 1 value per channel when training"
-        step = _step(real, torch.randn(2, *shape))
+        step = training_step(real, torch.randn(2, *shape))
     subjects: dict[str, Callable[[], object]] = {
         "ours": lambda: complexity(model, shape, training=False),
         "ours, training": lambda: complexity(model, shape),

@@ -8,7 +8,6 @@ kernels and what the C library keeps.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import json
 import subprocess
@@ -18,17 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from cnnbench.errors import UserError
 from cnnbench.hardware import choose_device
 from cnnbench.measure.copies import build_without_values
-from cnnbench.measure.memory import AUTOCAST, training_memory
-from cnnbench.measure.meta import tensors_in
+from cnnbench.measure.memory import training_memory
 from cnnbench.network import get_network
 from cnnbench.races import run as run_race
-from cnnbench.races import write_race
+from cnnbench.races import training_step, write_race
 
 CASES = [
     *((name, 128) for name in ("LeNet5", "SimpleCNN", "VGG16", "ResNet18", "MobileNetV1")),
@@ -62,18 +59,9 @@ def measure(name: str, batch_size: int, precision: str, device: torch.device) ->
 
 
 def _train(model: nn.Module, shape: Sequence[int], batch_size: int, precision: str, device: torch.device) -> None:
-    model.to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    images = torch.randn(batch_size, *shape, device=device)
-    labels = torch.zeros(batch_size, dtype=torch.long, device=device)
-    half = AUTOCAST[precision]
+    step = training_step(model.to(device), torch.randn(batch_size, *shape, device=device), precision)
     for _ in range(STEPS):
-        optimizer.zero_grad()
-        with torch.autocast(device.type, half) if half else contextlib.nullcontext():
-            loss = F.cross_entropy(next(tensors_in(model(images))), labels)
-        loss.backward()
-        optimizer.step()
-        del loss
+        step()
 
 
 def _resident(key: str) -> int:
@@ -124,7 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             row = {"name": name, "batch_size": batch_size, "precision": precision, **estimate.figures()}
             row |= {f"measured_{key}_bytes": value for key, value in found.items()}
             rows.append(row)
-            shown = [f"{size / MIB:,.1f} | {size / estimate.peak_bytes:.2f}" for size in found.values()]
+            sizes = [found.get(key) for key in ("allocated", "resident")]
+            shown = [f"{size / MIB:,.1f} | {size / estimate.peak_bytes:.2f}" if size else "- | -" for size in sizes]
             print(f"| {name} | {batch_size} | {precision} | {estimate.peak_bytes / MIB:,.1f} | {' | '.join(shown)} |")
     ratios = {
         f"allocated / estimate, {r['name']}, {r['precision']}": r["measured_allocated_bytes"] / r["peak_bytes"]
