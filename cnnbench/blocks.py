@@ -5,9 +5,11 @@ Plain ``nn.Module`` code: nothing here knows about Lightning, data or training.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import Literal, cast, get_args
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from cnnbench.errors import unknown
 
@@ -32,11 +34,26 @@ def resolve_form(form: Form, image_size: int) -> Literal["cifar", "imagenet"]:
     return "cifar" if image_size < 64 else "imagenet"
 
 
+Activation = Callable[..., nn.Module]
+
+
 class ConvNormAct(nn.Sequential):
-    """Convolution, batch normalisation, ReLU: the unit that most networks after 2015 repeat.
+    """Convolution, batch normalisation, activation: the unit that most networks after 2015 repeat.
 
     The convolution has no bias where batch normalisation follows, whose shift makes it redundant. Padding is
-    ``kernel_size // 2``, so that stride 1 keeps the resolution.
+    ``dilation * (kernel_size // 2)``, so that stride 1 keeps the resolution with an odd kernel.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Height and width of the filters.
+        stride: Step of the filters in pixels.
+        groups: Parts of the channels that do not see each other; ``in_channels`` for a depthwise convolution.
+        dilation: Distance of a filter's elements in pixels; 2 lets a 3x3 filter see 5x5 (Yu, Koltun 2016, 1511.07122).
+        norm: Whether batch normalisation follows.
+        act: Class of the activation; None for none.
+        bias: Whether the convolution has a bias; unset, only without batch normalisation.
+        eps: What batch normalisation adds to the variance.
     """
 
     def __init__(
@@ -46,17 +63,21 @@ class ConvNormAct(nn.Sequential):
         kernel_size: int = 3,
         stride: int = 1,
         groups: int = 1,
+        dilation: int = 1,
         norm: bool = True,
-        act: bool = True,
+        act: Activation | None = nn.ReLU,
+        bias: bool | None = None,
+        eps: float = 1e-5,
     ) -> None:
-        padding = kernel_size // 2
+        padding = dilation * (kernel_size // 2)
+        bias = not norm if bias is None else bias
         layers: list[nn.Module] = [
-            nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=not norm)
+            nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
         ]
         if norm:
-            layers.append(nn.BatchNorm2d(out_channels))
-        if act:
-            layers.append(nn.ReLU(inplace=True))
+            layers.append(nn.BatchNorm2d(out_channels, eps))
+        if act is not None:
+            layers.append(act(inplace=True))
         super().__init__(*layers)
 
 
@@ -71,6 +92,45 @@ class SeparableConv(nn.Sequential):
             ConvNormAct(in_channels, in_channels, stride=stride, groups=in_channels),
             ConvNormAct(in_channels, out_channels, kernel_size=1),
         )
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling; Chen, Papandreou, Schroff, Adam; 2017; 1706.05587.
+
+    One 1x1 convolution, a dilated 3x3 convolution per rate and the average of the whole map see the same input at
+    several scales; a 1x1 convolution joins them. The map's average is normalised over the batch alone, so that training
+    needs at least two images.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of every branch and of the output.
+        rates: Dilations of the 3x3 convolutions.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int = 256, rates: Sequence[int] = (6, 12, 18)) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList([ConvNormAct(in_channels, out_channels, kernel_size=1)])
+        self.branches.extend(ConvNormAct(in_channels, out_channels, dilation=rate) for rate in rates)
+        self.average = nn.Sequential(nn.AdaptiveAvgPool2d(1), ConvNormAct(in_channels, out_channels, kernel_size=1))
+        self.project = ConvNormAct((len(rates) + 2) * out_channels, out_channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps x, (N, C, H, W), to (N, out_channels, H, W)."""
+        average = self.average(x).expand(-1, -1, *x.shape[2:])
+        return cast(Tensor, self.project(torch.cat([*(branch(x) for branch in self.branches), average], 1)))
+
+
+class Residual(nn.Sequential):
+    """Layers around which the input is carried: x + layers(x); the identity when the layers give zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + cast(Tensor, super().forward(x))
+
+
+def make_divisible(channels: float, divisor: int = 8) -> int:
+    """Rounds a scaled number of channels to a multiple, at most a tenth below (MobileNetV2 and EfficientNet do so)."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
 def initialise(module: nn.Module) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import lightning as L
 import torch
@@ -20,6 +20,48 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from cnnbench.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
+
+
+class Published(NamedTuple):
+    """An accuracy that somebody published.
+
+    Attributes:
+        accuracy: Top-1 test accuracy in per cent.
+        data: Name of the data set.
+        source: Paper or page that has it.
+    """
+
+    accuracy: float
+    data: str
+    source: str
+
+
+def loss_and_logits(
+    output: Any, labels: Tensor, label_smoothing: float = 0.0, auxiliary_weight: float = 0.3
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of what a classifier returns, and its logits.
+
+    Args:
+        output: Logits, (N, K), or a tuple of them as from a network with auxiliary heads in training, its own first.
+        labels: Classes, (N,).
+        label_smoothing: Share of the target that is spread over all classes.
+        auxiliary_weight: Weight of each auxiliary head in the loss.
+
+    Raises:
+        UserError: The output is neither.
+    """
+    heads = (output,) if isinstance(output, Tensor) else output
+    if not isinstance(heads, tuple) or not all(isinstance(h, Tensor) and h.ndim == 2 for h in heads):
+        raise UserError(
+            f"the network returns {_shape_of(output)}, not logits, (N, K), or a tuple of them; "
+            "wrap it in a module that does"
+        )
+    losses = [F.cross_entropy(head, labels, label_smoothing=label_smoothing) for head in heads]
+    return torch.stack(losses[:1] + [auxiliary_weight * loss for loss in losses[1:]]).sum(), heads[0]
+
+
+def _shape_of(output: Any) -> str:
+    return f"a tensor of {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
 
 
 class TrainingClock(L.Callback):
@@ -83,7 +125,8 @@ class TimeBudget(TrainingClock):
 class ImageClassifier(L.LightningModule):
     """A network that maps images to class logits, and how it is trained.
 
-    Subclasses set ``features`` and ``classifier``, and as class attributes ``min_image_size`` (pixels) and ``peak_lr``.
+    Subclasses set ``features`` and ``classifier``, and as class attributes ``min_image_size`` (pixels), ``peak_lr`` and
+    what `cnnbench list` says about them.
     Without an optimizer of the user's, the recipe is AdamW (Loshchilov, Hutter 2019) with weight decay 0.05 on weights
     that are not biases or normalisation, and a learning rate that rises linearly over the first 15 % of training to
     `peak_lr` and falls linearly to zero: it needs the least tuning from one network to the next, and gets far within
@@ -104,8 +147,16 @@ class ImageClassifier(L.LightningModule):
         UserError: The images are too small for the network, or an argument is out of its range.
     """
 
-    min_image_size: ClassVar[int] = 1
+    min_image_size: int = 1
     peak_lr: ClassVar[float] = 1e-3
+    key_idea: ClassVar[str] = ""
+    """What is new in the architecture, in a few words, for `cnnbench list`."""
+    torchvision_name: ClassVar[str | None] = None
+    """The network of torchvision that has the same layers in the same order as the ``imagenet`` form."""
+    published: ClassVar[Published | None] = None
+    """The best published accuracy on this project's data; that on ImageNet is torchvision's."""
+    auxiliary_weight: ClassVar[float] = 0.3
+    """Weight of each auxiliary head in the loss, for networks whose forward returns several logits in training."""
     features: nn.Module
     classifier: nn.Module
 
@@ -145,10 +196,34 @@ class ImageClassifier(L.LightningModule):
         self.test_confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
         self._sums = {"train": torch.zeros(3), "val": torch.zeros(2), "test": torch.zeros(2)}
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def display_name(self) -> str:
+        """What the network is called in messages and names of folders."""
+        return type(self).__name__
+
+    def forward(self, x: Tensor) -> Any:
         """Computes logits, (N, K), from normalised images x, (N, C, H, W)."""
         self._check_size(x.shape[-2], x.shape[-1])
-        return cast(Tensor, self.classifier(self.features(x)))
+        return self.classifier(self.features(x))
+
+    def require_size(self, pixels: int) -> None:
+        """Says, from a constructor, how large the images must be in this form of the network.
+
+        Raises:
+            UserError: They are smaller.
+        """
+        self.min_image_size = pixels
+        self._check_size(self.image_size, self.image_size)
+
+    def check_positive(self, **values: float) -> None:
+        """Refuses, from a constructor, arguments that are not above zero.
+
+        Raises:
+            UserError: One of them is not; the message has its name.
+        """
+        for name, value in values.items():
+            if not 0 < value < float("inf"):
+                raise UserError(f"{name} {value} of {type(self).__name__} must be a positive number")
 
     def _check_size(self, height: int, width: int) -> None:
         if min(height, width) < self.min_image_size:
@@ -159,9 +234,9 @@ class ImageClassifier(L.LightningModule):
 
     def _loss_and_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         images, labels = batch
-        logits = self(images.contiguous(memory_format=self._memory_format))
+        output = self(images.contiguous(memory_format=self._memory_format))
         smoothing = self._label_smoothing if self.training else 0.0
-        return F.cross_entropy(logits, labels, label_smoothing=smoothing), logits
+        return loss_and_logits(output, labels, smoothing, self.auxiliary_weight)
 
     def setup(self, stage: str) -> None:
         self.to(memory_format=self._memory_format)

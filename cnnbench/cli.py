@@ -6,6 +6,7 @@ import argparse
 import difflib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -43,7 +44,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    """Splits at commas, but not at those between brackets."""
+    return tuple(part.strip() for part in re.split(r",(?![^(]*\))", text) if part.strip())
 
 
 def _seeds(text: str) -> tuple[int, ...]:
@@ -110,9 +112,15 @@ def _add_bench(commands: Any) -> argparse.ArgumentParser:
     )
     add = bench.add_argument
     add("--config", type=Path, metavar="FILE", help="YAML file with these options; the command line wins")
-    add("--models", type=_names, metavar="A,B", help="networks (default: LeNet5,VGG16,ResNet18,MobileNetV1)")
+    add(
+        "--models",
+        type=_names,
+        metavar="A,B",
+        help="names of `cnnbench list`, all, torchvision:NAME, timm:NAME, package.module:callable "
+        "(default: LeNet5,VGG16,ResNet18,MobileNetV1)",
+    )
     add("--data", type=_names, metavar="A,B", help="data sets (default: MNIST,CIFAR10)")
-    add("--measures", type=_names, metavar="A,B", help="of complexity, speed, quality (default: all)")
+    add("--measures", type=_names, metavar="A,B", help="of complexity, speed, quality (default: these), train_quality")
     add("--seeds", metavar="0,1,2", help="one training per seed (default: 0)")
     add("--budget", metavar="TIME", help="training time per cell, such as 60s or 5m (default: 30s on CPU, 120s on GPU)")
     add("--epochs", type=int, metavar="N", help="epochs of training per cell, in place of a time")
@@ -233,6 +241,10 @@ def _asked(options: dict[str, Any]) -> dict[str, Any]:
     from cnnbench.bench.plan import parse_budget
 
     asked = dict(options)
+    if asked.get("models") == ("all",):
+        from cnnbench.models import all_models
+
+        asked["models"] = tuple(all_models())
     if "budget" in asked:
         asked["budget_s"] = parse_budget(str(asked.pop("budget")))
         if "epochs" in asked:
@@ -259,7 +271,7 @@ def _resolve(asked: dict[str, Any]) -> Any:
         "models": plans.DEFAULT_MODELS,
         "data": plans.DEFAULT_DATA,
         "seeds": (0,),
-        "measures": plans.MEASURES,
+        "measures": plans.DEFAULT_MEASURES,
         "budget_s": None if "epochs" in asked else 30.0 if on_cpu else 120.0,
         "epochs": None,
         "device": str(device),
@@ -277,10 +289,10 @@ def _check_before_start(plan: Any) -> None:
     from cnnbench.data import get_data
     from cnnbench.data.sources import resolve_data_dir
     from cnnbench.hardware import choose_device
-    from cnnbench.models import get_model
+    from cnnbench.network import get_network
 
     for name in plan.models:
-        get_model(name)
+        get_network(name)
     for name in plan.data:
         get_data(name)
     resolve_data_dir(plan.data_dir)

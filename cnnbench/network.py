@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import nn
 
+from cnnbench.classifier import ImageClassifier, loss_and_logits
 from cnnbench.errors import UserError, unknown
 
 FORMS = "a name from `cnnbench list`, torchvision:NAME, timm:NAME or package.module:callable"
@@ -60,8 +62,84 @@ class _Wanted:
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
+class External(ImageClassifier):
+    """A network that is not of the zoo, trained and measured as those of the zoo are.
+
+    Args:
+        name: ``torchvision:NAME``, ``timm:NAME`` or ``package.module:callable``, with arguments in brackets if wanted.
+
+    Raises:
+        UserError: There is no such network, or it does not take such images, or does not give a logit per class.
+    """
+
+    def __init__(self, name: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if ":" not in name:
+            raise UserError(
+                f"'{name}' names no network from elsewhere; give torchvision:NAME, timm:NAME or module:callable"
+            )
+        self.name = name
+        self.features = get_network(name, self.in_channels, self.image_size, self.num_classes, strict=False).build()
+        self.classifier = nn.Identity()
+        self._try()
+
+    @property
+    def display_name(self) -> str:
+        return self.name
+
+    def _try(self) -> None:
+        """Runs one image, so that a network that does not fit the data is refused before anything is spent."""
+        weight = next(self.features.parameters(), torch.empty(0))
+        image = torch.zeros(1, self.in_channels, self.image_size, self.image_size, device=weight.device)
+        training = {module: module.training for module in self.modules()}
+        try:
+            with torch.no_grad():
+                output = self.eval()(image)
+            logits = loss_and_logits(output, torch.zeros(1, dtype=torch.long, device=weight.device))[1]
+        except UserError:
+            raise
+        except Exception as error:  # whatever a network of somebody else's raises
+            text = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"model '{self.name}' does not take images of {'x'.join(map(str, image.shape[1:]))}: "
+                f"{type(error).__name__}: {text}; try another image_size of the data, or another network"
+            ) from error
+        finally:
+            for module, mode in training.items():
+                module.training = mode
+        if logits.shape != (1, self.num_classes):
+            raise UserError(
+                f"model '{self.name}' gives {logits.shape[1]} logits, but the data has {self.num_classes} classes; "
+                "let it take an argument num_classes"
+            )
+
+
+def make_classifier(name: str, num_classes: int, in_channels: int, image_size: int, **options: Any) -> ImageClassifier:
+    """Builds a network by name, ready for training.
+
+    Args:
+        name: See the module.
+        num_classes: Classes of the data.
+        in_channels: Channels of the images.
+        image_size: Height and width of the images in pixels.
+        options: Further arguments of `ImageClassifier`.
+
+    Raises:
+        UserError: There is no such network, or it does not fit the data.
+    """
+    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    plain, arguments = _parse(name)
+    if ":" in plain:
+        return External(name=name, **sizes, **options)
+    return cast(ImageClassifier, _from_zoo(name, plain, arguments | options, _Wanted(**sizes)).build())
+
+
 def get_network(
-    name: str, in_channels: int | None = None, image_size: int | None = None, num_classes: int | None = None
+    name: str,
+    in_channels: int | None = None,
+    image_size: int | None = None,
+    num_classes: int | None = None,
+    strict: bool = True,
 ) -> Network:
     """Finds a network.
 
@@ -71,6 +149,7 @@ def get_network(
         image_size: Height and width in pixels; if None, 32 for the zoo, what the published weights take for
             torchvision and timm, and the default of the user's own, else 224.
         num_classes: Number of classes; the network's own if None.
+        strict: Whether to refuse what a callable of the user's has no argument for.
 
     Raises:
         UserError: There is no such network, or it cannot be had in this form.
@@ -89,7 +168,7 @@ def get_network(
         return _from_torchvision(name, rest, arguments, wanted)
     if source == "timm":
         return _from_timm(name, rest, arguments, wanted)
-    return _from_callable(name, source, rest, arguments, wanted)
+    return _from_callable(name, source, rest, arguments, wanted, strict)
 
 
 def _parse(name: str) -> tuple[str, dict[str, Any]]:
@@ -183,7 +262,9 @@ def _unknown(kind: str, name: str, valid: Sequence[str]) -> UserError:
     return UserError(f"{unknown(kind, name, near)}, and {len(valid) - len(near)} more")
 
 
-def _from_callable(name: str, module: str, attribute: str, arguments: dict[str, Any], wanted: _Wanted) -> Network:
+def _from_callable(
+    name: str, module: str, attribute: str, arguments: dict[str, Any], wanted: _Wanted, strict: bool
+) -> Network:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -208,7 +289,7 @@ def _from_callable(name: str, module: str, attribute: str, arguments: dict[str, 
     for option, value in wanted.given().items():
         if option in accepted or takes_any:
             options = _merged(name, options, {option: value})
-        elif option != "image_size":
+        elif option != "image_size" and strict:
             raise UserError(f"'{name}' takes no {option}; leave out --{option}, or give it such an argument")
     own = {n: p.default for n, p in accepted.items() if isinstance(p.default, int)} | options
     return Network(

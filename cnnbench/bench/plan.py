@@ -17,7 +17,8 @@ from cnnbench.record import cell_key, write_json
 
 DEFAULT_MODELS = ("LeNet5", "VGG16", "ResNet18", "MobileNetV1")
 DEFAULT_DATA = ("MNIST", "CIFAR10")
-MEASURES = ("complexity", "speed", "quality")
+MEASURES = ("complexity", "speed", "quality", "train_quality")
+DEFAULT_MEASURES = MEASURES[:3]
 PLAN_FILE = "plan.json"
 RESERVED = {"batch_size", "eval_batch_size", "data_dir", "stands_in_for"}
 """Arguments of the data sets that the plan decides itself."""
@@ -81,6 +82,13 @@ class Plan:
         for measure in self.measures:
             if measure not in MEASURES:
                 raise unknown("measure", measure, MEASURES)
+        if "train_quality" in self.measures and "quality" not in self.measures:
+            raise UserError("train_quality is taken after a training; add quality to the measures")
+        keys = [cell.key for cell in self.cells()]
+        if len(set(keys)) < len(keys):
+            raise UserError(
+                f"models {', '.join(self.models)} have names that differ in punctuation only; leave one out"
+            )
         if (self.budget_s is None) == (self.epochs is None):
             raise UserError("give either a budget in seconds or a number of epochs, not both")
         if self.budget_s is not None and not 0 < self.budget_s < float("inf"):

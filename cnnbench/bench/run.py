@@ -32,7 +32,7 @@ from cnnbench.errors import MissingDataError, UserError
 from cnnbench.measure.complexity import CONVENTION, COUNTS, complexity
 from cnnbench.measure.quality import accuracy
 from cnnbench.measure.speed import SpeedConfig, Subject, measure_speed
-from cnnbench.models import get_model
+from cnnbench.network import make_classifier
 from cnnbench.record import Record, environment, load_records, write_json, write_record
 
 CURVE_POINTS = 30
@@ -183,7 +183,6 @@ class _Run:
             **environment(hardware.device_name(self.device), torch.get_num_threads()),
             "accelerator": hardware.accelerator_facts(self.device),
         }
-        self.models = {name: get_model(name) for name in plan.models}
         self.data = open_data(plan, display.note)
         self.facts = {name: module.describe() for name, module in self.data.items()}
 
@@ -247,11 +246,8 @@ class _Run:
 
     def _build(self, cell: Cell) -> ImageClassifier:
         data = self.data[cell.data]
-        return self.models[cell.model](
-            num_classes=data.num_classes,
-            in_channels=data.in_channels,
-            image_size=data.image_size,
-            learning_rate=self.plan.learning_rate,
+        return make_classifier(
+            cell.model, data.num_classes, data.in_channels, data.image_size, learning_rate=self.plan.learning_rate
         )
 
     def _image_shape(self, cell: Cell) -> tuple[int, int, int]:
@@ -336,6 +332,8 @@ class _Run:
             found["training"] = self._train(cell, model, measures)
             found["confusion_matrix"] = model.test_confusion_counts()
             measures |= accuracy(found["confusion_matrix"])
+            if "train_quality" in self.plan.measures:
+                measures |= accuracy(self._confusion_in_training_images(cell, model), "train")
         if "error" in speed:
             raise RuntimeError(f"timing failed: {speed['error']}")
 
@@ -381,6 +379,18 @@ class _Run:
             "peak_lr": model.learning_rate,
             "curve": curve.points,
         }
+
+    def _confusion_in_training_images(self, cell: Cell, model: ImageClassifier) -> list[list[int]]:
+        """Counts on the first training images, without augmentation, as many as the test set has at most."""
+        data = self.data[cell.data]
+        matrix = torch.zeros(data.num_classes, data.num_classes, dtype=torch.long)
+        model.to(self.device).eval()  # Lightning has moved it back
+        for batch in data.first_training_batches(limit=self.facts[cell.data]["test_images"]):
+            images, labels = data.prepare(batch, training=False)
+            with torch.inference_mode(), hardware.autocast(self.plan.precision, self.device):
+                predicted = model(images.to(self.device, memory_format=torch.channels_last)).argmax(1).cpu()
+            matrix += torch.bincount(labels * data.num_classes + predicted, minlength=matrix.numel()).view_as(matrix)
+        return matrix.tolist()
 
 
 def _differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

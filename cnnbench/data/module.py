@@ -201,6 +201,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def train_dataloader(self) -> TensorBatches:
         return self._batches("train", shuffle=True)
 
+    def first_training_batches(self, limit: int) -> TensorBatches:
+        """The first images of the training split in evaluation batches, for measuring how well they were learnt."""
+        images, labels = self._splits["train"]
+        return TensorBatches(Split(images[:limit], labels[:limit]), self.eval_batch_size, shuffle=False)
+
     def val_dataloader(self) -> Any:
         return self._batches("val") if len(self._splits["val"].labels) else []
 

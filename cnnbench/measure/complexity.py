@@ -73,6 +73,8 @@ class Complexity:
         train_macs: Those of a training step per image: forward, gradients of inputs, gradients of weights. Loss and
             optimizer have none.
         receptive_field: Of the last map whose units see different parts of the image; see `Layer`.
+        depth: Convolutions and linear layers on the longest path from image to output; branches that run beside it do
+            not count. None for images without extents.
         batch_linear: Whether 8 images cost exactly 8 times the MACs of one, and the forward pass of 4 in training
             twice that of 2.
         uncounted: Operators without a rule, with their number of calls, hooks that were left out, and objects that the
@@ -90,6 +92,7 @@ class Complexity:
     train_forward_macs: int | None
     train_macs: int | None
     receptive_field: dict[str, Any] | str | None
+    depth: int | None
     batch_linear: bool
     uncounted: tuple[str, ...]
     remarks: tuple[str, ...]
@@ -140,6 +143,7 @@ class _Books:
         self.activations = 0
         self.forward_macs = 0
         self.has_backward = False
+        self.depth: int | None = None
 
     def total(self, column: str) -> int:
         return sum(getattr(self, column).values())
@@ -206,6 +210,7 @@ class _Passes:
             train_forward_macs=train.of_one(lambda books: books.forward_macs) if train else None,
             train_macs=train.of_one(lambda books: books.total("macs")) if train else None,
             receptive_field=self.receptive_field(one),
+            depth=one.depth,
             batch_linear=linear,
             uncounted=(*(f"{name} ({calls} calls)" for name, calls in sorted(unknown.items())), *self._left_out),
             remarks=tuple(remarks),
@@ -238,6 +243,8 @@ class _Passes:
                 self._fields = FieldTracker(x)
             if next(tensors_in(self.model(x)), None) is None:
                 raise TypeError("its forward returns no tensor")
+            if self._fields is not None:
+                self._books.depth = self._fields.depth
         return self._books
 
     def training(self, batch: int, backward: bool = True) -> _Books:
@@ -360,12 +367,12 @@ class _Passes:
         else:
             module = self._stack[-1]
             self._module_of_node.setdefault(torch._C._autograd._get_sequence_nr() - 1, module)
+        cost = rule(args, out) if rule is not None else None
         if self._fields is not None:
-            self._fields(operator, args, out)
-        if rule is None:
+            self._fields(operator, args, out, bool(cost and cost.macs))
+        if cost is None:
             books.unknown[str(operator)] += 1
             return
-        cost = rule(args, out)
         if cost.macs:
             books.macs[module] += cost.macs
             books.activations += 0 if backward else out.numel()

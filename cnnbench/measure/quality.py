@@ -9,18 +9,19 @@ from typing import NamedTuple
 Counts = Sequence[Sequence[int]]
 
 
-def accuracy(confusion: Counts) -> dict[str, float]:
+def accuracy(confusion: Counts, split: str = "test") -> dict[str, float]:
     """Accuracy from integer counts, with the 95 % Wilson score interval (Wilson 1927) for test images as drawn.
 
     The interval is about the test set's size; it does not contain the spread between training seeds.
 
     Args:
         confusion: Counts, rows are true classes, columns predictions.
+        split: The images that were counted; the figures are named after it.
     """
     total = sum(map(sum, confusion))
     correct = sum(row[index] for index, row in enumerate(confusion))
     low, high = wilson_interval(correct, total)
-    return {"test_accuracy": correct / total, "test_accuracy_low": low, "test_accuracy_high": high}
+    return {f"{split}_accuracy": correct / total, f"{split}_accuracy_low": low, f"{split}_accuracy_high": high}
 
 
 def wilson_interval(successes: int, total: int, z: float = 1.959964) -> tuple[float, float]:

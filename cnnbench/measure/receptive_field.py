@@ -140,16 +140,20 @@ class _Call(NamedTuple):
 
 
 class FieldTracker:
-    """Follows the receptive field of every tensor that depends on an image; a listener of a `MetaRun`.
+    """Follows the receptive field of every tensor that depends on an image, and how many weighted layers made it.
 
-    The field travels with the tensor, as an attribute of it.
+    Both travel with the tensor, as attributes of it.
 
     Args:
         image: The batch that goes into the network, (N, C, ...).
+
+    Attributes:
+        depth: Weighted layers on the longest path from the image so far.
     """
 
     def __init__(self, image: Tensor) -> None:
         self._parts: dict[int, Any] = {}  # memory that was written in parts, whose field is not known
+        self.depth = 0
         image._receptive_field = Field.of_image(image)  # type: ignore[attr-defined]
 
     def field_of(self, tensor: Tensor) -> Field | None:
@@ -159,9 +163,21 @@ class FieldTracker:
             return None
         return field if field.pure or tensor.dim() == 2 else None  # a vector may hold a whole map, a map may not
 
-    def __call__(self, operator: Any, args: Sequence[Any], out: Any) -> None:
+    def __call__(self, operator: Any, args: Sequence[Any], out: Any, multiplies: bool) -> None:
+        """Takes note of an operator.
+
+        Args:
+            operator: Which.
+            args: Its arguments.
+            out: Its result.
+            multiplies: Whether it is a convolution or a matrix product; a weighted layer if one of its factors does not
+                depend on the image.
+        """
         given = _flat(args)
         tensors = [t for t in given if hasattr(t, "_receptive_field")]
+        depth = max((getattr(t, "_depth", 0) for t in tensors), default=0)
+        depth += multiplies and 0 < len(tensors) < len(given)
+        self.depth = max(self.depth, depth)
         if not tensors and not any(_memory(t) in self._parts for t in given if self._parts):
             return
         fields: list[Any] = [None if _memory(t) in self._parts else t._receptive_field for t in tensors]
@@ -176,6 +192,7 @@ class FieldTracker:
                 with suppress(_UndefinedError):
                     field = rule(_Call(operator, tensors, fields, args, result))
             result._receptive_field = field  # type: ignore[attr-defined]
+            result._depth = depth  # type: ignore[attr-defined]
 
 
 def _memory(tensor: Tensor) -> int:

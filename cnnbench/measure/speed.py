@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cnnbench.classifier import loss_and_logits
 from cnnbench.hardware import autocast, synchronise
 
 KINDS = ("latency", "inference", "training")
@@ -111,7 +111,7 @@ class _Timed:
 
     def _train(self, x: Tensor) -> None:
         with autocast(self.config.precision, self.config.device):
-            loss = F.cross_entropy(self.model(x), self.labels)
+            loss = loss_and_logits(self.model(x), self.labels)[0]
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnbench.blocks import ConvNormAct, Form, initialise, resolve_form
-from cnnbench.classifier import ImageClassifier
+from cnnbench.classifier import ImageClassifier, Published
+from cnnbench.errors import unknown
+
+Carry = Literal["projection", "padding", "nothing"]
+StrideOn = Literal["3x3", "1x1"]
 
 
 class Stage(NamedTuple):
@@ -19,52 +26,194 @@ class Stage(NamedTuple):
     stride: int
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around which the input is carried; a 1x1 projection where the shape changes."""
+class PadChannels(nn.Module):
+    """The paper's option A: takes every stride-th pixel and adds channels of zeros; no parameters."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(self, extra: int, stride: int) -> None:
         super().__init__()
-        self.residual = nn.Sequential(
-            ConvNormAct(in_channels, out_channels, stride=stride),
-            ConvNormAct(out_channels, out_channels, act=False),
-        )
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != out_channels:
-            self.shortcut = ConvNormAct(in_channels, out_channels, kernel_size=1, stride=stride, act=False)
+        self.extra, self.stride = extra, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.residual(x) + self.shortcut(x))
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
 
 
-class ResNet18(ImageClassifier):
-    """Deep Residual Learning for Image Recognition; He, Zhang, Ren, Sun; 2015; 1512.03385.
-
-    The ``imagenet`` form has the paper's stem (7x7 stride 2 and max pooling): 11,689,512 parameters and 1,814,073,344
-    MACs at 224x224/1000. The ``cifar`` form has one 3x3 convolution in its place, the shape usual for 32x32:
-    11,173,962 parameters and 555,422,720 MACs for ten classes.
-    Differences from the paper: projections where the shape changes (its option B) also at 32x32, for which the paper
-    uses other, narrower networks.
+class Block(nn.Module):
+    """What a block adds, and how the input is carried around it, before a last ReLU.
 
     Args:
-        form: Which of the two; ``auto`` takes ``cifar`` below 64 pixels.
+        residual: The layers that are added, without activation after the last.
+        in_channels, out_channels, stride: Of the residual.
+        carry: Where the shape changes: by a 1x1 ``projection`` (option B) or by ``padding`` (option A); else the
+            identity. ``nothing`` makes it a plain block.
+    """
+
+    def __init__(
+        self, residual: nn.Module, in_channels: int, out_channels: int, stride: int, carry: Carry = "projection"
+    ) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        self.residual = residual
+        self.shortcut: nn.Module | None = None if carry == "nothing" else nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            if carry == "projection":
+                self.shortcut = ConvNormAct(in_channels, out_channels, kernel_size=1, stride=stride, act=None)
+            elif carry == "padding":
+                self.shortcut = PadChannels(out_channels - in_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        added = self.residual(x)
+        return torch.relu(added if self.shortcut is None else added + self.shortcut(x))
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions."""
+
+    def __init__(self, in_channels: int, width: int, stride: int, carry: Carry = "projection") -> None:
+        residual = nn.Sequential(
+            ConvNormAct(in_channels, width, stride=stride),
+            ConvNormAct(width, width, act=None),
+        )
+        super().__init__(residual, in_channels, width, stride, carry)
+
+
+class Bottleneck(Block):
+    """1x1 to a quarter of the channels, 3x3, and 1x1 back; the stride is on the 3x3, or (the paper) on the first."""
+
+    def __init__(self, in_channels: int, width: int, stride: int, stride_on: StrideOn) -> None:
+        first, second = (1, stride) if stride_on == "3x3" else (stride, 1)
+        residual = nn.Sequential(
+            ConvNormAct(in_channels, width, kernel_size=1, stride=first),
+            ConvNormAct(width, width, stride=second),
+            ConvNormAct(width, 4 * width, kernel_size=1, act=None),
+        )
+        super().__init__(residual, in_channels, 4 * width, stride)
+
+
+class _ResNet(ImageClassifier):
+    """Deep Residual Learning for Image Recognition; He, Zhang, Ren, Sun; 2015; 1512.03385.
+
+    The ``imagenet`` form has the paper's stem, 7x7 with stride 2 and max pooling. The ``cifar`` form has one 3x3
+    convolution in its place, the shape usual for 32x32.
+    Differences from the paper: in the bottlenecks the stride is on the 3x3 convolution, as in torchvision, unless
+    ``stride_on`` is ``1x1``; projections (option B) also in the ``cifar`` form, for which the paper has other networks.
     """
 
     min_image_size = 8
     peak_lr = 0.001
-    stages = (Stage(2, 64, 1), Stage(2, 128, 2), Stage(2, 256, 2), Stage(2, 512, 2))
+    key_idea = "blocks learn what to add to their input"
+    stages: ClassVar[tuple[Stage, ...]]
+
+    def _build(self, form: Form, block: Callable[[int, int, int], Block]) -> None:
+        channels = self.stages[0].width
+        if resolve_form(form, self.image_size) == "cifar":
+            stem: list[nn.Module] = [ConvNormAct(self.in_channels, channels)]
+        else:
+            pool = nn.MaxPool2d(3, stride=2, padding=1)
+            stem = [ConvNormAct(self.in_channels, channels, kernel_size=7, stride=2), pool]
+        blocks, channels = stack(channels, self.stages, block)
+        self.features = nn.Sequential(*stem, *blocks)  # (N, 512 or 2048, 4, 4) from 32x32, 7x7 from 224x224
+        self.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, self.num_classes))
+        self.apply(initialise)
+
+
+def stack(channels: int, stages: Sequence[Stage], block: Callable[[int, int, int], Block]) -> tuple[list[Block], int]:
+    """Builds the blocks of all stages; returns them and the channels that they put out."""
+    blocks: list[Block] = []
+    for stage in stages:
+        for index in range(stage.blocks):
+            blocks.append(block(channels, stage.width, stage.stride if index == 0 else 1))
+            channels = blocks[-1].out_channels
+    return blocks, channels
+
+
+def four_stages(*blocks: int) -> tuple[Stage, ...]:
+    """A column of the paper's table 1."""
+    return tuple(Stage(*row) for row in zip(blocks, (64, 128, 256, 512), (1, 2, 2, 2), strict=True))
+
+
+class _BasicResNet(_ResNet):
+    """ResNet of basic blocks.
+
+    Args:
+        form: ``cifar``, ``imagenet``, or ``auto``, which takes ``cifar`` below 64 pixels.
+    """
+
+    carry: ClassVar[Carry] = "projection"
 
     def __init__(self, form: Form = "auto", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        channels = self.stages[0].width
-        if resolve_form(form, self.image_size) == "cifar":
-            layers: list[nn.Module] = [ConvNormAct(self.in_channels, channels)]
-        else:
-            stem = ConvNormAct(self.in_channels, channels, kernel_size=7, stride=2)
-            layers = [stem, nn.MaxPool2d(3, stride=2, padding=1)]
-        for stage in self.stages:
-            for index in range(stage.blocks):
-                layers.append(BasicBlock(channels, stage.width, stage.stride if index == 0 else 1))
-                channels = stage.width
-        self.features = nn.Sequential(*layers)  # (N, 512, 4, 4) from 32x32, (N, 512, 7, 7) from 224x224
-        self.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, self.num_classes))
-        self.apply(initialise)
+        self._build(form, partial(BasicBlock, carry=self.carry))
+
+
+class _BottleneckResNet(_ResNet):
+    """ResNet of bottlenecks.
+
+    Args:
+        form: ``cifar``, ``imagenet``, or ``auto``, which takes ``cifar`` below 64 pixels.
+        stride_on: Convolution of a bottleneck that has the stride: ``3x3`` (torchvision's), or the paper's ``1x1``.
+    """
+
+    def __init__(self, form: Form = "auto", stride_on: StrideOn = "3x3", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if stride_on not in get_args(StrideOn):
+            raise unknown("stride_on", str(stride_on), get_args(StrideOn))
+        self._build(form, partial(Bottleneck, stride_on=stride_on))
+
+
+class ResNet18(_BasicResNet):
+    """ResNet-18: 11,689,512 parameters and 1,814,073,344 MACs at 224x224/1000.
+
+    In the ``cifar`` form 11,173,962 parameters and 555,422,720 MACs at 32x32/10.
+    """
+
+    torchvision_name = "resnet18"
+    published = Published(93.02, "CIFAR-10", "github.com/kuangliu/pytorch-cifar")
+    stages = four_stages(2, 2, 2, 2)
+
+
+class ResNet34(_BasicResNet):
+    """ResNet-34: 21,797,672 parameters and 3,663,761,408 MACs at 224x224/1000."""
+
+    torchvision_name = "resnet34"
+    stages = four_stages(3, 4, 6, 3)
+
+
+class PlainNet18(_BasicResNet):
+    """ResNet-18 with nothing carried around its blocks, the paper's control: 11,515,112 parameters at 224x224/1000."""
+
+    key_idea = "the control: as deep, without shortcuts"
+    stages = four_stages(2, 2, 2, 2)
+    carry = "nothing"
+
+
+class PlainNet34(_BasicResNet):
+    """ResNet-34 with nothing carried around its blocks, the paper's control: 21,623,272 parameters at 224x224/1000."""
+
+    key_idea = "the control: as deep, without shortcuts"
+    stages = four_stages(3, 4, 6, 3)
+    carry = "nothing"
+
+
+class ResNet50(_BottleneckResNet):
+    """ResNet-50: 25,557,032 parameters and 4,089,184,256 MACs at 224x224/1000.
+
+    With the stride on the 1x1, 3,857,973,248 MACs. In the ``cifar`` form 23,520,842 parameters and 1,297,829,888 MACs.
+    """
+
+    torchvision_name = "resnet50"
+    published = Published(93.62, "CIFAR-10", "github.com/kuangliu/pytorch-cifar")
+    stages = four_stages(3, 4, 6, 3)
+
+
+class ResNet101(_BottleneckResNet):
+    """ResNet-101: 44,549,160 parameters and 7,801,405,440 MACs at 224x224/1000."""
+
+    torchvision_name = "resnet101"
+    stages = four_stages(3, 4, 23, 3)
+
+
+class ResNet152(_BottleneckResNet):
+    """ResNet-152: 60,192,808 parameters and 11,513,626,624 MACs at 224x224/1000."""
+
+    torchvision_name = "resnet152"
+    stages = four_stages(3, 8, 36, 3)

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cnnbench.classifier import loss_and_logits
 from cnnbench.errors import UserError
 from cnnbench.hardware import autocast, device_name
-from cnnbench.measure.meta import tensors_in
 from cnnbench.record import environment, write_json
 
 FOLDER = Path("results/races")
@@ -67,10 +66,7 @@ def training_step(model: nn.Module, images: Tensor, precision: str = "32-true") 
         model.train()
         optimizer.zero_grad()
         with autocast(precision, images.device):
-            first, *others = tensors_in(model(images))
-            loss = F.cross_entropy(first, labels)
-            for other in others:
-                loss = loss + 0.3 * F.cross_entropy(other, labels)
+            loss = loss_and_logits(model(images), labels)[0]
         loss.backward()
         optimizer.step()
 

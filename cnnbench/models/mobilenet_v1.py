@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from cnnbench.blocks import ConvNormAct, Form, SeparableConv, initialise, resolve_form
+from cnnbench.blocks import ConvNormAct, Form, SeparableConv, initialise, make_divisible, resolve_form
 from cnnbench.classifier import ImageClassifier
 
 
@@ -36,23 +36,27 @@ class MobileNetV1(ImageClassifier):
     The ``imagenet`` form has a stem of stride 2: 4,231,976 parameters and 568,740,352 MACs at 224x224/1000. The
     ``cifar`` form keeps the resolution in the stem: 3,217,226 parameters and 46,354,432 MACs at 32x32/10.
     Differences from the paper: none in the layers; table 1 lists the last stride as 2, a misprint for 1 (its output
-    stays 7x7).
+    stays 7x7). Scaled widths are rounded to multiples of 8, which those of the paper's four multipliers are.
 
     Args:
         form: Which of the two; ``auto`` takes ``cifar`` below 64 pixels.
+        width_multiplier: Factor on every width; the paper has 1, 0.75, 0.5 and 0.25.
     """
 
     min_image_size = 16
     peak_lr = 0.01
+    key_idea = "depthwise separable convolutions"
 
-    def __init__(self, form: Form = "auto", **kwargs: Any) -> None:
+    def __init__(self, form: Form = "auto", width_multiplier: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.check_positive(width_multiplier=width_multiplier)
         stride = 1 if resolve_form(form, self.image_size) == "cifar" else 2
-        channels = 32
+        channels = make_divisible(32 * width_multiplier)
         layers: list[nn.Module] = [ConvNormAct(self.in_channels, channels, stride=stride)]
         for row in TABLE_1:
-            layers.append(SeparableConv(channels, row.width, row.stride))
-            channels = row.width
+            width = make_divisible(row.width * width_multiplier)
+            layers.append(SeparableConv(channels, width, row.stride))
+            channels = width
         self.features = nn.Sequential(*layers)  # (N, 1024, 2, 2) from 32x32, (N, 1024, 7, 7) from 224x224
         self.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, self.num_classes))
         self.apply(initialise)

@@ -1,0 +1,75 @@
+"""AlexNet: the network that won ImageNet in 2012, and with which the deep ones began."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from cnnbench.blocks import Form, initialise, resolve_form
+from cnnbench.classifier import ImageClassifier
+
+
+class Conv(NamedTuple):
+    """One convolution; a pooling of 3x3 windows at stride 2, which overlap, may follow."""
+
+    width: int
+    kernel_size: int
+    stride: int
+    padding: int
+    pool: bool
+
+
+STEM = {"imagenet": Conv(64, 11, 4, 2, pool=True), "cifar": Conv(64, 3, 1, 1, pool=True)}
+CONVS = (
+    Conv(192, 5, 1, 2, pool=True),
+    Conv(384, 3, 1, 1, pool=False),
+    Conv(256, 3, 1, 1, pool=False),
+    Conv(256, 3, 1, 1, pool=True),
+)
+
+
+class AlexNet(ImageClassifier):
+    """ImageNet Classification with Deep Convolutional Neural Networks; Krizhevsky, Sutskever, Hinton; 2012.
+
+    The ``imagenet`` form is the single tower of Krizhevsky 2014 (1404.5997), as torchvision has it: 61,100,840
+    parameters and 714,188,480 MACs at 224x224/1000. The ``cifar`` form has a 3x3 stem of stride 1, pads the poolings
+    and keeps the rest; its head then sees 4x4 maps.
+    Differences from the paper: one tower with its widths in place of two that meet at few layers, no local response
+    normalisation, the last pooling adaptive (at 224 it does nothing), He initialisation for a fixed deviation of .01
+    and biases of 1, which depend on images that are not normalised.
+
+    Args:
+        form: Which of the two; ``auto`` takes ``cifar`` below 64 pixels.
+        dropout: Probability in front of the two hidden linear layers.
+    """
+
+    min_image_size = 16
+    peak_lr = 0.0005
+    key_idea = "ReLU, dropout and GPUs make a large CNN trainable"
+    torchvision_name = "alexnet"
+
+    def __init__(self, form: Form = "auto", dropout: float = 0.5, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        form = resolve_form(form, self.image_size)
+        self.require_size({"imagenet": 63, "cifar": 16}[form])
+        channels, size = self.in_channels, {"imagenet": 6, "cifar": 4}[form]
+        layers: list[nn.Module] = []
+        for row in (STEM[form], *CONVS):
+            layers += [nn.Conv2d(channels, *row[:4]), nn.ReLU(inplace=True)]
+            if row.pool:
+                layers.append(nn.MaxPool2d(3, stride=2, padding=1 if form == "cifar" else 0))
+            channels = row.width
+        self.features = nn.Sequential(*layers)  # (N, 256, 6, 6) from 224x224, (N, 256, 4, 4) from 32x32
+        self.classifier = nn.Sequential(
+            nn.AdaptiveAvgPool2d(size),
+            nn.Flatten(),
+            nn.Dropout(dropout),
+            nn.Linear(channels * size**2, 4096),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.Linear(4096, 4096),
+            nn.ReLU(inplace=True),
+            nn.Linear(4096, self.num_classes),
+        )
+        self.apply(initialise)

@@ -1,0 +1,118 @@
+"""DenseNet: every layer sees what all layers before it in its block have made."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cnnbench.blocks import Form, initialise, resolve_form
+from cnnbench.classifier import ImageClassifier, Published
+
+
+class NormActConv(nn.Sequential):
+    """Batch normalisation, ReLU, convolution without bias: the paper's H, in the order of pre-activation."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__(
+            nn.BatchNorm2d(in_channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
+        )
+
+
+class DenseLayer(nn.Module):
+    """1x1 to four times the growth rate, 3x3 to the growth rate; appended to the input."""
+
+    def __init__(self, in_channels: int, growth_rate: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            NormActConv(in_channels, 4 * growth_rate, kernel_size=1),
+            NormActConv(4 * growth_rate, growth_rate, kernel_size=3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.layers(x)], 1)
+
+
+class Transition(nn.Sequential):
+    """Between blocks: 1x1 to half of the channels, 2x2 average pooling."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__(NormActConv(in_channels, in_channels // 2, kernel_size=1), nn.AvgPool2d(2))
+
+
+class _DenseNet(ImageClassifier):
+    """Densely Connected Convolutional Networks; Huang, Liu, van der Maaten, Weinberger; 2016; 1608.06993.
+
+    DenseNet-BC: a block that gets k0 channels puts out k0 + L * growth_rate after L layers. The ``imagenet`` form has
+    the 7x7 stem with pooling, the ``cifar`` form one 3x3 convolution in its place, without normalisation, the shape
+    usual for 32x32.
+    Differences from the paper: at 32x32 it has other, narrower networks with three blocks.
+
+    Args:
+        form: Which of the two; ``auto`` takes ``cifar`` below 64 pixels.
+        growth_rate: Channels that each layer adds.
+    """
+
+    min_image_size = 8
+    peak_lr = 0.001
+    key_idea = "each layer sees all before it"
+    layers: ClassVar[tuple[int, int, int, int]]
+
+    def __init__(self, form: Form = "auto", growth_rate: int = 32, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.check_positive(growth_rate=growth_rate)
+        channels = 2 * growth_rate
+        features: list[nn.Module] = []
+        if resolve_form(form, self.image_size) == "cifar":
+            features.append(nn.Conv2d(self.in_channels, channels, 3, padding=1, bias=False))
+        else:
+            features += [
+                nn.Conv2d(self.in_channels, channels, 7, stride=2, padding=3, bias=False),
+                nn.BatchNorm2d(channels),
+                nn.ReLU(inplace=True),
+                nn.MaxPool2d(3, stride=2, padding=1),
+            ]
+        for index, layers in enumerate(self.layers):
+            if index > 0:
+                features.append(Transition(channels))
+                channels //= 2
+            block = [DenseLayer(channels + i * growth_rate, growth_rate) for i in range(layers)]
+            features.append(nn.Sequential(*block))
+            channels += layers * growth_rate
+        self.features = nn.Sequential(*features)  # (N, 1024 in DenseNet121, 4, 4) from 32x32, 7x7 from 224x224
+        self.classifier = nn.Sequential(
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(channels, self.num_classes),
+        )
+        self.apply(initialise)
+
+
+class DenseNet121(_DenseNet):
+    """DenseNet-121: 7,978,856 parameters and 2,834,161,664 MACs at 224x224/1000.
+
+    In the ``cifar`` form 6,956,298 parameters and 888,350,720 MACs at 32x32/10.
+    """
+
+    torchvision_name = "densenet121"
+    published = Published(95.04, "CIFAR-10", "github.com/kuangliu/pytorch-cifar")
+    layers = (6, 12, 24, 16)
+
+
+class DenseNet169(_DenseNet):
+    """DenseNet-169: 14,149,480 parameters and 3,359,843,328 MACs at 224x224/1000."""
+
+    torchvision_name = "densenet169"
+    layers = (6, 12, 32, 32)
+
+
+class DenseNet201(_DenseNet):
+    """DenseNet-201: 20,013,928 parameters and 4,291,365,888 MACs at 224x224/1000."""
+
+    torchvision_name = "densenet201"
+    layers = (6, 12, 48, 32)

@@ -1,0 +1,157 @@
+"""EfficientNet: one small network found by search, and one rule that scales depth, width and resolution together."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from cnnbench.blocks import ConvNormAct, Form, initialise, make_divisible, resolve_form
+from cnnbench.classifier import ImageClassifier
+
+ALPHA, BETA, GAMMA = 1.2, 1.1, 1.15
+"""Found by the paper's grid search under alpha * beta^2 * gamma^2 = 2, so that each step of phi doubles the MACs."""
+
+
+class Scaling(NamedTuple):
+    """Factors on depth and width, and the resolution in pixels."""
+
+    depth: float
+    width: float
+    resolution: float
+
+
+def compound_scaling(phi: float) -> Scaling:
+    """The rule, equation 3: depth alpha^phi, width beta^phi, resolution 224 * gamma^phi.
+
+    The published B1 (phi 0.5) and B2 (phi 1) round it: their constants are in the classes below.
+    """
+    return Scaling(ALPHA**phi, BETA**phi, 224 * GAMMA**phi)
+
+
+class Row(NamedTuple):
+    """A stage of the paper's table 1; the first block has the stride."""
+
+    expansion: int
+    kernel_size: int
+    width: int
+    blocks: int
+    stride: int
+
+
+TABLE_1 = (
+    Row(1, 3, 16, 1, 1),
+    Row(6, 3, 24, 2, 2),
+    Row(6, 5, 40, 2, 2),
+    Row(6, 3, 80, 3, 2),
+    Row(6, 5, 112, 3, 1),
+    Row(6, 5, 192, 4, 2),
+    Row(6, 3, 320, 1, 1),
+)
+
+
+class SqueezeExcitation(nn.Module):
+    """Weighs every channel by what the whole map has in all of them (Hu, Shen, Sun; 2017; 1709.01507)."""
+
+    def __init__(self, channels: int, squeezed: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(channels, squeezed, 1),
+            nn.SiLU(inplace=True),
+            nn.Conv2d(squeezed, channels, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.layers(x))
+
+
+class MBConv(nn.Module):
+    """1x1 to more channels, depthwise, squeeze and excitation, 1x1 back; carried around where the shape stays."""
+
+    def __init__(self, in_channels: int, out_channels: int, row: Row, stride: int, drop_path: float) -> None:
+        super().__init__()
+        hidden = row.expansion * in_channels
+        expand = [ConvNormAct(in_channels, hidden, kernel_size=1, act=nn.SiLU)] if row.expansion > 1 else []
+        self.residual = nn.Sequential(
+            *expand,
+            ConvNormAct(hidden, hidden, row.kernel_size, stride, groups=hidden, act=nn.SiLU),
+            SqueezeExcitation(hidden, in_channels // 4),
+            ConvNormAct(hidden, out_channels, kernel_size=1, act=None),
+        )
+        self.carries = stride == 1 and in_channels == out_channels
+        self.drop_path = StochasticDepth(drop_path, "row")
+
+    def forward(self, x: Tensor) -> Tensor:
+        added = self.residual(x)
+        return x + cast(Tensor, self.drop_path(added)) if self.carries else added
+
+
+class _EfficientNet(ImageClassifier):
+    """EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks; Tan, Le; 2019; 1905.11946.
+
+    The ``cifar`` form keeps the resolution in the stem. Every size takes any resolution; the published one is its own.
+    Differences from the paper: its optimizer, augmentation and initialisation with fan-out are left aside, as is the
+    batch norm of its TensorFlow code (epsilon .001, momentum .01).
+
+    Args:
+        form: ``imagenet``, ``cifar``, or ``auto``, which takes ``cifar`` below 64 pixels.
+        dropout: Probability in front of the linear layer; unset, the published one.
+        drop_path: Probability of leaving out the last block (stochastic depth); it grows linearly with depth.
+    """
+
+    min_image_size = 16
+    peak_lr = 0.003
+    key_idea = "compound scaling of depth, width, resolution"
+    published_dropout: ClassVar[float] = 0.2
+    scaling: ClassVar[Scaling]
+
+    def __init__(
+        self, form: Form = "auto", dropout: float | None = None, drop_path: float = 0.2, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        depth, width, _ = self.scaling
+        channels = make_divisible(32 * width)
+        stride = 1 if resolve_form(form, self.image_size) == "cifar" else 2
+        layers: list[nn.Module] = [ConvNormAct(self.in_channels, channels, stride=stride, act=nn.SiLU)]
+        repeats = [math.ceil(row.blocks * depth) for row in TABLE_1]
+        for row, blocks in zip(TABLE_1, repeats, strict=True):
+            for index in range(blocks):
+                drop = drop_path * (len(layers) - 1) / sum(repeats)
+                out_channels = make_divisible(row.width * width)
+                layers.append(MBConv(channels, out_channels, row, row.stride if index == 0 else 1, drop))
+                channels = out_channels
+        layers.append(ConvNormAct(channels, 4 * channels, kernel_size=1, act=nn.SiLU))
+        self.features = nn.Sequential(*layers)  # in B0 (N, 1280, 2, 2) from 32x32, (N, 1280, 7, 7) from 224x224
+        self.classifier = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(self.published_dropout if dropout is None else dropout),
+            nn.Linear(4 * channels, self.num_classes),
+        )
+        self.apply(initialise)
+
+
+class EfficientNetB0(_EfficientNet):
+    """EfficientNet-B0: 5,288,548 parameters and 385,814,752 MACs at 224x224/1000."""
+
+    torchvision_name = "efficientnet_b0"
+    scaling = Scaling(1.0, 1.0, 224)
+
+
+class EfficientNetB1(_EfficientNet):
+    """EfficientNet-B1: 7,794,184 parameters at 1000 classes; its own resolution is 240x240."""
+
+    torchvision_name = "efficientnet_b1"
+    scaling = Scaling(1.1, 1.0, 240)
+
+
+class EfficientNetB2(_EfficientNet):
+    """EfficientNet-B2: 9,109,994 parameters at 1000 classes; its own resolution is 260x260."""
+
+    torchvision_name = "efficientnet_b2"
+    published_dropout = 0.3
+    scaling = Scaling(1.2, 1.1, 260)

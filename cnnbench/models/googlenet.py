@@ -1,0 +1,155 @@
+"""GoogLeNet: filters of several sizes side by side, made cheap by 1x1 convolutions in front of the large ones."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from cnnbench.blocks import ConvNormAct, Form, initialise, resolve_form
+from cnnbench.classifier import ImageClassifier
+
+
+class Row(NamedTuple):
+    """Channels of an inception block in the order of the paper's table 1; a pooling may follow."""
+
+    one: int
+    reduce_three: int
+    three: int
+    reduce_five: int
+    five: int
+    pool: int
+    then_pool: bool = False
+
+
+TABLE_1 = {
+    "3a": Row(64, 96, 128, 16, 32, 32),
+    "3b": Row(128, 128, 192, 32, 96, 64, then_pool=True),
+    "4a": Row(192, 96, 208, 16, 48, 64),
+    "4b": Row(160, 112, 224, 24, 64, 64),
+    "4c": Row(128, 128, 256, 24, 64, 64),
+    "4d": Row(112, 144, 288, 32, 64, 64),
+    "4e": Row(256, 160, 320, 32, 128, 128, then_pool=True),
+    "5a": Row(256, 160, 320, 32, 128, 128),
+    "5b": Row(384, 192, 384, 48, 128, 128),
+}
+AUXILIARY_AFTER = ("4a", "4d")
+
+TorchvisionUnit = partial(ConvNormAct, eps=1e-3)
+CifarUnit = partial(ConvNormAct, bias=True)
+
+
+class Inception(nn.Module):
+    """Four branches on one input: 1x1, 1x1 and 3x3, 1x1 and "5x5", pooling and 1x1; their channels are joined.
+
+    The third branch has one 3x3 convolution in the ``imagenet`` form and a pair of them, which sees 5x5, in the
+    ``cifar`` form.
+    """
+
+    def __init__(self, in_channels: int, row: Row, cifar: bool) -> None:
+        super().__init__()
+        unit = CifarUnit if cifar else TorchvisionUnit
+        second = [unit(row.five, row.five)] if cifar else []
+        self.branches = nn.ModuleList(
+            [
+                unit(in_channels, row.one, kernel_size=1),
+                nn.Sequential(unit(in_channels, row.reduce_three, kernel_size=1), unit(row.reduce_three, row.three)),
+                nn.Sequential(
+                    unit(in_channels, row.reduce_five, kernel_size=1), unit(row.reduce_five, row.five), *second
+                ),
+                nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), unit(in_channels, row.pool, kernel_size=1)),
+            ]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self.branches], 1)
+
+
+class GoogLeNet(ImageClassifier):
+    """Going Deeper with Convolutions; Szegedy, Liu, Jia et al.; 2014; 1409.4842.
+
+    The ``imagenet`` form is torchvision's: 6,624,904 parameters and 1,498,376,192 MACs at 224x224/1000. Its two
+    auxiliary heads help in training only, with a weight of 0.3 in the loss: 13,004,888 parameters with them, and
+    1,506,748,416 MACs of a training forward pass. The ``cifar`` form has a 3x3 stem that keeps the resolution, no
+    auxiliary heads unless asked for, and biases in its convolutions, the usual CIFAR code: 6,166,250 parameters and
+    1,521,756,160 MACs at 32x32/10.
+    Differences from the paper: batch norm in place of local response normalisation; a 3x3 convolution where the paper
+    has the 5x5 (two of them in the ``cifar`` form); heads on 4x4 maps of an adaptive pooling; dropout 0.2 for 0.4.
+
+    Args:
+        form: Which of the two; ``auto`` takes ``cifar`` below 64 pixels.
+        aux_heads: Whether there are auxiliary heads; unset, in the ``imagenet`` form.
+        dropout: Probability in front of the linear layer.
+        aux_dropout: The same in the auxiliary heads.
+    """
+
+    min_image_size = 8
+    peak_lr = 0.001
+    key_idea = "inception: filters of several sizes side by side"
+    torchvision_name = "googlenet"
+    auxiliary_weight = 0.3
+
+    def __init__(
+        self,
+        form: Form = "auto",
+        aux_heads: bool | None = None,
+        dropout: float = 0.2,
+        aux_dropout: float = 0.7,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        cifar = resolve_form(form, self.image_size) == "cifar"
+        aux_heads = not cifar if aux_heads is None else aux_heads
+        layers, heads, channels = _stem(self.in_channels, cifar), {}, 192
+        for name, row in TABLE_1.items():
+            layers[name] = Inception(channels, row, cifar)
+            channels = row.one + row.three + row.five + row.pool
+            if aux_heads and name in AUXILIARY_AFTER:
+                heads[name] = _auxiliary_head(channels, self.num_classes, aux_dropout)
+            if row.then_pool:
+                size = 2 if name == "4e" and not cifar else 3
+                layers[f"pool{name[0]}"] = nn.MaxPool2d(size, stride=2, padding=1 if cifar else 0, ceil_mode=not cifar)
+        self.features = nn.Sequential(OrderedDict(layers))  # (N, 1024, 8, 8) from 32x32, (N, 1024, 7, 7) from 224x224
+        self.auxiliary = nn.ModuleDict(heads)
+        self.classifier = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels, self.num_classes)
+        )
+        self.apply(initialise)
+
+    def forward(self, x: Tensor) -> Any:
+        """Computes logits, (N, K), from images x, (N, C, H, W); in training also those of the auxiliary heads."""
+        if not self.training or not self.auxiliary:
+            return super().forward(x)
+        others = []
+        for name, layer in cast(nn.Sequential, self.features).named_children():
+            x = layer(x)
+            if name in self.auxiliary:
+                others.append(self.auxiliary[name](x))
+        return (self.classifier(x), *others)
+
+
+def _stem(in_channels: int, cifar: bool) -> dict[str, nn.Module]:
+    if cifar:
+        return {"conv": CifarUnit(in_channels, 192)}
+    return {
+        "conv1": TorchvisionUnit(in_channels, 64, kernel_size=7, stride=2),
+        "pool1": nn.MaxPool2d(3, stride=2, ceil_mode=True),
+        "reduce2": TorchvisionUnit(64, 64, kernel_size=1),
+        "conv2": TorchvisionUnit(64, 192),
+        "pool2": nn.MaxPool2d(3, stride=2, ceil_mode=True),
+    }
+
+
+def _auxiliary_head(in_channels: int, num_classes: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        nn.AdaptiveAvgPool2d(4),
+        TorchvisionUnit(in_channels, 128, kernel_size=1),
+        nn.Flatten(),
+        nn.Linear(128 * 4 * 4, 1024),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(1024, num_classes),
+    )
