@@ -177,12 +177,10 @@ def _parse(name: str) -> tuple[str, dict[str, Any]]:
     if match is None:
         raise UserError(f"cannot read model '{name}'; give {FORMS}, arguments as in ResNet18(form=imagenet)")
     plain, text = match.groups()
+    quoted = re.sub(r"(?<==)\s*([\w.+-]+)\s*(?=,|$)", _quoted, text or "")
     try:
-        call = cast(ast.Call, ast.parse(f"f({text or ''})", mode="eval").body)
-        values = {
-            str(k.arg): k.value.id if isinstance(k.value, ast.Name) else ast.literal_eval(k.value)
-            for k in call.keywords
-        }
+        call = cast(ast.Call, ast.parse(f"f({quoted})", mode="eval").body)
+        values = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
         if call.args or None in [k.arg for k in call.keywords] or len(values) < len(call.keywords):
             raise ValueError
     except (SyntaxError, ValueError):
@@ -190,6 +188,15 @@ def _parse(name: str) -> tuple[str, dict[str, Any]]:
             f"cannot read the arguments of model '{name}'; write them as in ResNet18(form=imagenet)"
         ) from None
     return plain, values
+
+
+def _quoted(word: re.Match[str]) -> str:
+    """A bare word such as ``cifar`` or ``3x3`` as a string; a number, True, False or None as it is."""
+    try:
+        ast.literal_eval(word[1])
+    except (SyntaxError, ValueError):
+        return repr(word[1])
+    return word[1]
 
 
 def _from_zoo(name: str, plain: str, arguments: dict[str, Any], wanted: _Wanted) -> Network:
