@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench bench-smoke audit race-memory test lint train report clean
+.PHONY: help setup bench bench-smoke audit race-memory catalog test lint train report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ audit: .venv/ready  ## our counts beside fvcore, ptflops, torchinfo and torch's 
 
 race-memory: .venv/ready  ## the estimate of a training step's memory beside real steps, four minutes
 	$(BIN)/python -m cnnbench.races.memory $(ARGS)
+
+catalog: .venv/ready  ## count the zoo again for `cnnbench list`, after a network or a record has changed
+	$(BIN)/python -m cnnbench.catalog
 
 test: .venv/ready  ## all tests, no network and no data needed
 	$(BIN)/python -m pytest -n auto $(ARGS)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cnnbench import __version__
+from cnnbench.catalog import listing
 from cnnbench.count import add_arguments as add_count_arguments
 from cnnbench.count import count
 from cnnbench.errors import UserError, unknown
@@ -90,7 +91,10 @@ def _parser() -> Parser:
     )
     add_count_arguments(counting)
     listing = commands.add_parser(
-        "list", help="list the networks and data sets", epilog="example: cnnbench list --json", allow_abbrev=False
+        "list",
+        help="list the networks, what they cost and how good they are, and the data sets",
+        epilog="example: cnnbench list --json",
+        allow_abbrev=False,
     )
     listing.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     return parser
@@ -350,36 +354,6 @@ def report(arguments: argparse.Namespace) -> int:
         tracker.log_comparison(records)
     _finish(records, folder, arguments.json)
     return 0
-
-
-def listing(arguments: argparse.Namespace) -> int:
-    from cnnbench.bench.figures import short
-    from cnnbench.data import all_data
-    from cnnbench.measure.complexity import complexity
-    from cnnbench.measure.copies import building_on_meta
-    from cnnbench.models import all_models
-
-    models: dict[str, dict[str, Any]] = {}
-    for name, model in all_models().items():
-        with building_on_meta():
-            network = model()
-        cost = complexity(network, (3, 32, 32), training=False)
-        models[name] = {"summary": _summary(model), "params": cost.params, "macs": cost.macs}
-    data = {name: {"summary": _summary(cls)} for name, cls in all_data().items()}
-    if arguments.json:
-        print(json.dumps({"models": models, "data": data}, indent=1, ensure_ascii=False))
-        return 0
-    print(f"models{'':12}params    MACs  (3x32x32, 10 classes)")
-    for name, facts in models.items():
-        print(f"  {name:14}{short(facts['params']):>8}{short(facts['macs']):>8}  {facts['summary']}")
-    print("data")
-    for name, facts in data.items():
-        print(f"  {name:14}{facts['summary']}")
-    return 0
-
-
-def _summary(cls: type) -> str:
-    return (cls.__doc__ or "").strip().splitlines()[0]
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {

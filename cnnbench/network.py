@@ -128,7 +128,7 @@ def make_classifier(name: str, num_classes: int, in_channels: int, image_size: i
         UserError: There is no such network, or it does not fit the data.
     """
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-    plain, arguments = _parse(name)
+    plain, arguments = parse_name(name)
     if ":" in plain:
         return External(name=name, **sizes, **options)
     return cast(ImageClassifier, _from_zoo(name, plain, arguments | options, _Wanted(**sizes)).build())
@@ -158,7 +158,7 @@ def get_network(
     for option, value in wanted.given().items():
         if value < 1:
             raise UserError(f"{option} {value} must be at least 1")
-    plain, arguments = _parse(name)
+    plain, arguments = parse_name(name)
     for pretrained in {"weights", "weights_backbone", "pretrained"} & set(arguments):
         raise UserError(f"model '{name}': networks have random weights here; leave out {pretrained}")
     source, colon, rest = plain.rpartition(":")
@@ -171,8 +171,12 @@ def get_network(
     return _from_callable(name, source, rest, arguments, wanted, strict)
 
 
-def _parse(name: str) -> tuple[str, dict[str, Any]]:
-    """Splits ``name(key=value, ...)``; a value is a Python literal or a bare word."""
+def parse_name(name: str) -> tuple[str, dict[str, Any]]:
+    """Splits ``name(key=value, ...)``; a value is a Python literal or a bare word.
+
+    Raises:
+        UserError: It is not of this form.
+    """
     match = re.fullmatch(r"\s*([^()]+?)\s*(?:\((.*)\))?\s*", name, re.DOTALL)
     if match is None:
         raise UserError(f"cannot read model '{name}'; give {FORMS}, arguments as in ResNet18(form=imagenet)")

@@ -9,7 +9,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
@@ -33,6 +33,7 @@ from cnnbench.data.module import ImageDataModule
 from cnnbench.errors import UserError, unknown
 from cnnbench.measure.complexity import complexity
 from cnnbench.models import all_models
+from cnnbench.network import External, parse_name
 
 LINKED = ("num_classes", "in_channels", "image_size")
 """Arguments of the network that come from the data."""
@@ -186,7 +187,7 @@ class CLI(LightningCLI):
     def before_fit(self) -> None:
         data = self.datamodule
         cost = complexity(self.model, (data.in_channels, data.image_size, data.image_size), training=False)
-        name, shape = type(self.model).__name__, f"{data.in_channels}x{data.image_size}x{data.image_size}"
+        name, shape = self.model.display_name, f"{data.in_channels}x{data.image_size}x{data.image_size}"
         _say(f"{name} at {shape}: {cost.params:,} parameters, {cost.macs:,} MACs per image")
         own = self.config[self.subcommand].model.init_args.get("optimizer") is not None
         rate = "" if own else f"; peak learning rate {self.model.learning_rate:g}"
@@ -244,9 +245,15 @@ def _class_name(config: Any) -> str:
     return str(config.class_path).rsplit(".", 1)[-1]
 
 
+def _network_name(config: Any) -> str:
+    """What the network is called; one from elsewhere by its own name."""
+    return str(config.init_args.name) if _class_name(config) == External.__name__ else _class_name(config)
+
+
 def _run_folder(config: Any) -> Path:
     """Makes a new folder ``OUT/<network>-<data>/<time>``; only the first of several processes does."""
-    base = Path(config.out) / f"{_class_name(config.model)}-{_class_name(config.data)}"
+    name = f"{_network_name(config.model)}-{_class_name(config.data)}"
+    base = Path(config.out) / re.sub(r"[^\w.()=,-]", "_", name)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     for suffix in ("", *(f"-{i}" for i in range(2, 100))):
         folder = base / f"{stamp}{suffix}"
@@ -301,13 +308,36 @@ def _values(arguments: list[str], flag: str) -> list[str]:
     return values + [a.split("=", 1)[1] for a in arguments if a.startswith(f"{flag}=")]
 
 
+def _with_network_options(arguments: list[str]) -> list[str]:
+    """Turns ``--model NAME(key=value)`` and ``--model torchvision:NAME`` into options that the parser has."""
+    found: list[str] = []
+    for argument in _split_flag("--model", arguments):
+        if found[-1:] == ["--model"] and ":" in argument:
+            found += [External.__name__, f"--model.name={argument}"]
+        elif found[-1:] == ["--model"] and "(" in argument:
+            name, options = parse_name(argument)
+            found += [name, *(f"--model.{key}={value}" for key, value in options.items())]
+        else:
+            found.append(argument)
+    return found
+
+
+def _split_flag(flag: str, arguments: list[str]) -> Iterator[str]:
+    """The arguments with ``FLAG=VALUE`` as two."""
+    for argument in arguments:
+        if argument.startswith(f"{flag}="):
+            yield from argument.split("=", 1)
+        else:
+            yield argument
+
+
 def _check_names(arguments: list[str]) -> None:
     """Refuses early what would be found late or not at all: unknown names, and arguments that the data decides."""
     pairs = [*itertools.pairwise(arguments), *(a.split("=", 1) for a in arguments if "=" in a)]
     for flag, value in pairs:
         if flag in ("--model", "--data") and re.fullmatch(r"\w+", value):
             kind, valid = _TABLES[flag[2:]]()
-            if value not in valid:
+            if value not in valid and value != External.__name__:
                 raise unknown(kind, value, valid)
         if flag.removeprefix("--model.").removeprefix("init_args.") in LINKED and flag.startswith("--model."):
             raise _decided_by_data(flag)
@@ -340,8 +370,8 @@ def main(arguments: list[str]) -> None:
     """
     quiet_lightning()
     all_models(), all_data()  # names are known to the parser once their classes are imported
+    arguments = _with_run_config(_with_network_options(arguments))
     _check_names(arguments)
-    arguments = _with_run_config(arguments)
     before = sys.argv
     sys.argv = [before[0], *arguments]  # from here LightningCLI reads them, and DDP what to start other ranks with
     try:

@@ -60,6 +60,7 @@ class SimpleCNN(ImageClassifier):
 
     Args:
         dropout: Probability in front of the last layer.
+        batch_norm: Batch normalisation after every convolution, which then has no bias.
         convs: What a stage has: a ``3x3`` convolution, a ``3x3-pair``, or a ``5x5``, which sees as much as the pair.
         head: ``flat`` for the hidden layer on all positions, ``gap`` for global average pooling and one linear layer.
     """
@@ -68,7 +69,14 @@ class SimpleCNN(ImageClassifier):
     peak_lr = 0.003
     key_idea = "the course's network: convolution, ReLU, pooling"
 
-    def __init__(self, dropout: float = 0.5, convs: Convs = "3x3", head: Head = "flat", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        dropout: float = 0.5,
+        batch_norm: bool = False,
+        convs: Convs = "3x3",
+        head: Head = "flat",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         for name, value, valid in (("convs", convs, KERNELS), ("head", head, get_args(Head))):
             if value not in valid:
@@ -77,7 +85,7 @@ class SimpleCNN(ImageClassifier):
         channels = self.in_channels
         for width in (32, 64, 64):
             for kernel_size in KERNELS[convs]:
-                layers.append(ConvNormAct(channels, width, kernel_size, norm=False))
+                layers.append(ConvNormAct(channels, width, kernel_size, norm=batch_norm))
                 channels = width
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)  # (N, 64, 3, 3) from 28x28

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from cnnbench.blocks import ConvNormAct, Form, SeparableConv, initialise, make_divisible, resolve_form
-from cnnbench.classifier import ImageClassifier
+from cnnbench.classifier import ImageClassifier, Published
 
 
 class Row(NamedTuple):
@@ -46,6 +46,7 @@ class MobileNetV1(ImageClassifier):
     min_image_size = 16
     peak_lr = 0.01
     key_idea = "depthwise separable convolutions"
+    published = Published(70.6, "ImageNet", "1704.04861, table 6")
 
     def __init__(self, form: Form = "auto", width_multiplier: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -182,6 +182,7 @@ class PlainNet18(_BasicResNet):
     """ResNet-18 with nothing carried around its blocks, the paper's control: 11,515,112 parameters at 224x224/1000."""
 
     key_idea = "the control: as deep, without shortcuts"
+    published = Published(72.06, "ImageNet", "1512.03385, table 2, 10 crops")
     stages = four_stages(2, 2, 2, 2)
     carry = "nothing"
 
@@ -190,6 +191,7 @@ class PlainNet34(_BasicResNet):
     """ResNet-34 with nothing carried around its blocks, the paper's control: 21,623,272 parameters at 224x224/1000."""
 
     key_idea = "the control: as deep, without shortcuts"
+    published = Published(71.46, "ImageNet", "1512.03385, table 2, 10 crops")
     stages = four_stages(3, 4, 6, 3)
     carry = "nothing"
 
@@ -209,6 +211,7 @@ class ResNet101(_BottleneckResNet):
     """ResNet-101: 44,549,160 parameters and 7,801,405,440 MACs at 224x224/1000."""
 
     torchvision_name = "resnet101"
+    published = Published(93.75, "CIFAR-10", "github.com/kuangliu/pytorch-cifar")
     stages = four_stages(3, 4, 23, 3)
 
 

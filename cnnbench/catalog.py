@@ -1,0 +1,193 @@
+"""The command `cnnbench list`: what is in the zoo, from figures that are kept in the package so that it is quick.
+
+`make catalog` counts every architecture and writes ``models/catalog.json``; an entry holds as long as the file of its
+architecture is the same. What is new or changed is counted on the spot, which needs torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cnnbench.record import load_records, write_json
+
+if TYPE_CHECKING:
+    from cnnbench.classifier import ImageClassifier
+
+PACKAGE = Path(__file__).parent
+FILE = PACKAGE / "models" / "catalog.json"
+RECORDS = PACKAGE.parent / "experiments" / "results"
+PAPER = re.compile(r"(?P<title>.+); (?P<authors>.+); (?P<year>\d{4})(?:; (?P<arxiv>\d{4}\.\d{4,5}))?\.")
+SIZES = {"32": (32, 10), "224": (224, 1000)}
+"""Image size and classes of the two forms that are counted."""
+
+
+LEGEND = """\
+32: 3x32x32 images, 10 classes; 224: 3x224x224 images, 1000 classes. Depth: weighted layers on the longest path.
+Published and measured here: top-1 test accuracy in %; a star marks a short training.
+`cnnbench list --json` has titles, sources and records."""
+
+
+def sources() -> dict[str, str]:
+    """Fingerprints of the files that define architectures; each contains that of the blocks that all share."""
+    files = sorted(file for file in (PACKAGE / "models").glob("*.py") if file.name != "__init__.py")
+    blocks = (PACKAGE / "blocks.py").read_bytes()
+    return {file.name: hashlib.sha256(blocks + file.read_bytes()).hexdigest()[:16] for file in files}
+
+
+def load_catalog() -> dict[str, Any]:
+    """The catalogue: entries as they are kept, and counted anew where a file of the zoo is new or has changed."""
+    kept = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {"files": {}, "models": {}, "data": {}}
+    files = sources()
+    fresh = {name for name, fingerprint in files.items() if kept["files"].get(name) != fingerprint}
+    models = {name: entry for name, entry in kept["models"].items() if entry["file"] in files.keys() - fresh}
+    if fresh:
+        print(f"counting {', '.join(sorted(fresh))}, new or changed; `make catalog` keeps the figures", file=sys.stderr)
+        models |= count_models(fresh)
+    return {"files": files, "models": dict(sorted(models.items())), "data": kept["data"] or describe_data()}
+
+
+def count_models(files: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Entries of the architectures that these files define."""
+    from cnnbench.models import all_models
+
+    measured = best_measured()
+    entries = {}
+    for name, cls in all_models().items():
+        file = f"{cls.__module__.rpartition('.')[2]}.py"
+        if file in files:
+            entries[name] = {"file": file, **_paper(cls), **_costs(cls), "measured": measured.get(name, [])}
+    return entries
+
+
+def _paper(cls: type[ImageClassifier]) -> dict[str, Any]:
+    """What the docstring of the class, or of the family that it belongs to, says of the paper."""
+    texts = [str(base.__doc__).strip().splitlines()[0] for base in cls.__mro__ if base.__doc__]
+    found = next((m for m in map(PAPER.fullmatch, texts) if m), None)
+    return {
+        "summary": texts[0],
+        "title": found and found["title"],
+        "authors": found and found["authors"],
+        "year": int(found["year"]) if found else None,
+        "arxiv": found and found["arxiv"],
+        "key_idea": cls.key_idea,
+        "published": list(_accuracies(cls)),
+    }
+
+
+def _accuracies(cls: type[ImageClassifier]) -> Iterator[dict[str, Any]]:
+    """The best published accuracies: on ImageNet torchvision's, on other data what the class says."""
+    if cls.torchvision_name:
+        from torchvision.models import get_model_weights
+
+        weights = get_model_weights(cls.torchvision_name)
+        best = max(weights, key=lambda w: w.meta["_metrics"]["ImageNet-1K"]["acc@1"] if "FEATURES" not in w.name else 0)
+        accuracy = best.meta["_metrics"]["ImageNet-1K"]["acc@1"]
+        yield {"accuracy": accuracy, "data": "ImageNet", "source": f"torchvision, {best}"}
+    if cls.published:
+        yield cls.published._asdict()
+
+
+def _costs(cls: type[ImageClassifier]) -> dict[str, int | None]:
+    from cnnbench.measure.complexity import complexity
+    from cnnbench.measure.copies import building_on_meta
+
+    found: dict[str, int | None] = {}
+    for suffix, (size, classes) in SIZES.items():
+        with building_on_meta():
+            model = cls(image_size=size, num_classes=classes)
+        cost = complexity(model, (3, size, size), training=False)
+        found |= {"depth": cost.depth, f"params_{suffix}": cost.params, f"macs_{suffix}": cost.macs}
+    return found
+
+
+def best_measured() -> dict[str, list[dict[str, Any]]]:
+    """The best test accuracy of every network on every real data set among the records of the repository."""
+    best: dict[tuple[str, str], dict[str, Any]] = {}
+    for file in sorted(RECORDS.rglob("*.jsonl")):
+        for record in load_records([file]):
+            accuracy = record.measures.get("test_accuracy")
+            if accuracy is None or record.data["synthetic"] or record.status != "ok":
+                continue
+            key = record.model, record.data["label"]
+            if key not in best or accuracy * 100 > best[key]["accuracy"]:
+                best[key] = {
+                    "accuracy": round(accuracy * 100, 2),
+                    "data": record.data["label"],
+                    "converged": record.training["converged"],
+                    "record": file.relative_to(RECORDS.parent.parent).as_posix(),
+                }
+    by_model: dict[str, list[dict[str, Any]]] = {}
+    for (model, _), entry in best.items():
+        by_model.setdefault(model, []).append(entry)
+    return by_model
+
+
+def describe_data() -> dict[str, Any]:
+    from cnnbench.data import all_data
+
+    return {name: {"summary": str(cls.__doc__).strip().splitlines()[0]} for name, cls in all_data().items()}
+
+
+def listing(arguments: argparse.Namespace) -> int:
+    """Prints the catalogue."""
+    catalog = load_catalog()
+    if arguments.json:
+        print(json.dumps({key: catalog[key] for key in ("models", "data")}, indent=1, ensure_ascii=False))
+        return 0
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    with console.capture() as capture:  # rich would end the process itself when the reader of a pipe does
+        console.print(_table(catalog["models"]))
+    print(capture.get(), end="")
+    print(LEGEND)
+    for name, facts in catalog["data"].items():
+        print(f"data  {name:10} {facts['summary']}")
+    return 0
+
+
+def _table(models: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    from cnnbench.bench.figures import short
+
+    table = Table(header_style="bold")
+    for title in ("Model", "Year", "Key idea"):
+        table.add_column(title, overflow="fold")
+    for title in ("Depth", "Params 32", "MACs 32", "Params 224", "MACs 224"):
+        table.add_column(title, justify="right")
+    table.add_column("Published")
+    table.add_column("Measured here")
+    for name, facts in models.items():
+        counts = [facts[f"{figure}_{size}"] for size in SIZES for figure in ("params", "macs")]
+        published = [f"{p['accuracy']:.4g} {p['data']}" for p in facts["published"]]
+        measured = [f"{m['accuracy']:.4g}{'' if m['converged'] else '*'} {m['data']}" for m in facts["measured"]]
+        table.add_row(
+            name,
+            str(facts["year"] or "-"),
+            facts["key_idea"] or facts["summary"],
+            str(facts["depth"]),
+            *map(short, counts),
+            "\n".join(published) or "-",
+            "\n".join(measured) or "-",
+        )
+    return table
+
+
+def main() -> int:
+    """Counts everything and writes the catalogue."""
+    files = sources()
+    write_json(FILE, {"files": files, "models": count_models(files), "data": describe_data()})
+    print(f"{FILE.relative_to(PACKAGE.parent)}: {len(files)} files")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
