@@ -94,6 +94,22 @@ class SeparableConv(nn.Sequential):
         )
 
 
+class SqueezeExcitation(nn.Module):
+    """Weighs every channel by what the whole map has in all of them (Hu, Shen, Sun; 2017; 1709.01507)."""
+
+    def __init__(self, channels: int, squeezed: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(channels, squeezed, 1),
+            nn.SiLU(inplace=True),
+            nn.Conv2d(squeezed, channels, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.layers(x))
+
+
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling; Chen, Papandreou, Schroff, Adam; 2017; 1706.05587.
 
@@ -118,13 +134,6 @@ class ASPP(nn.Module):
         """Maps x, (N, C, H, W), to (N, out_channels, H, W)."""
         average = self.average(x).expand(-1, -1, *x.shape[2:])
         return cast(Tensor, self.project(torch.cat([*(branch(x) for branch in self.branches), average], 1)))
-
-
-class Residual(nn.Sequential):
-    """Layers around which the input is carried: x + layers(x); the identity when the layers give zero."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + cast(Tensor, super().forward(x))
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:

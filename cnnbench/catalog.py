@@ -156,7 +156,7 @@ def listing(arguments: argparse.Namespace) -> int:
 def _table(models: dict[str, Any]) -> Any:
     from rich.table import Table
 
-    from cnnbench.bench.figures import short
+    from cnnbench.units import short
 
     table = Table(header_style="bold")
     for title in ("Model", "Year", "Key idea"):

@@ -18,6 +18,8 @@ from cnnbench.catalog import listing
 from cnnbench.count import add_arguments as add_count_arguments
 from cnnbench.count import count
 from cnnbench.errors import UserError, unknown
+from cnnbench.timing import add_arguments as add_speed_arguments
+from cnnbench.timing import speed
 
 TRAINING = {
     "fit": "train a network",
@@ -90,6 +92,14 @@ def _parser() -> Parser:
         allow_abbrev=False,
     )
     add_count_arguments(counting)
+    timing = commands.add_parser(
+        "speed",
+        help="time networks against each other: latency, throughput, training steps",
+        description="Times networks in turns, in random order, over several rounds.",
+        epilog="example: cnnbench speed ResNet18 torchvision:resnet18 --image_size 224 --num_classes 1000",
+        allow_abbrev=False,
+    )
+    add_speed_arguments(timing)
     listing = commands.add_parser(
         "list",
         help="list the networks, what they cost and how good they are, and the data sets",
@@ -359,6 +369,7 @@ def report(arguments: argparse.Namespace) -> int:
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "bench": bench,
     "count": count,
+    "speed": speed,
     "report": report,
     "list": listing,
 }

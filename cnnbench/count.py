@@ -35,8 +35,8 @@ class Result(NamedTuple):
     without_values: bool
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which networks, on which images; shared with `cnnbench speed`."""
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="a name from `cnnbench list`, torchvision:NAME, timm:NAME or "
         "package.module:callable; arguments in brackets, quoted: 'VGG16(batch_norm=True)'")  # fmt: skip
@@ -49,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "timm, else 224)",
     )
     add("--num_classes", type=int, metavar="K", help="number of classes (default: the network's own)")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    add_network_arguments(parser)
+    add = parser.add_argument
     add("--per_layer", action="store_true", help="a row for every module that computes or holds parameters")
     add("--no_training", action="store_true", help="inference only, for a network that cannot train on such images")
     add("--batch_size", type=int, metavar="B", help="also estimate the memory of a training step with B images")

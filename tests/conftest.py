@@ -25,6 +25,7 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setattr("sys.argv", ["cnnbench"])
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tests run side by side, and threads that wait for each other's cores are slow
     yield
     torch.set_num_threads(threads)
 

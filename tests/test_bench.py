@@ -56,6 +56,55 @@ def test_bench_writes_complete_records_and_a_report(capsys: pytest.CaptureFixtur
     assert not list(Path("run").rglob("*.part"))
 
 
+def test_any_network_is_a_cell() -> None:
+    Path("theirs.py").write_text(
+        "from torch import nn\n"
+        "def tiny(num_classes, in_channels):\n"
+        "    layers = nn.Conv2d(in_channels, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes)\n"
+        "    return nn.Sequential(*layers)\n"
+    )
+    models = "theirs:tiny,SimpleCNN(head=gap,dropout=0.0),torchvision:googlenet(aux_logits=True)"
+    measures = "--measures=complexity,speed,quality,train_quality"
+    assert main(["bench", f"--models={models}", "--data=Synthetic", *SMALL, measures, "--out=any"]) == 0
+    records = {r.model: r for r in load_records([Path("any")])}
+    assert set(records) == {"theirs:tiny", "SimpleCNN(head=gap,dropout=0.0)", "torchvision:googlenet(aux_logits=True)"}
+    for r in records.values():
+        assert r.status == "ok"
+        assert r.measures["train_accuracy"] * 20 == pytest.approx(round(r.measures["train_accuracy"] * 20))
+        assert r.measures["train_accuracy_low"] < r.measures["train_accuracy_high"]
+    assert records["theirs:tiny"].measures["params"] == 4 * 3 * 9 + 4 + 4 * 10 + 10
+
+
+def test_train_accuracy_is_that_of_training_images_as_they_are() -> None:
+    options = '--data_options={"train_images": 300, "test_images": 100}'
+    arguments = ["--epochs=15", "--batch_size=16", "--device=cpu", "--precision=32-true", "--out=learnt"]
+    measures = "--measures=quality,train_quality"
+    assert main(["bench", "--models=SpeedNet", "--data=Synthetic", options, *arguments, measures]) == 0
+    assert load_records([Path("learnt")])[0].measures["train_accuracy"] > 0.9  # few enough to be learnt by heart
+
+
+def test_measures_and_names_that_do_not_go_together_are_refused() -> None:
+    values = {
+        "models": ("LeNet5",),
+        "data": ("MNIST",),
+        "seeds": (0,),
+        "measures": ("quality",),
+        "budget_s": 1.0,
+        "epochs": None,
+        "device": "cpu",
+        "precision": "32-true",
+        "precision_reason": "as asked",
+        "batch_size": 1,
+        "speed_batch_size": 1,
+        "eval_batch_size": 1,
+    }
+    Plan(**values)
+    with pytest.raises(UserError, match="train_quality is taken after a training; add quality"):
+        Plan(**values | {"measures": ("train_quality",)})
+    with pytest.raises(UserError, match="names that differ in punctuation only"):
+        Plan(**values | {"models": ("a.b:c", "a.b_c")})
+
+
 def test_json_is_one_document_on_stdout(capsys: pytest.CaptureFixture) -> None:
     assert main([*TINY, "--measures=complexity", "--json"]) == 0
     cells = json.loads(capsys.readouterr().out)["cells"]

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from conftest import make_record
 
+from cnnbench import catalog
 from cnnbench.cli import main
 from cnnbench.data import get_data, sources
 from cnnbench.errors import MissingDataError
@@ -28,6 +29,9 @@ QUIET = ["--trainer.enable_progress_bar=false"]
     [
         ("benhc", "unknown command 'benhc'; did you mean 'bench'?"),
         ("bench --models resnet19", "unknown model 'resnet19'; did you mean 'ResNet18'?"),
+        ("bench --models ResNet18(form=cifra) --data Synthetic", "unknown form 'cifra'; did you mean 'cifar'?"),
+        ("fit --model SimpleCNN(hed=gap) --data Synthetic", "unknown option 'hed'; did you mean 'head'?"),
+        ("fit --model SimpleCNN(head --data Synthetic", "cannot read model 'SimpleCNN(head'"),
         ("bench --data CIFAR100", "unknown data set 'CIFAR100'; did you mean 'CIFAR10'?"),
         ("bench --data_dir nowhere", "data folder 'nowhere' (--data_dir) does not exist"),
         ("bench --budget soon", "budget 'soon' is not a positive time"),
@@ -111,7 +115,7 @@ def test_light_commands_import_nothing_heavy(tmp_path: Path) -> None:
         "code = main(sys.argv[1:]); heavy = {'torch', 'lightning', 'wandb'} & set(sys.modules); "
         "sys.exit(f'{code} {heavy}' if code or heavy else 0)"
     )
-    for arguments in (["report", str(tmp_path), "--json"], []):
+    for arguments in (["report", str(tmp_path), "--json"], ["list"], ["list", "--json"], []):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
@@ -130,9 +134,103 @@ def test_list_names_every_network_and_data_set(capsys: pytest.CaptureFixture) ->
     assert {"LeNet5", "MobileNetV1", "ResNet18", "SimpleCNN", "VGG16"} <= set(listed["models"])
     assert set(listed["data"]) == {"CIFAR10", "MNIST", "Synthetic"}
     assert all(facts["summary"] for table in listed.values() for facts in table.values())
-    assert (listed["models"]["VGG16"]["params"], listed["models"]["VGG16"]["macs"]) == (14_728_266, 313_201_664)
+    vgg = listed["models"]["VGG16"]
+    assert (vgg["params_32"], vgg["macs_32"], vgg["macs_224"], vgg["depth"]) == (
+        14_728_266, 313_201_664, 15_470_264_320, 16,
+    )  # fmt: skip
+    assert (vgg["year"], vgg["arxiv"]) == (2014, "1409.1556")
+    assert [p["data"] for p in vgg["published"]] == ["ImageNet", "CIFAR-10"]
     assert main(["list"]) == 0
     assert "313M" in capsys.readouterr().out
+
+
+def test_list_counts_what_the_catalogue_does_not_have(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = json.loads(catalog.FILE.read_text())
+    kept["files"]["vgg.py"] = "another"
+    kept["models"] = {name: facts for name, facts in kept["models"].items() if name != "VGG13"}
+    Path("old.json").write_text(json.dumps(kept))
+    monkeypatch.setattr(catalog, "FILE", Path("old.json").absolute())
+    assert main(["list", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "counting vgg.py, new or changed; `make catalog` keeps the figures\n"
+    assert json.loads(captured.out)["models"]["VGG13"]["params_224"] == 133_047_848
+
+
+MINE = """
+from torch import nn
+
+def tiny(num_classes=10, in_channels=3):
+    return nn.Sequential(nn.Conv2d(in_channels, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+
+def seven():
+    return tiny(7)
+
+def table(num_classes=10):
+    return nn.Conv2d(3, num_classes, 3)
+"""
+
+
+@pytest.fixture
+def mine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A module of the user's in the working folder."""
+    Path("mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("mine:seven", "model 'mine:seven' gives 7 logits, but the data has 10 classes"),
+        ("mine:table", "returns a tensor of (1, 10, 30, 30), not logits, (N, K)"),
+        ("mine:nothing", "unknown callable of module 'mine': 'nothing'"),
+        ("torchvision:alexnet", "model 'torchvision:alexnet' does not take images of 3x32x32"),
+        ("torchvision:resnet19", "unknown torchvision model 'resnet19'; did you mean 'resnet18'?"),
+    ],
+)
+@pytest.mark.parametrize("command", ["bench --out gone --budget 1s --models", "fit --trainer.max_epochs 1 --model"])
+def test_networks_that_do_not_fit_are_refused(
+    command: str, model: str, message: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert main([*command.split(), model, "--data", "Synthetic"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("cnnbench: ")
+    assert message in error
+    assert {p.name for p in Path.cwd().iterdir()} <= {"mine.py", "__pycache__", "cache"}
+
+
+@pytest.mark.usefixtures("mine")
+def test_fit_trains_any_network_and_test_finds_it_again(capsys: pytest.CaptureFixture) -> None:
+    options = ["--data=Synthetic", *SMALL, "--trainer.accelerator=cpu", "--trainer.max_epochs=1", *QUIET]
+    for model, folder in (
+        ("mine:tiny", "mine_tiny-Synthetic"),
+        ("torchvision:mobilenet_v3_small(dropout=0.1)", "torchvision_mobilenet_v3_small(dropout=0.1)-Synthetic"),
+        ("SimpleCNN(head=gap,dropout=0.1)", "SimpleCNN-Synthetic"),
+    ):
+        assert main(["fit", "--model", model, *options]) == 0
+        best = next((Path("results/runs") / folder).glob("*/checkpoints/best.ckpt"))
+        assert main(["test", "--ckpt_path", str(best), *QUIET]) == 0
+    stored = yaml.safe_load((best.parent.parent / "config.yaml").read_text())
+    assert stored["model"]["init_args"]["head"] == "gap"
+    assert "mine:tiny at 1x32x32: 170 parameters" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("mine")
+def test_speed_times_any_network(capsys: pytest.CaptureFixture) -> None:
+    options = ["--device=cpu", "--batch_size=2", "--train_batch_size=2", "--rounds=1", "--image_size=32"]
+    assert main(["speed", "LeNet5", "mine:tiny", "torchvision:googlenet", *options, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["model"] for row in found["networks"]] == ["LeNet5", "mine:tiny", "torchvision:googlenet"]
+    assert all(row["latency_ms_median"] > 0 < row["train_images_per_s"] for row in found["networks"])
+    assert found["config"]["batch_size"] == 2
+    assert main(["speed", "LeNet5", *options]) == 0
+    assert "Latency ms" in capsys.readouterr().out
+    assert main(["speed", "LeNet5", "--batch_size", "0"]) == 2
+    assert main(["speed", "torchvision:alexnet", *options]) == 1
+    assert "torchvision:alexnet failed: RuntimeError" in capsys.readouterr().err
 
 
 def test_report_prints_json_with_the_contracts_keys(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -12,13 +12,16 @@ from conftest import make_record
 from PIL import Image
 from rich.console import Console
 
-from cnnbench.bench.figures import confusion_sentence, short
+from cnnbench.bench.figures import confusion_sentence
 from cnnbench.bench.report import Report, print_table, to_csv, to_html, to_markdown, write_report
+from cnnbench.record import Record
+from cnnbench.units import short
 
 RECORDS = [
     make_record(),
     make_record(model="ResNet18", data="CIFAR10", training={**make_record().training, "converged": True}),
 ]
+MEASURES = make_record().measures
 
 
 def _table(report: Report) -> str:
@@ -36,6 +39,7 @@ def test_files_are_complete(tmp_path: Path) -> None:
         "figures/confusion_LeNet5-MNIST-seed0.png",
         "figures/confusion_ResNet18-CIFAR10-seed0.png",
         "figures/learning_curves.png",
+        "figures/macs_latency.png",
         "report.html",
         "report.md",
         "results.csv",
@@ -52,7 +56,7 @@ def test_page_needs_nothing_else() -> None:
     page = to_html(Report(RECORDS))
     assert not re.search(r"""(src|href)=["'](?!data:)""", page)
     assert not re.search(r"@import|url\((?!data:)|<script", page)
-    assert page.count("data:image/svg+xml;base64,") == 5
+    assert page.count("data:image/svg+xml;base64,") == 6
 
 
 @pytest.mark.parametrize("make", [to_html, to_markdown, _table])
@@ -107,6 +111,14 @@ def test_failed_and_unmeasured_cells_are_shown_as_such() -> None:
         assert "VGG16 on MNIST failed: RuntimeError: out of memory" in " ".join(make(report).split())
 
 
+def test_records_without_any_measure_make_a_report(tmp_path: Path) -> None:
+    bare = {"measures": {}, "training": {}, "confusion_matrix": None}
+    failed = [make_record(model=f"VGG{i}", status="error", reason="RuntimeError", **bare) for i in range(9)]
+    untimed = make_record(measures={"params": 5, "macs": 0, "test_accuracy": 0.5}, training={}, confusion_matrix=None)
+    assert [f.name for f in write_report(failed, tmp_path)] == ["report.html", "report.md", "results.csv"]
+    assert [f.name for f in write_report([*failed, untimed], tmp_path)] == ["report.html", "report.md", "results.csv"]
+
+
 def test_records_of_two_machines_are_not_compared_silently() -> None:
     other = make_record(model="VGG16", environment={**make_record().environment, "device": "Other CPU"})
     assert any("more than one device" in line for line in Report([*RECORDS, other]).warnings)
@@ -138,6 +150,86 @@ def test_a_narrow_terminal_has_the_main_columns_unfolded() -> None:
     assert "wider terminal" in text
     for word in ("LeNet5", "MNIST", "61.7k", "417k", "90.0*"):
         assert word in text
+
+
+def _zoo(count: int, **changes: object) -> list[Record]:
+    """Networks of which every next one costs twice as much and takes longer."""
+    return [
+        make_record(
+            model=f"Net{i}", **{"measures": {**MEASURES, "macs": 1000 * 2**i, "latency_ms_median": 1.0 + i}, **changes}
+        )
+        for i in range(count)
+    ]
+
+
+def test_matrices_of_many_cells_are_folded_away() -> None:
+    for count, folded in ((12, False), (13, True)):
+        report = Report(_zoo(count))
+        page, markdown = to_html(report), to_markdown(report)
+        assert ("<details><summary>13 confusion matrices</summary>" in page) == folded
+        assert ("<details><summary>13 confusion matrices</summary>\n\n![" in markdown) == folded
+        assert page.count("<details") == page.count("</details>") == markdown.count("</details>") == folded
+        assert page.count("data:image/svg+xml;base64,") == 4 + count
+
+
+def test_page_says_how_many_networks_where_it_cannot_name_them() -> None:
+    assert "Net0, Net1, Net2\non MNIST" in to_html(Report(_zoo(3, confusion_matrix=None)))
+    assert "9 networks\non MNIST" in to_html(Report(_zoo(9, confusion_matrix=None)))
+
+
+@pytest.mark.parametrize("make", [to_html, to_markdown])
+def test_documents_say_what_the_pictures_show(make) -> None:  # type: ignore[no-untyped-def]
+    text = make(Report(_zoo(4, confusion_matrix=None)))
+    assert "Front of accuracy against MACs on MNIST: Net0." in text
+    assert "Front of accuracy against latency on MNIST: Net0." in text
+    assert "Rank correlation (Spearman) of MACs and latency over 4 networks on MNIST: 1.00" in text
+    assert "Front" not in make(Report(RECORDS))
+
+
+def test_training_accuracy_is_shown_where_it_was_measured() -> None:
+    fitted = make_record(
+        model="VGG16",
+        measures={**MEASURES, "train_accuracy": 0.98765, "train_accuracy_low": 0.985, "train_accuracy_high": 0.99},
+    )
+    report = Report([*RECORDS, fitted])
+    titles = [c.title for c in report.columns]
+    assert titles.index("Train accuracy %") == titles.index("Accuracy %") - 1
+    assert {r[0]: r[-3] for r in report.rows()} == {"LeNet5": "–", "ResNet18": "–", "VGG16": "98.77"}  # noqa: RUF001
+    assert "Train accuracy %" not in [c.title for c in Report(RECORDS).columns]
+    for make in (to_html, to_markdown):
+        assert "in evaluation mode and without augmentation" in make(report)
+
+
+@pytest.mark.parametrize("make", [to_html, to_markdown, _table])
+def test_several_seeds_have_a_table_of_their_own(make) -> None:  # type: ignore[no-untyped-def]
+    accuracies = (0.5, 0.6, 0.7)
+    seeds = [make_record(seed=s, measures={**MEASURES, "test_accuracy": a}) for s, a in enumerate(accuracies)]
+    text = make(Report(seeds))
+    for expected in ("Over seeds", "60.00", "10.00", "50.00–70.00"):  # noqa: RUF001
+        assert expected in text
+    assert "Over seeds" not in make(Report(RECORDS))
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_a_long_terminal_table_has_a_line_per_network(width: int) -> None:
+    names = [f"ResNet{i}" for i in range(44)] + ["MobileNetV1(width_multiplier=0.25)"]
+    console = Console(width=width, record=True, file=io.StringIO())
+    print_table(Report([make_record(model=name) for name in names]), console)
+    lines = console.export_text().splitlines()
+    for name in names:
+        assert sum(f" {name} " in line and "90.0*" in line for line in lines) == 1
+    rows = [line for line in lines if line.startswith("│")]
+    assert len(rows) == len(names) + 1 + (0 if any("│ MNIST │" in line for line in rows) else 1)
+    assert sum("Accuracy %" in line for line in lines) == 2  # head and foot
+
+
+def test_names_in_brackets_do_not_break_any_format(tmp_path: Path) -> None:
+    names = ("VGG16(batch_norm=True)", "torchvision:googlenet(aux_logits=False)", "my.module:Net(a=[1, 2], b='|*[/]')")
+    files = write_report([make_record(model=name) for name in names], tmp_path)
+    assert all(file.is_file() for file in files)
+    for link in re.findall(r"\]\((.*?)\)", (tmp_path / "report.md").read_text()):
+        assert (tmp_path / link).is_file()
+    assert names[2] in _table(Report([make_record(model=names[2])]))
 
 
 def test_numbers_are_short_and_right() -> None:

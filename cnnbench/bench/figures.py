@@ -1,140 +1,162 @@
-"""Pictures from records: accuracy against cost, learning curves, confusion matrices."""
+"""Pictures from records: accuracy against cost, latency against multiply-adds, learning curves, confusion matrices."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import Bbox
 
-from cnnbench.measure.quality import most_confused
+from cnnbench.bench.drawing import Name, Scheme, family_legend, log_axis, panels, short_names, write_names
+from cnnbench.bench.findings import Contender, by_label, contenders, front, latency_correlation, measured, misjudged
+from cnnbench.measure.quality import accuracy, most_confused
 from cnnbench.record import Record
+from cnnbench.units import scaled
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#666666")
-"""Colours that people with colour blindness can tell apart (Okabe and Ito 2008, without its yellow)."""
-MARKERS = "osD^vPX*"
-
+LATENCY = "latency_ms_median"
 COSTS = {
     "macs": ("multiply-adds (MACs) per image", "accuracy_macs"),
-    "latency_ms_median": ("latency of one image, milliseconds", "accuracy_latency"),
+    LATENCY: ("latency of one image, milliseconds", "accuracy_latency"),
 }
 """What accuracy is drawn against: axis title and file name by measure."""
-
-
-def _style(records: Sequence[Record]) -> dict[str, tuple[str, str]]:
-    names = list(dict.fromkeys(r.model for r in records))
-    return {n: (PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]) for i, n in enumerate(names)}
-
-
-def _panels(records: Sequence[Record], height: float) -> tuple[Figure, dict[str, Axes]]:
-    labels = list(dict.fromkeys(r.data["label"] for r in records))
-    figure = Figure(figsize=(5.2 * len(labels), height), layout="constrained")
-    axes = figure.subplots(1, len(labels), squeeze=False)[0]
-    for label, ax in zip(labels, axes, strict=True):
-        ax.set_title(label, loc="left", fontsize=11, fontweight="bold")
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(color="#e6e6e6", linewidth=0.7)
-        ax.set_axisbelow(True)
-    return figure, dict(zip(labels, axes, strict=True))
+SOFT = "#555555"
+LONGEST_TITLE = 44
+"""Characters that a line has room for above a confusion matrix."""
 
 
 def accuracy_against(records: Sequence[Record], cost: str) -> Figure | None:
-    """Test accuracy against a cost, a panel per data set; bars are 95 % intervals. None where nothing has both."""
-    drawn = [r for r in records if cost in r.measures and "test_accuracy" in r.measures]
+    """Test accuracy against a cost, a panel per data set, with its front. None where nothing has both."""
+    drawn = by_label(measured(contenders(records), cost, "test_accuracy"))
     if not drawn:
         return None
-    figure, axes = _panels(drawn, height=4.0)
-    style = _style(records)
-    for label, ax in axes.items():
-        cells = [r for r in drawn if r.data["label"] == label]
-        for r in cells:
-            colour, marker = style[r.model]
-            x, y = r.measures[cost], r.measures["test_accuracy"]
-            bars = [[y - r.measures["test_accuracy_low"]], [r.measures["test_accuracy_high"] - y]]
-            full = r.training.get("converged", True)
-            ax.errorbar(
-                x, y, yerr=bars, fmt=marker, markersize=8, color=colour, capsize=3,
-                markerfacecolor=colour if full else "white", markeredgewidth=1.8,
-            )  # fmt: skip
-        _log_axis(ax, [r.measures[cost] for r in cells], COSTS[cost][0], cost)
-        low = min(r.measures["test_accuracy_low"] for r in cells)
-        high = max(r.measures["test_accuracy_high"] for r in cells)
-        room = max(0.08 * (high - low), 0.004)
-        ax.set_ylim(max(0, low - room), min(1.0 + room / 2, high + 2 * room))
-        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if high - low > 0.04 else 1))
+    scheme = Scheme.of(r.model for r in records)
+    figure, axes = panels(drawn, scheme.many, height=6.0 if scheme.many else 4.0)
+    for label, entries in drawn.items():
+        ax = axes[label]
+        for entry in entries:
+            _accuracy_point(ax, entry, cost, scheme)
+        log_axis(
+            ax, ax.xaxis, [e.mean(cost) for e in entries], COSTS[cost][0], _tick if cost == "macs" else "{:g}".format
+        )
+        _accuracy_axis(ax, [e.spread("test_accuracy") for e in entries])
+        if len(entries) > 1:
+            ax.plot(*zip(*_steps(ax, entries, cost), strict=True), color="#b0b0b0", linewidth=1.3, zorder=1)
     next(iter(axes.values())).set_ylabel("test accuracy")
-    if any(not r.training.get("converged", True) for r in drawn):
-        figure.supxlabel("open marker: short training, not converged", fontsize=9, color="#555555")
-    figure.draw_without_rendering()  # places the panels, which the labels need to know
-    for label, ax in axes.items():
-        _label_points(ax, [r for r in drawn if r.data["label"] == label], cost)
+    _explain(figure, drawn)
+    _finish(figure, scheme, drawn)
+    for label, entries in drawn.items():
+        _name_accuracies(axes[label], entries, cost, scheme)
     return figure
 
 
-def _label_points(ax: Axes, cells: Sequence[Record], cost: str) -> None:
-    """Writes each network's name beside its first point, on the side where it covers the least."""
-    scale = ax.figure.dpi / 72
-    points = [ax.transData.transform((r.measures[cost], r.measures["test_accuracy"])) for r in cells]
-    taken = [Bbox.from_extents(x - 7 * scale, y - 10 * scale, x + 7 * scale, y + 10 * scale) for x, y in points]
-    named: set[str] = set()
-    for r, (x, y) in zip(cells, points, strict=True):
-        if r.model in named:
-            continue
-        named.add(r.model)
-        width, height = 5.6 * scale * len(r.model), 10 * scale
-
-        def box(side: tuple[int, int], x: float = x, y: float = y, w: float = width, h: float = height) -> Bbox:
-            left = {-1: x - 9 * scale - w, 0: x - w / 2, 1: x + 9 * scale}[side[0]]
-            low = y + side[1] * (7 if side[0] else 17) * scale - h / 2
-            return Bbox.from_extents(left, low, left + w, low + h)
-
-        def covered(side: tuple[int, int]) -> float:
-            found = box(side)
-            outside = not all(ax.bbox.contains(*corner) for corner in found.corners())
-            return sum(found.overlaps(other) for other in taken) + 2 * outside
-
-        best = min(((1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1)), key=covered)
-        taken.append(box(best))
-        centre = (box(best).x0 + box(best).x1) / 2, (box(best).y0 + box(best).y1) / 2
-        offset = ((centre[0] - x) / scale, (centre[1] - y) / scale)
-        where = (r.measures[cost], r.measures["test_accuracy"])
-        ax.annotate(r.model, where, xytext=offset, textcoords="offset points", ha="center", va="center", fontsize=9)
+def _accuracy_point(ax: Axes, entry: Contender, cost: str, scheme: Scheme) -> None:
+    """A marker at the mean over seeds, with a bar over their range, or the interval of the only one."""
+    x, y = entry.mean(cost), entry.mean("test_accuracy")
+    low, high = entry.spread("test_accuracy")
+    look = scheme.looks[entry.model]
+    ax.errorbar(
+        x, y, yerr=[[y - low], [high - y]], fmt=look.marker, markersize=scheme.marker_size, color=look.colour,
+        capsize=0 if scheme.many else 3, elinewidth=1, markerfacecolor=look.colour if entry.converged else "white",
+        markeredgewidth=1.5 if scheme.many else 1.8,
+    )  # fmt: skip
 
 
-def _log_axis(ax: Axes, values: Sequence[float], title: str, cost: str) -> None:
-    low, high = min(values) / 1.8, max(values) * 1.8
-    ax.set_xscale("log")
-    ax.set_xlim(low, high)
-    steps = (1, 3) if high / low > 30 else (1, 2, 5)
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [s * 10.0**p for p in powers for s in steps if low <= s * 10.0**p <= high]
-    ax.xaxis.set_major_locator(FixedLocator(ticks))
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _tick(x) if cost == "macs" else f"{x:g}"))
-    ax.set_xlabel(title)
+def _steps(ax: Axes, entries: Sequence[Contender], cost: str) -> list[tuple[float, float]]:
+    """The corners of the front's line, to the panel's right edge: what is to be had for a cost."""
+    points = [(e.mean(cost), e.mean("test_accuracy")) for e in front(entries, cost)]
+    points.append((ax.get_xlim()[1], points[-1][1]))
+    return [points[0], *(corner for (_, y), b in pairwise(points) for corner in ((b[0], y), b))]
+
+
+def _accuracy_axis(ax: Axes, spreads: Sequence[tuple[float, float]]) -> None:
+    low, high = min(low for low, _ in spreads), max(high for _, high in spreads)
+    room = max(0.08 * (high - low), 0.004)
+    ax.set_ylim(max(0, low - room), min(1.0 + room / 2, high + 2 * room))
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if high - low > 0.04 else 1))
+
+
+def _explain(figure: Figure, drawn: Mapping[str, Sequence[Contender]]) -> None:
+    """Says below the panels what line, bars and open markers are."""
+    everyone = [e for entries in drawn.values() for e in entries]
+    notes = []
+    if any(len(entries) > 1 for entries in drawn.values()):
+        notes.append("grey line: front, no network is more accurate at equal or lower cost")
+    if any(len(e.per_seed("test_accuracy")) > 1 for e in everyone):
+        notes.append("bar: range over seeds, marker at their mean")
+    if not all(e.converged for e in everyone):
+        notes.append("open marker: short training, not converged")
+    if notes:
+        figure.supxlabel(("; " if len(drawn) > 1 else "\n").join(notes), fontsize=9, color=SOFT)
+
+
+def _finish(figure: Figure, scheme: Scheme, drawn: Mapping[str, Sequence[Contender]]) -> None:
+    """Adds the legend that many networks need, and settles the panels' places, which names need to know."""
+    if scheme.many:
+        shown = [scheme.looks[e.model] for entries in drawn.values() for e in entries]
+        family_legend(figure, shown, lines=False)
+    figure.draw_without_rendering()
+
+
+def _name_accuracies(ax: Axes, entries: Sequence[Contender], cost: str, scheme: Scheme) -> None:
+    best = front(entries, cost)
+    names = [
+        Name(
+            e.mean(cost), e.mean("test_accuracy"), scheme.names[e.model], needed=e in best or not scheme.many,
+            side=(-1, 1) if e in best else (1, 1),  # above the front and to its left there is no network
+        )
+        for e in entries
+    ]  # fmt: skip
+    corners = ax.transData.transform(_steps(ax, entries, cost))
+    lines = [Bbox([a, b]).padded(1) for a, b in pairwise(corners)]
+    write_names(ax, names, scheme.letter_size, lines)
+
+
+def latency_against_macs(records: Sequence[Record]) -> Figure | None:
+    """Latency against multiply-adds, a panel per data set, with their rank correlation. None where nothing has both."""
+    drawn = by_label(measured(contenders(records), "macs", "latency_ms_median"))
+    if not drawn:
+        return None
+    scheme = Scheme.of(r.model for r in records)
+    figure, axes = panels(drawn, scheme.many, height=6.0 if scheme.many else 4.0)
+    for label, entries in drawn.items():
+        ax = axes[label]
+        for e in entries:
+            look = scheme.looks[e.model]
+            ax.plot(e.mean("macs"), e.mean(LATENCY), look.marker, color=look.colour, markersize=scheme.marker_size)
+        log_axis(ax, ax.xaxis, [e.mean("macs") for e in entries], COSTS["macs"][0], _tick)
+        log_axis(ax, ax.yaxis, [e.mean(LATENCY) for e in entries], "", "{:g}".format)
+    next(iter(axes.values())).set_ylabel(COSTS[LATENCY][0])
+    _finish(figure, scheme, drawn)
+    for label, entries in drawn.items():
+        told = misjudged(entries) or ()
+        names = [
+            Name(e.mean("macs"), e.mean(LATENCY), scheme.names[e.model], needed=not scheme.many or e in told)
+            for e in entries
+        ]
+        write_names(axes[label], names, scheme.letter_size, _correlation_note(axes[label], entries))
+    return figure
+
+
+def _correlation_note(ax: Axes, entries: Sequence[Contender]) -> list[Bbox]:
+    """Writes the rank correlation into a corner, if there is one, and returns the box that it fills."""
+    found = latency_correlation(entries)
+    if found is None:
+        return []
+    text = f"Spearman {found.value:.2f}"
+    if found.interval:
+        text += f", 95 % interval {found.interval[0]:.2f} to {found.interval[1]:.2f}"
+    white = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+    note = ax.text(0.02, 0.98, text, transform=ax.transAxes, va="top", fontsize=9, color=SOFT, bbox=white)
+    return [note.get_window_extent()]
 
 
 def _tick(value: float) -> str:
-    number, prefix = _scaled(value)
+    number, prefix = scaled(value)
     return f"{number:g}{prefix}"
-
-
-def short(value: float) -> str:
-    """A count with three significant digits and the prefix k, M, G or T; below a thousand as it is."""
-    number, prefix = _scaled(value)
-    return f"{number:#.3g}".rstrip(".") + prefix if prefix else f"{number:.3g}"
-
-
-def _scaled(value: float) -> tuple[float, str]:
-    value = float(f"{value:.3g}")  # first, so that 999,999 is 1.00M and not 1000k
-    for unit, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= unit:
-            return value / unit, prefix
-    return value, ""
 
 
 def learning_curves(records: Sequence[Record]) -> Figure | None:
@@ -142,22 +164,29 @@ def learning_curves(records: Sequence[Record]) -> Figure | None:
     drawn = [r for r in records if any("train/accuracy" in p for p in r.training.get("curve", ()))]
     if not drawn:
         return None
-    figure, axes = _panels(drawn, height=3.6)
-    style = _style(records)
+    scheme = Scheme.of(r.model for r in records)
+    many = scheme.many
+    figure, axes = panels((r.data["label"] for r in drawn), many, height=4.6 if many else 3.6)
     for r in drawn:
-        ax = axes[r.data["label"]]
         points = [p for p in r.training["curve"] if "train/accuracy" in p]
         # Lightning counts the steps of a log line from 0.
         seen = [(p["step"] + 1) * r.training["images"] / r.training["steps"] for p in points]
-        ax.plot(seen, [p["train/accuracy"] for p in points], color=style[r.model][0], label=r.model, linewidth=1.6)
+        look = scheme.looks[r.model]
+        axes[r.data["label"]].plot(
+            seen, [p["train/accuracy"] for p in points], color=look.colour, linestyle=look.line, label=look.entry,
+            linewidth=1.1 if many else 1.6, alpha=0.8 if many else 1.0,
+        )  # fmt: skip
     for ax in axes.values():
         ax.set_xscale("log")
         ax.set_xlabel("training images seen")
         ax.set_ylim(0, 1.02)
         ax.yaxis.set_major_formatter(PercentFormatter(1))
-        handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-        ax.legend(handles.values(), handles.keys(), frameon=False, fontsize=9, loc="upper left")
+        if not many:
+            handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+            ax.legend(handles.values(), handles.keys(), frameon=False, fontsize=9, loc="best")
     next(iter(axes.values())).set_ylabel("training accuracy")
+    if many:
+        family_legend(figure, (scheme.looks[r.model] for r in drawn), lines=True)
     return figure
 
 
@@ -192,11 +221,12 @@ def confusion(record: Record) -> Figure | None:
     ax.set_xlabel("predicted")
     ax.set_ylabel("true")
     ax.spines[:].set_visible(False)
-    accuracy = record.measures["test_accuracy"]
-    title = f"{record.model} on {record.data['label']}: {accuracy:.1%}"
+    share = accuracy(counts)["test_accuracy"]
+    name, where = short_names([record.model])[record.model], f"on {record.data['label']}: {share:.1%}"
+    title = name + (" " if len(name + where) <= LONGEST_TITLE else "\n") + where
     note = "" if record.training.get("converged", True) else "short training, not converged\n"
     ax.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    figure.supxlabel(note + confusion_sentence(record), fontsize=8.5, color="#555555")
+    figure.supxlabel(note + confusion_sentence(record), fontsize=8.5, color=SOFT)
     return figure
 
 

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.loggers.logger import Logger
 
 from cnnbench import hardware
-from cnnbench.bench.plan import MEASURES, Cell, Plan, save_plan
+from cnnbench.bench.plan import DEFAULT_MEASURES, Cell, Plan, save_plan
 from cnnbench.classifier import ImageClassifier, TimeBudget, TrainingClock
 from cnnbench.data import get_data
 from cnnbench.data.module import ImageDataModule
@@ -325,7 +325,7 @@ class _Run:
             if cost.uncounted:
                 found["skipped"]["operators"] = f"not counted: {', '.join(cost.uncounted)}"
         measures |= {key: value for key, value in speed.items() if value is not None and key != "error"}
-        found["skipped"] |= {name: "not asked for" for name in MEASURES if name not in self.plan.measures}
+        found["skipped"] |= {name: "not asked for" for name in DEFAULT_MEASURES if name not in self.plan.measures}
         if speed and "peak_memory_bytes" not in measures:
             found["skipped"]["peak_memory_bytes"] = f"not measured on {self.device.type}"
         if "quality" in self.plan.measures:

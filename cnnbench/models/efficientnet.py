@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, NamedTuple, cast
 
-import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from cnnbench.blocks import ConvNormAct, Form, initialise, make_divisible, resolve_form
+from cnnbench.blocks import ConvNormAct, Form, SqueezeExcitation, initialise, make_divisible, resolve_form
 from cnnbench.classifier import ImageClassifier
 
 ALPHA, BETA, GAMMA = 1.2, 1.1, 1.15
@@ -51,22 +50,6 @@ TABLE_1 = (
     Row(6, 5, 192, 4, 2),
     Row(6, 3, 320, 1, 1),
 )
-
-
-class SqueezeExcitation(nn.Module):
-    """Weighs every channel by what the whole map has in all of them (Hu, Shen, Sun; 2017; 1709.01507)."""
-
-    def __init__(self, channels: int, squeezed: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(channels, squeezed, 1),
-            nn.SiLU(inplace=True),
-            nn.Conv2d(squeezed, channels, 1),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(self.layers(x))
 
 
 class MBConv(nn.Module):

@@ -1,0 +1,208 @@
+"""What records say together, in sentences: networks over their seeds, fronts, whether multiply-adds tell the speed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cnnbench.bench.ranks import Correlation, correlate, inversion, pareto_front
+from cnnbench.record import Record
+
+SETTINGS = ("budget_s", "epochs", "precision", "batch_size", "speed_batch_size")
+"""Settings that must agree before two rows compare."""
+SURROUNDINGS = ("device", "packages", "threads")
+"""What of the environment must agree before two speeds compare."""
+COSTS = {"macs": "MACs", "latency_ms_median": "latency"}
+"""What accuracy is set against, in words, by measure."""
+
+
+def budget(record: Record) -> str:
+    """The training budget of a record in words."""
+    config = record.config
+    return f"{config['budget_s']:g} s of training" if config["budget_s"] is not None else f"{config['epochs']} epochs"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A network on a data set under one set of settings: its records differ in the seed only.
+
+    Attributes:
+        name: The network's name; with its settings where the data set has the network more than once.
+        records: At least one.
+    """
+
+    name: str
+    records: tuple[Record, ...]
+
+    @property
+    def model(self) -> str:
+        return self.records[0].model
+
+    @property
+    def label(self) -> str:
+        return self.records[0].data["label"]
+
+    @property
+    def converged(self) -> bool:
+        return all(r.training.get("converged", True) for r in self.records)
+
+    def per_seed(self, key: str) -> list[float]:
+        """A measure per seed that has it; repeats of a seed count once, as their mean."""
+        found: dict[int, list[float]] = {}
+        for r in self.records:
+            if r.measures.get(key) is not None:
+                found.setdefault(r.seed, []).append(r.measures[key])
+        return [statistics.fmean(values) for values in found.values()]
+
+    def has(self, key: str) -> bool:
+        return bool(self.per_seed(key))
+
+    def mean(self, key: str) -> float:
+        return statistics.fmean(self.per_seed(key))
+
+    def spread(self, key: str) -> tuple[float, float]:
+        """The range over the seeds, or the interval of the only one."""
+        values = self.per_seed(key)
+        if len(values) > 1:
+            return min(values), max(values)
+        ends = [r.measures.get(f"{key}_{end}") for r in self.records for end in ("low", "high")]
+        return min(values + [e for e in ends if e is not None]), max(values + [e for e in ends if e is not None])
+
+
+def contenders(records: Sequence[Record]) -> list[Contender]:
+    """Records gathered by data set, network and settings, in the order of their first appearance."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for r in records:
+        settings = [str(r.config.get(s)) for s in SETTINGS] + [str(r.environment.get(s)) for s in SURROUNDINGS]
+        groups.setdefault((r.data["label"], r.model, *settings), []).append(r)
+    rivals: dict[Any, list[Record]] = {}
+    for key, found in groups.items():
+        rivals.setdefault(key[:2], []).append(found[0])
+    return [Contender(_name(found[0], rivals[key[:2]]), tuple(found)) for key, found in groups.items()]
+
+
+def _name(record: Record, rivals: Sequence[Record]) -> str:
+    """The network's name, with what sets it apart where the same network ran on the same data under other settings."""
+
+    def traits(r: Record) -> tuple[str, ...]:
+        return (budget(r), str(r.config["precision"]), str(r.environment["device"]))
+
+    varied = [len(set(values)) > 1 for values in zip(*map(traits, rivals), strict=True)]
+    apart = [trait for trait, differs in zip(traits(record), varied, strict=True) if differs]
+    return f"{record.model} ({', '.join(apart)})" if apart else record.model
+
+
+def by_label(entries: Sequence[Contender]) -> dict[str, list[Contender]]:
+    """Contenders by data set."""
+    groups: dict[str, list[Contender]] = {}
+    for entry in entries:
+        groups.setdefault(entry.label, []).append(entry)
+    return groups
+
+
+def measured(entries: Sequence[Contender], *keys: str) -> list[Contender]:
+    """Those with all these measures, none of them zero: costs are compared as ratios."""
+    return [e for e in entries if all(e.has(key) and e.mean(key) > 0 for key in keys)]
+
+
+def front(entries: Sequence[Contender], cost: str) -> list[Contender]:
+    """Those that no other beats in accuracy at equal or lower cost, by rising cost; means over seeds."""
+    found = measured(entries, cost, "test_accuracy")
+    return [found[i] for i in pareto_front([(e.mean(cost), e.mean("test_accuracy")) for e in found])]
+
+
+def front_sentences(records: Sequence[Record], cost: str) -> list[str]:
+    """A sentence per data set that names the front; none where there is nothing to compare."""
+    sentences = []
+    for label, entries in by_label(contenders(records)).items():
+        found = measured(entries, cost, "test_accuracy")
+        if len(found) < 2:
+            continue
+        mean = " (mean over seeds)" if any(len(e.per_seed("test_accuracy")) > 1 for e in found) else ""
+        names = ", ".join(e.name for e in front(found, cost))
+        sentences.append(f"Front of accuracy{mean} against {COSTS[cost]} on {label}: {names}.")
+    return sentences
+
+
+def timed(entries: Sequence[Contender]) -> list[Contender]:
+    """Those with multiply-adds and latency; none where they were not timed under the same conditions."""
+    found = measured(entries, "macs", "latency_ms_median")
+    surroundings = {str([r.environment.get(s) for s in SURROUNDINGS]) for e in found for r in e.records}
+    return found if len(surroundings) == 1 else []
+
+
+def latency_correlation(entries: Sequence[Contender]) -> Correlation | None:
+    """Rank correlation of multiply-adds and latency over the networks of one data set."""
+    found = timed(entries)
+    return correlate([e.mean("macs") for e in found], [e.mean("latency_ms_median") for e in found])
+
+
+def misjudged(entries: Sequence[Contender]) -> tuple[Contender, Contender] | None:
+    """The two networks whose multiply-adds and latency disagree most: the first has fewer and takes longer."""
+    found = timed(entries)
+    pair = inversion([e.mean("macs") for e in found], [e.mean("latency_ms_median") for e in found])
+    return None if pair is None else (found[pair[0]], found[pair[1]])
+
+
+def speed_sentences(records: Sequence[Record]) -> list[str]:
+    """A paragraph per data set on how far multiply-adds tell latency and training time."""
+    groups = by_label(contenders(records))
+    return [text for label, entries in groups.items() if (text := _speed_sentence(label, entries))]
+
+
+def _speed_sentence(label: str, entries: Sequence[Contender]) -> str:
+    found = latency_correlation(entries)
+    if found is None:
+        return ""
+    text = (
+        f"Rank correlation (Spearman) of MACs and latency over {found.networks} networks on {label}: {found.value:.2f}"
+    )
+    if found.interval:
+        text += f" (95 % interval {found.interval[0]:.2f} to {found.interval[1]:.2f})"
+    trained = measured(timed(entries), "train_images_per_s")
+    training = correlate([e.mean("macs") for e in trained], [1 / e.mean("train_images_per_s") for e in trained])
+    if training:
+        over = "" if training.networks == found.networks else f" over {training.networks}"
+        text += f"; of MACs and training time per image{over}: {training.value:.2f}"
+    return text + "." + _example(entries)
+
+
+def _example(entries: Sequence[Contender]) -> str:
+    pair = misjudged(entries)
+    if pair is None:
+        return ""
+    small, large = pair
+    fewer = _times(large.mean("macs") / small.mean("macs"))
+    longer = _times(small.mean("latency_ms_median") / large.mean("latency_ms_median"))
+    return (
+        f" FLOPs are not speed: {small.name} has {fewer} times fewer MACs than {large.name} and takes {longer} times "
+        "as long."
+    )
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2g}" if 1.1 <= ratio < 10 else f"{ratio:.2f}" if ratio < 1.1 else f"{ratio:,.0f}"
+
+
+SEED_COLUMNS = ("Model", "Data", "Seeds", "Mean accuracy %", "SD", "Range %")
+
+
+def over_seeds(records: Sequence[Record]) -> list[list[str]]:
+    """The table of accuracies over seeds, its head first; empty where no network was trained with two."""
+    entries = [e for e in contenders(records) if e.has("test_accuracy")]
+    if all(len(e.per_seed("test_accuracy")) < 2 for e in entries):
+        return []
+    fitted = any(e.has("train_accuracy") for e in entries)
+    rows = [[*SEED_COLUMNS, *(["Mean train accuracy %"] if fitted else [])]]
+    for e in entries:
+        values = [100 * v for v in e.per_seed("test_accuracy")]
+        several = len(values) > 1
+        row = [e.name, e.label, str(len(values)), f"{statistics.fmean(values):.2f}"]
+        row.append(f"{statistics.stdev(values):.2f}" if several else "\N{EN DASH}")
+        row.append(f"{min(values):.2f}\N{EN DASH}{max(values):.2f}" if several else "\N{EN DASH}")
+        if fitted:
+            row.append(f"{100 * e.mean('train_accuracy'):.2f}" if e.has("train_accuracy") else "\N{EN DASH}")
+        rows.append(row)
+    return rows

@@ -1,0 +1,182 @@
+"""What records say together: fronts, rank correlations and seeds, against values worked out by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from typing import Any
+
+import pytest
+from conftest import make_record
+
+from cnnbench.bench.findings import contenders, front, front_sentences, misjudged, over_seeds, speed_sentences
+from cnnbench.bench.ranks import average_ranks, correlate, inversion, pareto_front, spearman
+from cnnbench.record import Record
+
+
+def record(model: str, seed: int = 0, data: str = "MNIST", **measures: float | None) -> Record:
+    return make_record(model=model, seed=seed, data=data, measures=measures)
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ([], []),
+        ([(3, 0.1)], [0]),
+        ([(4, 0.9), (1, 0.5), (2, 0.4), (2, 0.6), (3, 0.6)], [1, 3, 0]),
+        ([(1, 0.5), (1, 0.6)], [1]),  # equal costs: the better one
+        ([(2, 0.5), (1, 0.5)], [1]),  # equal qualities: the cheaper one
+        ([(1, 0.5), (2, 0.7), (1, 0.5), (2, 0.7)], [0, 2, 1, 3]),  # duplicates stand together
+    ],
+)
+def test_pareto_front_keeps_what_no_other_beats(points: list[tuple[float, float]], expected: list[int]) -> None:
+    assert pareto_front(points) == expected
+
+
+def test_pareto_front_is_that_of_brute_force() -> None:
+    generator = random.Random(1)
+    for _ in range(200):
+        points = [(generator.randrange(6), generator.randrange(6)) for _ in range(generator.randrange(12))]
+        kept = {
+            i
+            for i, (cost, quality) in enumerate(points)
+            if not any(c <= cost and q >= quality and (c, q) != (cost, quality) for c, q in points)
+        }
+        found = pareto_front(points)
+        assert set(found) == kept
+        assert [points[i] for i in found] == sorted(points[i] for i in found)
+
+
+def test_average_ranks_share_ties() -> None:
+    assert average_ranks([10, 20, 20, 5]) == [2, 3.5, 3.5, 1]
+    assert average_ranks([7, 7, 7]) == [2, 2, 2]
+    assert average_ranks([]) == []
+
+
+def test_spearman_is_that_of_the_textbook() -> None:
+    # Without ties 1 - 6 * sum(d^2) / (n * (n^2 - 1)), here 1 - 6 * 4 / (5 * 24).
+    assert spearman([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) == pytest.approx(0.8, abs=1e-15)
+    assert spearman([1, 10, 100], [3, 2, 1]) == -1
+    # Ranks 1, 2.5, 2.5, 4 and 1, 2, 3, 4: 4.5 / sqrt(4.5 * 5).
+    assert spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / math.sqrt(22.5), abs=1e-15)
+    assert spearman([1, 1, 1], [1, 2, 3]) is None
+
+
+def test_correlation_needs_enough_networks() -> None:
+    assert correlate([1, 2], [1, 2]) is None
+    assert correlate([1, 2, 3], [1, 3, 2]) == (0.5, 3, None)
+    assert correlate([1, 2, 3, 4], [1, 1, 1, 1]) is None
+    assert correlate(range(9), range(9)) == (1, 9, None)  # resamples cannot show how uncertain it is
+
+
+def test_correlation_interval_is_that_of_all_resamples() -> None:
+    xs, ys = [1, 2, 3, 4, 5, 6], [3, 2, 1, 4, 6, 5]
+    resamples = itertools.product(range(6), repeat=6)
+    exact = [spearman([xs[i] for i in picks], [ys[i] for i in picks]) for picks in resamples]
+    values = sorted(value for value in exact if value is not None)
+    found = correlate(xs, ys)
+    assert found is not None
+    assert found.interval is not None
+    assert found.interval[0] == pytest.approx(values[round(0.025 * len(values))], abs=0.05)
+    assert found.interval[1] == pytest.approx(values[-1 - round(0.025 * len(values))], abs=0.05)
+
+
+def test_correlation_interval_is_repeatable_and_narrows_with_more_networks() -> None:
+    generator = random.Random(0)
+
+    def noisy(count: int) -> tuple[list[float], list[float]]:
+        xs = [generator.random() for _ in range(count)]
+        return xs, [x + 0.5 * generator.random() for x in xs]
+
+    few, many = noisy(8), noisy(100)
+    assert correlate(*few) == correlate(*few)
+    widths = []
+    for sample in (few, many):
+        found = correlate(*sample)
+        assert found is not None
+        assert found.interval is not None
+        low, high = found.interval
+        assert -1 <= low <= found.value <= high <= 1
+        widths.append(high - low)
+    assert widths[1] < widths[0]
+
+
+def test_inversion_is_the_pair_with_the_largest_product_of_ratios() -> None:
+    # 12 * 1.3 is more than 6 * 1.3 / 1.2 and 2 * 1.2.
+    assert inversion([1, 12, 6], [1.3, 1.0, 1.2]) == (0, 1)
+    assert inversion([1, 2, 3], [1, 2, 3]) is None
+    assert inversion([1, 50], [1.04, 1.0]) is None  # no longer than between two runs
+    assert inversion([1, 1.04], [9, 1]) is None
+
+
+def test_front_is_made_of_means_over_seeds() -> None:
+    records = [
+        *(record("Lucky", seed=s, macs=5, test_accuracy=a) for s, a in enumerate((0.9, 0.5))),
+        *(record("Steady", seed=s, macs=5, test_accuracy=a) for s, a in enumerate((0.75, 0.75))),
+        record("Small", macs=1, test_accuracy=0.6),
+        record("Uncounted", test_accuracy=0.99),
+        make_record(model="Failed", status="error", measures={}, training={}, confusion_matrix=None),
+    ]
+    assert [c.name for c in front(contenders(records), "macs")] == ["Small", "Steady"]
+    assert front_sentences(records, "macs") == [
+        "Front of accuracy (mean over seeds) against MACs on MNIST: Small, Steady."
+    ]
+    assert front_sentences(records, "latency_ms_median") == []
+
+
+def test_the_same_network_under_other_settings_is_another_contender() -> None:
+    longer = make_record(config={**make_record().config, "budget_s": 60.0})
+    names = [c.name for c in contenders([make_record(), longer, make_record(seed=1), make_record(model="VGG16")])]
+    assert names == ["LeNet5 (30 s of training)", "LeNet5 (60 s of training)", "VGG16"]
+
+
+def _timed(times: dict[str, tuple[float, float]], **changes: Any) -> list[Record]:
+    return [
+        make_record(
+            model=m, measures={"macs": macs, "latency_ms_median": ms, "train_images_per_s": 1e6 / macs}, **changes
+        )
+        for m, (macs, ms) in times.items()
+    ]
+
+
+def test_speed_is_told_in_one_paragraph_per_data_set() -> None:
+    records = _timed({"A": (100, 1.3), "B": (1200, 1.0), "C": (2000, 4.0)})
+    again = [make_record(model=r.model, seed=1, measures=r.measures) for r in records]
+    assert speed_sentences(records + again) == [
+        "Rank correlation (Spearman) of MACs and latency over 3 networks on MNIST: 0.50; of MACs and training time per "
+        "image: 1.00. FLOPs are not speed: A has 12 times fewer MACs than B and takes 1.3 times as long."
+    ]
+
+
+def test_speed_has_an_interval_from_five_networks_on_and_an_example_only_where_there_is_one() -> None:
+    five = {"A": (1, 1.0), "B": (2, 2.0), "C": (4, 2.0), "D": (8, 2.0), "E": (16, 3.0)}
+    (text,) = speed_sentences(_timed(five))
+    assert (
+        "over 5 networks on MNIST: 0.89 (95 % interval 0.73 to 1.00); of MACs and training time per image: 1.00."
+        in text
+    )
+    assert "FLOPs are not speed" not in text
+    assert speed_sentences(_timed({"A": (1, 1.0), "B": (2, 2.0)})) == []
+
+
+def test_speed_is_not_compared_between_machines() -> None:
+    other = {"environment": {**make_record().environment, "device": "Other CPU"}}
+    records = _timed({"A": (1, 9.0), "B": (2, 2.0)}) + _timed({"C": (4, 1.0), "D": (8, 2.0)}, **other)
+    assert speed_sentences(records) == []
+    assert misjudged(contenders(records)) is None
+
+
+def test_seeds_are_counted_once_and_summed_up() -> None:
+    records = [
+        *(record("LeNet5", seed=s, test_accuracy=a, train_accuracy=0.9) for s, a in ((0, 0.5), (1, 0.6), (2, 0.7))),
+        record("LeNet5", seed=2, test_accuracy=0.7, train_accuracy=0.9),
+        record("VGG16", test_accuracy=0.25),
+        record("VGG16", seed=1, test_accuracy=None),
+    ]
+    assert over_seeds(records) == [
+        ["Model", "Data", "Seeds", "Mean accuracy %", "SD", "Range %", "Mean train accuracy %"],
+        ["LeNet5", "MNIST", "3", "60.00", "10.00", "50.00–70.00", "90.00"],  # noqa: RUF001
+        ["VGG16", "MNIST", "1", "25.00", "–", "–", "–"],  # noqa: RUF001
+    ]
+    assert over_seeds(records[-3:]) == []
