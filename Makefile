@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench bench-smoke audit race-memory catalog test lint train report clean
+.PHONY: help setup bench bench-smoke bench-zoo audit race-memory catalog test lint train report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ bench: .venv/ready  ## compare the four default networks on MNIST and CIFAR-10, 
 
 bench-smoke: .venv/ready  ## the same on small synthetic data, within a minute
 	$(BIN)/cnnbench bench --config experiments/bench/smoke.yaml $(ARGS)
+
+bench-zoo: .venv/ready  ## the whole zoo on CIFAR-10: an hour on two cores, full trainings on a GPU
+	$(BIN)/cnnbench bench --config experiments/bench/zoo$$($(BIN)/python -c 'import torch; print("-gpu" * torch.cuda.is_available())').yaml $(ARGS)
 
 audit: .venv/ready  ## our counts beside fvcore, ptflops, torchinfo and torch's own, every difference explained, ten minutes
 	$(BIN)/python -m cnnbench.races.audit $(ARGS)

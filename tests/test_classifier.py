@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import lightning as L
 import pytest
 import torch
 
-import cnnbench.models
 from cnnbench.classifier import ImageClassifier, TimeBudget, lr_factor
 from cnnbench.data import get_data
 from cnnbench.errors import UserError
-from cnnbench.measure.complexity import complexity
 from cnnbench.models import all_models, get_model
 
 MODELS = sorted(all_models())
@@ -121,17 +116,3 @@ def test_training_learns_the_synthetic_set() -> None:
     trainer = _trainer(max_epochs=2)
     trainer.fit(model, datamodule=data)
     assert trainer.test(model, datamodule=data, verbose=False)[0]["test/accuracy"] > 0.9
-
-
-def test_a_new_file_is_a_new_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The README's example of an architecture, as a file of its own, is listed, trained and counted."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    code = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "ImageClassifier" in block)
-    (tmp_path / "tinynet.py").write_text(code)
-    monkeypatch.setattr(cnnbench.models, "__path__", [*cnnbench.models.__path__, str(tmp_path)])
-    assert sorted(all_models()) == sorted([*MODELS, "TinyNet"])
-    model = get_model("TinyNet")(in_channels=1)
-    logits = model(torch.randn(2, 1, 32, 32))
-    assert logits.shape == (2, 10)
-    assert logits.isfinite().all()
-    assert complexity(model, (1, 32, 32)).params == sum(p.numel() for p in model.parameters())

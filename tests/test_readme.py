@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import cnnbench.data
 from cnnbench.bench.report import Report, to_markdown
-from cnnbench.cli import COMMANDS, TRAINING
+from cnnbench.cli import COMMANDS, TRAINING, main
 from cnnbench.data import all_data, get_data
 from cnnbench.record import load_records
 
@@ -27,17 +32,59 @@ def test_table_is_that_of_the_committed_records() -> None:
 
 
 def test_data_set_example_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "ImageDataModule" in block)
-    (tmp_path / "fashion.py").write_text(code)
+    (tmp_path / "fashion.py").write_text(_example("ImageDataModule"))
     monkeypatch.setattr(cnnbench.data, "__path__", [*cnnbench.data.__path__, str(tmp_path)])
     assert "FashionMNIST" in all_data()
     data = get_data("FashionMNIST")(batch_size=7)
     assert (data.image_size, data.num_classes, len(data.class_names), data.label) == (32, 10, 10, "Fashion-MNIST")
 
 
-def test_counting_example_holds() -> None:
-    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "complexity(" in block)
-    exec(compile(code, "README.md", "exec"), {})
+@pytest.mark.parametrize("call", ["complexity(", "load_torchvision("])
+def test_example_holds(call: str) -> None:
+    exec(compile(_example(call), "README.md", "exec"), {})
+
+
+def _example(contains: str) -> str:
+    """The first block of Python in the README that has these words."""
+    return next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if contains in block)
+
+
+def test_a_new_file_is_a_new_network_everywhere(tmp_path: Path) -> None:
+    """The README's example of an architecture, one file in a copy of the package, in every command."""
+    shutil.copytree(ROOT / "cnnbench", tmp_path / "cnnbench")
+    (tmp_path / "cnnbench" / "models" / "tinynet.py").write_text(_example("class TinyNet"))
+
+    def command(*arguments: str) -> str:
+        environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-m", "cnnbench", *arguments], capture_output=True, text=True, check=False, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    listed = json.loads(command("list", "--json"))["models"]
+    assert (listed["TinyNet"]["year"], listed["TinyNet"]["depth"]) == (2026, 8)
+    counted = json.loads(command("count", "TinyNet(width=16)", "--json"))["networks"][0]
+    small = ["--data=Synthetic", '--data_options={"train_images": 60, "test_images": 20}', "--device=cpu"]
+    quick = ["--epochs=1", "--batch_size=8", "--speed_batch_size=4", "--out=run"]
+    cell = json.loads(command("bench", "--models=TinyNet(width=16)", *small, *quick, "--json"))["cells"][0]
+    assert (cell["status"], cell["params"], cell["macs"]) == ("ok", counted["params"], counted["macs"])
+    data = ["--data=Synthetic", "--data.train_images=60", "--data.test_images=20"]
+    command("fit", "--model=TinyNet", "--model.width=16", *data, "--trainer.max_epochs=1", "--trainer.accelerator=cpu")
+    assert len(list(Path("results/runs/TinyNet-Synthetic").glob("*/checkpoints/best.ckpt"))) == 1
+
+
+def test_a_network_of_the_user_s_works_in_every_command(capsys: pytest.CaptureFixture) -> None:
+    Path("mynets.py").write_text(_example("def small("))
+    assert main(["count", "mynets:small", "mynets:small(width=64)", "--json"]) == 0
+    params = [network["params"] for network in json.loads(capsys.readouterr().out)["networks"]]
+    assert params == [w * 3 * 9 + w + 16 * w * 10 + 10 for w in (32, 64)]
+    assert main(["speed", "mynets:small", "--image_size=32", "--batch_size=2", "--rounds=1", "--device=cpu"]) == 0
+    small = ["--data=Synthetic", '--data_options={"train_images": 60, "test_images": 20, "in_channels": 1}']
+    quick = ["--epochs=1", "--batch_size=8", "--speed_batch_size=4", "--out=run", "--device=cpu"]
+    assert main(["bench", "--models=mynets:small", *small, *quick]) == 0
+    options = ["--data.train_images=60", "--data.test_images=20", "--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
+    assert main(["fit", "--model=mynets:small", "--data=Synthetic", *options]) == 0
 
 
 def test_documents_name_only_what_exists() -> None:
