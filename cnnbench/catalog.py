@@ -108,12 +108,13 @@ def _costs(cls: type[ImageClassifier]) -> dict[str, int | None]:
 
 
 def best_measured() -> dict[str, list[dict[str, Any]]]:
-    """The best test accuracy of every network on every real data set among the records of the repository."""
+    """The best test accuracy of every network on every real data set, at 32x32, among the records of the repository."""
     best: dict[tuple[str, str], dict[str, Any]] = {}
     for file in sorted(RECORDS.rglob("*.jsonl")):
         for record in load_records([file]):
             accuracy = record.measures.get("test_accuracy")
-            if accuracy is None or record.data["synthetic"] or record.status != "ok":
+            real = not record.data["synthetic"] and record.data["image_size"] == 32
+            if accuracy is None or not real or record.status != "ok":
                 continue
             key = record.model, record.data["label"]
             if key not in best or accuracy * 100 > best[key]["accuracy"]:

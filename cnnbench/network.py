@@ -65,6 +65,9 @@ class _Wanted:
 class External(ImageClassifier):
     """A network that is not of the zoo, trained and measured as those of the zoo are.
 
+    Of an `ImageClassifier` of the user's only layers and peak learning rate count here; its own training code runs with
+    ``fit --model package.module.Class``.
+
     Args:
         name: ``torchvision:NAME``, ``timm:NAME`` or ``package.module:callable``, with arguments in brackets if wanted.
 
@@ -81,6 +84,8 @@ class External(ImageClassifier):
         self.name = name
         self.features = get_network(name, self.in_channels, self.image_size, self.num_classes, strict=False).build()
         self.classifier = nn.Identity()
+        if isinstance(self.features, ImageClassifier) and kwargs.get("learning_rate") is None:
+            self.learning_rate = self.features.learning_rate
         self._try()
 
     @property

@@ -253,7 +253,7 @@ def _network_name(config: Any) -> str:
 def _run_folder(config: Any) -> Path:
     """Makes a new folder ``OUT/<network>-<data>/<time>``; only the first of several processes does."""
     name = f"{_network_name(config.model)}-{_class_name(config.data)}"
-    base = Path(config.out) / re.sub(r"[^\w.()=,-]", "_", name)
+    base = Path(config.out) / re.sub(r"[^\w.-]", "_", name)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     for suffix in ("", *(f"-{i}" for i in range(2, 100))):
         folder = base / f"{stamp}{suffix}"

@@ -207,7 +207,7 @@ def test_fit_trains_any_network_and_test_finds_it_again(capsys: pytest.CaptureFi
     options = ["--data=Synthetic", *SMALL, "--trainer.accelerator=cpu", "--trainer.max_epochs=1", *QUIET]
     for model, folder in (
         ("mine:tiny", "mine_tiny-Synthetic"),
-        ("torchvision:mobilenet_v3_small(dropout=0.1)", "torchvision_mobilenet_v3_small(dropout=0.1)-Synthetic"),
+        ("torchvision:mobilenet_v3_small(dropout=0.1)", "torchvision_mobilenet_v3_small_dropout_0.1_-Synthetic"),
         ("SimpleCNN(head=gap,dropout=0.1)", "SimpleCNN-Synthetic"),
     ):
         assert main(["fit", "--model", model, *options]) == 0

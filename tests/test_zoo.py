@@ -164,6 +164,23 @@ def test_training_step_has_finite_gradients(name: str) -> None:
             assert parameter.ndim == 1 or parameter.grad.any(), f"{key} does not learn"
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", MODELS)
+def test_training_step_on_a_gpu_has_finite_gradients(name: str) -> None:
+    model = _small(name).train().to("cuda", memory_format=torch.channels_last)
+    x = torch.randn(8, 3, 32, 32, device="cuda").contiguous(memory_format=torch.channels_last)
+    with autocast("bf16-mixed", x.device):
+        loss, logits = loss_and_logits(model(x), torch.arange(8, device="cuda"))
+    loss.backward()
+    assert logits.is_cuda
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+        on_cpu = _small(name).eval()(x.cpu())
+        on_gpu = _small(name).eval().cuda()(x).cpu()
+    torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-2, atol=1e-2 * float(on_cpu.std()))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_eval_agrees_whatever_batch_layout_and_precision(name: str) -> None:
     model = _small(name).eval()
