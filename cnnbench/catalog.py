@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnnbench.record import load_records, write_json
+from cnnbench.registry import natural
 
 if TYPE_CHECKING:
     from cnnbench.classifier import ImageClassifier
@@ -50,7 +51,8 @@ def load_catalog() -> dict[str, Any]:
     if fresh:
         print(f"counting {', '.join(sorted(fresh))}, new or changed; `make catalog` keeps the figures", file=sys.stderr)
         models |= count_models(fresh)
-    return {"files": files, "models": dict(sorted(models.items())), "data": kept["data"] or describe_data()}
+    ordered = {name: models[name] for name in sorted(models, key=natural)}
+    return {"files": files, "models": ordered, "data": kept["data"] or describe_data()}
 
 
 def count_models(files: Iterable[str]) -> dict[str, dict[str, Any]]:

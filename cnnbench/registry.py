@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Mapping
 from types import ModuleType
 from typing import TypeVar
@@ -11,6 +12,11 @@ from typing import TypeVar
 from cnnbench.errors import unknown
 
 T = TypeVar("T")
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Key for sorting names so that numbers in them count by value: ResNet18 before ResNet101."""
+    return [(int(part), "") if part.isdigit() else (-1, part.lower()) for part in re.split(r"(\d+)", name)]
 
 
 def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
@@ -32,7 +38,7 @@ def discover(package: ModuleType, base: type[T]) -> dict[str, type[T]]:
         base: What the classes derive from; it is not listed itself, nor are names that start with an underscore.
 
     Returns:
-        Classes by name, in alphabetical order.
+        Classes by name, in alphabetical order, numbers by value.
 
     Raises:
         RuntimeError: Two modules define a class of the same name, so that the name would be ambiguous.
@@ -48,4 +54,4 @@ def discover(package: ModuleType, base: type[T]) -> dict[str, type[T]]:
             if name in found:
                 raise RuntimeError(f"{name} is defined in {found[name].__module__} and in {module.__name__}")
             found[name] = value
-    return dict(sorted(found.items()))
+    return {name: found[name] for name in sorted(found, key=natural)}

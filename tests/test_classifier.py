@@ -19,6 +19,13 @@ def _small(name: str, **options: int) -> ImageClassifier:
     return get_model(name)(**options)
 
 
+def test_names_are_sorted_by_letters_and_numbers() -> None:
+    names = list(all_models())
+    assert [n for n in names if n.startswith("ResNet")][:4] == ["ResNet18", "ResNet20", "ResNet32", "ResNet34"]
+    assert names[0] == "AlexNet"
+    assert names[-1] == "VGG19"
+
+
 def test_unknown_model_has_a_hint() -> None:
     with pytest.raises(UserError, match=r"unknown model 'resnet19'; did you mean 'ResNet18'\? valid: AlexNet"):
         get_model("resnet19")

@@ -27,7 +27,7 @@ class _CifarResNet(ImageClassifier):
 
     min_image_size = 4
     peak_lr = 0.003
-    key_idea = "residual blocks cure the degradation of deep networks"
+    key_idea = "shortcuts cure the degradation of depth"
     depth: ClassVar[int]
     carry: ClassVar[Carry] = "padding"
 
