@@ -6,7 +6,6 @@ import argparse
 import difflib
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -48,7 +47,14 @@ class Parser(argparse.ArgumentParser):
 
 def _names(text: str) -> tuple[str, ...]:
     """Splits at commas, but not at those between brackets."""
-    return tuple(part.strip() for part in re.split(r",(?![^(]*\))", text) if part.strip())
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return tuple(part.strip() for part in parts if part.strip())
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import csv
 import difflib
 import inspect
 import itertools
+import json
 import os
 import re
 import sys
@@ -316,10 +317,14 @@ def _with_network_options(arguments: list[str]) -> list[str]:
             found += [External.__name__, f"--model.name={argument}"]
         elif found[-1:] == ["--model"] and "(" in argument:
             name, options = parse_name(argument)
-            found += [name, *(f"--model.{key}={value}" for key, value in options.items())]
+            found += [name, *(f"--model.{key}={_as_option(value)}" for key, value in options.items())]
         else:
             found.append(argument)
     return found
+
+
+def _as_option(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _split_flag(flag: str, arguments: list[str]) -> Iterator[str]:

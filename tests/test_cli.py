@@ -13,7 +13,7 @@ import yaml
 from conftest import make_record
 
 from cnnbench import catalog
-from cnnbench.cli import main
+from cnnbench.cli import _names, main
 from cnnbench.data import get_data, sources
 from cnnbench.errors import MissingDataError
 from cnnbench.record import write_record
@@ -128,6 +128,10 @@ def test_short_names_in_a_config_are_known_to_a_fresh_process() -> None:
     assert yaml.safe_load(done.stdout)["model"]["class_path"] == "cnnbench.models.lenet.LeNet5"
 
 
+def test_names_are_split_at_commas_outside_of_brackets() -> None:
+    assert _names("A(x=1,w=(2,3)), m.n:B ,C(w=[1,2],y='a'),") == ("A(x=1,w=(2,3))", "m.n:B", "C(w=[1,2],y='a')")
+
+
 def test_list_names_every_network_and_data_set(capsys: pytest.CaptureFixture) -> None:
     assert main(["list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
@@ -208,6 +212,7 @@ def test_fit_trains_any_network_and_test_finds_it_again(capsys: pytest.CaptureFi
     for model, folder in (
         ("mine:tiny", "mine_tiny-Synthetic"),
         ("torchvision:mobilenet_v3_small(dropout=0.1)", "torchvision_mobilenet_v3_small_dropout_0.1_-Synthetic"),
+        ("SpeedNet(widths=(8,8,8))", "SpeedNet-Synthetic"),
         ("SimpleCNN(head=gap,dropout=0.1)", "SimpleCNN-Synthetic"),
     ):
         assert main(["fit", "--model", model, *options]) == 0

@@ -435,7 +435,7 @@ _RULES: dict[str, Callable[[_Call], Field]] = {
     "convolution": _convolution,
     **dict.fromkeys(("max_pool2d_with_indices", "max_pool3d_with_indices"), _max_pool),
     **dict.fromkeys(("avg_pool2d", "avg_pool3d"), _avg_pool),
-    **dict.fromkeys(("_adaptive_avg_pool2d", "_adaptive_avg_pool3d"), _adaptive_pool),
+    **dict.fromkeys(("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d"), _adaptive_pool),
     **dict.fromkeys(("sum", "mean", "amax", "amin"), _reduction),
     **dict.fromkeys(("view", "_unsafe_view", "_reshape_alias", "squeeze", "unsqueeze"), _reshape),
     **dict.fromkeys(("permute", "transpose", "t"), _permute),
