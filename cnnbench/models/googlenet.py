@@ -82,7 +82,7 @@ class GoogLeNet(ImageClassifier):
     Args:
         form: Which of the two; ``auto`` takes ``cifar`` below 64 pixels.
         aux_heads: Whether there are auxiliary heads; unset, in the ``imagenet`` form.
-        dropout: Probability in front of the linear layer.
+        dropout: Probability in front of the linear layer; unset, 0.2 in the ``imagenet`` form and none in the other.
         aux_dropout: The same in the auxiliary heads.
     """
 
@@ -96,13 +96,14 @@ class GoogLeNet(ImageClassifier):
         self,
         form: Form = "auto",
         aux_heads: bool | None = None,
-        dropout: float = 0.2,
+        dropout: float | None = None,
         aux_dropout: float = 0.7,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         cifar = resolve_form(form, self.image_size) == "cifar"
         aux_heads = not cifar if aux_heads is None else aux_heads
+        dropout = (0.0 if cifar else 0.2) if dropout is None else dropout
         layers, heads, channels = _stem(self.in_channels, cifar), {}, 192
         for name, row in TABLE_1.items():
             layers[name] = Inception(channels, row, cifar)

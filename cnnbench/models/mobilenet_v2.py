@@ -34,16 +34,16 @@ class InvertedResidual(nn.Module):
     """1x1 to more channels, depthwise 3x3, 1x1 back without activation (the linear bottleneck).
 
     The input is added where the shape stays. In the ``cifar`` form it is also added, through a 1x1 projection, where
-    only the channels change.
+    only the channels change, and the activation is ReLU.
     """
 
     def __init__(self, in_channels: int, out_channels: int, expansion: int, stride: int, cifar: bool) -> None:
         super().__init__()
-        hidden = expansion * in_channels
-        expand = [ConvNormAct(in_channels, hidden, kernel_size=1, act=nn.ReLU6)] if expansion > 1 or cifar else []
+        hidden, act = expansion * in_channels, nn.ReLU if cifar else nn.ReLU6
+        expand = [ConvNormAct(in_channels, hidden, kernel_size=1, act=act)] if expansion > 1 or cifar else []
         self.residual = nn.Sequential(
             *expand,
-            ConvNormAct(hidden, hidden, stride=stride, groups=hidden, act=nn.ReLU6),
+            ConvNormAct(hidden, hidden, stride=stride, groups=hidden, act=act),
             ConvNormAct(hidden, out_channels, kernel_size=1, act=None),
         )
         self.shortcut: nn.Module | None = None
@@ -60,9 +60,9 @@ class MobileNetV2(ImageClassifier):
     """MobileNetV2: Inverted Residuals and Linear Bottlenecks; Sandler, Howard, Zhu et al.; 2018; 1801.04381.
 
     The ``imagenet`` form: 3,504,872 parameters and 300,774,272 MACs at 224x224/1000. The ``cifar`` form keeps the
-    resolution in the stem and in the first two stages, and has the extra layers of the usual CIFAR code (a projection
-    where only the channels change, an expansion by 1): 2,296,922 parameters and 91,154,944 MACs at 32x32/10.
-    Differences from the paper: none in the layers of the ``imagenet`` form.
+    resolution in the stem and in the first two stages, and is otherwise that of the usual CIFAR code too (a projection
+    where only the channels change, an expansion by 1, ReLU for ReLU6, no dropout): 2,296,922 parameters and 91,154,944
+    MACs at 32x32/10. Differences from the paper: none in the layers of the ``imagenet`` form.
 
     Args:
         form: Which of the two; ``auto`` takes ``cifar`` below 64 pixels.
@@ -80,8 +80,8 @@ class MobileNetV2(ImageClassifier):
         super().__init__(**kwargs)
         self.check_positive(width_multiplier=width_multiplier)
         cifar = resolve_form(form, self.image_size) == "cifar"
-        channels = make_divisible(32 * width_multiplier)
-        stem = ConvNormAct(self.in_channels, channels, stride=1 if cifar else 2, act=nn.ReLU6)
+        channels, act = make_divisible(32 * width_multiplier), nn.ReLU if cifar else nn.ReLU6
+        stem = ConvNormAct(self.in_channels, channels, stride=1 if cifar else 2, act=act)
         layers: list[nn.Module] = [stem]
         for row in TABLE_2:
             width = make_divisible(row.width * width_multiplier)
@@ -90,7 +90,7 @@ class MobileNetV2(ImageClassifier):
                 layers.append(InvertedResidual(channels, width, row.expansion, stride if index == 0 else 1, cifar))
                 channels = width
         last = make_divisible(1280 * max(1.0, width_multiplier))
-        layers.append(ConvNormAct(channels, last, kernel_size=1, act=nn.ReLU6))
+        layers.append(ConvNormAct(channels, last, kernel_size=1, act=act))
         self.features = nn.Sequential(*layers)  # (N, 1280, 4, 4) from 32x32, (N, 1280, 7, 7) from 224x224
         head = [] if cifar else [nn.Dropout(dropout)]
         self.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head, nn.Linear(last, self.num_classes))

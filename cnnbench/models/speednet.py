@@ -35,7 +35,8 @@ class SpeedNet(ImageClassifier):
     until then they are a random orthogonal basis. Three groups and a maximum over the map follow. The factors of batch
     norm are fixed at 1, and the logits are divided by a constant, so that training starts calm.
     Differences from the paper: narrower (32, 128, 128 for 64, 256, 256 channels), for the CPU; ReLU after the
-    whitening, and no bias there; initialisation by He in place of a partial identity.
+    whitening, and no bias there; whitening by the first batch, not by 5,000 images; logits divided by 128, not by 9;
+    torch's own epsilon and momentum in batch norm; initialisation by He in place of a partial identity.
 
     Args:
         widths: Channels of the three groups.
@@ -44,6 +45,7 @@ class SpeedNet(ImageClassifier):
 
     min_image_size = 9
     peak_lr = 0.005
+    whitened: Tensor
     key_idea = "whitened input, few wide layers: fast to train"
 
     def __init__(
@@ -66,6 +68,7 @@ class SpeedNet(ImageClassifier):
         whitening.weight.requires_grad_(False)
         basis = nn.init.orthogonal_(torch.empty(patch, patch, device=whitening.weight.device))
         self._set_filters(basis)
+        self.register_buffer("whitened", torch.tensor(False))
 
     @property
     def whitening(self) -> nn.Conv2d:
@@ -86,14 +89,15 @@ class SpeedNet(ImageClassifier):
         patches = F.unfold(images.float(), 2).transpose(1, 2).flatten(0, 1)  # (N * positions, C * 4)
         values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
         self._set_filters(vectors.T / (values[:, None] + epsilon).sqrt())
+        self.whitened.fill_(True)
 
     def _set_filters(self, basis: Tensor) -> None:
         with torch.no_grad():
             self.whitening.weight.copy_(torch.cat([basis, -basis]).view_as(self.whitening.weight))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
-        """Whitens with the first batch of a training; one that is resumed keeps its filters."""
-        if self.trainer.global_step == 0 and batch_idx == 0:
+        """Whitens with the first batch of the first training; the layers after it have learnt from these filters."""
+        if self.trainer.global_step == 0 and batch_idx == 0 and not self.whitened:
             self.whiten(batch[0])
             weight = self.whitening.weight.data
             weight.copy_(self.trainer.strategy.broadcast(weight))  # processes have different batches
