@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, cast, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnbench.errors import unknown
@@ -94,8 +95,22 @@ class SeparableConv(nn.Sequential):
         )
 
 
+class PadChannels(nn.Module):
+    """Takes every stride-th pixel and adds channels of zeros: ResNet's shortcut without parameters, its option A."""
+
+    def __init__(self, extra: int, stride: int) -> None:
+        super().__init__()
+        self.extra, self.stride = extra, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
+
+
 class SqueezeExcitation(nn.Module):
-    """Weighs every channel by what the whole map has in all of them (Hu, Shen, Sun; 2017; 1709.01507)."""
+    """Weighs every channel by what the whole map has in all of them; Hu, Shen, Sun; 2017; 1709.01507.
+
+    With SiLU between the two layers, as in EfficientNet; the paper has ReLU.
+    """
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
@@ -114,8 +129,8 @@ class ASPP(nn.Module):
     """Atrous spatial pyramid pooling; Chen, Papandreou, Schroff, Adam; 2017; 1706.05587.
 
     One 1x1 convolution, a dilated 3x3 convolution per rate and the average of the whole map see the same input at
-    several scales; a 1x1 convolution joins them. The map's average is normalised over the batch alone, so that training
-    needs at least two images.
+    several scales; a 1x1 convolution joins them (torchvision's has dropout after it). The map's average is normalised
+    over the batch alone, so that training needs at least two images.
 
     Args:
         in_channels: Channels of the input.

@@ -30,29 +30,50 @@ SIZES = {"32": (32, 10), "224": (224, 1000)}
 
 
 LEGEND = """\
-32: 3x32x32 images, 10 classes; 224: 3x224x224 images, 1000 classes. Depth: weighted layers on the longest path.
+32: 3x32x32 images, 10 classes; 224: 3x224x224 images, 1000 classes. Depth: weighted layers on the longest path, at 224.
 Published and measured here: top-1 test accuracy in %; a star marks a short training.
 `cnnbench list --json` has titles, sources and records."""
 
 
-def sources() -> dict[str, str]:
-    """Fingerprints of the files that define architectures; each contains that of the blocks that all share."""
-    files = sorted(file for file in (PACKAGE / "models").glob("*.py") if file.name != "__init__.py")
-    blocks = (PACKAGE / "blocks.py").read_bytes()
-    return {file.name: hashlib.sha256(blocks + file.read_bytes()).hexdigest()[:16] for file in files}
+def sources(room: str = "models") -> dict[str, str]:
+    """Fingerprints of the files that define architectures, or data sets, by file name.
+
+    That of an architecture contains the files that it builds on: the blocks, the classifier, other architectures.
+    """
+    texts = {f.name: f.read_bytes() for f in sorted((PACKAGE / room).glob("*.py")) if f.name != "__init__.py"}
+    shared = b"".join((PACKAGE / name).read_bytes() for name in ("blocks.py", "classifier.py")) * (room == "models")
+
+    def whole(name: str, seen: frozenset[str] = frozenset()) -> bytes:
+        below = {f"{found.decode()}.py" for found in re.findall(rb"cnnbench\.models\.(\w+)", texts[name])}
+        return texts[name] + b"".join(whole(n, seen | {name}) for n in sorted(below & texts.keys() - seen - {name}))
+
+    return {name: hashlib.sha256(shared + whole(name)).hexdigest()[:16] for name in texts}
 
 
 def load_catalog() -> dict[str, Any]:
     """The catalogue: entries as they are kept, and counted anew where a file of the zoo is new or has changed."""
-    kept = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {"files": {}, "models": {}, "data": {}}
-    files = sources()
+    kept = _kept()
+    files, data_files = sources(), sources("data")
     fresh = {name for name, fingerprint in files.items() if kept["files"].get(name) != fingerprint}
     models = {name: entry for name, entry in kept["models"].items() if entry["file"] in files.keys() - fresh}
     if fresh:
         print(f"counting {', '.join(sorted(fresh))}, new or changed; `make catalog` keeps the figures", file=sys.stderr)
         models |= count_models(fresh)
-    ordered = {name: models[name] for name in sorted(models, key=natural)}
-    return {"files": files, "models": ordered, "data": kept["data"] or describe_data()}
+    if RECORDS.is_dir():  # not in an installed package
+        measured = best_measured()
+        models = {name: {**entry, "measured": measured.get(name, [])} for name, entry in models.items()}
+    data = kept["data"] if kept["data_files"] == data_files else describe_data()
+    return {"models": {name: models[name] for name in sorted(models, key=natural)}, "data": data}
+
+
+def _kept() -> dict[str, Any]:
+    """What is kept; nothing where the file is missing or broken."""
+    try:
+        kept = json.loads(FILE.read_text(encoding="utf-8"))
+        return {key: kept[key] for key in ("files", "data_files", "models", "data")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"'{FILE}' cannot be read ({type(error).__name__}); `make catalog` writes it anew", file=sys.stderr)
+        return {"files": {}, "data_files": {}, "models": {}, "data": {}}
 
 
 def count_models(files: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -70,7 +91,7 @@ def count_models(files: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def _paper(cls: type[ImageClassifier]) -> dict[str, Any]:
     """What the docstring of the class, or of the family that it belongs to, says of the paper."""
-    texts = [str(base.__doc__).strip().splitlines()[0] for base in cls.__mro__ if base.__doc__]
+    texts = [first_paragraph(base) for base in cls.__mro__ if base.__doc__]
     found = next((m for m in map(PAPER.fullmatch, texts) if m), None)
     return {
         "summary": texts[0],
@@ -83,17 +104,23 @@ def _paper(cls: type[ImageClassifier]) -> dict[str, Any]:
     }
 
 
+def first_paragraph(cls: type) -> str:
+    """The first paragraph of a docstring as one line."""
+    return " ".join(str(cls.__doc__).strip().split("\n\n")[0].split())
+
+
 def _accuracies(cls: type[ImageClassifier]) -> Iterator[dict[str, Any]]:
     """The best published accuracies: on ImageNet torchvision's, on other data what the class says."""
-    if cls.torchvision_name:
+    own = vars(cls)  # an architecture derived from another has not its accuracy
+    if own.get("torchvision_name"):
         from torchvision.models import get_model_weights
 
-        weights = get_model_weights(cls.torchvision_name)
+        weights = get_model_weights(own["torchvision_name"])
         best = max(weights, key=lambda w: w.meta["_metrics"]["ImageNet-1K"]["acc@1"] if "FEATURES" not in w.name else 0)
         accuracy = best.meta["_metrics"]["ImageNet-1K"]["acc@1"]
         yield {"accuracy": accuracy, "data": "ImageNet", "source": f"torchvision, {best}"}
-    if cls.published:
-        yield cls.published._asdict()
+    if own.get("published"):
+        yield own["published"]._asdict()
 
 
 def _costs(cls: type[ImageClassifier]) -> dict[str, int | None]:
@@ -135,7 +162,7 @@ def best_measured() -> dict[str, list[dict[str, Any]]]:
 def describe_data() -> dict[str, Any]:
     from cnnbench.data import all_data
 
-    return {name: {"summary": str(cls.__doc__).strip().splitlines()[0]} for name, cls in all_data().items()}
+    return {name: {"summary": first_paragraph(cls)} for name, cls in all_data().items()}
 
 
 def listing(arguments: argparse.Namespace) -> int:
@@ -187,7 +214,8 @@ def _table(models: dict[str, Any]) -> Any:
 def main() -> int:
     """Counts everything and writes the catalogue."""
     files = sources()
-    write_json(FILE, {"files": files, "models": count_models(files), "data": describe_data()})
+    kept = {"files": files, "data_files": sources("data"), "models": count_models(files), "data": describe_data()}
+    write_json(FILE, kept)
     print(f"{FILE.relative_to(PACKAGE.parent)}: {len(files)} files")
     return 0
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import lightning as L
 import torch
@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from cnnbench.blocks import Form, resolve_form
 from cnnbench.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
@@ -151,8 +152,9 @@ class ImageClassifier(L.LightningModule):
     peak_lr: ClassVar[float] = 1e-3
     key_idea: ClassVar[str] = ""
     """What is new in the architecture, in a few words, for `cnnbench list`."""
-    torchvision_name: ClassVar[str | None] = None
-    """The network of torchvision that has the same layers in the same order as the ``imagenet`` form."""
+    torchvision_name: str | None = None
+    """The network of torchvision that has the same layers in the same order; None where there is none, as for a
+    ``cifar`` form. Subclasses do not inherit it."""
     published: ClassVar[Published | None] = None
     """The best published accuracy on this project's data; that on ImageNet is torchvision's."""
     auxiliary_weight: ClassVar[float] = 0.3
@@ -186,7 +188,7 @@ class ImageClassifier(L.LightningModule):
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.image_size = image_size
-        self._check_size(image_size, image_size)
+        self.check_size(image_size, image_size)
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self.learning_rate = self.peak_lr if learning_rate is None else learning_rate
@@ -203,8 +205,15 @@ class ImageClassifier(L.LightningModule):
 
     def forward(self, x: Tensor) -> Any:
         """Computes logits, (N, K), from normalised images x, (N, C, H, W)."""
-        self._check_size(x.shape[-2], x.shape[-1])
+        self.check_size(x.shape[-2], x.shape[-1])
         return self.classifier(self.features(x))
+
+    def choose_form(self, form: Form) -> Literal["cifar", "imagenet"]:
+        """Decides, from a constructor, between the published forms; torchvision has none for small images."""
+        chosen = resolve_form(form, self.image_size)
+        if chosen == "cifar":
+            self.torchvision_name = None
+        return chosen
 
     def require_size(self, pixels: int) -> None:
         """Says, from a constructor, how large the images must be in this form of the network.
@@ -213,7 +222,7 @@ class ImageClassifier(L.LightningModule):
             UserError: They are smaller.
         """
         self.min_image_size = pixels
-        self._check_size(self.image_size, self.image_size)
+        self.check_size(self.image_size, self.image_size)
 
     def check_positive(self, **values: float) -> None:
         """Refuses, from a constructor, arguments that are not above zero.
@@ -225,7 +234,12 @@ class ImageClassifier(L.LightningModule):
             if not 0 < value < float("inf"):
                 raise UserError(f"{name} {value} of {type(self).__name__} must be a positive number")
 
-    def _check_size(self, height: int, width: int) -> None:
+    def check_size(self, height: int, width: int) -> None:
+        """Refuses images that are too small for the network.
+
+        Raises:
+            UserError: They are.
+        """
         if min(height, width) < self.min_image_size:
             raise UserError(
                 f"images of {height}x{width} pixels are too small for {type(self).__name__}, which needs at least "

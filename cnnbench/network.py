@@ -13,17 +13,21 @@ import inspect
 import re
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cnnbench.classifier import ImageClassifier, loss_and_logits
 from cnnbench.errors import UserError, unknown
 
+_MADE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Networks that were built and still exist: two of them must not share their weights."""
 FORMS = "a name from `cnnbench list`, torchvision:NAME, timm:NAME or package.module:callable"
 
 
@@ -65,8 +69,8 @@ class _Wanted:
 class External(ImageClassifier):
     """A network that is not of the zoo, trained and measured as those of the zoo are.
 
-    Of an `ImageClassifier` of the user's only layers and peak learning rate count here; its own training code runs with
-    ``fit --model package.module.Class``.
+    Of an `ImageClassifier` of the user's only layers and peak learning rate count here; its own training code runs in
+    `bench`, and with ``fit --model package.module.Class``.
 
     Args:
         name: ``torchvision:NAME``, ``timm:NAME`` or ``package.module:callable``, with arguments in brackets if wanted.
@@ -92,26 +96,36 @@ class External(ImageClassifier):
     def display_name(self) -> str:
         return self.name
 
+    def forward(self, x: Tensor) -> Any:
+        """Computes logits, (N, K), from images x, (N, C, H, W); in training also those of auxiliary heads."""
+        output = super().forward(x)
+        return output[0] if isinstance(output, tuple) and not self.training else output
+
     def _try(self) -> None:
-        """Runs one image, so that a network that does not fit the data is refused before anything is spent."""
+        """Runs a few images, so that a network that does not fit the data is refused before anything is spent."""
         weight = next(self.features.parameters(), torch.empty(0))
-        image = torch.zeros(1, self.in_channels, self.image_size, self.image_size, device=weight.device)
+        shape = (self.in_channels, self.image_size, self.image_size)
         training = {module: module.training for module in self.modules()}
+        buffers = {buffer: buffer.clone() for buffer in self.buffers()}
         try:
-            with torch.no_grad():
-                output = self.eval()(image)
-            logits = loss_and_logits(output, torch.zeros(1, dtype=torch.long, device=weight.device))[1]
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                for mode, count in ((True, 2), (False, 1)):
+                    output = self.train(mode)(torch.zeros(count, *shape, device=weight.device))
+                    labels = torch.zeros(count, dtype=torch.long, device=weight.device)
+                    logits = loss_and_logits(output, labels)[1]
         except UserError:
             raise
         except Exception as error:  # whatever a network of somebody else's raises
             text = " ".join(str(error).split())[:300]
             raise UserError(
-                f"model '{self.name}' does not take images of {'x'.join(map(str, image.shape[1:]))}: "
+                f"model '{self.name}' does not take images of {'x'.join(map(str, shape))}: "
                 f"{type(error).__name__}: {text}; try another image_size of the data, or another network"
             ) from error
         finally:
             for module, mode in training.items():
                 module.training = mode
+            for buffer, value in buffers.items():
+                buffer.copy_(value)
         if logits.shape != (1, self.num_classes):
             raise UserError(
                 f"model '{self.name}' gives {logits.shape[1]} logits, but the data has {self.num_classes} classes; "
@@ -134,9 +148,16 @@ def make_classifier(name: str, num_classes: int, in_channels: int, image_size: i
     """
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     plain, arguments = parse_name(name)
+    given = {key: value for key, value in options.items() if value is not None}
     if ":" in plain:
-        return External(name=name, **sizes, **options)
-    return cast(ImageClassifier, _from_zoo(name, plain, arguments | options, _Wanted(**sizes)).build())
+        external = External(name=name, **sizes, **given)
+        if not isinstance(external.features, ImageClassifier):
+            return external
+        external.features.learning_rate = external.learning_rate
+        return external.features  # with its own training code
+    for key in {"optimizer", "lr_scheduler"} & set(arguments):
+        raise UserError(f"model '{name}': {key} cannot be part of a name; it is an option of `cnnbench fit`")
+    return cast(ImageClassifier, _from_zoo(name, plain, _merged(name, arguments, given), _Wanted(**sizes)).build())
 
 
 def get_network(
@@ -199,8 +220,18 @@ def parse_name(name: str) -> tuple[str, dict[str, Any]]:
     return plain, values
 
 
+_LITERALS = {
+    **dict.fromkeys(("true", "yes", "on"), "True"),
+    **dict.fromkeys(("false", "no", "off"), "False"),
+    **dict.fromkeys(("none", "null"), "None"),
+}
+"""Words of YAML."""
+
+
 def _quoted(word: re.Match[str]) -> str:
-    """A bare word such as ``cifar`` or ``3x3`` as a string; a number, True, False or None as it is."""
+    """A bare word such as ``cifar`` or ``3x3`` as a string; a number, or a word for true, false or none, as such."""
+    if word[1].lower() in _LITERALS:
+        return _LITERALS[word[1].lower()]
     try:
         ast.literal_eval(word[1])
     except (SyntaxError, ValueError):
@@ -301,10 +332,12 @@ def _from_callable(
     except ValueError:  # a function that is not written in Python does not say what it takes
         accepted = {}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-    options = dict(arguments)
+    options, offered = dict(arguments), {}
     for option, value in wanted.given().items():
-        if option in accepted or takes_any:
+        if option in accepted or (takes_any and strict):
             options = _merged(name, options, {option: value})
+        elif takes_any:
+            offered[option] = arguments.get(option, value)
         elif option != "image_size" and strict:
             raise UserError(f"'{name}' takes no {option}; leave out --{option}, or give it such an argument")
     own = {n: p.default for n, p in accepted.items() if isinstance(p.default, int)} | options
@@ -313,8 +346,20 @@ def _from_callable(
         own.get("in_channels", 3),
         wanted.image_size or own.get("image_size", 224),
         own.get("num_classes"),
-        _checked(name, factory, options),
+        _checked(name, partial(_with_what_it_takes, factory, offered), options),
     )
+
+
+def _with_what_it_takes(factory: Callable[..., Any], offered: dict[str, Any], **options: Any) -> Any:
+    """Calls a function that may take any argument, without those of the offered ones that it then refuses."""
+    while True:
+        try:
+            return factory(**{**offered, **options})
+        except TypeError as error:
+            refused = next((o for o in offered if f"unexpected keyword argument '{o}'" in str(error)), None)
+            if refused is None or refused in options:
+                raise
+            offered = {option: value for option, value in offered.items() if option != refused}
 
 
 def _merged(name: str, arguments: dict[str, Any], options: dict[str, Any], option: str = "") -> dict[str, Any]:
@@ -340,7 +385,11 @@ def _checked(name: str, factory: Callable[..., Any], options: dict[str, Any]) ->
             text = " ".join(str(error).split())[:300]
             hint = f"; give arguments in brackets, as in '{name}(a=1)'" if "missing" in text and not options else ""
             raise UserError(f"cannot build model '{name}': {type(error).__name__}: {text}{hint}") from error
-        if not isinstance(model, nn.Module):
+        if model in _MADE:
+            raise UserError(f"'{name}' made the same network twice; let it make a new one each time")
+        if isinstance(model, nn.Module):
+            _MADE.add(model)
+        else:
             raise UserError(f"'{name}' made a {type(model).__name__}, not a torch.nn.Module; a model is {FORMS}")
         return model
 

@@ -65,9 +65,12 @@ def explain(message: str) -> UserError:
     name = key.group(1) if key else ""
     value = re.search(r"(?:Given value|Got value): (.*)$", text)
     given = value.group(1).strip() if value else ""
-    no_class = re.search(r"(?:Expected a dot import path string|[Uu]nable to import[^:]*): ([\w.]+)", text)
+    no_class = re.search(r"(?:Expected a dot import path string|[Uu]nable to import[^:]*): ([\w.:]+)", text)
     if no_class and name in ("model", "data"):
         kind, valid = _TABLES[name]()
+        if name == "model" and ":" in no_class.group(1).rstrip(":"):
+            text = f"in a file write class_path: External and init_args: {{name: '{no_class.group(1)}'}}"
+            return UserError(f"model '{no_class.group(1)}': {text}")
         if no_class.group(1) not in valid:
             return unknown(kind, no_class.group(1), valid)
     if no_class:
@@ -160,6 +163,11 @@ class CLI(LightningCLI):
         model = _values(sys.argv, "--model")
         if model and model[-1].rsplit(".", 1)[-1] != _class_name(config.model):  # LightningCLI takes the checkpoint's
             raise UserError(f"the checkpoint is of {_class_name(config.model)}, not of {model[-1]}; leave out --model")
+        names = _values(sys.argv, "--model.name")
+        if names and names[-1] != config.model.init_args.get("name"):
+            raise UserError(
+                f"the checkpoint is of {config.model.init_args.name}, not of {names[-1]}; leave out --model"
+            )
         if config.wandb != "off" and config.trainer.logger not in (None, True):
             raise UserError("--wandb and --trainer.logger exclude each other; put a WandbLogger into trainer.logger")
 

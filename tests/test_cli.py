@@ -30,6 +30,12 @@ QUIET = ["--trainer.enable_progress_bar=false"]
         ("benhc", "unknown command 'benhc'; did you mean 'bench'?"),
         ("bench --models resnet19", "unknown model 'resnet19'; did you mean 'ResNet18'?"),
         ("bench --models ResNet18(form=cifra) --data Synthetic", "unknown form 'cifra'; did you mean 'cifar'?"),
+        ("bench --models VGG11(optimizer=SGD) --data Synthetic", "optimizer cannot be part of a name"),
+        (
+            "bench --models LeNet5(learning_rate=0.1) --learning_rate 1 --data Synthetic",
+            "says learning_rate=0.1 and --learning_rate says 1.0",
+        ),
+        ("bench --models EfficientNetB0(drop_path=2) --data Synthetic", "drop_path 2 of EfficientNetB0"),
         ("fit --model SimpleCNN(hed=gap) --data Synthetic", "unknown option 'hed'; did you mean 'head'?"),
         ("fit --model SimpleCNN(head --data Synthetic", "cannot read model 'SimpleCNN(head'"),
         ("bench --data CIFAR100", "unknown data set 'CIFAR100'; did you mean 'CIFAR10'?"),
@@ -173,6 +179,14 @@ def seven():
 
 def table(num_classes=10):
     return nn.Conv2d(3, num_classes, 3)
+
+class OnlyInTraining(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(tiny(), nn.BatchNorm1d(10))
+
+    def forward(self, x):
+        return [self.layers(x)] if self.training else self.layers(x)
 """
 
 
@@ -189,8 +203,9 @@ def mine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ("model", "message"),
     [
         ("mine:seven", "model 'mine:seven' gives 7 logits, but the data has 10 classes"),
-        ("mine:table", "returns a tensor of (1, 10, 30, 30), not logits, (N, K)"),
+        ("mine:table", "returns a tensor of (2, 10, 30, 30), not logits, (N, K)"),
         ("mine:nothing", "unknown callable of module 'mine': 'nothing'"),
+        ("mine:OnlyInTraining", "returns a list, not logits, (N, K)"),
         ("torchvision:alexnet", "model 'torchvision:alexnet' does not take images of 3x32x32"),
         ("torchvision:resnet19", "unknown torchvision model 'resnet19'; did you mean 'resnet18'?"),
     ],
@@ -216,11 +231,13 @@ def test_fit_trains_any_network_and_test_finds_it_again(capsys: pytest.CaptureFi
         ("SimpleCNN(head=gap,dropout=0.1)", "SimpleCNN-Synthetic"),
     ):
         assert main(["fit", "--model", model, *options]) == 0
+        assert "mine:tiny at 1x32x32: 170 parameters" in capsys.readouterr().err or model != "mine:tiny"
         best = next((Path("results/runs") / folder).glob("*/checkpoints/best.ckpt"))
         assert main(["test", "--ckpt_path", str(best), *QUIET]) == 0
+        assert main(["test", "--ckpt_path", str(best), "--model", "mine:seven", "--data=Synthetic", *QUIET]) == 2
+        assert "the checkpoint is of " in capsys.readouterr().err
     stored = yaml.safe_load((best.parent.parent / "config.yaml").read_text())
     assert stored["model"]["init_args"]["head"] == "gap"
-    assert "mine:tiny at 1x32x32: 170 parameters" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("mine")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import cnnbench.data
+from cnnbench.bench.findings import front_sentences, over_seeds, speed_sentences
 from cnnbench.bench.report import Report, to_markdown
 from cnnbench.cli import COMMANDS, TRAINING, main
 from cnnbench.data import all_data, get_data
@@ -29,6 +30,26 @@ def test_table_is_that_of_the_committed_records() -> None:
     table = [line for line in to_markdown(Report(records)).splitlines() if line.startswith("|")]
     assert len(table) == 10
     assert "\n".join(table) in README
+
+
+def test_sentences_on_the_zoo_are_those_of_the_committed_records() -> None:
+    records = load_records([RESULTS.with_name("2026-11-22-cpu-zoo.jsonl")])
+    assert len(records) == 34
+    log = (ROOT / "experiments" / "README.md").read_text()
+    for sentence in speed_sentences(records):
+        assert sentence in README
+        assert sentence in log
+    assert " ".join(s for cost in ("macs", "latency_ms_median") for s in front_sentences(records, cost)) in log
+
+
+def test_tables_of_studies_are_those_of_the_committed_records() -> None:
+    log = (ROOT / "experiments" / "README.md").read_text()
+    files = sorted((RESULTS.parent / "studies").glob("*.jsonl"))
+    assert files
+    for file in files:
+        _, *rows = over_seeds(load_records([file]))
+        for row in rows:
+            assert "| " + " | ".join(row) + " |" in log, file.name
 
 
 def test_data_set_example_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

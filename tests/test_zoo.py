@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
+import json
 import re
 import warnings
 from pathlib import Path
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cnnbench.blocks import ASPP, ConvNormAct, SeparableConv, initialise, make_divisible, resolve_form
-from cnnbench.catalog import PAPER, RECORDS, count_models, load_catalog, sources
+from cnnbench.catalog import FILE, PAPER, RECORDS, count_models, describe_data, first_paragraph, load_catalog, sources
 from cnnbench.classifier import ImageClassifier, loss_and_logits
 from cnnbench.errors import UserError
 from cnnbench.hardware import autocast
@@ -196,7 +198,7 @@ def test_eval_agrees_whatever_batch_layout_and_precision(name: str) -> None:
     scale = float(together.std())
     torch.testing.assert_close(alone, together, rtol=1e-3, atol=1e-4 * scale)
     torch.testing.assert_close(last, together, rtol=1e-3, atol=1e-4 * scale)
-    assert short.dtype == torch.bfloat16 or name == "SpeedNet"
+    assert short.dtype == torch.bfloat16
     assert float((short.float() - together).abs().max()) < 0.25 * scale
 
 
@@ -247,25 +249,56 @@ def test_torch_s_own_initialisation_makes_vgg16_vanish() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_an_image_too_small_is_refused(name: str) -> None:
-    smallest = get_model(name).min_image_size
-    model = get_model(name)(image_size=smallest).eval()
-    with torch.no_grad():
-        assert model(torch.zeros(1, 3, smallest, smallest)).isfinite().all()
-    with pytest.raises(
-        UserError, match=rf"{smallest - 1}x{smallest - 1} .*too small for {name}.*{smallest}x{smallest}"
-    ):
-        get_model(name)(image_size=smallest - 1)
+@pytest.mark.parametrize("form", ["cifar", "imagenet"])
+def test_an_image_too_small_is_refused(name: str, form: str) -> None:
+    """The smallest image that a form names works, one that is smaller is refused."""
+    options = {"form": form} if "form" in inspect.signature(get_model(name)).parameters else {}
+    with building_on_meta():
+        smallest = get_model(name)(image_size=80, **options).min_image_size
+        model = get_model(name)(image_size=smallest, **options).eval().to("meta")
+    assert model(torch.zeros(1, 3, smallest, smallest, device="meta")).shape == (1, 10)
+    too_small = rf"{smallest - 1}x{smallest - 1} .*too small for {name}.*{smallest}x{smallest}"
+    with pytest.raises(UserError, match=too_small):
+        get_model(name)(image_size=smallest - 1, **options)
     with pytest.raises(UserError, match="too small"):
-        model(torch.zeros(1, 3, smallest - 1, smallest))
+        model.train()(torch.zeros(1, 3, smallest - 1, smallest, device="meta"))
+
+
+FORMS_WITH_OWN_LAYERS = (
+    "AlexNet VGG11 GoogLeNet ResNet18 ResNet50 DenseNet121 MobileNetV1 MobileNetV2 EfficientNetB0".split()
+)
+
+
+@pytest.mark.parametrize("name", FORMS_WITH_OWN_LAYERS)
+def test_the_paper_s_form_learns_in_every_layer(name: str) -> None:
+    torch.manual_seed(0)
+    model = get_model(name)(form="imagenet", image_size=64, in_channels=1).train()
+    loss_and_logits(model(torch.randn(4, 1, 64, 64)), torch.arange(4))[0].backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+        assert parameter.ndim == 1 or parameter.grad.any(), f"{key} does not learn"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_counts_in_the_documentation_are_true(name: str) -> None:
+    text = " ".join(str(get_model(name).__doc__).split())
+    pattern = r"([\d,]{6,}) parameters(?: and ([\d,]{6,}) MACs)? at (?:(\d)x)?(\d+)x\d+(?:/(\d+))?"
+    for params, macs, channels, size, classes in re.findall(pattern, text):
+        network = get_network(name, int(channels or 3), int(size), int(classes or 10))
+        if "auxiliary" in text and size == "224":
+            network = get_network(f"{name}(aux_heads=False)", int(channels or 3), int(size), int(classes))
+        with building_on_meta():
+            found = complexity(network.build(), network.image_shape, training=False)
+        assert found.params == int(params.replace(",", ""))
+        assert not macs or found.macs == int(macs.replace(",", ""))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_documentation_names_source_and_differences(name: str) -> None:
     cls = get_model(name)
-    texts = [str(base.__doc__).strip() for base in cls.__mro__ if base.__doc__]
-    paper = next((text for text in texts if PAPER.fullmatch(text.splitlines()[0])), "")
-    assert name == "SimpleCNN" or "Differences from the paper" in paper
+    families = [base for base in cls.__mro__ if base.__doc__ and PAPER.fullmatch(first_paragraph(base))]
+    assert name == "SimpleCNN" or "Differences from the paper" in str(families[0].__doc__)
     assert cls.key_idea
     if cls.published:
         assert 50 < cls.published.accuracy < 100
@@ -304,19 +337,41 @@ def test_outputs_agree_with_torchvision(name: str, options: dict) -> None:
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:
-    model = get_model("ResNet18")(image_size=96, form="imagenet")
+    model = get_model("ResNet18")(image_size=96)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    other = torchvision.models.resnet34(weights=None, num_classes=10).state_dict()
-    with pytest.raises(UserError, match=r"does not fit .* of ResNet18; give the state of torchvision's resnet18"):
-        load_torchvision(model, other)
+    with pytest.raises(UserError, match=r"'layer1.2.conv1.weight' is no entry of torchvision's resnet18"):
+        load_torchvision(model, torchvision.models.resnet34(weights=None, num_classes=10).state_dict())
     with pytest.raises(UserError, match=r"fc.weight \(1000, 512\) does not fit classifier.2.weight \(10, 512\)"):
         load_torchvision(model, torchvision.models.resnet18(weights=None).state_dict())
     short = dict(list(torchvision.models.resnet18(weights=None, num_classes=10).state_dict().items())[:-1])
     with pytest.raises(UserError, match="the state has 101 entries and ResNet18 102"):
         load_torchvision(model, short)
-    with pytest.raises(UserError, match="torchvision has no network that is ResNet20; valid: AlexNet"):
-        load_torchvision(get_model("ResNet20")(), other)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_weights_are_refused_by_a_network_that_computes_something_else() -> None:
+    class Shifted(get_model("ResNet18")):  # type: ignore[misc]
+        """Derived by somebody."""
+
+    state = torchvision.models.resnet50(weights=None, num_classes=10).state_dict()
+    for model in (
+        get_model("ResNet20")(),
+        get_model("ResNet50")(),  # the form for 32x32
+        get_model("ResNet50")(image_size=96, stride_on="1x1"),
+        Shifted(image_size=96),
+    ):
+        with pytest.raises(UserError, match="torchvision has no network that is this"):
+            load_torchvision(model, state)
+
+
+def test_weights_are_taken_in_the_order_of_torchvision() -> None:
+    torch.manual_seed(0)
+    reference = torchvision.models.resnet18(weights=None, num_classes=10).eval()
+    ours = get_model("ResNet18")(image_size=96).eval()
+    load_torchvision(ours, dict(sorted(reference.state_dict().items(), reverse=True)))
+    x = torch.randn(1, 3, 96, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), reference(x))
 
 
 def test_googlenet_in_training_gives_what_torchvision_gives() -> None:
@@ -378,7 +433,7 @@ def test_option_a_takes_every_other_pixel_and_adds_zeros() -> None:
 @pytest.mark.parametrize("growth_rate", [12, 32])
 def test_dense_blocks_grow_by_the_growth_rate(name: str, layers: tuple[int, ...], growth_rate: int) -> None:
     with building_on_meta():
-        model = get_model(name)(growth_rate=growth_rate)
+        model = get_model(name)(growth_rate=growth_rate).to("meta")
     blocks = [part for part in model.features if isinstance(part, nn.Sequential) and isinstance(part[0], DenseLayer)]
     k0 = 2 * growth_rate
     for block, count in zip(blocks, layers, strict=True):
@@ -491,10 +546,13 @@ def test_wrong_choices_are_refused() -> None:
 
 
 def test_catalogue_is_true() -> None:
-    catalog = load_catalog()
-    kept = {name for name, fingerprint in sources().items() if fingerprint == catalog["files"].get(name)}
-    assert catalog["models"] == count_models(kept), "run `make catalog`"
-    assert set(COURSE) <= set(catalog["models"])
+    kept = json.loads(FILE.read_text())
+    now = sources()
+    assert kept["files"] == {name: now.get(name) for name in kept["files"]}, "run `make catalog`"
+    assert kept["models"] == count_models(kept["files"]), "run `make catalog`"
+    assert kept["data_files"] == sources("data"), "run `make catalog`"
+    assert kept["data"] == describe_data()
+    assert set(COURSE) <= set(kept["models"])
 
 
 def test_catalogue_names_records_that_exist() -> None:

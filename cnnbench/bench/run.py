@@ -333,7 +333,8 @@ class _Run:
             found["confusion_matrix"] = model.test_confusion_counts()
             measures |= accuracy(found["confusion_matrix"])
             if "train_quality" in self.plan.measures:
-                measures |= accuracy(self._confusion_in_training_images(cell, model), "train")
+                learnt = self._confusion_in_training_images(cell, model)
+                measures |= {**accuracy(learnt, "train"), "train_accuracy_images": sum(map(sum, learnt))}
         if "error" in speed:
             raise RuntimeError(f"timing failed: {speed['error']}")
 

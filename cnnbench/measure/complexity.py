@@ -73,8 +73,8 @@ class Complexity:
         train_macs: Those of a training step per image: forward, gradients of inputs, gradients of weights. Loss and
             optimizer have none.
         receptive_field: Of the last map whose units see different parts of the image; see `Layer`.
-        depth: Convolutions and linear layers on the longest path from image to output; branches that run beside it do
-            not count. None for images without extents.
+        depth: Convolutions and linear layers on the longest path from image to output, a shared one as often as it
+            runs; branches that run beside it do not count. None for images without extents, or where it is lost.
         batch_linear: Whether 8 images cost exactly 8 times the MACs of one, and the forward pass of 4 in training
             twice that of 2.
         uncounted: Operators without a rule, with their number of calls, hooks that were left out, and objects that the
@@ -241,10 +241,12 @@ class _Passes:
         with self._pass(batch) as x, torch.no_grad():
             if batch == 1 and len(self.image_shape) > 1:
                 self._fields = FieldTracker(x)
-            if next(tensors_in(self.model(x)), None) is None:
+            outputs = list(tensors_in(self.model(x)))
+            if not outputs:
                 raise TypeError("its forward returns no tensor")
             if self._fields is not None:
-                self._books.depth = self._fields.depth
+                depths = [self._fields.depth_of(t) for t in outputs]
+                self._books.depth = None if None in depths else max(d for d in depths if d is not None)
         return self._books
 
     def training(self, batch: int, backward: bool = True) -> _Books:

@@ -146,14 +146,10 @@ class FieldTracker:
 
     Args:
         image: The batch that goes into the network, (N, C, ...).
-
-    Attributes:
-        depth: Weighted layers on the longest path from the image so far.
     """
 
     def __init__(self, image: Tensor) -> None:
         self._parts: dict[int, Any] = {}  # memory that was written in parts, whose field is not known
-        self.depth = 0
         image._receptive_field = Field.of_image(image)  # type: ignore[attr-defined]
 
     def field_of(self, tensor: Tensor) -> Field | None:
@@ -162,6 +158,10 @@ class FieldTracker:
         if field is None or _memory(tensor) in self._parts:
             return None
         return field if field.pure or tensor.dim() == 2 else None  # a vector may hold a whole map, a map may not
+
+    def depth_of(self, tensor: Tensor) -> int | None:
+        """Weighted layers on the longest path from the image to a tensor; None if its memory was written in parts."""
+        return None if _memory(tensor) in self._parts else getattr(tensor, "_depth", 0)
 
     def __call__(self, operator: Any, args: Sequence[Any], out: Any, multiplies: bool) -> None:
         """Takes note of an operator.
@@ -176,13 +176,14 @@ class FieldTracker:
         given = _flat(args)
         tensors = [t for t in given if hasattr(t, "_receptive_field")]
         depth = max((getattr(t, "_depth", 0) for t in tensors), default=0)
-        depth += multiplies and 0 < len(tensors) < len(given)
-        self.depth = max(self.depth, depth)
+        if multiplies:
+            factors = given[1:3] if base_name(operator) in ("addmm", "baddbmm", "addmv", "addbmm") else given[:2]
+            depth += sum(hasattr(t, "_receptive_field") for t in factors) == 1
         if not tensors and not any(_memory(t) in self._parts for t in given if self._parts):
             return
         fields: list[Any] = [None if _memory(t) in self._parts else t._receptive_field for t in tensors]
         written = operator._schema.arguments[0].alias_info
-        if written is not None and written.is_write and args[0].numel() != _elements(args[0]):
+        if written is not None and written.is_write and (args[0].numel() != _elements(args[0]) or args[0]._is_view()):
             # Other views of this memory do not know of it. It is kept, so that its identity is not used again.
             self._parts[_memory(args[0])] = args[0].untyped_storage()
         rule = _RULES.get(base_name(operator), _elementwise if is_elementwise(operator) else _undefined)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from cnnbench.classifier import ImageClassifier
 from cnnbench.errors import UserError
@@ -33,38 +34,55 @@ def get_model(name: str) -> type[ImageClassifier]:
 def load_torchvision(model: ImageClassifier, state: Mapping[str, Tensor]) -> None:
     """Gives a network the weights of torchvision's network of the same architecture.
 
-    Both define their layers in the same order, so that the state is taken entry by entry; names need not agree, kind
-    and shape must. Counters of batches, which old files lack, stay as they are. torchvision's GoogLeNet with pretrained
-    weights also rescales its input (``transform_input``), which is left to the caller.
+    Both define their layers in the same order, so the state is taken entry by entry in torchvision's order; names need
+    not agree, kind and shape must. Counters of batches, which old files lack, stay as they are. torchvision's GoogLeNet
+    with pretrained weights also rescales its input (``transform_input``), which is left to the caller.
 
     Args:
-        model: A network whose class has a `torchvision_name`, in its ``imagenet`` form.
+        model: A network with a `torchvision_name`: its ``imagenet`` form, with the layers that torchvision has.
         state: ``state_dict()`` of that network of torchvision.
 
     Raises:
         UserError: The two do not fit; the message names the first entry that differs. The network is unchanged.
     """
     name = type(model).__name__
-    if model.torchvision_name is None:
-        raise UserError(f"torchvision has no network that is {name}; valid: {', '.join(_in_torchvision())}")
-    theirs = [key for key in state if not key.endswith("num_batches_tracked")]
+    own = "torchvision_name" in {*vars(model), *vars(type(model))}
+    if not own or model.torchvision_name is None:
+        raise UserError(
+            f"torchvision has no network that is this {name}; valid are the imagenet forms (form=imagenet, or images "
+            f"of 64 pixels and more) of {', '.join(_in_torchvision())}"
+        )
+    reference = _torchvision_on_meta(model.torchvision_name, any(key.startswith("aux") for key in state)).state_dict()
+    strange = [key for key in state if key not in reference]
+    if strange:
+        raise UserError(f"'{strange[0]}' is no entry of torchvision's {model.torchvision_name}; give its state_dict()")
+    theirs = [key for key in reference if key in state and not key.endswith("num_batches_tracked")]
     target = model.state_dict()
     ours = [key for key in target if not key.endswith("num_batches_tracked")]
-    pairs = list(zip(ours, theirs, strict=False))
+    if len(ours) != len(theirs):
+        raise UserError(
+            f"the state has {len(theirs)} entries and {name} {len(ours)}; give the whole state of torchvision's "
+            f"{model.torchvision_name}, and a network of its form"
+        )
+    pairs = list(zip(ours, theirs, strict=True))
     for our, their in pairs:
         same_kind = our.rpartition(".")[2] == their.rpartition(".")[2]
         if not same_kind or target[our].shape != state[their].shape:
             raise UserError(
                 f"{their} {tuple(state[their].shape)} does not fit {our} {tuple(target[our].shape)} of {name}; "
-                f"give the state of torchvision's {model.torchvision_name}, and a network of its form and classes"
+                f"give the state of torchvision's {model.torchvision_name}, and a network of its classes"
             )
-    if len(ours) != len(theirs):
-        raise UserError(
-            f"the state has {len(theirs)} entries and {name} {len(ours)}; give that of torchvision's "
-            f"{model.torchvision_name}, and a network of its form"
-        )
     model.load_state_dict({our: state[their] for our, their in pairs}, strict=False)
 
 
+def _torchvision_on_meta(name: str, aux_logits: bool) -> nn.Module:
+    """A network of torchvision without values, for the order of its layers."""
+    from torchvision.models import get_model as build
+
+    options = {"aux_logits": aux_logits, "init_weights": False} if name == "googlenet" else {}
+    with torch.device("meta"):
+        return build(name, weights=None, **options)
+
+
 def _in_torchvision() -> list[str]:
-    return [name for name, cls in all_models().items() if cls.torchvision_name]
+    return [name for name, cls in all_models().items() if "torchvision_name" in vars(cls)]

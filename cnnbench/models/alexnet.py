@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from cnnbench.blocks import Form, initialise, resolve_form
+from cnnbench.blocks import Form, initialise
 from cnnbench.classifier import ImageClassifier
 
 
@@ -51,7 +51,7 @@ class AlexNet(ImageClassifier):
 
     def __init__(self, form: Form = "auto", dropout: float = 0.5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        form = resolve_form(form, self.image_size)
+        form = self.choose_form(form)
         self.require_size({"imagenet": 63, "cifar": 16}[form])
         channels, size = self.in_channels, {"imagenet": 6, "cifar": 4}[form]
         layers: list[nn.Module] = []

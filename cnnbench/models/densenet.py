@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cnnbench.blocks import Form, initialise, resolve_form
+from cnnbench.blocks import Form, initialise
 from cnnbench.classifier import ImageClassifier, Published
 
 
@@ -66,7 +66,9 @@ class _DenseNet(ImageClassifier):
         self.check_positive(growth_rate=growth_rate)
         channels = 2 * growth_rate
         features: list[nn.Module] = []
-        if resolve_form(form, self.image_size) == "cifar":
+        form = self.choose_form(form)
+        self.require_size({"imagenet": 29, "cifar": 8}[form])
+        if form == "cifar":
             features.append(nn.Conv2d(self.in_channels, channels, 3, padding=1, bias=False))
         else:
             features += [

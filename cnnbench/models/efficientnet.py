@@ -8,8 +8,9 @@ from typing import Any, ClassVar, NamedTuple, cast
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from cnnbench.blocks import ConvNormAct, Form, SqueezeExcitation, initialise, make_divisible, resolve_form
+from cnnbench.blocks import ConvNormAct, Form, SqueezeExcitation, initialise, make_divisible
 from cnnbench.classifier import ImageClassifier
+from cnnbench.errors import UserError
 
 ALPHA, BETA, GAMMA = 1.2, 1.1, 1.15
 """Found by the paper's grid search under alpha * beta^2 * gamma^2 = 2, so that each step of phi doubles the MACs."""
@@ -83,7 +84,8 @@ class _EfficientNet(ImageClassifier):
     Args:
         form: ``imagenet``, ``cifar``, or ``auto``, which takes ``cifar`` below 64 pixels.
         dropout: Probability in front of the linear layer; unset, the published one.
-        drop_path: Probability of leaving out the last block (stochastic depth); it grows linearly with depth.
+        drop_path: How probably a block is left out in training (stochastic depth): from 0 at the first, growing
+            linearly, to nearly this at the last.
     """
 
     min_image_size = 16
@@ -96,9 +98,11 @@ class _EfficientNet(ImageClassifier):
         self, form: Form = "auto", dropout: float | None = None, drop_path: float = 0.2, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        if not 0 <= drop_path < 1:
+            raise UserError(f"drop_path {drop_path} of {type(self).__name__} is not a probability below 1")
         depth, width, _ = self.scaling
         channels = make_divisible(32 * width)
-        stride = 1 if resolve_form(form, self.image_size) == "cifar" else 2
+        stride = 1 if self.choose_form(form) == "cifar" else 2
         layers: list[nn.Module] = [ConvNormAct(self.in_channels, channels, stride=stride, act=nn.SiLU)]
         repeats = [math.ceil(row.blocks * depth) for row in TABLE_1]
         for row, blocks in zip(TABLE_1, repeats, strict=True):

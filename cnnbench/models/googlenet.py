@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from cnnbench.blocks import ConvNormAct, Form, initialise, resolve_form
+from cnnbench.blocks import ConvNormAct, Form, initialise
 from cnnbench.classifier import ImageClassifier
 
 
@@ -101,7 +101,8 @@ class GoogLeNet(ImageClassifier):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        cifar = resolve_form(form, self.image_size) == "cifar"
+        cifar = self.choose_form(form) == "cifar"
+        self.require_size(8 if cifar else 15)
         aux_heads = not cifar if aux_heads is None else aux_heads
         dropout = (0.0 if cifar else 0.2) if dropout is None else dropout
         layers, heads, channels = _stem(self.in_channels, cifar), {}, 192
@@ -124,6 +125,7 @@ class GoogLeNet(ImageClassifier):
         """Computes logits, (N, K), from images x, (N, C, H, W); in training also those of the auxiliary heads."""
         if not self.training or not self.auxiliary:
             return super().forward(x)
+        self.check_size(x.shape[-2], x.shape[-1])
         others = []
         for name, layer in cast(nn.Sequential, self.features).named_children():
             x = layer(x)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from cnnbench.blocks import ConvNormAct, Form, SeparableConv, initialise, make_divisible, resolve_form
+from cnnbench.blocks import ConvNormAct, Form, SeparableConv, initialise, make_divisible
 from cnnbench.classifier import ImageClassifier, Published
 
 
@@ -31,7 +31,8 @@ TABLE_1 = (
 
 
 class MobileNetV1(ImageClassifier):
-    """MobileNets: Efficient CNNs for Mobile Vision Applications; Howard, Zhu, Chen et al.; 2017; 1704.04861.
+    """MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications; Howard, Zhu, Chen et al.;
+    2017; 1704.04861.
 
     The ``imagenet`` form has a stem of stride 2: 4,231,976 parameters and 568,740,352 MACs at 224x224/1000. The
     ``cifar`` form keeps the resolution in the stem: 3,217,226 parameters and 46,354,432 MACs at 32x32/10.
@@ -51,7 +52,7 @@ class MobileNetV1(ImageClassifier):
     def __init__(self, form: Form = "auto", width_multiplier: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.check_positive(width_multiplier=width_multiplier)
-        stride = 1 if resolve_form(form, self.image_size) == "cifar" else 2
+        stride = 1 if self.choose_form(form) == "cifar" else 2
         channels = make_divisible(32 * width_multiplier)
         layers: list[nn.Module] = [ConvNormAct(self.in_channels, channels, stride=stride)]
         for row in TABLE_1:

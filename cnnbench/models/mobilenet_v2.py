@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from cnnbench.blocks import ConvNormAct, Form, initialise, make_divisible, resolve_form
+from cnnbench.blocks import ConvNormAct, Form, initialise, make_divisible
 from cnnbench.classifier import ImageClassifier, Published
 
 
@@ -79,7 +79,7 @@ class MobileNetV2(ImageClassifier):
     def __init__(self, form: Form = "auto", width_multiplier: float = 1.0, dropout: float = 0.2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.check_positive(width_multiplier=width_multiplier)
-        cifar = resolve_form(form, self.image_size) == "cifar"
+        cifar = self.choose_form(form) == "cifar"
         channels, act = make_divisible(32 * width_multiplier), nn.ReLU if cifar else nn.ReLU6
         stem = ConvNormAct(self.in_channels, channels, stride=1 if cifar else 2, act=act)
         layers: list[nn.Module] = [stem]

@@ -7,10 +7,9 @@ from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cnnbench.blocks import ConvNormAct, Form, initialise, resolve_form
+from cnnbench.blocks import ConvNormAct, Form, PadChannels, initialise
 from cnnbench.classifier import ImageClassifier, Published
 from cnnbench.errors import unknown
 
@@ -24,17 +23,6 @@ class Stage(NamedTuple):
     blocks: int
     width: int
     stride: int
-
-
-class PadChannels(nn.Module):
-    """The paper's option A: takes every stride-th pixel and adds channels of zeros; no parameters."""
-
-    def __init__(self, extra: int, stride: int) -> None:
-        super().__init__()
-        self.extra, self.stride = extra, stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
 
 
 class Block(nn.Module):
@@ -105,7 +93,7 @@ class _ResNet(ImageClassifier):
 
     def _build(self, form: Form, block: Callable[[int, int, int], Block]) -> None:
         channels = self.stages[0].width
-        if resolve_form(form, self.image_size) == "cifar":
+        if self.choose_form(form) == "cifar":
             stem: list[nn.Module] = [ConvNormAct(self.in_channels, channels)]
         else:
             pool = nn.MaxPool2d(3, stride=2, padding=1)
@@ -158,6 +146,8 @@ class _BottleneckResNet(_ResNet):
         if stride_on not in get_args(StrideOn):
             raise unknown("stride_on", str(stride_on), get_args(StrideOn))
         self._build(form, partial(Bottleneck, stride_on=stride_on))
+        if stride_on == "1x1":
+            self.torchvision_name = None
 
 
 class ResNet18(_BasicResNet):
@@ -179,7 +169,7 @@ class ResNet34(_BasicResNet):
 
 
 class PlainNet18(_BasicResNet):
-    """ResNet-18 with nothing carried around its blocks, the paper's control: 11,515,112 parameters at 224x224/1000."""
+    """ResNet-18 with nothing carried around its blocks, the paper's control: 11,515,688 parameters at 224x224/1000."""
 
     key_idea = "the control: as deep, without shortcuts"
     published = Published(72.06, "ImageNet", "1512.03385, table 2, 10 crops")
@@ -188,7 +178,7 @@ class PlainNet18(_BasicResNet):
 
 
 class PlainNet34(_BasicResNet):
-    """ResNet-34 with nothing carried around its blocks, the paper's control: 21,623,272 parameters at 224x224/1000."""
+    """ResNet-34 with nothing carried around its blocks, the paper's control: 21,623,848 parameters at 224x224/1000."""
 
     key_idea = "the control: as deep, without shortcuts"
     published = Published(71.46, "ImageNet", "1512.03385, table 2, 10 crops")

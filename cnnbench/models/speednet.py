@@ -52,14 +52,15 @@ class SpeedNet(ImageClassifier):
         self, widths: tuple[int, int, int] = (32, 128, 128), logit_scale: float = 128.0, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        first, second, third = widths
         self.check_positive(widths=min(widths), logit_scale=logit_scale)
         self.logit_scale = logit_scale
         patch = self.in_channels * 2 * 2
         whitening = nn.Conv2d(self.in_channels, 2 * patch, 2, bias=False)  # (N, 24, 31, 31) from 3x32x32
-        groups = [Group(*pair) for pair in zip((2 * patch, *widths), widths, strict=False)]
+        groups = [Group(2 * patch, first), Group(first, second), Group(second, third)]
         self.features = nn.Sequential(whitening, nn.ReLU(inplace=True), *groups)  # (N, 128, 3, 3)
         self.classifier = nn.Sequential(
-            nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(widths[-1], self.num_classes, bias=False)
+            nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(third, self.num_classes, bias=False)
         )
         self.apply(initialise)
         for module in self.modules():

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
-from cnnbench.blocks import Form, initialise, resolve_form
+from cnnbench.blocks import Form, initialise
 from cnnbench.classifier import ImageClassifier, Published
 
 
@@ -28,8 +28,8 @@ class _VGG(ImageClassifier):
     The ``imagenet`` form is the paper's, with its three linear layers, without batch norm. The ``cifar`` form has batch
     norm and one linear layer, the shape usual for 32x32.
     Differences from the paper: the pooling in front of the three linear layers is adaptive, as torchvision's is, so
-    that other sizes work; at 224 it does nothing. He initialisation, published later: the paper trained its shallowest
-    network from a deviation of .01, and the deeper ones from that.
+    that other sizes work; at 224 it does nothing. He initialisation, published later: the paper drew the weights of its
+    shallowest network with a variance of .01, and trained the deeper ones from that.
 
     Args:
         form: Which of the two; ``auto`` takes ``cifar`` below 64 pixels.
@@ -47,8 +47,11 @@ class _VGG(ImageClassifier):
         self, form: Form = "auto", batch_norm: bool | None = None, dropout: float = 0.5, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        small = resolve_form(form, self.image_size) == "cifar"
-        self.features = _features(self.in_channels, self.stages, small if batch_norm is None else batch_norm)
+        small = self.choose_form(form) == "cifar"
+        batch_norm = small if batch_norm is None else batch_norm
+        if batch_norm and self.torchvision_name:
+            self.torchvision_name += "_bn"
+        self.features = _features(self.in_channels, self.stages, batch_norm)
         if small:
             pooled = (self.image_size // 32) ** 2 * self.stages[-1].width
             self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(pooled, self.num_classes))
