@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -191,11 +192,13 @@ class OnlyInTraining(nn.Module):
 
 
 @pytest.fixture
-def mine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def mine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """A module of the user's in the working folder."""
     Path("mine.py").write_text(MINE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    sys.modules.pop("mine", None)
+    yield
+    sys.modules.pop("mine", None)
 
 
 @pytest.mark.usefixtures("mine")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,10 +49,11 @@ class Own(ImageClassifier):
 
 
 @pytest.fixture(autouse=True)
-def _module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     Path("elsewhere.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "elsewhere", raising=False)
+    yield
+    sys.modules.pop("elsewhere", None)
 
 
 @pytest.mark.parametrize(
