@@ -137,7 +137,10 @@ def test_a_killed_run_resumes_without_repeating(capsys: pytest.CaptureFixture) -
     models = ["LeNet5", "SimpleCNN"]
     arguments = [*TINY, "--budget=2s", "--out=run"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "cnnbench", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "cnnbench", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # as in this process, or resuming is refused
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     first = Path("run/records/LeNet5-Synthetic-seed0.json")
     deadline = time.monotonic() + 120
