@@ -23,10 +23,10 @@ bench: .venv/ready  ## compare the four default networks on MNIST and CIFAR-10, 
 bench-smoke: .venv/ready  ## the same on small synthetic data, within a minute
 	$(BIN)/cnnbench bench --config experiments/bench/smoke.yaml $(ARGS)
 
-bench-zoo: .venv/ready  ## the whole zoo on CIFAR-10: an hour on two cores, full trainings on a GPU
+bench-zoo: .venv/ready  ## the whole zoo on CIFAR-10: 45 minutes on two cores, full trainings on a GPU
 	$(BIN)/cnnbench bench --config experiments/bench/zoo$$($(BIN)/python -c 'import torch; print("-gpu" * torch.cuda.is_available())').yaml $(ARGS)
 
-audit: .venv/ready  ## our counts beside fvcore, ptflops, torchinfo and torch's own, every difference explained, ten minutes
+audit: .venv/ready  ## our counts beside fvcore, ptflops, torchinfo and torch's own, every difference explained
 	$(BIN)/python -m cnnbench.races.audit $(ARGS)
 
 race-memory: .venv/ready  ## the estimate of a training step's memory beside real steps, four minutes

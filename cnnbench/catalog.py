@@ -1,7 +1,7 @@
 """The command `cnnbench list`: what is in the zoo, from figures that are kept in the package so that it is quick.
 
 `make catalog` counts every architecture and writes ``models/catalog.json``; an entry holds as long as the file of its
-architecture is the same. What is new or changed is counted on the spot, which needs torch.
+architecture, and those that this builds on, are the same. What is new or changed is counted on the spot, which needs torch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cnnbench.count import PIPE_WIDTH
 from cnnbench.record import load_records, write_json
 from cnnbench.registry import natural
 
@@ -173,7 +174,7 @@ def listing(arguments: argparse.Namespace) -> int:
         return 0
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else 180)
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
     with console.capture() as capture:  # rich would end the process itself when the reader of a pipe does
         console.print(_table(catalog["models"]))
     print(capture.get(), end="")
