@@ -1,7 +1,8 @@
 """The command `cnnbench list`: what is in the zoo, from figures that are kept in the package so that it is quick.
 
 `make catalog` counts every architecture and writes ``models/catalog.json``; an entry holds as long as the file of its
-architecture, and those that this builds on, are the same. What is new or changed is counted on the spot, which needs torch.
+architecture, and those that this builds on, are the same. What is new or changed is counted on the spot, which needs
+torch.
 """
 
 from __future__ import annotations
