@@ -1,6 +1,6 @@
 """The command `cnnbench list`: what is in the zoo, from figures that are kept in the package so that it is quick.
 
-`make catalog` counts every architecture and writes ``models/catalog.json``; an entry holds as long as the file of its
+`make catalog` counts every architecture and writes ``models/catalog.json``; an entry holds as long as the module of its
 architecture, and those that this builds on, are the same. What is new or changed is counted on the spot, which needs
 torch.
 """
@@ -38,16 +38,19 @@ Published and measured here: top-1 test accuracy in %; a star marks a short trai
 
 
 def sources(room: str = "models") -> dict[str, str]:
-    """Fingerprints of the files that define architectures, or data sets, by file name.
+    """Fingerprints of the modules that define architectures, or data sets, by their names.
 
-    That of an architecture contains the files that it builds on: the blocks, the classifier, other architectures.
+    That of an architecture contains what it builds on: the blocks, the classifier, every module of the folder that it
+    mentions.
     """
-    texts = {f.name: f.read_bytes() for f in sorted((PACKAGE / room).glob("*.py")) if f.name != "__init__.py"}
+    texts = {f.stem: f.read_bytes() for f in sorted((PACKAGE / room).glob("*.py")) if f.name != "__init__.py"}
+    for init in sorted((PACKAGE / room).glob("*/__init__.py")):
+        texts[init.parent.name] = b"".join(f.read_bytes() for f in sorted(init.parent.rglob("*.py")))
     shared = b"".join((PACKAGE / name).read_bytes() for name in ("blocks.py", "classifier.py")) * (room == "models")
 
     def whole(name: str, seen: frozenset[str] = frozenset()) -> bytes:
-        below = {f"{found.decode()}.py" for found in re.findall(rb"cnnbench\.models\.(\w+)", texts[name])}
-        return texts[name] + b"".join(whole(n, seen | {name}) for n in sorted(below & texts.keys() - seen - {name}))
+        below = {word.decode() for word in re.findall(rb"[a-zA-Z]\w*", texts[name])} & texts.keys()
+        return texts[name] + b"".join(whole(n, seen | {name}) for n in sorted(below - seen - {name}))
 
     return {name: hashlib.sha256(shared + whole(name)).hexdigest()[:16] for name in texts}
 
@@ -55,16 +58,16 @@ def sources(room: str = "models") -> dict[str, str]:
 def load_catalog() -> dict[str, Any]:
     """The catalogue: entries as they are kept, and counted anew where a file of the zoo is new or has changed."""
     kept = _kept()
-    files, data_files = sources(), sources("data")
-    fresh = {name for name, fingerprint in files.items() if kept["files"].get(name) != fingerprint}
-    models = {name: entry for name, entry in kept["models"].items() if entry["file"] in files.keys() - fresh}
+    modules, data_modules = sources(), sources("data")
+    fresh = {name for name, fingerprint in modules.items() if kept["modules"].get(name) != fingerprint}
+    models = {name: entry for name, entry in kept["models"].items() if entry["module"] in modules.keys() - fresh}
     if fresh:
         print(f"counting {', '.join(sorted(fresh))}, new or changed; `make catalog` keeps the figures", file=sys.stderr)
         models |= count_models(fresh)
     if RECORDS.is_dir():  # not in an installed package
         measured = best_measured()
         models = {name: {**entry, "measured": measured.get(name, [])} for name, entry in models.items()}
-    data = kept["data"] if kept["data_files"] == data_files else describe_data()
+    data = kept["data"] if kept["data_modules"] == data_modules else describe_data()
     return {"models": {name: models[name] for name in sorted(models, key=natural)}, "data": data}
 
 
@@ -72,22 +75,22 @@ def _kept() -> dict[str, Any]:
     """What is kept; nothing where the file is missing or broken."""
     try:
         kept = json.loads(FILE.read_text(encoding="utf-8"))
-        return {key: kept[key] for key in ("files", "data_files", "models", "data")}
+        return {key: kept[key] for key in ("modules", "data_modules", "models", "data")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         print(f"'{FILE}' cannot be read ({type(error).__name__}); `make catalog` writes it anew", file=sys.stderr)
-        return {"files": {}, "data_files": {}, "models": {}, "data": {}}
+        return {"modules": {}, "data_modules": {}, "models": {}, "data": {}}
 
 
-def count_models(files: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Entries of the architectures that these files define."""
+def count_models(modules: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Entries of the architectures that these modules of the zoo define."""
     from cnnbench.models import all_models
 
     measured = best_measured()
     entries = {}
     for name, cls in all_models().items():
-        file = f"{cls.__module__.rpartition('.')[2]}.py"
-        if file in files:
-            entries[name] = {"file": file, **_paper(cls), **_costs(cls), "measured": measured.get(name, [])}
+        module = cls.__module__.split(".")[2]
+        if module in modules:
+            entries[name] = {"module": module, **_paper(cls), **_costs(cls), "measured": measured.get(name, [])}
     return entries
 
 
@@ -215,10 +218,11 @@ def _table(models: dict[str, Any]) -> Any:
 
 def main() -> int:
     """Counts everything and writes the catalogue."""
-    files = sources()
-    kept = {"files": files, "data_files": sources("data"), "models": count_models(files), "data": describe_data()}
+    modules = sources()
+    counted = count_models(modules)
+    kept = {"modules": modules, "data_modules": sources("data"), "models": counted, "data": describe_data()}
     write_json(FILE, kept)
-    print(f"{FILE.relative_to(PACKAGE.parent)}: {len(files)} files")
+    print(f"{FILE.relative_to(PACKAGE.parent)}: {len(modules)} modules, {len(counted)} networks")
     return 0
 
 

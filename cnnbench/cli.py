@@ -286,19 +286,19 @@ def _resolve(asked: dict[str, Any]) -> Any:
 
     device = hardware.choose_device(asked.get("device", "auto"))
     precision, reason = hardware.choose_precision("auto", device)
-    on_cpu = device.type == "cpu"
+    batch_size, train_batch_size = hardware.default_batch_sizes(device)
     defaults: dict[str, Any] = {
         "models": plans.DEFAULT_MODELS,
         "data": plans.DEFAULT_DATA,
         "seeds": (0,),
         "measures": plans.DEFAULT_MEASURES,
-        "budget_s": None if "epochs" in asked else 30.0 if on_cpu else 120.0,
+        "budget_s": None if "epochs" in asked else 30.0 if device.type == "cpu" else 120.0,
         "epochs": None,
         "device": str(device),
         "precision": precision,
         "precision_reason": reason,
-        "batch_size": 32 if on_cpu else 256,
-        "speed_batch_size": 128 if on_cpu else 1024,
+        "batch_size": train_batch_size,
+        "speed_batch_size": batch_size,
         "eval_batch_size": 500,
     }
     return plans.Plan(**defaults | asked)

@@ -68,6 +68,11 @@ def choose_precision(name: str, device: torch.device) -> tuple[str, str]:
     return "32-true", f"this {device.type} is not known to be faster in bfloat16"
 
 
+def default_batch_sizes(device: torch.device) -> tuple[int, int]:
+    """Images per batch of throughput, and per training step, unless the user says how many."""
+    return (128, 32) if device.type == "cpu" else (1024, 256)
+
+
 def cpu_has_bf16() -> bool:
     """Whether the processor has bfloat16 instructions, by the flags that Linux shows (elsewhere: no)."""
     try:

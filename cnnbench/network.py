@@ -375,6 +375,7 @@ def _checked(name: str, factory: Callable[..., Any], options: dict[str, Any]) ->
     """A builder whose failure is one line."""
 
     def build() -> nn.Module:
+        dtype = torch.get_default_dtype()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # torchvision on its own initialisation
@@ -385,6 +386,8 @@ def _checked(name: str, factory: Callable[..., Any], options: dict[str, Any]) ->
             text = " ".join(str(error).split())[:300]
             hint = f"; give arguments in brackets, as in '{name}(a=1)'" if "missing" in text and not options else ""
             raise UserError(f"cannot build model '{name}': {type(error).__name__}: {text}{hint}") from error
+        finally:
+            torch.set_default_dtype(dtype)  # of this network alone, if it changed that
         if model in _MADE:
             raise UserError(f"'{name}' made the same network twice; let it make a new one each time")
         if isinstance(model, nn.Module):

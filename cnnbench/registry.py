@@ -33,6 +33,8 @@ def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
 def discover(package: ModuleType, base: type[T]) -> dict[str, type[T]]:
     """Imports every module of a package and collects the public subclasses of a base class that it defines.
 
+    A folder counts as a module that defines what it imports from its own files.
+
     Args:
         package: The package whose folder is searched.
         base: What the classes derive from; it is not listed itself, nor are names that start with an underscore.
@@ -49,7 +51,7 @@ def discover(package: ModuleType, base: type[T]) -> dict[str, type[T]]:
         for name, value in vars(module).items():
             if not isinstance(value, type) or not issubclass(value, base) or value is base:
                 continue
-            if value.__module__ != module.__name__ or name.startswith("_"):
+            if not f"{value.__module__}.".startswith(f"{module.__name__}.") or name.startswith("_"):
                 continue
             if name in found:
                 raise RuntimeError(f"{name} is defined in {found[name].__module__} and in {module.__name__}")

@@ -87,7 +87,7 @@ def _config(arguments: argparse.Namespace) -> SpeedConfig:
 
     device = hardware.choose_device(arguments.device)
     precision, _ = hardware.choose_precision(arguments.precision, device)
-    defaults = (128, 32, 5) if device.type == "cpu" else (1024, 256, 5)
+    defaults = (*hardware.default_batch_sizes(device), SpeedConfig.rounds)
     given = []
     for option, default in zip(("batch_size", "train_batch_size", "rounds"), defaults, strict=True):
         value = getattr(arguments, option)

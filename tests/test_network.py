@@ -25,6 +25,10 @@ def small(num_classes=10, in_channels=3):
 def takes_any(**options):
     return small(**options)
 
+def changes_dtype():
+    torch.set_default_dtype(torch.float64)
+    return small()
+
 SHARED = small()
 
 def shared():
@@ -119,6 +123,12 @@ def test_two_builds_never_share_weights() -> None:
     with pytest.raises(UserError, match="'elsewhere:shared' made the same network twice"):
         make_classifier("elsewhere:shared", 10, 3, 32)
     assert first.training
+
+
+def test_a_network_leaves_the_default_number_format() -> None:
+    model = get_network("elsewhere:changes_dtype").build()
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_several_outputs_are_logits_first() -> None:

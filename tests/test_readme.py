@@ -71,9 +71,15 @@ def _example(contains: str) -> str:
 
 
 def test_a_new_file_is_a_new_network_everywhere(tmp_path: Path) -> None:
-    """The README's example of an architecture, one file in a copy of the package, in every command."""
+    """The README's example of an architecture, one file in a copy of the package, in every command; and as a folder."""
     shutil.copytree(ROOT / "cnnbench", tmp_path / "cnnbench")
-    (tmp_path / "cnnbench" / "models" / "tinynet.py").write_text(_example("class TinyNet"))
+    models = tmp_path / "cnnbench" / "models"
+    (models / "tinynet.py").write_text(_example("class TinyNet"))
+    (models / "smaller").mkdir()
+    (models / "smaller" / "__init__.py").write_text(
+        "from cnnbench.models.smaller.net import SmallerNet as SmallerNet\n"
+    )
+    (models / "smaller" / "net.py").write_text(_example("class TinyNet").replace("class TinyNet", "class SmallerNet"))
 
     def command(*arguments: str) -> str:
         environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
@@ -85,6 +91,7 @@ def test_a_new_file_is_a_new_network_everywhere(tmp_path: Path) -> None:
 
     listed = json.loads(command("list", "--json"))["models"]
     assert (listed["TinyNet"]["year"], listed["TinyNet"]["depth"]) == (2026, 8)
+    assert listed["SmallerNet"] == listed["TinyNet"] | {"module": "smaller"}
     counted = json.loads(command("count", "TinyNet(width=16)", "--json"))["networks"][0]
     small = ["--data=Synthetic", '--data_options={"train_images": 60, "test_images": 20}', "--device=cpu"]
     quick = ["--epochs=1", "--batch_size=8", "--speed_batch_size=4", "--out=run"]

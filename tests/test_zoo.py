@@ -548,9 +548,9 @@ def test_wrong_choices_are_refused() -> None:
 def test_catalogue_is_true() -> None:
     kept = json.loads(FILE.read_text())
     now = sources()
-    assert kept["files"] == {name: now.get(name) for name in kept["files"]}, "run `make catalog`"
-    assert kept["models"] == count_models(kept["files"]), "run `make catalog`"
-    assert kept["data_files"] == sources("data"), "run `make catalog`"
+    assert kept["modules"] == {name: now.get(name) for name in kept["modules"]}, "run `make catalog`"
+    assert kept["models"] == count_models(kept["modules"]), "run `make catalog`"
+    assert kept["data_modules"] == sources("data"), "run `make catalog`"
     assert kept["data"] == describe_data()
     assert set(COURSE) <= set(kept["models"])
 
