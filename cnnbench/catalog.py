@@ -62,7 +62,10 @@ def load_catalog() -> dict[str, Any]:
     fresh = {name for name, fingerprint in modules.items() if kept["modules"].get(name) != fingerprint}
     models = {name: entry for name, entry in kept["models"].items() if entry["module"] in modules.keys() - fresh}
     if fresh:
-        print(f"counting {', '.join(sorted(fresh))}, new or changed; `make catalog` keeps the figures", file=sys.stderr)
+        print(
+            f"counting the networks of {', '.join(sorted(fresh))}, new or changed; `make catalog` keeps the figures",
+            file=sys.stderr,
+        )
         models |= count_models(fresh)
     if RECORDS.is_dir():  # not in an installed package
         measured = best_measured()

@@ -159,13 +159,13 @@ def test_list_counts_what_the_catalogue_does_not_have(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = json.loads(catalog.FILE.read_text())
-    kept["files"]["vgg.py"] = "another"
+    kept["modules"]["vgg"] = "another"
     kept["models"] = {name: facts for name, facts in kept["models"].items() if name != "VGG13"}
     Path("old.json").write_text(json.dumps(kept))
     monkeypatch.setattr(catalog, "FILE", Path("old.json").absolute())
     assert main(["list", "--json"]) == 0
     captured = capsys.readouterr()
-    assert captured.err == "counting vgg.py, new or changed; `make catalog` keeps the figures\n"
+    assert captured.err == "counting the networks of vgg, new or changed; `make catalog` keeps the figures\n"
     assert json.loads(captured.out)["models"]["VGG13"]["params_224"] == 133_047_848
 
 
