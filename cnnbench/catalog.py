@@ -33,8 +33,10 @@ SIZES = {"32": (32, 10), "224": (224, 1000)}
 
 LEGEND = """\
 32: 3x32x32 images, 10 classes; 224: 3x224x224 images, 1000 classes. Depth: weighted layers on the longest path, at 224.
-Published and measured here: top-1 test accuracy in %; a star marks a short training.
-`cnnbench list --json` has titles, sources and records."""
+Params: those that inference uses. Accuracies: top-1, in %.
+Published: the best that its source states, one crop of 224 pixels if not said otherwise; V2: torchvision's newer
+recipe. Recipes differ, so the rows do not compare. Bench: the best committed record of `cnnbench bench` under this very
+name, at 32x32; a star marks a short training. `cnnbench list --json` has titles, sources and records."""
 
 
 def sources(room: str = "models") -> dict[str, str]:
@@ -126,7 +128,10 @@ def _accuracies(cls: type[ImageClassifier]) -> Iterator[dict[str, Any]]:
         weights = get_model_weights(own["torchvision_name"])
         best = max(weights, key=lambda w: w.meta["_metrics"]["ImageNet-1K"]["acc@1"] if "FEATURES" not in w.name else 0)
         accuracy = best.meta["_metrics"]["ImageNet-1K"]["acc@1"]
-        yield {"accuracy": accuracy, "data": "ImageNet", "source": f"torchvision, {best}"}
+        data = "ImageNet" + " V2" * best.name.endswith("V2")
+        size = best.transforms.keywords["crop_size"]
+        data += f", {size} pixels" * (size != 224)
+        yield {"accuracy": accuracy, "data": data, "source": f"torchvision, {best}"}
     if own.get("published"):
         yield own["published"]._asdict()
 
@@ -140,7 +145,8 @@ def _costs(cls: type[ImageClassifier]) -> dict[str, int | None]:
         with building_on_meta():
             model = cls(image_size=size, num_classes=classes)
         cost = complexity(model, (3, size, size), training=False)
-        found |= {"depth": cost.depth, f"params_{suffix}": cost.params, f"macs_{suffix}": cost.macs}
+        unused = sum(layer.params for layer in cost.layers if layer.output_shape is None)  # auxiliary heads
+        found |= {"depth": cost.depth, f"params_{suffix}": cost.params - unused, f"macs_{suffix}": cost.macs}
     return found
 
 
@@ -183,7 +189,7 @@ def listing(arguments: argparse.Namespace) -> int:
 
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
     with console.capture() as capture:  # rich would end the process itself when the reader of a pipe does
-        console.print(_table(catalog["models"]))
+        console.print(_table(catalog["models"], console.width))
     print(capture.get(), end="")
     print(LEGEND)
     for name, facts in catalog["data"].items():
@@ -191,32 +197,38 @@ def listing(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _table(models: dict[str, Any]) -> Any:
+def _table(models: dict[str, Any], width: int) -> Any:
+    """The table; in a narrow terminal without the columns that need the most room."""
     from rich.table import Table
 
     from cnnbench.units import short
 
     table = Table(header_style="bold")
-    for title in ("Model", "Year", "Key idea"):
+    texts = {"Model": "model", "Year": "year"} | ({"Key idea": "idea"} if width >= 150 else {})
+    counts = {f"{title} {size}": f"{figure}_{size}" for size in SIZES for title, figure in _COUNTS.items()}
+    if width < 110:
+        counts = {title: key for title, key in counts.items() if key.endswith("_32")}
+    for title in texts:
+        table.add_column(title, no_wrap=title != "Key idea")
+    for title in ("Depth", *counts):
+        table.add_column(title, justify="right", no_wrap=True)
+    accuracies = {"Published": "published", "Bench": "measured"}
+    for title in accuracies:
         table.add_column(title, overflow="fold")
-    for title in ("Depth", "Params 32", "MACs 32", "Params 224", "MACs 224"):
-        table.add_column(title, justify="right")
-    table.add_column("Published")
-    table.add_column("Measured here")
     for name, facts in models.items():
-        counts = [facts[f"{figure}_{size}"] for size in SIZES for figure in ("params", "macs")]
-        published = [f"{p['accuracy']:.4g} {p['data']}" for p in facts["published"]]
-        measured = [f"{m['accuracy']:.4g}{'' if m['converged'] else '*'} {m['data']}" for m in facts["measured"]]
-        table.add_row(
-            name,
-            str(facts["year"] or "-"),
-            facts["key_idea"] or facts["summary"],
-            str(facts["depth"]),
-            *map(short, counts),
-            "\n".join(published) or "-",
-            "\n".join(measured) or "-",
-        )
+        shown = {"model": name, "year": str(facts["year"] or "-"), "idea": facts["key_idea"] or facts["summary"]}
+        found = ("\n".join(map(_accuracy, facts[key])) or "-" for key in accuracies.values())
+        numbers = (short(facts[key]) for key in counts.values())
+        table.add_row(*(shown[key] for key in texts.values()), str(facts["depth"]), *numbers, *found)
     return table
+
+
+_COUNTS = {"Params": "params", "MACs": "macs"}
+
+
+def _accuracy(found: dict[str, Any]) -> str:
+    digits = 2 if found["accuracy"] >= 98 else 1
+    return f"{found['accuracy']:.{digits}f}{'' if found.get('converged', True) else '*'} {found['data']}"
 
 
 def main() -> int:

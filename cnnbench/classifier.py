@@ -185,6 +185,8 @@ class ImageClassifier(L.LightningModule):
             raise UserError("lr_scheduler is given without optimizer; give both, or neither for the recipe")
         if learning_rate is not None and optimizer is not None:
             raise UserError("learning_rate belongs to the recipe; with an optimizer of your own, set optimizer.lr")
+        if learning_rate is not None:
+            self.check_positive(learning_rate=learning_rate)
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.image_size = image_size

@@ -64,6 +64,17 @@ def _seeds(text: str) -> tuple[int, ...]:
         raise UserError(f"seeds '{text}' are not whole numbers; write for example --seeds 0,1,2") from None
 
 
+def _table(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(
+            f"cannot read the table '{text}'; write for example '{{image_size: 28, augment: false}}'"
+        ) from None
+
+
 def _parser() -> Parser:
     parser = Parser(
         prog="cnnbench",
@@ -158,9 +169,8 @@ def _add_bench(commands: Any) -> argparse.ArgumentParser:
     add("--data_dir", metavar="DIR", help="folder of the data (default: CNNBENCH_DATA, else data)")
     add(
         "--data_options",
-        type=json.loads,
-        metavar="JSON",
-        help="arguments of the data sets, such as '{\"image_size\": 28}'",
+        metavar="TABLE",
+        help="arguments of the data sets as YAML or JSON, such as '{image_size: 28}'",
     )
     add("--out", type=Path, metavar="DIR", help="run folder (default: a new one in results/bench)")
     add("--resume", action="store_true", help="go on with the newest run, or that of --out")
@@ -265,6 +275,8 @@ def _asked(options: dict[str, Any]) -> dict[str, Any]:
         from cnnbench.models import all_models
 
         asked["models"] = tuple(all_models())
+    if "data_options" in asked:
+        asked["data_options"] = _table(asked["data_options"])
     if "budget" in asked:
         asked["budget_s"] = parse_budget(str(asked.pop("budget")))
         if "epochs" in asked:
@@ -329,6 +341,8 @@ def _run_folder(out: Path | None, resume: bool) -> Path:
         return runs[-1]
     if out is None:
         return BENCH_ROOT / datetime.now().strftime("%Y%m%d-%H%M%S")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"'{out}' is a file; name a folder with --out")
     if (out / "plan.json").exists():
         raise UserError(f"'{out}' holds a run already; add --resume to go on with it, or choose another --out")
     return out

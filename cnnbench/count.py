@@ -38,7 +38,7 @@ class Result(NamedTuple):
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     """Which networks, on which images; shared with `cnnbench speed`."""
     add = parser.add_argument
-    add("models", nargs="+", metavar="MODEL", help="a name from `cnnbench list`, torchvision:NAME, timm:NAME or "
+    add("models", nargs="+", metavar="MODEL", help="names from `cnnbench list`, all, torchvision:NAME, timm:NAME or "
         "package.module:callable; arguments in brackets, quoted: 'VGG16(batch_norm=True)'")  # fmt: skip
     add("--in_channels", type=int, metavar="C", help="channels of the images (default: the network's own)")
     add(
@@ -49,6 +49,31 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
         "timm, else 224)",
     )
     add("--num_classes", type=int, metavar="K", help="number of classes (default: the network's own)")
+
+
+def find_networks(arguments: argparse.Namespace) -> list[Network]:
+    """The networks that the user named; says so when they take images of different sizes.
+
+    Raises:
+        UserError: A name is unknown, or comes twice.
+    """
+    from cnnbench.models import all_models
+    from cnnbench.network import get_network
+
+    names = list(all_models()) if arguments.models == ["all"] else arguments.models
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UserError(f"models name '{twice}' twice; leave one out")
+    form = arguments.in_channels, arguments.image_size, arguments.num_classes
+    networks = [get_network(name, *form) for name in names]
+    sizes = list(dict.fromkeys(str(network.image_size) for network in networks))
+    if len(sizes) > 1:
+        print(
+            f"the networks take images of {', '.join(sizes)} pixels and do not compare; "
+            "--image_size N gives all the same",
+            file=sys.stderr,
+        )
+    return networks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +93,6 @@ def count(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from cnnbench.measure.complexity import CONVENTION
-    from cnnbench.network import get_network
 
     if arguments.batch_size is None:
         for option in ("precision", "optimizer"):
@@ -76,10 +100,7 @@ def count(arguments: argparse.Namespace) -> int:
                 raise UserError(f"--{option} is for the memory of a training step; add --batch_size")
     elif arguments.no_training:
         raise UserError("--batch_size is for the memory of a training step; leave out --no_training")
-    networks = [
-        get_network(name, arguments.in_channels, arguments.image_size, arguments.num_classes)
-        for name in arguments.models
-    ]
+    networks = find_networks(arguments)
     with contextlib.redirect_stdout(sys.stderr):  # what a network of the user's prints is not part of the document
         results = [_measure(network, arguments) for network in networks]
     if arguments.json:

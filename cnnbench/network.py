@@ -7,6 +7,7 @@ such as ``VGG16(batch_norm=True)`` or ``torchvision:googlenet(aux_logits=False)`
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import importlib
 import inspect
@@ -14,7 +15,7 @@ import re
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from cnnbench.classifier import ImageClassifier, loss_and_logits
 from cnnbench.errors import UserError, unknown
+from cnnbench.registry import check_arguments
 
 _MADE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Networks that were built and still exist: two of them must not share their weights."""
@@ -102,35 +104,47 @@ class External(ImageClassifier):
         return output[0] if isinstance(output, tuple) and not self.training else output
 
     def _try(self) -> None:
-        """Runs a few images, so that a network that does not fit the data is refused before anything is spent."""
-        weight = next(self.features.parameters(), torch.empty(0))
-        shape = (self.in_channels, self.image_size, self.image_size)
+        """Takes a step with a few images, so that a network that does not fit is refused before anything is spent."""
         training = {module: module.training for module in self.modules()}
         buffers = {buffer: buffer.clone() for buffer in self.buffers()}
+        self.to(memory_format=self._memory_format)
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                for mode, count in ((True, 2), (False, 1)):
-                    output = self.train(mode)(torch.zeros(count, *shape, device=weight.device))
-                    labels = torch.zeros(count, dtype=torch.long, device=weight.device)
-                    logits = loss_and_logits(output, labels)[1]
-        except UserError:
-            raise
-        except Exception as error:  # whatever a network of somebody else's raises
+            with torch.random.fork_rng(devices=[]):
+                loss, _ = self._logits_of(2, self.train())
+                loss.backward()
+                with torch.no_grad():
+                    logits = self._logits_of(1, self.eval())[1]
+        except UserError as error:
+            raise UserError(f"model '{self.name}': {error}") from error
+        except (Exception, SystemExit) as error:  # whatever a network of somebody else's raises
             text = " ".join(str(error).split())[:300]
+            hint = "try another image_size of the data, or another network"
+            if "does not require grad" in text:
+                hint = "it has nothing to train; some parameter must require a gradient and reach the output"
+            elif "view size is not compatible" in text:
+                hint = "use flatten(1) or reshape in place of view, since the channels are last in memory"
             raise UserError(
-                f"model '{self.name}' does not take images of {'x'.join(map(str, shape))}: "
-                f"{type(error).__name__}: {text}; try another image_size of the data, or another network"
+                f"model '{self.name}' cannot be trained on images of "
+                f"{self.in_channels}x{self.image_size}x{self.image_size}: {type(error).__name__}: {text}; {hint}"
             ) from error
         finally:
+            self.zero_grad(set_to_none=True)
             for module, mode in training.items():
                 module.training = mode
-            for buffer, value in buffers.items():
-                buffer.copy_(value)
+            with torch.no_grad():
+                for buffer, value in buffers.items():
+                    buffer.copy_(value)
         if logits.shape != (1, self.num_classes):
             raise UserError(
                 f"model '{self.name}' gives {logits.shape[1]} logits, but the data has {self.num_classes} classes; "
                 "let it take an argument num_classes"
             )
+
+    def _logits_of(self, count: int, model: ImageClassifier) -> tuple[Tensor, Tensor]:
+        device = next(self.features.parameters(), torch.empty(0)).device
+        images = torch.zeros(count, self.in_channels, self.image_size, self.image_size, device=device)
+        labels = torch.zeros(count, dtype=torch.long, device=device)
+        return loss_and_logits(model(images.contiguous(memory_format=self._memory_format)), labels)
 
 
 def make_classifier(name: str, num_classes: int, in_channels: int, image_size: int, **options: Any) -> ImageClassifier:
@@ -155,8 +169,6 @@ def make_classifier(name: str, num_classes: int, in_channels: int, image_size: i
             return external
         external.features.learning_rate = external.learning_rate
         return external.features  # with its own training code
-    for key in {"optimizer", "lr_scheduler"} & set(arguments):
-        raise UserError(f"model '{name}': {key} cannot be part of a name; it is an option of `cnnbench fit`")
     return cast(ImageClassifier, _from_zoo(name, plain, _merged(name, arguments, given), _Wanted(**sizes)).build())
 
 
@@ -246,6 +258,9 @@ def _from_zoo(name: str, plain: str, arguments: dict[str, Any], wanted: _Wanted)
     if plain not in zoo:
         error = unknown("model", plain, zoo)
         raise UserError(f"{error}; other networks are torchvision:NAME, timm:NAME and package.module:callable")
+    for key in {"optimizer", "lr_scheduler"} & set(arguments):
+        raise UserError(f"model '{name}': {key} cannot be part of a name; it is an option of `cnnbench fit`")
+    check_arguments(f"model '{name}'", zoo[plain], arguments)
     options = _merged(name, arguments, wanted.given())
     defaults = {"in_channels": 3, "image_size": 32, "num_classes": 10} | options
     return Network(
@@ -325,7 +340,9 @@ def _from_callable(
     if isinstance(factory, nn.Module):
         raise UserError(f"'{name}' is a network already; give what makes it, such as a class or a function")
     if not callable(factory):
-        public = [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")]
+        public = [
+            n for n, v in vars(found).items() if callable(v) and not n.startswith("_") and not isinstance(v, nn.Module)
+        ]
         raise _unknown(f"callable of module '{module}':", attribute, public)
     try:
         accepted = dict(inspect.signature(factory).parameters)
@@ -334,7 +351,7 @@ def _from_callable(
     takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     options, offered = dict(arguments), {}
     for option, value in wanted.given().items():
-        if option in accepted or (takes_any and strict):
+        if option in accepted or (takes_any and strict and option != "image_size"):
             options = _merged(name, options, {option: value})
         elif takes_any:
             offered[option] = arguments.get(option, value)
@@ -375,9 +392,8 @@ def _checked(name: str, factory: Callable[..., Any], options: dict[str, Any]) ->
     """A builder whose failure is one line."""
 
     def build() -> nn.Module:
-        dtype = torch.get_default_dtype()
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _settings_kept():
                 warnings.simplefilter("ignore", FutureWarning)  # torchvision on its own initialisation
                 model = factory(**options)
         except UserError:
@@ -386,8 +402,6 @@ def _checked(name: str, factory: Callable[..., Any], options: dict[str, Any]) ->
             text = " ".join(str(error).split())[:300]
             hint = f"; give arguments in brackets, as in '{name}(a=1)'" if "missing" in text and not options else ""
             raise UserError(f"cannot build model '{name}': {type(error).__name__}: {text}{hint}") from error
-        finally:
-            torch.set_default_dtype(dtype)  # of this network alone, if it changed that
         if model in _MADE:
             raise UserError(f"'{name}' made the same network twice; let it make a new one each time")
         if isinstance(model, nn.Module):
@@ -397,6 +411,26 @@ def _checked(name: str, factory: Callable[..., Any], options: dict[str, Any]) ->
         return model
 
     return build
+
+
+@contextlib.contextmanager
+def _settings_kept() -> Iterator[None]:
+    """Undoes what a constructor does to torch as a whole, so that the networks measured beside it are not changed."""
+    dtype, threads, gradients, seed = (
+        torch.get_default_dtype(),
+        torch.get_num_threads(),
+        torch.is_grad_enabled(),
+        torch.initial_seed(),
+    )
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(gradients)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        if torch.initial_seed() != seed:
+            torch.manual_seed(seed)
 
 
 def _with_channels(model: nn.Module, channels: int) -> nn.Module:

@@ -7,9 +7,9 @@ import pkgutil
 import re
 from collections.abc import Mapping
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from cnnbench.errors import unknown
+from cnnbench.errors import UserError, unknown
 
 T = TypeVar("T")
 
@@ -28,6 +28,40 @@ def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
     if name not in table:
         raise unknown(kind, name, table)
     return table[name]
+
+
+def check_arguments(whose: str, cls: type, arguments: Mapping[str, Any]) -> None:
+    """Checks names and types of arguments against the constructor of a class and of what it derives from.
+
+    Args:
+        whose: What has the arguments, for messages.
+        cls: The class.
+        arguments: Values by name.
+
+    Raises:
+        UserError: One of them is not there, or is not of its type.
+    """
+    if not arguments:
+        return
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, skip={"optimizer", "lr_scheduler"})
+    valid = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
+    for name, value in arguments.items():
+        if name not in valid:
+            raise unknown(f"argument of {whose}:", name, valid)
+        try:
+            parser.parse_object({name: value})
+        except ArgumentError as error:
+            kinds = re.findall(
+                r"Expected an? (?:<class ')?(?:typing\.)?(.*?)(?:'>)?(?:\. Got value.*)?$", str(error), re.M
+            )
+            literal = re.fullmatch(r"Literal\[(.*)\]", kinds[-1]) if kinds else None
+            if literal:
+                raise unknown(name, str(value), re.findall(r"'(.*?)'", literal[1])) from None
+            expected = " or ".join(kinds).replace("NoneType", "None") or "a value of another type"
+            raise UserError(f"{name} {value!r} of {whose} is not valid; expected: {expected}") from None
 
 
 def discover(package: ModuleType, base: type[T]) -> dict[str, type[T]]:

@@ -8,7 +8,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from cnnbench.count import PIPE_WIDTH, add_network_arguments
+from cnnbench.count import PIPE_WIDTH, add_network_arguments, find_networks
 from cnnbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,16 +47,10 @@ def speed(arguments: argparse.Namespace) -> int:
 
     from cnnbench import hardware
     from cnnbench.measure.speed import measure_speed
-    from cnnbench.network import get_network
     from cnnbench.record import environment
 
     config = _config(arguments)
-    networks = [
-        get_network(name, arguments.in_channels, arguments.image_size, arguments.num_classes)
-        for name in arguments.models
-    ]
-    if len({network.name for network in networks}) < len(networks):
-        raise UserError(f"models {', '.join(arguments.models)} name something twice")
+    networks = find_networks(arguments)
     subjects = {network.name: _subject(network) for network in networks}
     with contextlib.redirect_stdout(sys.stderr):  # what a network of the user's prints is not part of the document
         figures = measure_speed(subjects, config, lambda share, text: print(f"{share:4.0%} {text}", file=sys.stderr))
@@ -100,9 +94,25 @@ def _config(arguments: argparse.Namespace) -> SpeedConfig:
 def _subject(network: Network) -> Any:
     from cnnbench.measure.speed import Subject
 
-    if network.num_classes is None:
-        raise UserError(f"'{network.name}' does not say how many classes it has; add --num_classes")
-    return Subject(network.build, network.image_shape, network.num_classes)
+    return Subject(network.build, network.image_shape, network.num_classes or _classes(network))
+
+
+def _classes(network: Network) -> int:
+    """Classes of a network that does not say how many it has, from what it puts out for an image."""
+    import torch
+
+    from cnnbench.classifier import loss_and_logits
+
+    with torch.inference_mode():
+        try:
+            output = network.build().eval()(torch.zeros(1, *network.image_shape))
+        except (Exception, SystemExit) as error:  # whatever a network of the user's raises
+            shape = "x".join(map(str, network.image_shape))
+            text = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"'{network.name}' does not take images of {shape}: {type(error).__name__}: {text}"
+            ) from error
+        return loss_and_logits(output, torch.zeros(1, dtype=torch.long))[1].shape[1]
 
 
 def _shape(network: Network) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,9 +85,30 @@ QUIET = ["--trainer.enable_progress_bar=false"]
         ("fit --model LeNet5 --data Synthetic --model.optimizer SGD --model.learning_rate 1", "belongs to the recipe"),
         ("bench --data_options [1]", "data_options [1] is not a table"),
         ('bench --data_options {"batch_size":2}', "data_options must not set batch_size"),
-        ('bench --data Synthetic --data_options {"image_size":"a"}', "image_size a is not a number of pixels"),
+        (
+            'bench --data Synthetic --data_options {"image_size":"a"}',
+            "image_size 'a' of data_options for Synthetic is not valid",
+        ),
         ('bench --data Synthetic --data_options {"image_size":16} --out gone', "too small for LeNet5"),
-        ('bench --data Synthetic --data_options {"colour":1}', "do not fit Synthetic"),
+        (
+            'bench --data Synthetic --data_options {"colour":1}',
+            "unknown argument of data_options for Synthetic: 'colour'",
+        ),
+        ("bench --data Synthetic --data_options {image_size:[", "cannot read the table"),
+        ("bench --seeds=-1", "seed -1 is not in 0 to 4294967295"),
+        ("bench --data Synthetic --learning_rate nan", "learning_rate nan must be a positive number"),
+        ("bench --out /dev/null", "'/dev/null' is a file; name a folder with --out"),
+        (
+            "fit --model LeNet5 --data Synthetic --model.learning_rate=-1",
+            "learning_rate -1.0 of LeNet5 must be a positive",
+        ),
+        (
+            "count VGG16(batch_norm=maybe)",
+            "batch_norm 'maybe' of model 'VGG16(batch_norm=maybe)' is not valid; expected: bool",
+        ),
+        ("count DenseNet121(growth_rate=1.5)", "growth_rate 1.5 of model 'DenseNet121(growth_rate=1.5)' is not valid"),
+        ("count MobileNetV1(width_multiplier=nan)", "width_multiplier"),
+        ("count LeNet5 LeNet5", "models name 'LeNet5' twice"),
         ("bench --config types.yaml", "batch_size in 'types.yaml'"),
         ("bench --config flag.yaml", "resume in 'flag.yaml': '0' is not true or false"),
         ("test --ckpt_path nowhere.ckpt", "checkpoint 'nowhere.ckpt' does not exist"),
@@ -165,7 +187,7 @@ def test_list_counts_what_the_catalogue_does_not_have(
     monkeypatch.setattr(catalog, "FILE", Path("old.json").absolute())
     assert main(["list", "--json"]) == 0
     captured = capsys.readouterr()
-    assert captured.err == "counting the networks of vgg, new or changed; `make catalog` keeps the figures\n"
+    assert re.fullmatch(r"counting the networks of .*\bvgg\b.*, new or changed; `make catalog`.*\n", captured.err)
     assert json.loads(captured.out)["models"]["VGG13"]["params_224"] == 133_047_848
 
 
@@ -202,6 +224,13 @@ def mine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("mine")
+def test_networks_that_do_not_say_their_classes_are_timed(capsys: pytest.CaptureFixture) -> None:
+    small = ["--rounds=1", "--batch_size=2", "--train_batch_size=2", "--device=cpu", "--json"]
+    assert main(["speed", "mine:seven", "--image_size=32", *small]) == 0
+    assert json.loads(capsys.readouterr().out)["networks"][0]["latency_ms_median"] > 0
+
+
+@pytest.mark.usefixtures("mine")
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -209,7 +238,7 @@ def mine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         ("mine:table", "returns a tensor of (2, 10, 30, 30), not logits, (N, K)"),
         ("mine:nothing", "unknown callable of module 'mine': 'nothing'"),
         ("mine:OnlyInTraining", "returns a list, not logits, (N, K)"),
-        ("torchvision:alexnet", "model 'torchvision:alexnet' does not take images of 3x32x32"),
+        ("torchvision:alexnet", "model 'torchvision:alexnet' cannot be trained on images of 3x32x32"),
         ("torchvision:resnet19", "unknown torchvision model 'resnet19'; did you mean 'resnet18'?"),
     ],
 )

@@ -950,7 +950,7 @@ def test_the_table_shows_exact_counts_layers_and_memory(capsys: pytest.CaptureFi
         (["torch:ones(size=(3,))"], "'torch:ones(size=(3,))' made a Tensor, not a torch.nn.Module"),
         (["math:sqrt"], "cannot build model 'math:sqrt'"),
         (["ResNet18(width)"], "cannot read the arguments of model 'ResNet18(width)'"),
-        (["ResNet18(widht=3)"], "cannot build model 'ResNet18(widht=3)'"),
+        (["ResNet18(widht=3)"], "unknown argument of model 'ResNet18(widht=3)': 'widht'; valid: form,"),
         (["ResNet18", "--image_size=0"], "image_size 0 must be at least 1"),
         (["ResNet18", "--image_size=4"], "images of 4x4 pixels are too small for ResNet18"),
         (["ResNet18", "--image_size=99999999999"], "cannot count ResNet18 on images of 3x99999999999x99999999999"),

@@ -11,7 +11,7 @@ import pytest
 from conftest import make_record
 
 from cnnbench.bench.findings import contenders, front, front_sentences, misjudged, over_seeds, speed_sentences
-from cnnbench.bench.ranks import average_ranks, correlate, inversion, pareto_front, spearman
+from cnnbench.bench.ranks import Spread, average_ranks, correlate, inversion, pareto_front, spearman
 from cnnbench.record import Record
 
 
@@ -104,10 +104,15 @@ def test_correlation_interval_is_repeatable_and_narrows_with_more_networks() -> 
 
 def test_inversion_is_the_pair_with_the_largest_product_of_ratios() -> None:
     # 12 * 1.3 is more than 6 * 1.3 / 1.2 and 2 * 1.2.
-    assert inversion([1, 12, 6], [1.3, 1.0, 1.2]) == (0, 1)
-    assert inversion([1, 2, 3], [1, 2, 3]) is None
-    assert inversion([1, 50], [1.04, 1.0]) is None  # no longer than between two runs
-    assert inversion([1, 1.04], [9, 1]) is None
+    def exactly(*times: float) -> list[Spread]:
+        return [Spread(t, t, t) for t in times]
+
+    assert inversion([1, 12, 6], exactly(1.3, 1.0, 1.2)) == (0, 1)
+    assert inversion([1, 2, 3], exactly(1, 2, 3)) is None
+    assert inversion([1, 50], exactly(1.04, 1.0)) is None  # hardly longer
+    assert inversion([1, 1.04], exactly(9, 1)) is None
+    assert inversion([1, 50], [Spread(1.0, 2.0, 3.0), Spread(0.9, 1.0, 1.1)]) is None  # their calls overlap
+    assert inversion([1, 50], [Spread(1.2, 2.0, 3.0), Spread(0.9, 1.0, 1.1)]) == (0, 1)
 
 
 def test_front_is_made_of_means_over_seeds() -> None:
@@ -144,8 +149,9 @@ def test_speed_is_told_in_one_paragraph_per_data_set() -> None:
     records = _timed({"A": (100, 1.3), "B": (1200, 1.0), "C": (2000, 4.0)})
     again = [make_record(model=r.model, seed=1, measures=r.measures) for r in records]
     assert speed_sentences(records + again) == [
-        "Rank correlation (Spearman) of MACs and latency over 3 networks on MNIST: 0.50; of MACs and training time per "
-        "image: 1.00. FLOPs are not speed: A has 12 times fewer MACs than B and takes 1.3 times as long."
+        "Rank correlation (Spearman) of MACs and latency, batch 1, over 3 networks on MNIST: 0.50; of MACs and time "
+        "per image in training at batch 32: 1.00. FLOPs are not speed: A has 12 times fewer MACs than B and takes 1.3 "
+        "times as long for one image."
     ]
 
 
@@ -153,8 +159,8 @@ def test_speed_has_an_interval_from_five_networks_on_and_an_example_only_where_t
     five = {"A": (1, 1.0), "B": (2, 2.0), "C": (4, 2.0), "D": (8, 2.0), "E": (16, 3.0)}
     (text,) = speed_sentences(_timed(five))
     assert (
-        "over 5 networks on MNIST: 0.89 (95 % interval 0.73 to 1.00); of MACs and training time per image: 1.00."
-        in text
+        "over 5 networks on MNIST: 0.89 (95 % interval, bootstrap over networks, 0.73 to 1.00); of MACs and time per "
+        "image in training at batch 32: 1.00." in text
     )
     assert "FLOPs are not speed" not in text
     assert speed_sentences(_timed({"A": (1, 1.0), "B": (2, 2.0)})) == []

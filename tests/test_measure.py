@@ -59,7 +59,7 @@ def test_speed_takes_every_kind_for_every_network_in_each_round() -> None:
     figures = measure_speed(subjects, config, lambda share, _: told.append(share))
     assert list(figures) == ["a", "b"]
     for found in figures.values():
-        assert {kind: len(found["samples_ms"][kind]) for kind in KINDS} == dict.fromkeys(KINDS, 3)
+        assert {kind: len(found["samples_ms"][kind]) for kind in KINDS} == dict.fromkeys(KINDS, 9)
         assert found["latency_ms_p10"] <= found["latency_ms_median"] <= found["latency_ms_p90"]
         assert found["images_per_s"] == pytest.approx(4000 / found["inference_ms_median"])
         assert found["train_images_per_s"] == pytest.approx(2000 / found["train_step_ms_median"])

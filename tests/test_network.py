@@ -29,6 +29,37 @@ def changes_dtype():
     torch.set_default_dtype(torch.float64)
     return small()
 
+def changes_settings():
+    torch.set_num_threads(torch.get_num_threads() + 1)
+    torch.manual_seed(99)
+    torch.set_grad_enabled(False)
+    return small()
+
+class Averages(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 10, 3)
+
+    def forward(self, x):
+        return self.conv(x).mean((2, 3))
+
+class Views(Averages):
+    def forward(self, x):
+        return self.conv(x).view(len(x), -1)[:, :10]
+
+class Frozen(Averages):
+    def __init__(self):
+        super().__init__()
+        self.requires_grad_(False)
+
+class Exits(Averages):
+    def forward(self, x):
+        raise SystemExit(3)
+
+class Dictionary(Averages):
+    def forward(self, x):
+        return {"logits": self.conv(x)}
+
 SHARED = small()
 
 def shared():
@@ -129,6 +160,26 @@ def test_a_network_leaves_the_default_number_format() -> None:
     model = get_network("elsewhere:changes_dtype").build()
     assert {p.dtype for p in model.parameters()} == {torch.float64}
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_network_leaves_threads_seed_and_gradients() -> None:
+    threads, seed = torch.get_num_threads(), torch.initial_seed()
+    get_network("elsewhere:changes_settings").build()
+    assert (torch.get_num_threads(), torch.initial_seed(), torch.is_grad_enabled()) == (threads, seed, True)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "message"),
+    [
+        ("Views", "use flatten\\(1\\) or reshape"),
+        ("Frozen", "it has nothing to train"),
+        ("Exits", "SystemExit: 3"),
+        ("Dictionary", "the network returns a dict"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_with_its_name(attribute: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"model 'elsewhere:{attribute}'.*{message}"):
+        make_classifier(f"elsewhere:{attribute}", 10, 3, 32)
 
 
 def test_several_outputs_are_logits_first() -> None:

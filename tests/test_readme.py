@@ -73,6 +73,7 @@ def _example(contains: str) -> str:
 def test_a_new_file_is_a_new_network_everywhere(tmp_path: Path) -> None:
     """The README's example of an architecture, one file in a copy of the package, in every command; and as a folder."""
     shutil.copytree(ROOT / "cnnbench", tmp_path / "cnnbench")
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     models = tmp_path / "cnnbench" / "models"
     (models / "tinynet.py").write_text(_example("class TinyNet"))
     (models / "smaller").mkdir()
@@ -92,6 +93,19 @@ def test_a_new_file_is_a_new_network_everywhere(tmp_path: Path) -> None:
     listed = json.loads(command("list", "--json"))["models"]
     assert (listed["TinyNet"]["year"], listed["TinyNet"]["depth"]) == (2026, 8)
     assert listed["SmallerNet"] == listed["TinyNet"] | {"module": "smaller"}
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    tests = [str(ROOT / "tests" / name) for name in ("test_zoo.py", "test_cli.py")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "TinyNet or catalogue", *tests],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stdout
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed
+    assert int(passed[1]) > 10
     counted = json.loads(command("count", "TinyNet(width=16)", "--json"))["networks"][0]
     small = ["--data=Synthetic", '--data_options={"train_images": 60, "test_images": 20}', "--device=cpu"]
     quick = ["--epochs=1", "--batch_size=8", "--speed_batch_size=4", "--out=run"]

@@ -182,7 +182,7 @@ def test_documents_say_what_the_pictures_show(make) -> None:  # type: ignore[no-
     text = make(Report(_zoo(4, confusion_matrix=None)))
     assert "Front of accuracy against MACs on MNIST: Net0." in text
     assert "Front of accuracy against latency on MNIST: Net0." in text
-    assert "Rank correlation (Spearman) of MACs and latency over 4 networks on MNIST: 1.00" in text
+    assert "Rank correlation (Spearman) of MACs and latency, batch 1, over 4 networks on MNIST: 1.00" in text
     assert "Front" not in make(Report(RECORDS))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cnnbench.bench.ranks import Correlation, correlate, inversion, pareto_front
+from cnnbench.bench.ranks import Correlation, Spread, correlate, inversion, pareto_front
 from cnnbench.record import Record
 
 SETTINGS = ("budget_s", "epochs", "precision", "batch_size", "speed_batch_size")
@@ -142,8 +142,15 @@ def latency_correlation(entries: Sequence[Contender]) -> Correlation | None:
 def misjudged(entries: Sequence[Contender]) -> tuple[Contender, Contender] | None:
     """The two networks whose multiply-adds and latency disagree most: the first has fewer and takes longer."""
     found = timed(entries)
-    pair = inversion([e.mean("macs") for e in found], [e.mean("latency_ms_median") for e in found])
+    pair = inversion([e.mean("macs") for e in found], [_latency(e) for e in found])
     return None if pair is None else (found[pair[0]], found[pair[1]])
+
+
+def _latency(entry: Contender) -> Spread:
+    """Median and deciles of the calls; the median alone where a record has no more."""
+    median = entry.mean("latency_ms_median")
+    low, high = (entry.mean(k) if entry.has(k) else median for k in ("latency_ms_p10", "latency_ms_p90"))
+    return Spread(low, median, high)
 
 
 def speed_sentences(records: Sequence[Record]) -> list[str]:
@@ -157,15 +164,21 @@ def _speed_sentence(label: str, entries: Sequence[Contender]) -> str:
     if found is None:
         return ""
     text = (
-        f"Rank correlation (Spearman) of MACs and latency over {found.networks} networks on {label}: {found.value:.2f}"
+        f"Rank correlation (Spearman) of MACs and latency, batch 1, over {found.networks} networks on {label}: "
+        f"{found.value:.2f}"
     )
     if found.interval:
-        text += f" (95 % interval {found.interval[0]:.2f} to {found.interval[1]:.2f})"
-    trained = measured(timed(entries), "train_images_per_s")
-    training = correlate([e.mean("macs") for e in trained], [1 / e.mean("train_images_per_s") for e in trained])
-    if training:
-        over = "" if training.networks == found.networks else f" over {training.networks}"
-        text += f"; of MACs and training time per image{over}: {training.value:.2f}"
+        text += f" (95 % interval, bootstrap over networks, {found.interval[0]:.2f} to {found.interval[1]:.2f})"
+    for key, size, what in (
+        ("images_per_s", "speed_batch_size", "inference"),
+        ("train_images_per_s", "batch_size", "training"),
+    ):
+        rated = measured(timed(entries), key)
+        other = correlate([e.mean("macs") for e in rated], [1 / e.mean(key) for e in rated])
+        if other:
+            batch = "/".join(dict.fromkeys(str(e.records[0].config[size]) for e in rated))
+            over = "" if other.networks == found.networks else f", over {other.networks}"
+            text += f"; of MACs and time per image in {what} at batch {batch}{over}: {other.value:.2f}"
     return text + "." + _example(entries)
 
 
@@ -178,7 +191,7 @@ def _example(entries: Sequence[Contender]) -> str:
     longer = _times(small.mean("latency_ms_median") / large.mean("latency_ms_median"))
     return (
         f" FLOPs are not speed: {small.name} has {fewer} times fewer MACs than {large.name} and takes {longer} times "
-        "as long."
+        "as long for one image."
     )
 
 

@@ -97,6 +97,11 @@ class Plan:
             raise UserError(f"data_options {self.data_options} is not a table of `argument: value`")
         for name in RESERVED & set(self.data_options or {}):
             raise UserError(f"data_options must not set {name}; use the option --{name} of bench")
+        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
+            raise UserError(f"learning_rate {self.learning_rate} must be a positive number, such as 0.001")
+        for seed in self.seeds:
+            if not 0 <= seed < 2**32:
+                raise UserError(f"seed {seed} is not in 0 to {2**32 - 1}, the range of every generator in use")
         for name in ("epochs", "batch_size", "speed_batch_size", "eval_batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:

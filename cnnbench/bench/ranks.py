@@ -12,7 +12,15 @@ FEWEST = 3
 """Networks below which a correlation says nothing."""
 FEWEST_FOR_INTERVAL = 5
 NOISE = 1.05
-"""Two times or costs that differ by a smaller ratio are taken for equal: medians of repeated runs differ as much."""
+"""Two times or costs that differ by a smaller ratio are taken for equal."""
+
+
+class Spread(NamedTuple):
+    """A time, and between what most calls were."""
+
+    low: float
+    median: float
+    high: float
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -89,15 +97,15 @@ def _interval(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float] |
     return (low, high) if low < high else None
 
 
-def inversion(costs: Sequence[float], times: Sequence[float]) -> tuple[int, int] | None:
+def inversion(costs: Sequence[float], times: Sequence[Spread]) -> tuple[int, int] | None:
     """The pair that a cost misjudges most: the first costs less and takes longer, by the largest product of ratios.
 
-    None where no pair disagrees by more than `NOISE` in both.
+    None where there is no pair of which even the quick calls of the first take longer than the slow ones of the second.
     """
     pairs = [
-        (costs[j] / costs[i] * times[i] / times[j], i, j)
+        (costs[j] / costs[i] * times[i].median / times[j].median, i, j)
         for i in range(len(costs))
         for j in range(len(costs))
-        if costs[j] > NOISE * costs[i] and times[i] > NOISE * times[j]
+        if costs[j] > NOISE * costs[i] and times[i].low > NOISE * times[j].high
     ]
     return max(pairs, key=lambda pair: pair[0])[1:] if pairs else None

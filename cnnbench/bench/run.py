@@ -34,6 +34,7 @@ from cnnbench.measure.quality import accuracy
 from cnnbench.measure.speed import SpeedConfig, Subject, measure_speed
 from cnnbench.network import make_classifier
 from cnnbench.record import Record, environment, load_records, write_json, write_record
+from cnnbench.registry import check_arguments
 
 CURVE_POINTS = 30
 SPEED_FILE = "speed.json"
@@ -136,14 +137,13 @@ def open_data(plan: Plan, say: Callable[[str], None]) -> dict[str, ImageDataModu
     }
     for name in plan.data:
         cls = get_data(name)
+        check_arguments(f"data_options for {name}", cls, plan.data_options or {})
         try:
             module = cls(data_dir=plan.data_dir, **options)
             module.prepare_data()
         except MissingDataError as error:
             say(f"{name}: {error}. Going on with SYNTHETIC images, whose accuracy says nothing about {name}")
             module = Synthetic(in_channels=cls.in_channels, stands_in_for=name, **options)
-        except TypeError as error:
-            raise UserError(f"data_options {plan.data_options} do not fit {name}: {error}") from error
         module.setup()
         opened[name] = module
     return opened
@@ -320,10 +320,14 @@ class _Run:
         model = self._build(cell)
         measures = found["measures"]
         if "complexity" in self.plan.measures:
-            cost = complexity(model, self._image_shape(cell))
-            measures |= {name: getattr(cost, name) for name in COUNTS}
-            if cost.uncounted:
-                found["skipped"]["operators"] = f"not counted: {', '.join(cost.uncounted)}"
+            try:
+                cost = complexity(model, self._image_shape(cell))
+            except UserError as error:  # such as control flow that depends on values; it can be trained all the same
+                found["skipped"]["complexity"] = f"{cell.model}: {error}"
+            else:
+                measures |= {name: getattr(cost, name) for name in COUNTS}
+                if cost.uncounted:
+                    found["skipped"]["operators"] = f"not counted: {', '.join(cost.uncounted)}"
         measures |= {key: value for key, value in speed.items() if value is not None and key != "error"}
         found["skipped"] |= {name: "not asked for" for name in DEFAULT_MEASURES if name not in self.plan.measures}
         if speed and "peak_memory_bytes" not in measures:
@@ -363,10 +367,11 @@ class _Run:
             trainer.fit(model, datamodule=data)
         except SystemExit as error:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from error
-        steps, steps_per_epoch = trainer.global_step, trainer.num_training_batches
+        steps = trainer.global_step
         diverged = curve.diverged or not all(bool(p.isfinite().all()) for p in model.parameters())
         trainer.test(model, datamodule=data, verbose=False)
-        images = steps * min(plan.batch_size, facts["train_images"])
+        batch = min(plan.batch_size, facts["train_images"])
+        images, whole_epoch = steps * batch, facts["full_train_images"] // batch * batch
         epochs = images / facts["train_images"]
         return {
             "seconds": clock.used_s,
@@ -374,7 +379,7 @@ class _Run:
             "images": images,
             "epochs": epochs,
             "full_epochs": facts["full_epochs"],
-            "converged": steps >= facts["full_epochs"] * steps_per_epoch and not diverged,
+            "converged": images >= facts["full_epochs"] * whole_epoch and not diverged,
             "diverged": diverged,
             "recipe": model.recipe,
             "peak_lr": model.learning_rate,

@@ -141,6 +141,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.subset = subset
         self.augment = self.default_augment if augment is None else augment
         self._splits: dict[str, Split] = {}
+        self._full_train_images = 0
         self._on_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @abstractmethod
@@ -159,6 +160,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(self.split_seed))
         val_size = round(self.val_fraction * len(order))
         chosen = order[val_size:]
+        self._full_train_images = len(chosen)
         if self.subset is not None:
             if self.subset > len(chosen):
                 raise UserError(f"subset {self.subset} is larger than the training split of {len(chosen)} images")
@@ -181,6 +183,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             "in_channels": self.in_channels,
             "image_size": self.image_size,
             "train_images": len(self._splits["train"].labels),
+            "full_train_images": self._full_train_images,
             "val_images": len(self._splits["val"].labels),
             "test_images": len(self._splits["test"].labels),
             "split_seed": self.split_seed,

@@ -21,6 +21,7 @@ from cnnbench.classifier import loss_and_logits
 from cnnbench.hardware import autocast, synchronise
 
 KINDS = ("latency", "inference", "training")
+_FEWEST_CALLS = 3  # in a turn
 _INPUTS = 3  # batches in rotation, so that no result depends on one input staying in a cache
 
 
@@ -51,7 +52,7 @@ class SpeedConfig:
         batch_size: Images per batch of the inference throughput; latency is at batch size 1.
         train_batch_size: Images per training step.
         rounds: Turns that every network has.
-        block_s: Seconds of each turn, at least one call and at most `block_calls`.
+        block_s: Seconds of each turn, at least three calls and at most `block_calls`.
         block_calls: Limit of the calls in a turn.
         warmup_s: Longest warm-up; it ends sooner when two calls in a row are within 5 % of the quickest so far.
         seed: Seed of the order and the inputs.
@@ -130,12 +131,13 @@ class _Timed:
         return torch.cuda.max_memory_allocated(self.config.device) - before
 
     def take_turn(self, kind: str) -> None:
-        """Adds the samples of one block of calls."""
+        """Adds the samples of one block of calls, after one that finds the caches full of another network."""
         self.model.train(kind == "training")
+        self._call(kind)
         end = time.perf_counter() + self.config.block_s
-        for _ in range(self.config.block_calls):
+        for calls in range(1, self.config.block_calls + 1):
             self.samples_ms[kind].append(self._call(kind))
-            if time.perf_counter() >= end:
+            if calls >= _FEWEST_CALLS and time.perf_counter() >= end:
                 break
 
     def figures(self) -> dict[str, Any]:

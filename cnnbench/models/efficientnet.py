@@ -13,7 +13,7 @@ from cnnbench.classifier import ImageClassifier
 from cnnbench.errors import UserError
 
 ALPHA, BETA, GAMMA = 1.2, 1.1, 1.15
-"""Found by the paper's grid search under alpha * beta^2 * gamma^2 = 2, so that each step of phi doubles the MACs."""
+"""Of the paper's grid search under alpha * beta^2 * gamma^2 ~ 2 (1.92), so that a step of phi doubles the MACs."""
 
 
 class Scaling(NamedTuple):

@@ -77,7 +77,8 @@ class GoogLeNet(ImageClassifier):
     auxiliary heads unless asked for, and biases in its convolutions, the usual CIFAR code: 6,166,250 parameters and
     1,521,756,160 MACs at 32x32/10.
     Differences from the paper: batch norm in place of local response normalisation; a 3x3 convolution where the paper
-    has the 5x5 (two of them in the ``cifar`` form); heads on 4x4 maps of an adaptive pooling; dropout 0.2 for 0.4.
+    has the 5x5 (two of them in the ``cifar`` form); a last pooling of 2x2 for 3x3 windows (``imagenet`` form); heads on
+    4x4 maps of an adaptive pooling; dropout 0.2 for 0.4.
 
     Args:
         form: Which of the two; ``auto`` takes ``cifar`` below 64 pixels.

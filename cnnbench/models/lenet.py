@@ -20,8 +20,8 @@ class LeNet5(ImageClassifier):
     """Gradient-Based Learning Applied to Document Recognition; LeCun, Bottou, Bengio, Haffner; 1998.
 
     Differences from the paper: ReLU for the scaled tanh, max pooling for trainable subsampling, C3 connected to all
-    maps of S2 (the paper leaves some out to save work), a linear layer and cross-entropy for the RBF output.
-    61,706 parameters and 416,520 MACs at 1x32x32.
+    maps of S2 (the paper leaves some out, to break the symmetry and to save work), a linear layer and cross-entropy for
+    the RBF output. 61,706 parameters and 416,520 MACs at 1x32x32.
     """
 
     min_image_size = 32

@@ -172,7 +172,7 @@ class PlainNet18(_BasicResNet):
     """ResNet-18 with nothing carried around its blocks, the paper's control: 11,515,688 parameters at 224x224/1000."""
 
     key_idea = "the control: as deep, without shortcuts"
-    published = Published(72.06, "ImageNet", "1512.03385, table 2, 10 crops")
+    published = Published(72.06, "ImageNet, 10 crops", "1512.03385, table 2")
     stages = four_stages(2, 2, 2, 2)
     carry = "nothing"
 
@@ -181,7 +181,7 @@ class PlainNet34(_BasicResNet):
     """ResNet-34 with nothing carried around its blocks, the paper's control: 21,623,848 parameters at 224x224/1000."""
 
     key_idea = "the control: as deep, without shortcuts"
-    published = Published(71.46, "ImageNet", "1512.03385, table 2, 10 crops")
+    published = Published(71.46, "ImageNet, 10 crops", "1512.03385, table 2")
     stages = four_stages(3, 4, 6, 3)
     carry = "nothing"
 
