@@ -104,7 +104,7 @@ def test_confusion_counts_are_those_of_the_predictions() -> None:
     logged = trainer.test(model, datamodule=data, verbose=False)[0]
     test = data.load()[1]
     with torch.no_grad():
-        predicted = model.eval()(data.prepare(test, training=False)[0]).argmax(1)
+        predicted = model.eval()(torch.cat([images for images, _ in data.test_dataloader()])).argmax(1)
     expected = [[0] * 10 for _ in range(10)]
     for true, guess in zip(test.labels.tolist(), predicted.tolist(), strict=True):
         expected[true][guess] += 1

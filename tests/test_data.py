@@ -20,8 +20,7 @@ from PIL import Image
 from torchvision import datasets
 
 from cnnbench.data import all_data, get_data, sources
-from cnnbench.data.augment import random_crop_flip
-from cnnbench.data.module import Split, TensorBatches
+from cnnbench.data.batches import Augmentation, Split, TensorBatches
 from cnnbench.errors import MissingDataError, UserError
 
 CIFAR10, MNIST, Synthetic = (get_data(name) for name in ("CIFAR10", "MNIST", "Synthetic"))
@@ -264,10 +263,18 @@ def test_ranks_share_without_overlap(world_size: int) -> None:
 # Augmentation and normalisation
 
 
+def _all(split: Split, epoch: int = 0, batch_size: int = 100, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
+    """All images of an epoch as pixels of uint8 again, and their labels, in the order of the batches."""
+    batches = TensorBatches(split, batch_size, shuffle=True, **options)  # type: ignore[arg-type]
+    batches.set_epoch(epoch)
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    return images.to(torch.uint8), labels
+
+
 @pytest.mark.parametrize("mode", ["reflect", "zeros"])
 def test_crop_and_flip_are_torchvisions(mode: str) -> None:
-    torch.manual_seed(0)
-    image = torch.randint(256, (3, 6, 6), dtype=torch.uint8)
+    """Every image that comes out is one of torchvision's 50, and all of them are equally frequent."""
+    image = torch.randint(256, (3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     padded = reference.pad(image, 2, padding_mode="reflect" if mode == "reflect" else "constant")
     possible = {}
     for top in range(5):
@@ -276,34 +283,126 @@ def test_crop_and_flip_are_torchvisions(mode: str) -> None:
             possible[crop.numpy().tobytes()] = (top, left, False)
             possible[reference.horizontal_flip(crop).contiguous().numpy().tobytes()] = (top, left, True)
     assert len(possible) == 50
-    out = random_crop_flip(image.expand(20_000, -1, -1, -1), padding=2, mode=mode)  # type: ignore[arg-type]
+    copies = Split(image.expand(20_000, -1, -1, -1), torch.zeros(20_000))
+    out = _all(copies, augmentation=Augmentation(2, mode))[0]  # type: ignore[arg-type]
     assert out.shape == (20_000, 3, 6, 6)
-    assert out.dtype == torch.uint8
     drawn = Counter(possible[i.contiguous().numpy().tobytes()] for i in out)  # a KeyError is a wrong crop
     chi_square = sum((drawn[key] - 400) ** 2 / 400 for key in possible.values())
     assert chi_square < 85.35  # 99.9 % quantile with 49 degrees of freedom
-    unflipped = random_crop_flip(image.expand(50, -1, -1, -1), padding=2, flip=False, mode=mode)  # type: ignore[arg-type]
-    assert not any(possible[i.contiguous().numpy().tobytes()][2] for i in unflipped)
+    unflipped = _all(copies, augmentation=Augmentation(2, mode, flip="none"))[0]  # type: ignore[arg-type]
+    assert not any(possible[i.contiguous().numpy().tobytes()][2] for i in unflipped[:500])
+
+
+def test_cutout_is_random_erasing() -> None:
+    """A square of the mean, of that side, within the image, at every place equally often; the rest is untouched."""
+    image = torch.randint(256, (3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    copies = Split(image.expand(16_000, -1, -1, -1), torch.zeros(16_000))
+    options: dict = {"mean": (0.5, 0.4, 0.3), "std": (0.25, 0.2, 0.3)}
+    plain = reference.normalize(image / 255, [0.5, 0.4, 0.3], [0.25, 0.2, 0.3])
+    batches = TensorBatches(copies, 100, shuffle=True, augmentation=Augmentation(0, flip="none", cutout=3), **options)
+    drawn: Counter = Counter()
+    for images, _ in batches:
+        for x in images:
+            rows, columns = (x == 0).all(0).nonzero(as_tuple=True)
+            top, left = int(rows.min()), int(columns.min())
+            expected = plain.clone()
+            expected[:, top : top + 3, left : left + 3] = 0
+            torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-5)
+            drawn[top, left] += 1
+    assert len(drawn) == 16
+    assert sum((n - 1000) ** 2 / 1000 for n in drawn.values()) < 37.70  # 99.9 % quantile with 15 degrees of freedom
+
+
+def _marked(count: int) -> Split:
+    """Images of which the left half tells their number and the right half is white, so that mirroring shows."""
+    images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).clone()
+    images[..., 2:] = 255
+    return Split(images, torch.arange(count))
+
+
+@pytest.mark.parametrize("flip", ["random", "alternate"])
+def test_two_epochs_of_alternate_mirroring_show_both_sides(flip: str) -> None:
+    sides = []
+    for epoch in range(4):
+        augmentation = Augmentation(0, flip=flip)  # type: ignore[arg-type]
+        images, labels = _all(_marked(200), epoch, 20, augmentation=augmentation)
+        mirrored = images[:, 0, 0, 0] == 255
+        assert 60 < int(mirrored.sum()) < 140
+        assert torch.equal(images[mirrored].flip(3)[:, 0, 0, 0].long(), labels[mirrored])
+        sides.append(mirrored[labels.argsort()])
+    assert (flip == "alternate") == torch.equal(sides[0], ~sides[1])
+    assert (flip == "alternate") == torch.equal(sides[0], sides[2])
+    assert not torch.equal(sides[0], sides[1])
+
+
+def test_an_image_gets_the_same_crop_whatever_the_batches_and_processes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    split = Split(torch.randint(256, (60, 3, 8, 8), dtype=torch.uint8, generator=generator), torch.arange(60))
+
+    def by_label(batch_size: int, ranks: int) -> torch.Tensor:
+        options = {"augmentation": Augmentation(2, cutout=2), "seed": 3, "world_size": ranks}
+        parts = [_all(split, 4, batch_size, rank=rank, **options) for rank in range(ranks)]
+        labels = torch.cat([labels for _, labels in parts])
+        assert labels.sort().values.tolist() == list(range(60))
+        return torch.cat([images for images, _ in parts])[labels.argsort()]
+
+    alone = by_label(60, 1)
+    for batch_size, ranks in ((10, 1), (10, 2), (5, 3)):
+        assert torch.equal(by_label(batch_size, ranks), alone)
 
 
 def test_only_training_batches_are_augmented() -> None:
-    torch.manual_seed(0)
-    data = CIFAR10()
-    batch = Split(torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8), torch.zeros(8, dtype=torch.int64))
-    plain = data.prepare(batch, training=False).images
-    expected = reference.normalize(batch.images.float() / 255, list(data.mean), list(data.std))
-    torch.testing.assert_close(plain, expected, rtol=1e-5, atol=1e-5)
-    assert not torch.equal(data.prepare(batch, training=True).images, plain)
-    off = CIFAR10(augment=False)
-    assert torch.equal(off.prepare(batch, training=True).images, plain)
+    data = Synthetic(train_images=40, test_images=20, augment=True, val_fraction=0.5, batch_size=20)
+    data.setup()
+    test = next(iter(data.test_dataloader()))
+    plain = reference.normalize(data._splits["test"].images / 255, list(data.mean), list(data.std))
+    torch.testing.assert_close(test.images, plain, rtol=1e-5, atol=1e-5)
+    for batches in (data.val_dataloader(), data.first_training_batches(20)):
+        again, once = list(batches), list(batches)
+        assert torch.equal(torch.cat([b.images for b in once]), torch.cat([b.images for b in again]))
+    train = next(iter(data.train_dataloader()))
+    still = reference.normalize(data._splits["train"].images / 255, list(data.mean), list(data.std))
+    assert not any(torch.isclose(x, y, atol=1e-5).all() for x, y in zip(train.images, still[train.labels], strict=True))
+    assert train.images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_other_sizes_are_resized() -> None:
-    data = CIFAR10(image_size=64, augment=False)
-    batch = Split(torch.full((2, 3, 32, 32), 200, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
-    images = data.prepare(batch, training=True).images
+    flat = Split(torch.full((2, 3, 32, 32), 200, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
+    images = next(iter(TensorBatches(flat, 2, shuffle=False, size=64))).images
     assert images.shape == (2, 3, 64, 64)
-    assert images[0, 0].std() < 1e-5
+    assert torch.equal(images, torch.full_like(images, 200))
+
+
+def test_sizes_by_epoch_are_torchvisions_resizes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    split = Split(torch.randint(256, (10, 3, 32, 32), dtype=torch.uint8, generator=generator), torch.arange(10))
+    batches = TensorBatches(split, 5, shuffle=True, sizes=(20, 20, 28, 32))
+    for epoch, size in enumerate((20, 20, 28, 32, 32)):
+        batches.set_epoch(epoch)
+        expected = reference.resize(split.images, [size, size], antialias=True)
+        for images, labels in batches:
+            assert images.shape == (5, 3, size, size)
+            assert (images - expected[labels]).abs().max() <= 1  # torchvision's own integer arithmetic rounds otherwise
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"flip": "vertical"}, "unknown flip 'vertical'"),
+        ({"padding_mode": "edge"}, "unknown padding_mode 'edge'"),
+        ({"cutout": -1}, "cutout -1 must not be negative"),
+        ({"augment": False, "cutout": 8}, "cutout of 8x8.* needs augment: true"),
+        ({"sizes": (0,)}, "must be numbers of pixels"),
+    ],
+)
+def test_impossible_augmentation_is_refused(options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        CIFAR10(**options)
+
+
+def test_augmentation_larger_than_the_image_is_refused() -> None:
+    with pytest.raises(UserError, match="too large for images of 4x4 pixels"):
+        TensorBatches(_marked(10), 5, shuffle=True, augmentation=Augmentation(padding=4))
 
 
 # Synthetic images

@@ -69,6 +69,11 @@ def facts(records: Sequence[Record]) -> list[tuple[str, str]]:
     return found
 
 
+def _old_augmentation(augment: bool) -> str:
+    """What records said with one bit until 2026-11-23."""
+    return "random shift and mirroring" if augment else "none"
+
+
 def _facts(r: Record) -> list[tuple[str, str]]:
     env, config, data = r.environment, r.config, r.data
     packages = ", ".join(f"{name} {number}" for name, number in env["packages"].items() if number)
@@ -94,7 +99,7 @@ def _facts(r: Record) -> list[tuple[str, str]]:
             "Data",
             f"{data['label']}: {data['train_images']:,} training, {data['val_images']:,} validation and "
             f"{data['test_images']:,} test images, {data['in_channels']}x{data['image_size']}x{data['image_size']}, "
-            f"{'random shift and mirroring' if data['augment'] else 'no augmentation'}, "
+            f"augmentation: {data.get('augmentation') or _old_augmentation(data['augment'])}, "
             f"full training {data['full_epochs']} epochs",
         ),
     ]

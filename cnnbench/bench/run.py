@@ -391,8 +391,7 @@ class _Run:
         data = self.data[cell.data]
         matrix = torch.zeros(data.num_classes, data.num_classes, dtype=torch.long)
         model.to(self.device).eval()  # Lightning has moved it back
-        for batch in data.first_training_batches(limit=self.facts[cell.data]["test_images"]):
-            images, labels = data.prepare(batch, training=False)
+        for images, labels in data.first_training_batches(limit=self.facts[cell.data]["test_images"]):
             with torch.inference_mode(), hardware.autocast(self.plan.precision, self.device):
                 predicted = model(images.to(self.device, memory_format=torch.channels_last)).argmax(1).cpu()
             matrix += torch.bincount(labels * data.num_classes + predicted, minlength=matrix.numel()).view_as(matrix)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cnnbench.data import sources
-from cnnbench.data.module import ImageDataModule, Split
+from cnnbench.data.batches import Split
+from cnnbench.data.module import ImageDataModule
 from cnnbench.errors import UserError
 
 

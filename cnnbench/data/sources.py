@@ -16,7 +16,7 @@ from torchvision import datasets
 from torchvision.datasets.utils import extract_archive
 
 from cnnbench.data.download import fetch
-from cnnbench.data.module import Split
+from cnnbench.data.batches import Split
 from cnnbench.errors import MissingDataError, UserError
 
 CIFAR10_MIRRORS = (
