@@ -15,8 +15,8 @@ from PIL import Image
 from torchvision import datasets
 from torchvision.datasets.utils import extract_archive
 
-from cnnbench.data.download import fetch
 from cnnbench.data.batches import Split
+from cnnbench.data.download import fetch
 from cnnbench.errors import MissingDataError, UserError
 
 CIFAR10_MIRRORS = (
