@@ -59,12 +59,23 @@ def test_speed_takes_every_kind_for_every_network_in_each_round() -> None:
     figures = measure_speed(subjects, config, lambda share, _: told.append(share))
     assert list(figures) == ["a", "b"]
     for found in figures.values():
-        assert {kind: len(found["samples_ms"][kind]) for kind in KINDS} == dict.fromkeys(KINDS, 9)
+        assert {kind: len(found["samples_ms"][kind]) for kind in KINDS} == dict.fromkeys(KINDS, 3)
         assert found["latency_ms_p10"] <= found["latency_ms_median"] <= found["latency_ms_p90"]
         assert found["images_per_s"] == pytest.approx(4000 / found["inference_ms_median"])
         assert found["train_images_per_s"] == pytest.approx(2000 / found["train_step_ms_median"])
         assert found["peak_memory_bytes"] is None
     assert told == sorted(told)
+
+
+def test_short_calls_come_three_a_turn_after_one_that_does_not_count() -> None:
+    counted = nn.Flatten()
+    calls: list[int] = []
+    counted.register_forward_hook(lambda *_: calls.append(1))
+    config = SpeedConfig(CPU, "32-true", 1, 1, rounds=4, block_s=10, block_calls=3, warmup_s=0)
+    subject = Subject(lambda: nn.Sequential(counted, nn.Linear(192, 10)), (3, 8, 8), 10)
+    found = measure_speed({"a": subject}, config)["a"]["samples_ms"]
+    assert {kind: len(times) for kind, times in found.items()} == dict.fromkeys(KINDS, 12)
+    assert len(calls) == 1 + 3 * (1 + 4 * (1 + 3))  # cold start; for each kind the warm-up and four turns
 
 
 def test_a_network_that_fails_does_not_stop_the_others() -> None:
