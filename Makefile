@@ -23,7 +23,7 @@ bench: .venv/ready  ## compare the four default networks on MNIST and CIFAR-10, 
 bench-smoke: .venv/ready  ## the same on small synthetic data, within a minute
 	$(BIN)/cnnbench bench --config experiments/bench/smoke.yaml $(ARGS)
 
-bench-zoo: .venv/ready  ## the whole zoo on CIFAR-10: 45 minutes on two cores, full trainings on a GPU
+bench-zoo: .venv/ready  ## the whole zoo on CIFAR-10: 47 minutes on two cores, full trainings on a GPU
 	$(BIN)/cnnbench bench --config experiments/bench/zoo$$($(BIN)/python -c 'import torch; print("-gpu" * torch.cuda.is_available())').yaml $(ARGS)
 
 audit: .venv/ready  ## our counts beside fvcore, ptflops, torchinfo and torch's own, every difference explained

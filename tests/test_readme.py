@@ -33,7 +33,7 @@ def test_table_is_that_of_the_committed_records() -> None:
 
 
 def test_sentences_on_the_zoo_are_those_of_the_committed_records() -> None:
-    records = load_records([RESULTS.with_name("2026-11-22-cpu-zoo.jsonl")])
+    records = load_records([RESULTS.with_name("2026-11-23-cpu-zoo.jsonl")])
     assert len(records) == 34
     log = (ROOT / "experiments" / "README.md").read_text()
     for sentence in speed_sentences(records):
