@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench bench-smoke bench-zoo audit race-memory catalog test lint train report clean
+.PHONY: help setup bench bench-smoke bench-zoo audit race-data race-training race-memory catalog test lint train report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,12 @@ bench-zoo: .venv/ready  ## the whole zoo on CIFAR-10: 47 minutes on two cores, f
 
 audit: .venv/ready  ## our counts beside fvcore, ptflops, torchinfo and torch's own, every difference explained
 	$(BIN)/python -m cnnbench.races.audit $(ARGS)
+
+race-data: .venv/ready  ## images per second of our loader beside torchvision's and airbench's, two minutes
+	$(BIN)/python -m cnnbench.races.data $(ARGS)
+
+race-training: .venv/ready  ## what Lightning adds to a training step, beside a bare loop
+	$(BIN)/python -m cnnbench.races.training $(ARGS)
 
 race-memory: .venv/ready  ## the estimate of a training step's memory beside real steps, four minutes
 	$(BIN)/python -m cnnbench.races.memory $(ARGS)

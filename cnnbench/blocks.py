@@ -151,6 +151,41 @@ class ASPP(nn.Module):
         return cast(Tensor, self.project(torch.cat([*(branch(x) for branch in self.branches), average], 1)))
 
 
+class WhiteningConv2d(nn.Conv2d):
+    """A frozen convolution that puts out the principal components of patches and their negatives, once whitened.
+
+    Its filters are eigenvectors of the patches' covariance, so that they need not be learnt (Jordan 2024, 2404.00498).
+
+    Args:
+        in_channels: Channels of the input; the output has ``2 * in_channels * kernel_size**2``.
+        kernel_size: Height and width of a patch.
+    """
+
+    whitened: Tensor
+
+    def __init__(self, in_channels: int, kernel_size: int = 2) -> None:
+        super().__init__(in_channels, 2 * in_channels * kernel_size**2, kernel_size, bias=False)
+        self.weight.requires_grad_(False)
+        self.register_buffer("whitened", torch.tensor(False))
+
+    def whiten(self, images: Tensor, epsilon: float = 5e-4) -> None:
+        """Sets the filters so that the components of these images' patches have unit variance.
+
+        Args:
+            images: Normalised images, (N, C, H, W).
+            epsilon: Added to the variances, so that noise is not blown up.
+        """
+        patches = F.unfold(images.float(), self.kernel_size).transpose(1, 2).flatten(0, 1)  # (N * positions, C * k * k)
+        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        self.set_basis(vectors.T / (values[:, None] + epsilon).sqrt())
+        self.whitened.fill_(True)
+
+    def set_basis(self, basis: Tensor) -> None:
+        """Sets the filters: the rows of the basis, (C * k * k, C * k * k), and their negatives."""
+        with torch.no_grad():
+            self.weight.copy_(torch.cat([basis, -basis]).view_as(self.weight))
+
+
 def make_divisible(channels: float, divisor: int = 8) -> int:
     """Rounds a scaled number of channels to a multiple, at most a tenth below (MobileNetV2 and EfficientNet do so)."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)

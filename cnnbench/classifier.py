@@ -6,9 +6,10 @@ Accuracy has one home, the confusion matrix of integer counts, from which it is 
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
 
 import lightning as L
 import torch
@@ -18,9 +19,12 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from cnnbench.blocks import Form, resolve_form
-from cnnbench.errors import UserError
+from cnnbench.errors import DivergedError, UserError, unknown
 
 Batch = tuple[Tensor, Tensor]
+Schedule = Literal["linear", "cosine", "constant"]
+_MOST_OUTCOMES = 100
+"""Training steps whose logits are kept before they are counted."""
 
 
 class Published(NamedTuple):
@@ -57,8 +61,10 @@ def loss_and_logits(
             f"the network returns {_shape_of(output)}, not logits, (N, K), or a tuple of them; "
             "wrap it in a module that does"
         )
-    losses = [F.cross_entropy(head, labels, label_smoothing=label_smoothing) for head in heads]
-    return torch.stack(losses[:1] + [auxiliary_weight * loss for loss in losses[1:]]).sum(), heads[0]
+    loss, *others = [F.cross_entropy(head, labels, label_smoothing=label_smoothing) for head in heads]
+    for other in others:
+        loss = loss + auxiliary_weight * other
+    return loss, heads[0]
 
 
 def _shape_of(output: Any) -> str:
@@ -93,6 +99,15 @@ class TrainingClock(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.on_validation_start(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.on_validation_start(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"used_s": self.used_s}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._used_s = state_dict["used_s"]
 
 
 class TimeBudget(TrainingClock):
@@ -131,7 +146,7 @@ class ImageClassifier(L.LightningModule):
     Without an optimizer of the user's, the recipe is AdamW (Loshchilov, Hutter 2019) with weight decay 0.05 on weights
     that are not biases or normalisation, and a learning rate that rises linearly over the first 15 % of training to
     `peak_lr` and falls linearly to zero: it needs the least tuning from one network to the next, and gets far within
-    few steps.
+    few steps. An architecture may have another, by `recipe_optimizer`, `recipe_words` and `warmup`.
 
     Args:
         num_classes: Number of classes K; with the command it comes from the data.
@@ -140,7 +155,15 @@ class ImageClassifier(L.LightningModule):
         optimizer: Builds an optimizer from the parameters, in place of the recipe.
         lr_scheduler: Builds a scheduler, stepped once a batch, from the optimizer; only together with ``optimizer``.
         learning_rate: Peak of the recipe's schedule in place of the architecture's own; not with ``optimizer``.
+        schedule: Course of the learning rate from its peak to the end of training: ``linear`` or ``cosine`` to zero, or
+            ``constant``; unset, linear for the recipe, constant for an optimizer of the user's.
+        warmup: Share of the training, 0 to 1, in which the rate first rises linearly from a tenth of its peak; unset,
+            the architecture's own for the recipe, none for an optimizer of the user's.
         label_smoothing: Share of the target that is spread over all classes.
+        steps_per_call: Optimizer steps within one call of Lightning's loop; unset, one call is one step. Some tens
+            of them spare small networks most of what Lightning costs, with the same weights at the end; callbacks,
+            the progress bar and the log then see every so many steps. On one device, without gradient clipping or
+            accumulation, not in ``16-mixed``.
         channels_last: Keep images and weights with the channel as the innermost dimension, which is faster on
             current processors and gives the same results up to rounding.
 
@@ -150,6 +173,8 @@ class ImageClassifier(L.LightningModule):
 
     min_image_size: int = 1
     peak_lr: ClassVar[float] = 1e-3
+    warmup: ClassVar[float] = 0.15
+    recipe_words: str = "AdamW, weight decay 0.05"
     key_idea: ClassVar[str] = ""
     """What is new in the architecture, in a few words, for `cnnbench list`."""
     torchvision_name: str | None = None
@@ -170,8 +195,11 @@ class ImageClassifier(L.LightningModule):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         learning_rate: float | None = None,
+        schedule: Schedule | None = None,
+        warmup: float | None = None,
         label_smoothing: float = 0.0,
         channels_last: bool = True,
+        steps_per_call: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
@@ -187,6 +215,12 @@ class ImageClassifier(L.LightningModule):
             raise UserError("learning_rate belongs to the recipe; with an optimizer of your own, set optimizer.lr")
         if learning_rate is not None:
             self.check_positive(learning_rate=learning_rate)
+        if lr_scheduler is not None and (schedule, warmup) != (None, None):
+            raise UserError("lr_scheduler and schedule or warmup exclude each other; give one of them")
+        if schedule is not None and schedule not in get_args(Schedule):
+            raise unknown("schedule", str(schedule), get_args(Schedule))
+        if warmup is not None and not 0 <= warmup < 1:
+            raise UserError(f"warmup {warmup} is a share of the training from 0 to below 1, such as 0.15")
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.image_size = image_size
@@ -194,11 +228,22 @@ class ImageClassifier(L.LightningModule):
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self.learning_rate = self.peak_lr if learning_rate is None else learning_rate
+        own = optimizer is not None
+        self._schedule: Schedule = schedule or ("constant" if own else "linear")
+        self._warmup = warmup if warmup is not None else 0.0 if own else type(self).warmup
         self._label_smoothing = label_smoothing
+        if steps_per_call is not None:
+            self.check_positive(steps_per_call=steps_per_call)
+        self.steps_per_call = steps_per_call
+        self.automatic_optimization = steps_per_call is None
+        self._logged_step = 0
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.val_confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
         self.test_confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
         self._sums = {"train": torch.zeros(3), "val": torch.zeros(2), "test": torch.zeros(2)}
+        self._outcomes: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._step_of_outcomes = 0
+        self._random_state: dict[str, Tensor] | None = None
 
     @property
     def display_name(self) -> str:
@@ -256,6 +301,20 @@ class ImageClassifier(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         self.to(memory_format=self._memory_format)
+        self._outcomes.clear()
+        if stage == "fit" and not self.automatic_optimization:
+            trainer = self.trainer
+            if trainer.world_size > 1 or trainer.precision == "16-mixed":
+                raise UserError(
+                    f"steps_per_call {self.steps_per_call} works on one device and not in 16-mixed; here are "
+                    f"{trainer.world_size} devices in {trainer.precision}; leave it out"
+                )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_current_fx_name":  # Lightning sets it forty times a step, and torch takes its time over each
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     # Sums stay on the device and are read once per log line or epoch: reading them each step would wait for the GPU.
 
@@ -269,16 +328,63 @@ class ImageClassifier(L.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         return -1 if self.trainer.should_stop and self._time_budget() is not None else None
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        if self.automatic_optimization:
+            return self._training_loss(batch)
+        self._take_steps(batch)
+        return None
+
+    def _take_steps(self, batches: Sequence[Batch]) -> None:
+        """Does for each batch what Lightning's loop does for one, without its bookkeeping in between."""
+        trainer, budget = self.trainer, self._time_budget()
+        optimizer = cast(torch.optim.Optimizer, self.optimizers(use_pl_optimizer=False))
+        scheduler = cast("torch.optim.lr_scheduler.LRScheduler | None", self.lr_schedulers())
+        progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        for batch in batches:
+            if (budget and budget.progress >= 1) or trainer.global_step == trainer.max_steps:
+                return
+            loss = self._training_loss(batch)
+            with torch.autocast(self.device.type, enabled=False):  # which is on around all of this
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            torch.clear_autocast_cache()  # else the next step would find the weights of this one
+            if scheduler is not None:
+                scheduler.step()
+            progress.increment_ready()
+            progress.increment_completed()
+
+    def _training_loss(self, batch: Batch) -> Tensor:
         loss, logits = self._loss_and_logits(batch)
-        labels = batch[1]
-        correct = (logits.detach().argmax(1) == labels).sum()
-        count = torch.full((), float(len(labels)), device=loss.device)
-        self._sums["train"] += torch.stack([loss.detach().float() * count, correct.float(), count])
+        if not self._outcomes:
+            self._step_of_outcomes = self.trainer.global_step
+        self._outcomes.append((loss.detach(), logits.detach(), batch[1]))
+        if len(self._outcomes) == _MOST_OUTCOMES:
+            self._sum_outcomes()
         return loss
 
+    def _sum_outcomes(self) -> None:
+        """Adds up the steps since the last time, all at once: a step alone is too little work for the device."""
+        if not self._outcomes:
+            return
+        losses, logits, labels = zip(*self._outcomes, strict=True)
+        self._outcomes.clear()
+        finite = torch.stack(losses).isfinite()
+        if not finite.all():
+            first = int(finite.int().argmin())
+            raise DivergedError(
+                f"the loss is {losses[first].item()} at step {self._step_of_outcomes + first + 1}; use a lower "
+                "learning rate; checkpoints from before are kept"
+            )
+        counts = torch.tensor([float(len(found)) for found in labels], device=self.device)
+        correct = (torch.cat(logits).argmax(1) == torch.cat(labels)).sum()
+        self._sums["train"] += torch.stack([(torch.stack(losses).float() * counts).sum(), correct, counts.sum()])
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.trainer.fit_loop.epoch_loop.global_step % max(self.trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]
+        step, every = self.trainer.global_step, max(self.trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
+        if step // every > self._logged_step // every:
+            self._logged_step = step
+            self._sum_outcomes()
             loss, correct, count = self._sums["train"].tolist()
             values = {"train/loss": loss / count, "train/accuracy": correct / count}
             self.log_dict(values, prog_bar=True, on_step=True, on_epoch=False, batch_size=1)
@@ -295,6 +401,24 @@ class ImageClassifier(L.LightningModule):
         loss, count = cast(Tensor, self.all_gather(self._sums[phase])).reshape(-1, 2).sum(0)
         accuracy = confusion.trace() / confusion.sum()
         self.log_dict({f"{phase}/loss": loss / count, f"{phase}/accuracy": accuracy}, prog_bar=True, batch_size=1)
+
+    def on_train_start(self) -> None:
+        self._logged_step = self.trainer.global_step
+        if self._random_state is not None:
+            torch.set_rng_state(self._random_state["cpu"])
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(self._random_state["device"], self.device)
+            self._random_state = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what dropout draws from; refuses to keep weights behind a loss that is not a number."""
+        self._sum_outcomes()
+        on_gpu = self.device.type == "cuda"
+        device = torch.cuda.get_rng_state(self.device) if on_gpu else torch.empty(0, dtype=torch.uint8)
+        checkpoint["random_state"] = {"cpu": torch.get_rng_state(), "device": device}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._random_state = checkpoint.get("random_state")  # used when training starts
 
     def on_validation_epoch_start(self) -> None:
         self._start_sums("val")
@@ -323,12 +447,13 @@ class ImageClassifier(L.LightningModule):
     @property
     def recipe(self) -> str:
         """The recipe in words, for records and logs."""
-        if self._optimizer is not None:
-            return "the user's optimizer"
-        return (
-            "AdamW, weight decay 0.05, linear warm-up over 15 % of the training and linear decay to 0, "
-            f"label smoothing {self._label_smoothing:g}"
-        )
+        parts = [self.recipe_words if self._optimizer is None else "the user's optimizer"]
+        if self._lr_scheduler is None:
+            rise = f"linear warm-up over {100 * self._warmup:g} % of the training and " if self._warmup else ""
+            parts.append(rise + ("a constant rate" if self._schedule == "constant" else f"{self._schedule} decay to 0"))
+        else:
+            parts.append("the user's schedule")
+        return ", ".join([*parts, f"label smoothing {self._label_smoothing:g}"])
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Computes class probabilities, (N, K)."""
@@ -343,10 +468,21 @@ class ImageClassifier(L.LightningModule):
         budget = self._time_budget()
         return budget.progress if budget is not None else step / total_steps
 
+    def _total_steps(self) -> float:
+        """Optimizer steps of the whole training; infinite where only a time ends it."""
+        calls = self.trainer.estimated_stepping_batches  # also opens the loader
+        loader: Any = self.trainer.train_dataloader
+        if self.automatic_optimization or calls == float("inf"):
+            return calls
+        steps = loader.batches * self.trainer.max_epochs if (self.trainer.max_epochs or 0) > 0 else float("inf")
+        return min(steps, self.trainer.max_steps) if self.trainer.max_steps >= 0 else steps
+
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Builds the recipe's optimizer, or the user's."""
-        if self._optimizer is not None:
-            return self._optimizer(self.parameters())
+        return self.recipe_optimizer() if self._optimizer is None else self._optimizer(self.parameters())
+
+    def recipe_optimizer(self) -> torch.optim.Optimizer:
+        """Builds the optimizer of the architecture's recipe, at `learning_rate`."""
         weights = [p for p in self.parameters() if p.ndim > 1]
         others = [p for p in self.parameters() if p.ndim <= 1]
         groups: list[dict[str, Any]] = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
@@ -354,27 +490,32 @@ class ImageClassifier(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer()
-        if self._optimizer is None:
-            total_steps = self.trainer.estimated_stepping_batches
-            if total_steps == float("inf") and self._time_budget() is None:
-                raise UserError("the recipe's learning rate needs an end; set trainer.max_epochs or trainer.max_steps")
-            scheduler: Any = torch.optim.lr_scheduler.LambdaLR(
-                optimizer, lambda step: lr_factor(self._progress(step, total_steps))
-            )
-        elif self._lr_scheduler is not None:
+        scheduler: Any
+        if self._lr_scheduler is not None:
             scheduler = self._lr_scheduler(optimizer)
-        else:
+        elif self._schedule == "constant" and not self._warmup:
             return optimizer
+        else:
+            total_steps = self._total_steps()
+            if total_steps == float("inf") and self._time_budget() is None:
+                raise UserError("the learning rate needs an end; set trainer.max_epochs or trainer.max_steps")
+            scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda step: lr_factor(self._progress(step, total_steps), self._warmup, self._schedule)
+            )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def lr_factor(progress: float, warmup: float = 0.15) -> float:
-    """Share of the peak learning rate: linear warm-up, then linear decay to zero.
+def lr_factor(progress: float, warmup: float, schedule: Schedule) -> float:
+    """Share of the peak learning rate.
 
     Args:
         progress: Share of the training that is done, 0 to 1.
         warmup: Share of the training in which the rate rises; it starts at a tenth of the peak.
+        schedule: What comes after: ``linear`` or ``cosine`` decay to zero, or ``constant``.
     """
     if progress < warmup:
         return 0.1 + 0.9 * progress / warmup
-    return max(0.0, (1 - progress) / (1 - warmup))
+    if schedule == "constant":
+        return 1.0
+    left = max(0.0, (1 - progress) / (1 - warmup))
+    return left if schedule == "linear" else (1 - math.cos(math.pi * left)) / 2

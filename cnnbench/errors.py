@@ -14,6 +14,10 @@ class UserError(ValueError):
     """Bad input; the message is one complete line for the person who typed it."""
 
 
+class DivergedError(UserError):
+    """The loss of a training is no longer a number."""
+
+
 class MissingDataError(UserError):
     """A data set is neither on disk nor to be had by download; the message says what was tried."""
 

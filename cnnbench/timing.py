@@ -52,11 +52,13 @@ def speed(arguments: argparse.Namespace) -> int:
     config = _config(arguments)
     networks = find_networks(arguments)
     subjects = {network.name: _subject(network) for network in networks}
+    allocator = hardware.keep_freed_memory()
     with contextlib.redirect_stdout(sys.stderr):  # what a network of the user's prints is not part of the document
         figures = measure_speed(subjects, config, lambda share, text: print(f"{share:4.0%} {text}", file=sys.stderr))
     if arguments.json:
         settings = {**vars(config), "device": str(config.device)}
         machine = environment(hardware.device_name(config.device), torch.get_num_threads())
+        machine["allocator"] = allocator
         rows = [{**_shape(network), **figures[network.name]} for network in networks]
         print(json.dumps({"config": settings, "environment": machine, "networks": rows}, indent=1))
     else:

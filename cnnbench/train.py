@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +21,8 @@ import torch
 import wandb
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar as Bar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -28,7 +30,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from cnnbench import hardware
 from cnnbench.bench.run import quiet_lightning
 from cnnbench.bench.tracking import Mode, resolve_mode
-from cnnbench.classifier import ImageClassifier
+from cnnbench.classifier import ImageClassifier, TrainingClock
 from cnnbench.data import all_data
 from cnnbench.data.module import ImageDataModule
 from cnnbench.errors import UserError, unknown
@@ -128,6 +130,18 @@ class SaveConfig(SaveConfigCallback):
                 logger.experiment.config.update(values, allow_val_change=True)
 
 
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar, drawn four times a second and not after every batch, which for small networks takes as long."""
+
+    _shown = 0.0
+
+    def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
+        now = time.monotonic()
+        if now - self._shown >= 0.25 or trainer.is_last_batch:
+            self._shown = now
+            super().on_train_batch_end(trainer, *arguments)
+
+
 class CLI(LightningCLI):
     """Short class names, arguments of the network linked to the data, and defaults that leave a trace of each run."""
 
@@ -153,6 +167,7 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        self.clock = TrainingClock()
         device = _lightning_device(config.trainer.accelerator)
         asked = {None: "auto", "16": "16-mixed", 16: "16-mixed"}.get(config.trainer.precision, config.trainer.precision)
         if asked in hardware.PRECISIONS:
@@ -191,6 +206,11 @@ class CLI(LightningCLI):
             )
         if config.trainer.logger in (None, True):
             kwargs["logger"] = _loggers(config.wandb, folder)
+        own = self.config_init[self.subcommand].trainer.callbacks or []
+        callbacks = [*(own if isinstance(own, list) else [own]), self.clock]
+        if config.trainer.enable_progress_bar is not False and not any(isinstance(c, Bar) for c in callbacks):
+            callbacks.append(ProgressBar())
+        kwargs["callbacks"] = callbacks
         return super().instantiate_trainer(default_root_dir=str(folder), **kwargs)
 
     def before_fit(self) -> None:
@@ -205,6 +225,7 @@ class CLI(LightningCLI):
     def after_fit(self) -> None:
         checkpoint = self.trainer.checkpoint_callback
         _say(f"run folder: {self.trainer.default_root_dir}")
+        _say(f"{self.trainer.global_step:,} steps in {self.clock.used_s:,.1f} s of training")
         path = getattr(checkpoint, "best_model_path", "") or getattr(checkpoint, "last_model_path", "")
         if path:
             _say(f"test it:    cnnbench test --ckpt_path {os.path.relpath(path)}")
@@ -303,7 +324,7 @@ def _with_run_config(arguments: list[str]) -> list[str]:
     checkpoint = Path(paths[-1])
     if not checkpoint.exists():
         raise UserError(f"checkpoint '{checkpoint}' does not exist; `cnnbench fit` prints the path of the one it wrote")
-    if arguments[0] == "fit" or any(a.split("=")[0] in ("--config", "-c", "--model") for a in arguments):
+    if any(a.split("=")[0] in ("--config", "-c", "--model") for a in arguments):
         return arguments
     for folder in checkpoint.resolve().parents[:2]:
         if (folder / "config.yaml").is_file():
@@ -382,6 +403,7 @@ def main(arguments: list[str]) -> None:
         UserError: An option, a name, a file or a value is wrong.
     """
     quiet_lightning()
+    hardware.keep_freed_memory()
     all_models(), all_data()  # names are known to the parser once their classes are imported
     arguments = _with_run_config(_with_network_options(arguments))
     _check_names(arguments)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import BatchSizeFinder, EMAWeightAveraging, ModelCheckpoint
 
 from cnnbench.classifier import ImageClassifier, TimeBudget, lr_factor
 from cnnbench.data import get_data
-from cnnbench.errors import UserError
+from cnnbench.errors import DivergedError, UserError
 from cnnbench.models import all_models, get_model
 
 MODELS = sorted(all_models())
@@ -32,11 +35,20 @@ def test_unknown_model_has_a_hint() -> None:
 
 
 def test_recipe_rises_and_falls() -> None:
-    assert lr_factor(0) == pytest.approx(0.1)
-    assert lr_factor(0.15) == pytest.approx(1)
-    assert lr_factor(0.575) == pytest.approx(0.5)
-    assert lr_factor(1) == 0
-    assert lr_factor(1.2) == 0
+    assert lr_factor(0, 0.15, "linear") == pytest.approx(0.1)
+    assert lr_factor(0.15, 0.15, "linear") == pytest.approx(1)
+    assert lr_factor(0.575, 0.15, "linear") == pytest.approx(0.5)
+    assert lr_factor(1, 0.15, "linear") == lr_factor(1.2, 0.15, "linear") == 0
+    assert lr_factor(0.9, 0.15, "constant") == 1
+
+
+def test_cosine_is_torchs() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
+    for step in range(20):
+        assert lr_factor(step / 20, 0, "cosine") == pytest.approx(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
 
 
 def test_arguments_out_of_range_are_refused() -> None:
@@ -46,6 +58,25 @@ def test_arguments_out_of_range_are_refused() -> None:
         get_model("LeNet5")(lr_scheduler=lambda optimizer: None)
     with pytest.raises(UserError, match="budget -1"):
         TimeBudget(-1)
+    with pytest.raises(UserError, match=r"unknown schedule 'step'.*valid: linear, cosine, constant"):
+        get_model("LeNet5")(schedule="step")
+    with pytest.raises(UserError, match=r"warmup 15 is a share"):
+        get_model("LeNet5")(warmup=15)
+    with pytest.raises(UserError, match="exclude each other"):
+        get_model("LeNet5")(optimizer=torch.optim.SGD, lr_scheduler=lambda optimizer: None, schedule="cosine")
+
+
+def test_schedule_works_with_an_optimizer_of_the_users() -> None:
+    data = get_data("Synthetic")(in_channels=1, train_images=200, test_images=10, batch_size=20)  # 9 steps
+    rates = {}
+    for schedule in (None, "cosine"):
+        torch.manual_seed(0)
+        model = get_model("LeNet5")(in_channels=1, optimizer=lambda p: torch.optim.SGD(p, lr=0.5), schedule=schedule)
+        trainer = _trainer(max_epochs=1)
+        trainer.fit(model, datamodule=data)
+        rates[schedule] = trainer.optimizers[0].param_groups[0]["lr"]
+        assert ("cosine decay to 0" if schedule else "constant rate") in model.recipe
+    assert rates == {None: 0.5, "cosine": pytest.approx(0)}
 
 
 def _trainer(**options: object) -> L.Trainer:
@@ -123,3 +154,92 @@ def test_training_learns_the_synthetic_set() -> None:
     trainer = _trainer(max_epochs=2)
     trainer.fit(model, datamodule=data)
     assert trainer.test(model, datamodule=data, verbose=False)[0]["test/accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_steps_within_one_call_give_the_same_weights(precision: str) -> None:
+    """Two epochs of 13 steps in chunks of 5, so that the last of each is short, and an end within a chunk."""
+
+    def train(steps_per_call: int | None, **end: int) -> tuple[dict[str, torch.Tensor], int]:
+        L.seed_everything(0)
+        data = get_data("Synthetic")(train_images=260, test_images=20, batch_size=18, augment=True)
+        model = get_model("SpeedNet")(steps_per_call=steps_per_call, label_smoothing=0.1)
+        trainer = _trainer(precision=precision, **end)
+        trainer.fit(model, datamodule=data)
+        return model.state_dict(), trainer.global_step
+
+    for end, steps in (({"max_epochs": 2}, 26), ({"max_epochs": -1, "max_steps": 17}, 17)):
+        (alone, counted), (together, also) = train(None, **end), train(5, **end)
+        assert (counted, also) == (steps, steps)
+        assert all(torch.equal(alone[name], together[name]) for name in alone)
+
+
+def test_steps_within_one_call_end_with_the_budget_and_are_refused_where_they_do_not_work() -> None:
+    data = get_data("Synthetic")(train_images=260, test_images=20, batch_size=18)
+    clock = iter(range(10_000))
+    model = get_model("SimpleCNN")(steps_per_call=10)
+    trainer = _trainer(max_epochs=-1, callbacks=[TimeBudget(17, clock=lambda: float(next(clock)))])
+    trainer.fit(model, datamodule=data)
+    assert 1 <= trainer.global_step <= 17
+    with pytest.raises(UserError, match="steps_per_call 0 of SimpleCNN must be a positive number"):
+        get_model("SimpleCNN")(steps_per_call=0)
+
+
+class _EverySteps(L.Callback):
+    """Keeps a checkpoint after every training step, as it would be read back after the process was killed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
+
+
+@pytest.mark.parametrize("steps_per_call", [None, 3])
+def test_training_goes_on_from_any_step_as_if_it_had_not_stopped(tmp_path: Path, steps_per_call: int | None) -> None:
+    def fit(callbacks: list[L.Callback], checkpoint: Path | None = None) -> tuple[L.Trainer, dict[str, torch.Tensor]]:
+        L.seed_everything(3 if checkpoint is None else 99, verbose=False)
+        data = get_data("Synthetic")(train_images=90, test_images=10, batch_size=9, augment=True, cutout=5)  # 9 steps
+        model = get_model("SimpleCNN")(dropout=0.5, in_channels=data.in_channels, steps_per_call=steps_per_call)
+        averages = EMAWeightAveraging(decay=0.9)
+        trainer = _trainer(max_epochs=3, callbacks=[averages, *callbacks], check_val_every_n_epoch=2)
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        return trainer, model.state_dict()
+
+    whole, expected = fit([_EverySteps(tmp_path)])
+    kept = sorted(tmp_path.glob("*.ckpt"), key=lambda path: int(path.stem))
+    assert whole.global_step == 27
+    assert len(kept) == 27 // (steps_per_call or 1)
+    for checkpoint in kept[:-1]:
+        trainer, found = fit([], checkpoint)
+        assert trainer.global_step == 27
+        differ = [name for name, value in found.items() if not torch.equal(value, expected[name])]
+        assert not differ, f"after {checkpoint.stem} steps"
+
+
+def test_a_loss_that_is_no_number_stops_at_its_step_and_keeps_the_checkpoints(tmp_path: Path) -> None:
+    class Spoil(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
+            if trainer.global_step == 13:
+                next(module.parameters()).data.fill_(float("nan"))
+
+    data = get_data("Synthetic")(in_channels=1, train_images=90, test_images=10, batch_size=9)  # 9 steps an epoch
+    kept = ModelCheckpoint(tmp_path, filename="good", save_top_k=1)
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, max_epochs=5, callbacks=[Spoil(), kept], enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    with pytest.raises(DivergedError, match=r"the loss is nan at step 14; use a lower learning rate"):
+        trainer.fit(_small("LeNet5", in_channels=1), datamodule=data)
+    good = torch.load(kept.best_model_path, weights_only=True)
+    assert good["global_step"] == 9
+    assert all(value.isfinite().all() for value in good["state_dict"].values())
+
+
+def test_batch_size_finder_doubles_the_batches() -> None:
+    data = get_data("Synthetic")(in_channels=1, train_images=500, test_images=10, batch_size=4)
+    finder = BatchSizeFinder(steps_per_trial=1, init_val=4, max_trials=3)
+    trainer = _trainer(max_epochs=1, callbacks=[finder])
+    trainer.fit(_small("LeNet5", in_channels=1), datamodule=data)
+    assert data.batch_size == finder.optimal_batch_size == 16
+    assert trainer.global_step == 450 // 16

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import make_record
 
@@ -308,6 +312,7 @@ def test_fit_leaves_config_metrics_and_checkpoints_and_test_reads_them(capsys: p
     captured = capsys.readouterr()
     folder = _run_folder()
     assert f"cnnbench test --ckpt_path {folder}/checkpoints/best.ckpt" in captured.err
+    assert re.search(r"10 steps in \d+\.\d s of training", captured.err)
     assert "LeNet5 at 1x32x32: 61,706 parameters, 416,520 MACs" in captured.err
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["model"]["class_path"] == "cnnbench.models.lenet.LeNet5"
@@ -335,6 +340,24 @@ def test_predict_writes_the_probabilities_of_the_test_images(capsys: pytest.Capt
         values = {name: float(row[name]) for name in data.class_names}
         assert sum(values.values()) == pytest.approx(1, abs=1e-4)
         assert row["predicted"] == max(values, key=lambda name: values[name])
+
+
+def test_a_killed_training_ends_with_the_weights_of_one_that_was_not() -> None:
+    options = [*QUIET, "--trainer.max_epochs=60", "--data.augment=true", "--seed_everything=5"]
+    assert main([*FIT, *options, "--out=whole"]) == 0
+    process = subprocess.Popen([sys.executable, "-m", "cnnbench", *FIT, *options, "--out=killed"])
+    deadline = time.monotonic() + 120
+    while not list(Path("killed").rglob("last.ckpt")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    (last,) = Path("killed").rglob("last.ckpt")
+    reached = torch.load(last, weights_only=True)["global_step"]
+    assert main(["fit", f"--ckpt_path={last}", "--out=resumed", *QUIET]) == 0  # the run's own configuration
+    (whole,), (resumed,) = Path("whole").rglob("last.ckpt"), Path("resumed").rglob("last.ckpt")
+    first, second = (torch.load(path, weights_only=True) for path in (whole, resumed))
+    assert 0 < reached < first["global_step"] == second["global_step"]
+    assert all(torch.equal(value, second["state_dict"][name]) for name, value in first["state_dict"].items())
 
 
 def test_a_checkpoint_of_another_network_is_refused(capsys: pytest.CaptureFixture) -> None:

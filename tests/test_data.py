@@ -351,6 +351,26 @@ def test_an_image_gets_the_same_crop_whatever_the_batches_and_processes() -> Non
         assert torch.equal(by_label(batch_size, ranks), alone)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_batches_are_the_same_and_never_wait() -> None:
+    generator = torch.Generator().manual_seed(0)
+    split = Split(torch.randint(256, (64, 3, 16, 16), dtype=torch.uint8, generator=generator), torch.arange(64))
+    options: dict = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.2), "augmentation": Augmentation(2, cutout=4)}
+    here = TensorBatches(split, 8, shuffle=True, **options)
+    there = iter(TensorBatches(Split(*(t.cuda() for t in split)), 8, shuffle=True, **options))
+    found = [next(there)]  # the first one brings over what the epoch has drawn
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found += list(there)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for ours, theirs in zip(here, found, strict=True):
+        assert theirs.images.is_cuda
+        torch.testing.assert_close(theirs.images.cpu(), ours.images, rtol=1e-5, atol=1e-5)
+        assert torch.equal(theirs.labels.cpu(), ours.labels)
+
+
 def test_only_training_batches_are_augmented() -> None:
     data = Synthetic(train_images=40, test_images=20, augment=True, val_fraction=0.5, batch_size=20)
     data.setup()
@@ -442,3 +462,17 @@ def test_real_data_has_its_published_size_and_stated_statistics(name: str, count
     near = 0.0005 if data.label in ("MNIST", "CIFAR-10") else 0.003  # a JPEG copy differs a little
     assert x.mean((0, 2, 3)).tolist() == pytest.approx(list(data.mean), abs=near)
     assert x.std((0, 2, 3)).tolist() == pytest.approx(list(data.std), abs=near)
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "words"),
+    [
+        (Augmentation(), "shift of up to 4 pixels (reflect), mirroring"),
+        (Augmentation(padding=1, padding_mode="zeros", flip="alternate", cutout=8),
+         "shift of up to 1 pixels (zeros), alternate mirroring, cutout of 8x8"),
+        (Augmentation(padding=2, flip="none"), "shift of up to 2 pixels (reflect)"),
+        (Augmentation(padding=0, flip="none"), "none"),
+    ],
+)  # fmt: skip
+def test_augmentation_in_words(augmentation: Augmentation, words: str) -> None:
+    assert augmentation.describe() == words

@@ -18,7 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cnnbench.blocks import ASPP, ConvNormAct, SeparableConv, initialise, make_divisible, resolve_form
+from cnnbench.blocks import (
+    ASPP,
+    ConvNormAct,
+    SeparableConv,
+    WhiteningConv2d,
+    initialise,
+    make_divisible,
+    resolve_form,
+)
 from cnnbench.catalog import FILE, PAPER, RECORDS, count_models, describe_data, first_paragraph, load_catalog, sources
 from cnnbench.classifier import ImageClassifier, loss_and_logits
 from cnnbench.errors import UserError
@@ -513,12 +521,12 @@ def test_make_divisible_loses_at_most_a_tenth() -> None:
 
 def test_whitening_makes_patches_uncorrelated() -> None:
     torch.manual_seed(0)
-    model = get_model("SpeedNet")()
+    layer = WhiteningConv2d(3)
     images = nn.functional.avg_pool2d(torch.randn(50, 3, 34, 34), 3, stride=1)  # neighbours are alike
-    model.whiten(images, epsilon=0.0)  # type: ignore[operator]
-    out = model.whitening(images).detach()[:, :12].transpose(0, 1).flatten(1)  # type: ignore[operator]
+    layer.whiten(images, epsilon=0.0)
+    out = layer(images).detach()[:, :12].transpose(0, 1).flatten(1)
     torch.testing.assert_close(out @ out.T / out.shape[1], torch.eye(12), atol=1e-3, rtol=0)
-    assert torch.equal(model.whitening.weight[12:], -model.whitening.weight[:12])  # type: ignore[union-attr, index]
+    assert torch.equal(layer.weight[12:], -layer.weight[:12])
 
 
 def test_initialisation_is_he_s() -> None:

@@ -183,7 +183,7 @@ class Name(NamedTuple):
 
 SIDES = ((1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1))
 FAR_SIDES = ((-1, 3), (1, 3), (1, -3), (-1, -3))
-"""Farther up or down, for names that are needed."""
+"""Farther up or down, for names that are needed; a thin line then leads to the point."""
 
 
 def write_names(ax: Axes, names: Sequence[Name], size: float, taken: Iterable[Bbox] = ()) -> None:
@@ -213,6 +213,7 @@ def write_names(ax: Axes, names: Sequence[Name], size: float, taken: Iterable[Bb
         ax.annotate(
             name.text, (name.x, name.y), xytext=offsets[best], textcoords="offset points", fontsize=size,
             ha=("center", "left", "right")[best[0]], va="center",
+            arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.6} if best in FAR_SIDES else None,
         )  # fmt: skip
 
 

@@ -12,7 +12,16 @@ from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import Bbox
 
 from cnnbench.bench.drawing import Name, Scheme, family_legend, log_axis, panels, short_names, write_names
-from cnnbench.bench.findings import Contender, by_label, contenders, front, latency_correlation, measured, misjudged
+from cnnbench.bench.findings import (
+    Contender,
+    by_label,
+    contenders,
+    front,
+    latency_correlation,
+    latency_spread,
+    measured,
+    misjudged,
+)
 from cnnbench.measure.quality import accuracy, most_confused
 from cnnbench.record import Record
 from cnnbench.units import scaled
@@ -125,11 +134,16 @@ def latency_against_macs(records: Sequence[Record]) -> Figure | None:
     for label, entries in drawn.items():
         ax = axes[label]
         for e in entries:
-            look = scheme.looks[e.model]
-            ax.plot(e.mean("macs"), e.mean(LATENCY), look.marker, color=look.colour, markersize=scheme.marker_size)
+            look, time = scheme.looks[e.model], latency_spread(e)
+            bar = [[time.median - time.low], [time.high - time.median]]
+            ax.errorbar(
+                e.mean("macs"), time.median, yerr=bar, fmt=look.marker,
+                color=look.colour, markersize=scheme.marker_size, elinewidth=0.8, capsize=0,
+            )  # fmt: skip
         log_axis(ax, ax.xaxis, [e.mean("macs") for e in entries], COSTS["macs"][0], _tick)
-        log_axis(ax, ax.yaxis, [e.mean(LATENCY) for e in entries], "", "{:g}".format)
+        log_axis(ax, ax.yaxis, [end for e in entries for end in latency_spread(e)], "", "{:g}".format)
     next(iter(axes.values())).set_ylabel(COSTS[LATENCY][0])
+    figure.supxlabel("marker: median of the calls; bar: first to ninth decile", fontsize=9, color=SOFT)
     _finish(figure, scheme, drawn)
     for label, entries in drawn.items():
         told = misjudged(entries) or ()

@@ -142,11 +142,11 @@ def latency_correlation(entries: Sequence[Contender]) -> Correlation | None:
 def misjudged(entries: Sequence[Contender]) -> tuple[Contender, Contender] | None:
     """The two networks whose multiply-adds and latency disagree most: the first has fewer and takes longer."""
     found = timed(entries)
-    pair = inversion([e.mean("macs") for e in found], [_latency(e) for e in found])
+    pair = inversion([e.mean("macs") for e in found], [latency_spread(e) for e in found])
     return None if pair is None else (found[pair[0]], found[pair[1]])
 
 
-def _latency(entry: Contender) -> Spread:
+def latency_spread(entry: Contender) -> Spread:
     """Median and deciles of the calls; the median alone where a record has no more."""
     median = entry.mean("latency_ms_median")
     low, high = (entry.mean(k) if entry.has(k) else median for k in ("latency_ms_p10", "latency_ms_p90"))

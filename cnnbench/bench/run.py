@@ -28,7 +28,7 @@ from cnnbench.classifier import ImageClassifier, TimeBudget, TrainingClock
 from cnnbench.data import get_data
 from cnnbench.data.module import ImageDataModule
 from cnnbench.data.sets import Synthetic
-from cnnbench.errors import MissingDataError, UserError
+from cnnbench.errors import DivergedError, MissingDataError, UserError
 from cnnbench.measure.complexity import CONVENTION, COUNTS, complexity
 from cnnbench.measure.quality import accuracy
 from cnnbench.measure.speed import SpeedConfig, Subject, measure_speed
@@ -182,6 +182,7 @@ class _Run:
         self.environment = {
             **environment(hardware.device_name(self.device), torch.get_num_threads()),
             "accelerator": hardware.accelerator_facts(self.device),
+            "allocator": hardware.keep_freed_memory(),
         }
         self.data = open_data(plan, display.note)
         self.facts = {name: module.describe() for name, module in self.data.items()}
@@ -367,6 +368,8 @@ class _Run:
             trainer.fit(model, datamodule=data)
         except SystemExit as error:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from error
+        except DivergedError:
+            curve.diverged = True
         steps = trainer.global_step
         diverged = curve.diverged or not all(bool(p.isfinite().all()) for p in model.parameters())
         trainer.test(model, datamodule=data, verbose=False)

@@ -8,10 +8,11 @@ processes and the device; a batch costs a few kernels and never waits for a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from types import SimpleNamespace
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +78,8 @@ class Augmentation:
     def describe(self) -> str:
         """In words, for records."""
         parts = [f"shift of up to {self.padding} pixels ({self.padding_mode})"] * (self.padding > 0)
-        parts += [{"random": "mirroring", "alternate": "alternate mirroring"}[self.flip]] * (self.flip != "none")
+        if self.flip != "none":
+            parts.append("alternate mirroring" if self.flip == "alternate" else "mirroring")
         parts += [f"cutout of {self.cutout}x{self.cutout}"] * (self.cutout > 0)
         return ", ".join(parts) or "none"
 
@@ -121,6 +123,7 @@ class TensorBatches:
         seed: Seed of all that is drawn.
         rank: Index of this process.
         world_size: Number of processes.
+        chunk: Batches that come out together, as a list; unset, each comes alone.
     """
 
     def __init__(
@@ -136,8 +139,10 @@ class TensorBatches:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        chunk: int | None = None,
     ) -> None:
         self.split = split
+        self.chunk = chunk
         self.shuffle = shuffle
         self.seed = seed
         self.rank = rank
@@ -154,32 +159,56 @@ class TensorBatches:
         # Ranks must agree on the number of training steps, or the faster one waits for ever.
         share = total // world_size if shuffle else len(range(rank, total, world_size))
         self.batch_size = min(batch_size, share) if shuffle else batch_size
-        self._batches = share // self.batch_size if shuffle else -(-share // batch_size)
+        self.batches = share // self.batch_size if shuffle else -(-share // batch_size)
         self._crops = self._row_scale = self._row_shift = torch.empty(0)  # for images of this size:
         self._prepared = 0
         self.epoch = 0
+        self._given = 0
+        self._resume_at = (-1, 0)
         # Lightning calls batch_sampler.sampler.set_epoch before every epoch, also after a resume.
         self.batch_sampler = SimpleNamespace(sampler=self)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def __len__(self) -> int:
-        return self._batches
+    def state_dict(self) -> dict[str, int]:
+        """Where the iteration is, which Lightning keeps in its checkpoints."""
+        return {"seed": self.seed, "epoch": self.epoch, "batch": self._given}
 
-    def __iter__(self) -> Iterator[Split]:
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Has the next iteration over that epoch go on behind the batches that were given; other epochs are whole."""
+        self.seed = state["seed"]
+        self._resume_at = state["epoch"], state["batch"]
+
+    def __len__(self) -> int:
+        return self.batches if self.chunk is None else -(-self.batches // self.chunk)
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = self._one_by_one()
+        return batches if self.chunk is None else self._together(batches, self.chunk)
+
+    def _together(self, batches: Iterator[Split], chunk: int) -> Iterator[list[Split]]:
+        while found := list(islice(batches, chunk)):
+            yield found
+
+    def _one_by_one(self) -> Iterator[Split]:
         size = self._sizes[min(self.epoch, len(self._sizes) - 1)] if self._sizes else self._stored
         self._prepare(size)
         epoch = self._draw(size)
         wanted = size if self._sizes else self._size
-        for index in range(len(self)):
+        resumed_epoch, given = self._resume_at
+        self._resume_at = (-1, 0)
+        for index in range(given if resumed_epoch == self.epoch else 0, self.batches):
+            self._given = index + 1
             batch = slice(index * self.batch_size, (index + 1) * self.batch_size)
             x = self._crops.index_select(0, epoch.windows[batch]).unflatten(2, (size, -1)).permute(0, 3, 1, 2)
             if epoch.mirrored[index]:
                 x = torch.cat([x[: epoch.mirrored[index]].flip(3), x[epoch.mirrored[index] :]])
-            x = self._normalise(x)
+            rows = x.permute(0, 2, 3, 1).flatten(2)  # rows of pixels, so that the innermost dimension is long
+            rows = torch.addcmul(self._row_shift, rows.float(), self._row_scale)
             if epoch.corners is not None:
-                x = _cut_out(x, epoch.corners[batch], self.augmentation.cutout)
+                _cut_out(rows, epoch.corners[batch], self.augmentation.cutout)
+            x = rows.unflatten(2, (size, -1)).permute(0, 3, 1, 2)
             if wanted != size:
                 x = F.interpolate(x, (wanted, wanted), mode="bilinear", antialias=True)
             yield Split(x, self.split.labels.index_select(0, epoch.images[batch]))
@@ -215,9 +244,9 @@ class TensorBatches:
         if self.augmentation.cutout:
             corners = torch.randint(size - self.augmentation.cutout + 1, (total, 2), generator=generator)
         order = order[self.rank :: self.world_size]
-        counts = [0] * len(self)
+        counts = [0] * self.batches
         if mirrored is not None:
-            order = order[: len(self) * self.batch_size].view(len(self), self.batch_size)
+            order = order[: self.batches * self.batch_size].view(self.batches, self.batch_size)
             places = mirrored[order].sort(dim=1, descending=True, stable=True)
             counts, order = places.values.sum(1).tolist(), order.gather(1, places.indices).flatten()
         device = self.split.images.device
@@ -236,12 +265,6 @@ class TensorBatches:
             return torch.rand(total, generator=generator) < 0.5
         first = torch.rand(total, generator=torch.Generator().manual_seed(self.seed % 2**31)) < 0.5
         return first ^ bool(self.epoch % 2)
-
-    def _normalise(self, images: Tensor) -> Tensor:
-        """Turns pixels, (n, C, H, W) uint8 in channels-last order, into normalised float32 values."""
-        rows = images.permute(0, 2, 3, 1).flatten(2)  # a row of pixels, so that the innermost dimension is long
-        x = torch.addcmul(self._row_shift, rows.float(), self._row_scale)
-        return x.unflatten(2, (images.shape[3], -1)).permute(0, 3, 1, 2)
 
 
 def _pad(images: Tensor, padding: int, mode: PaddingMode) -> Tensor:
@@ -265,8 +288,15 @@ def resize(images: Tensor, size: int) -> Tensor:
     return torch.cat(pieces)
 
 
-def _cut_out(images: Tensor, corners: Tensor, side: int) -> Tensor:
-    """Sets a square of each image, (n, C, H, W), to zero, the data's mean after normalisation; in place."""
-    pixels = torch.arange(images.shape[-1], device=images.device)
-    rows, columns = ((pixels >= corner[:, None]) & (pixels < corner[:, None] + side) for corner in corners.unbind(1))
-    return images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+def _cut_out(rows: Tensor, corners: Tensor, side: int) -> None:
+    """Sets a square of each image to zero, which is the data's mean after normalisation.
+
+    Args:
+        rows: Normalised images, (n, H, W * C), changed in place.
+        corners: Upper left corners, (n, 2).
+        side: Side of the square in pixels.
+    """
+    size, channels = rows.shape[1], rows.shape[2] // rows.shape[1]
+    pixels = torch.arange(size, device=rows.device)
+    down, across = ((pixels >= corner[:, None]) & (pixels < corner[:, None] + side) for corner in corners.unbind(1))
+    rows.masked_fill_(down[:, :, None] & across.repeat_interleave(channels, 1)[:, None, :], 0.0)

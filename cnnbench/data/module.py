@@ -91,8 +91,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.augmentation = asked if self.augment else None
         self.sizes = tuple(sizes)
         if any(pixels < 1 for pixels in self.sizes):
-            raise UserError(f"sizes {list(sizes)} must be numbers of pixels, such as 20,24,28,32")
+            raise UserError(f"sizes {list(sizes)} must be numbers of pixels, such as [20, 24, 28, 32]")
         self._splits: dict[str, Split] = {}
+        self._train_batches: TensorBatches | None = None
+        self._resumed: dict[str, int] = {}
         self._full_train_images = 0
 
     @abstractmethod
@@ -165,10 +167,24 @@ class ImageDataModule(L.LightningDataModule, ABC):
             seed=seed,
             rank=rank,
             world_size=world_size,
+            chunk=getattr(getattr(trainer, "lightning_module", None), "steps_per_call", None) if training else None,
         )
 
     def train_dataloader(self) -> TensorBatches:
-        return self._batches("train", training=True)
+        self._train_batches = self._batches("train", training=True)
+        if self._resumed:
+            self._train_batches.load_state_dict(self._resumed)
+            self._resumed = {}
+        return self._train_batches
+
+    # Lightning asks loaders for their state too, but gives it back only to one that is not open yet, which ours is when
+    # the length of the training is wanted for the schedule.
+
+    def state_dict(self) -> dict[str, int]:
+        return self._train_batches.state_dict() if self._train_batches is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._resumed = state_dict
 
     def val_dataloader(self) -> Any:
         return self._batches("val") if len(self._splits["val"].labels) else []
