@@ -21,7 +21,7 @@ from cnnbench.record import load_records
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-RESULTS = ROOT / "experiments" / "results" / "2026-11-22-cpu.jsonl"
+RESULTS = ROOT / "experiments" / "results" / "2026-11-23-cpu.jsonl"
 
 
 def test_table_is_that_of_the_committed_records() -> None:
@@ -45,8 +45,10 @@ def test_sentences_on_the_zoo_are_those_of_the_committed_records() -> None:
 def test_tables_of_studies_are_those_of_the_committed_records() -> None:
     log = (ROOT / "experiments" / "README.md").read_text()
     files = sorted((RESULTS.parent / "studies").glob("*.jsonl"))
+    recipes = sorted(RESULTS.parent.glob("*speednet*.jsonl"))
     assert files
-    for file in files:
+    assert recipes
+    for file in files + recipes:
         _, *rows = over_seeds(load_records([file]))
         for row in rows:
             assert "| " + " | ".join(row) + " |" in log, file.name
