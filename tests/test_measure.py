@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -144,3 +148,18 @@ def test_devices_and_precisions_are_checked() -> None:
     precision, reason = hardware.choose_precision("auto", CPU)
     assert (precision == "bf16-mixed") == hardware.cpu_has_bf16()
     assert reason
+
+
+def test_freed_memory_is_kept_where_the_library_is_glibc() -> None:
+    code = (
+        "import resource, torch; from cnnbench import hardware; print(hardware.keep_freed_memory())\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "fill = lambda: torch.ones(50_000_000) is None\n"
+        "fill(); before = faults(); fill(); print(faults() - before)"
+    )
+    said, faults = subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()
+    if platform.libc_ver()[0] == "glibc":
+        assert said == "glibc, freed memory kept"
+        assert int(faults) < 1000  # of about 49,000 pages of 4 KiB
+    else:
+        assert said == "the system's"

@@ -65,7 +65,7 @@ CASES = (
 
 
 class _Clock(L.Callback):
-    """Measures the time from the end of the first call to the end of the training."""
+    """Measures the time from the end of the first call to the end of the last, before the checkpoint of the epoch."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -76,10 +76,9 @@ class _Clock(L.Callback):
         if self._first < 0:
             hardware.synchronise(self._device)
             self._start, self._first = time.perf_counter(), trainer.global_step
-
-    def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
-        hardware.synchronise(self._device)
-        self.step_ms = 1000 * (time.perf_counter() - self._start) / (trainer.global_step - self._first)
+        elif trainer.global_step == trainer.max_steps:
+            hardware.synchronise(self._device)
+            self.step_ms = 1000 * (time.perf_counter() - self._start) / (trainer.global_step - self._first)
 
 
 class _Case:
