@@ -32,7 +32,7 @@ audit: .venv/ready  ## our counts beside fvcore, ptflops, torchinfo and torch's 
 race-data: .venv/ready  ## images per second of our loader beside torchvision's and airbench's, two minutes
 	$(BIN)/python -m cnnbench.races.data $(ARGS)
 
-race-training: .venv/ready  ## what Lightning adds to a training step, beside a bare loop
+race-training: .venv/ready  ## what Lightning adds to a training step, beside a bare loop, five minutes
 	$(BIN)/python -m cnnbench.races.training $(ARGS)
 
 race-memory: .venv/ready  ## the estimate of a training step's memory beside real steps, four minutes
