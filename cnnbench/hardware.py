@@ -95,7 +95,8 @@ def keep_freed_memory() -> str:
     """Has the C library keep the memory that tensors free, for the next ones, where it is glibc.
 
     Otherwise each large tensor of a step on the CPU is new memory from the system, which has to be filled with zeros a
-    page at a time; that is up to a quarter of the training time of small networks.
+    page at a time; that is up to a quarter of the training time of small networks. The price is somewhat more memory
+    in use, since blocks of different sizes leave gaps.
 
     Returns:
         What holds now, for records.

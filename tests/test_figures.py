@@ -128,6 +128,7 @@ def test_needed_names_stay_inside_the_panel_and_cover_no_other() -> None:
     ax.figure.draw_without_rendering()
     points = [(0.3, 5.0), (0.5, 5.0), (9.7, 5.0), (5.0, 9.8), (5.0, 0.2), (5.2, 9.8)]
     write_names(ax, [Name(x, y, f"Network{i}") for i, (x, y) in enumerate(points)], size=9)
+    ax.figure.draw_without_rendering()  # puts the words in their places
     boxes = [Text.get_window_extent(text) for text in ax.texts]  # of the words, without the line to the point
     assert len(boxes) == len(points)
     assert all(ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 for box in boxes)
