@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench bench-smoke bench-zoo audit race-data race-training race-memory catalog test lint train report clean
+.PHONY: help setup bench bench-smoke bench-zoo audit race-data race-training race-recipes race-memory calibrate gallery catalog test lint train report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,8 +35,17 @@ race-data: .venv/ready  ## images per second of our loader beside torchvision's 
 race-training: .venv/ready  ## what Lightning adds to a training step, beside a bare loop, five minutes
 	$(BIN)/python -m cnnbench.races.training $(ARGS)
 
+race-recipes: .venv/ready  ## SpeedNet's recipes beside airbench's own trainings, on a CUDA GPU: ARGS="--goal 96"
+	$(BIN)/python -m cnnbench.races.recipes $(ARGS)
+
+calibrate: .venv/ready  ## is the stopwatch right? against itself, a planted slowdown and the usual way; ten minutes
+	$(BIN)/python -m cnnbench.races.calibrate $(ARGS)
+
 race-memory: .venv/ready  ## the estimate of a training step's memory beside real steps, four minutes
 	$(BIN)/python -m cnnbench.races.memory $(ARGS)
+
+gallery: .venv/ready  ## one page of everything that a CNN does, from a freshly trained network, a few minutes
+	$(BIN)/cnnbench explain gallery $(ARGS)
 
 catalog: .venv/ready  ## count the zoo again for `cnnbench list`, after a network or a record has changed
 	$(BIN)/python -m cnnbench.catalog

@@ -192,6 +192,12 @@ def make_divisible(channels: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
+def has_depthwise(model: nn.Module) -> bool:
+    """Whether a network has convolutions each of whose filters sees one channel of several."""
+    convs = (m for m in model.modules() if isinstance(m, nn.Conv2d))
+    return any(1 < conv.groups == conv.in_channels for conv in convs)
+
+
 def initialise(module: nn.Module) -> None:
     """Initialises one layer; use as ``network.apply(initialise)``.
 

@@ -17,6 +17,7 @@ from cnnbench.catalog import listing
 from cnnbench.count import add_arguments as add_count_arguments
 from cnnbench.count import count
 from cnnbench.errors import UserError, unknown
+from cnnbench.registry import split_names
 from cnnbench.timing import add_arguments as add_speed_arguments
 from cnnbench.timing import speed
 
@@ -43,18 +44,6 @@ class Parser(argparse.ArgumentParser):
             hint = f"did you mean '{near[0]}'?" if near else f"`{self.prog} --help` lists the options"
             raise UserError(f"unknown option '{given}'; {hint}")
         return parsed, rest
-
-
-def _names(text: str) -> tuple[str, ...]:
-    """Splits at commas, but not at those between brackets."""
-    parts, depth = [""], 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return tuple(part.strip() for part in parts if part.strip())
 
 
 def _seeds(text: str) -> tuple[int, ...]:
@@ -101,6 +90,7 @@ def _parser() -> Parser:
         "--export", type=Path, metavar="FILE", help="also write the records as JSON lines to a new file"
     )
     report.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+    commands.add_parser("explain", help="see what a CNN does: the instruments of a course", add_help=False)
     counting = commands.add_parser(
         "count",
         help="count parameters, MACs, training MACs and memory of any network",
@@ -117,6 +107,20 @@ def _parser() -> Parser:
         allow_abbrev=False,
     )
     add_speed_arguments(timing)
+    comparison = commands.add_parser(
+        "compare",
+        help="compare the records of two runs: costs, times, accuracy, each with its interval and a verdict",
+        description="Compares every network on every data set that both have, figure by figure.",
+        epilog="example: cnnbench compare results/bench/20260101-120000 results/bench/20260102-120000 --gate 5",
+        allow_abbrev=False,
+    )
+    for name in ("a", "b"):
+        comparison.add_argument(name, type=Path, metavar=name.upper(), help="run folder, .json or .jsonl file")
+    comparison.add_argument(
+        "--gate", type=float, metavar="PERCENT", help="exit 1 if a time is longer by more than so many per cent, or "
+        "the accuracy lower by so many points, and by more than chance",
+    )  # fmt: skip
+    comparison.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     listing = commands.add_parser(
         "list",
         help="list the networks, what they cost and how good they are, and the data sets",
@@ -145,13 +149,18 @@ def _add_bench(commands: Any) -> argparse.ArgumentParser:
     add("--config", type=Path, metavar="FILE", help="YAML file with these options; the command line wins")
     add(
         "--models",
-        type=_names,
+        type=split_names,
         metavar="A,B",
         help="names of `cnnbench list`, all, torchvision:NAME, timm:NAME, package.module:callable "
         "(default: LeNet5,VGG16,ResNet18,MobileNetV1)",
     )
-    add("--data", type=_names, metavar="A,B", help="data sets (default: MNIST,CIFAR10)")
-    add("--measures", type=_names, metavar="A,B", help="of complexity, speed, quality (default: these), train_quality")
+    add("--data", type=split_names, metavar="A,B", help="data sets (default: MNIST,CIFAR10)")
+    add(
+        "--measures",
+        type=split_names,
+        metavar="A,B",
+        help="of complexity, speed, quality (default: these), train_quality",
+    )
     add("--seeds", metavar="0,1,2", help="one training per seed (default: 0)")
     add("--budget", metavar="TIME", help="training time per cell, such as 60s or 5m (default: 30s on CPU, 120s on GPU)")
     add("--epochs", type=int, metavar="N", help="epochs of training per cell, in place of a time")
@@ -386,8 +395,34 @@ def report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def compare(arguments: argparse.Namespace) -> int:
+    from cnnbench.bench import compare as comparing
+    from cnnbench.record import load_records
+
+    if arguments.gate is not None and not 0 <= arguments.gate < float("inf"):
+        raise UserError(f"gate {arguments.gate} must be a number of per cent, such as 5")
+    changes = comparing.compare(*(load_records([path]) for path in (arguments.a, arguments.b)))
+    failed = [c for c in changes if arguments.gate is not None and c.regressed(arguments.gate)]
+    if arguments.json:
+        document = {"changes": [c._asdict() for c in changes], "regressions": [c._asdict() for c in failed]}
+        print(json.dumps(document, indent=1, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        with console.capture() as capture:  # rich would end the process itself when the reader of a pipe does
+            console.print(comparing.table(changes))
+        print(capture.get(), end="")
+        for line in comparing.remarks(changes):
+            print(line)
+    for c in failed:
+        print(f"regression: {c.figure} of {c.model} on {c.label}, {comparing.shown_change(c)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "bench": bench,
+    "compare": compare,
     "count": count,
     "speed": speed,
     "report": report,
@@ -404,12 +439,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             train(given)
             return 0
+        if given and given[0] == "explain":
+            from cnnbench.explain import main as explain
+
+            return explain(given[1:], Parser)
         parser = _parser()
         if not given:
             parser.print_help()
             return 0
         if given[0] not in COMMANDS and not given[0].startswith("-"):
-            raise unknown("command", given[0], [*TRAINING, *COMMANDS])
+            raise unknown("command", given[0], [*TRAINING, *COMMANDS, "explain"])
         parsed = parser.parse_args(given)
         return COMMANDS[parsed.command](parsed)
     except UserError as error:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import platform
 import re
+import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -41,12 +43,13 @@ def choose_device(name: str) -> torch.device:
     return torch.device(kind)
 
 
-def choose_precision(name: str, device: torch.device) -> tuple[str, str]:
+def choose_precision(name: str, device: torch.device, compiled_depthwise: bool = False) -> tuple[str, str]:
     """Chooses the number format for training and measuring.
 
     Args:
         name: One of `PRECISIONS`; ``auto`` takes bfloat16 where the hardware computes with it.
         device: Where the networks run.
+        compiled_depthwise: Whether it is for one network, with depthwise convolutions, that is compiled.
 
     Returns:
         The precision in Lightning's words, and why.
@@ -65,6 +68,8 @@ def choose_precision(name: str, device: torch.device) -> tuple[str, str]:
             return "bf16-mixed", "this GPU computes in bfloat16"
         return "32-true", "this GPU does not compute in bfloat16"
     if device.type == "cpu" and cpu_has_bf16():
+        if compiled_depthwise:
+            return "32-true", "compiled depthwise convolutions are faster in float32 on a CPU"
         return "bf16-mixed", "this CPU has bfloat16 instructions"
     return "32-true", f"this {device.type} is not known to be faster in bfloat16"
 
@@ -72,6 +77,19 @@ def choose_precision(name: str, device: torch.device) -> tuple[str, str]:
 def default_batch_sizes(device: torch.device) -> tuple[int, int]:
     """Images per batch of throughput, and per training step, unless the user says how many."""
     return (128, 32) if device.type == "cpu" else (1024, 256)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Refuses ``torch.compile`` where the machine lacks what it needs.
+
+    Raises:
+        UserError: The device is a CPU, and there is no C++ compiler.
+    """
+    compilers = (os.environ.get("CXX") or "g++", "clang++")
+    if device.type == "cpu" and not any(map(shutil.which, compilers)):
+        raise UserError(
+            f"compile_mode needs a C++ compiler on a CPU ({' or '.join(compilers)}); install one, or leave it out"
+        )
 
 
 def cpu_has_bf16() -> bool:

@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import importlib
 import inspect
+import pickle
 import re
 import sys
 import warnings
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnbench.classifier import ImageClassifier, loss_and_logits
+from cnnbench.data import all_data
 from cnnbench.errors import UserError, unknown
 from cnnbench.registry import check_arguments
 
@@ -170,6 +172,29 @@ def make_classifier(name: str, num_classes: int, in_channels: int, image_size: i
         external.features.learning_rate = external.learning_rate
         return external.features  # with its own training code
     return cast(ImageClassifier, _from_zoo(name, plain, _merged(name, arguments, given), _Wanted(**sizes)).build())
+
+
+def classifier_from_checkpoint(path: Path) -> tuple[ImageClassifier, str | None]:
+    """The network of a checkpoint that ``cnnbench fit`` wrote, on the CPU, and the name of the data set in it.
+
+    Raises:
+        UserError: The file is not such a checkpoint, or its network is now another one.
+    """
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        options = {k: v for k, v in stored["hyper_parameters"].items() if k != "_instantiator"}
+        module, _, name = options.pop("_class_path").rpartition(".")
+        factory = getattr(importlib.import_module(module), name)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ImportError, AttributeError):
+        raise UserError(f"'{path}' is not a checkpoint of a network of `cnnbench fit`") from None
+    model = factory(**options)
+    try:
+        model.load_state_dict(stored["state_dict"])
+    except RuntimeError as error:
+        raise UserError(
+            f"the weights in '{path}' are not those of {name}: {' '.join(str(error).split())[:300]}"
+        ) from error
+    return model, next((key for key in stored if key in all_data()), None)
 
 
 def get_network(

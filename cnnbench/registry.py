@@ -91,3 +91,27 @@ def discover(package: ModuleType, base: type[T]) -> dict[str, type[T]]:
                 raise RuntimeError(f"{name} is defined in {found[name].__module__} and in {module.__name__}")
             found[name] = value
     return {name: found[name] for name in sorted(found, key=natural)}
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Splits at commas, but not at those between brackets."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def whole_numbers(name: str, text: str) -> list[int]:
+    """Numbers of at least one between commas, sorted, each once.
+
+    Raises:
+        UserError: The text is something else.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(f"{name} '{text}' are not whole numbers of at least 1; write for example --{name} 16,32")
+    return sorted({int(part) for part in parts})

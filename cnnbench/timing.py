@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import sys
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from cnnbench.errors import UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from cnnbench.measure.intervals import Interval
     from cnnbench.measure.speed import SpeedConfig
     from cnnbench.network import Network
 
@@ -34,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--batch_size", type=int, metavar="B", help="images per batch of throughput (default: 128 on CPU, 1024 on GPU)")
     add("--train_batch_size", type=int, metavar="B", help="images per training step (default: 32 on CPU, 256 on GPU)")
-    add("--rounds", type=int, metavar="N", help="turns that every network has (default: 5)")
+    add("--rounds", type=int, metavar="N", help="turns that every network has (default: 60, or 12 "
+        "and more if these take longer than 3 s per network; intervals need 6)")  # fmt: skip
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     add("--precision", default="auto", help="auto, 32-true, bf16-mixed or 16-mixed (default: auto)")
     add("--json", action="store_true", help="print one JSON document on stdout")
@@ -60,17 +63,22 @@ def speed(arguments: argparse.Namespace) -> int:
         machine = environment(hardware.device_name(config.device), torch.get_num_threads())
         machine["allocator"] = allocator
         rows = [{**_shape(network), **figures[network.name]} for network in networks]
-        print(json.dumps({"config": settings, "environment": machine, "networks": rows}, indent=1))
+        ratios = _ratios(figures)
+        print(json.dumps({"config": settings, "environment": machine, "networks": rows, "ratios": ratios}, indent=1))
     else:
         console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
         with console.capture() as capture:  # rich would end the process itself when the reader of a pipe does
             console.print(_table(networks, figures))
+            if len(networks) > 1:
+                console.print(_ratio_table(networks, figures))
         print(capture.get(), end="")
         print(
             f"{hardware.device_name(config.device)}, {config.precision}, channels_last; latency at 1 image, throughput "
             f"at {config.batch_size}, a training step (forward, backward, AdamW) at {config.train_batch_size} images; "
-            f"medians of {config.rounds} rounds in random order"
+            f"medians of {_rounds(figures)} rounds in random order; ratios from paired rounds with 95 % intervals"
         )
+        for reason, names in _suspects(figures).items():
+            print(f"suspect ({', '.join(names)}): {reason}")
     failed = {name: found["error"] for name, found in figures.items() if "error" in found}
     for name, reason in failed.items():
         print(f"{name} failed: {reason}", file=sys.stderr)
@@ -90,7 +98,8 @@ def _config(arguments: argparse.Namespace) -> SpeedConfig:
         if value is not None and value < 1:
             raise UserError(f"{option} {value} must be at least 1")
         given.append(default if value is None else value)
-    return SpeedConfig(device, precision, given[0], given[1], rounds=given[2])
+    fewest = SpeedConfig.fewest_rounds if arguments.rounds is None else given[2]
+    return SpeedConfig(device, precision, given[0], given[1], rounds=given[2], fewest_rounds=fewest)
 
 
 def _subject(network: Network) -> Any:
@@ -135,6 +144,56 @@ def _table(networks: list[Network], figures: dict[str, dict[str, Any]]) -> Table
         shape = "x".join(map(str, network.image_shape))
         table.add_row(network.name, shape, *(_shown(key, found.get(key)) for key in COLUMNS.values()))
     return table
+
+
+def _rounds(figures: dict[str, dict[str, Any]]) -> int:
+    """Rounds that were made."""
+    return max((len(found["samples_ms"]["latency"]) for found in figures.values() if "error" not in found), default=0)
+
+
+def _suspects(figures: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """Networks by the reasons to doubt their times."""
+    found: dict[str, list[str]] = {}
+    for name, values in figures.items():
+        for reason in values.get("suspect", ()):
+            found.setdefault(reason, []).append(name)
+    return found
+
+
+def _ratios(figures: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """For every pair of networks how many times as long the first takes, by kind of work."""
+    from cnnbench.measure.speed import KINDS, time_ratio
+
+    return [
+        {"first": a, "second": b, **{kind: time_ratio(figures[a], figures[b], kind)._asdict() for kind in KINDS}}
+        for a, b in itertools.combinations([name for name in figures if "error" not in figures[name]], 2)
+    ]
+
+
+def _ratio_table(networks: list[Network], figures: dict[str, dict[str, Any]]) -> Table:
+    """Times of all networks as multiples of those of the first."""
+    from rich.table import Table
+
+    from cnnbench.measure.speed import KINDS, time_ratio
+
+    timed = [n.name for n in networks if "error" not in figures[n.name]]
+    table = Table(
+        title=f"Times as multiples of {timed[0]}'s" if timed else "", title_justify="left", header_style="bold"
+    )
+    table.add_column("Model", overflow="fold")
+    for kind in KINDS:
+        table.add_column(kind.capitalize(), justify="right")
+    for name in timed[1:]:
+        found = [time_ratio(figures[name], figures[timed[0]], kind) for kind in KINDS]
+        table.add_row(name, *(_interval(ratio) for ratio in found))
+    return table
+
+
+def _interval(ratio: Interval) -> str:
+    if ratio.low is None or ratio.high is None:
+        return f"{ratio.estimate:#.3g}"
+    verdict = "" if ratio.excludes(1) else ", no difference found"
+    return f"{ratio.estimate:#.3g} ({ratio.low:#.3g} to {ratio.high:#.3g}){verdict}"
 
 
 def _shown(key: str, value: float | None) -> str:

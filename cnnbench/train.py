@@ -30,6 +30,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from cnnbench import hardware
 from cnnbench.bench.run import quiet_lightning
 from cnnbench.bench.tracking import Mode, resolve_mode
+from cnnbench.blocks import has_depthwise
 from cnnbench.classifier import ImageClassifier, TrainingClock
 from cnnbench.data import all_data
 from cnnbench.data.module import ImageDataModule
@@ -118,12 +119,21 @@ def _options() -> list[str]:
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the whole configuration into the run folder and, with W&B, into the run's configuration."""
+    """Writes the whole configuration into the run folder and, with W&B, into the run's configuration.
+
+    Args:
+        choices: What was chosen for the user, and why; the first line of the file.
+    """
+
+    def __init__(self, *arguments: Any, choices: str = "", **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.choices = choices
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, folder / "config.yaml", skip_unset=False, overwrite=True)
+        text = self.parser.dump(self.config, skip_unset=False)
+        (folder / "config.yaml").write_text(f"# {self.choices}\n{text}" if self.choices else text, encoding="utf-8")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 values = {"model": self.config.model.as_dict(), "data": self.config.data.as_dict()}
@@ -142,6 +152,20 @@ class ProgressBar(TQDMProgressBar):
             super().on_train_batch_end(trainer, *arguments)
 
 
+class LastCheckpoint(ModelCheckpoint):
+    """``last.ckpt`` at the end of every epoch; Lightning's own ``save_last`` comes only with a new best."""
+
+    def __init__(self) -> None:
+        super().__init__(filename="last", enable_version_counter=False)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's checkpoint of the best value, which a resumed run goes on to compare with, in its own folder too."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict | {"dirpath": self.dirpath})
+
+
 class CLI(LightningCLI):
     """Short class names, arguments of the network linked to the data, and defaults that leave a trace of each run."""
 
@@ -154,12 +178,11 @@ class CLI(LightningCLI):
             help="Log to W&B too; without a key it is offline.",
         )  # fmt: skip
         parser.add_lightning_class_args(LearningRateMonitor, "lr_monitor")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/accuracy",
                 "checkpoint.mode": "max",
-                "checkpoint.save_last": True,
                 "checkpoint.filename": "best",
                 "checkpoint.auto_insert_metric_name": False,
             }
@@ -168,11 +191,7 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         self.clock = TrainingClock()
-        device = _lightning_device(config.trainer.accelerator)
-        asked = {None: "auto", "16": "16-mixed", 16: "16-mixed"}.get(config.trainer.precision, config.trainer.precision)
-        if asked in hardware.PRECISIONS:
-            config.trainer.precision, reason = hardware.choose_precision(asked, device)
-            _say(f"precision {config.trainer.precision}: {reason}")
+        self._choose_precision(config.trainer)  # refuses what the device has not
         if self.subcommand != "fit" and config.ckpt_path is None:
             raise UserError(f"--ckpt_path missing: {self.subcommand} needs a trained network; `cnnbench fit` makes one")
         model = _values(sys.argv, "--model")
@@ -192,11 +211,24 @@ class CLI(LightningCLI):
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise _user_error(error) from error
 
+    def _choose_precision(self, trainer: Any, compiled_depthwise: bool = False) -> tuple[str, str] | None:
+        """The precision and why, unless it is one that only Lightning knows."""
+        asked = {None: "auto", "16": "16-mixed", 16: "16-mixed"}.get(trainer.precision, trainer.precision)
+        if asked not in hardware.PRECISIONS:
+            return None
+        return hardware.choose_precision(asked, _lightning_device(trainer.accelerator), compiled_depthwise)
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Reads the data, then claims a run folder: what is refused leaves no folder behind."""
+        config = self.config[self.subcommand]
+        compiled_depthwise = self.model.compile_mode is not None and has_depthwise(self.model)
+        chosen = self._choose_precision(config.trainer, compiled_depthwise)
+        if chosen is not None:
+            kwargs["precision"] = config.trainer.precision = chosen[0]
+            _say(f"precision {chosen[0]}: {chosen[1]}")
+            self.save_config_kwargs["choices"] = f"precision {chosen[0]}: {chosen[1]}"
         self.datamodule.prepare_data()
         self.datamodule.setup()
-        config = self.config[self.subcommand]
         folder = _run_folder(config)
         _say(f"data: {self.datamodule.label}")
         if self.subcommand == "fit" and _has_no_end(config.trainer):
@@ -208,6 +240,8 @@ class CLI(LightningCLI):
             kwargs["logger"] = _loggers(config.wandb, folder)
         own = self.config_init[self.subcommand].trainer.callbacks or []
         callbacks = [*(own if isinstance(own, list) else [own]), self.clock]
+        if config.trainer.enable_checkpointing is not False:
+            callbacks.append(LastCheckpoint())
         if config.trainer.enable_progress_bar is not False and not any(isinstance(c, Bar) for c in callbacks):
             callbacks.append(ProgressBar())
         kwargs["callbacks"] = callbacks
@@ -223,10 +257,10 @@ class CLI(LightningCLI):
         _say(f"recipe: {self.model.recipe}{rate}")
 
     def after_fit(self) -> None:
-        checkpoint = self.trainer.checkpoint_callback
+        saved = sorted(self.trainer.checkpoint_callbacks, key=lambda c: isinstance(c, LastCheckpoint))
         _say(f"run folder: {self.trainer.default_root_dir}")
         _say(f"{self.trainer.global_step:,} steps in {self.clock.used_s:,.1f} s of training")
-        path = getattr(checkpoint, "best_model_path", "") or getattr(checkpoint, "last_model_path", "")
+        path = next((path for c in saved if (path := getattr(c, "best_model_path", ""))), "")
         if path:
             _say(f"test it:    cnnbench test --ckpt_path {os.path.relpath(path)}")
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, EMAWeightAveraging, ModelCheckpoint
+from torch import nn
 
 from cnnbench.classifier import ImageClassifier, TimeBudget, lr_factor
 from cnnbench.data import get_data
@@ -174,6 +177,40 @@ def test_steps_within_one_call_give_the_same_weights(precision: str) -> None:
         assert all(torch.equal(alone[name], together[name]) for name in alone)
 
 
+class _Smallest(ImageClassifier):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.features = nn.Flatten()
+        self.classifier = nn.Linear(self.in_channels * self.image_size**2, self.num_classes)
+
+
+def test_compiled_steps_are_those_of_the_network() -> None:
+    def train(compile_mode: str | None) -> tuple[dict[str, torch.Tensor], float]:
+        L.seed_everything(0)
+        data = get_data("Synthetic")(image_size=8, train_images=96, test_images=20, batch_size=32, val_fraction=0.0)
+        model = _Smallest(image_size=8, compile_mode=compile_mode)
+        trainer = _trainer(max_epochs=1)
+        trainer.fit(model, datamodule=data)
+        return model.state_dict(), trainer.test(model, datamodule=data, verbose=False)[0]["test/loss"]
+
+    torch._dynamo.reset()
+    (eager, loss), (compiled, also) = train(None), train("default")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # the evaluation is not compiled
+    assert list(eager) == list(compiled)
+    for name in eager:
+        torch.testing.assert_close(compiled[name], eager[name], rtol=1e-3, atol=1e-4)
+    assert also == pytest.approx(loss, rel=1e-3)
+
+
+def test_compilation_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"unknown compile_mode 'fast'.*reduce-overhead"):
+        get_model("LeNet5")(compile_mode="fast")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    data = get_data("Synthetic")(in_channels=1, train_images=32, test_images=10, batch_size=16)
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler on a CPU \(g\+\+ or clang\+\+\)"):
+        _trainer(max_epochs=1).fit(get_model("LeNet5")(in_channels=1, compile_mode="default"), datamodule=data)
+
+
 def test_steps_within_one_call_end_with_the_budget_and_are_refused_where_they_do_not_work() -> None:
     data = get_data("Synthetic")(train_images=260, test_images=20, batch_size=18)
     clock = iter(range(10_000))
@@ -232,6 +269,28 @@ def test_a_loss_that_is_no_number_stops_at_its_step_and_keeps_the_checkpoints(tm
     with pytest.raises(DivergedError, match=r"the loss is nan at step 14; use a lower learning rate"):
         trainer.fit(_small("LeNet5", in_channels=1), datamodule=data)
     good = torch.load(kept.best_model_path, weights_only=True)
+    assert good["global_step"] == 9
+    assert all(value.isfinite().all() for value in good["state_dict"].values())
+
+
+def test_weights_that_are_no_numbers_are_never_kept(tmp_path: Path) -> None:
+    """The last step of the second epoch spoils them; its loss was still a number."""
+
+    class Spoil(L.Callback):
+        def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
+            if trainer.global_step == 17:
+                next(module.parameters()).grad.fill_(float("nan"))
+
+    data = get_data("Synthetic")(in_channels=1, train_images=90, test_images=10, batch_size=9, val_fraction=0.0)
+    kept = ModelCheckpoint(tmp_path, filename="good", enable_version_counter=False)
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, max_epochs=5, callbacks=[Spoil(), kept], enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    data.batch_size = 10  # 9 steps an epoch
+    with pytest.raises(DivergedError, match="weights are not finite after step 18; use a lower learning rate"):
+        trainer.fit(_small("LeNet5", in_channels=1), datamodule=data)
+    good = torch.load(tmp_path / "good.ckpt", weights_only=True)
     assert good["global_step"] == 9
     assert all(value.isfinite().all() for value in good["state_dict"].values())
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +16,9 @@ from torch import Tensor, nn
 
 from cnnbench import hardware
 from cnnbench.errors import UserError
+from cnnbench.measure.conditions import Conditions, reasons_to_doubt
 from cnnbench.measure.quality import Confusion, accuracy, most_confused, wilson_interval
-from cnnbench.measure.speed import KINDS, SpeedConfig, Subject, measure_speed
+from cnnbench.measure.speed import KINDS, SpeedConfig, Subject, measure_speed, time_ratio
 from cnnbench.models import get_model
 
 
@@ -65,6 +69,7 @@ def test_speed_takes_every_kind_for_every_network_in_each_round() -> None:
     assert list(figures) == ["a", "b"]
     for found in figures.values():
         assert {kind: len(found["samples_ms"][kind]) for kind in KINDS} == dict.fromkeys(KINDS, 3)
+        assert found["latency_ms_low"] is None  # three rounds are too few for an interval
         assert found["latency_ms_p10"] <= found["latency_ms_median"] <= found["latency_ms_p90"]
         assert found["images_per_s"] == pytest.approx(4000 / found["inference_ms_median"])
         assert found["train_images_per_s"] == pytest.approx(2000 / found["train_step_ms_median"])
@@ -79,7 +84,7 @@ def test_short_calls_come_three_a_turn_after_one_that_does_not_count() -> None:
     config = SpeedConfig(CPU, "32-true", 1, 1, rounds=4, block_s=10, block_calls=3, warmup_s=0)
     subject = Subject(lambda: nn.Sequential(counted, nn.Linear(192, 10)), (3, 8, 8), 10)
     found = measure_speed({"a": subject}, config)["a"]["samples_ms"]
-    assert {kind: len(times) for kind, times in found.items()} == dict.fromkeys(KINDS, 12)
+    assert {k: [len(times) for times in v] for k, v in found.items()} == dict.fromkeys((*KINDS, "yardstick"), 4 * [3])
     assert len(calls) == 1 + 3 * (1 + 4 * (1 + 3))  # cold start; for each kind the warm-up and four turns
 
 
@@ -123,6 +128,89 @@ def test_times_are_those_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     assert figures["quick"]["train_images_per_s"] == pytest.approx(500)
 
 
+class _Slower(_TakesTime):
+    """Takes longer with every image that it has seen."""
+
+    def __init__(self, clock: list[float], seconds: float, growth: float = 0.0) -> None:
+        super().__init__(clock, seconds)
+        self.growth = growth
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seconds *= 1 + self.growth
+        return super().forward(x)
+
+
+def test_a_difference_is_found_within_the_noise_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every reading of the clock adds noise; the same network twice does not differ, one 10 % slower does."""
+    clock, noise = [0.0], random.Random(0)
+
+    def read() -> float:
+        clock[0] += noise.expovariate(1 / 2e-5)
+        return clock[0]
+
+    monkeypatch.setattr("cnnbench.measure.speed.time.perf_counter", read)
+    subjects = {
+        name: Subject(lambda s=seconds: _Slower(clock, s), (3, 8, 8), 10)  # type: ignore[misc]
+        for name, seconds in (("a", 1e-3), ("b", 1e-3), ("c", 1.1e-3))
+    }
+    figures = measure_speed(subjects, SpeedConfig(CPU, "32-true", batch_size=8, train_batch_size=4))
+    for kind in KINDS:
+        assert not time_ratio(figures["a"], figures["b"], kind).excludes(1)
+        ratio = time_ratio(figures["c"], figures["a"], kind)
+        assert ratio.low > 1
+        assert ratio.estimate == pytest.approx(1.1, abs=0.02)
+    assert figures["a"]["latency_ms_low"] <= figures["a"]["latency_ms_median"] <= figures["a"]["latency_ms_high"]
+
+
+def test_a_drift_is_suspect(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("cnnbench.measure.speed.time.perf_counter", lambda: clock[0])
+    subjects = {
+        name: Subject(lambda g=growth: _Slower(clock, 1e-3, g), (3, 8, 8), 10)  # type: ignore[misc]
+        for name, growth in (("steady", 0.0), ("warming", 0.002))
+    }
+    figures = measure_speed(subjects, SpeedConfig(CPU, "32-true", batch_size=8, train_batch_size=4))
+    words = "latency and inference and training drifted"
+    assert not any("drifted" in reason for reason in figures["steady"]["suspect"])
+    assert any(words in reason for reason in figures["warming"]["suspect"])
+
+
+def test_other_processes_make_a_time_suspect(tmp_path: Path) -> None:
+    """The kernel's counts are a file of the test."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    stat = tmp_path / "stat"
+
+    def state(busy_s: float, stolen_s: float) -> None:
+        stat.write_text(f"cpu  {int(busy_s * ticks)} 0 0 0 0 0 0 {int(stolen_s * ticks)} 0 0\n")
+
+    state(100, 0)
+    conditions = Conditions(CPU, stat)
+    assert reasons_to_doubt(conditions.figures()) == []
+    state(160, 0)
+    (reason,) = reasons_to_doubt(conditions.figures())
+    assert reason.startswith("other processes used ")
+    state(100, 60)
+    (reason,) = reasons_to_doubt(conditions.figures())
+    assert reason.startswith("the hypervisor took away ")
+    assert "others_share" not in Conditions(CPU, tmp_path / "none").figures()
+
+
+def test_a_throttled_or_shared_gpu_is_suspect() -> None:
+    calm = {"clock_mhz": 1900.0, "max_clock_mhz": 1980.0, "throttle_reasons": 0x4, "other_gpu_processes": 0}
+    assert reasons_to_doubt(calm) == []
+    assert "1200 of 1980 MHz" in reasons_to_doubt(calm | {"clock_mhz": 1200.0})[0]
+    assert reasons_to_doubt(calm | {"clock_mhz": 300.0, "throttle_reasons": 0x1}) == []  # idle
+    assert "2 other processes" in reasons_to_doubt(calm | {"other_gpu_processes": 2})[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_says_its_clocks() -> None:
+    found = Conditions(torch.device("cuda", 0)).figures()
+    assert "gpu_state_error" not in found
+    assert 0 < found["clock_mhz"] <= found["max_clock_mhz"]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_gpu_peak_memory_is_at_least_weights_gradients_and_momentum() -> None:
@@ -146,6 +234,8 @@ def test_devices_and_precisions_are_checked() -> None:
         hardware.choose_precision("16-mixed", CPU)
     with pytest.raises(UserError, match="unknown precision 'bf16'; did you mean 'bf16-mixed'"):
         hardware.choose_precision("bf16", CPU)
+    assert hardware.choose_precision("auto", CPU, compiled_depthwise=True)[0] == "32-true"
+    assert hardware.choose_precision("bf16-mixed", CPU, compiled_depthwise=True) == ("bf16-mixed", "as asked")
     precision, reason = hardware.choose_precision("auto", CPU)
     assert (precision == "bf16-mixed") == hardware.cpu_has_bf16()
     assert reason

@@ -17,6 +17,7 @@ from cnnbench.bench.findings import front_sentences, over_seeds, speed_sentences
 from cnnbench.bench.report import Report, to_markdown
 from cnnbench.cli import COMMANDS, TRAINING, main
 from cnnbench.data import all_data, get_data
+from cnnbench.explain import TOOLS
 from cnnbench.record import load_records
 
 ROOT = Path(__file__).parent.parent
@@ -138,7 +139,9 @@ def test_documents_name_only_what_exists() -> None:
         for target in re.findall(r"\bmake ([a-z][a-z-]*)", text):
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target} in {name}"
         for command in re.findall(r"^cnnbench ([a-z]+)", text, re.MULTILINE):
-            assert command in {*COMMANDS, *TRAINING}, f"cnnbench {command} in {name}"
+            assert command in {*COMMANDS, *TRAINING, "explain"}, f"cnnbench {command} in {name}"
+        for tool in re.findall(r"cnnbench explain ([a-z-]+)", text):
+            assert tool in {*TOOLS, "gallery"}, f"cnnbench explain {tool} in {name}"
         for path in re.findall(r"\]\((?!http)([^)#]+)\)", text):
             assert ((ROOT / name).parent / path).exists(), f"{path} in {name}"
         for path in re.findall(r"experiments/[\w/]+\.yaml", text):

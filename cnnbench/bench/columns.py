@@ -55,6 +55,16 @@ def _rate(key: str) -> Callable[[Record], str]:
     return show
 
 
+def _timed(show: Callable[[Record], str]) -> Callable[[Record], str]:
+    """The same with a question mark where the times are suspect."""
+
+    def marked(record: Record) -> str:
+        shown = show(record)
+        return f"{shown}?" if shown != DASH and record.measures.get("suspect") else shown
+
+    return marked
+
+
 def _percent(key: str) -> Callable[[Record], str]:
     def show(record: Record) -> str:
         value = record.measures.get(key)
@@ -101,15 +111,16 @@ COLUMNS = (
         "Values that convolutions and matrix products put out for one image: a proxy of memory traffic.",
     ),
     Column(
-        "Latency ms", "latency_ms_median", _significant("latency_ms_median"),
-        "One image through the network, batch size 1: median over interleaved rounds.",
+        "Latency ms", "latency_ms_median", _timed(_significant("latency_ms_median")),
+        "One image through the network, batch size 1: median over interleaved rounds. A question mark: suspect, "
+        "for the reason above the table.",
     ),
     Column(
-        "Images/s", "images_per_s", _rate("images_per_s"),
+        "Images/s", "images_per_s", _timed(_rate("images_per_s")),
         "Inference throughput at a large batch (size below), from the median time of a batch.",
     ),
     Column(
-        "Train images/s", "train_images_per_s", _rate("train_images_per_s"),
+        "Train images/s", "train_images_per_s", _timed(_rate("train_images_per_s")),
         "Throughput of a whole training step (forward, backward, the recipe's optimizer) at the batch size of "
         "training, without data loading.",
     ),

@@ -22,7 +22,7 @@ from cnnbench.bench.findings import (
     measured,
     misjudged,
 )
-from cnnbench.measure.quality import accuracy, most_confused
+from cnnbench.measure.quality import Counts, accuracy, most_confused
 from cnnbench.record import Record
 from cnnbench.units import scaled
 
@@ -209,11 +209,20 @@ def confusion(record: Record) -> Figure | None:
     counts = record.confusion_matrix
     if counts is None:
         return None
-    names = record.data["class_names"]
+    share = accuracy(counts)["test_accuracy"]
+    name, where = short_names([record.model])[record.model], f"on {record.data['label']}: {share:.1%}"
+    title = name + (" " if len(name + where) <= LONGEST_TITLE else "\n") + where
+    note = "" if record.training.get("converged", True) else "short training, not converged\n"
+    return draw_confusion(counts, record.data["class_names"], title, note + confusion_sentence(record))
+
+
+def draw_confusion(counts: Counts, names: Sequence[str], title: str, note: str) -> Figure:
+    """Draws integer counts, rows are true classes, with a title above and a note below."""
     shares = [[n / max(sum(row), 1) for n in row] for row in counts]
     figure = Figure(figsize=(5.6, 5.4), layout="constrained")
     ax = figure.subplots()
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    name_classes(ax, names)
     size = 8 if len(names) <= 10 else 5
     for i, row in enumerate(counts):
         for j, n in enumerate(row):
@@ -227,6 +236,13 @@ def confusion(record: Record) -> Figure | None:
                     fontsize=size,
                     color="white" if shares[i][j] > 0.55 else "#222222",
                 )
+    ax.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    figure.supxlabel(note, fontsize=8.5, color=SOFT)
+    return figure
+
+
+def name_classes(ax: Axes, names: Sequence[str]) -> None:
+    """Writes the classes beside the rows and columns of a matrix of true and predicted ones."""
     slant: dict[str, Any] = (
         {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 3 else {}
     )
@@ -235,13 +251,6 @@ def confusion(record: Record) -> Figure | None:
     ax.set_xlabel("predicted")
     ax.set_ylabel("true")
     ax.spines[:].set_visible(False)
-    share = accuracy(counts)["test_accuracy"]
-    name, where = short_names([record.model])[record.model], f"on {record.data['label']}: {share:.1%}"
-    title = name + (" " if len(name + where) <= LONGEST_TITLE else "\n") + where
-    note = "" if record.training.get("converged", True) else "short training, not converged\n"
-    ax.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    figure.supxlabel(note + confusion_sentence(record), fontsize=8.5, color=SOFT)
-    return figure
 
 
 def confusion_sentence(record: Record, limit: int = 3) -> str:

@@ -10,7 +10,13 @@ from cnnbench.record import Record
 
 def warnings(records: Sequence[Record]) -> list[str]:
     """What a reader has to know before believing a number."""
-    return [*_synthetic(records), *_trainings(records), *_differences(records), *_failures(records)]
+    return [
+        *_synthetic(records),
+        *_trainings(records),
+        *_suspects(records),
+        *_differences(records),
+        *_failures(records),
+    ]
 
 
 def _synthetic(records: Sequence[Record]) -> Iterator[str]:
@@ -33,6 +39,16 @@ def _trainings(records: Sequence[Record]) -> Iterator[str]:
     for r in records:
         if r.training.get("diverged"):
             yield f"Training of {r.model} on {r.data['label']} diverged: its loss was not a number."
+
+
+def _suspects(records: Sequence[Record]) -> Iterator[str]:
+    reasons: dict[str, dict[str, None]] = {}
+    for r in records:
+        for reason in r.measures.get("suspect", ()):
+            reasons.setdefault(reason, {})[f"{r.model} on {r.data['label']}"] = None
+    for reason, names in reasons.items():
+        which = "all" if len(names) == len({(r.model, r.data["label"]) for r in records}) else ", ".join(names)
+        yield f"? Suspect times ({which}): {reason}. Time them again before believing small differences."
 
 
 def _differences(records: Sequence[Record]) -> Iterator[str]:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import jinja2
-from markupsafe import Markup
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +19,7 @@ from cnnbench.bench import figures, provenance
 from cnnbench.bench.columns import Column, columns_of
 from cnnbench.bench.drawing import MANY
 from cnnbench.bench.findings import front_sentences, over_seeds, speed_sentences
+from cnnbench.pages import data_uri, render
 from cnnbench.record import Record, write_text
 
 MANY_ROWS = 30
@@ -226,25 +223,18 @@ def _escape(text: str) -> str:
 
 def to_html(report: Report) -> str:
     """One page that needs nothing else: styles and pictures are inside."""
-    loader = jinja2.PackageLoader("cnnbench", "bench")
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["breakable"] = _breakable
-    return environment.get_template("report.html.jinja").render(
+    return render(
+        "report",
         report=report,
         many_models=MANY,
         many_matrices=MANY_MATRICES,
         text_columns_of_seeds=TEXT_COLUMNS_OF_SEEDS,
         seeds_meaning=SEEDS_MEANING,
         groups=_groups(report),
-        pictures={name: _data_uri(figure) for name, figure in report.pictures.items()},
+        pictures={name: _svg_uri(figure) for name, figure in report.pictures.items()},
         alt=_alt_texts(report),
         zip=zip,
     )
-
-
-def _breakable(text: str) -> Markup:
-    """A text that may be broken after the signs within a name, such as ``timm:convnext_tiny``."""
-    return Markup("<wbr>").join(re.split(r"(?<=[(:=_])|(?<=\.)(?=[^\W\d])", text))
 
 
 def _groups(report: Report) -> Mapping[str, list[tuple[Record, list[str]]]]:
@@ -263,10 +253,10 @@ def _alt_texts(report: Report) -> dict[str, str]:
     return texts
 
 
-def _data_uri(figure: Figure) -> str:
+def _svg_uri(figure: Figure) -> str:
     out = io.BytesIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(out.getvalue()).decode()
+    return data_uri(out.getvalue(), "image/svg+xml")
 
 
 def write_report(records: Sequence[Record], folder: Path) -> list[Path]:

@@ -130,6 +130,17 @@ def complexity(model: nn.Module, image_shape: Sequence[int], training: bool = Tr
         return _Passes(model, tuple(image_shape), global_hooks).complexity(training)
 
 
+def receptive_fields(model: nn.Module, image_shape: Sequence[int]) -> dict[str, dict[str, Any] | str | None]:
+    """The receptive field of the first output of every module that runs, by name; see `Layer`.
+
+    `complexity` lists layers that cost something; this has blocks too. Arguments and errors are the same.
+    """
+    with torch.inference_mode(False), without_global_hooks() as global_hooks:
+        passes = _Passes(model, tuple(image_shape), global_hooks)
+        fields_of = passes.inference(1).fields
+        return {n: passes.shown(fields_of[m]) for n, m in passes.model.named_modules() if m in fields_of}
+
+
 class _Books:
     """Costs of one pass, by module."""
 
@@ -308,7 +319,7 @@ class _Passes:
                 other_ops=one.other[module],
                 train_macs=train.of_one(lambda books, module=module: books.macs[module]) if train else None,  # type: ignore[misc]
                 calls=one.calls[module],
-                receptive_field=self._shown(one.fields.get(module)),
+                receptive_field=self.shown(one.fields.get(module)),
             )
             has_cost = layer.params or layer.macs or layer.other_ops or layer.train_macs
             if has_cost or (layer.calls and not any(module.children())):
@@ -319,10 +330,11 @@ class _Passes:
         """That of the last map whose units see different parts; if there is none after a whole one, the whole."""
         for field in reversed(one.fields.values()):
             if field is None or field.whole or (field.local and field.pure):
-                return self._shown(field)
+                return self.shown(field)
         return None
 
-    def _shown(self, field: Field | None) -> dict[str, Any] | str | None:
+    def shown(self, field: Field | None) -> dict[str, Any] | str | None:
+        """A field as records have it."""
         if field is None or not field.pure:
             return None
         covers = all(a.low <= 0 and a.high >= n for a, n in zip(field.axes, self.image_shape[1:], strict=True))

@@ -24,7 +24,7 @@ def accuracy(confusion: Counts, split: str = "test") -> dict[str, float]:
     return {f"{split}_accuracy": correct / total, f"{split}_accuracy_low": low, f"{split}_accuracy_high": high}
 
 
-def wilson_interval(successes: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(successes: float, total: float, z: float = 1.959964) -> tuple[float, float]:
     """The Wilson score interval of a proportion, by default at 95 %."""
     p = successes / total
     centre = p + z * z / (2 * total)

@@ -89,16 +89,8 @@ class SimpleCNN(ImageClassifier):
                 channels = width
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)  # (N, 64, 3, 3) from 28x28
-        if head == "gap":
-            self.classifier = nn.Sequential(
-                nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(64, self.num_classes)
-            )
-        else:
-            self.classifier = nn.Sequential(
-                nn.Flatten(),
-                nn.Linear(64 * (self.image_size // 8) ** 2, 64),
-                nn.ReLU(inplace=True),
-                nn.Dropout(dropout),
-                nn.Linear(64, self.num_classes),
-            )
+        hidden: list[nn.Module] = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        if head == "flat":
+            hidden = [nn.Flatten(), nn.Linear(64 * (self.image_size // 8) ** 2, 64), nn.ReLU(inplace=True)]
+        self.classifier = nn.Sequential(*hidden, nn.Dropout(dropout), nn.Linear(64, self.num_classes))
         self.apply(initialise)

@@ -6,22 +6,29 @@ of the machine hits all of them; what counts is the ratio of two of them within 
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import io
 import random
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import lightning as L
 import torch
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
 from cnnbench.classifier import loss_and_logits
 from cnnbench.errors import UserError
-from cnnbench.hardware import autocast, device_name
+from cnnbench.hardware import autocast, choose_precision, device_name
 from cnnbench.record import environment, write_json
+from cnnbench.train import BestCheckpoint, LastCheckpoint, ProgressBar
 
 FOLDER = Path("results/races")
 
@@ -80,6 +87,41 @@ def run(name: str, main: Callable[[], int]) -> NoReturn:
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+@contextlib.contextmanager
+def fit_trainer(device: torch.device, callbacks: Sequence[L.Callback], **options: Any) -> Iterator[L.Trainer]:
+    """The Trainer of `cnnbench fit` in a folder that goes with it: bar, CSV log, learning-rate monitor, checkpoints.
+
+    Args:
+        device: Where it trains.
+        callbacks: Further ones.
+        options: Of the Trainer.
+    """
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as quiet:
+        for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):  # the bar of a terminal
+            quiet.enter_context(redirect(io.StringIO()))
+        own = [LearningRateMonitor(), BestCheckpoint(folder), LastCheckpoint(), ProgressBar()]
+        yield bare_trainer(
+            device,
+            [*own, *callbacks],
+            logger=CSVLogger(folder, name="", version=""),
+            default_root_dir=folder,
+            **options,
+        )
+
+
+def bare_trainer(device: torch.device, callbacks: Sequence[L.Callback], **options: Any) -> L.Trainer:
+    """A Trainer on one device, in the precision that is the default there."""
+    return L.Trainer(
+        accelerator=device.type,
+        devices=[device.index or 0] if device.type == "cuda" else 1,
+        precision=choose_precision("auto", device)[0],  # type: ignore[arg-type]
+        callbacks=list(callbacks),
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **options,
+    )
 
 
 def ratio(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:

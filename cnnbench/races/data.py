@@ -8,6 +8,7 @@ not change the time. Nobody trains on the batches meanwhile.
 from __future__ import annotations
 
 import argparse
+import importlib
 import statistics
 import sys
 import tempfile
@@ -118,15 +119,29 @@ def _cifar(device: torch.device, folder: Path) -> _Race:
 
 
 def _airbench(split: Split, folder: Path, device: torch.device) -> Iterable[Any]:
-    """The loader of the package airbench over the same images, which it reads from a file."""
+    """The loader of the package airbench over the same images."""
+    package = airbench()
+    write_for_airbench(split, folder / "train.pt")
+    augmentation = {"flip": True, "translate": 4}
+    return package.CifarLoader(str(folder), train=True, batch_size=128, aug=augmentation, gpu=device)
+
+
+def airbench() -> Any:
+    """The package airbench, which only the races need.
+
+    Raises:
+        UserError: It is not installed.
+    """
     try:
-        from airbench import CifarLoader
+        return importlib.import_module("airbench")
     except ImportError as error:
         raise UserError(f"the race needs airbench ({error}); install it with: pip install 'cnnbench[dev]'") from error
+
+
+def write_for_airbench(split: Split, path: Path) -> None:
+    """Writes images as airbench's loader reads them: (N, H, W, C) in uint8."""
     images = split.images.permute(0, 2, 3, 1).contiguous()
-    torch.save({"images": images, "labels": split.labels, "classes": CIFAR10.class_names}, folder / "train.pt")
-    augmentation = {"flip": True, "translate": 4}
-    return CifarLoader(str(folder), train=True, batch_size=128, aug=augmentation, gpu=device)
+    torch.save({"images": images, "labels": split.labels, "classes": CIFAR10.class_names}, path)
 
 
 def _mnist(device: torch.device) -> _Race:

@@ -8,19 +8,14 @@ one call of Lightning's loop.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from cnnbench import hardware
@@ -30,9 +25,8 @@ from cnnbench.data.batches import Split, TensorBatches
 from cnnbench.data.sets import Synthetic
 from cnnbench.errors import UserError
 from cnnbench.models import get_model
-from cnnbench.races import interleave, ratio, write_race
+from cnnbench.races import bare_trainer, fit_trainer, interleave, ratio, write_race
 from cnnbench.races import run as run_race
-from cnnbench.train import ProgressBar
 
 CHUNK = 50
 MOST_MS, MOST_CHUNKED_MS = 0.5, 0.05
@@ -93,12 +87,11 @@ class _Case:
         self.data.setup()
 
     def ways(self) -> dict[str, Callable[[], float]]:
-        lean: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        ways = {"bare loop": self.bare, "fit": self.fit}
+        ways: dict[str, Callable[[], float]] = {"bare loop": self.bare, "fit": self.fit}
         if self.steps >= 2 * CHUNK:
             ways |= {
                 f"fit, steps_per_call {CHUNK}": lambda: self.fit(CHUNK),
-                "Trainer without bar, log and checkpoint": lambda: self.trainer(None, [], **lean),
+                "Trainer without bar, log and checkpoint": self.lean,
             }
         return ways
 
@@ -136,25 +129,16 @@ class _Case:
 
     def fit(self, steps_per_call: int | None = None) -> float:
         """As `cnnbench fit` does it: progress bar, CSV log, learning-rate monitor, checkpoints, metrics."""
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-            callbacks = [LearningRateMonitor(), ModelCheckpoint(folder, save_last=True), ProgressBar()]
-            logger = CSVLogger(folder, name="", version="")
-            return self.trainer(steps_per_call, callbacks, logger=logger, default_root_dir=folder)
-
-    def trainer(self, steps_per_call: int | None, callbacks: Sequence[L.Callback], **options: Any) -> float:
         clock = _Clock(self.device)
-        trainer = L.Trainer(
-            accelerator=self.device.type,
-            devices=1,
-            precision=self.precision,  # type: ignore[arg-type]
-            max_steps=self.steps + (steps_per_call or 1),
-            callbacks=[*callbacks, clock],
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            **options,
-        )
-        with contextlib.redirect_stdout(io.StringIO()):  # the bar of a terminal
+        with fit_trainer(self.device, [clock], max_steps=self.steps + (steps_per_call or 1)) as trainer:
             trainer.fit(self._model(steps_per_call=steps_per_call), datamodule=self.data)
+        return clock.step_ms
+
+    def lean(self) -> float:
+        """Lightning's loop and the metrics, nothing else."""
+        clock = _Clock(self.device)
+        nothing = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        bare_trainer(self.device, [clock], max_steps=self.steps + 1, **nothing).fit(self._model(), datamodule=self.data)
         return clock.step_ms
 
     def run(self, rounds: int) -> dict[str, list[float]]:

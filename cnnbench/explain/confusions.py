@@ -1,0 +1,449 @@
+"""Which classes are mistaken for which: from records of ``cnnbench bench``, or from a trained network.
+
+Records have integer counts, so everything but the images comes from them alone. Runs of the same network on the same
+data with the same settings are added up. Intervals are 95 % Wilson score intervals (Wilson 1927) for the images as
+drawn. All runs see the same test images, so intervals and tests take the mean counts of one run: a further run brings
+no further images. They do not hold the chance in training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cnnbench.errors import UserError, unknown
+from cnnbench.explain import Explanation, Picture, Table
+from cnnbench.measure.quality import Counts, accuracy, most_confused, wilson_interval
+from cnnbench.registry import split_names
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+EXAMPLE = "results/bench/20260101-120000 --data CIFAR10 --models VGG16,ResNet18"
+IMAGES = 8
+"""Images shown of a kind of mistake."""
+FEWEST = 10
+"""Images in a cell, of a run of both networks together, from which a difference is tested."""
+FALSE_SHARE = 0.05
+"""Of the differences that are called real, how many may be chance on average."""
+
+
+class Matrix(NamedTuple):
+    """What a network takes the test images for.
+
+    Attributes:
+        name: Of the network.
+        label: Of the data.
+        classes: Their names.
+        counts: Rows are true classes, columns predictions.
+        seeds: Trainings that are added up; a seed that was trained twice counts twice.
+    """
+
+    name: str
+    label: str
+    classes: Sequence[str]
+    counts: list[list[int]]
+    seeds: int = 1
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} on {self.label}" + (f", {self.seeds} seeds added up" if self.seeds > 1 else "")
+
+
+class ClassFigures(NamedTuple):
+    """How well a class is found.
+
+    Attributes:
+        images: That are of the class.
+        recall: Share of them that is found, with its interval.
+        precision: Share of the images taken for the class that are of it; None if there are none.
+        f1: Harmonic mean of both, 0 if nothing of the class is found.
+    """
+
+    images: int
+    recall: float
+    low: float
+    high: float
+    precision: float | None
+    f1: float
+
+
+class Pair(NamedTuple):
+    """Two classes that are mistaken for each other: how often, the share of the images of both, its interval."""
+
+    first: int
+    second: int
+    images: int
+    share: float
+    low: float
+    high: float
+
+
+class Difference(NamedTuple):
+    """How two networks differ in a cell: shares of the true class, and whether by more than chance."""
+
+    true: int
+    predicted: int
+    first: float
+    second: float
+    p_value: float
+    real: bool
+
+
+def class_figures(counts: Counts, runs: int = 1) -> list[ClassFigures]:
+    """Precision, recall and F1 of every class; a class without images has recall 0 from 0 to 1.
+
+    Args:
+        counts: Of all runs together.
+        runs: How many, on the same images.
+    """
+    found = []
+    for index, row in enumerate(counts):
+        hits, images, taken = row[index], sum(row), sum(other[index] for other in counts)
+        low, high = wilson_interval(hits / runs, images / runs) if images else (0.0, 1.0)
+        f1 = 2 * hits / (images + taken) if images + taken else 0.0
+        found.append(
+            ClassFigures(images, hits / images if images else 0.0, low, high, hits / taken if taken else None, f1)
+        )
+    return found
+
+
+def confused_pairs(counts: Counts, limit: int, runs: int = 1) -> list[Pair]:
+    """The pairs of classes that are most often mistaken for each other, in either direction; counts of all runs."""
+    pairs = []
+    for i in range(len(counts)):
+        for j in range(i):
+            images, total = counts[i][j] + counts[j][i], sum(counts[i]) + sum(counts[j])
+            if images:
+                pairs.append(Pair(j, i, images, images / total, *wilson_interval(images / runs, total / runs)))
+    return sorted(pairs, key=lambda p: (-p.images, p.first, p.second))[:limit]
+
+
+def differences(first: Counts, second: Counts, runs: tuple[int, int] = (1, 1)) -> list[Difference]:
+    """Where two networks differ in what they take the images of a class for, the largest difference first.
+
+    Every cell with enough images has a two-proportion z test; over all cells the rate of false discoveries is held at
+    5 % (Benjamini and Hochberg 1995). Both saw the same images, which counts do not show, so the test is cautious where
+    they err on the same ones. Of several runs it takes the mean counts.
+
+    Args:
+        first: Counts of all runs of a network.
+        second: Those of another.
+        runs: How many runs each of them has.
+
+    Raises:
+        UserError: The matrices are of different sizes.
+    """
+    if len(first) != len(second):
+        raise UserError(f"the networks have {len(first)} and {len(second)} classes; compare those of the same data")
+    one, other = ([[n / r for n in row] for row in m] for m, r in zip((first, second), runs, strict=True))
+    cells = [(i, j) for i in range(len(one)) for j in range(len(one)) if one[i][j] + other[i][j] >= FEWEST]
+    tested = []
+    for i, j in cells:
+        (a, n), (b, m) = (one[i][j], sum(one[i])), (other[i][j], sum(other[i]))
+        pooled = (a + b) / (n + m)
+        error = math.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
+        z = (a / n - b / m) / error if error else 0.0
+        tested.append(Difference(i, j, a / n, b / m, math.erfc(abs(z) / math.sqrt(2)), False))
+    tested.sort(key=lambda d: d.p_value)
+    real = max((k for k, d in enumerate(tested, 1) if d.p_value <= FALSE_SHARE * k / len(tested)), default=0)
+    marked = [d._replace(real=k < real) for k, d in enumerate(tested)]
+    return sorted(marked, key=lambda d: -abs(d.first - d.second))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from cnnbench.explain.subjects import add_data_arguments
+
+    add = parser.add_argument
+    add(
+        "records",
+        nargs="*",
+        type=Path,
+        metavar="RECORDS",
+        help="run folders of `cnnbench bench`, .json or .jsonl files",
+    )
+    add(
+        "--models",
+        metavar="A,B",
+        help="only these networks of the records; of two on the same data the difference is shown",
+    )
+    add("--ckpt_path", type=Path, metavar="FILE", help="a checkpoint of `cnnbench fit`: tests it, and shows the images")
+    add("--predictions", type=Path, metavar="FILE", help="predictions.csv of `cnnbench predict`, with --data")
+    add("--pairs", type=int, default=6, metavar="N", help="mistakes in lists and pictures (default: %(default)s)")
+    add_data_arguments(parser)
+
+
+def explain(arguments: argparse.Namespace) -> Explanation:
+    """Says which classes are confused, from records, a checkpoint or predictions."""
+    if arguments.pairs < 1:
+        raise UserError(f"pairs {arguments.pairs} must be at least 1")
+    matrices = _from_records(arguments) if arguments.records else []
+    explanation = Explanation({"networks": []})
+    if arguments.ckpt_path or arguments.predictions:
+        matrix, picture = _from_images(arguments)
+        matrices.append(matrix)
+    else:
+        picture = None
+        explanation.remarks.append(
+            "Records hold counts; --ckpt_path, or --predictions with --data, shows the images too."
+        )
+    if not matrices:
+        raise UserError("give RECORDS of `cnnbench bench`, or --ckpt_path FILE, or --predictions FILE with --data NAME")
+    for matrix in matrices:
+        _describe(matrix, arguments.pairs, explanation)
+    if picture is not None:
+        explanation.pictures.append(picture)
+    for label in dict.fromkeys(m.label for m in matrices):
+        same = [m for m in matrices if m.label == label]
+        if len(same) == 2:
+            _compare(same[0], same[1], arguments.pairs, explanation)
+        elif len(same) > 2:
+            explanation.remarks.append(
+                f"{len(same)} networks on {label}: name two with --models A,B for their difference."
+            )
+    return explanation
+
+
+def _from_records(arguments: argparse.Namespace) -> list[Matrix]:
+    """A matrix per network, data set and settings; seeds are added up."""
+    from cnnbench.bench.findings import contenders
+    from cnnbench.record import load_records
+
+    records = [r for r in load_records(arguments.records) if r.confusion_matrix is not None]
+    if not records:
+        raise UserError("the records have no confusion matrices; measure quality with `cnnbench bench`")
+    for option, key in (("data", "data_name"), ("models", "model")):
+        asked = getattr(arguments, option)
+        if asked is None:
+            continue
+        there = {getattr(r, key): None for r in records}
+        for name in split_names(asked):
+            if name not in there:
+                raise unknown(f"{key.partition('_')[0]} in the records", name, list(there))
+        records = [r for r in records if getattr(r, key) in split_names(asked)]
+    found = []
+    for entry in contenders(records):
+        matrices = [r.confusion_matrix or [] for r in entry.records]
+        added = [[sum(cell) for cell in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
+        found.append(Matrix(entry.name, entry.label, entry.records[0].data["class_names"], added, len(matrices)))
+    return found
+
+
+def _from_images(arguments: argparse.Namespace) -> tuple[Matrix, Picture]:
+    """The matrix of a checkpoint or of predictions, and the images behind its worst cells."""
+    import torch
+
+    from cnnbench.data import get_data
+    from cnnbench.explain.subjects import load_checkpoint, predict
+
+    if arguments.predictions:
+        if arguments.ckpt_path or arguments.data is None:
+            raise UserError("--predictions goes with --data NAME, and without --ckpt_path")
+        name, probabilities = arguments.predictions.name, _read_predictions(arguments.predictions)
+        data = get_data(arguments.data)(data_dir=arguments.data_dir)
+        data.prepare_data()
+        data.setup()
+    else:
+        subject = load_checkpoint(arguments.ckpt_path, arguments)
+        if subject.data is None:
+            raise UserError("the checkpoint does not say which data it is for; add --data NAME")
+        name, data = subject.name, subject.data
+        data.prepare_data()
+        data.setup()
+        probabilities = predict(subject.model, data.test_dataloader()).softmax(1)
+    images, labels = data.test_dataloader().split
+    if arguments.predictions:
+        _check_predictions(arguments.predictions, data.class_names, labels.tolist(), data.label)
+    if probabilities.shape != (len(labels), data.num_classes):
+        raise UserError(
+            f"the predictions are {tuple(probabilities.shape)}, but {data.label} has {len(labels)} test images of "
+            f"{data.num_classes} classes; name the data that they are for with --data"
+        )
+    predicted = probabilities.argmax(1)
+    k = data.num_classes
+    counts = torch.bincount(labels * k + predicted, minlength=k * k).reshape(k, k).tolist()
+    matrix = Matrix(name, data.label, data.class_names, counts)
+    return matrix, _worst_images(matrix, images, labels, probabilities, arguments.pairs)
+
+
+def _read_predictions(path: Path) -> Tensor:
+    """Probabilities, (N, K), of a file of ``cnnbench predict``."""
+    import torch
+
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+        if rows[0][:3] != ["image", "true", "predicted"]:
+            raise ValueError("its first columns are not image, true, predicted")
+        return torch.tensor([[float(cell) for cell in row[3:]] for row in rows[1:]])
+    except (OSError, ValueError, IndexError) as error:
+        raise UserError(f"cannot read predictions '{path}': {error}; `cnnbench predict` writes such a file") from error
+
+
+def _check_predictions(path: Path, names: Sequence[str], labels: Sequence[int], label: str) -> None:
+    """Refuses a file about other images: data sets can agree in their numbers of images and classes.
+
+    Raises:
+        UserError: Its classes, or the true ones of its images, are not those of the data.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        head, *rows = csv.reader(file)
+    if head[3:] != list(names) or [row[1] for row in rows] != [names[i] for i in labels]:
+        raise UserError(f"'{path}' is not about the test images of {label}; name the data that it is for with --data")
+
+
+def _describe(matrix: Matrix, limit: int, explanation: Explanation) -> None:
+    """Adds tables, picture and numbers of one matrix."""
+    from cnnbench.bench.figures import draw_confusion
+
+    counts, names = matrix.counts, matrix.classes
+    figures, pairs = class_figures(counts, matrix.seeds), confused_pairs(counts, limit, matrix.seeds)
+    directed = most_confused(counts, limit)
+    share = accuracy(counts)
+    total = sum(map(sum, counts)) / matrix.seeds
+    share["test_accuracy_low"], share["test_accuracy_high"] = wilson_interval(share["test_accuracy"] * total, total)
+    explanation.numbers["networks"].append(
+        {
+            "model": matrix.name, "data": matrix.label, "seeds": matrix.seeds, **share, "confusion_matrix": counts,
+            "classes": {name: f._asdict() for name, f in zip(names, figures, strict=True)},
+            "pairs": [p._asdict() | {"first": names[p.first], "second": names[p.second]} for p in pairs],
+            "mistakes": [m._asdict() | {"true": names[m.true], "predicted": names[m.predicted]} for m in directed],
+        }
+    )  # fmt: skip
+    rows = [
+        (name, f"{f.images:,}", "-" if f.precision is None else f"{f.precision:.1%}", f"{f.recall:.1%}",
+         f"{f.low:.1%} to {f.high:.1%}", f"{f.f1:.3f}")
+        for name, f in zip(names, figures, strict=True)
+    ]  # fmt: skip
+    class_head = ("Class", "Images", "Precision", "Recall", "95 % interval", "F1")
+    explanation.tables.append(Table(f"{matrix.title}: classes", class_head, rows))
+    mistakes = [
+        (f"{names[m.true]} taken for {names[m.predicted]}", str(m.images), f"{m.share:.1%}", _interval(matrix, m))
+        for m in directed
+    ]
+    both = [
+        (f"{names[p.first]} and {names[p.second]}", str(p.images), f"{p.share:.1%}", f"{p.low:.1%} to {p.high:.1%}")
+        for p in pairs
+    ]
+    head = ("Mistake", "Images", "Share of the class", "95 % interval")
+    explanation.tables.append(Table(f"{matrix.title}: most frequent mistakes", head, mistakes))
+    head = ("Pair, in either direction", "Images", "Share of both", "95 % interval")
+    explanation.tables.append(Table(f"{matrix.title}: most confused pairs", head, both))
+    correct = share["test_accuracy"]
+    worst = (
+        f" {names[pairs[0].first]} and {names[pairs[0].second]} are confused most: {pairs[0].images} images."
+        if pairs
+        else ""
+    )
+    caption = (
+        "Rows are what the images show, columns what the network takes them for; the colour is the share of the row. "
+        f"{correct:.1%} lie on the diagonal.{worst}"
+    )
+    if matrix.seeds > 1:
+        explanation.remarks.append(
+            f"{matrix.title}; all runs saw the same {total:,.0f} test images, so intervals and tests are those of one "
+            "run, without the chance in training."
+        )
+    number = len(explanation.numbers["networks"])
+    name = "confusions" if number == 1 else f"confusions-{number}"
+    drawn = draw_confusion(counts, names, f"{matrix.name} on {matrix.label}: {correct:.1%}", _note(matrix))
+    explanation.pictures.append(Picture(name, f"{matrix.title}: confusion matrix", caption, drawn))
+
+
+def _interval(matrix: Matrix, mistake: Any) -> str:
+    low, high = wilson_interval(mistake.images / matrix.seeds, sum(matrix.counts[mistake.true]) / matrix.seeds)
+    return f"{low:.1%} to {high:.1%}"
+
+
+def _note(matrix: Matrix) -> str:
+    return f"{matrix.seeds} seeds added up" if matrix.seeds > 1 else "counts of test images"
+
+
+def _worst_images(matrix: Matrix, images: Tensor, labels: Tensor, probabilities: Tensor, limit: int) -> Picture:
+    """The test images behind the most frequent mistakes, the most confident ones first."""
+    from cnnbench.explain.pictures import grid, show
+
+    confidence, predicted = probabilities.max(1)
+    worst = most_confused(matrix.counts, limit)
+    figure, axes = grid(max(len(worst), 1) * IMAGES, IMAGES, cell=1.1)
+    for row, mistake in enumerate(worst):
+        cell = ((labels == mistake.true) & (predicted == mistake.predicted)).nonzero().flatten()
+        cell = cell[confidence[cell].argsort(descending=True)][:IMAGES]
+        for ax, index in zip(axes[row * IMAGES :], cell.tolist(), strict=False):
+            image = images[index].permute(1, 2, 0).numpy() / 255
+            show(ax, image[..., 0] if image.shape[2] == 1 else image, f"{confidence[index]:.0%}", "unit")
+        text = f"{matrix.classes[mistake.true]}\ntaken for\n{matrix.classes[mistake.predicted]}\n({mistake.images})"
+        axes[row * IMAGES].text(
+            -0.12, 0.5, text, transform=axes[row * IMAGES].transAxes, ha="right", va="center", fontsize=8.5
+        )
+    caption = (
+        "Test images behind the most frequent mistakes, a row each, the most confident mistakes first; above each "
+        "image is the probability that the network gives to its wrong answer. Ask what you would have said."
+    )
+    return Picture("mistakes", f"{matrix.title}: images behind the worst cells", caption, figure)
+
+
+def _compare(first: Matrix, second: Matrix, limit: int, explanation: Explanation) -> None:
+    """Adds the difference of two networks."""
+    found = differences(first.counts, second.counts, (first.seeds, second.seeds))
+    names = first.classes
+    rows = [
+        (f"{names[d.true]} taken for {names[d.predicted]}" if d.true != d.predicted else f"{names[d.true]} found",
+         f"{d.first:.1%}", f"{d.second:.1%}", f"{100 * (d.second - d.first):+.1f}", f"{d.p_value:.2g}",
+         "yes" if d.real else "not shown")
+        for d in found[: 2 * limit]
+    ]  # fmt: skip
+    head = ("Cell", first.name, second.name, "Points", "p", "Beyond chance")
+    title = f"{second.name} against {first.name} on {first.label}"
+    explanation.tables.append(Table(f"{title}: largest differences", head, rows))
+    explanation.numbers.setdefault("differences", []).append(
+        {"first": first.name, "second": second.name, "data": first.label, "cells": [
+            d._asdict() | {"true": names[d.true], "predicted": names[d.predicted]} for d in found]}
+    )  # fmt: skip
+    real = sum(d.real for d in found)
+    caption = (
+        f"Share of each true class, in points: red where {second.name} has more than {first.name}, blue where less. "
+        f"{real} of the {len(found)} cells with at least {FEWEST} images differ by more than chance (outlined; at most "
+        "5 % of them falsely, on average)."
+    )
+    explanation.pictures.append(Picture(
+        f"difference-{len(explanation.numbers['differences'])}", title, caption, _draw_difference(first, second, found)
+    ))  # fmt: skip
+
+
+def _draw_difference(first: Matrix, second: Matrix, found: Sequence[Difference]) -> Figure:
+    from matplotlib.figure import Figure
+
+    from cnnbench.bench.figures import name_classes
+    from cnnbench.explain.pictures import outline
+
+    shares = [[[n / max(sum(row), 1) for n in row] for row in m.counts] for m in (first, second)]
+    points = [[100 * (b - a) for a, b in zip(*rows, strict=True)] for rows in zip(*shares, strict=True)]
+    top = max((abs(p) for row in points for p in row), default=1) or 1
+    figure = Figure(figsize=(5.6, 5.4), layout="constrained")
+    ax = figure.subplots()
+    ax.imshow(points, cmap="RdBu_r", vmin=-top, vmax=top)
+    name_classes(ax, first.classes)
+    for i, row in enumerate(points):
+        for j, value in enumerate(row):
+            if abs(value) >= 0.05:
+                colour = "white" if abs(value) > 0.6 * top else "#222222"
+                ax.text(
+                    j,
+                    i,
+                    f"{value:+.1f}",
+                    ha="center",
+                    va="center",
+                    fontsize=7 if len(points) <= 10 else 5,
+                    color=colour,
+                )
+    for cell in found:
+        if cell.real:
+            outline(ax, (cell.true, cell.predicted), (cell.true + 1, cell.predicted + 1), "#222222")
+    ax.set_title(f"{second.name} minus {first.name}, points", loc="left", fontsize=11, fontweight="bold")
+    return figure

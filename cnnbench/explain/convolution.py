@@ -1,0 +1,497 @@
+"""Convolution: a reference that can be read, three other ways to compute the same, the sliding window, a race.
+
+All four take images x, (N, C, H, W), and weights w, (O, C / groups, kH, kW), and return (N, O, H', W') with
+
+    H' = floor((H + 2 padding - dilation (kH - 1) - 1) / stride) + 1.
+
+What networks call a convolution is a correlation: the kernel is not flipped. ``flip`` flips it, for a convolution as
+mathematics has it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from cnnbench.errors import UserError
+from cnnbench.explain import Explanation, Picture, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image as Frame
+
+EXAMPLE = "--stride 2 --padding 1"
+Pair = int | tuple[int, int]
+EDGE = np.array([[-1.0, 0, 1]] * 3)
+SHORTEST_S = 2e-3
+"""A call of the race is repeated until it has taken so long."""
+LARGEST_MATRIX = 2**24
+"""Entries of a Toeplitz matrix above which none is made: 128 MiB."""
+
+
+class Settings(NamedTuple):
+    """How a kernel slides, per axis.
+
+    Attributes:
+        stride: Pixels from one window to the next.
+        padding: Zeros on each side.
+        dilation: Pixels from one tap of the kernel to the next.
+        groups: Parts of the channels that see only each other.
+        flip: Whether the kernel is flipped.
+    """
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    flip: bool = False
+
+    @classmethod
+    def of(
+        cls, stride: Pair = 1, padding: Pair = 0, dilation: Pair = 1, groups: int = 1, flip: bool = False
+    ) -> Settings:
+        """Settings from numbers or pairs of them.
+
+        Raises:
+            UserError: A number is out of its range.
+        """
+        pairs = {"stride": stride, "padding": padding, "dilation": dilation}
+        both = {name: (value, value) if isinstance(value, int) else value for name, value in pairs.items()}
+        for name, pair in both.items():
+            if min(pair) < (name != "padding"):
+                raise UserError(f"{name} {min(pair)} must be at least {int(name != 'padding')}")
+        return cls(**both, groups=groups, flip=flip)
+
+
+PLAIN = Settings()
+
+
+def conv2d(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) -> np.ndarray:
+    """The definition: at every place, the sum of the products of window and kernel.
+
+    Raises:
+        UserError: The shapes do not fit, or the kernel is larger than the padded image.
+    """
+    x, w, (height, width) = _prepared(x, w, settings)
+    (sy, sx), (dy, dx), groups = settings.stride, settings.dilation, settings.groups
+    filters, channels, kh, kw = w.shape
+    out = np.zeros((len(x), filters, height, width))
+    for f, i, j in np.ndindex(filters, height, width):
+        first = f // (filters // groups) * channels  # of the channels that this filter sees
+        window = x[:, first : first + channels, i * sy : i * sy + dy * kh : dy, j * sx : j * sx + dx * kw : dx]
+        out[:, f, i, j] = (window[:, :, :kh, :kw] * w[f]).sum((1, 2, 3))
+    return out
+
+
+def conv2d_im2col(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) -> np.ndarray:
+    """The windows as columns of a matrix, and one matrix product (Chellapilla, Puri, Simard 2006)."""
+    x, w, (height, width) = _prepared(x, w, settings)
+    (sy, sx), (dy, dx), groups = settings.stride, settings.dilation, settings.groups
+    filters, channels, kh, kw = w.shape
+    span = (dy * (kh - 1) + 1, dx * (kw - 1) + 1)
+    windows = np.lib.stride_tricks.sliding_window_view(x, span, (2, 3))[:, :, ::sy, ::sx, ::dy, ::dx]
+    columns = windows.reshape(len(x), groups, channels, height * width, kh * kw)
+    columns = columns.transpose(0, 1, 2, 4, 3).reshape(len(x), groups, channels * kh * kw, height * width)
+    rows = w.reshape(groups, filters // groups, channels * kh * kw)
+    return (rows @ columns).reshape(len(x), filters, height, width)
+
+
+def toeplitz_matrix(w: np.ndarray, image_shape: tuple[int, int, int], settings: Settings = PLAIN) -> np.ndarray:
+    """The convolution as one matrix, (O H' W', C H W), doubly block Toeplitz for a stride of one.
+
+    Args:
+        w: Weights, (O, C / groups, kH, kW).
+        image_shape: Channels, height and width.
+        settings: See `Settings`.
+
+    Raises:
+        UserError: It would be too large.
+    """
+    channels, height, width = image_shape
+    _, w, (rows, columns) = _prepared(np.zeros((1, *image_shape)), w, settings)
+    (sy, sx), (py, px), (dy, dx), groups, _ = settings
+    filters, seen, kh, kw = w.shape
+    if filters * rows * columns * channels * height * width > LARGEST_MATRIX:
+        raise UserError(f"the matrix for images of {channels}x{height}x{width} is too large; use a smaller image")
+    matrix = np.zeros((filters, rows, columns, channels, height, width))
+    for f, c, i, j, a, b in product(*map(range, (filters, seen, rows, columns, kh, kw))):
+        y, x = i * sy + a * dy - py, j * sx + b * dx - px
+        if 0 <= y < height and 0 <= x < width:
+            matrix[f, i, j, f // (filters // groups) * seen + c, y, x] = w[f, c, a, b]
+    return matrix.reshape(filters * rows * columns, channels * height * width)
+
+
+def conv2d_toeplitz(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) -> np.ndarray:
+    """One product with the matrix of `toeplitz_matrix`."""
+    _, _, (height, width) = _prepared(x, w, settings)
+    shape = x.shape[1], x.shape[2], x.shape[3]
+    matrix = toeplitz_matrix(w, shape, settings)
+    return (x.reshape(len(x), -1) @ matrix.T).reshape(len(x), len(w), height, width)
+
+
+def conv2d_fft(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) -> np.ndarray:
+    """A product of Fourier transforms (Mathieu, Henaff, LeCun 2014), computed at every place, then strided."""
+    x, w, (height, width) = _prepared(x, w, settings)
+    (sy, sx), (dy, dx), groups = settings.stride, settings.dilation, settings.groups
+    filters, channels, kh, kw = w.shape
+    shape = x.shape[2:]  # the circular correlation is right wherever the window does not wrap around
+    spread = np.zeros((filters, channels, dy * (kh - 1) + 1, dx * (kw - 1) + 1))
+    spread[:, :, ::dy, ::dx] = w
+    images = np.fft.rfft2(x, shape).reshape(len(x), groups, 1, channels, shape[0], -1)
+    kernels = np.fft.rfft2(spread, shape).conj().reshape(1, groups, filters // groups, channels, shape[0], -1)
+    found = np.fft.irfft2((images * kernels).sum(3), shape).reshape(len(x), filters, *shape)
+    return found[:, :, : sy * (height - 1) + 1 : sy, : sx * (width - 1) + 1 : sx]
+
+
+ALGORITHMS: dict[str, Callable[..., np.ndarray]] = {
+    "loop": conv2d, "im2col": conv2d_im2col, "Toeplitz": conv2d_toeplitz, "FFT": conv2d_fft
+}  # fmt: skip
+
+
+def _prepared(x: np.ndarray, w: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """The padded images, the kernels, flipped if wanted, both in float64, and height and width of the result."""
+    if x.ndim != 4 or w.ndim != 4:
+        raise UserError(
+            f"images and weights must have 4 axes, (N, C, H, W) and (O, C, kH, kW), not {x.ndim} and {w.ndim}"
+        )
+    groups = settings.groups
+    if groups < 1 or x.shape[1] != w.shape[1] * groups or w.shape[0] % groups:
+        raise UserError(
+            f"{x.shape[1]} channels, {w.shape[0]} filters of {w.shape[1]} channels and {groups} groups do not fit; "
+            "channels must be groups times those of a filter, and the filters a multiple of the groups"
+        )
+    (sy, sx), (py, px), (dy, dx) = settings.stride, settings.padding, settings.dilation
+    span = (dy * (w.shape[2] - 1) + 1, dx * (w.shape[3] - 1) + 1)
+    size = (x.shape[2] + 2 * py, x.shape[3] + 2 * px)
+    if span[0] > size[0] or span[1] > size[1]:
+        raise UserError(
+            f"a kernel that spans {span[0]}x{span[1]} pixels is larger than the padded image of {size[0]}x{size[1]}; "
+            "use more padding, or a smaller kernel or dilation"
+        )
+    padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (py, py), (px, px)))
+    flipped = w[:, :, ::-1, ::-1] if settings.flip else w
+    return padded, flipped.astype(np.float64), ((size[0] - span[0]) // sy + 1, (size[1] - span[1]) // sx + 1)
+
+
+def torch_conv2d(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) -> np.ndarray:
+    """The same by torch, in float64, for comparison."""
+    import torch
+    import torch.nn.functional as F
+
+    stride, padding, dilation, groups, flip = settings
+    weights = torch.from_numpy(np.array(w[:, :, ::-1, ::-1] if flip else w, dtype=np.float64, order="C"))
+    images = torch.from_numpy(np.array(x, dtype=np.float64, order="C"))
+    return F.conv2d(images, weights, None, stride, padding, dilation, groups).numpy()
+
+
+def multiply_adds(name: str, size: int, kernel: int) -> float:
+    """Multiply-adds for one grey image and one kernel, both square, padded to keep the size, by the usual estimates.
+
+    Args:
+        name: Of the algorithm; for the FFT 2.5 n log2 n per transform of n numbers, half for real ones.
+        size: Of the image in pixels.
+        kernel: Of the kernel in pixels.
+    """
+    places = size**2
+    if name == "Toeplitz":
+        return float(places**2)
+    if name == "FFT":
+        n = (size + 2 * (kernel // 2)) ** 2
+        return 3 * 0.5 * 2.5 * n * np.log2(n) + 2 * n
+    return float(places * kernel**2)
+
+
+def race(sizes: Sequence[int], kernels: Sequence[int], rounds: int, seed: int = 0) -> dict[str, dict[str, list[float]]]:
+    """Times the algorithms on one grey image for every size and kernel, all in turns, in random order.
+
+    Returns:
+        Per algorithm and ``size,kernel`` the milliseconds of a call in each round. The loop and the matrix are left out
+        where they would take long.
+    """
+    import torch
+
+    generator, shuffler = np.random.default_rng(seed), random.Random(seed)
+    ways = ALGORITHMS | {"torch": torch_conv2d}
+    calls: dict[tuple[str, str], Callable[[], Any]] = {}
+    for size, kernel in product(sizes, kernels):
+        if kernel > size:
+            continue
+        x, w = generator.standard_normal((1, 1, size, size)), generator.standard_normal((1, 1, kernel, kernel))
+        settings = Settings.of(padding=kernel // 2)
+        for name, way in ways.items():
+            if (name == "loop" and size > 64) or (name == "Toeplitz" and size > 16):
+                continue
+            calls[name, f"{size},{kernel}"] = partial(way, x, w, settings)
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # NumPy's loops have one
+    try:
+        for call in calls.values():
+            call()
+        for _ in range(rounds):
+            for name, case in shuffler.sample(list(calls), len(calls)):
+                found[name].setdefault(case, []).append(_milliseconds(calls[name, case]))
+    finally:
+        torch.set_num_threads(before)
+    return found
+
+
+def _milliseconds(call: Callable[[], Any]) -> float:
+    """The time of a call, repeated until it can be measured."""
+    count, start = 0, time.perf_counter()
+    while (passed := time.perf_counter() - start) < SHORTEST_S:
+        call()
+        count += 1
+    return 1e3 * passed / count
+
+
+def crossover(times: dict[str, dict[str, list[float]]], size: int, kernels: Sequence[int]) -> int | None:
+    """The smallest kernel from which on the FFT is faster than im2col, by medians; None if it never is."""
+    ahead = None
+    for kernel in sorted(kernels, reverse=True):
+        case = f"{size},{kernel}"
+        if case not in times["FFT"]:
+            continue
+        if statistics.median(times["FFT"][case]) >= statistics.median(times["im2col"][case]):
+            break
+        ahead = kernel
+    return ahead
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--stride", type=int, default=1, metavar="S", help="of the drawn window (default: %(default)s)")
+    add("--padding", type=int, default=0, metavar="P", help="zeros on each side (default: %(default)s)")
+    add("--dilation", type=int, default=1, metavar="D", help="pixels between taps (default: %(default)s)")
+    add("--convolve", action="store_true", help="flip the kernel: convolution in place of correlation")
+    add("--sizes", default="16,32,64,128,256", metavar="A,B", help="of the race's images (default: %(default)s)")
+    add("--kernels", default="3,5,7,11,15,21,31", metavar="A,B", help="of the race (default: %(default)s)")
+    add("--rounds", type=int, default=5, metavar="N", help="turns of the race; 0 for none (default: %(default)s)")
+
+
+def explain(arguments: argparse.Namespace) -> Explanation:
+    """Draws the sliding window and the matrix on a small image, and races the algorithms."""
+    from cnnbench.registry import whole_numbers
+
+    sizes, kernels = whole_numbers("sizes", arguments.sizes), whole_numbers("kernels", arguments.kernels)
+    if any(kernel % 2 == 0 for kernel in kernels):
+        raise UserError(f"kernels '{arguments.kernels}' of the race must be odd, so that the image keeps its size")
+    if arguments.rounds < 0:
+        raise UserError(f"rounds {arguments.rounds} must be at least 0")
+    settings = Settings.of(arguments.stride, arguments.padding, arguments.dilation, flip=arguments.convolve)
+    image = np.zeros((1, 1, 7, 7))
+    image[0, 0, 2:5, 2:5] = 1
+    kernel = EDGE[None, None]
+    results = {name: way(image, kernel, settings) for name, way in ALGORITHMS.items()}
+    exact = torch_conv2d(image, kernel, settings)
+    errors = {name: float(np.abs(found - exact).max()) for name, found in results.items()}
+    out = results["loop"][0, 0]
+    explanation = Explanation(
+        {"input": image[0, 0].tolist(), "kernel": EDGE.tolist(), "output": out.tolist(), "largest_error": errors},
+        [Table("The same by every algorithm", ("Algorithm", "Largest difference from torch"),
+               [(name, f"{error:.2g}") for name, error in errors.items()])],
+    )  # fmt: skip
+    what = (
+        "convolution: the kernel is flipped" if arguments.convolve else "correlation, which networks call convolution"
+    )
+    window_caption = (
+        f"At each place the window's numbers are multiplied by the kernel's and added up ({what}). The kernel "
+        "subtracts left from right, so it answers at vertical edges, with opposite signs at the sides of the square."
+    )
+    steps_caption = (
+        "Above the window on the image, with the kernel's weights in its corners; below the output so far: along a "
+        "row, then one row down, until the last place."
+    )
+    matrix = toeplitz_matrix(kernel, (1, 7, 7), settings)
+    share = np.count_nonzero(matrix) / matrix.size
+    matrix_caption = (
+        f"The same layer as one matrix of {matrix.shape[0]}x{matrix.shape[1]}: a row per output, a column per pixel, "
+        f"equal weights in equal colours. {1 - share:.0%} of it is zero, which is locality, and its other "
+        f"entries are the kernel's {np.count_nonzero(EDGE)} weights other than zero again and again, which is sharing."
+    )
+    frames = [_frame(image[0, 0], out, settings, step) for step in range(out.size)]
+    steps = sorted({0, 1, out.shape[1] - 1, min(out.shape[1], out.size - 1), out.size // 2, out.size - 1})
+    explanation.pictures += [
+        Picture("convolution", "The sliding window", window_caption, frames),
+        Picture("convolution-steps", "Some of its steps", steps_caption, _strip(image[0, 0], out, settings, steps)),
+        Picture("toeplitz", "Convolution as a matrix", matrix_caption, _draw_matrix(matrix, image[0, 0], out)),
+    ]
+    if arguments.rounds:
+        _add_race(explanation, sizes, kernels, arguments.rounds)
+    return explanation
+
+
+def _add_race(explanation: Explanation, sizes: list[int], kernels: list[int], rounds: int) -> None:
+    times = race(sizes, kernels, rounds)
+    largest, middle = max(sizes), kernels[len(kernels) // 2]
+    ahead = crossover(times, largest, kernels)
+    explanation.numbers |= {"race_ms": times, "crossover_kernel": ahead, "crossover_size": largest}
+    rows = [
+        (name, f"{size}x{size}", f"{kernel}x{kernel}",
+         f"{multiply_adds(name, size, kernel):,.0f}" if name != "torch" else "-",
+         f"{statistics.median(times[name][case]):.3g}", f"{min(times[name][case]):.3g} to {max(times[name][case]):.3g}")
+        for size, kernel in product(sizes, kernels) for name in times if (case := f"{size},{kernel}") in times[name]
+    ]  # fmt: skip
+    head = ("Algorithm", "Image", "Kernel", "Multiply-adds", "ms", "Range")
+    explanation.tables.append(Table(f"Race, one thread, float64, {rounds} rounds in turns", head, rows))
+    sentence = (
+        f"On images of {largest}x{largest} the FFT is faster than im2col from kernels of {ahead}x{ahead} on."
+        if ahead else f"On images of {largest}x{largest} the FFT is not faster than im2col with the largest kernel."
+    )  # fmt: skip
+    caption = (
+        f"One grey image and one kernel; medians of {rounds} rounds, bars from the quickest to the slowest. {sentence} "
+        "The FFT's time hardly depends on the kernel, that of the others grows with its area; networks have small "
+        "kernels, so they do without it."
+    )
+    explanation.remarks.append(sentence)
+    explanation.pictures.append(
+        Picture(
+            "convolution-race",
+            "Algorithms against each other",
+            caption,
+            _draw_race(times, largest, middle, sizes, kernels),
+        )
+    )
+
+
+def _window(ax: Any, image: np.ndarray, out: np.ndarray, settings: Settings, step: int, target: Any) -> None:
+    """Input with its padding and the window, and the output up to a step."""
+    from cnnbench.bench.drawing import PALETTE
+    from cnnbench.explain.pictures import outline
+
+    py, px = settings.padding
+    padded = np.pad(image, ((py, py), (px, px)))
+    kernel = EDGE[::-1, ::-1] if settings.flip else EDGE
+    i, j = divmod(step, out.shape[1])
+    top, left = i * settings.stride[0], j * settings.stride[1]
+    dy, dx = settings.dilation
+    ax.imshow(padded, cmap="Greys", vmin=-0.2, vmax=4)
+    for y, x in np.ndindex(padded.shape):
+        outside = not (py <= y < padded.shape[0] - py and px <= x < padded.shape[1] - px)
+        ax.text(
+            x, y, f"{padded[y, x]:g}", ha="center", va="center", fontsize=8, color="#aaaaaa" if outside else "#222222"
+        )
+    if py or px:
+        outline(ax, (py, px), (padded.shape[0] - py, padded.shape[1] - px), "#888888", linestyle=":", linewidth=1)
+    for a, b in np.ndindex(kernel.shape):
+        y, x = top + a * dy, left + b * dx
+        outline(ax, (y, x), (y + 1, x + 1), PALETTE[1])
+        ax.text(x + 0.42, y + 0.4, f"{kernel[a, b]:g}", ha="right", va="bottom", fontsize=6, color=PALETTE[1])
+    shown = np.where(np.arange(out.size).reshape(out.shape) <= step, out, np.nan)
+    bound = max(np.abs(out).max(), 1)
+    target.imshow(shown, cmap="RdBu_r", vmin=-bound, vmax=bound)
+    for y, x in np.ndindex(out.shape):
+        if not np.isnan(shown[y, x]):
+            colour = "white" if abs(shown[y, x]) > 0.6 * bound else "#222222"
+            target.text(x, y, f"{shown[y, x]:g}", ha="center", va="center", fontsize=9, color=colour)
+    outline(target, (i, j), (i + 1, j + 1), PALETTE[1])
+    for panel in (ax, target):
+        panel.set(xticks=[], yticks=[])
+        panel.spines[:].set_color("#cccccc")
+
+
+def _sum_in_words(image: np.ndarray, out: np.ndarray, settings: Settings, step: int) -> str:
+    """The products that are added up at a step, without those with a zero of the kernel."""
+    padded = np.pad(image, [(p, p) for p in settings.padding])
+    kernel = EDGE[::-1, ::-1] if settings.flip else EDGE
+    i, j = divmod(step, out.shape[1])
+    terms = []
+    for (a, b), weight in np.ndenumerate(kernel):
+        if weight:
+            pixel = padded[
+                i * settings.stride[0] + a * settings.dilation[0], j * settings.stride[1] + b * settings.dilation[1]
+            ]
+            terms.append(f"{pixel:g}·({weight:g})" if weight < 0 else f"{pixel:g}·{weight:g}")
+    return " + ".join(terms) + f" = {out[i, j]:g}"
+
+
+def _frame(image: np.ndarray, out: np.ndarray, settings: Settings, step: int) -> Frame:
+    """One step of the animation."""
+    import io
+
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    figure = Figure(figsize=(6.4, 3.5), dpi=90)
+    left, right = figure.add_axes((0.02, 0.14, 0.5, 0.78)), figure.add_axes((0.56, 0.14, 0.42, 0.78))
+    _window(left, image, out, settings, step, right)
+    left.set_title("image, window and kernel", fontsize=9)
+    right.set_title(f"output, place {step + 1} of {out.size}", fontsize=9)
+    figure.text(0.5, 0.04, _sum_in_words(image, out, settings, step), ha="center", fontsize=9)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return Image.open(file).convert("P", palette=Image.Palette.ADAPTIVE, colors=32)
+
+
+def _strip(image: np.ndarray, out: np.ndarray, settings: Settings, steps: Sequence[int]) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.3 * len(steps), 4.2), layout="constrained")
+    axes = figure.subplots(2, len(steps), squeeze=False)
+    for column, step in enumerate(steps):
+        _window(axes[0, column], image, out, settings, step, axes[1, column])
+        axes[0, column].set_title(f"place {step + 1} of {out.size}", fontsize=9)
+    return figure
+
+
+def _draw_matrix(matrix: np.ndarray, image: np.ndarray, out: np.ndarray) -> Figure:
+    """Matrix, image as a column, output as a column."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.0, 3.6 * max(0.6, len(matrix) / matrix.shape[1] * 1.6)), layout="constrained")
+    axes = figure.subplots(1, 3, width_ratios=[matrix.shape[1], 4, 4])
+    bound = np.abs(matrix).max()
+    axes[0].imshow(matrix, cmap="RdBu_r", vmin=-bound, vmax=bound, aspect="auto", interpolation="nearest")
+    axes[0].set(xlabel="pixels of the image, row by row", ylabel="outputs, row by row")
+    axes[0].set_title("matrix", fontsize=9)
+    for ax, values, title in ((axes[1], image, "image"), (axes[2], out, "output")):
+        top = max(np.abs(values).max(), 1)
+        ax.imshow(values.reshape(-1, 1), cmap="RdBu_r", vmin=-top, vmax=top, aspect="auto", interpolation="nearest")
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(title, fontsize=9)
+    return figure
+
+
+def _draw_race(
+    times: dict[str, dict[str, list[float]]], size: int, kernel: int, sizes: Sequence[int], kernels: Sequence[int]
+) -> Figure:
+    from matplotlib.figure import Figure
+
+    from cnnbench.bench.drawing import MARKERS, PALETTE, log_axis
+
+    figure = Figure(figsize=(9.6, 4.0), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    panels = (
+        (left, [(k, f"{size},{k}") for k in kernels], f"images of {size}x{size}", "side of the kernel, pixels"),
+        (right, [(s, f"{s},{kernel}") for s in sizes], f"kernels of {kernel}x{kernel}", "side of the image, pixels"),
+    )
+    everything: list[float] = []
+    for ax, cases, title, label in panels:
+        for index, (name, found) in enumerate(times.items()):
+            points = [(x, found[case]) for x, case in cases if case in found]
+            if not points:
+                continue
+            middle = [statistics.median(t) for _, t in points]
+            bars = [[m - min(t) for m, (_, t) in zip(middle, points, strict=True)],
+                    [max(t) - m for m, (_, t) in zip(middle, points, strict=True)]]  # fmt: skip
+            everything += middle
+            ax.errorbar(
+                [x for x, _ in points], middle, yerr=bars, label=name, color=PALETTE[index], marker=MARKERS[index],
+                capsize=2, linewidth=1.5, markersize=5,
+            )  # fmt: skip
+        ax.set_title(title, loc="left", fontsize=11, fontweight="bold")
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(color="#e6e6e6", linewidth=0.7)
+        log_axis(ax, ax.xaxis, [x for x, _ in cases], label, "{:g}".format)
+    for ax in (left, right):
+        log_axis(ax, ax.yaxis, everything, "milliseconds" if ax is left else "", "{:g}".format)
+    right.legend(frameon=False, fontsize=9)
+    return figure

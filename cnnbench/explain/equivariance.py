@@ -1,0 +1,572 @@
+"""Translation equivariance, measured: does a shifted image give shifted maps, and the same class?
+
+A convolution with stride 1 commutes with shifts, up to what padding does at the border. A stride s takes every s-th
+place only, so that it commutes with multiples of s; in between, detail that is finer than the new grid aliases.
+Blurring before places are left out lessens that: BlurPool, in Making Convolutional Networks Shift-Invariant Again;
+Zhang; 2019; 1904.11486. Classes should not change at all, which is invariance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cnnbench.errors import UserError
+from cnnbench.explain import Explanation, Picture, Table
+from cnnbench.explain.kernels import binomial
+from cnnbench.measure.quality import wilson_interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from cnnbench.classifier import ImageClassifier
+    from cnnbench.explain.subjects import Subject
+
+EXAMPLE = "--ckpt_path results/runs/SimpleCNN-CIFAR10/<date>/checkpoints/last.ckpt"
+LAYER_SHIFT = 8
+"""Pixels up to which layers are shifted."""
+SIDE = 64
+"""Height and width of the photo that layers are shown."""
+PROBE = 0.15
+"""Share of the training time in which the steps are counted that fit into it."""
+BRIGHT = 0.5
+"""Error in standard deviations that is drawn as the brightest."""
+
+
+class BlurPool(nn.Module):
+    """Blurs every channel with a binomial filter and takes every stride-th place.
+
+    Differences from the paper: the border is repeated, where the paper mirrors it, which a map of one pixel cannot.
+
+    Args:
+        stride: Step in places.
+        filter_size: Height and width of the filter, odd: 3 is the paper's Triangle-3, 5 its Binomial-5.
+        padding_mode: ``replicate``, or ``circular`` for maps without a border.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, stride: int, filter_size: int = 3, padding_mode: str = "replicate") -> None:
+        super().__init__()
+        self.stride, self.padding_mode = stride, padding_mode
+        weights = torch.from_numpy(binomial(filter_size)).float()
+        self.register_buffer("kernel", weights, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps x, (N, C, H, W), to (N, C, ceil(H / stride), ceil(W / stride))."""
+        channels, border = x.shape[1], len(self.kernel) // 2
+        padded = F.pad(x, (border,) * 4, mode=self.padding_mode)
+        return F.conv2d(
+            padded, self.kernel.to(x.dtype).expand(channels, 1, -1, -1), stride=self.stride, groups=channels
+        )
+
+
+def with_blurpool(model: nn.Module, filter_size: int = 3) -> nn.Module:
+    """A copy with the same weights and sizes, in which no convolution or pooling leaves out places without a blur.
+
+    Every such layer runs at stride 1, and a `BlurPool` takes its stride over: behind a pooling at once; behind a
+    convolution after the normalisation and activation that follow it in a Sequential, as in the paper, otherwise at
+    once. Average pooling is kept in front of the blur, which the paper puts in its place. What subsamples in a
+    forward function is not seen.
+
+    Args:
+        model: Any network; it is left as it is. The copy computes something else, so train it too.
+        filter_size: Of the blur.
+
+    Raises:
+        UserError: No layer has a stride, or one rounds its size up, which a blur cannot follow.
+    """
+    model = copy.deepcopy(model)
+    if _blur_children(model, filter_size) == 0:
+        raise UserError(f"{type(model).__name__} has no convolution or pooling with a stride; there is nothing to blur")
+    return model
+
+
+POOLS = (nn.MaxPool2d, nn.AvgPool2d)
+BETWEEN = (nn.modules.batchnorm._BatchNorm, nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish)
+"""Layers of a place by itself, behind which the blur of a convolution goes."""
+
+
+def _blur_children(parent: nn.Module, filter_size: int) -> int:
+    """Blurs what has a stride among the children, and theirs; returns how many."""
+    found = 0
+    names = list(parent._modules)
+    for position, name in enumerate(names):
+        child = parent._modules[name]
+        stride = _stride(child)
+        if child is None or stride == 1:
+            found += 0 if child is None else _blur_children(child, filter_size)
+            continue
+        found += 1
+        last = position
+        if isinstance(child, nn.Conv2d):
+            child.stride = (1, 1)
+            while isinstance(parent, nn.Sequential) and _follows(parent, names[last + 1 : last + 2]):
+                last += 1
+        else:
+            child = copy.copy(child)  # a pooling that is used in several places is blurred in each
+            child.__dict__["stride"] = 1  # a pooling has it as a plain attribute
+            parent._modules[name] = child
+        behind = cast(nn.Module, parent._modules[names[last]])
+        parent._modules[names[last]] = nn.Sequential(behind, BlurPool(stride, filter_size))
+    return found
+
+
+def _follows(parent: nn.Module, names: Sequence[str]) -> bool:
+    return bool(names) and isinstance(parent._modules[names[0]], BETWEEN)
+
+
+def _stride(module: nn.Module | None) -> int:
+    """The stride of a convolution or pooling; 1 for everything else."""
+    if not isinstance(module, (nn.Conv2d, *POOLS)):
+        return 1
+    found = module.stride
+    strides = set(found) if isinstance(found, tuple) else {found}
+    if strides == {1}:
+        return 1
+    if len(strides) > 1 or getattr(module, "ceil_mode", False):
+        raise UserError(f"{module} cannot be blurred: its strides must be equal, and its size not rounded up")
+    return int(strides.pop())
+
+
+class Layer(NamedTuple):
+    """A layer or stack whose equivariance is measured.
+
+    Attributes:
+        name: What it is called.
+        module: Maps (1, 3, H, W) to maps.
+        stride: Of the whole.
+        reach: Pixels that a place sees beyond its own, to each side.
+    """
+
+    name: str
+    module: nn.Module
+    stride: int
+    reach: int
+
+
+def layers(seed: int = 0) -> list[Layer]:
+    """Layers that differ in padding, stride, pooling and blur; convolutions have the same random filters."""
+
+    def conv(
+        padding_mode: Literal["zeros", "circular"], stride: int = 1, channels: int = 3, number: int = 0
+    ) -> nn.Conv2d:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed + number)
+            return nn.Conv2d(channels, 8, 3, stride, 1, padding_mode=padding_mode, dtype=torch.float64)
+
+    def stack(*poolings: Callable[[], nn.Module]) -> nn.Sequential:
+        stages = [
+            nn.Sequential(conv("circular", 1, 8 if n else 3, n), nn.ReLU(), make()) for n, make in enumerate(poolings)
+        ]
+        return nn.Sequential(*stages)
+
+    def blurred() -> nn.Module:
+        return nn.Sequential(_Pool("max", 1), BlurPool(2, 3, "circular"))
+
+    return [
+        Layer("conv 3x3, circular", conv("circular"), 1, 1),
+        Layer("conv 3x3, zero padding", conv("zeros"), 1, 1),
+        Layer("conv, stride 2, ReLU", nn.Sequential(conv("circular", 2), nn.ReLU()), 2, 1),
+        Layer("conv, ReLU, BlurPool", nn.Sequential(conv("circular"), nn.ReLU(), BlurPool(2, 3, "circular")), 2, 2),
+        Layer("max pool 2x2", _Pool("max", 2), 2, 1),
+        Layer("max pool, BlurPool", blurred(), 2, 2),
+        Layer("average pool 2x2", _Pool("average", 2), 2, 1),
+        Layer("3 stages, max pool", stack(*[lambda: _Pool("max", 2)] * 3), 8, 14),
+        Layer("3 stages, BlurPool", stack(*[blurred] * 3), 8, 21),
+    ]
+
+
+class _Pool(nn.Module):
+    """Pooling of 2x2 places, circular so that nothing but the stride matters."""
+
+    def __init__(self, kind: str, stride: int) -> None:
+        super().__init__()
+        self.kind, self.stride = kind, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = F.pad(x, (0, 1, 0, 1), mode="circular")
+        pool = F.max_pool2d if self.kind == "max" else F.avg_pool2d
+        return pool(padded, 2, self.stride)
+
+
+def shifted(maps: Tensor, places: float) -> Tensor:
+    """Maps, (N, C, H, W), shifted to the right around the edge; between places by trigonometric interpolation.
+
+    For a map without detail finer than its grid this is the exact shift; a whole number of places is a roll.
+    """
+    if places == int(places):
+        return maps.roll(int(places), 3)
+    width = maps.shape[3]
+    waves = torch.fft.rfftfreq(width, dtype=maps.dtype)
+    turned = torch.fft.rfft(maps, dim=3) * torch.exp(-2j * torch.pi * waves * places)
+    return torch.fft.irfft(turned, n=width, dim=3)
+
+
+def equivariance_error(layer: Layer, image: Tensor, pixels: int) -> tuple[float, float, Tensor]:
+    """How far the maps of the shifted image are from the shifted maps.
+
+    Args:
+        layer: What is measured.
+        image: (1, C, H, W) float64; its size a multiple of the stride.
+        pixels: Shift to the right, around the edge.
+
+    Returns:
+        Root of the mean squared difference over the standard deviation of the maps, on the whole and on the centre,
+        which neither the border nor its shifted copy reaches (nan where there is none); mean absolute difference over
+        the channels, (H', W'), in the same unit.
+    """
+    with torch.no_grad():
+        maps = layer.module(image)
+        difference = layer.module(shifted(image, pixels)) - shifted(maps, pixels / layer.stride)
+    scale = (maps - maps.mean((2, 3), keepdim=True)).square().mean().sqrt()
+    margin = -(-(layer.reach + pixels) // layer.stride)
+    inner = difference[:, :, margin : difference.shape[2] - margin, margin : difference.shape[3] - margin]
+    whole, centre = (float(part.square().mean().sqrt() / scale) for part in (difference, inner))
+    return whole, centre, (difference.abs().mean((0, 1)) / scale)
+
+
+class Share(NamedTuple):
+    """A proportion with its 95 % Wilson interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Curve(NamedTuple):
+    """How a network bears shifts.
+
+    Attributes:
+        name: Of the network.
+        images: How many were shown.
+        shifts: Pixels, negative to the left or up.
+        accuracy: By axis, ``across`` and ``down``, a share per shift.
+        consistency: Likewise: images whose predicted class is that of the unshifted image.
+    """
+
+    name: str
+    images: int
+    shifts: list[int]
+    accuracy: dict[str, list[Share]]
+    consistency: dict[str, list[Share]]
+
+    def mean(self, what: str) -> float:
+        """The mean over all shifts but none."""
+        found = [
+            s.value for shares in getattr(self, what).values() for s, d in zip(shares, self.shifts, strict=True) if d
+        ]
+        return sum(found) / len(found)
+
+
+def shift_curve(name: str, model: nn.Module, images: Tensor, labels: Tensor, most: int) -> Curve:
+    """Accuracy and consistency of a classifier on images shifted within their frame; mirrored at the border.
+
+    Args:
+        name: Of the network.
+        model: In evaluation mode, from images to logits.
+        images: Normalised, (N, C, H, W).
+        labels: (N,).
+        most: Pixels of the largest shift, below the size of the images.
+    """
+    padded = F.pad(images, (most,) * 4, mode="reflect")
+    height, width = images.shape[2:]
+
+    def predict(down: int, across: int) -> Tensor:
+        top, left = most - down, most - across
+        with torch.inference_mode():
+            crops = padded[:, :, top : top + height, left : left + width]
+            return torch.cat([model(part).argmax(1) for part in crops.split(500)])
+
+    still = predict(0, 0)
+    shifts = list(range(-most, most + 1))
+    accuracy: dict[str, list[Share]] = {}
+    consistency: dict[str, list[Share]] = {}
+    for axis in ("across", "down"):
+        found = [still if d == 0 else predict(d * (axis == "down"), d * (axis == "across")) for d in shifts]
+        accuracy[axis] = [_share(f == labels) for f in found]
+        consistency[axis] = [_share(f == still) for f in found]
+    return Curve(name, len(labels), shifts, accuracy, consistency)
+
+
+def _share(hits: Tensor) -> Share:
+    count, total = int(hits.sum()), len(hits)
+    return Share(count / total, *wilson_interval(count, total))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from cnnbench.explain.subjects import add_data_arguments, add_network_arguments
+
+    add_network_arguments(parser)
+    add_data_arguments(parser)
+    add = parser.add_argument
+    add("--compare", type=Path, metavar="FILE", help="a second checkpoint of `cnnbench fit`, drawn beside the network")
+    add("--train_seconds", type=float, default=0.0, metavar="S", help="train MODEL for about so long, and a copy with "
+        "BlurPool for as many steps, and compare them (default: train nothing)")  # fmt: skip
+    add("--images", type=int, default=1000, metavar="N", help="validation images (default: %(default)s)")
+    add("--max_shift", type=int, default=8, metavar="PIXELS", help="of the images (default: %(default)s)")
+
+
+def explain(arguments: argparse.Namespace) -> Explanation:
+    """Measures layers on a photo, and a network on shifted validation images if one is named."""
+    _check(arguments)
+    found = Explanation({"layers": [], "networks": []})
+    _add_layers(found, arguments.seed)
+    if arguments.model or arguments.ckpt_path:
+        _add_networks(found, arguments)
+    else:
+        found.remarks.append(
+            "With --ckpt_path FILE, or MODEL and --data NAME, the accuracy of a network on shifted images is measured "
+            "too; --train_seconds S trains MODEL with and without BlurPool first."
+        )
+    return found
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for name in ("images", "max_shift"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"{name} {getattr(arguments, name)} must be at least 1")
+    if not 0 <= arguments.train_seconds < float("inf"):
+        raise UserError(f"train_seconds {arguments.train_seconds} must be a number of seconds, such as 30; 0 is none")
+    if arguments.train_seconds and not (arguments.model and arguments.data):
+        raise UserError("--train_seconds trains MODEL on --data; give both, such as SimpleCNN --data CIFAR10")
+    if arguments.train_seconds and arguments.compare:
+        raise UserError("--train_seconds makes its own comparison; leave out --compare")
+    if arguments.compare and not (arguments.model or arguments.ckpt_path):
+        raise UserError("--compare is drawn beside a network; give --ckpt_path FILE too")
+
+
+def _add_layers(found: Explanation, seed: int) -> None:
+    from cnnbench.explain.subjects import image_for, read_photo
+
+    image = image_for((3, SIDE, SIDE), read_photo()).double()
+    shifts = range(LAYER_SHIFT + 1)
+    shown_layers = layers(seed)
+    measured = {layer.name: [equivariance_error(layer, image, d) for d in shifts] for layer in shown_layers}
+    for layer in shown_layers:
+        errors = measured[layer.name]
+        found.numbers["layers"].append(
+            {
+                "layer": layer.name, "stride": layer.stride, "shifts": list(shifts),
+                "relative_error": [whole for whole, *_ in errors],
+                "relative_error_centre": [centre if centre == centre else None for _, centre, _ in errors],
+            }
+        )  # fmt: skip
+    shown = (1, 2, 4, 8)
+    rows = [
+        (n.name, str(n.stride), *(_error(measured[n.name][d][0]) for d in shown), _error(measured[n.name][1][1]))
+        for n in shown_layers
+    ]
+    head = ("Layer", "Stride", *(f"Shift {d}" for d in shown), "Shift 1, centre")
+    found.tables.append(Table("Error of the maps when the image is shifted, in their standard deviations", head, rows))
+    plain, blurred = (measured[name][1][0] for name in ("max pool 2x2", "max pool, BlurPool"))
+    caption = (
+        "A photo, then how far the maps of the photo shifted by 1 pixel are from the shifted maps: black is equal, the "
+        f"brightest {BRIGHT:g} standard deviations of the maps or more. Zero padding errs at the border alone, a "
+        f"stride wherever there is detail; BlurPool lowers the error of max pooling from {plain:.2f} to {blurred:.2f}."
+    )
+    found.pictures.append(
+        Picture("equivariance_maps", "Where maps do not follow", caption, _draw_maps(image, measured))
+    )
+    caption = (
+        "Error against the shift: layers with a stride of 2 are right at even shifts and err in between, three stages "
+        "of them are right again at 8 only. Zero padding errs at every shift, since the border stays where it is."
+    )
+    found.pictures.append(Picture("equivariance_layers", "Layers against shifts", caption, _draw_layers(measured)))
+    found.remarks.append(
+        "Shifts go around the edge, so a layer with circular padding has no border. Between two places of a stride the "
+        "maps are shifted by trigonometric interpolation, which is exact for maps without aliasing."
+    )
+
+
+def _error(value: float) -> str:
+    return "-" if value != value else "0" if value == 0 else f"{value:.1e}" if value < 1e-3 else f"{value:.3f}"
+
+
+def _add_networks(found: Explanation, arguments: argparse.Namespace) -> None:
+    from cnnbench.explain.subjects import find_subject, load_checkpoint
+
+    subject = find_subject(arguments)
+    data = _open(subject)
+    size, most = subject.image_shape[1], arguments.max_shift
+    if most >= size:
+        raise UserError(f"max_shift {most} must be below the image size, {size} pixels")
+    images, labels = _validation_images(data, arguments.images)
+    models = [(subject.description, subject.model)]
+    if arguments.compare:
+        other = load_checkpoint(arguments.compare, arguments)
+        if other.image_shape != subject.image_shape:
+            raise UserError(f"'{arguments.compare}' takes images of another size or number of channels")
+        models.append((other.description, other.model))
+    if arguments.train_seconds:
+        models = _trained(arguments, data, found)
+    names = [n if [m for m, _ in models].count(n) == 1 else f"{n} ({i})" for i, (n, _) in enumerate(models, 1)]
+    curves = [shift_curve(n, model, images, labels, most) for n, (_, model) in zip(names, models, strict=True)]
+    found.numbers["networks"] = [_numbers(curve, data) for curve in curves]
+    rows = [
+        (c.name, f"{c.accuracy['across'][most].value:.1%}", f"{c.mean('accuracy'):.1%}", f"{c.mean('consistency'):.1%}",
+         f"{min(s.value for shares in c.consistency.values() for s in shares):.1%}")
+        for c in curves
+    ]  # fmt: skip
+    head = ("Network", "Accuracy, no shift", "Accuracy, mean", "Consistency, mean", "Consistency, lowest")
+    title = f"Shifts of 1 to {most} pixels in four directions, {len(labels):,} validation images of {data.label}"
+    found.tables.append(Table(title, head, rows))
+    found.remarks.append(
+        "Images are shifted within their frame, with their reflection in what comes in at the border. Augmentation of "
+        f"the training images: {data.describe()['augmentation']}; shifts that training has shown are learnt, whatever "
+        "the layers do."
+    )
+    caption = (
+        f"Above, the share of {len(labels):,} validation images of {data.label} that are told rightly when they are "
+        "shifted, below the share whose predicted class stays; bands are 95 % intervals. A network that is invariant "
+        "has flat lines, the lower ones at 100 %, but for what leaves the frame."
+    )
+    found.pictures.append(Picture("equivariance_accuracy", "Shifted images", caption, _draw_curves(curves)))
+
+
+def _numbers(curve: Curve, data: Any) -> dict[str, Any]:
+    parts = {
+        what: {axis: [s._asdict() for s in shares] for axis, shares in getattr(curve, what).items()}
+        for what in ("accuracy", "consistency")
+    }
+    return {"model": curve.name, "data": data.label, "val_images": curve.images, "shifts": curve.shifts, **parts}
+
+
+def _open(subject: Subject) -> Any:
+    data = subject.data
+    if data is None:
+        raise UserError("shifted images come from a data set; name it with --data, such as --data CIFAR10")
+    own = (data.in_channels, data.image_size)
+    if own != subject.image_shape[:2]:
+        raise UserError(
+            f"{data.title} has {own[0]} channels of {own[1]} pixels, the network takes {subject.image_shape[0]} of "
+            f"{subject.image_shape[1]}; use another --data"
+        )
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def _validation_images(data: Any, count: int) -> tuple[Tensor, Tensor]:
+    """The first validation images, normalised, and their labels."""
+    batches = data.val_dataloader()
+    if not batches or len(batches.split.labels) < count:
+        has = len(batches.split.labels) if batches else 0
+        raise UserError(f"images {count} are more than the {has:,} validation images of {data.label}; use fewer")
+    parts = [(images, labels) for images, labels in batches]
+    return tuple(torch.cat(column)[:count] for column in zip(*parts, strict=True))  # type: ignore[return-value]
+
+
+def _trained(arguments: argparse.Namespace, data: Any, found: Explanation) -> list[tuple[str, nn.Module]]:
+    """MODEL after about so many seconds of training, and a copy with BlurPool, from the same weights and as many steps.
+
+    A third copy is trained for a moment and thrown away, to know how many steps the seconds are: under a time budget
+    the two learning rates would follow the clock, and not each other.
+    """
+    import lightning as L
+
+    from cnnbench.bench.run import quiet_lightning
+    from cnnbench.classifier import TimeBudget
+    from cnnbench.network import make_classifier
+
+    quiet_lightning()
+
+    def fit(model: ImageClassifier, steps: int, callbacks: Sequence[L.Callback] = ()) -> int:
+        L.seed_everything(arguments.seed, workers=True, verbose=False)  # the same batches for all
+        trainer = L.Trainer(
+            max_epochs=-1, max_steps=steps, callbacks=list(callbacks), accelerator="auto", devices=1, logger=False,
+            limit_val_batches=0, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(model, datamodule=data)
+        return trainer.global_step
+
+    L.seed_everything(arguments.seed, workers=True, verbose=False)
+    plain = make_classifier(arguments.model, data.num_classes, data.in_channels, data.image_size)
+    blurred = cast("ImageClassifier", with_blurpool(plain))
+    probe = TimeBudget(max(arguments.train_seconds * PROBE, 1e-3))
+    steps = max(1, round(fit(copy.deepcopy(plain), -1, [probe]) * arguments.train_seconds / probe.used_s))
+    for model in (plain, blurred):
+        fit(model, steps)
+    found.remarks.append(
+        f"{arguments.model} was trained for {steps:,} steps, about {arguments.train_seconds:g} s, and the copy with "
+        "BlurPool, from the same weights, for as many, with the same batches and learning rates; it takes longer for "
+        "them. One seed and a short training: a longer one may tell another story."
+    )
+    found.numbers["train_steps"] = steps
+    return [(name, m.cpu().eval()) for name, m in ((arguments.model, plain), ("with BlurPool", blurred))]
+
+
+def _draw_maps(image: Tensor, measured: Mapping[str, Sequence[tuple[float, float, Tensor]]]) -> Figure:
+    from cnnbench.explain.pictures import grid, show
+
+    figure, axes = grid(len(measured) + 1, 5, cell=1.9)
+    show(axes[0], image[0].permute(1, 2, 0), "photo", "unit")
+    for ax, (name, errors) in zip(axes[1:], measured.items(), strict=True):
+        whole, _, places = errors[1]
+        show(ax, places / BRIGHT, f"{name}\nerror {_error(whole)}", "unit", colours="magma")
+    return figure
+
+
+def _draw_layers(measured: Mapping[str, Sequence[tuple[float, float, Tensor]]]) -> Figure:
+    from matplotlib.figure import Figure
+
+    from cnnbench.bench.drawing import LINES, MARKERS, PALETTE
+
+    figure = Figure(figsize=(9.6, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    groups = ([n for n in measured if "stages" not in n], [n for n in measured if "stages" in n])
+    for ax, names, title in zip(axes, groups, ("single layers", "three stages"), strict=True):
+        for number, name in enumerate(names):
+            values = [whole for whole, *_ in measured[name]]
+            ax.plot(
+                values, MARKERS[number] + LINES[number % 4], color=PALETTE[number], label=name, markersize=4.5,
+                linewidth=1.4,
+            )  # fmt: skip
+        ax.set(xlabel="shift, pixels", title=title)
+        ax.set_xticks(range(LAYER_SHIFT + 1))
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(color="#e6e6e6", linewidth=0.7)
+        ax.set_axisbelow(True)
+        ax.legend(frameon=False, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+    axes[0].set_ylabel("error, standard deviations")
+    axes[0].set_ylim(bottom=-0.02)
+    return figure
+
+
+def _draw_curves(curves: Sequence[Curve]) -> Figure:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    from cnnbench.bench.drawing import LINES, PALETTE
+
+    figure = Figure(figsize=(8.6, 5.4), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True, sharey="row")
+    titles = {"across": "left (-) and right (+)", "down": "up (-) and down (+)"}
+    for row, what in zip(axes, ("accuracy", "consistency"), strict=True):
+        for ax, axis in zip(row, titles, strict=True):
+            for number, curve in enumerate(curves):
+                shares, colour = getattr(curve, what)[axis], PALETTE[number]
+                ax.plot(curve.shifts, [s.value for s in shares], LINES[number], color=colour, label=curve.name)
+                ax.fill_between(
+                    curve.shifts, [s.low for s in shares], [s.high for s in shares], color=colour, alpha=0.18,
+                    linewidth=0,
+                )  # fmt: skip
+            ax.spines[["top", "right"]].set_visible(False)
+            ax.grid(color="#e6e6e6", linewidth=0.7)
+            ax.set_axisbelow(True)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        row[0].set_ylabel(what)
+    for ax, (axis, title) in zip(axes[0], titles.items(), strict=True):
+        ax.set_title(title, fontsize=10)
+        axes[1][list(titles).index(axis)].set_xlabel("shift, pixels")
+    if len(curves) > 1:
+        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", frameon=False, ncols=2)
+    return figure

@@ -1,0 +1,189 @@
+"""The filters of a convolution as images, zero in the middle of the scale."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cnnbench.errors import UserError, unknown
+from cnnbench.explain import Explanation, Picture, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from torch import nn
+
+EXAMPLE = "--ckpt_path results/runs/ResNet18-CIFAR10/last/checkpoints/last.ckpt"
+COLUMNS = 12
+"""Filters in a row of the picture, at most, or input channels of one filter."""
+FEW = 8
+"""Filters that are shown where each has a row of its own."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from cnnbench.explain.subjects import add_network_arguments
+
+    add_network_arguments(parser)
+    add = parser.add_argument
+    add("--layer", metavar="NAME", help="convolution to show (default: the first that runs)")
+    add("--sort", default="norm", metavar="norm|network", help="largest norm first, or the network's own order "
+        "(default: %(default)s)")  # fmt: skip
+    add("--filters", type=int, metavar="N", help=f"how many to show (default: 96, or {FEW} where each has a row)")
+
+
+def explain(arguments: argparse.Namespace) -> Explanation:
+    """Draws the filters of a convolution and lists those of all convolutions."""
+    from cnnbench.explain.subjects import find_subject
+
+    if arguments.sort not in ("norm", "network"):
+        raise unknown("order", arguments.sort, ("norm", "network"))
+    if arguments.filters is not None and arguments.filters < 1:
+        raise UserError(f"filters {arguments.filters} must be at least 1")
+    subject = find_subject(arguments)
+    layers = convolutions(subject.model, subject.image_shape)
+    name = arguments.layer or next(iter(layers))
+    if name not in layers:
+        raise unknown("convolution", name, [n for n in layers if n.startswith(name)] or list(layers)[:12])
+    layer = layers[name]
+    weights = layer.weight.detach().float().numpy()
+    found = norms(weights)
+    count, channels = weights.shape[:2]
+    order = np.argsort(-found, kind="stable") if arguments.sort == "norm" else np.arange(count)
+    colour = channels == 3 and layer is next(iter(layers.values())) and layer.groups == 1
+    rows = not colour and channels > 1
+    shown = order[: arguments.filters or (FEW if rows else 96)].tolist()
+    numbers: dict[str, Any] = {
+        "model": subject.name, "trained": subject.trained, "layer": name, "shape": list(weights.shape),
+        "groups": layer.groups, "order": arguments.sort, "shown": shown, "norms": found.tolist(),
+    }  # fmt: skip
+    first = "the largest norm first" if arguments.sort == "norm" else "in the network's order"
+    caption = (
+        f"{len(shown)} of the {count} filters of {name}, {weights.shape[2]}x{weights.shape[3]}, {first}, with "
+        "number and norm (the root of the sum of squares). "
+    )
+    remarks = []
+    if colour:
+        shares = grey_shares(weights)
+        numbers["grey_shares"] = shares.tolist()
+        caption += (
+            "The three weights of a pixel are drawn as red, green and blue; zero is mid-grey, and each filter is "
+            f"scaled by its own largest absolute value. {_sentence(int((shares > 0.5).sum()), count)}"
+        )
+        remarks.append(
+            "Grey share, the part of a filter's squares that is alike in red, green and blue: median "
+            f"{np.median(shares):.2f}, from {shares.min():.2f} to {shares.max():.2f}."
+        )
+    else:
+        caption += "Red weights are positive, blue ones negative, white is zero; "
+        caption += "each filter is scaled by its own largest absolute value."
+    if rows:
+        seen = min(channels, COLUMNS)
+        numbers["shown_input_channels"] = seen
+        caption += f" A row is one filter, a column one of its input channels, the first {seen} of {channels}."
+    figure = _draw_rows(weights, found, shown) if rows else _draw(weights, found, shown, colour)
+    title = f"{subject.description}: filters of {name}"
+    table = Table(
+        f"{subject.description}: convolutions",
+        ("Convolution", "Filters", "Input channels of each", "Size", "Smallest norm", "Median", "Largest"),
+        [_row(key, conv) for key, conv in layers.items()],
+    )
+    return Explanation(numbers, [table], [Picture("filters", title, caption, figure)], remarks)
+
+
+def convolutions(model: nn.Module, image_shape: Sequence[int]) -> dict[str, nn.Conv2d]:
+    """The two-dimensional convolutions that run in evaluation, by name, in the order in which they do.
+
+    Raises:
+        UserError: There is none, or the network does not run on such images.
+    """
+    from torch import nn
+
+    from cnnbench.explain.activations import outputs
+
+    modules = dict(model.named_modules())
+    found = {name: m for name in outputs(model, image_shape) if isinstance(m := modules[name], nn.Conv2d)}
+    if not found:
+        raise UserError(f"{type(model).__name__} has no convolution of images; give a network with nn.Conv2d")
+    return found
+
+
+def norms(weights: np.ndarray) -> np.ndarray:
+    """The Euclidean norm of every filter of weights, (N, C, kH, kW)."""
+    return np.sqrt((weights.astype(float) ** 2).sum((1, 2, 3)))
+
+
+def grey_shares(weights: np.ndarray) -> np.ndarray:
+    """The part of every filter's squares that is alike in all channels: 1 sees brightness alone, 0 colour alone.
+
+    Args:
+        weights: (N, C, kH, kW).
+    """
+    alike = weights.shape[1] * (weights.astype(float).mean(1) ** 2).sum((1, 2))
+    total = norms(weights) ** 2
+    return np.divide(alike, total, out=np.zeros_like(alike), where=total > 0)
+
+
+def colours(kernel: np.ndarray) -> np.ndarray:
+    """A filter of three channels, (3, kH, kW), as an image, (kH, kW, 3): mid-grey is zero, its largest value 0 or 1."""
+    top = np.abs(kernel).max() or 1.0
+    return 0.5 + 0.5 * np.moveaxis(kernel, 0, 2) / top
+
+
+def _sentence(grey: int, count: int) -> str:
+    return (
+        "Filters without a tint see changes of brightness, such as edges; tinted ones see colour. In "
+        f"{grey} of {count} brightness has the larger part."
+    )
+
+
+def _row(name: str, conv: nn.Conv2d) -> tuple[str, ...]:
+    weights = conv.weight.detach().float().numpy()
+    count, channels, height, width = weights.shape
+    found = norms(weights)
+    sizes = (f"{v:.3g}" for v in (found.min(), np.median(found), found.max()))
+    return (name, str(count), str(channels), f"{height}x{width}", *sizes)
+
+
+def _draw(weights: np.ndarray, found: np.ndarray, shown: Sequence[int], colour: bool) -> Figure:
+    """A grid of filters of one channel, or of three as colours."""
+    from cnnbench.explain.pictures import grid, show
+
+    columns = min(range(COLUMNS, COLUMNS // 2, -1), key=lambda n: -len(shown) % n)  # as few empty places as possible
+    figure, axes = grid(len(shown), columns, cell=0.85, ratio=weights.shape[2] / weights.shape[3])
+    for ax, index in zip(axes, shown, strict=True):
+        show(ax, colours(weights[index]) if colour else weights[index, 0], scale="signed")
+        _frame(ax, weights)
+        text = f"{index}: {found[index]:.2f}"
+        ax.text(0.5, -0.07, text, transform=ax.transAxes, ha="center", va="top", fontsize=7.5)
+    return figure
+
+
+def _draw_rows(weights: np.ndarray, found: np.ndarray, shown: Sequence[int]) -> Figure:
+    """A row for each filter, a column for each input channel."""
+    from cnnbench.explain.pictures import grid
+
+    columns = min(weights.shape[1], COLUMNS)
+    figure, axes = grid(
+        len(shown) * columns, columns, cell=0.7, ratio=weights.shape[2] / weights.shape[3], titles=False
+    )
+    for row, index in enumerate(shown):
+        panels = axes[row * columns : (row + 1) * columns]
+        top = np.abs(weights[index]).max() or 1.0
+        for channel, ax in enumerate(panels):
+            ax.imshow(weights[index, channel], cmap="RdBu_r", vmin=-top, vmax=top, interpolation="nearest")
+            _frame(ax, weights)
+            if row == 0:
+                ax.set_title(f"in {channel}", fontsize=8, pad=3)
+        text = f"filter {index}\n{found[index]:.2f}"
+        panels[0].text(-0.15, 0.5, text, transform=panels[0].transAxes, ha="right", va="center", fontsize=8)
+    return figure
+
+
+def _frame(ax: Axes, weights: np.ndarray) -> None:
+    """A thin line around a filter, which may be white."""
+    from cnnbench.explain.pictures import outline
+
+    outline(ax, (0, 0), weights.shape[2:], "#999999", linewidth=0.6, clip_on=False)

@@ -1,0 +1,183 @@
+"""The gallery: a small network is trained, and every tool of the course shows what it shows, on one page.
+
+``cnnbench explain gallery``, or ``make gallery``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cnnbench.errors import UserError
+from cnnbench.explain import Explanation, Picture, run, save
+
+MODEL = "SimpleCNN(convs=5x5,batch_norm=True,dropout=0.0)"
+"""What is trained: the course's network, with filters that are large enough to be looked at."""
+RECIPE = (
+    "--model.optimizer=cnnbench.optimizers.MuonSGD --model.optimizer.lr=0.06 --model.optimizer.matrix_lr=0.03 "
+    "--model.optimizer.vector_lr=0.03 --model.schedule=linear --data.batch_size=128"
+).split()
+"""How: Muon turns filters far from their random start within few epochs, where AdamW leaves them noisy."""
+CHECKPOINT, DATA = "CHECKPOINT", "DATA"
+"""Stand for the trained network and its data in the options below."""
+
+
+class Part(NamedTuple):
+    """A tool in the gallery.
+
+    Attributes:
+        title: Heading.
+        question: What it answers, in a sentence or two.
+        command: Tool and options, as after ``cnnbench explain``.
+    """
+
+    title: str
+    question: str
+    command: str
+
+
+PARTS = (
+    Part(
+        "Why convolutions",
+        "A dense layer could make the same maps from an image. What do locality and sharing save?",
+        "parameters",
+    ),
+    Part(
+        "The sliding window",
+        "A kernel slides over the image, and at every place there is one number. How is it computed, and how fast?",
+        "convolution",
+    ),
+    Part(
+        "Classic filters",
+        "Before networks learnt their filters, people designed them. What does each of them answer to?",
+        "kernels",
+    ),
+    Part(
+        "Separable convolutions",
+        "One filter per channel and a 1x1 convolution do the work of a standard convolution with a fraction of the "
+        "multiply-adds. How much of that is time?",
+        "separable",
+    ),
+    Part(
+        "Sizes",
+        "Maps shrink on their way through a network while channels are added. Where are its parameters and its memory?",
+        "sizes VGG16 --image_size 224 --num_classes 1000",
+    ),
+    Part(
+        "Shifts",
+        "A convolution should not care where a thing is. Do its maps follow a shifted image, and does the class stay?",
+        "equivariance SimpleCNN --data DATA --train_seconds 15",
+    ),
+    Part(
+        "The receptive field",
+        "Which part of the image can a unit see, and to which part does it attend?",
+        "receptive-field VGG16 --image_size 224 --dilations '1,1,1 2,2,2 1,2,5 6+12+18'",
+    ),
+    Part(
+        "Learnt filters",
+        "Nobody has designed these. Do they look like the classic ones?",
+        "filters --ckpt_path CHECKPOINT",
+    ),
+    Part(
+        "Feature maps",
+        "What do layers answer to an image, where does the network look, and which patches excite a channel most?",
+        "feature-maps --ckpt_path CHECKPOINT",
+    ),
+    Part(
+        "What is confused",
+        "Which classes does the network mistake for which, and would you have known better?",
+        "confusions --ckpt_path CHECKPOINT",
+    ),
+)
+"""In the course's order."""
+
+
+def main(arguments: Sequence[str], make_parser: Callable[..., Any]) -> int:
+    """Runs ``cnnbench explain gallery``: trains, runs the tools, writes ``index.html``.
+
+    Raises:
+        UserError: An option is wrong, or the data is missing.
+    """
+    parser = make_parser(
+        prog="cnnbench explain gallery",
+        description="Trains a small network and makes one page of all instruments, in the course's order.",
+        epilog="example: cnnbench explain gallery --epochs 3 --out gallery",
+        allow_abbrev=False,
+    )
+    _add_arguments(parser)
+    options = parser.parse_args(list(arguments))
+    if options.epochs < 1:
+        raise UserError(f"epochs {options.epochs} must be at least 1")
+    start = time.perf_counter()
+    folder: Path = options.out
+    checkpoint = _train(options, folder)
+    shown = []
+    for number, part in enumerate(PARTS, 1):
+        _say(f"[{time.perf_counter() - start:3.0f} s] {number} of {len(PARTS)}: {part.title}")
+        values = {CHECKPOINT: str(checkpoint), DATA: options.data}
+        words = [values.get(word, word) for word in shlex.split(part.command)]
+        shown.append((part, run(words[0], words[1:], make_parser)))
+    path = folder / "index.html"
+    from cnnbench.record import write_text
+
+    write_text(path, page(shown, options.data, options.epochs))
+    _say(f"gallery: {path}")
+    return 0
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--data", default="CIFAR10", metavar="NAME", help="data set to train on (default: %(default)s)")
+    add("--data_dir", metavar="DIR", help="folder of the data (default: CNNBENCH_DATA, else data)")
+    add("--epochs", type=int, default=4, metavar="N", help="of the training (default: %(default)s)")
+    add("--out", type=Path, default=Path("results/gallery"), metavar="DIR", help="folder (default: %(default)s)")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _train(options: argparse.Namespace, folder: Path) -> Path:
+    """Trains the network as ``cnnbench fit`` does; returns its last checkpoint."""
+    from cnnbench.train import main as train
+
+    _say(f"training {MODEL} on {options.data}, {options.epochs} epochs")
+    runs = folder / "runs"
+    before = set(runs.glob("*/*"))
+    if options.data_dir:
+        os.environ["CNNBENCH_DATA"] = options.data_dir  # for the tools too
+    length = [f"--trainer.max_epochs={options.epochs}", "--trainer.enable_progress_bar=false"]
+    train(["fit", f"--model={MODEL}", f"--data={options.data}", *RECIPE, *length, f"--out={runs}"])
+    (made,) = set(runs.glob("*/*")) - before
+    return made / "checkpoints" / "last.ckpt"
+
+
+def page(shown: Sequence[tuple[Part, Explanation]], data: str, epochs: int) -> str:
+    """The page, which needs nothing else.
+
+    Args:
+        shown: Parts and what their tools found.
+        data: What the network was trained on.
+        epochs: How long.
+    """
+    from cnnbench.pages import data_uri, render
+
+    def picture_uri(picture: Picture) -> str:
+        out = io.BytesIO()
+        save(picture, out, format="webp", dpi=130, pil_kwargs={"quality": 90})  # a tenth of a PNG where it has photos
+        return data_uri(out.getvalue(), "image/gif" if isinstance(picture.image, Sequence) else "image/webp")
+
+    values = {"shown": shown, "model": MODEL, "data": data, "epochs": epochs}
+    return render("gallery", **values, picture_uri=picture_uri, command=lambda part: _command(part, data))
+
+
+def _command(part: Part, data: str) -> str:
+    shown = part.command.replace(CHECKPOINT, "<run folder>/checkpoints/last.ckpt").replace(DATA, data)
+    return f"cnnbench explain {shown}"

@@ -1,0 +1,264 @@
+"""Grad-CAM, where an image speaks for a class, and the sanity check for it: random weights have to change the map."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from cnnbench.bench.ranks import spearman
+from cnnbench.blocks import initialise
+from cnnbench.errors import UserError
+from cnnbench.explain import Explanation, Picture, Table
+from cnnbench.explain.activations import forward, outputs, predict_logits, stages, undisturbed
+from cnnbench.explain.images import Shown, training_images
+from cnnbench.explain.pictures import grid, show
+from cnnbench.explain.subjects import Subject
+from cnnbench.measure.copies import untouched_randomness
+from cnnbench.measure.meta import tensors_in
+
+CHECKED_IMAGES = 16
+DRAWS = 3
+"""Images, and draws of random weights, over which the sanity check is averaged."""
+
+
+def weighted_map(model: nn.Module, images: Tensor, layer: str, classes: Tensor) -> Tensor:
+    """The sum of a layer's maps, each weighted by the mean gradient of a class's logit to it: Grad-CAM before its ReLU.
+
+    Only what follows the layer is differentiated; no gradient reaches a parameter.
+
+    Args:
+        model: Any classifier.
+        images: Normalised, (N, C, H, W).
+        layer: Name of a module that puts out maps; of its runs the first counts.
+        classes: One per image, (N,).
+
+    Returns:
+        (N, h, w), as large as the layer's maps.
+
+    Raises:
+        UserError: The logits do not depend on the layer.
+    """
+    leaves: list[Tensor] = []
+
+    def cut(module: nn.Module, inputs: Any, output: Any) -> Any:
+        if leaves:
+            return None
+        leaves.append(next(tensors_in(output)).detach().clone().requires_grad_())
+        return leaves[0].clone()  # so that what follows may work in place
+
+    with undisturbed(model) as handles, torch.enable_grad():
+        handles.append(model.get_submodule(layer).register_forward_hook(cut))
+        logits = forward(model, images.clone())  # autograd takes no tensors of inference mode
+        chosen = logits.gather(1, classes.clone()[:, None]).sum()
+        gradient = torch.autograd.grad(chosen, leaves, allow_unused=True)[0] if chosen.requires_grad else None
+    if gradient is None:
+        raise UserError(f"the logits do not depend on layer '{layer}'; name another with --cam_layer")
+    maps = leaves[0].detach()
+    return (gradient.mean((2, 3), keepdim=True) * maps).sum(1)
+
+
+def grad_cam(model: nn.Module, images: Tensor, layer: str, classes: Tensor) -> Tensor:
+    """Where an image speaks for a class, (N, h, w), at least 0, as large as the layer's maps.
+
+    Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization; Selvaraju et al.; 2017;
+    1610.02391. Arguments and errors are those of `weighted_map`.
+    """
+    return weighted_map(model, images, layer, classes).relu()
+
+
+def weight_groups(model: nn.Module, image_shape: Sequence[int], ends: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Names of modules that hold weights, from the top of a network to its image, cut at the ends of its stages.
+
+    Args:
+        model: Any classifier.
+        image_shape: (C, H, W).
+        ends: See `stages`.
+
+    Returns:
+        Title and names of each group: the head behind the last stage, if there are weights, then the stages.
+    """
+    order = list(outputs(model, image_shape))
+    modules = dict(model.named_modules())
+    groups, first = [], 0
+    for title, last in [*((end, order.index(end)) for end in ends), ("head", len(order) - 1)]:
+        names = [n for n in order[first : last + 1] if any(p is not None for p in modules[n]._parameters.values())]
+        groups.append((title, names))
+        first = last + 1
+    return [group for group in reversed(groups) if group[1]]
+
+
+def cascade(
+    model: nn.Module, images: Tensor, layer: str, classes: Tensor, groups: Sequence[Sequence[str]], seed: int
+) -> list[Tensor]:
+    """`weighted_map` after each step of randomising a network's weights from the top down.
+
+    Sanity Checks for Saliency Maps; Adebayo et al.; 2018; 1810.03292: a map that stays the same with random weights
+    does not show what the network has learnt. Convolutions and linear layers are drawn as He et al. do,
+    batch norm starts anew, and of other layers the values are shuffled. All this happens in a copy.
+
+    Args:
+        model: Any classifier.
+        images: Normalised, (N, C, H, W).
+        layer: See `weighted_map`.
+        classes: One per image, (N,).
+        groups: Names of modules; each step randomises one group more.
+        seed: Of the weights.
+    """
+    changed = copy.deepcopy(model)
+    found = []
+    with untouched_randomness():
+        torch.manual_seed(seed)
+        for names in groups:
+            for name in names:
+                _randomise(changed.get_submodule(name))
+            found.append(weighted_map(changed, images, layer, classes))
+    return found
+
+
+def _randomise(module: nn.Module) -> None:
+    """Draws the weights that a module itself holds."""
+    if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)):
+        initialise(module)
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+        return
+    with torch.no_grad():
+        for values in module.parameters(recurse=False):
+            values.copy_(values.flatten()[torch.randperm(values.numel())].view_as(values))
+
+
+class _Check(NamedTuple):
+    """The sanity check: maps of the image after every step, and rank correlations with the map of the trained weights.
+
+    Correlations are (steps,): of the image in the first draw, and mean and standard deviation over images and draws;
+    None where a map has one value everywhere.
+    """
+
+    steps: list[str]
+    maps: list[Tensor]
+    own: list[float | None]
+    mean: list[float | None]
+    deviation: list[float | None]
+    images: int
+
+
+def show_grad_cam(subject: Subject, shown: Shown, layer: str, seed: int, explanation: Explanation) -> None:
+    model, data = subject.model, subject.data
+    shares = predict_logits(model, shown.x).softmax(1)[0]
+    best = shares.argsort(descending=True).tolist()
+    names = list(data.class_names) if data and len(data.class_names) == len(shares) else None
+    name = {k: names[k] if names else f"class {k}" for k in range(len(shares))}
+    label = shown.label if shown.label is not None and shown.label < len(shares) else None
+    others = [(label, "true")] if label not in (None, best[0]) else [(k, "second") for k in best[1:2]]
+    asked = [(best[0], "predicted and true" if label == best[0] else "predicted"), *others]
+    classes = torch.tensor([k for k, _ in asked])
+    maps = grad_cam(model, shown.x.expand(len(asked), -1, -1, -1), layer, classes)
+    check = _sanity(subject, shown, layer, seed)
+    size = "x".join(map(str, maps.shape[1:]))
+    explanation.numbers["grad_cam"] = {
+        "layer": layer, "map": list(maps.shape[1:]), "true_class": None if label is None else name[label],
+        "classes": [{"class": name[k], "role": role, "probability": float(shares[k]), "largest": float(cam.max())}
+                    for (k, role), cam in zip(asked, maps, strict=True)],
+        "sanity": {"steps": check.steps, "correlation_of_image": check.own, "mean_correlation": check.mean,
+                   "deviation": check.deviation, "images": check.images, "draws": DRAWS},
+    }  # fmt: skip
+    titles = [f"{role}:\n{name[k]}, {shares[k]:.1%}" for k, role in asked]
+    caption = (
+        f"Grad-CAM of {subject.description} at layer {layer}: the brighter, the more the place raises the logit of the "
+        f"class named above. A map of {size} positions, enlarged bilinearly; scaled to its own maximum; places that "
+        f"speak against the class are cut to zero.{_empty(maps, [name[k] for k, _ in asked])}"
+    )
+    title = f"{shown.title}" + (f":\n{name[label]}" if label is not None else "\n")
+    figure = _draw_overlays(shown, list(maps), titles, title, 2.1)
+    explanation.pictures.append(Picture("grad-cam", f"{subject.description}: Grad-CAM", caption, figure))
+    steps = list(zip(check.steps, check.own, check.mean, check.deviation, strict=True))
+    rows = [(step, _number(own), _number(mean), _number(spread).lstrip("+")) for step, own, mean, spread in steps]
+    many = f"{check.images} images and {DRAWS} draws of weights" if check.images > 1 else f"{DRAWS} draws of weights"
+    head = ("Randomised from the top to", "This image", f"Mean of {many}", "Standard deviation")
+    explanation.tables.append(Table(f"Grad-CAM at {layer}: rank correlation with the map of the network", head, rows))
+    positions = maps[0].numel()
+    chance = 1 / max(positions - 1, 1) ** 0.5
+    caption = (
+        "Sanity check (Adebayo et al. 2018): weights are randomised from the logits down, and the map has to change, "
+        "or it would not show what was learnt. Above each map is its rank correlation with the first one, over "
+        f"{positions} positions before negative values are cut. With all weights random it is "
+        f"{_number(check.own[-1])}; over {many} its mean is {_number(check.mean[-1])} and its standard deviation "
+        f"{_number(check.deviation[-1]).lstrip('+')} (unrelated values would have 0 and {chance:.2f})."
+    )
+    titles = [
+        f"{'+ ' * bool(i)}{step}\n{_number(own)}"
+        for i, (step, own) in enumerate(zip(check.steps, check.own, strict=True))
+    ]
+    figure = _draw_overlays(
+        shown, [maps[0], *(m.relu() for m in check.maps)], ["weights as\nthey are", *titles], None, 1.35
+    )
+    explanation.pictures.append(Picture("grad-cam-check", f"{subject.description}: sanity check", caption, figure))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.2f}"
+
+
+def _empty(maps: Tensor, names: Sequence[str]) -> str:
+    empty = [name for cam, name in zip(maps, names, strict=True) if not cam.any()]
+    return f" For {' and '.join(empty)} no place speaks, and the map is empty." if empty else ""
+
+
+def _sanity(subject: Subject, shown: Shown, layer: str, seed: int) -> _Check:
+    """Randomises the network from the top, for the image and, where there is data, the first training images."""
+    model, shape = subject.model, subject.image_shape
+    x = shown.x
+    if subject.data is not None and shown.label is not None:
+        x = torch.cat([x, training_images(subject.data, range(CHECKED_IMAGES))[0]])
+    classes = predict_logits(model, x).argmax(1)
+    before = weighted_map(model, x, layer, classes).flatten(1)
+    groups = weight_groups(model, shape, stages(model, shape))
+    draws = [cascade(model, x, layer, classes, [names for _, names in groups], seed + d) for d in range(DRAWS)]
+    values = [
+        [[spearman(a.tolist(), b.tolist()) for a, b in zip(before, maps.flatten(1), strict=True)] for maps in steps]
+        for steps in draws
+    ]
+    counted = [[v for draw in values for v in draw[step][len(x) > 1 :] if v is not None] for step in range(len(groups))]
+    return _Check(
+        [title for title, _ in groups],
+        [maps[0] for maps in draws[0]],
+        [values[0][step][0] for step in range(len(groups))],
+        [float(np.mean(known)) if known else None for known in counted],
+        [float(np.std(known)) if known else None for known in counted],
+        max(len(x) - 1, 1),
+    )
+
+
+def _draw_overlays(
+    shown: Shown, maps: Sequence[Tensor], titles: Sequence[str], image_title: str | None, cell: float
+) -> Figure:
+    """Maps over the image; before them the image itself, if it has a title."""
+    panels = len(maps) + (image_title is not None)
+    figure, axes = grid(panels, min(panels, 7), cell=cell)
+    if image_title is not None:
+        show(axes[0], shown.pixels, image_title, "unit")
+    for ax, cam, title in zip(axes[-len(maps) :], maps, titles, strict=True):
+        show(ax, overlay(shown.pixels, cam), title)
+    return figure
+
+
+def overlay(pixels: np.ndarray, cam: Tensor) -> np.ndarray:
+    """A map over a grey image: the image where the map is zero, yellow where it is largest.
+
+    Args:
+        pixels: (H, W) or (H, W, 3), 0 to 1.
+        cam: (h, w), at least 0.
+    """
+    grey = pixels if pixels.ndim == 2 else pixels.mean(2)
+    heat = F.interpolate(cam[None, None], grey.shape, mode="bilinear")[0, 0].clamp(min=0).numpy()
+    heat = heat / (heat.max() or 1)
+    share = (0.75 * heat)[..., None]
+    return (1 - share) * grey[..., None] + share * colormaps["inferno"](0.25 + 0.65 * heat)[..., :3]

@@ -1,0 +1,79 @@
+"""The image that a tool looks at, and training images, as evaluation sees them and as they are drawn."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cnnbench.data.batches import Split, TensorBatches
+from cnnbench.data.module import ImageDataModule
+from cnnbench.errors import UserError
+from cnnbench.explain.subjects import Subject, image_for, normalised, read_photo
+
+BATCH = 100
+
+
+class Shown(NamedTuple):
+    """The image that is looked at.
+
+    Attributes:
+        x: Normalised, (1, C, H, W).
+        pixels: (H, W) or (H, W, 3), 0 to 1.
+        title: Where it comes from.
+        label: Its class; None where nothing says.
+    """
+
+    x: Tensor
+    pixels: np.ndarray
+    title: str
+    label: int | None
+
+
+def training_images(data: ImageDataModule, indices: Sequence[int] | range) -> tuple[Tensor, Tensor]:
+    """Images of the training split as evaluation sees them, (N, C, H, W), normalised; and their labels.
+
+    Raises:
+        UserError: The data is missing, or an index is too large.
+    """
+    data.prepare_data()
+    data.setup()
+    count = data.describe()["train_images"]
+    if max(indices) >= count:
+        raise UserError(f"index {max(indices)}: the training split of {data.label} has images 0 to {count - 1}")
+    images, labels = data.first_training_batches(max(indices) + 1).split
+    chosen = Split(images[list(indices)], labels[list(indices)])
+    batches = TensorBatches(chosen, BATCH, False, data.mean, data.std, data.image_size)
+    return torch.cat([x.contiguous() for x, _ in batches]), chosen.labels
+
+
+def pixels_of(x: Tensor, data: ImageDataModule | None) -> np.ndarray:
+    """A normalised image, (C, H, W), as it is drawn: (H, W) or (H, W, 3), 0 to 1."""
+    zero, one = (normalised(torch.full((1, len(x), 1, 1), value), data)[0] for value in (0.0, 1.0))
+    image = ((x - zero) / (one - zero)).clamp(0, 1).permute(1, 2, 0).numpy()
+    return image[..., 0] if image.shape[2] == 1 else image
+
+
+def find_image(arguments: argparse.Namespace, subject: Subject) -> Shown:
+    """The image that the options name: a file, a training image, or the photo where there is no data.
+
+    Raises:
+        UserError: They contradict each other, or it is not there.
+    """
+    data = subject.data
+    if arguments.image is not None and arguments.index is not None:
+        raise UserError("give --image or --index, not both")
+    if arguments.index is not None and data is None:
+        raise UserError(f"index {arguments.index} needs a data set; name one with --data, or give --image FILE")
+    if arguments.image is None and data is not None:
+        index = arguments.index or 0
+        x, labels = training_images(data, [index])
+        label = int(labels[0])
+        return Shown(x, pixels_of(x[0], data), f"training image {index}", label)
+    photo = image_for(subject.image_shape, read_photo(arguments.image))
+    x = normalised(photo, data)
+    return Shown(x, pixels_of(x[0], data), arguments.image.name if arguments.image else "photo", None)

@@ -1,0 +1,250 @@
+"""Classic filters as a named bank, applied to a photo as a network would: by correlation, in floating point.
+
+Sources of the kernels: Sobel and Feldman 1968; Prewitt 1970; binomial and sampled Gaussians and the Laplacian as in
+Szeliski, Computer Vision, 2022, chapter 3; unsharp masking as there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from cnnbench.errors import UserError, unknown
+from cnnbench.explain import Explanation, Picture, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+EXAMPLE = "photo.jpg --colour"
+LARGEST_SIDE = 512
+"""Pixels to which larger photos are reduced before they are filtered."""
+
+
+class Kernel(NamedTuple):
+    """A filter.
+
+    Attributes:
+        values: (kH, kW).
+        effect: What it does or answers to, in a few words.
+        signed: Whether it answers with both signs, around zero; otherwise with values of an image.
+    """
+
+    values: np.ndarray
+    effect: str
+    signed: bool
+
+
+def box(size: int) -> np.ndarray:
+    """The mean over a square of an odd size."""
+    _check_size(size)
+    return np.full((size, size), 1 / size**2)
+
+
+def binomial(size: int) -> np.ndarray:
+    """The outer product of a row of Pascal's triangle with itself, sum 1; of variance (size - 1) / 4 per axis."""
+    _check_size(size)
+    row = np.array([math.comb(size - 1, k) for k in range(size)], dtype=float)
+    return np.outer(row, row) / row.sum() ** 2
+
+
+def gaussian(size: int, sigma: float) -> np.ndarray:
+    """A Gaussian of standard deviation sigma pixels, sampled at the pixels and scaled to sum 1."""
+    _check_size(size)
+    if not 0 < sigma < math.inf:
+        raise UserError(f"sigma {sigma} of a Gaussian must be a positive number of pixels, such as 1.4")
+    at = np.arange(size) - size // 2
+    row = np.exp(-(at**2) / (2 * sigma**2))
+    return np.outer(row, row) / row.sum() ** 2
+
+
+def unsharp_mask(size: int, sigma: float, amount: float) -> np.ndarray:
+    """The image plus so many times what a Gaussian blur takes away from it."""
+    kernel = -amount * gaussian(size, sigma)
+    kernel[size // 2, size // 2] += 1 + amount
+    return kernel
+
+
+def cross(size: int) -> np.ndarray:
+    """Finds bright upright crosses: positive on the middle row and column, negative around, zero on even ground."""
+    _check_size(size)
+    middle = np.arange(size) == size // 2
+    on = middle[:, None] | middle
+    return np.where(on, 1 / on.sum(), -1 / max((~on).sum(), 1))
+
+
+def _check_size(size: int) -> None:
+    if size < 1 or size % 2 == 0:
+        raise UserError(f"size {size} of a filter must be odd, so that it has a middle, such as 3 or 5")
+
+
+def bank(size: int = 5, sigma: float = 1.0) -> dict[str, Kernel]:
+    """The filters by name.
+
+    Args:
+        size: Of the box, Gaussian, unsharp mask and cross detector, in pixels.
+        sigma: Of the Gaussian and the unsharp mask, in pixels.
+
+    Raises:
+        UserError: A value is out of its range.
+    """
+    sobel = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], dtype=float)
+    prewitt = np.array([[-1, 0, 1]] * 3, dtype=float)
+    laplacian = np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]], dtype=float)
+    centre = np.outer([0, 1, 0], [0, 1, 0])
+    return {
+        "sobel_x": Kernel(sobel, "change along x: vertical edges", True),
+        "sobel_y": Kernel(sobel.T, "change along y: horizontal edges", True),
+        "prewitt_x": Kernel(prewitt, "change along x: vertical edges", True),
+        "prewitt_y": Kernel(prewitt.T, "change along y: horizontal edges", True),
+        "laplacian_4": Kernel(laplacian, "second derivative, 4 neighbours: edges of all directions", True),
+        "laplacian_8": Kernel(1 - 9 * centre, "the same, 8 neighbours", True),
+        "box": Kernel(box(size), f"mean of {size}x{size} pixels", False),
+        "binomial_5": Kernel(binomial(5), "blur by the binomial 5x5, sigma 1", False),
+        "gaussian": Kernel(gaussian(size, sigma), f"blur by a sampled Gaussian, {size}x{size}, sigma {sigma:g}", False),
+        "sharpen": Kernel(centre - laplacian, "the image minus its Laplacian", False),
+        "unsharp_mask": Kernel(unsharp_mask(size, sigma, 1.0), "the image plus what a blur takes away", False),
+        "emboss": Kernel(np.array([[-2.0, -1, 0], [-1, 1, 1], [0, 1, 2]]), "relief, light from the upper left", False),
+        "cross": Kernel(cross(size), "bright upright crosses", True),
+    }  # fmt: skip
+
+
+def apply(image: np.ndarray, kernel: np.ndarray, convolve: bool = False) -> np.ndarray:
+    """Filters every channel of an image; the result has its size, the border is mirrored.
+
+    Args:
+        image: (H, W) or (H, W, C), of any type; computed and returned in float64.
+        kernel: (kH, kW), odd.
+        convolve: Flip the kernel, for convolution in the mathematical sense; otherwise correlation, as networks do.
+
+    Raises:
+        UserError: The image is smaller than half the kernel, so that its border cannot be mirrored.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    height, width = kernel.shape
+    if image.shape[0] <= height // 2 or image.shape[1] <= width // 2:
+        raise UserError(
+            f"an image of {image.shape[0]}x{image.shape[1]} pixels is too small for a {height}x{width} filter"
+        )
+    weights = torch.from_numpy(np.ascontiguousarray(np.flip(kernel) if convolve else kernel, dtype=np.float64))
+    planes = torch.from_numpy(np.atleast_3d(image).astype(np.float64)).permute(2, 0, 1)[:, None]
+    padded = F.pad(planes, (width // 2, width // 2, height // 2, height // 2), mode="reflect")
+    found = F.conv2d(padded, weights[None, None])[:, 0].permute(1, 2, 0).numpy()
+    return found[..., 0] if image.ndim == 2 else found
+
+
+def magnitude(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Length of the gradient from its two parts."""
+    return np.hypot(x, y)
+
+
+def wrapped_share(image: np.ndarray, kernel: np.ndarray) -> float:
+    """Share of the results that 8-bit arithmetic would get wrong, because they lie outside of 0 to 255."""
+    exact = apply(image, kernel)
+    return float(np.mean((exact < 0) | (exact > 255)))
+
+
+def grey(photo: np.ndarray) -> np.ndarray:
+    """Brightness by ITU-R BT.601, (H, W), from colours, (H, W, 3), in the same units, as float64."""
+    return photo @ np.array([0.299, 0.587, 0.114])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("image", nargs="?", type=Path, metavar="IMAGE", help="a PNG or JPEG file (default: a photo of matplotlib's)")
+    add("--kernels", metavar="A,B", help="only these filters; gradient is the magnitude of Sobel's (default: all)")
+    add(
+        "--size",
+        type=int,
+        default=5,
+        metavar="N",
+        help="of box, Gaussian, unsharp mask and cross (default: %(default)s)",
+    )
+    add("--sigma", type=float, default=1.0, metavar="X", help="of Gaussian and unsharp mask (default: %(default)s)")
+    add("--colour", action="store_true", help="filter red, green and blue, each for itself (default: brightness)")
+    add("--convolve", action="store_true", help="flip the kernels: convolution in place of correlation")
+
+
+def explain(arguments: argparse.Namespace) -> Explanation:
+    """Filters a photo with the bank, and shows kernels, results and what each is for."""
+    from cnnbench.explain.subjects import read_photo
+
+    kernels = bank(arguments.size, arguments.sigma)
+    chosen = arguments.kernels.split(",") if arguments.kernels else [*kernels, "gradient"]
+    for name in chosen:
+        if name not in kernels and name != "gradient":
+            raise unknown("filter", name, [*kernels, "gradient"])
+    photo = _reduced(read_photo(arguments.image))
+    image = photo / 255 if arguments.colour else grey(photo) / 255
+    results = {n: apply(image, k.values, arguments.convolve) for n, k in kernels.items() if n in chosen}
+    if "gradient" in chosen:
+        parts = [apply(image, kernels[n].values, arguments.convolve) for n in ("sobel_x", "sobel_y")]
+        results["gradient"] = magnitude(*parts)
+    wrapped = wrapped_share(grey(photo).round(), kernels["sobel_x"].values)
+    rows = [
+        (name, "x".join(map(str, k.values.shape)), f"{round(k.values.sum(), 9):g}", k.effect)
+        for name, k in kernels.items() if name in chosen
+    ]  # fmt: skip
+    how = "convolution, the kernel flipped" if arguments.convolve else "correlation, as networks compute it"
+    numbers = {
+        "operation": "convolution" if arguments.convolve else "correlation",
+        "kernels": {name: k.values.tolist() for name, k in kernels.items() if name in chosen},
+        "share_wrapped_in_8_bits": wrapped,
+    }
+    caption = (
+        f"Each filter answers to one local pattern, by {how}: red where it answers with plus, blue with minus, each "
+        "picture scaled by itself, with the strongest 0.3 % cut; blurred and sharpened ones are drawn from black 0 to "
+        "white 1. Sobel x answers to change along x, which is a vertical edge, and Sobel y to horizontal ones."
+    )
+    remark = (
+        f"In 8-bit arithmetic {wrapped:.1%} of the Sobel x values of this photo would be wrong, outside of 0 to 255; "
+        "all of this is computed in floating point."
+    )
+    figure = _panel(image, results, kernels)
+    return Explanation(
+        numbers,
+        [Table("Filters", ("Filter", "Size", "Sum", "Answers to"), rows)],
+        [Picture("kernels", "Classic filters on a photo", caption, figure)],
+        [remark],
+    )
+
+
+def _reduced(photo: np.ndarray) -> np.ndarray:
+    from PIL import Image
+
+    height, width = photo.shape[:2]
+    scale = LARGEST_SIDE / max(height, width)
+    if scale >= 1:
+        return photo
+    return np.asarray(
+        Image.fromarray(photo).resize((round(width * scale), round(height * scale)), Image.Resampling.LANCZOS)
+    )
+
+
+def _panel(image: np.ndarray, results: Mapping[str, np.ndarray], kernels: Mapping[str, Kernel]) -> Figure:
+    """The photo and what the filters make of it, each with its kernel in a corner."""
+    from cnnbench.explain.pictures import grid, show
+
+    figure, axes = grid(len(results) + 1, 5, cell=2.4, ratio=image.shape[0] / image.shape[1])
+    show(axes[0], image, "photo", "unit")
+    for ax, (name, found) in zip(axes[1:], results.items(), strict=True):
+        kernel = kernels.get(name)
+        if kernel is None:
+            show(ax, found if found.ndim == 2 else found / found.max(), "Sobel magnitude", "own")
+        elif kernel.signed and found.ndim == 2:
+            show(ax, found, name.replace("_", " "), "signed", quantile=0.997)
+        else:
+            show(
+                ax, 0.5 + 0.5 * found / np.abs(found).max() if kernel.signed else found, name.replace("_", " "), "unit"
+            )
+        if kernel is not None:
+            corner = ax.inset_axes((0.0, 0.0, 0.24, 0.24))
+            show(corner, kernel.values, scale="signed")
+            corner.set(xticks=[], yticks=[])
+    return figure

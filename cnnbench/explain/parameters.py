@@ -1,0 +1,172 @@
+"""What sharing and locality save: layers that make the same maps from the same image, from convolution to dense.
+
+A convolution is a dense layer most of whose weights are zero (locality) and whose other weights are the same at every
+place (sharing). Taking these two away one after the other gives a locally connected layer and a dense layer for the
+same output. Courses often compare a convolution with a dense layer that makes one number per channel, which is another
+task and a far smaller layer; it is in the table too, under its name.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from cnnbench.errors import UserError
+from cnnbench.explain import Explanation, Picture, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+EXAMPLE = "--in_channels 3 --image_size 32 --out_channels 16"
+
+
+class Cost(NamedTuple):
+    """What a layer costs.
+
+    Attributes:
+        name: Of the kind of layer.
+        weights: Numbers that multiply.
+        biases: Numbers that are added.
+        macs: Multiply-adds for one image; taps that lie on padding count.
+        formula: Of the weights, with the numbers in it.
+    """
+
+    name: str
+    weights: int
+    biases: int
+    macs: int
+    formula: str
+
+    @property
+    def params(self) -> int:
+        return self.weights + self.biases
+
+    @property
+    def mebibytes(self) -> float:
+        """Memory of weights and biases in float32."""
+        return self.params * 4 / 2**20
+
+
+def costs(
+    in_channels: int, size: int, out_channels: int, kernel_size: int, stride: int, padding: int, units: int
+) -> list[Cost]:
+    """Layers from an image of in_channels x size x size.
+
+    Args:
+        in_channels: Of the image.
+        size: Its height and width in pixels.
+        out_channels: Of the maps.
+        kernel_size: Of the windows.
+        stride: Of the windows.
+        padding: Zeros on each side.
+        units: Of a dense layer that makes no maps.
+
+    Returns:
+        Convolution, separable convolution, locally connected and dense layer for the same maps; dense layers to one
+        number per channel, and to so many units.
+
+    Raises:
+        UserError: A value is out of its range, or the kernel does not fit.
+    """
+    named = {
+        "in_channels": in_channels, "image_size": size, "out_channels": out_channels, "kernel_size": kernel_size,
+        "stride": stride, "units": units,
+    }  # fmt: skip
+    for name, value in named.items():
+        if value < 1:
+            raise UserError(f"{name} {value} must be at least 1")
+    if padding < 0 or size + 2 * padding < kernel_size:
+        raise UserError(
+            f"a kernel of {kernel_size} does not fit into {size} pixels with padding {padding}; use more image_size "
+            "or padding, or a smaller kernel_size"
+        )
+    side = (size + 2 * padding - kernel_size) // stride + 1
+    places, pixels = side * side, in_channels * size * size
+    window = kernel_size**2 * in_channels
+    outputs = out_channels * places
+    depthwise = kernel_size**2 * in_channels
+    k, c, o = kernel_size, in_channels, out_channels
+    image, maps = f"{c}·{size}·{size}", f"{o}·{side}·{side}"
+    return [
+        Cost("convolution", window * o, o, window * outputs, f"{k}·{k}·{c}·{o}"),
+        Cost(
+            "depthwise separable convolution", depthwise + c * o, c + o, (depthwise + c * o) * places,
+            f"{k}·{k}·{c} + {c}·{o}",
+        ),
+        Cost("locally connected", window * outputs, outputs, window * outputs, f"{k}·{k}·{c} · {maps}"),
+        Cost("dense, to the same maps", pixels * outputs, outputs, pixels * outputs, f"{image} · {maps}"),
+        Cost(f"dense, to {o} numbers, one per channel", pixels * o, o, pixels * o, f"{image} · {o}"),
+        Cost(f"dense, to {units:,} numbers", pixels * units, units, pixels * units, f"{image} · {units:,}"),
+    ]  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--in_channels", type=int, default=3, metavar="C", help="of the image (default: %(default)s)")
+    add("--image_size", type=int, default=224, metavar="N", help="in pixels (default: %(default)s)")
+    add("--out_channels", type=int, default=32, metavar="O", help="of the maps (default: %(default)s)")
+    add("--kernel_size", type=int, default=3, metavar="K", help="(default: %(default)s)")
+    add("--stride", type=int, default=1, metavar="S", help="(default: %(default)s)")
+    add("--padding", type=int, metavar="P", help="(default: half the kernel, so that the maps keep the size)")
+    add("--units", type=int, default=1000, metavar="U", help="of a dense layer without maps (default: %(default)s)")
+
+
+def explain(arguments: argparse.Namespace) -> Explanation:
+    """Counts the weights of layers for the same maps."""
+    a = arguments
+    padding = a.kernel_size // 2 if a.padding is None else a.padding
+    found = costs(a.in_channels, a.image_size, a.out_channels, a.kernel_size, a.stride, padding, a.units)
+    convolution, _, local, dense, per_channel, _ = found
+    rows = [
+        (c.name, f"{c.weights:,}", c.formula, f"{c.biases:,}", f"{c.macs:,}", f"{c.mebibytes:,.3g}"
+         if c.mebibytes < 100 else f"{c.mebibytes:,.0f}", f"{c.params / convolution.params:,.3g}"
+         if c.params < 100 * convolution.params else f"{c.params / convolution.params:,.0f}")
+        for c in found
+    ]  # fmt: skip
+    head = ("Layer", "Weights", "Formula", "Biases", "MACs", "MiB", "x convolution")
+    shape = f"{a.in_channels}x{a.image_size}x{a.image_size} to {a.out_channels} maps, {a.kernel_size}x{a.kernel_size}"
+    caption = (
+        f"Four layers that make the same {a.out_channels} maps, and below them two dense ones that make only numbers. "
+        f"Without sharing a layer has {local.weights / convolution.weights:,.0f} times the weights of the convolution, "
+        f"without locality too {dense.weights / convolution.weights:,.0f} times; the axis is logarithmic."
+    )
+    remark = (
+        f"The dense layer that makes what the convolution makes has {dense.weights:,} weights; the one with "
+        f"{per_channel.weights:,}, which a convolution is often compared with, makes one number per channel."
+    )
+    return Explanation(
+        {"layers": [{**c._asdict(), "params": c.params, "mebibytes": c.mebibytes} for c in found]},
+        [Table(f"From {shape}", head, rows)],
+        [Picture("parameters", "Weights of layers, from shared to dense", caption, _draw(found))],
+        [remark],
+    )
+
+
+def _draw(found: Sequence[Cost]) -> Figure:
+    from matplotlib.figure import Figure
+
+    from cnnbench.bench.drawing import PALETTE
+    from cnnbench.units import short
+
+    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    ax = figure.subplots()
+    same = len(found) - 2
+    for row, cost in enumerate(found):
+        ax.barh(row, cost.weights, color=PALETTE[0] if row < same else "#b0b0b0", height=0.65)
+        ax.annotate(
+            short(cost.weights),
+            (cost.weights, row),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+    ax.set_yticks(range(len(found)), [c.name for c in found])
+    ax.invert_yaxis()
+    ax.set_xscale("log")
+    ax.set_xlim(min(c.weights for c in found) / 10, max(c.weights for c in found) * 30)
+    ax.set_xlabel("weights")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    return figure

@@ -1,0 +1,194 @@
+"""What excites a channel most: the patches of a data set's images for which its strongest unit is strongest.
+
+A unit of a layer sees a window of the image, its receptive field, whose place is known from the layers before it; the
+patch is cut out there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from cnnbench.data.module import ImageDataModule
+from cnnbench.explain import Explanation, Picture
+from cnnbench.explain.activations import record
+from cnnbench.explain.images import BATCH, pixels_of, training_images
+from cnnbench.explain.pictures import show
+from cnnbench.explain.subjects import Subject
+
+ROWS = 6
+"""Channels of a layer in the picture."""
+OUTSIDE = 0.5
+"""Grey of what lies outside of an image."""
+
+
+class Responses(NamedTuple):
+    """The strongest unit of every channel of a layer in every image.
+
+    Attributes:
+        values: What it puts out, (N, C).
+        places: Its row and column in the map, (N, C, 2).
+    """
+
+    values: Tensor
+    places: Tensor
+
+
+class Window(NamedTuple):
+    """What a unit sees: rows and columns of pixels, as half-open ranges; they may lie outside of the image."""
+
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+
+
+def strongest_units(model: nn.Module, batches: Iterable[Tensor], layers: Sequence[str]) -> dict[str, Responses]:
+    """Finds the strongest unit of every channel in every image; of equal ones the first in reading order.
+
+    Args:
+        model: Any classifier.
+        batches: Normalised images, (n, C, H, W) each.
+        layers: Names of modules that put out maps.
+    """
+    values: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+    places: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+    for images in batches:
+        for layer, (maps, _) in record(model, images, layers).items():
+            flat = maps.flatten(2)
+            index = (flat == flat.amax(2, keepdim=True)).byte().argmax(2)  # argmax names any of equal maxima of floats
+            values[layer].append(flat.gather(2, index[..., None])[..., 0])
+            places[layer].append(torch.stack((index // maps.shape[3], index % maps.shape[3]), -1))
+    return {layer: Responses(torch.cat(values[layer]), torch.cat(places[layer])) for layer in layers}
+
+
+def top_images(found: Responses, channel: int, count: int) -> list[int]:
+    """The images with the strongest response of a channel, the strongest first; of equal ones the earlier first."""
+    return found.values[:, channel].sort(descending=True, stable=True).indices[:count].tolist()
+
+
+def selective_channels(found: Responses, count: int, top: int) -> list[int]:
+    """The channels whose strongest images stand out most, the most selective first.
+
+    How far the mean response of the ``top`` strongest images lies above that of all images, in standard deviations over
+    images. Channels that respond alike to every image are left out.
+    """
+    deviation = found.values.std(0, correction=0)
+    best = found.values.topk(min(top, len(found.values)), dim=0).values.mean(0)
+    score = (best - found.values.mean(0)) / deviation
+    alive = (deviation > 0).nonzero().flatten()
+    return alive[score[alive].sort(descending=True, stable=True).indices[:count]].tolist()
+
+
+def field_text(field: Any) -> str:
+    """Height and width of a receptive field in words."""
+    if isinstance(field, dict):
+        size = field["size"]
+        return "x".join(map(str, size)) if isinstance(size, list) else f"{size}x{size}"
+    return "all" if field == "image" else "-"
+
+
+def window(field: dict[str, Any], place: Sequence[int]) -> Window:
+    """What the unit at a place of a map sees.
+
+    Args:
+        field: ``size``, ``jump`` and ``start`` of the layer, in pixels, as of `receptive_fields`.
+        place: Row and column of the unit.
+    """
+    ranges = []
+    for axis, index in enumerate(place):
+        size, jump, start = (
+            value[axis] if isinstance(value := field[key], list) else value for key in ("size", "jump", "start")
+        )
+        low = round(start + index * jump - size / 2)
+        ranges.append((low, low + size))
+    return Window(*ranges)
+
+
+def cut(image: np.ndarray, seen: Window | None) -> np.ndarray:
+    """The patch of an image in a window, grey outside of the image; all of an axis that is shorter than the window.
+
+    Args:
+        image: (H, W) or (H, W, 3), 0 to 1.
+        seen: None for the whole image.
+    """
+    if seen is None:
+        return image
+    (top, bottom), (left, right) = (
+        (0, n) if high - low > n else (low, high) for (low, high), n in zip(seen, image.shape, strict=False)
+    )
+    patch = np.full((bottom - top, right - left, *image.shape[2:]), OUTSIDE)
+    rows = slice(max(top, 0), max(min(bottom, image.shape[0]), 0))
+    columns = slice(max(left, 0), max(min(right, image.shape[1]), 0))
+    part = image[rows, columns]
+    patch[rows.start - top : rows.start - top + part.shape[0], columns.start - left :][:, : part.shape[1]] = part
+    return patch
+
+
+def show_patches(
+    subject: Subject, data: ImageDataModule, layers: Sequence[str], images: int, count: int, fields: Mapping[str, Any],
+    explanation: Explanation,
+) -> None:  # fmt: skip
+    data.prepare_data()
+    data.setup()
+    images = min(images, data.describe()["train_images"])
+    batches = (training_images(data, range(i, min(i + BATCH, images)))[0] for i in range(0, images, BATCH))
+    found = strongest_units(subject.model, batches, layers)
+    shown, rows = {}, []
+    for name in layers:
+        channels = selective_channels(found[name], ROWS, count)
+        shown[name] = {channel: top_images(found[name], channel, count) for channel in channels}
+        values, places = found[name]
+        rows.append({"layer": name, "receptive_field": fields.get(name), "channels": [
+            {"channel": channel, "patches": [
+                {"image": i, "value": float(values[i, channel]), "unit": places[i, channel].tolist()} for i in chosen]}
+            for channel, chosen in shown[name].items()]})  # fmt: skip
+    explanation.numbers["patches"] = {"images": images, "layers": rows}
+    figure = _draw_patches(data, found, shown, fields, count)
+    seen = [field_text(fields.get(name)) for name in layers]
+    if not subject.trained:
+        lesson = "The weights are random: what patches share here, nobody has taught."
+    elif len(set(seen)) == len(layers) > 1:
+        lesson = (
+            "From left to right units see more of the image, and what their patches share goes from edges and colours "
+            "to shapes and parts."
+        )
+    else:
+        lesson = "Ask what the patches of a row share, and whether later layers share more than colours and edges."
+    caption = (
+        f"What excites a channel most in {images:,} training images of {data.label}: the patch that its strongest unit "
+        "sees, of the strongest images, one each. Grey lies outside of the image; where units see more than the "
+        "image, all of it is shown. Rows are the channels whose "
+        f"{count} strongest images stand out most from all, in standard deviations. {lesson}"
+    )
+    explanation.pictures.append(
+        Picture("top-patches", f"{subject.description}: what excites channels", caption, figure)
+    )
+
+
+def _draw_patches(
+    data: ImageDataModule, found: Mapping[str, Responses], shown: Mapping[str, Mapping[int, Sequence[int]]],
+    fields: Mapping[str, Any], count: int,
+) -> Figure:  # fmt: skip
+    height = max(1, *(len(channels) for channels in shown.values()))
+    cell = 0.56
+    figure = Figure(figsize=((cell * count + 0.55) * len(shown), cell * height + 0.5), layout="constrained")
+    parts = figure.subfigures(1, len(shown), squeeze=False, wspace=0.03)[0]
+    for part, (name, channels) in zip(parts, shown.items(), strict=True):
+        field = fields.get(name)
+        size = field_text(field)
+        sees = {"-": "field unknown, whole images", "all": "sees whole images"}.get(size, f"sees {size}")
+        part.suptitle(f"{name}: {sees}", fontsize=9)
+        axes = part.subplots(height, count, squeeze=False)
+        for ax in axes.flat:
+            ax.set_axis_off()
+        for row, (channel, images) in zip(axes, channels.items(), strict=False):
+            x, _ = training_images(data, images)
+            row[0].text(-0.15, 0.5, str(channel), transform=row[0].transAxes, ha="right", va="center", fontsize=8)
+            for ax, image, index in zip(row, x, images, strict=False):
+                seen = window(field, found[name].places[index, channel].tolist()) if isinstance(field, dict) else None
+                show(ax, cut(pixels_of(image, data), seen), "", "unit")
+    return figure

@@ -1,0 +1,365 @@
+"""What a unit can see, and what it attends to: theoretical field, measured field, effective field, dilated stacks.
+
+A word on the course's ``compute_receptive_field``: going back through the layers it takes ``stride * r + (k - 1)``, too
+much wherever a stride exceeds 1, which gives 19 for its own example of 3x3 convolutions and two poolings. Right is
+``stride * r + (k - stride)``, which agrees with the formula in the course's text; the example sees 16 pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from math import ceil, gcd
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from cnnbench.errors import UserError
+from cnnbench.explain import Explanation, Picture, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from cnnbench.explain.fields import Effective, LayerField, Measured
+    from cnnbench.explain.subjects import Subject
+
+EXAMPLE = "ResNet18 --image photo.jpg --dilations '2,2,2 1,2,5'"
+STACKS = "1,1,1 2,2,2 1,2,3 1,2,5 6+12+18 1,2,5,6+12+18"
+"""Dilation rates that show gridding and its mends."""
+ROWS, PANELS = 10, 4
+"""Layers in the table and in the picture, at most, if they are not named."""
+FINE = 256
+"""Pixels that the photo has at least where the network's image has fewer."""
+LARGEST_IMAGE = 288
+"""Pixels up to which the image grows so that the largest field lies within it."""
+
+
+class _Layer(NamedTuple):
+    """All that was found about a layer: its fields, analytic and measured, and effective ones by state."""
+
+    field: LayerField
+    measured: Measured
+    effective: Mapping[str, Effective]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from cnnbench.explain.subjects import add_data_arguments, add_network_arguments
+
+    add_network_arguments(parser)
+    add_data_arguments(parser)
+    add = parser.add_argument
+    add(
+        "--image",
+        type=Path,
+        metavar="FILE",
+        help="PNG or JPEG to draw the fields on (default: a photo of matplotlib's)",
+    )
+    add("--layers", metavar="A,B", help=f"only these layers (default: {ROWS} of all)")
+    add("--samples", type=int, default=8, metavar="N", help="images for the effective field, of the data if there is "
+        "any, else noise (default: %(default)s)")  # fmt: skip
+    add("--dilations", metavar="'A B'", help="rates of stacks of 3x3 convolutions, drawn in place of or beside MODEL; "
+        f"branches in parallel with plus (default without MODEL: '{STACKS}')")  # fmt: skip
+
+
+def explain(arguments: argparse.Namespace) -> Explanation:
+    """Fields of a network's layers on an image, and what stacks of dilated convolutions cover."""
+    explanation = Explanation({})
+    if arguments.model is not None or arguments.ckpt_path is not None:
+        _explain_network(arguments, explanation)
+    elif arguments.layers or arguments.image or arguments.data:
+        raise UserError("give a MODEL, or --ckpt_path FILE, for --layers, --image and --data")
+    if arguments.dilations is not None or not explanation.numbers:
+        _explain_stacks(arguments.dilations or STACKS, explanation)
+    return explanation
+
+
+def _explain_network(arguments: argparse.Namespace, explanation: Explanation) -> None:
+    from cnnbench.explain.fields import at_initialisation, chosen_fields, effective_fields, layer_fields, measure_fields
+    from cnnbench.explain.subjects import find_subject, image_for, read_photo
+
+    if arguments.samples < 1:
+        raise UserError(f"samples {arguments.samples} must be at least 1")
+    photo = read_photo(arguments.image)
+    subject = find_subject(arguments)
+    fields = chosen_fields(layer_fields(subject.model, subject.image_shape), arguments.layers, ROWS)
+    measured = measure_fields(subject.model, subject.image_shape, fields)
+    images, inputs = _inputs(subject, fields, arguments.samples, arguments.seed)
+    states = {"trained": subject.model} if subject.trained else {}
+    start = at_initialisation(subject.model, images, fields, arguments.seed if subject.trained else None)
+    states = {"at initialisation": start, **states}
+    effective = {name: effective_fields(model, images, fields, arguments.seed) for name, model in states.items()}
+    layers = [_Layer(f, measured[f.name], {name: found[f.name] for name, found in effective.items()}) for f in fields]
+    explanation.numbers |= {
+        "model": subject.name,
+        "image_size": list(images.shape[2:]),
+        "inputs": inputs,
+        "layers": [_as_json(layer) for layer in layers],
+    }
+    explanation.tables.append(_table(subject.name, layers, inputs))
+    explanation.remarks += _remarks(layers)
+    finer = max(1, FINE // images.shape[3])
+    picture = image_for((1, finer * images.shape[2], finer * images.shape[3]), photo)[0, 0].numpy()
+    shown = _for_panels(layers) if arguments.layers is None else layers
+    title = f"Fields of units in the middle of {subject.name}"
+    explanation.pictures.append(
+        Picture("receptive_field", title, _caption(shown, inputs), _draw_fields(picture, shown))
+    )
+    if len(layers) > 1:
+        explanation.pictures.append(
+            Picture("receptive_field_growth", "How the field grows", _growth_caption(layers), _draw_growth(layers))
+        )
+
+
+def _inputs(subject: Subject, fields: Sequence[LayerField], samples: int, seed: int) -> tuple[Tensor, str]:
+    """Images for the effective field, and what they are: training images, or noise as large as the fields."""
+    import torch
+
+    if subject.data is not None:
+        subject.data.prepare_data()
+        subject.data.setup()
+        images = next(iter(subject.data.first_training_batches(samples)))[0]
+        return images, f"{len(images)} training image{'s' * (len(images) > 1)} of {subject.data.label}"
+    channels, *native = subject.image_shape
+    sizes = []
+    for axis, n in enumerate(native):
+        wanted = ceil(max(f.size[axis] + 2 * f.jump[axis] for f in fields))
+        sizes.append(n if wanted <= n or wanted > LARGEST_IMAGE else wanted)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(
+        samples, channels, *sizes, generator=generator
+    ), f"{samples} image{'s' * (samples > 1)} of Gaussian noise"
+
+
+def _as_json(layer: _Layer) -> dict[str, Any]:
+    return {
+        "layer": layer.field.name,
+        "type": layer.field.kind,
+        "size": layer.field.size,
+        "jump": layer.field.jump,
+        "start": layer.field.start,
+        "measured_size": layer.measured.size,
+        "agrees": layer.measured.agrees,
+        "effective": {
+            name: {
+                "sigma": found.sigma,
+                "centre": found.centre,
+                "gaussian_overlap": found.overlap,
+                "pixels": found.pixels,
+                "share_in_sight": _share(layer, name),
+            }
+            for name, found in layer.effective.items()
+        },
+    }
+
+
+def _share(layer: _Layer, state: str) -> float:
+    """Part of the pixels that a unit can see that belongs to its effective field; what is beyond the image is none."""
+    found, seen = layer.effective[state], 1.0
+    for (low, high), n in zip(_spans(layer.field, found), found.magnitude.shape, strict=True):
+        seen *= min(high, n) - max(low, 0)
+    return found.pixels / seen
+
+
+def _spans(field: LayerField, found: Effective) -> list[tuple[float, float]]:
+    """The theoretical field of the unit in the middle, along rows and columns."""
+    return [field.span(axis, field.unit_near(axis, n / 2)) for axis, n in enumerate(found.magnitude.shape)]
+
+
+def _pair(values: Sequence[float], decimals: int = 0) -> str:
+    texts = [f"{round(v, decimals):g}" if decimals == 0 or v == int(v) else f"{v:.{decimals}f}" for v in values]
+    return texts[0] if texts[0] == texts[1] else " x ".join(texts)
+
+
+def _table(name: str, layers: Sequence[_Layer], inputs: str) -> Table:
+    head = ["Layer", "Type", "Field", "Jump", "Start", "Measured"]
+    states = list(layers[0].effective)
+    for state in states:
+        short = "" if len(states) == 1 else f", {state}"
+        head += [f"Sigma{short}", f"Share in sight{short}"]
+    rows = []
+    for layer in layers:
+        field = layer.field
+        row = [field.name, field.kind, _pair(field.size, 1), _pair(field.jump), _pair(field.start, 1)]
+        row.append(_pair(layer.measured.size) + ("" if layer.measured.agrees else " (differs)"))
+        for state in states:
+            row += [_pair(layer.effective[state].sigma, 1), f"{_share(layer, state):.1%}"]
+        rows.append(row)
+    return Table(f"Receptive fields of {name} in pixels; effective ones by {inputs}", head, rows)
+
+
+def _remarks(layers: Sequence[_Layer]) -> list[str]:
+    agreeing = sum(layer.measured.agrees for layer in layers)
+    return [
+        f"Analytic and measured field are the same in {agreeing} of {len(layers)} layers, in size and place.",
+        "Sigma is the standard deviation of the gradient's magnitude; the share is that of pixels in sight with more "
+        "than 4.55 % of its peak (Luo et al. 2016).",
+    ]
+
+
+def _for_panels(layers: Sequence[_Layer]) -> list[_Layer]:
+    """Some layers, from small to large fields."""
+    ordered = sorted(layers, key=lambda layer: layer.field.size)
+    places = np.linspace(0, len(ordered) - 1, min(PANELS, len(ordered))).round().astype(int)
+    return [ordered[place] for place in dict.fromkeys(places.tolist())]
+
+
+def _caption(layers: Sequence[_Layer], inputs: str) -> str:
+    last, state = layers[-1], list(layers[-1].effective)[-1]
+    found = last.effective[state]
+    height, width = found.magnitude.shape
+    beyond = [
+        layer.field.name
+        for layer in layers
+        if any(low < 0 or high > n for (low, high), n in zip(_spans(layer.field, found), (height, width), strict=True))
+    ]
+    outside = f" The field of {', '.join(beyond)} reaches beyond the image, and with it the frame." if beyond else ""
+    return (
+        f"A unit in the middle of an image of {height}x{width} pixels can see what is inside the white frame. Its "
+        "gradient is drawn in yellow, opaque where it is as large as its strongest hundredth; the dashed ellipse is "
+        f"two standard deviations of the Gaussian with the same moments ({inputs}, {state}). In {last.field.name} "
+        f"{_share(last, state):.1%} of the pixels in sight have more than 4.55 % of the peak; sigma is "
+        f"{_pair(found.sigma, 1)} pixels.{outside}"
+    )
+
+
+def _draw_fields(image: np.ndarray, layers: Sequence[_Layer]) -> Figure:
+    """The image with both fields of every layer; a row per state of the weights."""
+    from cnnbench.explain.pictures import grid
+
+    states = list(layers[0].effective)
+    figure, axes = grid(len(states) * len(layers), len(layers), cell=2.6, ratio=1.02)
+    for ax, (state, layer) in zip(axes, ((s, layer) for s in states for layer in layers), strict=True):
+        _draw_field(ax, image, layer, layer.effective[state])
+        text = f"field {_pair(layer.field.size, 1)}, σ {_pair(layer.effective[state].sigma, 1)}"  # noqa: RUF001
+        ax.set_title(f"{layer.field.name}\n{text}" + f", {state}" * (len(states) > 1), fontsize=8.5, pad=3)
+    return figure
+
+
+def _draw_field(ax: Axes, image: np.ndarray, layer: _Layer, found: Effective) -> None:
+    from matplotlib.colors import to_rgb
+    from matplotlib.patches import Ellipse
+
+    from cnnbench.bench.drawing import PALETTE
+    from cnnbench.explain.pictures import outline
+
+    spans, (height, width) = _spans(layer.field, found), found.magnitude.shape
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    ax.imshow(0.15 + 0.6 * image, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent)
+    strong = np.sort(found.magnitude, axis=None)[-max(1, found.pixels // 100) :].mean()
+    heat = np.zeros((*found.magnitude.shape, 4))
+    heat[..., :3], heat[..., 3] = to_rgb("#FFB000"), np.minimum(found.magnitude / strong, 1)
+    ax.imshow(heat, interpolation="nearest")
+    outline(ax, [s[0] for s in spans], [s[1] for s in spans], "white")
+    middle = found.centre[1] - 0.5, found.centre[0] - 0.5
+    ellipse = Ellipse(middle, 4 * found.sigma[1], 4 * found.sigma[0], fill=False, linestyle=(0, (3, 2)), linewidth=1.3)
+    ellipse.set_edgecolor(PALETTE[5])
+    ax.add_patch(ellipse)
+    ax.set(xlim=extent[:2], ylim=extent[2:], anchor="S")  # room for a title of two lines
+
+
+def _growth_caption(layers: Sequence[_Layer]) -> str:
+    first, last = layers[0], layers[-1]
+    state = list(last.effective)[-1]
+    before, after = first.effective[state], last.effective[state]
+    return (
+        f"From {first.field.name} to {last.field.name} the theoretical field grows from {_pair(first.field.size, 1)} "
+        f"to {_pair(last.field.size, 1)} pixels, and the effective one ({state}) from {before.size:.1f} to "
+        f"{after.size:.1f}: the side of a square with as many pixels as have more than 4.55 % of the peak. On the "
+        f"right the gradient of {last.field.name}, summed over rows, and the ends of its field (dotted); the map and "
+        f"the Gaussian of its moments have {after.overlap:.0%} in common."
+    )
+
+
+def _draw_growth(layers: Sequence[_Layer]) -> Figure:
+    """Sizes from layer to layer, and the profile of the last one with its Gaussian."""
+    from matplotlib.figure import Figure
+
+    from cnnbench.bench.drawing import PALETTE
+
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    growth, profile = figure.subplots(1, 2, width_ratios=(1.35, 1))
+    places = range(len(layers))
+    growth.plot(places, [max(layer.field.size) for layer in layers], color="#333333", marker="s", label="theoretical")
+    for index, state in enumerate(layers[0].effective):
+        sizes = [layer.effective[state].size for layer in layers]
+        growth.plot(places, sizes, color=PALETTE[index], marker="o", label=f"effective, {state}")
+        shares = layers[-1].effective[state].magnitude.sum(0)
+        found = layers[-1].effective[state]
+        at = np.arange(len(shares)) + 0.5 - found.centre[1]
+        bell = np.exp(-(at**2) / (2 * found.sigma[1] ** 2))
+        profile.plot(at, shares / shares.sum(), color=PALETTE[index], linewidth=1.6, label=state)
+        profile.plot(at, bell / bell.sum(), color=PALETTE[index], linewidth=1.2, linestyle="--", label="Gaussian")
+    growth.set_xticks(list(places), [layer.field.name for layer in layers], rotation=45, ha="right", fontsize=7.5)
+    growth.set_ylabel("size of the field in pixels")
+    growth.set_ylim(bottom=0)
+    half = layers[-1].field.size[1] / 2
+    for side in (-half, half):
+        profile.axvline(side, color="#333333", linewidth=0.9, linestyle=":")
+    profile.set_xlabel("distance from its centre in pixels")
+    profile.set_ylabel("share of the gradient's magnitude")
+    profile.set_ylim(bottom=0)
+    profile.set_title(layers[-1].field.name, loc="left", fontsize=10)
+    for ax in (growth, profile):
+        ax.legend(frameon=False, fontsize=8.5)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(color="#e6e6e6", linewidth=0.7)
+        ax.set_axisbelow(True)
+    return figure
+
+
+def _explain_stacks(text: str, explanation: Explanation) -> None:
+    from cnnbench.explain.fields import coverage, largest_gap, parse_rates
+
+    texts = text.split()
+    if not texts:
+        raise UserError(f"--dilations is empty; write for example --dilations '{STACKS}'")
+    stacks = {name: parse_rates(name) for name in dict.fromkeys(texts)}
+    maps = {name: coverage(stack) for name, stack in stacks.items()}
+    rows, numbers = [], {}
+    for name, paths in maps.items():
+        stack = [step[0] for step in stacks[name]]
+        plain = len(stack) > 1 and all(len(step) == 1 for step in stacks[name])
+        gap = largest_gap(stack) if plain else None
+        rule = "-" if gap is None else "yes" if gap <= 3 and gcd(*stack) == 1 else "no"
+        seen = int((paths > 0).sum())
+        numbers[name] = {"size": len(paths), "pixels": seen, "share": seen / paths.size, "hdc_m2": gap}
+        rows.append((
+            name, str(len(paths)), f"{seen:,} of {paths.size:,}", f"{seen / paths.size:.1%}", f"{paths.max():,}",
+            "-" if gap is None else str(gap), rule,
+        ))  # fmt: skip
+    head = ("Rates", "Field", "Pixels with a path", "Share", "Most paths", "HDC: M2", "HDC rule kept")
+    explanation.numbers["dilations"] = numbers
+    explanation.tables.append(Table("What stacks of dilated 3x3 convolutions cover", head, rows))
+    explanation.remarks.append(
+        "The rule of hybrid dilated convolution (Wang et al. 2018, 1702.08502): the gap M2 is at most the kernel size, "
+        "3, and the rates have no common factor."
+    )
+    shares = {name: float((paths > 0).mean()) for name, paths in maps.items()}
+    worst, best = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)
+    caption = (
+        "How many paths lead from each pixel to the unit in the middle, from yellow, one, to dark, most, on a "
+        "logarithmic scale for each stack by itself; white pixels have none. Rates with a common factor leave a grid "
+        "of gaps, however many layers there are (gridding). "
+        f"Here {worst} reach {shares[worst]:.1%} of the square that they span, and {best} {shares[best]:.1%}."
+    )
+    explanation.pictures.append(Picture("dilated_coverage", "What dilated stacks cover", caption, _draw_coverage(maps)))
+
+
+def _draw_coverage(maps: Mapping[str, np.ndarray]) -> Figure:
+    from matplotlib.colors import LogNorm
+
+    from cnnbench.explain.pictures import grid
+
+    figure, axes = grid(len(maps), min(3, len(maps)) if len(maps) != 4 else 4, cell=2.5)
+    for ax, (name, paths) in zip(axes, maps.items(), strict=True):
+        seen = np.ma.masked_equal(paths, 0)
+        ax.imshow(seen, cmap="viridis_r", norm=LogNorm(1, max(int(paths.max()), 2)), interpolation="nearest")
+        ax.set_axis_on()
+        ax.set(xticks=[], yticks=[])
+        share = (paths > 0).mean()
+        ax.set_title(f"rates {name}\n{share:.1%} of {len(paths)}×{len(paths)}", fontsize=8.5, pad=3)  # noqa: RUF001
+        ax.spines[:].set_color("#999999")
+    return figure

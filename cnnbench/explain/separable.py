@@ -1,0 +1,223 @@
+"""Depthwise separable against standard convolutions: parameters, multiply-adds and measured time.
+
+A standard k x k convolution from N to N channels is taken apart into one k x k filter per channel and a 1x1 convolution
+that mixes channels. That leaves 1/N + 1/k² of the weights and of the multiply-adds (Howard et al. 2017, 1704.04861,
+equation 5), but not of the time: the filter per channel does little work for each number that it reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cnnbench.errors import UserError
+from cnnbench.explain import Explanation, Picture, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import nn
+
+EXAMPLE = "--channels 32,128 --resolutions 16"
+BOTH = ("standard", "separable")
+TIMES = ("forward", "training")
+SECONDS_PER_TURN = 0.015
+
+
+class Case(NamedTuple):
+    """What is compared.
+
+    Attributes:
+        channels: In and out.
+        resolution: Height and width of the map in pixels; that of the result is the same.
+    """
+
+    channels: int
+    resolution: int
+
+
+def layer(kind: str, channels: int, kernel_size: int) -> nn.Sequential:
+    """A convolution that keeps channels and resolution, without bias: ``standard`` or ``separable``."""
+    from torch import nn
+
+    padding = kernel_size // 2
+    if kind == "standard":
+        return nn.Sequential(nn.Conv2d(channels, channels, kernel_size, padding=padding, bias=False))
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, kernel_size, padding=padding, groups=channels, bias=False),
+        nn.Conv2d(channels, channels, 1, bias=False),
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--channels", default="32,64,128,256", metavar="A,B", help="in and out (default: %(default)s)")
+    add("--resolutions", default="8,16,32", metavar="A,B", help="of the maps in pixels (default: %(default)s)")
+    add("--kernel_size", type=int, default=3, metavar="K", help="odd (default: %(default)s)")
+    add("--batch_size", type=int, default=16, metavar="B", help="images per call (default: %(default)s)")
+    add("--rounds", type=int, default=12, metavar="N", help="turns of each layer (default: %(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    add("--precision", default="32-true", help="auto, 32-true, bf16-mixed or 16-mixed (default: %(default)s)")
+
+
+def explain(arguments: argparse.Namespace) -> Explanation:
+    """Counts and times both kinds of layer over a grid of channels and resolutions."""
+    from cnnbench import hardware
+    from cnnbench.registry import whole_numbers
+
+    numbers = [whole_numbers(name, getattr(arguments, name)) for name in ("channels", "resolutions")]
+    cases = [Case(*pair) for pair in product(*numbers)]
+    k = arguments.kernel_size
+    if k < 1 or k % 2 == 0:
+        raise UserError(f"kernel_size {k} must be odd, so that the map keeps its size, such as 3 or 5")
+    for name in ("batch_size", "rounds"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"{name} {getattr(arguments, name)} must be at least 1")
+    device = hardware.choose_device(arguments.device)
+    precision, _ = hardware.choose_precision(arguments.precision, device)
+    results = measure(cases, k, arguments.batch_size, arguments.rounds, device, precision)
+    rows = [
+        (
+            str(r["channels"]), f"{r['resolution']}x{r['resolution']}", f"{r['params'][0]:,}", f"{r['params'][1]:,}",
+            f"{r['params_ratio']:.2f}", f"{r['macs_ratio']:.2f}",
+            *("{:.2f} ({:.2f} to {:.2f})".format(r[f"{n}_ratio"], *r[f"{n}_ratio_range"]) for n in TIMES),
+        )
+        for r in results
+    ]  # fmt: skip
+    head = (
+        "Channels",
+        "Map",
+        "Standard params",
+        "Separable params",
+        "Params ÷",
+        "MACs ÷",
+        "Forward time ÷",
+        "Training time ÷",
+    )
+    where = f"{hardware.device_name(device)}, {precision}, {arguments.batch_size} images"
+    return Explanation(
+        {"kernel_size": k, "device": str(device), "precision": precision, "batch_size": arguments.batch_size,
+         "cases": results},
+        [Table(f"Standard over separable, {k}x{k}; {where}", head, rows)],
+        [Picture("separable", "Standard over separable convolutions", _caption(results, where), _draw(results, k))],
+        [_sentence(results), "In brackets: 10th percentile of one's times over 90th of the other's, and the reverse."],
+    )  # fmt: skip
+
+
+def measure(
+    cases: Sequence[Case], kernel_size: int, batch_size: int, rounds: int, device: Any, precision: str
+) -> list[dict[str, Any]]:
+    """Counts and times both kinds of layer for every case, all in turns.
+
+    Returns:
+        Per case parameters and MACs of both, medians of the times of both in milliseconds, and the ratios of standard
+        over separable, those of times with a range: the 10th percentile of one over the 90th of the other, and the
+        reverse. A training step is forward and backward, with the gradient of the layer's input.
+    """
+    import torch
+    from torch import Tensor, nn
+
+    from cnnbench.measure.complexity import complexity
+    from cnnbench.measure.speed import SpeedConfig, Subject, measure_speed
+
+    class Timed(nn.Module):
+        """A layer as if within a network: its input gets a gradient; the mean of each channel is its logit."""
+
+        def __init__(self, kind: str, channels: int) -> None:
+            super().__init__()
+            self.layer = layer(kind, channels, kernel_size)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x.detach().requires_grad_() if self.training else x).mean((2, 3))
+
+    def subject(kind: str, case: Case) -> Subject:
+        shape = (case.channels, case.resolution, case.resolution)
+        return Subject(
+            lambda: Timed(kind, case.channels), shape, case.channels, lambda m: torch.optim.SGD(m.parameters(), lr=0.0)
+        )
+
+    config = SpeedConfig(
+        device,
+        precision,
+        batch_size,
+        batch_size,
+        rounds,
+        rounds,
+        block_s=SECONDS_PER_TURN,
+        warmup_s=10 * SECONDS_PER_TURN,
+    )
+    subjects = {f"{kind} {case}": subject(kind, case) for kind in BOTH for case in cases}
+    times = measure_speed(subjects, config)
+    failed = next((f"{name}: {found['error']}" for name, found in times.items() if "error" in found), None)
+    if failed:
+        raise UserError(f"could not time {failed}; try a smaller --batch_size, or --device cpu")
+    results = []
+    for case in cases:
+        shape = (case.channels, case.resolution, case.resolution)
+        costs = [complexity(layer(kind, case.channels, kernel_size), shape, training=False) for kind in BOTH]
+        found: dict[str, Any] = {
+            **case._asdict(), "params": [c.params for c in costs], "macs": [c.macs for c in costs],
+        }  # fmt: skip
+        for name in ("params", "macs"):
+            found[f"{name}_ratio"] = found[name][0] / found[name][1]
+        for name, key in (("forward", "inference_ms"), ("training", "train_step_ms")):
+            standard, separable = (
+                [times[f"{kind} {case}"][f"{key}_{q}"] for q in ("median", "p10", "p90")] for kind in BOTH
+            )
+            found[f"{name}_ms"] = [standard[0], separable[0]]
+            found[f"{name}_ratio"] = standard[0] / separable[0]
+            found[f"{name}_ratio_range"] = [standard[1] / separable[2], standard[2] / separable[1]]
+        results.append(found)
+    return results
+
+
+def _sentence(results: Sequence[Mapping[str, Any]]) -> str:
+    times, macs = (sorted(r[key] for r in results) for key in ("forward_ratio", "macs_ratio"))
+    return (
+        f"Forward, the standard layer takes {times[0]:.1f} to {times[-1]:.1f} times the separable one's time, with "
+        f"{macs[0]:.1f} to {macs[-1]:.1f} times its multiply-adds."
+    )
+
+
+def _caption(results: Sequence[Mapping[str, Any]], where: str) -> str:
+    return (
+        f"How many times more the standard convolution costs than the separable one ({where}). "
+        f"{_sentence(results)} The filter per channel does little work for each number that it reads, so memory, not "
+        "arithmetic, sets its time."
+    )
+
+
+def _draw(results: Sequence[Mapping[str, Any]], kernel_size: int) -> Figure:
+    """Ratios against channels: multiply-adds as a line, times as points by resolution."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    from cnnbench.bench.drawing import MARKERS, PALETTE
+
+    figure = Figure(figsize=(9.6, 4.0), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    channels = sorted({r["channels"] for r in results})
+    for ax, (key, title) in zip(panels, (("forward", "inference"), ("training", "training step")), strict=True):
+        ax.plot(
+            channels, [1 / (1 / n + 1 / kernel_size**2) for n in channels], color="#555555", linestyle="--",
+            label=f"multiply-adds, 1 / (1/N + 1/{kernel_size**2})",
+        )  # fmt: skip
+        for index, resolution in enumerate(sorted({r["resolution"] for r in results})):
+            points = [(r["channels"], r[f"{key}_ratio"]) for r in results if r["resolution"] == resolution]
+            style = {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
+            ax.plot(*zip(*points, strict=True), label=f"time, maps of {resolution}x{resolution}", **style)
+        ax.axhline(1, color="#b0b0b0", linewidth=0.8)
+        ax.set_title(title, loc="left", fontsize=11, fontweight="bold")
+        ax.set_xlabel("channels N")
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(channels)
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_ylim(bottom=0)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(color="#e6e6e6", linewidth=0.7)
+        ax.set_axisbelow(True)
+    panels[0].set_ylabel("standard over separable, times")
+    panels[0].legend(facecolor="white", edgecolor="none", framealpha=1, fontsize=9)
+    return figure

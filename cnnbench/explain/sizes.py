@@ -1,0 +1,440 @@
+"""How large the maps of a network are: layer by layer, with parameters, memory, and the pixels that no window reads.
+
+The sizes themselves are worked out in `cnnbench.explain.windows`; `output_size` of there is what the second exercise of
+the course asks for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from cnnbench.errors import UserError
+from cnnbench.explain import Explanation, Picture, Table
+from cnnbench.explain.windows import (
+    NOTATION,
+    Conv,
+    Extent,
+    Layer,
+    Pool,
+    Size,
+    Transposed,
+    along,
+    notation,
+    output_size,
+    pair_or_number,
+    parse_layers,
+    trace_sizes,
+    unread_in_words,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from torch import nn
+
+EXAMPLE = "--layers 'conv7/2p3:64 maxpool3/2p1 conv3p1:128' --image_size 224"
+BYTES = 4
+"""Of a value in float32."""
+
+
+class Row(NamedTuple):
+    """A line of the table.
+
+    Attributes:
+        name: Path of the layer, or its number.
+        kind: What it is, with its settings.
+        shape: Of its output for one image: channels, height and width, or features; None if it is not known.
+        params: Own parameters; None where the channels are not known.
+        formula: How they come about; empty if there is none.
+        unread: Pixels of its input that it does not read, in words.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int | None, ...] | None
+    params: int | None
+    formula: str = ""
+    unread: str = ""
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Of its output in float32, for one image."""
+        if self.shape is None or None in self.shape:
+            return None
+        return BYTES * prod(n for n in self.shape if n is not None)
+
+
+def rows_of_layers(layers: Sequence[Layer], size: Extent, in_channels: int) -> list[Row]:
+    """The table of a stack in the notation; convolutions have a bias and no groups.
+
+    Without channels of a convolution all that depends on them is left open.
+    """
+    sizes = trace_sizes(size, layers)
+    rows = [Row("image", "", (in_channels, *sizes[0]), 0)]
+    channels: int | None = in_channels
+    for number, layer in enumerate(layers, 1):
+        params: int | None = 0
+        formula = ""
+        if isinstance(layer, Conv | Transposed):
+            height, width = along(layer.kernel, 0), along(layer.kernel, 1)
+            if channels is not None and layer.channels is not None:
+                formula = f"({height}·{width}·{channels}+1)·{layer.channels}"
+                params = (height * width * channels + 1) * layer.channels
+            else:
+                params = None
+            channels = layer.channels
+        words = unread_in_words(sizes[number - 1], layer)
+        rows.append(Row(str(number), notation(layer), (channels, *sizes[number]), params, formula, words))
+    return rows
+
+
+def rows_of_network(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[list[Row], list[str]]:
+    """The table of a network: every layer that has parameters, pools, or changes the shape of its input.
+
+    Nothing is computed: a copy without values runs on the meta device.
+
+    Returns:
+        The rows, and the kinds of the layers that were left out, with how many there are of each.
+
+    Raises:
+        UserError: The network does not run on such images.
+    """
+    from cnnbench.measure.complexity import complexity
+
+    params = {layer.name: layer.params for layer in complexity(model, image_shape, training=False).layers}
+    rows, left_out, called = [Row("image", "", image_shape, 0)], Counter[str](), set()
+    for call in _calls(model, image_shape):
+        module = model.get_submodule(call.name)
+        own = 0 if call.name in called or call.operator else params.get(call.name, 0)
+        if not own and call.layer is None and call.out == call.given and not call.operator:
+            left_out[type(module).__name__] += 1
+            continue
+        kind = call.operator or type(module).__name__
+        words = unread_in_words(call.size, call.layer) if call.layer and call.size else ""
+        settings = f" {notation(call.layer)}" if call.layer else ""
+        formula = parameter_formula(module) if own else ""
+        formula = formula if formula and evaluated(formula) == own else ""
+        rows.append(Row(call.name, kind + settings, call.out, own, formula, words))
+        called.add(call.name)
+    for name, number in params.items():
+        if number and name not in called:
+            rows.append(Row(name, type(model.get_submodule(name)).__name__, None, number))
+    return rows, [f"{number} {kind}" for kind, number in left_out.items()]
+
+
+def parameter_formula(module: nn.Module) -> str:
+    """How the number of a layer's parameters comes about; empty for a kind that is not known."""
+    from torch import nn
+
+    bias = getattr(module, "bias", None) is not None
+    if isinstance(module, nn.modules.conv._ConvNd):
+        fan_in = "·".join(map(str, module.kernel_size)) + f"·{module.in_channels}"
+        fan_in += f"/{module.groups}" if module.groups > 1 else ""
+        return f"({fan_in}+1)·{module.out_channels}" if bias else f"{fan_in}·{module.out_channels}"
+    if isinstance(module, nn.Linear):
+        inputs, outputs = module.in_features, module.out_features
+        return f"({inputs}+1)·{outputs}" if bias else f"{inputs}·{outputs}"
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return f"2·{module.num_features}" if module.affine else ""
+    return ""
+
+
+def evaluated(formula: str) -> int:
+    """The value of a formula of `parameter_formula`."""
+    inner = re.fullmatch(r"\((.*)\+1\)·(\d+)", formula)
+    product, factor, plus = (inner[1], int(inner[2]), 1) if inner else (formula, 1, 0)
+    value = 1
+    for part in product.split("·"):
+        top, _, bottom = part.partition("/")
+        value = value * int(top) // int(bottom or 1)
+    return (value + plus) * factor
+
+
+class _Call(NamedTuple):
+    """A module that ran, or an operator that pools outside of any layer.
+
+    Attributes:
+        name: Path of the module.
+        operator: Name of the operator; empty for a module.
+        given: Shape of the input without the batch.
+        out: Shape of the output without the batch.
+        layer: Its window, if it has one.
+        size: Height and width that the window moves over.
+    """
+
+    name: str
+    operator: str
+    given: tuple[int, ...]
+    out: tuple[int, ...]
+    layer: Layer | None
+    size: Size | None
+
+
+_POOLS = {
+    "max_pool2d_with_indices": "max_pool2d",
+    "avg_pool2d": "avg_pool2d",
+    "_adaptive_avg_pool2d": "adaptive_avg_pool2d",
+    "adaptive_max_pool2d": "adaptive_max_pool2d",
+    "mean": "mean",
+}
+
+
+def _calls(model: nn.Module, image_shape: Sequence[int]) -> list[_Call]:
+    """Runs a copy without values and notes layers, and pooling that is no layer, in order."""
+    import torch
+
+    from cnnbench.measure.copies import eager, meta_copy, untouched_randomness, without_global_hooks
+    from cnnbench.measure.meta import MetaRun, tensors_in
+    from cnnbench.measure.operators import base_name
+
+    copy = meta_copy(model)[0].eval()
+    names = {module: name for name, module in copy.named_modules()}
+    stack: list[Any] = []
+    windows: dict[Any, tuple[Layer, Size]] = {}  # of the modules that run
+    found: list[_Call] = []
+
+    def listen(operator: Any, args: Any, out: Any) -> None:
+        name = base_name(operator)
+        layer = _window(name, args)
+        size = tuple(args[0].shape[2:]) if layer else None
+        module = stack[-1] if stack else copy
+        if not any(module.children()):
+            if layer and size:
+                windows.setdefault(module, (layer, size))
+        elif name in _POOLS and args[0].dim() == 4:
+            result = next(tensors_in(out))
+            found.append(_Call(names[module], _POOLS[name], *_shapes(args[0], result), layer, size))
+
+    def enter(module: Any, inputs: Any) -> None:
+        stack.append(module)
+
+    def leave(module: Any, inputs: Any, output: Any) -> None:
+        stack.pop()
+        given, result = next(tensors_in(inputs), None), next(tensors_in(output), None)
+        layer, size = windows.pop(module, (None, None))
+        if given is not None and result is not None and (not any(module.children()) or module._parameters):
+            found.append(_Call(names[module], "", *_shapes(given, result), layer, size))
+
+    for module in copy.modules():
+        module.register_forward_pre_hook(enter)
+        module.register_forward_hook(leave)
+    dtype = next((p.dtype for p in copy.parameters() if p.is_floating_point()), torch.float32)
+    with torch.no_grad(), without_global_hooks(), untouched_randomness(), eager(), MetaRun(listen):
+        copy(torch.empty(1, *image_shape, device="meta", dtype=dtype))
+    return found
+
+
+def _shapes(given: Any, result: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple(given.shape[1:]), tuple(result.shape[1:])
+
+
+def _window(name: str, args: Sequence[Any]) -> Layer | None:
+    """The layer that an operator of torch is, if it moves a window over a map."""
+
+    def extents(values: Sequence[Any]) -> list[Any]:
+        pairs = [tuple(v) * (2 if len(v) == 1 else 1) for v in values]
+        return [p[0] if p and len(set(p)) == 1 else p for p in pairs]
+
+    if args and getattr(args[0], "dim", lambda: 0)() != 4:
+        return None
+    if name == "convolution":
+        stride, padding, dilation, transposed, output_padding = args[3:8]
+        kernel, s, p, d, o = extents([args[1].shape[2:], stride, padding, dilation, output_padding])
+        return Transposed(kernel, s, p, o, d) if transposed else Conv(kernel, s, p, d)
+    if name == "max_pool2d_with_indices":
+        given = [*args[1:], *([], [0], [1], False)[len(args) - 2 :]]
+        kernel, s, p, d = extents(given[:4])
+        return Pool(kernel, s or None, p, d, given[4])
+    if name == "avg_pool2d":
+        given = [*args[1:5], *([], [0], False)[len(args[1:5]) - 1 :]]
+        kernel, s, p = extents(given[:3])
+        return Pool(kernel, s or None, p, 1, given[3], "avg")
+    return None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", nargs="?", metavar="MODEL", help="a name from `cnnbench list`, torchvision:NAME, timm:NAME or "
+        "package.module:callable; arguments in brackets, quoted")  # fmt: skip
+    add("--layers", metavar="'A B'", help=f"a stack of layers, in place of MODEL: {NOTATION}")
+    add("--image_size", metavar="N", help="height and width in pixels, or, with --layers, HEIGHTxWIDTH (default: the "
+        "network's own; 224 with --layers)")  # fmt: skip
+    add("--in_channels", type=int, metavar="C", help="channels of the images (default: the network's own, or 3)")
+    add("--num_classes", type=int, metavar="K", help="number of classes (default: the network's own)")
+
+
+def explain(arguments: argparse.Namespace) -> Explanation:
+    """The table of a network or of a stack of layers, and for known channels a picture of its maps."""
+    if (arguments.model is None) == (arguments.layers is None):
+        raise UserError("give either a MODEL, or --layers 'conv7/2p3 maxpool3/2p1'")
+    size = _size(arguments.image_size)
+    if arguments.layers is not None:
+        if arguments.num_classes is not None:
+            raise UserError("--num_classes is for a MODEL; layers have their channels as in conv3:64")
+        channels = 3 if arguments.in_channels is None else arguments.in_channels
+        if channels < 1:
+            raise UserError(f"in_channels {channels} must be at least 1")
+        layers, size = parse_layers(arguments.layers), size or 224
+        title = "Stack of layers"
+        rows = rows_of_layers(layers, size, channels)
+        (height, width), (high, wide) = output_size(size, ()), output_size(size, layers)
+        remarks = [f"{height}x{width} pixels become {high}x{wide}."]
+    else:
+        from cnnbench.measure.copies import build_without_values
+        from cnnbench.network import get_network
+
+        if isinstance(size, tuple):
+            raise UserError(f"image_size '{arguments.image_size}': a MODEL takes square images; give one number")
+        network = get_network(arguments.model, arguments.in_channels, size, arguments.num_classes)
+        title = network.name
+        rows, left_out = rows_of_network(build_without_values(network.build)[0], network.image_shape)
+        remarks = []
+        if left_out:
+            remarks = [f"Without a row, since they keep the shape and have no parameters: {', '.join(left_out)}."]
+    return _explanation(title, rows, remarks)
+
+
+def _size(text: str | None) -> Extent | None:
+    if text is None:
+        return None
+    if re.fullmatch(r"0*[1-9]\d*(x0*[1-9]\d*)?", text) is None:
+        raise UserError(f"image_size '{text}' is not a size in pixels; write for example 224 or 17x23")
+    return pair_or_number(text)
+
+
+def _explanation(title: str, rows: Sequence[Row], remarks: list[str]) -> Explanation:
+    params = sum(row.params or 0 for row in rows)
+    memory = sum(row.memory_bytes or 0 for row in rows)
+    whole = all(row.params is not None for row in rows)
+    cells = [
+        (
+            row.name,
+            row.kind,
+            "not called" if row.shape is None else "x".join("?" if n is None else str(n) for n in row.shape),
+            "-" if row.params is None else f"{row.formula} = {row.params:,}" if row.formula else f"{row.params:,}",
+            "-" if row.memory_bytes is None else kib(row.memory_bytes),
+            row.unread or "-",
+        )
+        for row in rows
+    ]
+    cells.append(("total", "", "", f"{params:,}" if whole else "-", kib(memory) if whole else "-", ""))
+    head = ("Layer", "Kind", "Output", "Parameters", "Memory (KiB)", "Not read of its input")
+    remarks = [*remarks, "Memory is that of the outputs in the table, for one image in float32."]
+    if not whole:
+        remarks.append("Channels of a convolution, as in conv3:64, would give parameters and memory as well.")
+    if any(row.unread for row in rows):
+        remarks.append("Pixels that a layer does not read have no influence on its output.")
+    numbers: dict[str, Any] = {
+        "layers": [row._asdict() | {"memory_bytes": row.memory_bytes} for row in rows],
+        "params": params if whole else None,
+        "memory_bytes": memory if whole else None,
+    }
+    pictures = _pictures(title, rows) if whole else []
+    return Explanation(numbers, [Table(title, head, cells)], pictures, remarks)
+
+
+def kib(size: int) -> str:
+    """Bytes as KiB, with decimals where they matter."""
+    value = size / 1024
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}" if value >= 1 else f"{value:.2f}"
+
+
+def _pictures(title: str, rows: Sequence[Row]) -> list[Picture]:
+    stages = stages_of(rows)
+    if len(stages) < 2:
+        return []
+    most = {}
+    for key in ("memory_bytes", "params"):
+        total = sum(stage[key] for stage in stages.values())
+        name, stage = max(stages.items(), key=lambda item: item[1][key])
+        most[key] = f"{name} ({stage[key] / max(total, 1):.0%})"
+    caption = (
+        f"{title}: the widest map at each resolution, height x width above its channels; edges grow with the square "
+        f"root of pixels and of channels. Of the memory of all outputs most goes to {most['memory_bytes']}, of the "
+        f"parameters most to {most['params']}: large maps cost memory, many channels cost parameters."
+    )
+    return [Picture("sizes", "Maps that shrink in size and grow in number", caption, _draw(title, stages))]
+
+
+def stages_of(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
+    """Per resolution, in the order of their appearance: the widest map's ``channels``, ``memory_bytes``, ``params``.
+
+    Layers whose output has no resolution are under ``vectors``.
+    """
+    stages: dict[str, dict[str, int]] = {}
+    for row in rows:
+        if row.shape is None:
+            continue
+        flat = len(row.shape) != 3
+        name = "vectors" if flat else f"{row.shape[1]}x{row.shape[2]}"
+        stage = stages.setdefault(name, {"channels": 0, "height": 1, "width": 1, "memory_bytes": 0, "params": 0})
+        assert None not in row.shape
+        channels = prod(n or 1 for n in row.shape) if flat else row.shape[0] or 0
+        stage["channels"] = max(stage["channels"], channels)
+        if not flat:
+            stage["height"], stage["width"] = row.shape[1] or 1, row.shape[2] or 1
+        stage["memory_bytes"] += row.memory_bytes or 0
+        stage["params"] += row.params or 0
+    return stages
+
+
+def _draw(title: str, stages: Mapping[str, Mapping[str, int]]) -> Figure:
+    """Blocks above bars of memory and parameters, one column per resolution."""
+    from matplotlib.figure import Figure
+
+    from cnnbench.bench.drawing import PALETTE
+
+    figure = Figure(figsize=(max(5.5, 1.15 * len(stages) + 1.2), 5.4), layout="constrained")
+    blocks, memory, params = figure.subplots(3, 1, sharex=True, height_ratios=(2.2, 1, 1))
+    _draw_blocks(blocks, stages)
+    blocks.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    for ax, key, unit, divisor, colour in (
+        (memory, "memory_bytes", "memory (KiB)", 1024, PALETTE[0]),
+        (params, "params", "parameters", 1, PALETTE[1]),
+    ):
+        values = [stage[key] / divisor for stage in stages.values()]
+        ax.bar(range(len(values)), values, width=0.6, color=colour)
+        for x, value in enumerate(values):
+            text = kib(round(value * 1024)) if divisor > 1 else f"{value:,.0f}"
+            ax.annotate(text, (x, value), (0, 2), textcoords="offset points", ha="center", fontsize=8)
+        ax.set_ylabel(unit, fontsize=9)
+        ax.set_ylim(0, 1.22 * max(*values, 1e-9))
+        ax.set_yticks([])
+        ax.tick_params(axis="x", length=0)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+    names = [
+        f"{stage['channels']}\nvalues" if name == "vectors" else f"{name.replace('x', '×')}\n× {stage['channels']}"  # noqa: RUF001
+        for name, stage in stages.items()
+    ]
+    params.set_xticks(range(len(names)), names, fontsize=9)
+    return figure
+
+
+def _draw_blocks(ax: Axes, stages: Mapping[str, Mapping[str, int]]) -> None:
+    """Every map as a block: its face as high and wide as the map, as long as it has channels."""
+    from matplotlib.patches import Polygon
+
+    tallest = max(max(s["height"], s["width"]) for s in stages.values()) ** 0.5
+    longest = max(s["channels"] for s in stages.values()) ** 0.5
+    for x, stage in enumerate(stages.values()):
+        height, slant = stage["height"] ** 0.5 / tallest, 0.32 * stage["width"] ** 0.5 / tallest
+        length = max(0.5 * stage["channels"] ** 0.5 / longest, 0.015)
+        left = x - (length + slant) / 2
+        front = np.array([(0, 0), (length, 0), (length, height), (0, height)], dtype=float)
+        front += np.array([left, -(height + slant) / 2])
+        lift = np.array([slant, slant])
+        for corners, colour in (
+            (front, "#9ecae1"),
+            (np.array([front[3], front[2], front[2] + lift, front[3] + lift]), "#c6dbef"),
+            (np.array([front[1], front[2], front[2] + lift, front[1] + lift]), "#6baed6"),
+        ):
+            ax.add_patch(Polygon(corners, facecolor=colour, edgecolor="#2b5c7d", linewidth=0.7, joinstyle="round"))
+    ax.set(xlim=(-0.6, len(stages) - 0.4), ylim=(-0.72, 0.72))
+    ax.set_axis_off()

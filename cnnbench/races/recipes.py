@@ -1,0 +1,188 @@
+"""SpeedNet's recipes for a GPU beside airbench's own trainings: time and accuracy on one card, in turns.
+
+Each side trains once before anything counts, since the first training of a process chooses kernels and fills caches.
+Training and evaluation are timed apart. airbench trains by Jordan's recipe of SGD and lookahead, without Lightning; its
+accuracy is given without and with test-time augmentation, ours has none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+
+from cnnbench import hardware
+from cnnbench.bench.run import quiet_lightning
+from cnnbench.classifier import ImageClassifier, TrainingClock
+from cnnbench.data import get_data
+from cnnbench.data.module import ImageDataModule
+from cnnbench.errors import UserError
+from cnnbench.measure.quality import accuracy
+from cnnbench.models import get_model
+from cnnbench.races import fit_trainer, interleave, ratio, write_race
+from cnnbench.races import run as run_race
+from cnnbench.races.data import airbench, write_for_airbench
+
+GOALS = (94, 96)
+MOST_TIMES = 1.15
+"""Times airbench's training that ours may take."""
+Result = dict[str, float]
+
+
+def build(settings: Mapping[str, Any]) -> tuple[ImageClassifier, ImageDataModule]:
+    """Makes the network and the data of an experiment's YAML."""
+    options = dict(settings["model"].get("init_args", {}))
+    optimizer = options.pop("optimizer", None)
+    data = get_data(settings["data"]["class_path"])(**settings["data"].get("init_args", {}))
+    if optimizer is not None:
+        module, _, name = optimizer["class_path"].rpartition(".")
+        options["optimizer"] = partial(getattr(importlib.import_module(module), name), **optimizer["init_args"])
+    sizes = {key: getattr(data, key) for key in ("num_classes", "in_channels", "image_size")}
+    return get_model(settings["model"]["class_path"])(**options, **sizes), data
+
+
+def train_ours(settings: Mapping[str, Any], seed: int, device: torch.device) -> Result:
+    """Trains and tests as `cnnbench fit` and `test` do; seconds of each, and the accuracy."""
+    L.seed_everything(seed, workers=True, verbose=False)
+    model, data = build(settings)
+    data.prepare_data()
+    data.setup()
+    clock = TrainingClock()
+    start = time.perf_counter()
+    with fit_trainer(device, [clock], **settings["trainer"]) as trainer:
+        trainer.fit(model, datamodule=data)
+        hardware.synchronise(device)
+        fitted = time.perf_counter()
+        trainer.test(model, datamodule=data, verbose=False)
+    hardware.synchronise(device)
+    return {
+        "training_s": clock.used_s,
+        "fit_s": fitted - start,
+        "evaluation_s": time.perf_counter() - fitted,
+        "accuracy": accuracy(model.test_confusion_counts())["test_accuracy"],
+    }
+
+
+def train_airbench(goal: int, folder: Path, device: torch.device) -> Result:
+    """Trains and tests by airbench's own functions, with the files of `write_airbench_files`."""
+    package = airbench()
+    train = {94: package.train94, 96: package.train96}[goal]
+    recipe = importlib.import_module(f"airbench.lib_airbench{goal}").hyp
+    options = {"batch_size": recipe["opt"]["batch_size"], "aug": recipe["aug"], "altflip": True}
+    with working_in(folder):
+        loader = package.CifarLoader("cifar10", train=True, **options)
+        hardware.synchronise(device)
+        start = time.perf_counter()
+        net = train(loader, verbose=False)
+        hardware.synchronise(device)
+        trained = time.perf_counter()
+        tests = package.CifarLoader("cifar10", train=False, batch_size=2000)
+    plain, augmented = (package.evaluate(net, tests, tta_level=level) for level in (0, 2))
+    return {
+        "training_s": trained - start,
+        "fit_s": trained - start,
+        "evaluation_s": time.perf_counter() - trained,
+        "accuracy": plain,
+        "accuracy_augmented": augmented,
+    }
+
+
+def write_airbench_files(folder: Path) -> str:
+    """Writes CIFAR-10 as airbench looks for it: ``cifar10/train.pt`` and ``test.pt``.
+
+    Returns:
+        What the data is to be called.
+    """
+    data = get_data("CIFAR10")(val_fraction=0.0)
+    data.prepare_data()
+    (folder / "cifar10").mkdir(parents=True)
+    for name, split in zip(("train", "test"), data.load(), strict=True):
+        write_for_airbench(split, folder / "cifar10" / f"{name}.pt")
+    return data.label
+
+
+@contextlib.contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Another working folder for a while: airbench reads its test images from the current one."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def race(ours: Callable[[], Result], theirs: Callable[[], Result], rounds: int) -> dict[str, list[Result]]:
+    """Runs both in turns, the first time of each without counting."""
+    found: dict[str, list[Result]] = {"cnnbench": [], "airbench": []}
+    ways = {
+        "cnnbench": lambda: found["cnnbench"].append(ours()),
+        "airbench": lambda: found["airbench"].append(theirs()),
+    }
+    interleave(ways, rounds)
+    return {name: results[1:] for name, results in found.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Races the recipes, prints the table and writes ``results/races/recipes.json``."""
+    parser = argparse.ArgumentParser(prog="python -m cnnbench.races.recipes", description=__doc__)
+    parser.add_argument("--goal", type=int, choices=GOALS, default=94)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        raise UserError(f"rounds {options.rounds} must be at least 1")
+    if not torch.cuda.is_available():
+        raise UserError("airbench trains on a CUDA GPU only, and torch sees none; run this where there is one")
+    device = torch.device("cuda", 0)
+    quiet_lightning()
+    config = Path("experiments") / f"cifar10_speednet_{options.goal}.yaml"
+    if not config.is_file():
+        raise UserError(f"'{config}' is not there; run this in the project's folder")
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    seeds = iter(range(options.rounds + 1))
+    with tempfile.TemporaryDirectory() as folder:
+        label = write_airbench_files(Path(folder))
+        found = race(
+            lambda: train_ours(settings, next(seeds), device),
+            lambda: train_airbench(options.goal, Path(folder), device),
+            options.rounds,
+        )
+    print(f"{hardware.device_name(device)}, {label}, {options.rounds} trainings each in turns, after one that warms up")
+    print("| Training | Training s | Lowest | Highest | Fit s | Evaluation s | Accuracy % | with augmentation % |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for name, results in found.items():
+        columns = {key: [r[key] for r in results] for key in results[0]}
+        times = columns["training_s"]
+        augmented = columns.get("accuracy_augmented")
+        cells = [f"{statistics.median(times):.2f}", f"{min(times):.2f}", f"{max(times):.2f}"]
+        cells += [f"{statistics.median(columns[key]):.2f}" for key in ("fit_s", "evaluation_s")]
+        cells += [f"{100 * statistics.mean(a):.2f}" if a else "" for a in (columns["accuracy"], augmented)]
+        print(f"| {name} | {' | '.join(cells)} |")
+    times_s = {name: [r["training_s"] for r in results] for name, results in found.items()}
+    share = ratio(times_s["cnnbench"], times_s["airbench"])
+    mean = statistics.mean(r["accuracy"] for r in found["cnnbench"])
+    goals = {
+        f"training at most {MOST_TIMES} times airbench's": share["median"] <= MOST_TIMES,
+        f"accuracy without augmentation at least {options.goal} %": 100 * mean >= options.goal,
+    }
+    rows = [{"training": name, "results": results} for name, results in found.items()]
+    print(f"cnnbench / airbench: {share['median']:.2f} ({share['low']:.2f} to {share['high']:.2f})")
+    path = write_race("recipes", rows, {"cnnbench / airbench": share}, goals, device, data=label, goal=options.goal)
+    print(f"written: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_race("recipes", main)

@@ -1,0 +1,150 @@
+"""Four algorithms for the convolution against torch, and the facts that the tool shows."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from cnnbench.cli import main
+from cnnbench.errors import UserError
+from cnnbench.explain.convolution import (
+    ALGORITHMS,
+    EDGE,
+    Settings,
+    conv2d,
+    crossover,
+    multiply_adds,
+    toeplitz_matrix,
+    torch_conv2d,
+)
+
+PAIR = st.tuples(st.integers(1, 3), st.integers(1, 3))
+
+
+@st.composite
+def _cases(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, Settings]:
+    kernel, dilation, groups = draw(PAIR), draw(PAIR), draw(st.integers(1, 3))
+    padding = draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
+    size = [
+        draw(st.integers(max(1, d * (k - 1) + 1 - 2 * p), 8)) for k, d, p in zip(kernel, dilation, padding, strict=True)
+    ]
+    channels, filters = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    random = np.random.default_rng(draw(st.integers(0, 99)))
+    x = random.standard_normal((draw(st.integers(1, 2)), channels * groups, *size))
+    w = random.standard_normal((filters * groups, channels, *kernel))
+    return x, w, Settings.of(draw(PAIR), padding, dilation, groups, draw(st.booleans()))
+
+
+@settings(max_examples=150, deadline=None)
+@given(_cases())
+def test_all_algorithms_are_torchs_convolution(case: tuple[np.ndarray, np.ndarray, Settings]) -> None:
+    expected = torch_conv2d(*case)
+    for name, algorithm in ALGORITHMS.items():
+        found = algorithm(*case)
+        assert found.shape == expected.shape, name
+        np.testing.assert_allclose(found, expected, atol=1e-10, err_msg=name)
+
+
+def test_flipping_is_the_convolution_of_mathematics() -> None:
+    """NumPy's own convolution of polynomials, on rows of one pixel's height."""
+    image, kernel = np.array([1.0, 4, 2, 8, 5]), np.array([1.0, -2, 3])
+    for algorithm in ALGORITHMS.values():
+        found = algorithm(image[None, None, None], kernel[None, None, None], Settings.of(flip=True))
+        np.testing.assert_allclose(found[0, 0, 0], np.convolve(image, kernel, "valid"))
+
+
+def test_example_of_the_course(capsys: pytest.CaptureFixture) -> None:
+    assert main(["explain", "convolution", "--rounds", "0", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["output"] == np.outer([1, 2, 3, 2, 1], [1, 1, 0, -1, -1]).tolist()
+    assert max(found["largest_error"].values()) < 1e-12
+    with Image.open("results/explain/convolution.gif") as animation:
+        assert animation.n_frames == 25
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "options", "words"),
+    [
+        ((1, 1, 4, 4), (1, 1, 5, 5), {}, "larger than the padded image of 4x4"),
+        ((1, 1, 4, 4), (1, 1, 3, 3), {"dilation": 2}, "spans 5x5 pixels"),
+        ((1, 3, 4, 4), (1, 1, 3, 3), {}, "do not fit"),
+        ((1, 4, 4, 4), (3, 2, 3, 3), {"groups": 2}, "do not fit"),
+        ((1, 4, 4), (3, 2, 3, 3), {}, "4 axes"),
+    ],
+)
+def test_what_torch_refuses_is_refused(x: tuple, w: tuple, options: dict, words: str) -> None:
+    import torch
+
+    with pytest.raises(RuntimeError):
+        torch.nn.functional.conv2d(torch.zeros(x if len(x) == 4 else (2, *x)), torch.zeros(w), **options)
+    for algorithm in ALGORITHMS.values():
+        with pytest.raises(UserError, match=words):
+            algorithm(np.zeros(x), np.zeros(w), Settings.of(**options))
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    for options in ({"stride": 0}, {"padding": (0, -1)}, {"dilation": 0}):
+        with pytest.raises(UserError, match="must be at least"):
+            Settings.of(**options)
+    with pytest.raises(UserError, match="too large"):
+        toeplitz_matrix(EDGE[None, None], (1, 100, 100))
+
+
+def test_the_matrix_is_doubly_block_toeplitz() -> None:
+    """Its blocks are the same along each diagonal of blocks, and constant along the diagonals within them."""
+    kernel = np.random.default_rng(0).standard_normal((1, 1, 3, 3))
+    blocks = toeplitz_matrix(kernel, (1, 6, 6)).reshape(4, 4, 6, 6).transpose(0, 2, 1, 3)
+    for i, j in np.ndindex(3, 5):
+        np.testing.assert_array_equal(blocks[i, j], blocks[i + 1, j + 1])
+    block = blocks[0, 0]
+    for offset in range(-3, 6):
+        assert np.ptp(np.diagonal(block, offset)) == 0
+    assert np.count_nonzero(blocks) == 9 * 16
+
+
+def test_the_crossover_is_where_the_fft_stays_ahead() -> None:
+    times = {
+        "FFT": {"8,3": [2.0, 2, 9], "8,5": [1.0, 2, 3], "8,7": [2.0, 2, 2]},
+        "im2col": {"8,3": [1.0, 3, 9], "8,5": [1.0, 2, 3], "8,7": [3.0, 3, 3]},
+    }
+    assert crossover(times, 8, [3, 5, 7]) == 7  # level at 5, ahead at 3 by luck does not count
+    assert crossover({"FFT": {"8,3": [2.0]}, "im2col": {"8,3": [1.0]}}, 8, [3]) is None
+
+
+def test_multiply_adds_of_the_direct_ways() -> None:
+    assert multiply_adds("im2col", 28, 5) == multiply_adds("loop", 28, 5) == 28 * 28 * 25
+    assert multiply_adds("Toeplitz", 4, 3) == 256
+    assert multiply_adds("FFT", 64, 31) < multiply_adds("im2col", 64, 31) / 8
+
+
+def test_the_race_runs_everything_that_is_not_too_long(capsys: pytest.CaptureFixture) -> None:
+    arguments = ["--sizes", "8,80", "--kernels", "3,9", "--rounds", "2", "--stride", "2", "--padding", "1", "--json"]
+    assert main(["explain", "convolution", *arguments]) == 0
+    times = json.loads(capsys.readouterr().out)["race_ms"]
+    assert set(times["torch"]) == {"8,3", "80,3", "80,9"}
+    assert set(times["loop"]) == set(times["Toeplitz"]) == {"8,3"}
+    assert all(len(rounds) == 2 and min(rounds) > 0 for found in times.values() for rounds in found.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--kernels", "4"], "must be odd"),
+        (["--sizes", "x"], "sizes 'x' are not whole numbers"),
+        (["--stride", "0"], "stride 0 must be at least 1"),
+        (["--dilation", "4"], "larger than the padded image"),
+    ],
+)
+def test_bad_options_are_one_line(options: list[str], words: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["explain", "convolution", *options]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_images_of_any_type_are_computed_in_floating_point() -> None:
+    image = np.full((1, 1, 3, 3), 255, dtype=np.uint8)
+    assert conv2d(image, np.full((1, 1, 3, 3), 200, dtype=np.uint8)).item() == 9 * 255 * 200

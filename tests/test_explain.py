@@ -1,0 +1,132 @@
+"""The command `cnnbench explain`: tools, options, pictures, JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from cnnbench import explain
+from cnnbench.cli import main
+from cnnbench.errors import UserError
+from cnnbench.explain.gallery import Part, page
+from cnnbench.network import classifier_from_checkpoint
+
+
+def test_every_tool_is_a_module_and_says_how_it_is_used(capsys: pytest.CaptureFixture) -> None:
+    modules = {p.stem for p in Path(explain.__file__).parent.glob("*.py")}
+    assert {name.replace("-", "_") for name in explain.TOOLS} <= modules
+    assert main(["explain"]) == 0
+    assert all(f"  {name} " in capsys.readouterr().out for name in [next(iter(explain.TOOLS))])
+    for name in explain.TOOLS:
+        with pytest.raises(SystemExit) as ended:
+            main(["explain", name, "--help"])
+        assert ended.value.code == 0
+        assert f"cnnbench explain {name} " in capsys.readouterr().out
+
+
+def test_tools_and_options_are_shown_without_torch() -> None:
+    code = "import sys; from cnnbench.cli import main; main(['explain']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["kernel"], "did you mean 'kernels'"),
+        (["kernels", "--sizes", "3"], "did you mean '--size'"),
+        (["kernels", "--size", "4"], "must be odd"),
+        (["kernels", "--kernels", "sobel"], "unknown filter 'sobel'"),
+        (["kernels", "nothing.png"], "cannot read image 'nothing.png'"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["explain", *arguments]) == 2
+    message = capsys.readouterr().err
+    assert words in message
+    assert message.count("\n") == 1
+    assert not Path("results").exists()
+
+
+def test_json_has_the_numbers_and_the_files(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    Image.effect_noise((40, 30), 50).save(tmp_path / "noise.png")
+    assert main(["explain", "kernels", str(tmp_path / "noise.png"), "--out", "pictures", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["pictures"] == ["pictures/kernels.png"]
+    assert document["kernels"]["sobel_x"] == [[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]
+    with Image.open("pictures/kernels.png") as image:
+        assert image.format == "PNG"
+    assert len(list(Path("pictures").iterdir())) == 1
+
+
+def test_frames_become_an_animation(tmp_path: Path) -> None:
+    frames = [Image.new("L", (8, 8), 100 * n) for n in range(3)]
+    path = explain.write_picture(explain.Picture("moving", "", "", frames), tmp_path)
+    with Image.open(path) as image:
+        assert (path.name, image.n_frames) == ("moving.gif", 3)
+
+
+def test_a_picture_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    class Broken(Figure):
+        def savefig(self, file: object, **options: object) -> None:
+            file.write(b"half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        explain.write_picture(explain.Picture("broken", "", "", Broken()), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_columns_of_numbers_are_recognised() -> None:
+    table = explain.Table("", ("a", "b", "c"), [("1,000", "x", "-"), ("-", "2", "-")])
+    assert [table.numeric(i) for i in range(3)] == [True, False, False]
+
+
+def test_a_checkpoint_gives_back_the_network_and_its_data() -> None:
+    size = ["--data.train_images=20", "--data.image_size=28", "--data.in_channels=1", "--data.batch_size=10"]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
+    model = "--model=SimpleCNN(convs=5x5,batch_norm=True)"
+    assert main(["fit", model, "--data=Synthetic", *size, *quiet]) == 0
+    (path,) = Path("results/runs").glob("*/*/checkpoints/last.ckpt")
+    model, data = classifier_from_checkpoint(path)
+    stored = torch.load(path, weights_only=True)["state_dict"]
+    assert (type(model).__name__, model.image_size, model.in_channels, data) == ("SimpleCNN", 28, 1, "Synthetic")
+    assert all(torch.equal(value, stored[name]) for name, value in model.state_dict().items())
+    torch.save(
+        {"state_dict": {}, **{k: v for k, v in torch.load(path).items() if k == "hyper_parameters"}}, "other.ckpt"
+    )
+    with pytest.raises(UserError, match="are not those of SimpleCNN"):
+        classifier_from_checkpoint(Path("other.ckpt"))
+    Path("text.ckpt").write_text("nothing")
+    with pytest.raises(UserError, match=r"'text.ckpt' is not a checkpoint"):
+        classifier_from_checkpoint(Path("text.ckpt"))
+
+
+def test_the_gallery_shows_every_tool_with_its_command() -> None:
+    from cnnbench.explain import gallery
+
+    assert {part.command.split()[0] for part in gallery.PARTS} == set(explain.TOOLS)
+
+
+def test_the_page_needs_nothing_else() -> None:
+    found = explain.Explanation(
+        {},
+        [explain.Table("Rows", ("a",), [("<b>",)])],
+        [explain.Picture("p", "Title", "Caption", Figure())],
+        ["Remark"],
+    )
+    text = page([(Part("One", "Why?", "kernels CHECKPOINT"), found)], "CIFAR10", 2)
+    for words in ("Why?", "Title", "Caption", "Remark", "&lt;b&gt;", "2 epochs on CIFAR10", "last.ckpt"):
+        assert words in text
+    assert "data:image/webp;base64," in text
+    assert "<script" not in text
+    assert all(link.startswith(("data:", "#")) for link in re.findall(r'(?:src|href)="([^"]*)', text))

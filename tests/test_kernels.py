@@ -1,0 +1,123 @@
+"""Classic filters against their values in the literature and against scipy-free arithmetic by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import ImageFilter
+
+from cnnbench.errors import UserError
+from cnnbench.explain.kernels import apply, bank, binomial, box, cross, gaussian, grey, magnitude, wrapped_share
+
+SQUARES = np.arange(25.0).reshape(5, 5) ** 2
+
+
+def _valid(name: str) -> list[list[float]]:
+    """The filter where it lies wholly within the image of squares."""
+    kernel = {"gauss3": binomial(3), "gauss5": binomial(5)}.get(name)
+    kernel = bank()[name].values if kernel is None else kernel
+    border = len(kernel) // 2
+    return apply(SQUARES, kernel)[border:-border, border:-border].tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("sobel_x", [[96, 112, 128], [176, 192, 208], [256, 272, 288]]),
+        ("sobel_y", [[480, 560, 640], [880, 960, 1040], [1280, 1360, 1440]]),
+        ("gauss3", [[49, 62, 77], [134, 157, 182], [269, 302, 337]]),
+        ("gauss5", [[170]]),
+        ("sharpen", [[-16, -3, 12], [69, 92, 117], [204, 237, 272]]),
+        ("emboss", [[468, 553, 640], [913, 1008, 1105], [1408, 1513, 1620]]),
+        ("laplacian_4", [[52] * 3] * 3),
+        ("laplacian_8", [[156] * 3] * 3),
+    ],
+)
+def test_filters_by_correlation(name: str, expected: list[list[float]]) -> None:
+    assert _valid(name) == expected
+
+
+def test_example_of_the_course() -> None:
+    image = np.zeros((7, 7))
+    image[2:5, 2:5] = 1
+    found = apply(image, bank()["prewitt_x"].values)[1:-1, 1:-1]
+    assert found.tolist() == np.outer([1, 2, 3, 2, 1], [1, 1, 0, -1, -1]).tolist()
+
+
+def test_flipping_changes_the_sign_of_sobel_and_the_values_of_emboss() -> None:
+    image = np.random.default_rng(0).random((9, 11))
+    sobel, emboss = bank()["sobel_x"].values, bank()["emboss"].values
+    np.testing.assert_allclose(apply(image, sobel, convolve=True), -apply(image, sobel))
+    assert not np.allclose(np.abs(apply(image, emboss, convolve=True)), np.abs(apply(image, emboss)))
+
+
+def test_a_vertical_edge_answers_to_sobel_x_alone() -> None:
+    image = np.zeros((8, 8))
+    image[:, 4:] = 1
+    x, y = (apply(image, bank()[n].values) for n in ("sobel_x", "sobel_y"))
+    assert x.max() == 4
+    assert np.all(y == 0)
+    np.testing.assert_array_equal(magnitude(x, y), np.abs(x))
+    assert magnitude(np.array(3.0), np.array(4.0)) == 5
+
+
+def test_smoothing_twice_is_the_larger_binomial() -> None:
+    assert (binomial(5) * 256).tolist() == np.outer([1, 4, 6, 4, 1], [1, 4, 6, 4, 1]).tolist()
+    impulse = np.zeros((9, 9))
+    impulse[4, 4] = 1
+    np.testing.assert_allclose(apply(apply(impulse, binomial(3)), binomial(3))[2:7, 2:7], binomial(5))
+
+
+def test_a_sampled_gaussian_has_its_deviation() -> None:
+    kernel, at = gaussian(25, 2.5), np.arange(25) - 12
+    assert kernel.sum() == pytest.approx(1)
+    assert (kernel.sum(0) * at**2).sum() == pytest.approx(2.5**2, rel=1e-3)
+    assert box(3).tolist() == [[1 / 9] * 3] * 3
+
+
+def test_sums_keep_or_remove_even_ground() -> None:
+    flat = np.full((9, 9), 3.0)
+    for name, kernel in bank(7, 1.5).items():
+        expected = 0 if kernel.signed else 3
+        np.testing.assert_allclose(apply(flat, kernel.values), expected, atol=1e-12, err_msg=name)
+
+
+def test_pillow_sharpens_and_embosses_alike() -> None:
+    """Pillow's box of 5x5 is one more implementation by correlation."""
+    from PIL import Image
+
+    photo = np.random.default_rng(1).integers(0, 256, (20, 20), dtype=np.uint8)
+    theirs = np.asarray(Image.fromarray(photo).filter(ImageFilter.Kernel((5, 5), [1] * 25)))
+    np.testing.assert_allclose(apply(photo, box(5))[2:-2, 2:-2], theirs[2:-2, 2:-2], atol=0.51)
+
+
+def test_the_cross_detector_prefers_crosses() -> None:
+    image = np.zeros((9, 30))
+    image[4, 2:7] = image[2:7, 4] = 1  # a cross
+    image[4, 12:17] = 1  # a bar
+    image[2:7, 22:27] = 1  # a block
+    found = apply(image, cross(5))
+    assert found[4, 4] == pytest.approx(1)
+    assert found[4, 14] == pytest.approx(5 / 9)
+    assert found[4, 24] == pytest.approx(0)
+    assert np.unravel_index(found.argmax(), found.shape) == (4, 4)
+
+
+def test_eight_bits_are_not_enough_for_edges() -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (60, 60)).astype(np.uint8)
+    exact = apply(photo, bank()["sobel_x"].values)
+    wrapped = np.mean(exact.astype(np.int64).astype(np.uint8) != exact)
+    assert wrapped_share(photo, bank()["sobel_x"].values) == wrapped > 0.4
+
+
+def test_colour_images_are_filtered_by_channel() -> None:
+    image = np.random.default_rng(0).random((6, 7, 3))
+    found = apply(image, binomial(3))
+    np.testing.assert_allclose(found[..., 1], apply(image[..., 1], binomial(3)))
+    np.testing.assert_allclose(grey(np.ones((2, 2, 3))), 1)
+
+
+@pytest.mark.parametrize("make", [lambda: binomial(4), lambda: gaussian(5, 0), lambda: apply(np.ones((2, 9)), box(5))])
+def test_impossible_filters_are_refused(make: object) -> None:
+    with pytest.raises(UserError):
+        make()

@@ -1,0 +1,138 @@
+"""The races of recipes, their settings, files and our half, and the calibration of the timing."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import airbench
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from cnnbench.errors import UserError
+from cnnbench.measure.speed import KINDS
+from cnnbench.models import get_model
+from cnnbench.races import calibrate, recipes
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+
+
+@pytest.mark.parametrize(("goal", "depth", "steps_per_epoch"), [(94, 2, 25), (96, 3, 50)])
+def test_recipes_for_a_gpu_have_airbenchs_network_and_its_images(
+    goal: int, depth: int, steps_per_epoch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nn.Module, "cuda", lambda self: self)
+    theirs = {94: airbench.make_net94, 96: airbench.make_net96}[goal]()
+    settings = yaml.safe_load((EXPERIMENTS / f"cifar10_speednet_{goal}.yaml").read_text())
+    model, data = recipes.build(settings)
+    assert len(model.features[2].others) == 3 * (depth - 1)  # type: ignore[index, arg-type]
+    whitening_bias = 24  # which ours has not
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in theirs.parameters()) - whitening_bias
+    optimizer = model.make_optimizer()
+    assert [group["lr"] for group in optimizer.param_groups] == [
+        settings["model"]["init_args"]["optimizer"]["init_args"][key] for key in ("lr", "matrix_lr", "vector_lr")
+    ]
+    assert 50_000 // data.batch_size == steps_per_epoch
+    cutout = data.augmentation.cutout if data.augmentation is not None else None
+    assert cutout == {94: 0, 96: 12}[goal]
+
+
+def test_our_half_trains_tests_and_says_how_long(class_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CNNBENCH_DATA", str(class_folders))
+    settings = yaml.safe_load((EXPERIMENTS / "cifar10_speednet_94.yaml").read_text())
+    settings["model"]["init_args"] |= {"widths": [8, 8, 8]}
+    settings["data"]["init_args"] |= {"batch_size": 5}
+    settings["trainer"]["max_epochs"] = 2
+    result = recipes.train_ours(settings, seed=0, device=torch.device("cpu"))
+    assert 0 < result["training_s"] <= result["fit_s"]
+    assert result["evaluation_s"] > 0
+    assert result["accuracy"] in {n / 10 for n in range(11)}
+
+
+def test_airbench_reads_the_files(class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CNNBENCH_DATA", str(class_folders))
+    label = recipes.write_airbench_files(tmp_path / "files")
+    assert label.startswith("CIFAR-10 (JPEG copy), incomplete")
+    loader = airbench.CifarLoader(str(tmp_path / "files" / "cifar10"), train=True, batch_size=4, gpu="cpu")
+    assert loader.images.shape == (20, 3, 32, 32)
+    assert sorted(loader.labels.tolist()) == sorted(2 * list(range(10)))
+    of_class_3 = loader.images[loader.labels == 3]  # red 60, as the fixture paints it
+    assert (255 * of_class_3[:, 0].float()).sub(60).abs().max() < 3
+
+
+def test_the_first_of_each_does_not_count() -> None:
+    numbers = iter(range(100))
+    found = recipes.race(lambda: {"s": next(numbers)}, lambda: {"s": next(numbers)}, rounds=3)
+    assert {name: len(results) for name, results in found.items()} == {"cnnbench": 3, "airbench": 3}
+    assert not {0, 1} & {result["s"] for results in found.values() for result in results}
+
+
+def test_there_is_no_race_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="CUDA GPU only"):
+        recipes.main([])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_airbench_trains_on_the_gpu(class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CNNBENCH_DATA", str(class_folders))
+    recipes.write_airbench_files(tmp_path / "files")
+    hyp = airbench.lib_airbench94.hyp["opt"]
+    monkeypatch.setitem(hyp, "batch_size", 10)
+    result = recipes.train_airbench(94, tmp_path / "files", torch.device("cuda", 0))
+    assert 0 <= result["accuracy"] <= 1
+
+
+def test_a_shortcut_goes_around_the_later_convolutions() -> None:
+    torch.manual_seed(0)
+    group = get_model("SpeedNet")(widths=(8, 8, 8), depth=3).features[2]
+    x = torch.randn(2, 24, 8, 8)
+    group.eval()
+    for module in group.others:
+        if isinstance(module, nn.Conv2d):
+            module.weight.data.zero_()
+    assert torch.equal(group(x), group.first(x))  # zeros pass batch norm and GELU as zeros
+
+
+def test_a_calibration_counts_false_verdicts_and_finds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Times are planted: the copy is alike, the slower twin 5 % slower, one of three repetitions wrong in both."""
+    exact = {"estimate": 1.0, "low": 0.99, "high": 1.01}
+    wrong, slow = {"estimate": 1.1, "low": 1.05, "high": 1.2}, {"estimate": 1.05, "low": 1.01, "high": 1.1}
+    cases = iter([(exact, slow, 2.0), (exact, slow, 2.02), (wrong, exact, 1.98)])
+
+    def planted(config: object) -> dict[str, object]:
+        copy, slower, ratio = next(cases)
+        return {
+            "copy": dict.fromkeys(KINDS, copy), "slower": dict.fromkeys(KINDS[:2], slower), "ratio": ratio,
+            "suspect": [],
+        }  # fmt: skip
+
+    usual = iter([1.0, 2.0, 3.0])
+    monkeypatch.setattr(calibrate, "repetition", planted)
+    monkeypatch.setattr(calibrate, "usual_ratio", lambda config: next(usual))
+    rounds = {"samples_ms": {kind: [[1.0 + n / 100] for n in range(12)] for kind in KINDS}, "inference_ms_median": 1.0}
+    monkeypatch.setattr(calibrate, "complete_run", lambda config: dict.fromkeys(calibrate.DEFAULT, rounds))
+    assert calibrate.main(["--repetitions", "3", "--device", "cpu"]) == 0
+    written = json.loads(Path("results/races/calibrate.json").read_text())
+    figures = written["figures"]
+    assert figures["false verdicts"] == pytest.approx(1 / 3)
+    assert figures["planted slowdowns found"] == pytest.approx(2 / 3)
+    assert figures["coefficients_of_variation"] == pytest.approx([0.01, 0.5])
+    assert (written["verdict"], list(written["goals"].values())) == ("short", [False, False, True, True])
+    assert "| verdicts on a copy (false) | 3 | 9 | 33.3% |" in capsys.readouterr().out
+
+
+def test_the_planted_slowdown_is_one() -> None:
+    model = calibrate._Slower(nn.Identity(), 0.5)
+    waits = nn.Identity()
+    waits.register_forward_hook(lambda *_: time.sleep(0.02))
+    model.model = waits
+    start = time.perf_counter()
+    model(torch.zeros(1))
+    assert time.perf_counter() - start >= 0.03
