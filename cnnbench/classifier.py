@@ -163,9 +163,9 @@ class ImageClassifier(L.LightningModule):
             the architecture's own for the recipe, none for an optimizer of the user's.
         label_smoothing: Share of the target that is spread over all classes.
         steps_per_call: Optimizer steps within one call of Lightning's loop; unset, one call is one step. Some tens
-            of them spare small networks most of what Lightning costs, with the same weights at the end; callbacks,
-            the progress bar and the log then see every so many steps. On one device, without gradient clipping or
-            accumulation, not in ``16-mixed``.
+            of them spare small networks most of what Lightning costs, with the same weights at the end; callbacks
+            (such as averages of the weights), the progress bar, the log and ``limit_train_batches`` then see every so
+            many steps as one. On one device, without gradient clipping or accumulation, not in ``16-mixed``.
         compile_mode: Compile the network's training steps with ``torch.compile`` in this mode; unset, not at all. It
             costs half a minute before the first step (on a GPU less) and for each further size of the images, and on a
             CPU pays in float32 for depthwise convolutions. Evaluation is not compiled.
@@ -247,13 +247,13 @@ class ImageClassifier(L.LightningModule):
         self.steps_per_call = steps_per_call
         self.automatic_optimization = steps_per_call is None
         self._logged_step = 0
-        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.val_confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
         self.test_confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
         self._sums = {"train": torch.zeros(3), "val": torch.zeros(2), "test": torch.zeros(2)}
-        self._outcomes: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._step_of_outcomes = 0
+        self._outcomes: list[tuple[int, Tensor, Tensor, Tensor]] = []
         self._random_state: dict[str, Tensor] | None = None
+        self._logged_in_epoch = False
 
     @property
     def display_name(self) -> str:
@@ -306,12 +306,12 @@ class ImageClassifier(L.LightningModule):
     def _loss_and_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         images, labels = batch
         compiled = self._compiled if self.training else None
-        output = (compiled or self)(images.contiguous(memory_format=self._memory_format))
+        output = (compiled or self)(images.contiguous(memory_format=self.memory_format))
         smoothing = self._label_smoothing if self.training else 0.0
         return loss_and_logits(output, labels, smoothing, self.auxiliary_weight)
 
     def setup(self, stage: str) -> None:
-        self.to(memory_format=self._memory_format)
+        self.to(memory_format=self.memory_format)
         self._outcomes.clear()
         if stage == "fit" and self.compile_mode is not None:
             hardware.check_compiler(self.trainer.strategy.root_device)
@@ -336,6 +336,7 @@ class ImageClassifier(L.LightningModule):
         self._sums[phase] = torch.zeros_like(self._sums[phase], device=self.device)
 
     def on_train_epoch_start(self) -> None:
+        self._logged_in_epoch = False
         if self.current_epoch == 0 or self._sums["train"].device != self.device:
             self._start_sums("train")
 
@@ -370,10 +371,8 @@ class ImageClassifier(L.LightningModule):
 
     def _training_loss(self, batch: Batch) -> Tensor:
         loss, logits = self._loss_and_logits(batch)
-        if not self._outcomes:
-            self._step_of_outcomes = self.trainer.global_step
         kept = logits.detach() if self._compiled is None else logits.detach().clone()  # CUDA graphs reuse their memory
-        self._outcomes.append((loss.detach(), kept, batch[1]))
+        self._outcomes.append((self.trainer.global_step + 1, loss.detach(), kept, batch[1]))
         if len(self._outcomes) == _MOST_OUTCOMES:
             self._sum_outcomes()
         return loss
@@ -382,14 +381,14 @@ class ImageClassifier(L.LightningModule):
         """Adds up the steps since the last time, all at once: a step alone is too little work for the device."""
         if not self._outcomes:
             return
-        losses, logits, labels = zip(*self._outcomes, strict=True)
+        steps, losses, logits, labels = zip(*self._outcomes, strict=True)
         self._outcomes.clear()
         finite = torch.stack(losses).isfinite()
         if not finite.all():
             first = int(finite.int().argmin())
             raise DivergedError(
-                f"the loss is {losses[first].item()} at step {self._step_of_outcomes + first + 1}; use a lower "
-                "learning rate; checkpoints from before are kept"
+                f"the loss is {losses[first].item()} at step {steps[first]}; use a lower learning rate; checkpoints "
+                "from before are kept"
             )
         counts = torch.tensor([float(len(found)) for found in labels], device=self.device)
         correct = (torch.cat(logits).argmax(1) == torch.cat(labels)).sum()
@@ -397,16 +396,22 @@ class ImageClassifier(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self._sum_outcomes()
+        if not self._logged_in_epoch and float(self._sums["train"][2]) > 0:  # shorter than an interval of the log
+            self._log_training(on_step=False)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         step, every = self.trainer.global_step, max(self.trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
         if step // every > self._logged_step // every:
             self._logged_step = step
             self._sum_outcomes()
-            loss, correct, count = self._sums["train"].tolist()
-            values = {"train/loss": loss / count, "train/accuracy": correct / count}
-            self.log_dict(values, prog_bar=True, on_step=True, on_epoch=False, batch_size=1)
-            self._start_sums("train")
+            self._log_training(on_step=True)
+
+    def _log_training(self, on_step: bool) -> None:
+        loss, correct, count = self._sums["train"].tolist()
+        values = {"train/loss": loss / count, "train/accuracy": correct / count}
+        self.log_dict(values, prog_bar=True, on_step=on_step, on_epoch=not on_step, batch_size=1)
+        self._logged_in_epoch = True
+        self._start_sums("train")
 
     def _eval_step(self, phase: str, batch: Batch) -> None:
         loss, logits = self._loss_and_logits(batch)
@@ -484,7 +489,7 @@ class ImageClassifier(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Computes class probabilities, (N, K)."""
-        return self(batch[0].contiguous(memory_format=self._memory_format)).float().softmax(1)
+        return self(batch[0].contiguous(memory_format=self.memory_format)).float().softmax(1)
 
     def _time_budget(self) -> TimeBudget | None:
         callbacks = cast(list[L.Callback], self.trainer.callbacks)  # type: ignore[attr-defined]
@@ -497,12 +502,13 @@ class ImageClassifier(L.LightningModule):
 
     def _total_steps(self) -> float:
         """Optimizer steps of the whole training; infinite where only a time ends it."""
-        calls = self.trainer.estimated_stepping_batches  # also opens the loader
-        loader: Any = self.trainer.train_dataloader
-        if self.automatic_optimization or calls == float("inf"):
+        trainer = self.trainer
+        calls = trainer.estimated_stepping_batches  # also opens the loader, where it is needed
+        if self.steps_per_call is None or calls == float("inf") or (trainer.max_epochs or 0) <= 0:
             return calls
-        steps = loader.batches * self.trainer.max_epochs if (self.trainer.max_epochs or 0) > 0 else float("inf")
-        return min(steps, self.trainer.max_steps) if self.trainer.max_steps >= 0 else steps
+        loader: Any = trainer.train_dataloader
+        steps = trainer.max_epochs * min(loader.batches, trainer.num_training_batches * self.steps_per_call)
+        return min(steps, trainer.max_steps) if trainer.max_steps >= 0 else steps
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Builds the recipe's optimizer, or the user's."""

@@ -109,7 +109,7 @@ class External(ImageClassifier):
         """Takes a step with a few images, so that a network that does not fit is refused before anything is spent."""
         training = {module: module.training for module in self.modules()}
         buffers = {buffer: buffer.clone() for buffer in self.buffers()}
-        self.to(memory_format=self._memory_format)
+        self.to(memory_format=self.memory_format)
         try:
             with torch.random.fork_rng(devices=[]):
                 loss, _ = self._logits_of(2, self.train())
@@ -146,7 +146,7 @@ class External(ImageClassifier):
         device = next(self.features.parameters(), torch.empty(0)).device
         images = torch.zeros(count, self.in_channels, self.image_size, self.image_size, device=device)
         labels = torch.zeros(count, dtype=torch.long, device=device)
-        return loss_and_logits(model(images.contiguous(memory_format=self._memory_format)), labels)
+        return loss_and_logits(model(images.contiguous(memory_format=self.memory_format)), labels)
 
 
 def make_classifier(name: str, num_classes: int, in_channels: int, image_size: int, **options: Any) -> ImageClassifier:

@@ -23,7 +23,8 @@ class MuonSGD(torch.optim.Optimizer):
     ``torch.optim.Muon`` is for matrices only; this one takes filters, and can keep their length.
 
     Args:
-        params: Parameters; those with more than two axes are filters, those with two matrices, the rest vectors.
+        params: Parameters; those with more than two axes are filters, those with two matrices, the rest vectors. Groups
+            may not have options of their own.
         lr: Learning rate of the filters, whose update has singular values near 1.
         momentum: Of the filters.
         newton_schulz_steps: Iterations that bring the singular values near 1.
@@ -53,13 +54,16 @@ class MuonSGD(torch.optim.Optimizer):
         rates = {"lr": lr, "matrix_lr": matrix_lr, "vector_lr": vector_lr, "weight_decay": weight_decay}
         for name, value in rates.items():
             if not 0 <= value < float("inf"):
-                raise UserError(f"{name} {value} of MuonSGD must not be negative")
+                raise UserError(f"{name} {value} of MuonSGD must be a number of at least 0")
         for name, value in {"momentum": momentum, "sgd_momentum": sgd_momentum}.items():
             if not 0 <= value < 1:
                 raise UserError(f"{name} {value} of MuonSGD must be in [0, 1)")
         if newton_schulz_steps < 1:
             raise UserError(f"newton_schulz_steps {newton_schulz_steps} of MuonSGD must be at least 1")
         found = list(params)
+        options = {key for group in found if isinstance(group, dict) for key in group if key != "params"}
+        if options:
+            raise UserError(f"MuonSGD makes its own groups; leave out {', '.join(sorted(options))} of the given ones")
         tensors: list[Any] = [p for group in found for p in (group["params"] if isinstance(group, dict) else [group])]
         kinds: dict[str, list[Tensor]] = {"filters": [], "matrices": [], "vectors": []}
         for p in (p for p in tensors if p.requires_grad):

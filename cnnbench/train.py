@@ -225,8 +225,14 @@ class CLI(LightningCLI):
         chosen = self._choose_precision(config.trainer, compiled_depthwise)
         if chosen is not None:
             kwargs["precision"] = config.trainer.precision = chosen[0]
-            _say(f"precision {chosen[0]}: {chosen[1]}")
-            self.save_config_kwargs["choices"] = f"precision {chosen[0]}: {chosen[1]}"
+            choices = f"precision {chosen[0]}: {chosen[1]}; memory format {str(self.model.memory_format)[6:]}"
+            _say(choices)
+            self.save_config_kwargs["choices"] = choices
+        if self.model.steps_per_call is not None:
+            for name, none in (("gradient_clip_val", (None, 0)), ("accumulate_grad_batches", (1,))):
+                value = config.trainer.get(name)
+                if value not in none:
+                    raise UserError(f"trainer.{name} {value} does not go with steps_per_call; leave out one of them")
         self.datamodule.prepare_data()
         self.datamodule.setup()
         folder = _run_folder(config)

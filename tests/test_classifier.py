@@ -177,6 +177,15 @@ def test_steps_within_one_call_give_the_same_weights(precision: str) -> None:
         assert all(torch.equal(alone[name], together[name]) for name in alone)
 
 
+def test_the_rate_ends_at_zero_where_a_limit_counts_calls_of_several_steps() -> None:
+    data = get_data("Synthetic")(train_images=260, test_images=20, batch_size=20, val_fraction=0.0)
+    model = get_model("SimpleCNN")(steps_per_call=3)
+    trainer = _trainer(max_epochs=2, limit_train_batches=2)  # 2 calls of 3 steps, of 13 steps an epoch
+    trainer.fit(model, datamodule=data)
+    assert trainer.global_step == 12
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+
+
 class _Smallest(ImageClassifier):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -271,6 +280,18 @@ def test_a_loss_that_is_no_number_stops_at_its_step_and_keeps_the_checkpoints(tm
     good = torch.load(kept.best_model_path, weights_only=True)
     assert good["global_step"] == 9
     assert all(value.isfinite().all() for value in good["state_dict"].values())
+
+
+def test_the_step_of_a_bad_loss_counts_optimizer_steps_not_batches() -> None:
+    class Spoil(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
+            if trainer.global_step == 2:
+                next(module.parameters()).data.fill_(float("nan"))
+
+    data = get_data("Synthetic")(in_channels=1, train_images=90, test_images=10, batch_size=9, val_fraction=0.0)
+    trainer = _trainer(max_epochs=1, accumulate_grad_batches=3, callbacks=[Spoil()])
+    with pytest.raises(DivergedError, match="the loss is nan at step 3;"):
+        trainer.fit(_small("LeNet5", in_channels=1), datamodule=data)
 
 
 def test_weights_that_are_no_numbers_are_never_kept(tmp_path: Path) -> None:

@@ -119,6 +119,14 @@ QUIET = ["--trainer.enable_progress_bar=false"]
         ("bench --config types.yaml", "batch_size in 'types.yaml'"),
         ("bench --config flag.yaml", "resume in 'flag.yaml': '0' is not true or false"),
         ("test --ckpt_path nowhere.ckpt", "checkpoint 'nowhere.ckpt' does not exist"),
+        (
+            "fit --model LeNet5 --data Synthetic --model.steps_per_call 5 --trainer.gradient_clip_val 1",
+            "trainer.gradient_clip_val 1 does not go with steps_per_call",
+        ),
+        (
+            "fit --model LeNet5 --data Synthetic --model.steps_per_call 5 --trainer.accumulate_grad_batches 2",
+            "trainer.accumulate_grad_batches 2 does not go with steps_per_call",
+        ),
     ],
 )
 def test_bad_input_gives_one_line_and_exit_code_2(
@@ -350,7 +358,8 @@ def test_predict_writes_the_probabilities_of_the_test_images(capsys: pytest.Capt
 def test_a_killed_training_ends_with_the_weights_of_one_that_was_not() -> None:
     options = [*QUIET, "--trainer.max_epochs=60", "--data.augment=true", "--seed_everything=5"]
     assert main([*FIT, *options, "--out=whole"]) == 0
-    process = subprocess.Popen([sys.executable, "-m", "cnnbench", *FIT, *options, "--out=killed"])
+    command = [sys.executable, "-m", "cnnbench", *FIT, *options, "--out=killed"]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())})
     deadline = time.monotonic() + 120
     while not list(Path("killed").rglob("last.ckpt")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
@@ -365,11 +374,37 @@ def test_a_killed_training_ends_with_the_weights_of_one_that_was_not() -> None:
     assert all(torch.equal(value, second["state_dict"][name]) for name, value in first["state_dict"].items())
 
 
+def test_two_processes_train_together_and_leave_one_run() -> None:
+    options = [
+        *QUIET,
+        "--trainer.max_epochs=2",
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+        "--data.val_fraction=0.2",
+    ]
+    command = [sys.executable, "-m", "cnnbench", *FIT, *options]
+    run = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True)
+    assert run.stderr.count("run folder:") == 1
+    (last,) = Path("results").rglob("last.ckpt")
+    steps = 200 * 0.8 / 2 // 32  # batches of the half of the training images that each has
+    assert torch.load(last, weights_only=True)["global_step"] == 2 * steps
+    rows = [row for row in csv.DictReader((last.parents[1] / "metrics.csv").open()) if row["val/accuracy"]]
+    assert len(rows) == 2
+
+
 def test_a_loss_that_is_no_number_fails_without_a_line_of_the_log(capsys: pytest.CaptureFixture) -> None:
     rate = ["--model.optimizer=SGD", "--model.optimizer.lr=1e20", "--trainer.max_epochs=2"]
     assert main([*FIT, *rate, *QUIET]) == 2
     assert re.search(r"cnnbench: the loss is (nan|inf) at step [23];", capsys.readouterr().err)
     assert not list(Path("results").rglob("*.ckpt"))
+
+
+def test_a_run_shorter_than_an_interval_of_the_log_has_its_training_figures() -> None:
+    assert main([*FIT, "--trainer.max_epochs=2", *QUIET]) == 0
+    (path,) = Path("results").rglob("metrics.csv")
+    rows = [row for row in csv.DictReader(path.open()) if row["train/loss"]]
+    assert [int(row["step"]) for row in rows] == [4, 9]
+    assert all(0 <= float(row["train/accuracy"]) <= 1 for row in rows)
 
 
 def test_a_resumed_run_remembers_what_was_best() -> None:

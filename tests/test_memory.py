@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cnnbench import count
+from cnnbench import count, hardware
 from cnnbench.errors import UserError
 from cnnbench.measure import memory
 from cnnbench.measure.memory import training_memory
@@ -85,7 +85,9 @@ def test_activations_grow_with_the_batch() -> None:
 def test_estimate_is_close_to_what_torch_allocates(precision: str) -> None:
     estimate = training_memory(get_model("SimpleCNN")(), (3, 32, 32), 64, precision).peak_bytes
     measured = measure("SimpleCNN", 64, precision, torch.device("cpu"))
-    assert 0.95 < measured["allocated"] / estimate < 1.1
+    # without bfloat16 instructions torch's convolutions work on copies in float32, which the estimate does not have
+    most = 1.1 if precision == "32-true" or hardware.cpu_has_bf16() else 1.5
+    assert 0.95 < measured["allocated"] / estimate < most
     assert measured["resident"] > 0
 
 

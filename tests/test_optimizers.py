@@ -94,10 +94,15 @@ def test_state_survives_a_checkpoint() -> None:
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 6 + 6 + 1  # filters, offsets, classifier
 
 
+def test_groups_with_options_of_their_own_are_refused() -> None:
+    with pytest.raises(UserError, match="MuonSGD makes its own groups; leave out lr"):
+        MuonSGD([{"params": [torch.zeros(2, 2, requires_grad=True)], "lr": 0.1}])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": -1.0}, "lr -1.0 of MuonSGD must not be negative"),
+        ({"lr": -1.0}, "lr -1.0 of MuonSGD must be a number of at least 0"),
         ({"momentum": 1.0}, r"momentum 1.0 of MuonSGD must be in \[0, 1\)"),
         ({"newton_schulz_steps": 0}, "newton_schulz_steps 0"),
     ],

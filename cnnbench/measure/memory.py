@@ -1,8 +1,9 @@
 """What a training step holds in memory, from the shapes alone: nothing is allocated.
 
 The step runs on tensors without values that know their type, so that autocast and autograd do what they would do, while
-the life of every tensor's memory is followed. Operators and autocast are those of the CPU; a GPU keeps a few things
-otherwise, such as masks of dropout. Kernels' workspaces and the allocator's rounding are not in it.
+the life of every tensor's memory is followed. Operators and autocast are those of a CPU with bfloat16 instructions (one
+without keeps copies in float32 for its convolutions in bf16-mixed); a GPU keeps a few things otherwise, such as masks
+of dropout. Kernels' workspaces and the allocator's rounding are not in it.
 """
 
 from __future__ import annotations
