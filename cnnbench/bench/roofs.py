@@ -59,7 +59,7 @@ class Roof(NamedTuple):
 def draw_roofs(
     limits: Mapping[str, Mapping[str, Any]], peaks: Mapping[str, Any], number_format: str, where: str
 ) -> Figure:
-    """Draws a point per network at its batch size, and a smaller one per kind of layer.
+    """Draws a point per network at its batch size, and if these are few a smaller one per kind of layer.
 
     Args:
         limits: By network, of `find_limits`.
@@ -77,7 +77,8 @@ def draw_roofs(
     ax = axes[title]
     scheme = Scheme.of(limits)
     networks = {name: _point(found["inference"], found["inference"]["measured_s"]) for name, found in limits.items()}
-    groups = [(name, g["kind"], *_point(g, g["seconds"])) for name, found in limits.items() for g in _shown(found)]
+    few = {} if scheme.many else limits
+    groups = [(name, g["kind"], *_point(g, g["seconds"])) for name, found in few.items() for g in _shown(found)]
     points = [*networks.values(), *((x, y) for *_, x, y in groups)]
     _axes(ax, points, roof)
     _roof(ax, roof)
@@ -111,7 +112,7 @@ def _shown(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _axes(ax: Axes, points: Sequence[tuple[float, float]], roof: Roof) -> None:
     xs, ys = [x for x, _ in points], [y for _, y in points]
     log_axis(ax, ax.xaxis, [*xs, roof.ridge / 4, roof.ridge * 8], "intensity, FLOP per byte moved", "{:g}".format)
-    log_axis(ax, ax.yaxis, [*ys, roof.flops_per_s * 1.2], "achieved FLOP/s", _rate)
+    log_axis(ax, ax.yaxis, [*ys, 1.2 * max(roof.flops_per_s, *roof.others.values(), 0)], "achieved FLOP/s", _rate)
 
 
 def _roof(ax: Axes, roof: Roof) -> None:
