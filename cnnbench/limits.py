@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cnnbench.measure.peaks import Peaks
     from cnnbench.measure.speed import SpeedConfig, Subject
 
-SHOWN = (("inference", "At {} images"), ("latency", "At 1 image"))
+SHOWN = ("inference", "latency")
 PICTURE = "roofline.png"
 
 
@@ -52,6 +52,21 @@ class Limits:
             "failed": self.failed,
             "picture": str(self.picture) if self.picture else None,
         }
+
+
+def make_folder(out: Path) -> Path:
+    """Makes the folder of the picture, before anything is timed.
+
+    Raises:
+        UserError: It cannot be made or written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out {out} cannot be made: {error.strerror}; give another --out") from error
+    if not os.access(out, os.W_OK):
+        raise UserError(f"out {out} is closed to writing; give another --out")
+    return out
 
 
 def peaks_now(config: SpeedConfig) -> Peaks:
@@ -96,32 +111,31 @@ def _draw(networks: Mapping[str, Any], peaks: Peaks, number_format: str, where: 
 
     buffer = io.BytesIO()
     draw_roofs(networks, peaks.figures(), number_format, where).savefig(buffer, format="png", dpi=160)
-    path = out / PICTURE
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        part = out / f".{PICTURE}.part"
-        part.write_bytes(buffer.getvalue())
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"out {out}: cannot write {PICTURE}: {error.strerror}") from error
+    path, part = out / PICTURE, out / f".{PICTURE}.part"
+    part.write_bytes(buffer.getvalue())
+    os.replace(part, path)
     return path
+
+
+def _images(verdict: Mapping[str, Any]) -> str:
+    return "1 image" if verdict["batch_size"] == 1 else f"{verdict['batch_size']} images"
 
 
 def table(limits: Limits) -> Table:
     """Verdicts of a batch and of one image, with the achieved shares of the peaks."""
     from rich.table import Table
 
-    sizes = {kind: found[kind]["batch_size"] for found in limits.networks.values() for kind, _ in SHOWN}
+    titles = {kind: _images(found[kind]) for found in limits.networks.values() for kind in SHOWN}
     drawn = Table(title="What limits inference", title_justify="left", header_style="bold")
     drawn.add_column("Model", overflow="fold")
-    for kind, title in SHOWN:
-        drawn.add_column(f"{title.format(sizes[kind])}: FLOP/byte", justify="right")
+    for kind in SHOWN:
+        drawn.add_column(f"At {titles[kind]}: FLOP/byte", justify="right")
         for column in ("of peak", "of memory's rate", "of roofline"):
             drawn.add_column(column, justify="right")
         drawn.add_column("Bound")
     for name, found in limits.networks.items():
         cells = []
-        for kind, _ in SHOWN:
+        for kind in SHOWN:
             verdict = found[kind]
             shares = (verdict[f"of_{key}"] for key in ("peak_flops", "peak_bandwidth", "roofline"))
             cells += [f"{verdict['intensity']:.3g}", *(f"{share:.0%}" for share in shares), verdict["bound"]]
@@ -140,8 +154,8 @@ def lines(limits: Limits) -> Iterator[str]:
         f"{short(peaks.bytes_per_s)}B/s{within}"
     )
     for name, found in limits.networks.items():
-        for kind, title in reversed(SHOWN):
-            yield f"{name} {title.format(found[kind]['batch_size']).lower()}: {found[kind]['evidence']}"
+        for kind in reversed(SHOWN):
+            yield f"{name} at {_images(found[kind])}: {found[kind]['evidence']}"
         if found["uncounted"]:
             yield f"{name}: arithmetic not counted: {', '.join(found['uncounted'])}"
     if limits.picture:

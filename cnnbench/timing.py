@@ -60,6 +60,7 @@ def speed(arguments: argparse.Namespace) -> int:
     if arguments.out and not arguments.limits:
         raise UserError("--out is for the picture of --limits; add --limits, or leave it out")
     config = _config(arguments)
+    out = limits.make_folder(arguments.out or DEFAULT_OUT) if arguments.limits else DEFAULT_OUT
     networks = find_networks(arguments)
     subjects = {network.name: _subject(network) for network in networks}
     allocator = hardware.keep_freed_memory()
@@ -69,7 +70,6 @@ def speed(arguments: argparse.Namespace) -> int:
         limited = None
         if before is not None:
             where = f"{hardware.device_name(config.device)}, {config.precision}, {config.batch_size} images"
-            out = arguments.out or DEFAULT_OUT
             limited = limits.find(subjects, figures, config, before, out, where)
     if arguments.json:
         settings = {**vars(config), "device": str(config.device)}

@@ -272,6 +272,9 @@ def test_names_in_the_picture_cover_neither_each_other_nor_a_point() -> None:
 def test_a_folder_for_the_picture_needs_limits(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["speed", "LeNet5", "--out", str(tmp_path)]) == 2
     assert "--out is for the picture of --limits" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["speed", "LeNet5", "--limits", "--out", str(tmp_path / "file" / "folder")]) == 2
+    assert "cannot be made: Not a directory" in capsys.readouterr().err
 
 
 @pytest.mark.gpu
