@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnnbench.count import PIPE_WIDTH, add_network_arguments, find_networks
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from cnnbench.measure.speed import SpeedConfig
     from cnnbench.network import Network
 
+DEFAULT_OUT = Path("results/speed")
 COLUMNS = {
     "Latency ms": "latency_ms_median",
     "p10": "latency_ms_p10",
@@ -40,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "and more if these take longer than 3 s per network; intervals need 6)")  # fmt: skip
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     add("--precision", default="auto", help="auto, 32-true, bf16-mixed or 16-mixed (default: auto)")
+    add("--limits", action="store_true", help="also measure the peaks of this machine, and say what limits each "
+        "network: launching, memory or arithmetic; with a roofline picture")  # fmt: skip
+    add("--out", type=Path, metavar="DIR", help="folder of that picture (default: results/speed)")
     add("--json", action="store_true", help="print one JSON document on stdout")
 
 
@@ -48,41 +53,59 @@ def speed(arguments: argparse.Namespace) -> int:
     import torch
     from rich.console import Console
 
-    from cnnbench import hardware
+    from cnnbench import hardware, limits
     from cnnbench.measure.speed import measure_speed
     from cnnbench.record import environment
 
+    if arguments.out and not arguments.limits:
+        raise UserError("--out is for the picture of --limits; add --limits, or leave it out")
     config = _config(arguments)
+    out = limits.make_folder(arguments.out or DEFAULT_OUT) if arguments.limits else DEFAULT_OUT
     networks = find_networks(arguments)
     subjects = {network.name: _subject(network) for network in networks}
     allocator = hardware.keep_freed_memory()
     with contextlib.redirect_stdout(sys.stderr):  # what a network of the user's prints is not part of the document
+        before = limits.peaks_now(config) if arguments.limits else None
         figures = measure_speed(subjects, config, lambda share, text: print(f"{share:4.0%} {text}", file=sys.stderr))
+        limited = None
+        if before is not None:
+            where = f"{hardware.device_name(config.device)}, {config.precision}, {config.batch_size} images"
+            limited = limits.find(subjects, figures, config, before, out, where)
     if arguments.json:
         settings = {**vars(config), "device": str(config.device)}
         machine = environment(hardware.device_name(config.device), torch.get_num_threads())
         machine["allocator"] = allocator
         rows = [{**_shape(network), **figures[network.name]} for network in networks]
         ratios = _ratios(figures)
-        print(json.dumps({"config": settings, "environment": machine, "networks": rows, "ratios": ratios}, indent=1))
+        document = {"config": settings, "environment": machine, "networks": rows, "ratios": ratios}
+        if limited is not None:
+            document["limits"] = limited.document()
+        print(json.dumps(document, indent=1))
     else:
         console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
         with console.capture() as capture:  # rich would end the process itself when the reader of a pipe does
             console.print(_table(networks, figures))
             if len(networks) > 1:
                 console.print(_ratio_table(networks, figures))
+            if limited is not None and limited.networks:
+                console.print(limits.table(limited))
         print(capture.get(), end="")
         print(
             f"{hardware.device_name(config.device)}, {config.precision}, channels_last; latency at 1 image, throughput "
             f"at {config.batch_size}, a training step (forward, backward, AdamW) at {config.train_batch_size} images; "
             f"medians of {_rounds(figures)} rounds in random order; ratios from paired rounds with 95 % intervals"
         )
+        for line in limits.lines(limited) if limited is not None else ():
+            print(line)
         for reason, names in _suspects(figures).items():
             print(f"suspect ({', '.join(names)}): {reason}")
     failed = {name: found["error"] for name, found in figures.items() if "error" in found}
     for name, reason in failed.items():
         print(f"{name} failed: {reason}", file=sys.stderr)
-    return 1 if failed else 0
+    unlimited = limited.failed if limited is not None else {}
+    for name, reason in unlimited.items():
+        print(f"what limits {name} was not found: {reason}", file=sys.stderr)
+    return 1 if failed or unlimited else 0
 
 
 def _config(arguments: argparse.Namespace) -> SpeedConfig:

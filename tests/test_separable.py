@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from cnnbench.cli import main
-from cnnbench.explain.separable import layer
+from cnnbench.explain.separable import Case, layer, measure
+from cnnbench.measure.peaks import Peaks
 
 
 @pytest.mark.parametrize(("channels", "kernel_size", "standard", "separable"), [(256, 3, 589_824, 67_840)])
@@ -44,7 +45,22 @@ def test_the_tool_counts_and_times(capsys: pytest.CaptureFixture) -> None:
         for kind in ("forward", "training"):
             low, high = case[f"{kind}_ratio_range"]
             assert 0 < low <= case[f"{kind}_ratio"] <= high
+            allowed = case[f"{kind}_roofline_ms"]
+            assert case[f"{kind}_roofline_ratio"] == pytest.approx(allowed[0] / allowed[1])
+            assert min(allowed) > 0
     assert Path("results/explain/separable.png").is_file()
+
+
+@pytest.mark.parametrize(("peaks", "ratio"), [(Peaks({"fp32": 1.0}, 1e12), 0), (Peaks({"fp32": 1e12}, 1.0), 1)])
+def test_the_roofline_predicts_the_ratio_of_its_limit(peaks: Peaks, ratio: int) -> None:
+    """Where arithmetic is slow that of the operations, where memory is slow that of the bytes, counted by hand."""
+    images, n, pixels = 2, 8, 16
+    (case,) = measure([Case(n, 4)], 3, images, 1, torch.device("cpu"), "32-true", peaks)
+    maps, mean = images * n * pixels, images * n
+    operations = [2 * images * pixels * w + maps for w in (9 * n * n, 9 * n + n * n)]  # with the mean of each channel
+    numbers = [2 * maps + 9 * n * n + maps + mean, 4 * maps + 9 * n + n * n + maps + mean]
+    expected = (operations, numbers)[ratio]
+    assert case["forward_roofline_ratio"] == pytest.approx(expected[0] / expected[1])
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 A standard k x k convolution from N to N channels is taken apart into one k x k filter per channel and a 1x1 convolution
 that mixes channels. That leaves 1/N + 1/k² of the weights and of the multiply-adds (Howard et al. 2017, 1704.04861,
-equation 5), but not of the time: the filter per channel does little work for each number that it reads.
+equation 5), but not of the time: the filter per channel does little work for each number that it reads. What that does
+to the time at best is the roofline's to say, which is predicted from the machine's peaks, measured in the same run.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
+from cnnbench.units import short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import nn
+
+    from cnnbench.measure.peaks import Peaks
 
 EXAMPLE = "--channels 32,128 --resolutions 16"
 BOTH = ("standard", "separable")
@@ -64,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def explain(arguments: argparse.Namespace) -> Explanation:
     """Counts and times both kinds of layer over a grid of channels and resolutions."""
     from cnnbench import hardware
+    from cnnbench.measure.peaks import measure_peaks
     from cnnbench.registry import whole_numbers
 
     numbers = [whole_numbers(name, getattr(arguments, name)) for name in ("channels", "resolutions")]
@@ -76,12 +81,20 @@ def explain(arguments: argparse.Namespace) -> Explanation:
             raise UserError(f"{name} {getattr(arguments, name)} must be at least 1")
     device = hardware.choose_device(arguments.device)
     precision, _ = hardware.choose_precision(arguments.precision, device)
-    results = measure(cases, k, arguments.batch_size, arguments.rounds, device, precision)
+    peaks = measure_peaks(device, [precision])
+    results = measure(cases, k, arguments.batch_size, arguments.rounds, device, precision, peaks)
     rows = [
         (
             str(r["channels"]), f"{r['resolution']}x{r['resolution']}", f"{r['params'][0]:,}", f"{r['params'][1]:,}",
             f"{r['params_ratio']:.2f}", f"{r['macs_ratio']:.2f}",
-            *("{:.2f} ({:.2f} to {:.2f})".format(r[f"{n}_ratio"], *r[f"{n}_ratio_range"]) for n in TIMES),
+            *(
+                text
+                for n in TIMES
+                for text in (
+                    "{:.2f} ({:.2f} to {:.2f})".format(r[f"{n}_ratio"], *r[f"{n}_ratio_range"]),
+                    f"{r[f'{n}_roofline_ratio']:.2f}",
+                )
+            ),
         )
         for r in results
     ]  # fmt: skip
@@ -93,20 +106,24 @@ def explain(arguments: argparse.Namespace) -> Explanation:
         "Params ÷",
         "MACs ÷",
         "Forward time ÷",
+        "Roofline ÷",
         "Training time ÷",
+        "Roofline ÷",
     )
     where = f"{hardware.device_name(device)}, {precision}, {arguments.batch_size} images"
     return Explanation(
         {"kernel_size": k, "device": str(device), "precision": precision, "batch_size": arguments.batch_size,
-         "cases": results},
+         "peaks": peaks.figures(), "cases": results},
         [Table(f"Standard over separable, {k}x{k}; {where}", head, rows)],
         [Picture("separable", "Standard over separable convolutions", _caption(results, where), _draw(results, k))],
-        [_sentence(results), "In brackets: 10th percentile of one's times over 90th of the other's, and the reverse."],
+        [_sentence(results), "In brackets: 10th percentile of one's times over 90th of the other's, and the reverse.",
+         "Roofline: the times that the machine's measured peaks of arithmetic and of copying allow, standard over "
+         f"separable; arithmetic {short(peaks.of(precision))}FLOP/s, memory {short(peaks.bytes_per_s)}B/s."],
     )  # fmt: skip
 
 
 def measure(
-    cases: Sequence[Case], kernel_size: int, batch_size: int, rounds: int, device: Any, precision: str
+    cases: Sequence[Case], kernel_size: int, batch_size: int, rounds: int, device: Any, precision: str, peaks: Peaks
 ) -> list[dict[str, Any]]:
     """Counts and times both kinds of layer for every case, all in turns.
 
@@ -114,11 +131,13 @@ def measure(
         Per case parameters and MACs of both, medians of the times of both in milliseconds, and the ratios of standard
         over separable, those of times with a range: the 10th percentile of one over the 90th of the other, and the
         reverse. A training step is forward and backward, with the gradient of the layer's input.
+        ``forward_roofline_ratio`` and ``training_roofline_ratio`` are those of the times that the peaks allow.
     """
     import torch
     from torch import Tensor, nn
 
     from cnnbench.measure.complexity import complexity
+    from cnnbench.measure.roofline import predicted_seconds
     from cnnbench.measure.speed import SpeedConfig, Subject, measure_speed
 
     class Timed(nn.Module):
@@ -168,28 +187,37 @@ def measure(
             found[f"{name}_ms"] = [standard[0], separable[0]]
             found[f"{name}_ratio"] = standard[0] / separable[0]
             found[f"{name}_ratio_range"] = [standard[1] / separable[2], standard[2] / separable[1]]
+            allowed = [
+                predicted_seconds(Timed(kind, case.channels), shape, batch_size, peaks, precision, name == "training")
+                for kind in BOTH
+            ]
+            found[f"{name}_roofline_ms"] = [1e3 * seconds for seconds in allowed]
+            found[f"{name}_roofline_ratio"] = allowed[0] / allowed[1]
         results.append(found)
     return results
 
 
 def _sentence(results: Sequence[Mapping[str, Any]]) -> str:
-    times, macs = (sorted(r[key] for r in results) for key in ("forward_ratio", "macs_ratio"))
+    keys = ("forward_ratio", "macs_ratio", "forward_roofline_ratio")
+    times, macs, allowed = (sorted(r[key] for r in results) for key in keys)
     return (
         f"Forward, the standard layer takes {times[0]:.1f} to {times[-1]:.1f} times the separable one's time, with "
-        f"{macs[0]:.1f} to {macs[-1]:.1f} times its multiply-adds."
+        f"{macs[0]:.1f} to {macs[-1]:.1f} times its multiply-adds; the roofline predicts {allowed[0]:.1f} to "
+        f"{allowed[-1]:.1f} times."
     )
 
 
 def _caption(results: Sequence[Mapping[str, Any]], where: str) -> str:
     return (
         f"How many times more the standard convolution costs than the separable one ({where}). "
-        f"{_sentence(results)} The filter per channel does little work for each number that it reads, so memory, not "
-        "arithmetic, sets its time."
+        f"{_sentence(results)} Dotted is what the machine's peaks of arithmetic and memory allow: it lies below the "
+        "multiply-adds where the filter per channel, with little work for each number that it reads, waits for memory. "
+        "The measured ratio lies lower still where the kernel, or the start of a call, is the limit, not the machine."
     )
 
 
 def _draw(results: Sequence[Mapping[str, Any]], kernel_size: int) -> Figure:
-    """Ratios against channels: multiply-adds as a line, times as points by resolution."""
+    """Ratios against channels: multiply-adds and the roofline's times as lines, times as points by resolution."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullLocator
 
@@ -207,6 +235,9 @@ def _draw(results: Sequence[Mapping[str, Any]], kernel_size: int) -> Figure:
             points = [(r["channels"], r[f"{key}_ratio"]) for r in results if r["resolution"] == resolution]
             style = {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
             ax.plot(*zip(*points, strict=True), label=f"time, maps of {resolution}x{resolution}", **style)
+            points = [(r["channels"], r[f"{key}_roofline_ratio"]) for r in results if r["resolution"] == resolution]
+            ax.plot(*zip(*points, strict=True), color=style["color"], linestyle=":", linewidth=1.4)
+        ax.plot([], [], color="#555555", linestyle=":", linewidth=1.4, label="the same by the roofline")
         ax.axhline(1, color="#b0b0b0", linewidth=0.8)
         ax.set_title(title, loc="left", fontsize=11, fontweight="bold")
         ax.set_xlabel("channels N")

@@ -37,6 +37,8 @@ class Cost(NamedTuple):
     other: int
 
 
+KINDS = ("convolution", "depthwise convolution", "linear", "normalisation", "activation and pooling", "other")
+"""Layers by kind; linear is every matrix product, other are sums of branches, concatenations, casts and copies."""
 Rule = Callable[[Sequence[Any], Any], Cost]
 FREE = Cost(0, 0)
 
@@ -77,6 +79,27 @@ def is_view(operator: torch._ops.OpOverload) -> bool:
     """Whether the result shares memory with an argument without changing it."""
     aliases = [a.alias_info for a in operator._schema.arguments if a.alias_info is not None]
     return bool(aliases) and not any(a.is_write for a in aliases)
+
+
+def moves_data(operator: torch._ops.OpOverload) -> bool:
+    """Whether an operator reads or writes memory: all do but views and those that only set memory aside."""
+    nothing = operator.namespace in ("prim", "profiler") or base_name(operator) in _MEMORY_ALONE
+    return not nothing and not is_view(operator)
+
+
+def kind_of(operator: torch._ops.OpOverload, args: Sequence[Any]) -> str:
+    """What kind of layer an operator makes up, forward or backward; one of `KINDS`."""
+    name = base_name(operator).removesuffix("_data").removesuffix("_backward")
+    if name == "convolution":
+        x, groups = (args[1], args[9]) if base_name(operator) != name else (args[0], args[8])
+        return "depthwise convolution" if groups == x.shape[1] > 1 else "convolution"
+    if "deform_conv" in name:
+        return "convolution"
+    if name in _PRODUCTS:
+        return "linear"
+    if "norm" in name and "vector" not in name:
+        return "normalisation"
+    return "activation and pooling" if "pool" in name or name in _ACTIVATIONS else "other"
 
 
 # A weight is used once at every position that it is applied to, whatever stride, dilation and groups: the positions are
@@ -237,4 +260,14 @@ _FREE = frozenset(
     "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d where masked_fill tril triu "
     "bernoulli uniform normal rand randn rand_like randn_like randint randperm random exponential squeeze unsqueeze "
     "transpose t resize set unbind bitwise_and bitwise_or bitwise_not logical_and logical_or logical_not".split()
+)
+# Neither views by their schema nor reading or writing memory.
+_MEMORY_ALONE = frozenset(
+    "empty empty_like empty_strided new_empty new_empty_strided _unsafe_view _reshape_alias view_as resize set "
+    "lift_fresh".split()
+)
+_ACTIVATIONS = frozenset(
+    "relu relu6 threshold leaky_relu prelu _prelu_kernel elu celu selu gelu silu mish softplus sigmoid tanh hardtanh "
+    "hardswish hardsigmoid clamp clamp_min clamp_max rrelu rrelu_with_noise glu _softmax _safe_softmax _log_softmax "
+    "mean".split()
 )

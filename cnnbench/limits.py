@@ -1,0 +1,162 @@
+"""What limits the networks that `cnnbench speed --limits` times: peaks of the machine, verdicts, table and picture."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cnnbench.errors import UserError
+from cnnbench.units import short
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from cnnbench.measure.peaks import Peaks
+    from cnnbench.measure.speed import SpeedConfig, Subject
+
+SHOWN = ("inference", "latency")
+PICTURE = "roofline.png"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What was found.
+
+    Attributes:
+        peaks: Of the machine, the better of before and after the timing.
+        networks: By name, of `find_limits`.
+        failed: Reasons why a network has none.
+        number_format: Whose roof the picture has.
+    """
+
+    peaks: Peaks
+    networks: Mapping[str, dict[str, Any]]
+    failed: Mapping[str, str]
+    number_format: str
+    picture: Path | None = field(default=None)
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        from cnnbench.measure.bounds import CONVENTION
+
+        return {
+            "convention": CONVENTION,
+            "peaks": self.peaks.figures(),
+            "number_format": self.number_format,
+            "networks": self.networks,
+            "failed": self.failed,
+            "picture": str(self.picture) if self.picture else None,
+        }
+
+
+def make_folder(out: Path) -> Path:
+    """Makes the folder of the picture, before anything is timed.
+
+    Raises:
+        UserError: It cannot be made or written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out {out} cannot be made: {error.strerror}; give another --out") from error
+    if not os.access(out, os.W_OK):
+        raise UserError(f"out {out} is closed to writing; give another --out")
+    return out
+
+
+def peaks_now(config: SpeedConfig) -> Peaks:
+    """The peaks of the device, of all precisions that it is made for and of the one that is timed."""
+    from cnnbench.measure.peaks import hardware_precisions, measure_peaks
+
+    print("peaks of this machine", file=sys.stderr)
+    return measure_peaks(config.device, list(dict.fromkeys([config.precision, *hardware_precisions(config.device)])))
+
+
+def find(
+    subjects: Mapping[str, Subject], figures: Mapping[str, Mapping[str, Any]], config: SpeedConfig, before: Peaks,
+    out: Path, where: str,
+) -> Limits:  # fmt: skip
+    """Finds what limits networks that were timed, and draws it into a folder.
+
+    Args:
+        subjects: By name.
+        figures: Of `measure_speed`.
+        config: How they were timed.
+        before: Peaks from before the timing.
+        out: Folder of the picture.
+        where: Title of the picture.
+    """
+    from cnnbench.measure.bounds import find_limits
+
+    peaks = before.best(peaks_now(config))
+    found, failed = {}, {}
+    for name in (name for name in subjects if "error" not in figures[name]):
+        print(f"what limits {name}", file=sys.stderr)
+        try:
+            found[name] = find_limits(subjects[name], figures[name], config, peaks)
+        except Exception as error:  # whatever a network does wrong is its own failure, not the others'
+            failed[name] = " ".join(str(error).split())
+    number_format = peaks.format_of(config.precision)
+    picture = _draw(found, peaks, number_format, where, out) if found else None
+    return Limits(peaks, found, failed, number_format, picture)
+
+
+def _draw(networks: Mapping[str, Any], peaks: Peaks, number_format: str, where: str, out: Path) -> Path:
+    from cnnbench.bench.roofs import draw_roofs
+
+    buffer = io.BytesIO()
+    draw_roofs(networks, peaks.figures(), number_format, where).savefig(buffer, format="png", dpi=160)
+    path, part = out / PICTURE, out / f".{PICTURE}.part"
+    part.write_bytes(buffer.getvalue())
+    os.replace(part, path)
+    return path
+
+
+def _images(verdict: Mapping[str, Any]) -> str:
+    return "1 image" if verdict["batch_size"] == 1 else f"{verdict['batch_size']} images"
+
+
+def table(limits: Limits) -> Table:
+    """Verdicts of a batch and of one image, with the achieved shares of the peaks."""
+    from rich.table import Table
+
+    titles = {kind: _images(found[kind]) for found in limits.networks.values() for kind in SHOWN}
+    drawn = Table(title="What limits inference", title_justify="left", header_style="bold")
+    drawn.add_column("Model", overflow="fold")
+    for kind in SHOWN:
+        drawn.add_column(f"At {titles[kind]}: FLOP/byte", justify="right")
+        for column in ("of peak", "of memory's rate", "of roofline"):
+            drawn.add_column(column, justify="right")
+        drawn.add_column("Bound")
+    for name, found in limits.networks.items():
+        cells = []
+        for kind in SHOWN:
+            verdict = found[kind]
+            shares = (verdict[f"of_{key}"] for key in ("peak_flops", "peak_bandwidth", "roofline"))
+            cells += [f"{verdict['intensity']:.3g}", *(f"{share:.0%}" for share in shares), verdict["bound"]]
+        drawn.add_row(name, *cells)
+    return drawn
+
+
+def lines(limits: Limits) -> Iterator[str]:
+    """Peaks, evidence and where the picture is, in sentences."""
+    peaks = limits.peaks
+    rates = ", ".join(f"{name} {short(rate)}FLOP/s" for name, rate in peaks.flops_per_s.items())
+    fast = max((rate for _, rate in peaks.cached), default=peaks.bytes_per_s)
+    within = f", within caches up to {short(fast)}B/s" if fast > peaks.bytes_per_s else ""
+    yield (
+        f"peaks measured in this run: {rates}; copying {peaks.copied_bytes / 2**20:,.0f} MiB "
+        f"{short(peaks.bytes_per_s)}B/s{within}"
+    )
+    for name, found in limits.networks.items():
+        for kind in reversed(SHOWN):
+            yield f"{name} at {_images(found[kind])}: {found[kind]['evidence']}"
+        if found["uncounted"]:
+            yield f"{name}: arithmetic not counted: {', '.join(found['uncounted'])}"
+    if limits.picture:
+        yield f"{limits.picture}: achieved against possible, by network and kind of layer"

@@ -1,0 +1,98 @@
+"""What limits timed networks: their loads, peaks and times together, for the command `speed`."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cnnbench.hardware import autocast, synchronise
+from cnnbench.measure import operators
+from cnnbench.measure.peaks import PEAK_CONVENTION, Peaks
+from cnnbench.measure.roofline import TRAFFIC_CONVENTION, Load, Timed, bound, layer_traffic
+from cnnbench.measure.speed import SpeedConfig, Subject
+
+CONVENTION = f"{TRAFFIC_CONVENTION}; {PEAK_CONVENTION}"
+_PASSES = 3
+
+
+def find_limits(
+    subject: Subject, figures: Mapping[str, Any], config: SpeedConfig, peaks: Peaks, graph_s: float | None = None
+) -> dict[str, Any]:
+    """What limits inference of a network, of one image and of a batch.
+
+    Args:
+        subject: The network.
+        figures: Of `measure_speed`, of the same subject and config.
+        config: How it was timed.
+        peaks: Of the machine.
+        graph_s: Time of the batch as a CUDA graph, if there is one.
+
+    Returns:
+        ``latency`` and ``inference``: the `Verdict` of each with ``flops``, ``other_ops`` and ``moved_bytes``;
+        ``groups``: the same numbers for each kind of layer in inference, with ``seconds``, timed operator by operator;
+        ``uncounted``: operators whose arithmetic is missing.
+
+    Raises:
+        UserError: The network cannot be traced.
+    """
+    model = subject.build()
+    shape, precision = subject.image_shape, config.precision
+    one = Timed(layer_traffic(model, shape, 1, precision), figures["latency_ms_median"] / 1e3)
+    many = Timed(layer_traffic(model, shape, config.batch_size, precision), figures["inference_ms_median"] / 1e3)
+    others = (many, one) if config.batch_size > 1 else (None, None)
+    found: dict[str, Any] = {}
+    for name, timed, other, graph in (("latency", one, others[0], None), ("inference", many, others[1], graph_s)):
+        found[name] = {"batch_size": timed.load.batch_size, **_costs(timed.load)}
+        found[name] |= bound(timed, peaks, other, graph).figures()
+    model = model.to(device=config.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    x = torch.randn(config.batch_size, *shape, generator=torch.Generator().manual_seed(config.seed))
+    seconds = seconds_by_kind(model, x.to(config.device, memory_format=torch.channels_last), precision, config.device)
+    found["groups"] = [
+        {"kind": kind, **_costs(part), "intensity": part.intensity, "seconds": seconds.get(kind),
+         "predicted_s": part.seconds(peaks)}
+        for kind, part in many.load.by_kind().items()
+    ]  # fmt: skip
+    return found | {"uncounted": list(many.load.uncounted)}
+
+
+def _costs(load: Load) -> dict[str, int]:
+    return {"flops": load.flops, "other_ops": load.other_ops, "moved_bytes": load.moved_bytes}
+
+
+def seconds_by_kind(model: nn.Module, x: Tensor, precision: str, device: torch.device) -> dict[str, float]:
+    """Times operator after operator of inference, each to its end: the median of a few passes per kind of layer.
+
+    The sum is less than the time of a pass by what lies between operators, and on a GPU more by waiting for each.
+    """
+    passes = []
+    for _ in range(_PASSES + 1):
+        with torch.no_grad(), autocast(precision, device), _Stopwatch(device) as stopwatch:
+            model(x)
+        passes.append(stopwatch.seconds)
+    return {kind: statistics.median(found[kind] for found in passes[1:]) for kind in passes[0]}
+
+
+class _Stopwatch(TorchDispatchMode):
+    """Seconds of operators, by kind of layer."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._device = device
+        synchronise(device)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not operators.moves_data(func):
+            return func(*args, **(kwargs or {}))
+        start = time.perf_counter()
+        out = func(*args, **(kwargs or {}))
+        synchronise(self._device)
+        self.seconds[operators.kind_of(func, args)] += time.perf_counter() - start
+        return out

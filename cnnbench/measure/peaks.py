@@ -1,0 +1,257 @@
+"""What this very machine can do at most: dense products per number format, and copying memory.
+
+A peak is a maximum: of a few sizes, of a few calls each, of matrix products and of a convolution, since the library
+that is the faster at one is not always at the other. It is no data sheet: a network may still be a little above it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+
+from cnnbench.errors import UserError, unknown
+from cnnbench.hardware import PRECISIONS, cpu_has_bf16, synchronise
+
+Key = TypeVar("Key")
+PEAK_CONVENTION = (
+    "peaks are the best of a few calls: dense products with 2 FLOPs per multiply-add, matrix products and a 3x3 "
+    "convolution; copies, bytes read plus bytes written, of memory far larger than the caches, and of less"
+)
+_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_FORMATS = {"32-true": "fp32", "bf16-mixed": "bf16", "16-mixed": "fp16"}
+_SIZES = {"cpu": (512, 1024), "cuda": (2048, 4096, 8192)}
+_CONVOLUTIONS = {"cpu": (8, 128, 28), "cuda": (256, 256, 28)}
+"""Images, channels in and out, pixels of the 3x3 convolution."""
+_LEAST_COPY = {"cpu": 2**27, "cuda": 2**30}
+_SMALL_COPIES = (2**19, 2**21, 2**23, 2**24, 2**25)
+_FEWEST_CALLS = 5
+_CACHES_IN_COPY = 4  # the copied memory is so many times the last cache, if that is known
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Peaks of a device.
+
+    Attributes:
+        flops_per_s: Dense products by number format: ``fp32``, ``tf32``, ``bf16``, ``fp16``.
+        bytes_per_s: Of a copy out of and into memory, read and written bytes together.
+        copied_bytes: Size of what was copied.
+        cached: The same of copies that caches may serve: read and written bytes, and their rate.
+        probes: Every measured rate, FLOP/s, by format and probe.
+        single: Formats that float32 is computed in, as torch's flags are: of convolutions and of matrix products.
+    """
+
+    flops_per_s: Mapping[str, float]
+    bytes_per_s: float
+    copied_bytes: int = 0
+    cached: tuple[tuple[int, float], ...] = ()
+    probes: Mapping[str, float] | None = None
+    single: tuple[str, str] = ("fp32", "fp32")
+
+    def __post_init__(self) -> None:
+        rates = {**self.flops_per_s, "bytes_per_s": self.bytes_per_s, **{f"copy of {n}": r for n, r in self.cached}}
+        wrong = next((f"{name} {rate}" for name, rate in rates.items() if not rate > 0), None)
+        if wrong:
+            raise UserError(f"peak {wrong} must be above 0")
+
+    def format_of(self, precision: str, product: bool = False) -> str:
+        """The number format that convolutions, or matrix products, of a precision are computed in.
+
+        Raises:
+            UserError: The peak of this precision was not measured.
+        """
+        if precision not in _FORMATS:
+            raise unknown("precision", precision, _FORMATS)
+        found = self.single[product] if precision == "32-true" else _FORMATS[precision]
+        if found not in self.flops_per_s:
+            raise UserError(
+                f"the peak of {precision} ({found}) was not measured; there are {', '.join(self.flops_per_s)}"
+            )
+        return found
+
+    def of(self, precision: str, product: bool = False) -> float:
+        """FLOP/s at most, of convolutions or of matrix products."""
+        return self.flops_per_s[self.format_of(precision, product)]
+
+    def ridge(self, precision: str) -> float:
+        """FLOP per byte from which on arithmetic, not memory, is the limit."""
+        return self.of(precision) / self.bytes_per_s
+
+    def seconds_to_move(self, moved_bytes: int) -> float:
+        """The least time to read and write so many bytes in all, from a cache where so much of it fits in."""
+        return moved_bytes / self.rate_of(moved_bytes)
+
+    def rate_of(self, moved_bytes: int) -> float:
+        """Bytes per second of a copy that moves so many: interpolated by the logarithm of size, at least memory's."""
+        ladder = [*sorted(self.cached), (2 * max(self.copied_bytes, 1), self.bytes_per_s)]
+        ladder = [(size, max(rate for _, rate in ladder[index:])) for index, (size, _) in enumerate(ladder)]
+        for (small, fast), (large, slow) in pairwise(ladder):
+            if moved_bytes <= small:
+                return fast
+            if moved_bytes < large:
+                share = math.log(moved_bytes / small) / math.log(large / small)
+                return fast ** (1 - share) * slow**share
+        return self.bytes_per_s
+
+    def best(self, other: Peaks) -> Peaks:
+        """The higher of two measurements of the same device."""
+        mine, theirs = self.probes or {}, other.probes or {}
+        return Peaks(
+            _higher(self.flops_per_s, other.flops_per_s),
+            max(self.bytes_per_s, other.bytes_per_s),
+            max(self.copied_bytes, other.copied_bytes),
+            tuple(_higher(dict(self.cached), dict(other.cached)).items()),
+            _higher(mine, theirs) or None,
+            self.single,
+        )
+
+    def figures(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def _higher(first: Mapping[Key, float], second: Mapping[Key, float]) -> dict[Key, float]:
+    return {name: max(first.get(name, 0.0), second.get(name, 0.0)) for name in (*first, *second)}
+
+
+def measure_peaks(
+    device: torch.device,
+    precisions: Sequence[str] | None = None,
+    sizes: Sequence[int] | None = None,
+    copied_bytes: int | None = None,
+    probe_s: float = 0.08,
+) -> Peaks:
+    """Measures the peaks of a device; about a second on two cores.
+
+    Args:
+        device: Which.
+        precisions: In Lightning's words; unset, all that the device computes in by hardware. ``32-true`` on a CUDA
+            device gives TF32 too.
+        sizes: Rows and columns of the matrices.
+        copied_bytes: Size of what is copied; unset, at least four times the last cache, 128 MiB and on a GPU 1 GiB.
+        probe_s: Seconds for each size and format, beyond five calls.
+
+    Raises:
+        UserError: A precision is unknown or has no use on the device, or a size is below 1.
+    """
+    kind = "cuda" if device.type == "cuda" else "cpu"
+    sizes = _SIZES[kind] if sizes is None else sizes
+    copied_bytes = _beyond_caches(device) if copied_bytes is None else copied_bytes
+    if not sizes or min(*sizes, copied_bytes, 1) < 1:
+        raise UserError(f"sizes {tuple(sizes)} and copied_bytes {copied_bytes} must be at least 1")
+    probes: dict[str, float] = {}
+    best: dict[str, float] = {}
+    with torch.inference_mode():
+        for name in _formats(device, precisions):
+            with _tf32(device, name == "tf32"):
+                found = _products(device, _DTYPES[name], sizes, _CONVOLUTIONS[kind], probe_s)
+            best[name] = max(found.values())
+            probes |= {f"{name}, {probe}": rate for probe, rate in found.items()}
+        bandwidth = _copy_rate(device, copied_bytes, 2 * probe_s)
+        smaller = [size for size in _SMALL_COPIES if size < copied_bytes]
+        cached = tuple((2 * size, _copy_rate(device, size, probe_s / 2)) for size in smaller)
+    return Peaks(best, bandwidth, copied_bytes, cached, probes, _single_formats(device))
+
+
+def hardware_precisions(device: torch.device) -> list[str]:
+    """Precisions that a device computes in by hardware."""
+    if device.type == "cuda":
+        return ["32-true", "bf16-mixed", "16-mixed"]
+    return ["32-true"] + ["bf16-mixed"] * (device.type == "cpu" and cpu_has_bf16())
+
+
+def _formats(device: torch.device, precisions: Sequence[str] | None) -> list[str]:
+    precisions = hardware_precisions(device) if precisions is None else precisions
+    wrong = next((name for name in precisions if name not in _FORMATS), None)
+    if wrong is not None or not precisions:
+        raise unknown("precision", wrong or "", [name for name in PRECISIONS if name != "auto"])
+    if "16-mixed" in precisions and device.type == "cpu":
+        raise UserError("precision '16-mixed' has no fast arithmetic on a CPU; use bf16-mixed or 32-true")
+    formats = [_FORMATS[name] for name in dict.fromkeys(precisions)]
+    return formats + ["tf32"] * ("fp32" in formats and device.type == "cuda")
+
+
+def _single_formats(device: torch.device) -> tuple[str, str]:
+    if device.type != "cuda":
+        return "fp32", "fp32"
+    flags = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    return ("tf32" if flags[0] else "fp32"), ("tf32" if flags[1] else "fp32")
+
+
+@contextlib.contextmanager
+def _tf32(device: torch.device, allowed: bool) -> Iterator[None]:
+    """Inside, a GPU computes float32 in TF32, or does not; the flags are put back."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _products(
+    device: torch.device, dtype: torch.dtype, sizes: Sequence[int], convolution: tuple[int, int, int], probe_s: float
+) -> dict[str, float]:
+    """FLOP/s by probe. Sizes that would take several times as long as a probe may are left out, but for the first."""
+    found: dict[str, float] = {}
+    for n in sorted(sizes):
+        if found and 2 * n**3 / max(found.values()) > 2 * probe_s:
+            break
+        a, b = (_random(device, dtype, n, n) for _ in range(2))
+        out = torch.empty_like(a)
+        seconds = _best_seconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, probe_s)  # type: ignore[misc]
+        found[f"matrix product {n}x{n}"] = 2 * n**3 / seconds
+    images, channels, pixels = convolution
+    flops = 2 * images * pixels**2 * channels**2 * 9
+    if flops / max(found.values()) <= 2 * probe_s:
+        x, w = (
+            _random(device, dtype, images, channels, pixels, pixels),
+            _random(device, dtype, channels, channels, 3, 3),
+        )
+        x, w = (t.contiguous(memory_format=torch.channels_last) for t in (x, w))
+        seconds = _best_seconds(lambda: torch.nn.functional.conv2d(x, w, padding=1), device, probe_s)
+        found[f"convolution 3x3, {channels} channels"] = flops / seconds
+    return found
+
+
+def _random(device: torch.device, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(*shape, generator=generator).to(device, dtype)
+
+
+def _copy_rate(device: torch.device, size: int, probe_s: float) -> float:
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+    return 2 * size / _best_seconds(lambda: target.copy_(source), device, probe_s)
+
+
+def _beyond_caches(device: torch.device) -> int:
+    cache = 0
+    if device.type == "cuda":
+        cache = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)
+    elif "SC_LEVEL3_CACHE_SIZE" in getattr(os, "sysconf_names", {}):
+        cache = os.sysconf("SC_LEVEL3_CACHE_SIZE")
+    return max(_LEAST_COPY["cuda" if device.type == "cuda" else "cpu"], _CACHES_IN_COPY * cache)
+
+
+def _best_seconds(call: Callable[[], object], device: torch.device, limit_s: float) -> float:
+    """The quickest of the calls within some seconds, five at least, after one that does not count."""
+    call()
+    synchronise(device)
+    best, calls, end = float("inf"), 0, time.perf_counter() + limit_s
+    while calls < _FEWEST_CALLS or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        synchronise(device)
+        best, calls = min(best, time.perf_counter() - start), calls + 1
+    return best
