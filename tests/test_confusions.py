@@ -16,7 +16,7 @@ from torchmetrics.functional.classification import multiclass_f1_score, multicla
 from cnnbench.cli import main
 from cnnbench.data.sets import Synthetic
 from cnnbench.errors import UserError
-from cnnbench.explain.confusions import class_figures, confused_pairs, differences
+from cnnbench.explain.confusions import _student_tails, class_figures, confused_pairs, differences, welch
 from cnnbench.record import write_lines
 
 
@@ -63,15 +63,15 @@ def test_networks_of_equal_quality_differ_by_chance_only() -> None:
         rows = [[generator.choices(range(4), [7, 1, 1, 1])[0] for _ in range(250)] for _ in range(4)]
         return [[row.count(j) for j in range(4)] for row in rows]
 
-    wrong = sum(any(d.real for d in differences(drawn(), drawn())) for _ in range(100))
+    wrong = sum(any(d.real for d in differences([drawn()], [drawn()])) for _ in range(100))
     assert wrong <= 14  # the diagonal and the rest of a row depend on each other; 5 expected
 
 
 def test_more_runs_on_the_same_images_make_nothing_surer() -> None:
     """Five runs that agree say of other images what one says: same shares, intervals and p-values."""
     before, after = [[80, 20], [30, 70]], [[70, 30], [32, 68]]
-    five, three = ([[n * r for n in row] for row in m] for m, r in ((before, 5), (after, 3)))
-    assert differences(five, three, (5, 3)) == differences(before, after)
+    five = [[5 * n for n in row] for row in before]
+    assert differences([before] * 5, [after] * 3) == differences([before], [after])
     for one, many in zip(class_figures(before), class_figures(five, 5), strict=True):
         assert (many.images, many[1:]) == (5 * one.images, pytest.approx(one[1:]))
     (one,), (many,) = confused_pairs(before, 1), confused_pairs(five, 1, 5)
@@ -79,21 +79,31 @@ def test_more_runs_on_the_same_images_make_nothing_surer() -> None:
     assert (many.low, many.high) == pytest.approx((one.low, one.high))
 
 
-def test_runs_that_share_their_images_differ_by_chance_only() -> None:
-    """Networks alike in quality, five runs each that agree on 90 % of the images: few comparisons find a difference."""
+def test_networks_alike_whose_trainings_vary_differ_by_chance_only() -> None:
+    """Each of three trainings of each network has its own shares, some points apart, of 1,000 images a class: with the
+    draw of images alone nearly every comparison would find a difference."""
     generator = random.Random(0)
 
-    def five_runs() -> list[list[int]]:
-        counts = [[0] * 4 for _ in range(4)]
+    def training() -> list[list[int]]:
+        rows = []
         for true in range(4):
-            for _ in range(200):  # what all runs make of this image, mostly
-                usual = true if generator.random() < 0.7 else generator.randrange(4)
-                for _ in range(5):
-                    counts[true][usual if generator.random() < 0.9 else generator.randrange(4)] += 1
-        return counts
+            weights = [0.7 if j == true else 0.1 for j in range(4)]
+            weights = [max(w + generator.gauss(0, 0.04), 0.01) for w in weights]
+            drawn = generator.choices(range(4), weights, k=1000)
+            rows.append([drawn.count(j) for j in range(4)])
+        return rows
 
-    wrong = sum(any(d.real for d in differences(five_runs(), five_runs(), (5, 5))) for _ in range(100))
-    assert wrong <= 14  # 5 expected at most; as 1,000 images a class, which they are not, it were some 85
+    pairs = [([training() for _ in range(3)], [training() for _ in range(3)]) for _ in range(60)]
+    assert sum(any(d.real for d in differences(*pair)) for pair in pairs) <= 8  # 3 expected, cells depend on each other
+    assert sum(any(d.real for d in differences(a[:1], b[:1])) for a, b in pairs) > 40  # and so the words say
+
+
+def test_welch_and_students_tails() -> None:
+    """Tables of Student's distribution; the last by mpmath's regularised incomplete beta function."""
+    for t, freedom, tails in ((12.706, 1, 0.05), (4.303, 2, 0.05), (2.228, 10, 0.05), (3.169, 10, 0.01)):
+        assert _student_tails(t, freedom) == pytest.approx(tails, rel=1e-3)
+    assert welch([1, 2, 3, 4], [2, 4, 6, 8, 10]) == pytest.approx(0.0691336, rel=1e-4)
+    assert (welch([1, 1], [1, 1]), welch([1, 1], [2, 2])) == (1.0, 0.0)
 
 
 def test_other_settings_are_another_network(capsys: pytest.CaptureFixture) -> None:
@@ -128,14 +138,14 @@ def test_predictions_of_other_images_are_refused(capsys: pytest.CaptureFixture) 
 def test_a_planted_difference_is_found_and_comes_first() -> None:
     before = [[900, 50, 50], [50, 900, 50], [50, 50, 900]]
     after = [[800, 150, 50], [50, 900, 50], [50, 50, 900]]
-    found = differences(before, after)
+    found = differences([before], [after])
     assert [(d.true, d.predicted) for d in found if d.real] in ([(0, 0), (0, 1)], [(0, 1), (0, 0)])
     assert all(d.p_value == 1 for d in found if not d.real)
     # z of 50 against 150 in 1000 is 10 / sqrt(2 * 0.1 * 0.9 * 10) = 7.45; its two tails are 9e-14
     (cell,) = [d for d in found if (d.true, d.predicted) == (0, 1)]
     assert cell.p_value == pytest.approx(9e-14, rel=0.1)
     with pytest.raises(UserError, match="2 and 3 classes"):
-        differences([[1, 0], [0, 1]], before)
+        differences([[[1, 0], [0, 1]]], [before])
 
 
 def test_seeds_are_added_up_and_two_networks_compared(capsys: pytest.CaptureFixture) -> None:
@@ -163,7 +173,7 @@ def test_images_come_from_a_checkpoint_or_from_its_predictions(capsys: pytest.Ca
     capsys.readouterr()
     assert main(["explain", "confusions", f"--ckpt_path={path}", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert "results/explain/mistakes.png" in found["pictures"]
+    assert "results/explain/mistakes.png" in [p["file"] for p in found["pictures"]]
     (network,) = found["networks"]
     assert sum(map(sum, network["confusion_matrix"])) == 2000
     assert main(["predict", f"--ckpt_path={path}", "--trainer.precision=32-true", *quiet]) == 0

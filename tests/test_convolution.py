@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from PIL import Image
 
 from cnnbench.cli import main
 from cnnbench.errors import UserError
+from cnnbench.explain import run
 from cnnbench.explain.convolution import (
     ALGORITHMS,
     EDGE,
     Settings,
+    _growth,
     conv2d,
     crossover,
     multiply_adds,
@@ -148,3 +151,29 @@ def test_bad_options_are_one_line(options: list[str], words: str, capsys: pytest
 def test_images_of_any_type_are_computed_in_floating_point() -> None:
     image = np.full((1, 1, 3, 3), 255, dtype=np.uint8)
     assert conv2d(image, np.full((1, 1, 3, 3), 200, dtype=np.uint8)).item() == 9 * 255 * 200
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "The kernel subtracts left from right, so it answers at vertical edges"),
+        (["--convolve"], "The kernel, flipped, subtracts right from left, so"),
+        (["--dilation", "3"], "at the places of this stride and dilation it answers 0"),
+    ],
+)
+def test_the_caption_says_what_is_seen(options: list[str], words: str) -> None:
+    assert words in run("convolution", [*options, "--rounds", "0"]).pictures[0].caption
+
+
+def test_the_strip_has_only_steps_that_there_are() -> None:
+    strip = run("convolution", ["--dilation", "3", "--rounds", "0"]).pictures[1].image
+    assert isinstance(strip, Figure)
+    assert [ax.get_title() for ax in strip.axes if ax.get_title()] == ["place 1 of 1"]
+
+
+def test_the_race_says_what_it_measured() -> None:
+    """Times as if by hand: from 3x3 to 9x9, nine times the weights, im2col takes 9 times as long, the FFT 2 times."""
+    times = {"FFT": {"16,3": [1.0], "16,9": [2.0]}, "im2col": {"16,3": [1.0], "16,9": [9.0]}}
+    assert _growth(times, 16, [3, 9]).startswith(
+        "From 3x3 to 9x9 the kernel has 9 times as many weights; im2col's time becomes 9.0 times as long, the FFT's 2.0"
+    )

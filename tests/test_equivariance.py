@@ -225,7 +225,7 @@ def test_the_tool_trains_two_networks_that_share_all_but_the_blur(capsys: pytest
     assert [n["model"] for n in found["networks"]] == ["SimpleCNN(dropout=0.0)", "with BlurPool"]
     assert found["train_steps"] >= 1
     assert {n["val_images"] for n in found["networks"]} == {60}
-    assert [Path(p).name for p in found["pictures"]] == [
+    assert [Path(p["file"]).name for p in found["pictures"]] == [
         "equivariance_maps.png", "equivariance_layers.png", "equivariance_accuracy.png"
     ]  # fmt: skip
     middle = [n["consistency"][axis][2]["value"] for n in found["networks"] for axis in ("across", "down")]

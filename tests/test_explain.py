@@ -24,7 +24,8 @@ def test_every_tool_is_a_module_and_says_how_it_is_used(capsys: pytest.CaptureFi
     modules = {p.stem for p in Path(explain.__file__).parent.glob("*.py")}
     assert {name.replace("-", "_") for name in explain.TOOLS} <= modules
     assert main(["explain"]) == 0
-    assert all(f"  {name} " in capsys.readouterr().out for name in [next(iter(explain.TOOLS))])
+    listed = capsys.readouterr().out
+    assert all(f"  {name} " in listed for name in explain.TOOLS)
     for name in explain.TOOLS:
         with pytest.raises(SystemExit) as ended:
             main(["explain", name, "--help"])
@@ -45,6 +46,15 @@ def test_tools_and_options_are_shown_without_torch() -> None:
         (["kernels", "--size", "4"], "must be odd"),
         (["kernels", "--kernels", "sobel"], "unknown filter 'sobel'"),
         (["kernels", "nothing.png"], "cannot read image 'nothing.png'"),
+        (["kernels", "--size", "1"], "size 1 of a cross is too small"),
+        (["parameters", "--out", "/dev/null"], "'/dev/null' is a file; name a folder with --out"),
+        (["parameters", "--out", "/dev/null/sub"], "'/dev/null' is a file; name a folder with --out"),
+        (["parameters", "--out", "/proc/none"], "cannot write to '/proc/none'"),
+        (["convolution", "--padding", "30"], "padding 30 gives 65x65 places"),
+        (
+            ["convolution", "--sizes", "8,16", "--kernels", "3,31"],
+            "kernel 31 of the race is larger than its largest image",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -61,11 +71,20 @@ def test_json_has_the_numbers_and_the_files(tmp_path: Path, capsys: pytest.Captu
     Image.effect_noise((40, 30), 50).save(tmp_path / "noise.png")
     assert main(["explain", "kernels", str(tmp_path / "noise.png"), "--out", "pictures", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["pictures"] == ["pictures/kernels.png"]
+    assert [p["file"] for p in document["pictures"]] == ["pictures/kernels.png"]
     assert document["kernels"]["sobel_x"] == [[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]
     with Image.open("pictures/kernels.png") as image:
         assert image.format == "PNG"
     assert len(list(Path("pictures").iterdir())) == 1
+
+
+def test_captions_are_printed_and_in_the_document(capsys: pytest.CaptureFixture) -> None:
+    assert main(["explain", "parameters"]) == 0
+    assert "Four layers that make the same 32 maps" in capsys.readouterr().out
+    assert main(["explain", "parameters", "--json"]) == 0
+    (picture,) = json.loads(capsys.readouterr().out)["pictures"]
+    assert picture["file"] == "results/explain/parameters.png"
+    assert picture["caption"].startswith("Four layers")
 
 
 def test_frames_become_an_animation(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from cnnbench.explain.fields import (
     chosen_fields,
     coverage,
     effective_fields,
+    first_without_field,
     gaussian_fit,
     largest_gap,
     layer_fields,
@@ -80,6 +82,18 @@ def test_torchvision_networks_see_what_is_measured(name: str, size: int | None) 
     assert all(found.agrees for found in measured.values())
     if size is not None:
         assert max(max(found.size) for found in measured.values()) == size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", torchvision.models.list_models(module=torchvision.models))
+def test_every_network_of_torchvision_sees_what_is_measured(name: str) -> None:
+    network = get_network(f"torchvision:{name}")
+    model = build_without_values(network.build)[0]
+    local = layer_fields(model, network.image_shape)
+    if not local:
+        pytest.skip(first_without_field(model, network.image_shape) or "no maps")
+    chosen = chosen_fields(local, None, 10)
+    assert all(found.agrees for found in measure_fields(model, network.image_shape, chosen).values())
 
 
 @pytest.mark.parametrize(("name", "size"), [("ResNet50", 483), ("ResNet101", 1027), ("ResNet152", 1507)])
@@ -329,7 +343,7 @@ def test_the_command_draws_a_network_and_stacks(capsys: pytest.CaptureFixture[st
     options = "SimpleCNN --in_channels 1 --image_size 28 --samples 2 --dilations 2,2,2 --json"
     assert main(["explain", "receptive-field", *options.split()]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["pictures"] == [
+    assert [p["file"] for p in document["pictures"]] == [
         f"results/explain/{name}.png" for name in ("receptive_field", "receptive_field_growth", "dilated_coverage")
     ]
     assert [layer["size"] for layer in document["layers"]] == [[s, s] for s in (3, 4, 8, 10, 18, 22)]

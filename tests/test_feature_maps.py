@@ -462,7 +462,7 @@ def test_the_command_draws_everything(capsys: pytest.CaptureFixture) -> None:
     options = ["SimpleCNN", "--data", "Synthetic", "--image_size", "28", "--index", "2", "--patches", "3"]
     assert main(["explain", "feature-maps", *options, "--images", "40", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert [Path(p).name for p in document["pictures"]] == [
+    assert [Path(p["file"]).name for p in document["pictures"]] == [
         "feature-maps.png", "grad-cam.png", "grad-cam-check.png", "top-patches.png",
     ]  # fmt: skip
     assert [layer["shape"] for layer in document["layers"]] == [[32, 28, 28], [64, 14, 14], [64, 7, 7]]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import ImageFilter
 
+from cnnbench.cli import main
 from cnnbench.errors import UserError
 from cnnbench.explain.kernels import apply, bank, binomial, box, cross, gaussian, grey, magnitude, wrapped_share
+from cnnbench.explain.pictures import limits
+from cnnbench.explain.subjects import read_photo
 
 SQUARES = np.arange(25.0).reshape(5, 5) ** 2
 
@@ -82,13 +87,16 @@ def test_sums_keep_or_remove_even_ground() -> None:
         np.testing.assert_allclose(apply(flat, kernel.values), expected, atol=1e-12, err_msg=name)
 
 
-def test_pillow_sharpens_and_embosses_alike() -> None:
-    """Pillow's box of 5x5 is one more implementation by correlation."""
+def test_pillow_filters_alike() -> None:
+    """Pillow's is one more implementation by correlation."""
     from PIL import Image
 
     photo = np.random.default_rng(1).integers(0, 256, (20, 20), dtype=np.uint8)
-    theirs = np.asarray(Image.fromarray(photo).filter(ImageFilter.Kernel((5, 5), [1] * 25)))
-    np.testing.assert_allclose(apply(photo, box(5))[2:-2, 2:-2], theirs[2:-2, 2:-2], atol=0.51)
+    for name, kernel in (("box", box(5)), *((n, bank()[n].values) for n in ("sharpen", "emboss", "binomial_5"))):
+        size, flat = kernel.shape, kernel[::-1].flatten().tolist()  # Pillow's kernel begins with its lowest row
+        theirs = np.asarray(Image.fromarray(photo).filter(ImageFilter.Kernel(size, flat, 1)))
+        ours = np.clip(apply(photo, kernel), 0, 255)
+        np.testing.assert_allclose(ours[2:-2, 2:-2], theirs[2:-2, 2:-2], atol=0.51, err_msg=name)
 
 
 def test_the_cross_detector_prefers_crosses() -> None:
@@ -108,6 +116,36 @@ def test_eight_bits_are_not_enough_for_edges() -> None:
     exact = apply(photo, bank()["sobel_x"].values)
     wrapped = np.mean(exact.astype(np.int64).astype(np.uint8) != exact)
     assert wrapped_share(photo, bank()["sobel_x"].values) == wrapped > 0.4
+
+
+def test_a_flat_image_has_no_answers() -> None:
+    """What is left of zeros by rounding is not drawn as an answer."""
+    assert limits(np.full((4, 4), 3e-17), "signed") == (-1, 1)
+
+
+def test_photos_are_read_whole(tmp_path: Path) -> None:
+    from PIL import Image
+
+    values = np.arange(0, 65536, 4096, dtype=np.uint16).reshape(4, 4)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(read_photo(tmp_path / "deep.png")[..., 0], np.round(values / 257))
+    clear = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    clear.putpixel((1, 0), (10, 20, 30, 255))
+    clear.save(tmp_path / "clear.png")
+    assert read_photo(tmp_path / "clear.png").tolist() == [[[255, 255, 255], [10, 20, 30]]]
+    turned = Image.new("RGB", (6, 3), "red")
+    exif = turned.getexif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    assert read_photo(tmp_path / "turned.jpg").shape == (6, 3, 3)
+
+
+def test_thin_photos_are_filtered_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from PIL import Image
+
+    Image.new("L", (2000, 1)).save(tmp_path / "thin.png")
+    assert main(["explain", "kernels", str(tmp_path / "thin.png")]) == 2
+    assert "too small for a 3x3 filter" in capsys.readouterr().err
 
 
 def test_colour_images_are_filtered_by_channel() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from cnnbench.cli import main
-from cnnbench.explain.parameters import Cost, costs
+from cnnbench.explain.parameters import Cost, costs, stacked
 
 
 def _by_kind(*arguments: int) -> dict[str, Cost]:
@@ -89,3 +89,9 @@ def test_the_tool_says_what_compares(capsys: pytest.CaptureFixture) -> None:
 def test_what_is_impossible_is_refused(option: str, words: str, capsys: pytest.CaptureFixture) -> None:
     assert main(["explain", "parameters", "--image_size=4", "--padding=0", option]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_two_small_kernels_save_only_where_channels_stay() -> None:
+    """By hand: 64 to 64 channels 73,728 for 102,400 weights, 3 to 64 channels 38,592 for 4,800."""
+    assert stacked(64, 64) == (73_728, 102_400)
+    assert stacked(3, 64) == (38_592, 4_800)

@@ -302,7 +302,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert document["params"] == 93_322
     shapes = [tuple(row["shape"]) for row in document["layers"]]
     assert document["memory_bytes"] == 4 * sum(int(np.prod(shape)) for shape in shapes)
-    assert document["pictures"] == ["results/explain/sizes.png"]
+    assert [p["file"] for p in document["pictures"]] == ["results/explain/sizes.png"]
 
 
 @pytest.mark.parametrize(

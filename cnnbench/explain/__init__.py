@@ -11,13 +11,15 @@ import argparse
 import contextlib
 import importlib
 import json
+import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cnnbench.errors import unknown
+from cnnbench.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,6 +39,7 @@ TOOLS = {
 }
 """Tools in the course's order, with what they show. Their modules have underscores for dashes."""
 PIPE_WIDTH = 160
+CAPTION_WIDTH = 110
 
 
 class Table(NamedTuple):
@@ -150,17 +153,39 @@ def main(arguments: Sequence[str], make_parser: Callable[..., Any]) -> int:
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     options = parser.parse_args(arguments[1:])
+    check_folder(options.out)
     with contextlib.redirect_stdout(sys.stderr):  # what a network of the user's prints is not part of the document
         explanation = tool(name).explain(options)
-        paths = [write_picture(picture, options.out) for picture in explanation.pictures]
+        try:
+            paths = [write_picture(picture, options.out) for picture in explanation.pictures]
+        except OSError as error:
+            raise UserError(f"cannot write to '{options.out}': {error}; name another folder with --out") from error
     if options.json:
-        document = explanation.numbers | {"pictures": [str(path) for path in paths]}
+        pictures = [
+            {"file": str(path), "title": picture.title, "caption": picture.caption}
+            for path, picture in zip(paths, explanation.pictures, strict=True)
+        ]
+        document = explanation.numbers | {"pictures": pictures}
         print(json.dumps(document, indent=1, ensure_ascii=False))
     else:
         _print_tables(explanation)
         for path, picture in zip(paths, explanation.pictures, strict=True):
             print(f"{path}: {picture.title}")
+            print(textwrap.fill(picture.caption, CAPTION_WIDTH, initial_indent="  ", subsequent_indent="  "))
     return 0
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses a folder for pictures that cannot be one, before anything is computed.
+
+    Raises:
+        UserError: It, or what it lies in, is a file, or cannot be written to.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"'{there}' is a file; name a folder with --out")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"'{there}' cannot be written to; name another folder with --out")
 
 
 def write_picture(picture: Picture, folder: Path) -> Path:

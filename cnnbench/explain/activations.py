@@ -129,8 +129,8 @@ def outputs(model: nn.Module, image_shape: Sequence[int]) -> dict[str, tuple[int
 
 
 def is_map(shape: Sequence[int]) -> bool:
-    """Whether an output is maps, (C, H, W), of several positions. Images are square here, and so are maps of them."""
-    return len(shape) == 3 and shape[1] == shape[2] > 1
+    """Whether an output is maps, (C, H, W), of several positions."""
+    return len(shape) == 3 and shape[1] * shape[2] > 1
 
 
 def stages(model: nn.Module, image_shape: Sequence[int]) -> list[str]:
@@ -144,6 +144,9 @@ def stages(model: nn.Module, image_shape: Sequence[int]) -> list[str]:
     """
     shapes = outputs(model, image_shape)
     modules = dict(model.named_modules())
+    square = {name: shape if is_map(shape) and shape[1] == shape[2] else () for name, shape in shapes.items()}
+    if any(square.values()):  # maps of square images mostly are, and rows of vectors, (H, W, C), are not
+        shapes = square
     parts = sorted(_parts("", modules, shapes), key=list(shapes).index)
     ends = []
     for _, stage in groupby(parts, key=lambda name: shapes[name][1:]):
@@ -159,7 +162,7 @@ def _parts(name: str, modules: dict[str, nn.Module], shapes: dict[str, tuple[int
     """Names of the parts of a module that put out maps; of itself where it is one part."""
     shape = shapes.get(name, ())
     prefix = f"{name}." if name else ""
-    inside = {s[1] for n, s in shapes.items() if n.startswith(prefix) and is_map(s)}
+    inside = {s[1:] for n, s in shapes.items() if n.startswith(prefix) and is_map(s)}
     many = len(inside) > 2  # a block changes the resolution once at most
     children = [prefix + child for child, _ in modules[name].named_children()]
     if is_map(shape) and not (children and (many or type(modules[name]) is nn.Sequential)):
@@ -176,7 +179,7 @@ def check_layers(model: nn.Module, image_shape: Sequence[int], names: Sequence[s
         UserError: One of them; the message has the layers that are near it, or the ends of the stages.
     """
     shapes = outputs(model, image_shape)
-    maps = [name for name, shape in shapes.items() if len(shape) == 3 and shape[1] * shape[2] > 1]
+    maps = [name for name, shape in shapes.items() if is_map(shape)]
     for name in names:
         if name in maps:
             continue

@@ -2,8 +2,8 @@
 
 Records have integer counts, so everything but the images comes from them alone. Runs of the same network on the same
 data with the same settings are added up. Intervals are 95 % Wilson score intervals (Wilson 1927) for the images as
-drawn. All runs see the same test images, so intervals and tests take the mean counts of one run: a further run brings
-no further images. They do not hold the chance in training.
+drawn. All runs see the same test images, so intervals take the mean counts of one run: a further run brings no further
+images. Trainings differ by chance too, and only several of each network show by how much.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -40,15 +41,22 @@ class Matrix(NamedTuple):
         name: Of the network.
         label: Of the data.
         classes: Their names.
-        counts: Rows are true classes, columns predictions.
-        seeds: Trainings that are added up; a seed that was trained twice counts twice.
+        runs: Counts of each training, a seed that was trained twice twice; rows are true classes, columns predictions.
     """
 
     name: str
     label: str
     classes: Sequence[str]
-    counts: list[list[int]]
-    seeds: int = 1
+    runs: Sequence[list[list[int]]]
+
+    @property
+    def counts(self) -> list[list[int]]:
+        """Of all trainings together."""
+        return [[sum(cell) for cell in zip(*rows, strict=True)] for rows in zip(*self.runs, strict=True)]
+
+    @property
+    def seeds(self) -> int:
+        return len(self.runs)
 
     @property
     def title(self) -> str:
@@ -85,7 +93,7 @@ class Pair(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """How two networks differ in a cell: shares of the true class, and whether by more than chance."""
+    """How two networks differ in a cell: mean shares of the true class, and whether by more than chance."""
 
     true: int
     predicted: int
@@ -124,36 +132,62 @@ def confused_pairs(counts: Counts, limit: int, runs: int = 1) -> list[Pair]:
     return sorted(pairs, key=lambda p: (-p.images, p.first, p.second))[:limit]
 
 
-def differences(first: Counts, second: Counts, runs: tuple[int, int] = (1, 1)) -> list[Difference]:
+def differences(first: Sequence[Counts], second: Sequence[Counts]) -> list[Difference]:
     """Where two networks differ in what they take the images of a class for, the largest difference first.
 
-    Every cell with enough images has a two-proportion z test; over all cells the rate of false discoveries is held at
-    5 % (Benjamini and Hochberg 1995). Both saw the same images, which counts do not show, so the test is cautious where
-    they err on the same ones. Of several runs it takes the mean counts.
+    Every cell with enough images has a two-proportion z test of the mean counts, for the draw of images. Both saw the
+    same images, which counts do not show, so it is cautious where they err on the same ones. Where both have several
+    trainings, Welch's t test (Welch 1947) of the shares in each training stands beside it, and the larger p counts;
+    with one training of a network its chance is not known. Over all cells the rate of false discoveries is held at
+    5 % (Benjamini and Hochberg 1995).
 
     Args:
-        first: Counts of all runs of a network.
+        first: Counts of each training of a network.
         second: Those of another.
-        runs: How many runs each of them has.
 
     Raises:
         UserError: The matrices are of different sizes.
     """
-    if len(first) != len(second):
-        raise UserError(f"the networks have {len(first)} and {len(second)} classes; compare those of the same data")
-    one, other = ([[n / r for n in row] for row in m] for m, r in zip((first, second), runs, strict=True))
+    if len(first[0]) != len(second[0]):
+        raise UserError(
+            f"the networks have {len(first[0])} and {len(second[0])} classes; compare those of the same data"
+        )
+    one, other = ([[statistics.fmean(cell) for cell in zip(*rows, strict=True)] for rows in zip(*runs, strict=True)]
+                  for runs in (first, second))  # fmt: skip
     cells = [(i, j) for i in range(len(one)) for j in range(len(one)) if one[i][j] + other[i][j] >= FEWEST]
     tested = []
     for i, j in cells:
         (a, n), (b, m) = (one[i][j], sum(one[i])), (other[i][j], sum(other[i]))
         pooled = (a + b) / (n + m)
         error = math.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
-        z = (a / n - b / m) / error if error else 0.0
-        tested.append(Difference(i, j, a / n, b / m, math.erfc(abs(z) / math.sqrt(2)), False))
+        p = math.erfc(abs(a / n - b / m) / error / math.sqrt(2)) if error else 1.0
+        if min(len(first), len(second)) > 1:
+            p = max(p, welch([run[i][j] / n for run in first], [run[i][j] / m for run in second]))
+        tested.append(Difference(i, j, a / n, b / m, p, False))
     tested.sort(key=lambda d: d.p_value)
     real = max((k for k, d in enumerate(tested, 1) if d.p_value <= FALSE_SHARE * k / len(tested)), default=0)
     marked = [d._replace(real=k < real) for k, d in enumerate(tested)]
     return sorted(marked, key=lambda d: -abs(d.first - d.second))
+
+
+def welch(first: Sequence[float], second: Sequence[float]) -> float:
+    """Two-sided p of Welch's t test: that means of normal values with these variances lie as far apart by chance."""
+    parts = [statistics.variance(values) / len(values) for values in (first, second)]
+    distance = abs(statistics.fmean(first) - statistics.fmean(second))
+    if sum(parts) == 0:
+        return 1.0 if distance == 0 else 0.0
+    freedom = sum(parts) ** 2 / sum(v**2 / (len(x) - 1) for v, x in zip(parts, (first, second), strict=True))
+    return _student_tails(distance / math.sqrt(sum(parts)), freedom)
+
+
+def _student_tails(t: float, freedom: float) -> float:
+    """Both tails of Student's distribution beyond t, by Simpson's rule over the angle whose tangent is t / sqrt(n)."""
+    start, steps = math.atan(t / math.sqrt(freedom)), 2000
+    width = (math.pi / 2 - start) / steps
+    weights = (1 if k in (0, steps) else 4 if k % 2 else 2 for k in range(steps + 1))
+    total = sum(w * abs(math.cos(start + k * width)) ** (freedom - 1) for k, w in enumerate(weights))
+    constant = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
+    return min(1.0, 2 * constant * total * width / 3)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -228,9 +262,8 @@ def _from_records(arguments: argparse.Namespace) -> list[Matrix]:
         records = [r for r in records if getattr(r, key) in split_names(asked)]
     found = []
     for entry in contenders(records):
-        matrices = [r.confusion_matrix or [] for r in entry.records]
-        added = [[sum(cell) for cell in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
-        found.append(Matrix(entry.name, entry.label, entry.records[0].data["class_names"], added, len(matrices)))
+        runs = [r.confusion_matrix or [] for r in entry.records]
+        found.append(Matrix(entry.name, entry.label, entry.records[0].data["class_names"], runs))
     return found
 
 
@@ -267,7 +300,7 @@ def _from_images(arguments: argparse.Namespace) -> tuple[Matrix, Picture]:
     predicted = probabilities.argmax(1)
     k = data.num_classes
     counts = torch.bincount(labels * k + predicted, minlength=k * k).reshape(k, k).tolist()
-    matrix = Matrix(name, data.label, data.class_names, counts)
+    matrix = Matrix(name, data.label, data.class_names, [counts])
     return matrix, _worst_images(matrix, images, labels, probabilities, arguments.pairs)
 
 
@@ -346,8 +379,8 @@ def _describe(matrix: Matrix, limit: int, explanation: Explanation) -> None:
     )
     if matrix.seeds > 1:
         explanation.remarks.append(
-            f"{matrix.title}; all runs saw the same {total:,.0f} test images, so intervals and tests are those of one "
-            "run, without the chance in training."
+            f"{matrix.title}; all runs saw the same {total:,.0f} test images, so intervals are those of one run, "
+            "without the chance in training."
         )
     number = len(explanation.numbers["networks"])
     name = "confusions" if number == 1 else f"confusions-{number}"
@@ -390,7 +423,7 @@ def _worst_images(matrix: Matrix, images: Tensor, labels: Tensor, probabilities:
 
 def _compare(first: Matrix, second: Matrix, limit: int, explanation: Explanation) -> None:
     """Adds the difference of two networks."""
-    found = differences(first.counts, second.counts, (first.seeds, second.seeds))
+    found = differences(first.runs, second.runs)
     names = first.classes
     rows = [
         (f"{names[d.true]} taken for {names[d.predicted]}" if d.true != d.predicted else f"{names[d.true]} found",
@@ -398,7 +431,9 @@ def _compare(first: Matrix, second: Matrix, limit: int, explanation: Explanation
          "yes" if d.real else "not shown")
         for d in found[: 2 * limit]
     ]  # fmt: skip
-    head = ("Cell", first.name, second.name, "Points", "p", "Beyond chance")
+    several = min(first.seeds, second.seeds) > 1
+    beyond = "the draw of images and the chance in training" if several else "the draw of images"
+    head = ("Cell", first.name, second.name, "Points", "p", "Beyond chance" if several else "Beyond the draw of images")
     title = f"{second.name} against {first.name} on {first.label}"
     explanation.tables.append(Table(f"{title}: largest differences", head, rows))
     explanation.numbers.setdefault("differences", []).append(
@@ -408,9 +443,14 @@ def _compare(first: Matrix, second: Matrix, limit: int, explanation: Explanation
     real = sum(d.real for d in found)
     caption = (
         f"Share of each true class, in points: red where {second.name} has more than {first.name}, blue where less. "
-        f"{real} of the {len(found)} cells with at least {FEWEST} images differ by more than chance (outlined; at most "
-        "5 % of them falsely, on average)."
+        f"{real} of the {len(found)} cells with at least {FEWEST} images differ by more than {beyond} (outlined; at "
+        "most 5 % of them falsely, on average)."
     )
+    if not several:
+        once = "one training each" if first.seeds == second.seeds else "one training of one of them"
+        caution = f"With {once}, another seed of the same network may differ as much: `bench --seeds 0,1,2` shows it."
+        caption += f" {caution}"
+        explanation.remarks.append(f"{title}: {caution}")
     explanation.pictures.append(Picture(
         f"difference-{len(explanation.numbers['differences'])}", title, caption, _draw_difference(first, second, found)
     ))  # fmt: skip
@@ -444,6 +484,7 @@ def _draw_difference(first: Matrix, second: Matrix, found: Sequence[Difference])
                 )
     for cell in found:
         if cell.real:
-            outline(ax, (cell.true, cell.predicted), (cell.true + 1, cell.predicted + 1), "#222222")
+            low, high = (cell.true + 0.06, cell.predicted + 0.06), (cell.true + 0.94, cell.predicted + 0.94)
+            outline(ax, low, high, "#222222")
     ax.set_title(f"{second.name} minus {first.name}, points", loc="left", fontsize=11, fontweight="bold")
     return figure

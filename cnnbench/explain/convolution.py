@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Frame
 
 EXAMPLE = "--stride 2 --padding 1"
+MOST_PLACES = 150
+"""Of the window; each becomes a frame of the animation."""
 Pair = int | tuple[int, int]
 EDGE = np.array([[-1.0, 0, 1]] * 3)
 SHORTEST_S = 2e-3
@@ -286,6 +288,10 @@ def explain(arguments: argparse.Namespace) -> Explanation:
         raise UserError(f"kernels '{arguments.kernels}' of the race must be odd, so that the image keeps its size")
     if arguments.rounds < 0:
         raise UserError(f"rounds {arguments.rounds} must be at least 0")
+    if max(kernels) > max(sizes):
+        raise UserError(
+            f"kernel {max(kernels)} of the race is larger than its largest image, {max(sizes)}; leave it out"
+        )
     settings = Settings.of(arguments.stride, arguments.padding, arguments.dilation, flip=arguments.convolve)
     image = np.zeros((1, 1, 7, 7))
     image[0, 0, 2:5, 2:5] = 1
@@ -294,6 +300,11 @@ def explain(arguments: argparse.Namespace) -> Explanation:
     exact = torch_conv2d(image, kernel, settings)
     errors = {name: float(np.abs(found - exact).max()) for name, found in results.items()}
     out = results["loop"][0, 0]
+    if out.size > MOST_PLACES:
+        raise UserError(
+            f"padding {arguments.padding} gives {out.shape[0]}x{out.shape[1]} places, more than the {MOST_PLACES} that "
+            "are drawn; use less"
+        )
     explanation = Explanation(
         {"input": image[0, 0].tolist(), "kernel": EDGE.tolist(), "output": out.tolist(), "largest_error": errors},
         [Table("The same by every algorithm", ("Algorithm", "Largest difference from torch"),
@@ -303,8 +314,8 @@ def explain(arguments: argparse.Namespace) -> Explanation:
         "convolution: the kernel is flipped" if arguments.convolve else "correlation, which networks call convolution"
     )
     window_caption = (
-        f"At each place the window's numbers are multiplied by the kernel's and added up ({what}). The kernel "
-        "subtracts left from right, so it answers at vertical edges, with opposite signs at the sides of the square."
+        f"At each place the window's numbers are multiplied by the kernel's and added up ({what}). "
+        f"{_answer(out, settings)}"
     )
     steps_caption = (
         "Above the window on the image, with the kernel's weights in its corners; below the output so far: along a "
@@ -318,7 +329,8 @@ def explain(arguments: argparse.Namespace) -> Explanation:
         f"entries are the kernel's {np.count_nonzero(EDGE)} weights other than zero again and again, which is sharing."
     )
     frames = [_frame(image[0, 0], out, settings, step) for step in range(out.size)]
-    steps = sorted({0, 1, out.shape[1] - 1, min(out.shape[1], out.size - 1), out.size // 2, out.size - 1})
+    telling = {int(out.argmax()), int(out.argmin()), 0, min(1, out.size - 1), out.shape[1] - 1, out.size - 1}
+    steps = sorted(telling)
     explanation.pictures += [
         Picture("convolution", "The sliding window", window_caption, frames),
         Picture("convolution-steps", "Some of its steps", steps_caption, _strip(image[0, 0], out, settings, steps)),
@@ -329,11 +341,20 @@ def explain(arguments: argparse.Namespace) -> Explanation:
     return explanation
 
 
+def _answer(out: np.ndarray, settings: Settings) -> str:
+    """What the kernel does, and what it answers to the square here."""
+    does = "The kernel, flipped, subtracts right from left" if settings.flip else "The kernel subtracts left from right"
+    if out.min() < 0 < out.max():
+        return f"{does}, so it answers at vertical edges, with opposite signs at the sides of the square."
+    return f"{does}; at the places of this stride and dilation it {'sees one side only' if out.any() else 'answers 0'}."
+
+
 def _add_race(explanation: Explanation, sizes: list[int], kernels: list[int], rounds: int) -> None:
     times = race(sizes, kernels, rounds)
     largest, middle = max(sizes), kernels[len(kernels) // 2]
-    ahead = crossover(times, largest, kernels)
-    explanation.numbers |= {"race_ms": times, "crossover_kernel": ahead, "crossover_size": largest}
+    found = {size: crossover(times, size, kernels) for size in sizes}
+    ahead = found[largest]
+    explanation.numbers |= {"race_ms": times, "crossover_kernels": found}
     rows = [
         (name, f"{size}x{size}", f"{kernel}x{kernel}",
          f"{multiply_adds(name, size, kernel):,.0f}" if name != "torch" else "-",
@@ -341,15 +362,18 @@ def _add_race(explanation: Explanation, sizes: list[int], kernels: list[int], ro
         for size, kernel in product(sizes, kernels) for name in times if (case := f"{size},{kernel}") in times[name]
     ]  # fmt: skip
     head = ("Algorithm", "Image", "Kernel", "Multiply-adds", "ms", "Range")
-    explanation.tables.append(Table(f"Race, one thread, float64, {rounds} rounds in turns", head, rows))
+    explanation.tables.append(Table(f"Race, one thread, float64, {_counted(rounds, 'round')} in turns", head, rows))
+    crossings = [(f"{n}x{n}", f"{k}x{k}" if k else "none of these") for n, k in found.items()]
+    explanation.tables.append(
+        Table("From which kernel on the FFT is faster than im2col", ("Image", "Kernel"), crossings)
+    )
     sentence = (
         f"On images of {largest}x{largest} the FFT is faster than im2col from kernels of {ahead}x{ahead} on."
         if ahead else f"On images of {largest}x{largest} the FFT is not faster than im2col with the largest kernel."
     )  # fmt: skip
     caption = (
-        f"One grey image and one kernel; medians of {rounds} rounds, bars from the quickest to the slowest. {sentence} "
-        "The FFT's time hardly depends on the kernel, that of the others grows with its area; networks have small "
-        "kernels, so they do without it."
+        f"One grey image and one kernel; medians of {_counted(rounds, 'round')}, bars from the quickest to the slowest."
+        f" {sentence} {_growth(times, largest, kernels)}"
     )
     explanation.remarks.append(sentence)
     explanation.pictures.append(
@@ -359,6 +383,22 @@ def _add_race(explanation: Explanation, sizes: list[int], kernels: list[int], ro
             caption,
             _draw_race(times, largest, middle, sizes, kernels),
         )
+    )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def _growth(times: dict[str, dict[str, list[float]]], size: int, kernels: Sequence[int]) -> str:
+    """How the times of the two grow from the smallest kernel to the largest that was raced on images of a size."""
+    raced = sorted(k for k in kernels if f"{size},{k}" in times["FFT"])
+    ways = ("FFT", "im2col")
+    first, last = ({w: statistics.median(times[w][f"{size},{k}"]) for w in ways} for k in (raced[0], raced[-1]))
+    return (
+        f"From {raced[0]}x{raced[0]} to {raced[-1]}x{raced[-1]} the kernel has {(raced[-1] / raced[0]) ** 2:,.0f} "
+        f"times as many weights; im2col's time becomes {last['im2col'] / first['im2col']:.1f} times as long, the FFT's "
+        f"{last['FFT'] / first['FFT']:.1f} times. Most kernels of networks are 1x1 to 7x7."
     )
 
 
@@ -493,5 +533,5 @@ def _draw_race(
         log_axis(ax, ax.xaxis, [x for x, _ in cases], label, "{:g}".format)
     for ax in (left, right):
         log_axis(ax, ax.yaxis, everything, "milliseconds" if ax is left else "", "{:g}".format)
-    right.legend(frameon=False, fontsize=9)
+    left.legend(frameon=False, fontsize=9)
     return figure

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cnnbench.explain.images import Shown
     from cnnbench.explain.subjects import Subject
 
-EXAMPLE = "--ckpt_path results/runs/ResNet18-CIFAR10/last/checkpoints/last.ckpt --index 7"
+EXAMPLE = "--ckpt_path results/runs/ResNet18-CIFAR10/<date>/checkpoints/last.ckpt --index 7"
 COLUMNS = 8
 """Channels of a layer in the picture of maps."""
 

@@ -76,6 +76,16 @@ def layer_fields(model: nn.Module, image_shape: Sequence[int]) -> list[LayerFiel
     return found
 
 
+def first_without_field(model: nn.Module, image_shape: Sequence[int]) -> str | None:
+    """From which layer on units see the whole image, or nobody knows what they see, in a sentence; None if nowhere."""
+    for layer in complexity(model, image_shape, training=False).layers:
+        if layer.output_shape and len(layer.output_shape) == 3 and not isinstance(layer.receptive_field, dict):
+            whole = layer.receptive_field == "image"
+            what = "units see the whole image" if whole else "the field of a unit is not known"
+            return f"From {layer.name} ({layer.type}) on {what}, so layers after it are left out."
+    return None
+
+
 def steps_of(fields: Sequence[LayerField]) -> list[LayerField]:
     """The layers at which a network grows: those that are not part of another one, such as a residual block, and either
     a convolution or pooling or see something else than the one before."""
@@ -90,19 +100,23 @@ def steps_of(fields: Sequence[LayerField]) -> list[LayerField]:
     return found
 
 
-def chosen_fields(fields: Sequence[LayerField], names: str | None, count: int) -> list[LayerField]:
+def chosen_fields(
+    fields: Sequence[LayerField], names: str | None, count: int, beyond: str | None = None
+) -> list[LayerField]:
     """The fields of the named layers; else the largest at each resolution, filled up evenly to a number.
 
     Args:
         fields: To choose from.
         names: Names with commas between them, or None.
         count: How many at most, if they are not named.
+        beyond: Why layers have none, for the message.
 
     Raises:
         UserError: There is no field of such a name, or none at all.
     """
     if not fields:
-        raise UserError("no layer of this network has a receptive field that is a part of the image")
+        why = f": {beyond.split(',')[0][:1].lower()}{beyond.split(',')[0][1:]}" if beyond else ""
+        raise UserError(f"no layer of this network has a known receptive field that is a part of the image{why}")
     if names is not None:
         by_name = {field.name: field for field in fields}
         for name in names.split(","):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import nn
 
-EXAMPLE = "--ckpt_path results/runs/ResNet18-CIFAR10/last/checkpoints/last.ckpt"
+EXAMPLE = "--ckpt_path results/runs/ResNet18-CIFAR10/<date>/checkpoints/last.ckpt"
 COLUMNS = 12
 """Filters in a row of the picture, at most, or input channels of one filter."""
 FEW = 8

@@ -78,7 +78,7 @@ PARTS = (
     Part(
         "The receptive field",
         "Which part of the image can a unit see, and to which part does it attend?",
-        "receptive-field VGG16 --image_size 224 --dilations '1,1,1 2,2,2 1,2,5 6+12+18'",
+        "receptive-field VGG16 --image_size 224 --dilations '1,1,1 2,2,2 1,2,5 1,2,5,6+12+18'",
     ),
     Part(
         "Learnt filters",

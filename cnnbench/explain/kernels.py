@@ -72,9 +72,11 @@ def unsharp_mask(size: int, sigma: float, amount: float) -> np.ndarray:
 def cross(size: int) -> np.ndarray:
     """Finds bright upright crosses: positive on the middle row and column, negative around, zero on even ground."""
     _check_size(size)
+    if size < 3:
+        raise UserError(f"size {size} of a cross is too small to have anything around it; use 3 or more")
     middle = np.arange(size) == size // 2
     on = middle[:, None] | middle
-    return np.where(on, 1 / on.sum(), -1 / max((~on).sum(), 1))
+    return np.where(on, 1 / on.sum(), -1 / (~on).sum())
 
 
 def _check_size(size: int) -> None:
@@ -176,7 +178,7 @@ def explain(arguments: argparse.Namespace) -> Explanation:
     from cnnbench.explain.subjects import read_photo
 
     kernels = bank(arguments.size, arguments.sigma)
-    chosen = arguments.kernels.split(",") if arguments.kernels else [*kernels, "gradient"]
+    chosen = [name.strip() for name in arguments.kernels.split(",")] if arguments.kernels else [*kernels, "gradient"]
     for name in chosen:
         if name not in kernels and name != "gradient":
             raise unknown("filter", name, [*kernels, "gradient"])
@@ -188,19 +190,25 @@ def explain(arguments: argparse.Namespace) -> Explanation:
         results["gradient"] = magnitude(*parts)
     wrapped = wrapped_share(grey(photo).round(), kernels["sobel_x"].values)
     rows = [
-        (name, "x".join(map(str, k.values.shape)), f"{round(k.values.sum(), 9):g}", k.effect)
+        (name, "x".join(map(str, k.values.shape)), f"{round(k.values.sum(), 9) + 0.0:g}", k.effect)
         for name, k in kernels.items() if name in chosen
     ]  # fmt: skip
+    if "gradient" in chosen:
+        rows.append(("gradient", "3x3", "-", "magnitude of Sobel's x and y: edges of all directions"))
     how = "convolution, the kernel flipped" if arguments.convolve else "correlation, as networks compute it"
     numbers = {
         "operation": "convolution" if arguments.convolve else "correlation",
         "kernels": {name: k.values.tolist() for name, k in kernels.items() if name in chosen},
         "share_wrapped_in_8_bits": wrapped,
     }
+    signs = (
+        "mid-grey is no answer, brighter plus and darker minus in each colour, each picture scaled by itself"
+        if arguments.colour
+        else "red where it answers with plus, blue with minus, each picture scaled by itself, its strongest 0.3 % cut"
+    )
     caption = (
-        f"Each filter answers to one local pattern, by {how}: red where it answers with plus, blue with minus, each "
-        "picture scaled by itself, with the strongest 0.3 % cut; blurred and sharpened ones are drawn from black 0 to "
-        "white 1. Sobel x answers to change along x, which is a vertical edge, and Sobel y to horizontal ones."
+        f"Each filter answers to one local pattern, by {how}: {signs}; blurred and sharpened ones are drawn from black "
+        "0 to white 1. Sobel x answers to change along x, which is a vertical edge, and Sobel y to horizontal ones."
     )
     remark = (
         f"In 8-bit arithmetic {wrapped:.1%} of the Sobel x values of this photo would be wrong, outside of 0 to 255; "
@@ -222,9 +230,8 @@ def _reduced(photo: np.ndarray) -> np.ndarray:
     scale = LARGEST_SIDE / max(height, width)
     if scale >= 1:
         return photo
-    return np.asarray(
-        Image.fromarray(photo).resize((round(width * scale), round(height * scale)), Image.Resampling.LANCZOS)
-    )
+    smaller = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(Image.fromarray(photo).resize(smaller, Image.Resampling.LANCZOS))
 
 
 def _panel(image: np.ndarray, results: Mapping[str, np.ndarray], kernels: Mapping[str, Kernel]) -> Figure:
@@ -236,12 +243,15 @@ def _panel(image: np.ndarray, results: Mapping[str, np.ndarray], kernels: Mappin
     for ax, (name, found) in zip(axes[1:], results.items(), strict=True):
         kernel = kernels.get(name)
         if kernel is None:
-            show(ax, found if found.ndim == 2 else found / found.max(), "Sobel magnitude", "own")
+            show(ax, found / max(found.max(), 1e-9), "Sobel magnitude", "unit")
         elif kernel.signed and found.ndim == 2:
             show(ax, found, name.replace("_", " "), "signed", quantile=0.997)
         else:
             show(
-                ax, 0.5 + 0.5 * found / np.abs(found).max() if kernel.signed else found, name.replace("_", " "), "unit"
+                ax,
+                0.5 + 0.5 * found / max(np.abs(found).max(), 1e-9) if kernel.signed else found,
+                name.replace("_", " "),
+                "unit",
             )
         if kernel is not None:
             corner = ax.inset_axes((0.0, 0.0, 0.24, 0.24))

@@ -101,6 +101,12 @@ def costs(
     ]  # fmt: skip
 
 
+def stacked(in_channels: int, out_channels: int) -> tuple[int, int]:
+    """Weights of two 3x3 convolutions in a row, in_channels to out_channels to out_channels, and of one 5x5, which
+    sees as much."""
+    return 9 * in_channels * out_channels + 9 * out_channels**2, 25 * in_channels * out_channels
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--in_channels", type=int, default=3, metavar="C", help="of the image (default: %(default)s)")
@@ -108,7 +114,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out_channels", type=int, default=32, metavar="O", help="of the maps (default: %(default)s)")
     add("--kernel_size", type=int, default=3, metavar="K", help="(default: %(default)s)")
     add("--stride", type=int, default=1, metavar="S", help="(default: %(default)s)")
-    add("--padding", type=int, metavar="P", help="(default: half the kernel, so that the maps keep the size)")
+    add(
+        "--padding",
+        type=int,
+        metavar="P",
+        help="(default: half the kernel, which keeps the size of the maps if it is odd)",
+    )
     add("--units", type=int, default=1000, metavar="U", help="of a dense layer without maps (default: %(default)s)")
 
 
@@ -135,12 +146,17 @@ def explain(arguments: argparse.Namespace) -> Explanation:
         f"The dense layer that makes what the convolution makes has {dense.weights:,} weights; the one with "
         f"{per_channel.weights:,}, which a convolution is often compared with, makes one number per channel."
     )
+    pairs = [(c, a.out_channels) for c in dict.fromkeys((a.in_channels, a.out_channels))]
+    stacks = {f"{c} to {o} channels": stacked(c, o) for c, o in pairs}
+    stack_rows = [(name, f"{two:,}", f"{one:,}", f"{two / one:.2f}") for name, (two, one) in stacks.items()]
+    stack_head = ("Channels", "Two 3x3", "One 5x5", "Two over one")
     return Explanation(
-        {"layers": [{**c._asdict(), "params": c.params, "mebibytes": c.mebibytes} for c in found]},
-        [Table(f"From {shape}", head, rows)],
+        {"stacks": [{"channels": name, "two_3x3": two, "one_5x5": one} for name, (two, one) in stacks.items()],
+         "layers": [{**c._asdict(), "params": c.params, "mebibytes": c.mebibytes} for c in found]},
+        [Table(f"From {shape}", head, rows), Table("Weights of stacks that see 5x5 pixels", stack_head, stack_rows)],
         [Picture("parameters", "Weights of layers, from shared to dense", caption, _draw(found))],
-        [remark],
-    )
+        [remark, "Two 3x3 convolutions save weights where the channels stay, not where they grow."],
+    )  # fmt: skip
 
 
 def _draw(found: Sequence[Cost]) -> Figure:

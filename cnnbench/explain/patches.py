@@ -153,11 +153,11 @@ def show_patches(
         lesson = "The weights are random: what patches share here, nobody has taught."
     elif len(set(seen)) == len(layers) > 1:
         lesson = (
-            "From left to right units see more of the image, and what their patches share goes from edges and colours "
-            "to shapes and parts."
+            "From left to right units see more of the image. Ask whether what the patches of a row share goes from "
+            f"edges{' and colours' * (data.in_channels == 3)} to shapes and parts."
         )
     else:
-        lesson = "Ask what the patches of a row share, and whether later layers share more than colours and edges."
+        lesson = "Ask what the patches of a row share, and whether it is more than an edge."
     caption = (
         f"What excites a channel most in {images:,} training images of {data.label}: the patch that its strongest unit "
         "sees, of the strongest images, one each. Grey lies outside of the image; where units see more than the "

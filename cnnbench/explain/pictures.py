@@ -64,7 +64,8 @@ def limits(image: np.ndarray, scale: Scale, quantile: float = 1.0) -> tuple[floa
     if scale == "unit":
         return 0.0, 1.0
     if scale == "signed":
-        top = float(np.quantile(np.abs(image), quantile)) or 1.0
+        top = float(np.quantile(np.abs(image), quantile))
+        top = top if top > 1e-9 else 1.0  # below is the rounding of zeros
         return -top, top
     low, high = float(image.min()), float(image.max())
     return (low, high) if high > low else (low - 0.5, high + 0.5)

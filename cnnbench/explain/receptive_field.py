@@ -77,14 +77,23 @@ def explain(arguments: argparse.Namespace) -> Explanation:
 
 
 def _explain_network(arguments: argparse.Namespace, explanation: Explanation) -> None:
-    from cnnbench.explain.fields import at_initialisation, chosen_fields, effective_fields, layer_fields, measure_fields
+    from cnnbench.explain.fields import (
+        at_initialisation,
+        chosen_fields,
+        effective_fields,
+        first_without_field,
+        layer_fields,
+        measure_fields,
+    )
     from cnnbench.explain.subjects import find_subject, image_for, read_photo
 
     if arguments.samples < 1:
         raise UserError(f"samples {arguments.samples} must be at least 1")
     photo = read_photo(arguments.image)
     subject = find_subject(arguments)
-    fields = chosen_fields(layer_fields(subject.model, subject.image_shape), arguments.layers, ROWS)
+    local = layer_fields(subject.model, subject.image_shape)
+    beyond = first_without_field(subject.model, subject.image_shape)
+    fields = chosen_fields(local, arguments.layers, ROWS, beyond)
     measured = measure_fields(subject.model, subject.image_shape, fields)
     images, inputs = _inputs(subject, fields, arguments.samples, arguments.seed)
     states = {"trained": subject.model} if subject.trained else {}
@@ -99,7 +108,7 @@ def _explain_network(arguments: argparse.Namespace, explanation: Explanation) ->
         "layers": [_as_json(layer) for layer in layers],
     }
     explanation.tables.append(_table(subject.name, layers, inputs))
-    explanation.remarks += _remarks(layers)
+    explanation.remarks += [*_remarks(layers), *([beyond] if beyond else [])]
     finer = max(1, FINE // images.shape[3])
     picture = image_for((1, finer * images.shape[2], finer * images.shape[3]), photo)[0, 0].numpy()
     shown = _for_panels(layers) if arguments.layers is None else layers
@@ -149,6 +158,7 @@ def _as_json(layer: _Layer) -> dict[str, Any]:
                 "gaussian_overlap": found.overlap,
                 "pixels": found.pixels,
                 "share_in_sight": _share(layer, name),
+                "cut_by_the_image": _is_cut(layer.field, found),
             }
             for name, found in layer.effective.items()
         },
@@ -161,6 +171,12 @@ def _share(layer: _Layer, state: str) -> float:
     for (low, high), n in zip(_spans(layer.field, found), found.magnitude.shape, strict=True):
         seen *= min(high, n) - max(low, 0)
     return found.pixels / seen
+
+
+def _is_cut(field: LayerField, found: Effective) -> bool:
+    """Whether the field of the unit in the middle reaches beyond the image."""
+    spans = _spans(field, found)
+    return any(low < 0 or high > n for (low, high), n in zip(spans, found.magnitude.shape, strict=True))
 
 
 def _spans(field: LayerField, found: Effective) -> list[tuple[float, float]]:
@@ -185,17 +201,20 @@ def _table(name: str, layers: Sequence[_Layer], inputs: str) -> Table:
         row = [field.name, field.kind, _pair(field.size, 1), _pair(field.jump), _pair(field.start, 1)]
         row.append(_pair(layer.measured.size) + ("" if layer.measured.agrees else " (differs)"))
         for state in states:
-            row += [_pair(layer.effective[state].sigma, 1), f"{_share(layer, state):.1%}"]
+            mark = "*" if _is_cut(layer.field, layer.effective[state]) else ""
+            row += [_pair(layer.effective[state].sigma, 1) + mark, f"{_share(layer, state):.1%}{mark}"]
         rows.append(row)
     return Table(f"Receptive fields of {name} in pixels; effective ones by {inputs}", head, rows)
 
 
 def _remarks(layers: Sequence[_Layer]) -> list[str]:
     agreeing = sum(layer.measured.agrees for layer in layers)
+    cut = any(_is_cut(layer.field, found) for layer in layers for found in layer.effective.values())
     return [
         f"Analytic and measured field are the same in {agreeing} of {len(layers)} layers, in size and place.",
         "Sigma is the standard deviation of the gradient's magnitude; the share is that of pixels in sight with more "
         "than 4.55 % of its peak (Luo et al. 2016).",
+        *["* The field reaches beyond the image: sigma and share are of the part inside."] * cut,
     ]
 
 
@@ -210,11 +229,7 @@ def _caption(layers: Sequence[_Layer], inputs: str) -> str:
     last, state = layers[-1], list(layers[-1].effective)[-1]
     found = last.effective[state]
     height, width = found.magnitude.shape
-    beyond = [
-        layer.field.name
-        for layer in layers
-        if any(low < 0 or high > n for (low, high), n in zip(_spans(layer.field, found), (height, width), strict=True))
-    ]
+    beyond = [layer.field.name for layer in layers if _is_cut(layer.field, found)]
     outside = f" The field of {', '.join(beyond)} reaches beyond the image, and with it the frame." if beyond else ""
     return (
         f"A unit in the middle of an image of {height}x{width} pixels can see what is inside the white frame. Its "
@@ -295,10 +310,9 @@ def _draw_growth(layers: Sequence[_Layer]) -> Figure:
     growth.set_xticks(list(places), [layer.field.name for layer in layers], rotation=45, ha="right", fontsize=7.5)
     growth.set_ylabel("size of the field in pixels")
     growth.set_ylim(bottom=0)
-    half = layers[-1].field.size[1] / 2
-    for side in (-half, half):
-        profile.axvline(side, color="#333333", linewidth=0.9, linestyle=":")
-    profile.set_xlabel("distance from its centre in pixels")
+    for side in _spans(layers[-1].field, found)[1]:
+        profile.axvline(side - found.centre[1], color="#333333", linewidth=0.9, linestyle=":")
+    profile.set_xlabel("distance from the gradient's centre in pixels")
     profile.set_ylabel("share of the gradient's magnitude")
     profile.set_ylim(bottom=0)
     profile.set_title(layers[-1].field.name, loc="left", fontsize=10)
@@ -323,7 +337,7 @@ def _explain_stacks(text: str, explanation: Explanation) -> None:
         stack = [step[0] for step in stacks[name]]
         plain = len(stack) > 1 and all(len(step) == 1 for step in stacks[name])
         gap = largest_gap(stack) if plain else None
-        rule = "-" if gap is None else "yes" if gap <= 3 and gcd(*stack) == 1 else "no"
+        rule = "-" if gap is None else "yes" if stack[0] == 1 and gap <= 3 and gcd(*stack) == 1 else "no"
         seen = int((paths > 0).sum())
         numbers[name] = {"size": len(paths), "pixels": seen, "share": seen / paths.size, "hdc_m2": gap}
         rows.append((
@@ -334,8 +348,9 @@ def _explain_stacks(text: str, explanation: Explanation) -> None:
     explanation.numbers["dilations"] = numbers
     explanation.tables.append(Table("What stacks of dilated 3x3 convolutions cover", head, rows))
     explanation.remarks.append(
-        "The rule of hybrid dilated convolution (Wang et al. 2018, 1702.08502): the gap M2 is at most the kernel size, "
-        "3, and the rates have no common factor."
+        "The rule of hybrid dilated convolution (Wang et al. 2018, 1702.08502): the first rate is 1, the gap M2 is at "
+        "most the kernel size, 3, and the rates have no common factor. It is enough for a square without gaps, and not "
+        "necessary."
     )
     shares = {name: float((paths > 0).mean()) for name, paths in maps.items()}
     worst, best = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)

@@ -223,7 +223,7 @@ def _draw(results: Sequence[Mapping[str, Any]], kernel_size: int) -> Figure:
 
     from cnnbench.bench.drawing import MARKERS, PALETTE
 
-    figure = Figure(figsize=(9.6, 4.0), layout="constrained")
+    figure = Figure(figsize=(9.6, 4.5), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     channels = sorted({r["channels"] for r in results})
     for ax, (key, title) in zip(panels, (("forward", "inference"), ("training", "training step")), strict=True):
@@ -250,5 +250,7 @@ def _draw(results: Sequence[Mapping[str, Any]], kernel_size: int) -> Figure:
         ax.grid(color="#e6e6e6", linewidth=0.7)
         ax.set_axisbelow(True)
     panels[0].set_ylabel("standard over separable, times")
-    panels[0].legend(facecolor="white", edgecolor="none", framealpha=1, fontsize=9)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9
+    )
     return figure

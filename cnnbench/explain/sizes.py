@@ -317,7 +317,9 @@ def _explanation(title: str, rows: Sequence[Row], remarks: list[str]) -> Explana
         (
             row.name,
             row.kind,
-            "not called" if row.shape is None else "x".join("?" if n is None else str(n) for n in row.shape),
+            "not called as a module"
+            if row.shape is None
+            else "x".join("?" if n is None else str(n) for n in row.shape),
             "-" if row.params is None else f"{row.formula} = {row.params:,}" if row.formula else f"{row.params:,}",
             "-" if row.memory_bytes is None else kib(row.memory_bytes),
             row.unread or "-",
@@ -360,6 +362,9 @@ def _pictures(title: str, rows: Sequence[Row]) -> list[Picture]:
         f"root of pixels and of channels. Of the memory of all outputs most goes to {most['memory_bytes']}, of the "
         f"parameters most to {most['params']}: large maps cost memory, many channels cost parameters."
     )
+    hidden = sum(row.params or 0 for row in rows if row.shape is None)
+    if hidden:
+        caption += f" {hidden:,} parameters are of layers that are not called as modules, and not in the bars."
     return [Picture("sizes", "Maps that shrink in size and grow in number", caption, _draw(title, stages))]
 
 

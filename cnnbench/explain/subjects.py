@@ -146,17 +146,25 @@ def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Tenso
 def read_photo(path: Path | None = None) -> np.ndarray:
     """An image file, (H, W, 3), uint8; without a path the photo that matplotlib ships.
 
+    It is turned as its EXIF data say; what is transparent becomes white; 16 bits become 8.
+
     Raises:
         UserError: The file cannot be read.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     if path is None:
         from matplotlib import cbook
 
         path = Path(cbook.get_sample_data(PHOTO, asfileobj=False))
     try:
-        with Image.open(path) as image:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I"):  # Pillow would cut, not scale
+                grey = (np.asarray(image).astype(float).clip(0, 65535) / 257).round().astype(np.uint8)
+                return np.stack([grey] * 3, axis=2)
+            if image.has_transparency_data:
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             return np.asarray(image.convert("RGB"))
     except (OSError, UnidentifiedImageError) as error:
         raise UserError(
