@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import shutil
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -103,10 +104,24 @@ def cpu_has_bf16() -> bool:
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     """The context in which a forward pass runs at a precision, as Lightning's Trainer would run it."""
-    if precision == "32-true":
+    if precision in ("32-true", "tf32"):
         return contextlib.nullcontext()
     dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float16
     return torch.autocast(device.type, dtype=dtype)
+
+
+@contextlib.contextmanager
+def tf32(device: torch.device, allowed: bool) -> Iterator[None]:
+    """Inside, a CUDA device computes float32 in TF32, or does not; the flags are put back."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def keep_freed_memory() -> str:

@@ -79,7 +79,7 @@ def peaks_now(config: SpeedConfig) -> Peaks:
 
 def find(
     subjects: Mapping[str, Subject], figures: Mapping[str, Mapping[str, Any]], config: SpeedConfig, before: Peaks,
-    out: Path, where: str,
+    out: Path, where: str, graphs: Mapping[str, Mapping[str, Any]],
 ) -> Limits:  # fmt: skip
     """Finds what limits networks that were timed, and draws it into a folder.
 
@@ -90,6 +90,7 @@ def find(
         before: Peaks from before the timing.
         out: Folder of the picture.
         where: Title of the picture.
+        graphs: Figures of the same networks as CUDA graphs, where there are any.
     """
     from cnnbench.measure.bounds import find_limits
 
@@ -98,7 +99,9 @@ def find(
     for name in (name for name in subjects if "error" not in figures[name]):
         print(f"what limits {name}", file=sys.stderr)
         try:
-            found[name] = find_limits(subjects[name], figures[name], config, peaks)
+            graph = graphs.get(name, {})
+            graph_s = {k: graph[f"{k}_ms_median"] / 1e3 for k in SHOWN if f"{k}_ms_median" in graph}
+            found[name] = find_limits(subjects[name], figures[name], config, peaks, graph_s)
         except Exception as error:  # whatever a network does wrong is its own failure, not the others'
             failed[name] = " ".join(str(error).split())
     number_format = peaks.format_of(config.precision)

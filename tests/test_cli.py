@@ -302,6 +302,47 @@ def test_speed_times_any_network(capsys: pytest.CaptureFixture) -> None:
     assert "torchvision:alexnet failed: RuntimeError" in capsys.readouterr().err
 
 
+def test_speed_compares_ways_and_never_ranks_networks_across_them(capsys: pytest.CaptureFixture) -> None:
+    options = ["--device=cpu", "--batch_size=2", "--train_batch_size=2", "--rounds=1"]
+    ways = ["--precision=32-true,bf16-mixed", "--memory_format=channels_last,contiguous"]
+    assert main(["speed", "LeNet5", "SimpleCNN", *options, *ways, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["row"] for row in found["networks"][:2]] == [
+        "LeNet5 [32-true, channels_last, eager]", "LeNet5 [32-true, contiguous, eager]"
+    ]  # fmt: skip
+    assert len(found["networks"]) == 8
+    pairs = [(r["first"].split(" ", 1), r["second"].split(" ", 1)) for r in found["ratios"]]
+    assert len(pairs) == 4 + 2 * 6  # the networks in each way; the ways of each network
+    assert all((a[0] == b[0]) != (a[1] == b[1]) for a, b in pairs)
+    assert main(["speed", "LeNet5", *options, "--processes=2", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["networks"]
+    assert row["process_rounds"] == [1, 1]
+    assert main(["speed", "LeNet5", *options, "--sweep", "--max_batch_size=4", "--memory"]) == 0
+    printed = capsys.readouterr().out
+    assert "batches of LeNet5: 8 was not tried: more than 4" in printed
+    assert "Resident MiB" in printed
+    assert "Backward ms" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--mode cuda-graph", "'cuda-graph' needs a CUDA device"),
+        ("--mode quick", "unknown mode 'quick'"),
+        ("--memory_format nchw", "unknown memory_format 'nchw'"),
+        ("--precision tf32", "'tf32' needs a CUDA device"),
+        ("--precision auto,32-true,32-true", "two of the ways are the same"),
+        ("--sweep --mode eager,compile", "--sweep is for one way and one process"),
+        ("--processes 0", "processes 0 must be at least 1"),
+    ],
+)
+def test_speed_refuses_ways_in_a_line(options: str, message: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["speed", "LeNet5", "--device=cpu", *options.split()]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
 def test_report_prints_json_with_the_contracts_keys(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     write_record(tmp_path / "run" / "records" / "a.json", make_record())
     assert main(["report", str(tmp_path / "run"), "--json"]) == 0

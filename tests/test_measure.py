@@ -8,6 +8,8 @@ import platform
 import random
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,9 @@ from cnnbench import hardware
 from cnnbench.errors import UserError
 from cnnbench.measure.conditions import Conditions, reasons_to_doubt
 from cnnbench.measure.quality import Confusion, accuracy, most_confused, wilson_interval
-from cnnbench.measure.speed import KINDS, SpeedConfig, Subject, measure_speed, time_ratio
+from cnnbench.measure.speed import KINDS, SpeedConfig, Stopwatch, Subject, Way, measure_speed, time_ratio
+from cnnbench.measure.sweep import batch_sizes, pooled
+from cnnbench.measure.work import Lap
 from cnnbench.models import get_model
 
 
@@ -47,7 +51,7 @@ def _subject(*layers: nn.Module, channels: int = 3) -> Subject:
 
 
 class _FailsLater(nn.Module):
-    """Works in the four calls of the shortest warm-up, and then no more."""
+    """Works in the three calls of the shortest warm-up, and then no more."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +60,7 @@ class _FailsLater(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
-        if self.calls > 4:
+        if self.calls > 3:
             raise TypeError("not any more")
         return self.linear(x.flatten(1))
 
@@ -85,7 +89,7 @@ def test_short_calls_come_three_a_turn_after_one_that_does_not_count() -> None:
     subject = Subject(lambda: nn.Sequential(counted, nn.Linear(192, 10)), (3, 8, 8), 10)
     found = measure_speed({"a": subject}, config)["a"]["samples_ms"]
     assert {k: [len(times) for times in v] for k, v in found.items()} == dict.fromkeys((*KINDS, "yardstick"), 4 * [3])
-    assert len(calls) == 1 + 3 * (1 + 4 * (1 + 3))  # cold start; for each kind the warm-up and four turns
+    assert len(calls) == 3 * (1 + 4 * (1 + 3))  # for each kind the cold call and four turns
 
 
 def test_a_network_that_fails_does_not_stop_the_others() -> None:
@@ -155,7 +159,7 @@ def test_a_difference_is_found_within_the_noise_of_the_machine(monkeypatch: pyte
     }
     figures = measure_speed(subjects, SpeedConfig(CPU, "32-true", batch_size=8, train_batch_size=4))
     for kind in KINDS:
-        assert not time_ratio(figures["a"], figures["b"], kind).excludes(1)
+        assert not time_ratio(figures["a"], figures["b"], kind).differs
         ratio = time_ratio(figures["c"], figures["a"], kind)
         assert ratio.low > 1
         assert ratio.estimate == pytest.approx(1.1, abs=0.02)
@@ -173,6 +177,170 @@ def test_a_drift_is_suspect(monkeypatch: pytest.MonkeyPatch) -> None:
     words = "latency and inference and training drifted"
     assert not any("drifted" in reason for reason in figures["steady"]["suspect"])
     assert any(words in reason for reason in figures["warming"]["suspect"])
+
+
+class _FakeDevice(Stopwatch):
+    """A device with a queue: a call returns at once, and 5 ms later its work is done."""
+
+    def __init__(self, clock: list[float], waits: bool) -> None:
+        super().__init__(CPU)
+        self.clock, self.waits, self.busy_until = clock, waits, 0.0
+
+    def wait(self) -> None:
+        self.busy_until = max(self.busy_until, self.clock[0]) + 5e-3
+        if self.waits:
+            self.clock[0] = self.busy_until
+
+    def end(self) -> Lap:
+        return super().end()._replace(device_ms=5.0)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_device_that_nobody_waits_for_is_suspect(waits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    def read() -> float:
+        clock[0] += 1e-6
+        return clock[0]
+
+    monkeypatch.setattr("cnnbench.measure.speed.time.perf_counter", read)
+    config = SpeedConfig(CPU, "32-true", 8, 4, rounds=6, warmup_s=0.05)
+    found = measure_speed(
+        {"a": _subject(nn.Identity())}, config, stopwatch=lambda device: _FakeDevice(clock, waits)
+    )["a"]  # fmt: skip
+    assert found["latency_ms_device"] == 5
+    assert found["latency_ms_median"] == pytest.approx(5 if waits else 0, abs=0.01)
+    assert any("was not waited for" in reason for reason in found["suspect"]) is not waits
+
+
+class _HalfTheBatch(nn.Module):
+    """In evaluation it leaves out half of the images, as if the batch had not fitted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(192, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear((x if self.training or len(x) == 1 else x[::2]).flatten(1))
+
+
+def test_a_changed_batch_is_suspect() -> None:
+    config = SpeedConfig(CPU, "32-true", 8, 4, rounds=1, block_s=0, warmup_s=0)
+    subjects = {"half": Subject(_HalfTheBatch, (3, 8, 8), 10), "whole": _subject(nn.Identity())}
+    found = measure_speed(subjects, config)
+    assert "4 results came from batches of 8 images (inference)" in found["half"]["suspect"]
+    assert not any("results came from" in reason for reason in found["whole"]["suspect"])
+
+
+def test_zero_inputs_are_suspect_and_given_images_are_used() -> None:
+    seen: list[Tensor] = []
+
+    class Keeps(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x.detach().clone())
+            return x
+
+    pool = torch.arange(24.0).view(24, 1, 1, 1).expand(24, 3, 8, 8)
+    config = SpeedConfig(CPU, "32-true", 4, 2, rounds=2, block_s=0, warmup_s=0)
+    given = {"zero": torch.zeros(24, 3, 8, 8), "real": pool}
+    found = {
+        name: measure_speed({name: replace(_subject(Keeps()), images=partial(torch.narrow, x, 0, 0))}, config)[name]
+        for name, x in given.items()
+    }
+    assert any("inputs are constant" in reason for reason in found["zero"]["suspect"])
+    assert not any("inputs are constant" in reason for reason in found["real"]["suspect"])
+    batches = {tuple(x[:, 0, 0, 0].tolist()) for x in seen if len(x) == 4}
+    assert len(batches) > 2  # in rotation, each drawn at random
+    assert {value for batch in batches for value in batch} <= set(range(12))  # the first so many
+
+
+def test_a_step_is_split_into_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("cnnbench.measure.speed.time.perf_counter", lambda: clock[0])
+    subject = Subject(lambda: _TakesTime(clock, 0.02), (3, 8, 8), 10)
+    found = measure_speed({"a": subject}, SpeedConfig(CPU, "32-true", 8, 4, rounds=2, warmup_s=0.5))["a"]
+    parts = {part: found[f"train_{part}_ms"] for part in ("forward", "backward", "optimizer")}
+    assert parts == pytest.approx({"forward": 80, "backward": 0, "optimizer": 0})
+    assert found["cold_ms"] == pytest.approx({"latency": 20, "inference": 160, "training": 80})
+
+
+def test_a_warm_up_ends_when_calls_do_not_become_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("cnnbench.measure.speed.time.perf_counter", lambda: clock[0])
+
+    class Warms(_TakesTime):
+        """Each call takes some per cent less than the one before, down to a floor."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seconds = max(0.9 * self.seconds, 1e-3)
+            return super().forward(x)
+
+    subject = Subject(lambda: Warms(clock, 0.1), (3, 8, 8), 10, kinds=("latency",))
+    config = SpeedConfig(CPU, "32-true", 8, 4, rounds=8, warmup_s=60)
+    warm = measure_speed({"a": subject}, config)["a"]
+    assert warm["latency_ms_median"] == pytest.approx(1)
+    assert warm["cold_ms"]["latency"] == pytest.approx(90)
+    early = measure_speed({"a": subject}, replace(config, warmup_s=0.7))["a"]
+    assert "latency still became faster when its warm-up ended" in early["suspect"]
+    assert not any("became faster" in reason for reason in warm["suspect"])
+
+
+def test_ways_are_checked_and_compiled_networks_are_timed() -> None:
+    for way, message in (
+        (Way("32-true", mode="cuda-graph"), "'cuda-graph' needs a CUDA device, not cpu"),
+        (Way("tf32"), "'tf32' needs a CUDA device"),
+        (Way("32-true", mode="fast"), "unknown mode 'fast'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            way.check(CPU)
+    head = Subject(lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), (3, 8, 8), 10, kinds=("latency",))
+    subjects = {way.words: replace(head, way=way) for way in (Way("32-true"), Way("32-true", False, "compile"))}
+    found = measure_speed(subjects, SpeedConfig(CPU, "32-true", 2, 2, rounds=2, warmup_s=0.1))
+    eager, compiled = found["32-true, channels_last, eager"], found["32-true, contiguous, compile"]
+    assert compiled["cold_start_ms"] > 20 * eager["latency_ms_median"]  # compilation is in the first call
+    assert "train_step_ms_median" not in eager
+
+
+class _Fits(nn.Module):
+    """Has room for eight images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 8:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
+        return x.flatten(1)[:, :10]
+
+
+def test_the_largest_batch_is_found_by_doubling() -> None:
+    config = SpeedConfig(CPU, "32-true", 1, 1)
+    subject = Subject(_Fits, (3, 8, 8), 10)
+    found = batch_sizes(subject, config, 1000)
+    assert found.fit == [1, 2, 4, 8]
+    assert found.end.startswith("16 does not fit: DefaultCPUAllocator")
+    assert batch_sizes(subject, config, 5) == ([1, 2, 4], "8 was not tried: more than 5")
+    with pytest.raises(RuntimeError, match="shapes"):
+        batch_sizes(replace(subject, build=lambda: nn.Linear(7, 1)), config, 4)
+
+
+def test_processes_are_pooled_and_many_count_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("cnnbench.measure.speed.time.perf_counter", lambda: clock[0])
+    config = SpeedConfig(CPU, "32-true", 8, 4, rounds=6, warmup_s=0.1)
+
+    def run(first: float, second: float) -> dict[str, dict[str, object]]:
+        times = {"a": first, "b": second}
+        subjects = {n: Subject(lambda s=s: _TakesTime(clock, s), (3, 8, 8), 10) for n, s in times.items()}  # type: ignore[misc]
+        return measure_speed(subjects, config)
+
+    runs = [run(0.002 + 0.0001 * n, 0.002) for n in range(6)]
+    two, six = ({name: pooled([r[name] for r in runs[:count]]) for name in "ab"} for count in (2, 6))
+    assert two["a"]["process_rounds"] == [6, 6]
+    assert len(two["a"]["samples_ms"]["latency"]) == 12
+    assert two["b"]["images_per_s"] == pytest.approx(500)
+    few, many = (time_ratio(found["a"], found["b"], "latency") for found in (two, six))
+    assert (few.low, few.high) == pytest.approx((1.0, 1.05))
+    assert (many.low, many.high) == pytest.approx((1.0, 1.25))  # six values, from 1.0 to 1.25: no more is known
+    failed = pooled([{"error": "no"}, runs[0]["a"]])
+    assert failed == {"error": "no"}
 
 
 def test_other_processes_make_a_time_suspect(tmp_path: Path) -> None:
@@ -209,6 +377,24 @@ def test_a_gpu_says_its_clocks() -> None:
     found = Conditions(torch.device("cuda", 0)).figures()
     assert "gpu_state_error" not in found
     assert 0 < found["clock_mhz"] <= found["max_clock_mhz"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_is_timed_by_its_own_clock_too_and_in_every_way() -> None:
+    device = torch.device("cuda", 0)
+    ways = [Way("32-true"), Way("tf32"), Way("bf16-mixed"), Way("16-mixed"), Way("bf16-mixed", mode="cuda-graph")]
+    subjects = {way.words: Subject(lambda: get_model("ResNet18")(), (3, 32, 32), 10, way=way) for way in ways}
+    found = measure_speed(subjects, SpeedConfig(device, "bf16-mixed", 256, 256, rounds=12))
+    flags = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    for figures in found.values():
+        assert "error" not in figures
+        for key in ("latency_ms", "inference_ms", "train_step_ms"):
+            assert 0 < figures[f"{key}_device"] < 1.05 * figures[f"{key}_median"]
+        assert figures["peak_reserved_bytes"] >= figures["peak_memory_bytes"] > 0
+    assert time_ratio(found[ways[4].words], found[ways[2].words], "latency").high < 1  # no launching one by one
+    assert time_ratio(found[ways[1].words], found[ways[0].words], "training").high < 1
+    assert flags == (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
 
 
 @pytest.mark.gpu

@@ -21,6 +21,7 @@ import lightning as L
 import torch
 from filelock import FileLock, Timeout
 from lightning.pytorch.loggers.logger import Logger
+from torch import Tensor
 
 from cnnbench import hardware
 from cnnbench.bench.plan import DEFAULT_MEASURES, Cell, Plan, save_plan
@@ -272,6 +273,7 @@ class _Run:
                 self._image_shape(cell),
                 self.data[cell.data].num_classes,
                 ImageClassifier.make_optimizer,
+                images=partial(_some_images, self.data[cell.data]),
             )
             for cell in self.plan.cells()
         }
@@ -425,3 +427,8 @@ def _log_interval(plan: Plan, facts: Mapping[str, Any], measures: Mapping[str, A
     else:
         images = float(facts["train_images"] * (plan.epochs or 1))
     return max(1, round(images / plan.batch_size / CURVE_POINTS))
+
+
+def _some_images(data: ImageDataModule, count: int) -> Tensor:
+    """The first training images, at most so many, (N, C, H, W), normalised."""
+    return torch.cat([images for images, _ in data.first_training_batches(count)])

@@ -23,8 +23,9 @@ _PASSES = 3
 
 
 def find_limits(
-    subject: Subject, figures: Mapping[str, Any], config: SpeedConfig, peaks: Peaks, graph_s: float | None = None
-) -> dict[str, Any]:
+    subject: Subject, figures: Mapping[str, Any], config: SpeedConfig, peaks: Peaks,
+    graph_s: Mapping[str, float] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """What limits inference of a network, of one image and of a batch.
 
     Args:
@@ -32,7 +33,7 @@ def find_limits(
         figures: Of `measure_speed`, of the same subject and config.
         config: How it was timed.
         peaks: Of the machine.
-        graph_s: Time of the batch as a CUDA graph, if there is one.
+        graph_s: Times of ``latency`` and ``inference`` as a CUDA graph, if there are any.
 
     Returns:
         ``latency`` and ``inference``: the `Verdict` of each with ``flops``, ``other_ops`` and ``moved_bytes``;
@@ -48,9 +49,9 @@ def find_limits(
     many = Timed(layer_traffic(model, shape, config.batch_size, precision), figures["inference_ms_median"] / 1e3)
     others = (many, one) if config.batch_size > 1 else (None, None)
     found: dict[str, Any] = {}
-    for name, timed, other, graph in (("latency", one, others[0], None), ("inference", many, others[1], graph_s)):
+    for name, timed, other in (("latency", one, others[0]), ("inference", many, others[1])):
         found[name] = {"batch_size": timed.load.batch_size, **_costs(timed.load)}
-        found[name] |= bound(timed, peaks, other, graph).figures()
+        found[name] |= bound(timed, peaks, other, (graph_s or {}).get(name)).figures()
     model = model.to(device=config.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     x = torch.randn(config.batch_size, *shape, generator=torch.Generator().manual_seed(config.seed))
     seconds = seconds_by_kind(model, x.to(config.device, memory_format=torch.channels_last), precision, config.device)

@@ -17,6 +17,11 @@ FEWEST_ROUNDS = 6
 """With fewer no interval of 95 % exists: all rounds on one side of a value have probability 2 / 2**5 > 5 %."""
 
 
+ALIKE = 0.005
+"""Share by which two times may differ and still not be told apart: two copies of one network do, by where in memory they
+happen to lie."""
+
+
 class Interval(NamedTuple):
     """An estimate and its 95 % interval; both ends are None where there were too few rounds for one."""
 
@@ -27,6 +32,11 @@ class Interval(NamedTuple):
     def excludes(self, value: float) -> bool:
         """Whether the interval says that the quantity is not this value."""
         return self.low is not None and self.high is not None and not self.low <= value <= self.high
+
+    @property
+    def differs(self) -> bool:
+        """Whether the interval of a ratio of times says that they differ, by more than `ALIKE`."""
+        return self.low is not None and self.high is not None and (self.low > 1 + ALIKE or self.high < 1 / (1 + ALIKE))
 
 
 def pseudomedian(values: Sequence[float], confidence: float = 0.95) -> Interval:

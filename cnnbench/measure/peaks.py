@@ -6,11 +6,10 @@ that is the faster at one is not always at the other. It is no data sheet: a net
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import TypeVar
@@ -18,7 +17,7 @@ from typing import TypeVar
 import torch
 
 from cnnbench.errors import UserError, unknown
-from cnnbench.hardware import PRECISIONS, cpu_has_bf16, synchronise
+from cnnbench.hardware import PRECISIONS, cpu_has_bf16, synchronise, tf32
 
 Key = TypeVar("Key")
 PEAK_CONVENTION = (
@@ -150,7 +149,7 @@ def measure_peaks(
     best: dict[str, float] = {}
     with torch.inference_mode():
         for name in _formats(device, precisions):
-            with _tf32(device, name == "tf32"):
+            with tf32(device, name == "tf32"):
                 found = _products(device, _DTYPES[name], sizes, _CONVOLUTIONS[kind], probe_s)
             best[name] = max(found.values())
             probes |= {f"{name}, {probe}": rate for probe, rate in found.items()}
@@ -183,20 +182,6 @@ def _single_formats(device: torch.device) -> tuple[str, str]:
         return "fp32", "fp32"
     flags = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     return ("tf32" if flags[0] else "fp32"), ("tf32" if flags[1] else "fp32")
-
-
-@contextlib.contextmanager
-def _tf32(device: torch.device, allowed: bool) -> Iterator[None]:
-    """Inside, a GPU computes float32 in TF32, or does not; the flags are put back."""
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _products(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from cnnbench import hardware
 from cnnbench.errors import UserError
+from cnnbench.measure.intervals import Interval
 from cnnbench.measure.speed import KINDS, SpeedConfig, Subject, measure_speed, time_ratio
 from cnnbench.models import get_model
 from cnnbench.network import get_network
@@ -130,11 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _report(
     device: torch.device, rows: list[dict[str, Any]], usual: list[float], runs: list[dict[str, Any]], precision: str
 ) -> int:
-    def excludes(interval: dict[str, float]) -> bool:
-        return not interval["low"] <= 1 <= interval["high"]
-
-    verdicts = [excludes(row["copy"][kind]) for row in rows for kind in KINDS]
-    hits = [row["slower"][kind]["low"] > 1 for row in rows for kind in KINDS[:2]]
+    verdicts = [Interval(**row["copy"][kind]).differs for row in rows for kind in KINDS]
+    slower = [Interval(**row["slower"][kind]) for row in rows for kind in KINDS[:2]]
+    hits = [found.differs and found.estimate > 1 for found in slower]
     ours, theirs = (statistics.stdev(v) / statistics.fmean(v) for v in ([row["ratio"] for row in rows], usual))
     ranks = [sorted(run, key=lambda name: run[name]["inference_ms_median"]) for run in runs]
     figures = {

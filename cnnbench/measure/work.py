@@ -1,0 +1,407 @@
+"""One network at work: its inputs, the way it runs, and its kinds of work, every call timed to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cnnbench.classifier import loss_and_logits
+from cnnbench.errors import UserError, unknown
+from cnnbench.hardware import autocast, check_compiler, synchronise, tf32
+from cnnbench.measure.intervals import deviation, median_interval
+
+KINDS = ("latency", "inference", "training")
+"""One image, a batch of inference, a training step."""
+KEYS = {"latency": "latency_ms", "inference": "inference_ms", "training": "train_step_ms"}
+"""What the times of a kind are called in records."""
+PARTS = ("forward", "backward", "optimizer")
+MODES = ("eager", "compile", "cuda-graph")
+FEWEST_CALLS = 3  # in a turn of short calls
+MOST_GAIN = 0.03
+"""Share by which calls of a warm-up may become faster from one `_FLAT` of them to the next when it ends."""
+_FLAT = 4
+_INPUTS = 3  # batches in rotation, so that no result depends on one input staying in a cache
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a network runs; times of different ways are never ranked together.
+
+    Attributes:
+        precision: Number format, in Lightning's words; ``32-true`` is then float32 alone, and ``tf32`` a GPU's TF32.
+        channels_last: Whether the channel is the innermost dimension of images and weights.
+        mode: Of `MODES`: as written, by ``torch.compile``, or recorded and replayed as one CUDA graph.
+    """
+
+    precision: str
+    channels_last: bool = True
+    mode: str = "eager"
+
+    @property
+    def words(self) -> str:
+        """For titles and the names of rows."""
+        return f"{self.precision}, {'channels_last' if self.channels_last else 'contiguous'}, {self.mode}"
+
+    def check(self, device: torch.device) -> None:
+        """Refuses what the device has not.
+
+        Raises:
+            UserError: The mode is unknown, or the way needs another device.
+        """
+        if self.mode not in MODES:
+            raise unknown("mode", self.mode, MODES)
+        for value, needs_cuda in ((self.precision, "tf32"), (self.precision, "16-mixed"), (self.mode, "cuda-graph")):
+            if value == needs_cuda and device.type != "cuda":
+                raise UserError(
+                    f"'{value}' needs a CUDA device, not {device.type}; leave it out, or give --device cuda"
+                )
+        if (self.precision, self.mode) == ("16-mixed", "cuda-graph"):
+            raise UserError("a training step in 16-mixed waits for its scale and is no CUDA graph; use bf16-mixed")
+        if self.mode == "compile":
+            check_compiler(device)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network to be timed.
+
+    Attributes:
+        build: Builds it.
+        image_shape: The images that it takes: channels, height, width.
+        num_classes: Classes of its logits.
+        optimizer: Builds the optimizer of the training step.
+        way: How it runs; None for the precision of the config, channels_last and eager, with torch's flags as they are.
+        kinds: What is timed.
+        batch_size: Images of inference in place of those of the config.
+        images: Gives at most so many images, (N, C, H, W), to draw the batches from; None for Gaussian noise.
+    """
+
+    build: Callable[[], nn.Module]
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    optimizer: Callable[[Any], torch.optim.Optimizer] = lambda model: torch.optim.AdamW(model.parameters(), lr=1e-4)
+    way: Way | None = None
+    kinds: Sequence[str] = KINDS
+    batch_size: int | None = None
+    images: Callable[[int], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class SpeedConfig:
+    """How the timing is done.
+
+    Attributes:
+        device: Where.
+        precision: Number format, in Lightning's words.
+        batch_size: Images per batch of the inference throughput; latency is at batch size 1.
+        train_batch_size: Images per training step.
+        rounds: Turns that every network has of each kind of work, at most.
+        fewest_rounds: Turns that it has however long they take.
+        most_s: Seconds per network after which no further round begins.
+        block_s: Seconds of each turn; at least one call, three if one is shorter, at most `block_calls`.
+        block_calls: Limit of the calls in a turn.
+        warmup_s: Longest warm-up of each kind; it ends sooner when its calls do not become faster any more.
+        seed: Seed of the order and the inputs.
+    """
+
+    device: torch.device
+    precision: str
+    batch_size: int
+    train_batch_size: int
+    rounds: int = 60
+    fewest_rounds: int = 12
+    most_s: float = 3.0
+    block_s: float = 0.008
+    block_calls: int = 50
+    warmup_s: float = 3.0
+    seed: int = 0
+
+
+class Lap(NamedTuple):
+    """A timed call: wall time with the device's work done, a GPU's own time, and the parts between marks."""
+
+    wall_ms: float
+    device_ms: float | None
+    parts_ms: tuple[float, ...]
+
+
+class Stopwatch:
+    """Times calls by the wall clock, and on a CUDA device by events in its stream as well.
+
+    Args:
+        device: Where the calls run.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._start = 0.0
+        self._marks: list[Any] = []
+
+    def begin(self) -> None:
+        """Starts a call; the device has nothing to do."""
+        self._start = time.perf_counter()
+        self._marks = [self._mark() if self._device.type == "cuda" else self._start]
+
+    def mark(self) -> None:
+        """Ends a part of the call."""
+        self._marks.append(self._mark())
+
+    def _mark(self) -> Any:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def end(self) -> Lap:
+        """Ends the call when the device has done its work."""
+        if self._device.type == "cuda":
+            self.mark()
+        self.wait()
+        now = time.perf_counter()
+        if self._device.type != "cuda":
+            self._marks.append(now)
+            parts = [1e3 * (b - a) for a, b in itertools.pairwise(self._marks)]
+        else:
+            parts = [a.elapsed_time(b) for a, b in itertools.pairwise(self._marks)]
+        device_ms = sum(parts) if self._device.type == "cuda" else None
+        return Lap(1e3 * (now - self._start), device_ms, tuple(parts) if len(parts) > 1 else ())
+
+    def wait(self) -> None:
+        """Waits until the device has done what it was given."""
+        synchronise(self._device)
+
+
+class Timed:
+    """One network with its inputs and its kinds of work, warm.
+
+    Args:
+        subject: The network.
+        config: How it is timed.
+        stopwatch: With what.
+
+    Raises:
+        UserError: The way is none of the device's.
+    """
+
+    def __init__(self, subject: Subject, config: SpeedConfig, stopwatch: Stopwatch) -> None:
+        self.config, self.subject, self._watch = config, subject, stopwatch
+        self.way = subject.way or Way(config.precision)
+        self.way.check(config.device)
+        device, generator = config.device, torch.Generator().manual_seed(config.seed)
+        self._format = torch.channels_last if self.way.channels_last else torch.contiguous_format
+        sizes = {
+            "latency": 1,
+            "inference": subject.batch_size or config.batch_size,
+            "training": config.train_batch_size,
+        }
+        self.sizes = {kind: sizes[kind] for kind in subject.kinds}
+        self.doubts: dict[str, None] = {}
+        self._batches = {kind: self._make_inputs(n, generator) for kind, n in self.sizes.items()}
+        self._inputs = {kind: itertools.cycle(batches) for kind, batches in self._batches.items()}
+        self._labels = torch.randint(subject.num_classes, (config.train_batch_size,), generator=generator).to(device)
+        before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+        self.model = subject.build().to(device=device, memory_format=self._format)  # type: ignore[call-overload]
+        self._forward = torch.compile(self.model) if self.way.mode == "compile" else self.model
+        self._optimizer = subject.optimizer(self.model) if "training" in self.sizes else None
+        self._scaler = torch.amp.GradScaler(device.type) if self.way.precision == "16-mixed" else None
+        self._graphs: dict[str, Callable[[Tensor], Any]] = {}
+        self.rounds_ms: dict[str, list[list[float]]] = {kind: [] for kind in self.sizes}
+        self._device_ms: dict[str, list[float]] = {kind: [] for kind in self.sizes}
+        self._parts_ms: list[tuple[float, ...]] = []
+        self.cold_ms: dict[str, float] = {}
+        self.warm_ms: dict[str, float] = {}  # the quickest call of the warm-up
+        for kind in self.sizes:
+            self._warm_up(kind)
+        self.peaks_bytes = self._peaks(before) if device.type == "cuda" and "training" in self.sizes else (None, None)
+
+    def _make_inputs(self, count: int, generator: torch.Generator) -> list[Tensor]:
+        """Some batches of so many images, each drawn at random; says what is wrong with them."""
+        pool = self.subject.images(_INPUTS * count) if self.subject.images else None
+        batches = []
+        for _ in range(_INPUTS):
+            if pool is None:
+                x = torch.randn(count, *self.subject.image_shape, generator=generator)
+            else:
+                x = pool[torch.randint(len(pool), (count,), generator=generator)]
+            batches.append(x.to(self.config.device, memory_format=self._format))
+        everything = torch.cat(batches).float()
+        if not (bool(everything.isfinite().all()) and float(everything.std()) > 0):
+            self.doubts["the inputs are constant or not finite, on which arithmetic can be faster or slower"] = None
+        return batches
+
+    def _numbers(self) -> AbstractContextManager[Any]:
+        """Inside, float32 is what the way says it is."""
+        if self.subject.way is None or self.way.precision not in ("32-true", "tf32"):
+            return contextlib.nullcontext()
+        return tf32(self.config.device, self.way.precision == "tf32")
+
+    def _work(self, kind: str, x: Tensor) -> Any:
+        if kind in self._graphs:
+            return self._graphs[kind](x)
+        return self._train(x) if kind == "training" else self._infer(x)
+
+    def _infer(self, x: Tensor) -> Any:
+        with torch.inference_mode(), autocast(self.way.precision, self.config.device):
+            return self._forward(x)
+
+    def _train(self, x: Tensor, mark: Callable[[], None] | None = None) -> Tensor:
+        mark, optimizer = mark or self._watch.mark, self._optimizer
+        assert optimizer is not None
+        with autocast(self.way.precision, self.config.device):
+            loss, logits = loss_and_logits(self._forward(x), self._labels)
+        mark()
+        (loss if self._scaler is None else self._scaler.scale(loss)).backward()
+        mark()
+        if self._scaler is None:
+            optimizer.step()
+        else:
+            self._scaler.step(optimizer)
+            self._scaler.update()
+        optimizer.zero_grad()
+        return logits.detach()
+
+    def _capture(self, kind: str) -> Callable[[Tensor], Any]:
+        """Records a call as a CUDA graph; the images of a call are copied to where the graph expects them."""
+        device, x = self.config.device, self._batches[kind][0].clone()
+        if self._optimizer is not None:
+            for group in self._optimizer.param_groups:
+                if "capturable" in group:
+                    group["capturable"] = True
+
+        def run() -> Any:
+            return self._train(x, lambda: None) if kind == "training" else self._infer(x)
+
+        current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):  # what is set up once may not be recorded
+            for _ in range(3):
+                run()
+        current.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = run()
+
+        def replay(images: Tensor) -> Any:
+            x.copy_(images)
+            graph.replay()
+            return out
+
+        return replay
+
+    def _call(self, kind: str) -> Lap:
+        """Runs one call of a kind of work to its end."""
+        x = next(self._inputs[kind])
+        self._watch.begin()
+        out = self._work(kind, x)
+        lap = self._watch.end()
+        first = out if isinstance(out, Tensor) else out[0] if isinstance(out, tuple) else None
+        if len(x) != self.sizes[kind] or (first is not None and len(first) != self.sizes[kind]):
+            rows = len(x) if first is None else len(first)
+            self.doubts[f"{rows} results came from batches of {self.sizes[kind]} images ({kind})"] = None
+        return lap
+
+    def _warm_up(self, kind: str) -> None:
+        self.model.train(kind == "training")
+        end = time.perf_counter() + self.config.warmup_s
+        with self._numbers():
+            start = time.perf_counter()
+            if self.way.mode == "cuda-graph":
+                self._graphs[kind] = self._capture(kind)
+            times = [self._call(kind).wall_ms]
+            self.cold_ms[kind] = 1e3 * (time.perf_counter() - start)
+            while time.perf_counter() < end and _gain(times) > MOST_GAIN:
+                times.append(self._call(kind).wall_ms)
+        self.warm_ms[kind] = min(times)
+        if len(times) >= 2 * _FLAT and _gain(times) > MOST_GAIN:
+            self.doubts[f"{kind} still became faster when its warm-up ended"] = None
+
+    def _peaks(self, before: int) -> tuple[int, int]:
+        """Bytes that a training step takes beyond what was there before: of tensors, and held by torch in all."""
+        device = self.config.device
+        torch.cuda.reset_peak_memory_stats(device)
+        self.model.train()
+        with self._numbers():
+            self._call("training")
+        return torch.cuda.max_memory_allocated(device) - before, torch.cuda.max_memory_reserved(device)
+
+    def take_turn(self, kind: str) -> None:
+        """Adds the samples of one block of calls, the turn of a round.
+
+        Calls that are shorter than the block begin with one that does not count, since it finds the caches full of
+        another network.
+        """
+        self.model.train(kind == "training")
+        short = self.warm_ms[kind] < 1e3 * self.config.block_s
+        times: list[float] = []
+        self.rounds_ms[kind].append(times)
+        with self._numbers():
+            if short:
+                self._call(kind)
+            end = time.perf_counter() + self.config.block_s
+            for calls in range(1, self.config.block_calls + 1):
+                lap = self._call(kind)
+                times.append(lap.wall_ms)
+                if lap.device_ms is not None:
+                    self._device_ms[kind].append(lap.device_ms)
+                if kind == "training" and lap.parts_ms:
+                    self._parts_ms.append(lap.parts_ms)
+                if calls >= (FEWEST_CALLS if short else 1) and time.perf_counter() >= end:
+                    break
+
+    def figures(self) -> dict[str, Any]:
+        """What was found; see `cnnbench.measure.speed.measure_speed`."""
+        found: dict[str, Any] = {}
+        for kind in self.sizes:
+            found |= {f"{KEYS[kind]}_{name}": value for name, value in spread(self.rounds_ms[kind]).items()}
+            if self._device_ms[kind]:
+                found[f"{KEYS[kind]}_device"] = statistics.median(self._device_ms[kind])
+        for kind, key in (("inference", "images_per_s"), ("training", "train_images_per_s")):
+            if kind in self.sizes:
+                found[key] = 1e3 * self.sizes[kind] / found[f"{KEYS[kind]}_median"]
+        if self._parts_ms:
+            parts = zip(*self._parts_ms, strict=True)
+            found |= {f"train_{n}_ms": statistics.median(p) for n, p in zip(PARTS, parts, strict=True)}
+        allocated, reserved = self.peaks_bytes
+        return found | {
+            "cold_start_ms": self.cold_ms[next(iter(self.sizes))],
+            "cold_ms": {kind: round(ms, 4) for kind, ms in self.cold_ms.items()},
+            "peak_memory_bytes": allocated,
+            "peak_reserved_bytes": reserved,
+            "samples_ms": {k: [[round(t, 4) for t in times] for times in r] for k, r in self.rounds_ms.items()},
+        }
+
+    def all_doubts(self) -> list[str]:
+        """What was wrong with inputs, results, warm-up or waiting."""
+        for kind, found in self._device_ms.items():
+            wall = statistics.median(t for times in self.rounds_ms[kind] for t in times) if found else 0.0
+            if found and statistics.median(found) > 1.02 * wall + 0.005:
+                self.doubts[f"the device worked longer than {kind} took: it was not waited for"] = None
+        return list(self.doubts)
+
+
+def _gain(times: Sequence[float]) -> float:
+    """Share by which the last calls were faster than those before them; infinite with too few."""
+    if len(times) < 2 * _FLAT:
+        return float("inf")
+    before, after = statistics.median(times[-2 * _FLAT : -_FLAT]), statistics.median(times[-_FLAT:])
+    return 1 - after / before if before else 0.0
+
+
+def spread(rounds: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Median of the calls with its interval, deciles and median absolute deviation."""
+    times = [t for block in rounds for t in block]
+    deciles = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else times
+    median, low, high = median_interval(rounds)
+    return {
+        "median": median, "low": low, "high": high, "p10": deciles[0], "p90": deciles[-1], "mad": deviation(times),
+    }  # fmt: skip
