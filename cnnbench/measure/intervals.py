@@ -18,7 +18,7 @@ FEWEST_ROUNDS = 6
 
 
 ALIKE = 0.005
-"""Share by which two times may differ and still not be told apart: two copies of one network do, by where in memory they
+"""Share by which two times may differ and not be told apart: two copies of one network do, by where in memory they
 happen to lie."""
 
 
