@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -117,11 +118,17 @@ def tf32(device: torch.device, allowed: bool) -> Iterator[None]:
         yield
         return
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    _set_tf32(allowed, allowed)
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+        _set_tf32(*before)
+
+
+def _set_tf32(convolutions: bool, products: bool) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some versions of torch advertise newer names, which older ones have not
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products
 
 
 def keep_freed_memory() -> str:

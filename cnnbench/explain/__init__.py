@@ -93,6 +93,10 @@ class Explanation:
     pictures: list[Picture] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
+    def further_remarks(self) -> list[str]:
+        """Those that no caption has."""
+        return [line for line in self.remarks if not any(line in picture.caption for picture in self.pictures)]
+
 
 def tool(name: str) -> Any:
     """The module of a tool.
@@ -234,7 +238,7 @@ def _print_tables(explanation: Explanation) -> None:
                 drawn.add_row(*row)
             console.print(drawn, markup=False)
     print(capture.get(), end="")
-    for line in explanation.remarks:
+    for line in explanation.further_remarks():
         print(line)
 
 

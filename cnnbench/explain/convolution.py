@@ -507,7 +507,7 @@ def _draw_race(
 
     from cnnbench.bench.drawing import MARKERS, PALETTE, log_axis
 
-    figure = Figure(figsize=(9.6, 4.0), layout="constrained")
+    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     panels = (
         (left, [(k, f"{size},{k}") for k in kernels], f"images of {size}x{size}", "side of the kernel, pixels"),
@@ -533,5 +533,8 @@ def _draw_race(
         log_axis(ax, ax.xaxis, [x for x, _ in cases], label, "{:g}".format)
     for ax in (left, right):
         log_axis(ax, ax.yaxis, everything, "milliseconds" if ax is left else "", "{:g}".format)
-    left.legend(frameon=False, fontsize=9)
+    named = dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))
+    named |= dict(zip(*reversed(right.get_legend_handles_labels()), strict=True))
+    shown = [name for name in times if name in named]
+    figure.legend([named[n] for n in shown], shown, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return figure

@@ -563,6 +563,7 @@ def _draw_curves(curves: Sequence[Curve]) -> Figure:
             ax.set_axisbelow(True)
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         row[0].set_ylabel(what)
     for ax, (axis, title) in zip(axes[0], titles.items(), strict=True):
         ax.set_title(title, fontsize=10)

@@ -49,7 +49,7 @@ def measure_speed(
         ``train_optimizer_ms`` medians of a step's parts; ``cold_start_ms`` the very first call, with compilation or
         recording, ``cold_ms`` the first of each kind; ``peak_memory_bytes`` what a training step allocates on a GPU:
         weights, gradients, optimizer state and activations, without the images, and ``peak_reserved_bytes`` what torch
-        holds there in all (None on a CPU); ``samples_ms`` every sample, by kind and round, with those of the
+        holds for these (None on a CPU); ``samples_ms`` every sample, by kind and round, with those of the
         ``yardstick``, the same convolution in every run; ``conditions`` what the machine did meanwhile, ``suspect``
         reasons to doubt the times.
     """

@@ -119,7 +119,7 @@ class SpeedConfig:
     train_batch_size: int
     rounds: int = 60
     fewest_rounds: int = 12
-    most_s: float = 3.0
+    most_s: float = 5.0
     block_s: float = 0.008
     block_calls: int = 50
     warmup_s: float = 3.0
@@ -209,7 +209,7 @@ class Timed:
         self._batches = {kind: self._make_inputs(n, generator) for kind, n in self.sizes.items()}
         self._inputs = {kind: itertools.cycle(batches) for kind, batches in self._batches.items()}
         self._labels = torch.randint(subject.num_classes, (config.train_batch_size,), generator=generator).to(device)
-        before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+        before = _cuda_memory(device) if device.type == "cuda" else (0, 0)
         self.model = subject.build().to(device=device, memory_format=self._format)  # type: ignore[call-overload]
         self._forward = torch.compile(self.model) if self.way.mode == "compile" else self.model
         self._optimizer = subject.optimizer(self.model) if "training" in self.sizes else None
@@ -325,14 +325,15 @@ class Timed:
         if len(times) >= 2 * _FLAT and _gain(times) > MOST_GAIN:
             self.doubts[f"{kind} still became faster when its warm-up ended"] = None
 
-    def _peaks(self, before: int) -> tuple[int, int]:
-        """Bytes that a training step takes beyond what was there before: of tensors, and held by torch in all."""
+    def _peaks(self, before: tuple[int, int]) -> tuple[int, int]:
+        """Bytes that a training step takes beyond what was there before: of tensors, and held by torch for them."""
         device = self.config.device
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         self.model.train()
         with self._numbers():
             self._call("training")
-        return torch.cuda.max_memory_allocated(device) - before, torch.cuda.max_memory_reserved(device)
+        return torch.cuda.max_memory_allocated(device) - before[0], torch.cuda.max_memory_reserved(device) - before[1]
 
     def take_turn(self, kind: str) -> None:
         """Adds the samples of one block of calls, the turn of a round.
@@ -387,6 +388,12 @@ class Timed:
             if found and statistics.median(found) > 1.02 * wall + 0.005:
                 self.doubts[f"the device worked longer than {kind} took: it was not waited for"] = None
         return list(self.doubts)
+
+
+def _cuda_memory(device: torch.device) -> tuple[int, int]:
+    """Bytes of tensors, and held by torch without what it only keeps for later."""
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
 
 
 def _gain(times: Sequence[float]) -> float:
