@@ -190,9 +190,10 @@ def test_random_stacks_have_the_field_of_the_recurrence(stack: list[tuple[int, i
         size += dilation * (kernel - 1) * jump
         jump *= stride
     model = nn.Sequential(*layers)
-    found = layer_fields(model, (2, 200, 200))[-1]
+    image = (2, side := max(200, size + 2 * jump), side)
+    found = layer_fields(model, image)[-1]
     assert (found.size, found.jump) == ((size, size), (jump, jump))
-    measured = measure_fields(model, (2, 200, 200), [found])[found.name]
+    measured = measure_fields(model, image, [found])[found.name]
     assert measured.size == (size, size)
     assert measured.agrees
 
