@@ -3,12 +3,14 @@
 ``make calibrate``. A network is timed beside its own copy and beside one that was made slower by 5 %, over and over; a
 verdict on the copy is false, one missed on the slower network is a miss. The ratio of two different networks is found
 by paired rounds and, in the same repetition, by the usual way: one network after the other, means of many calls (as in
-timm's benchmark script). At the end two complete runs of the default networks are compared.
+timm's benchmark script); its spread is that over the repetitions in which the stopwatch saw no other process at work,
+and over all. At the end two complete runs of the default networks are compared.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -134,7 +136,10 @@ def _report(
     verdicts = [Interval(**row["copy"][kind]).differs for row in rows for kind in KINDS]
     slower = [Interval(**row["slower"][kind]) for row in rows for kind in KINDS[:2]]
     hits = [found.differs and found.estimate > 1 for found in slower]
-    ours, theirs = (statistics.stdev(v) / statistics.fmean(v) for v in ([row["ratio"] for row in rows], usual))
+    ratios_of = {"all": list(zip((row["ratio"] for row in rows), usual, strict=True))}
+    ratios_of["quiet"] = [r for r, row in zip(ratios_of["all"], rows, strict=True) if not _disturbed(row)]
+    spreads = {which: [_variation(way) for way in zip(*both, strict=True)] for which, both in ratios_of.items()}
+    ours, theirs = spreads["quiet"] if len(ratios_of["quiet"]) > 1 else (math.nan, math.nan)
     ranks = [sorted(run, key=lambda name: run[name]["inference_ms_median"]) for run in runs]
     figures = {
         "false verdicts": sum(verdicts) / len(verdicts),
@@ -158,15 +163,27 @@ def _report(
     print(f"| ratios of two runs whose intervals meet | {sum(agreements)} | {len(agreements)} | "
           f"{sum(agreements) / len(agreements):.1%} |")  # fmt: skip
     pair, pairs = " / ".join(PAIR), {"paired rounds": [row["ratio"] for row in rows], "one after the other": usual}
-    print(f"coefficient of variation of {pair}: {ours:.1%} in paired rounds, {theirs:.1%} one after the other")
+    for which, (paired, single) in spreads.items():
+        print(f"coefficient of variation of {pair}, {which} {len(ratios_of[which])} repetitions: {paired:.1%} in "
+              f"paired rounds, {single:.1%} one after the other")  # fmt: skip
     print(f"ranks of two runs: {' < '.join(ranks[0])} and {' < '.join(ranks[1])}")
     ratios = {
         f"{pair}, {way}": {"median": statistics.median(v), "low": min(v), "high": max(v)} for way, v in pairs.items()
     }
-    shares = {**figures, "coefficients_of_variation": [ours, theirs], "repetitions": len(rows), "suspect": suspect}
+    shares = {**figures, "coefficients_of_variation": spreads, "repetitions": len(rows), "suspect": suspect}
     more = {"precision": precision, "figures": shares, "usual": usual}
     print(f"written: {write_race('calibrate', rows, ratios, goals, device, **more)}")
     return 0
+
+
+def _disturbed(row: dict[str, Any]) -> bool:
+    """Whether the stopwatch saw other processes at work during a repetition."""
+    return any(reason.startswith("other processes") for reason in row["suspect"])
+
+
+def _variation(values: Sequence[float]) -> float:
+    """Coefficient of variation."""
+    return statistics.stdev(values) / statistics.fmean(values) if len(values) > 1 else math.nan
 
 
 def _agree(runs: Sequence[dict[str, Any]], a: str, b: str, kind: str) -> bool:
