@@ -112,6 +112,18 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
 
 
 @contextlib.contextmanager
+def numbers(precision: str, device: torch.device) -> Iterator[None]:
+    """Inside, a network computes in a precision: by autocast, and on a CUDA device with TF32 only if that is asked for
+    by ``tf32``; ``32-true`` is float32 alone."""
+    if precision in ("32-true", "tf32"):
+        with tf32(device, precision == "tf32"):
+            yield
+    else:
+        with autocast(precision, device):
+            yield
+
+
+@contextlib.contextmanager
 def tf32(device: torch.device, allowed: bool) -> Iterator[None]:
     """Inside, a CUDA device computes float32 in TF32, or does not; the flags are put back."""
     if device.type != "cuda":

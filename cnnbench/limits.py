@@ -124,8 +124,13 @@ def _images(verdict: Mapping[str, Any]) -> str:
     return "1 image" if verdict["batch_size"] == 1 else f"{verdict['batch_size']} images"
 
 
-def table(limits: Limits) -> Table:
-    """Verdicts of a batch and of one image, with the achieved shares of the peaks."""
+def table(limits: Limits, names: Mapping[str, str]) -> Table:
+    """Verdicts of a batch and of one image, with the achieved shares of the peaks.
+
+    Args:
+        limits: What was found.
+        names: In place of those of the networks, for some of them.
+    """
     from rich.table import Table
 
     titles = {kind: _images(found[kind]) for found in limits.networks.values() for kind in SHOWN}
@@ -142,7 +147,7 @@ def table(limits: Limits) -> Table:
             verdict = found[kind]
             shares = (verdict[f"of_{key}"] for key in ("peak_flops", "peak_bandwidth", "roofline"))
             cells += [f"{verdict['intensity']:.3g}", *(f"{share:.0%}" for share in shares), verdict["bound"]]
-        drawn.add_row(name, *cells)
+        drawn.add_row(names.get(name, name), *cells)
     return drawn
 
 

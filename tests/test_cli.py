@@ -300,6 +300,12 @@ def test_speed_times_any_network(capsys: pytest.CaptureFixture) -> None:
     assert main(["speed", "LeNet5", "--batch_size", "0"]) == 2
     assert main(["speed", "torchvision:alexnet", *options]) == 1
     assert "torchvision:alexnet failed: RuntimeError" in capsys.readouterr().err
+    assert main(["speed", "LeNet5", "torchvision:alexnet", *options, "--sweep", "--max_batch_size=2", "--memory"]) == 1
+    printed = capsys.readouterr()
+    assert "batches of LeNet5: 4 was not tried" in printed.out  # what worked is there
+    assert "torchvision:alexnet failed: RuntimeError" in printed.err
+    assert main(["speed", "torchvision:alexnet", *options, "--processes=2"]) == 1
+    assert "torchvision:alexnet failed: RuntimeError" in capsys.readouterr().err
 
 
 def test_speed_compares_ways_and_never_ranks_networks_across_them(capsys: pytest.CaptureFixture) -> None:
@@ -322,6 +328,24 @@ def test_speed_compares_ways_and_never_ranks_networks_across_them(capsys: pytest
     assert "batches of LeNet5: 8 was not tried: more than 4" in printed
     assert "Resident MiB" in printed
     assert "Backward ms" in printed
+    assert main(["speed", "LeNet5", *options, "--limits", "--memory_format=contiguous", "--out=p", "--json"]) == 0
+    limits = json.loads(capsys.readouterr().out)["limits"]
+    assert set(limits["networks"]) == {"LeNet5 [32-true, contiguous, eager]"}
+    assert limits["failed"] == {}
+
+
+def test_the_growth_of_a_process_is_that_of_the_row(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, gradients and two states each of a dense layer that is nearly all of the memory."""
+    layer = "lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * {0} * {0}, 1000))"
+    Path("wide.py").write_text(f"from torch import nn\nat64 = {layer.format(64)}\nat32 = {layer.format(32)}\n")
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    options = ["--device=cpu", "--batch_size=1", "--train_batch_size=1", "--rounds=1", "--memory", "--json"]
+    for size in (64, 32):
+        assert main(["speed", f"wide:at{size}", *options, f"--image_size={size}"]) == 0
+        (row,) = json.loads(capsys.readouterr().out)["networks"]
+        assert 4 <= row["resident_bytes"] / (4 * 3 * size**2 * 1000) <= 7
 
 
 @pytest.mark.parametrize(
@@ -334,6 +358,14 @@ def test_speed_compares_ways_and_never_ranks_networks_across_them(capsys: pytest
         ("--precision auto,32-true,32-true", "two of the ways are the same"),
         ("--sweep --mode eager,compile", "--sweep is for one way and one process"),
         ("--processes 0", "processes 0 must be at least 1"),
+        ("--seed -1", "seed -1 is not in 0 to 2^63 - 1"),
+        ("--seed 99999999999999999999", "seed 99999999999999999999 is not in 0 to"),
+        ("--max_batch_size 4", "--max_batch_size is that of --sweep"),
+        ("--limits --mode compile", "leave out --mode compile"),
+        ("--memory --mode compile", "leave out --mode compile"),
+        ("--memory_format ,", "memory_format ',' names nothing"),
+        ("--precision ,", "precision ',' names nothing"),
+        ("--mode ,", "mode ',' names nothing"),
     ],
 )
 def test_speed_refuses_ways_in_a_line(options: str, message: str, capsys: pytest.CaptureFixture) -> None:

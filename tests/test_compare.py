@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import make_record
 
-from cnnbench.bench.compare import compare, student_quantile
+from cnnbench.bench.compare import BETWEEN, compare, student_quantile
 from cnnbench.cli import main
 from cnnbench.errors import UserError
 from cnnbench.measure.intervals import shift
+from cnnbench.measure.quality import difference_interval
 from cnnbench.record import Record, write_lines
 
 
@@ -27,7 +30,7 @@ def _record(slower: float = 1.0, machine: float = 1.0, seed: int = 0, rounds: in
 
     samples = {kind: times(base * slower) for kind, base in (("latency", 0.5), ("inference", 8.0), ("training", 20.0))}
     samples["yardstick"] = times(3.0)
-    record = make_record(**changes)
+    record = make_record(**{"seed": seed, **changes})
     record.measures["samples_ms"] = samples
     for kind, key in (("latency", "latency"), ("inference", "inference"), ("training", "train_step")):
         record.measures[f"{key}_ms_median"] = statistics.median(t for block in samples[kind] for t in block)
@@ -48,16 +51,81 @@ def test_a_slower_machine_is_no_slower_network() -> None:
     assert found["params"].verdict == found["macs"].verdict == "equal"
 
 
-def test_false_verdicts_are_rare_and_planted_slowdowns_found() -> None:
-    same = [_verdicts(_record(seed=n), _record(seed=n + 500, machine=1.1))["latency_ms_median"] for n in range(60)]
+def _in_processes(count: int, seed: int, slower: float = 1.0, apart: float = 0.04) -> Record:
+    """A record of several processes, whose times differ by more than their rounds show."""
+    generator = random.Random(seed)
+    runs = [_record(slower * math.exp(generator.gauss(0, apart)), seed=seed + 1000 * n) for n in range(count)]
+    record = make_record(measures=runs[0].measures)
+    samples = [run.measures["samples_ms"] for run in runs]
+    record.measures["samples_ms"] = {kind: [block for s in samples for block in s[kind]] for kind in samples[0]}
+    record.measures["process_rounds"] = [12] * count
+    return record
+
+
+def test_false_verdicts_are_rare_and_slowdowns_found() -> None:
+    """Processes differ by 4 % (one standard deviation), rounds within one by less."""
+    same = [_verdicts(_in_processes(6, n), _in_processes(6, n + 500))["latency_ms_median"] for n in range(60)]
     assert sum(v != "no difference found" for v in same) <= 8  # 3 expected; 8 has a probability below 1 %
-    slow = [_verdicts(_record(seed=n), _record(1.05, seed=n + 500))["latency_ms_median"] for n in range(40)]
+    slow = [_verdicts(_in_processes(6, n), _in_processes(6, n + 500, 1.12))["latency_ms_median"] for n in range(40)]
     assert slow.count("slower") >= 36
+    (change,) = (c for c in compare([_in_processes(4, 1)], [_in_processes(4, 2)]) if c.figure == "latency_ms_median")
+    assert change.high - change.low > 0.02  # of four values a side all differences lie within
+    assert change.reason == ""
+
+
+def test_one_process_a_side_says_no_more_than_processes_differ() -> None:
+    found = next(c for c in compare([_record(seed=1)], [_record(seed=2)]) if c.figure == "inference_ms_median")
+    # by hand: 1.96 * BETWEEN * sqrt(2), and what the rounds add
+    apart = BETWEEN["inference"]
+    assert found.high - found.low >= 2 * 1.96 * apart * math.sqrt(2)
+    assert f"differ by {apart:.0%}" in found.reason
+    assert _verdicts(_record(seed=1), _record(1 + apart, seed=2))["inference_ms_median"] == "no difference found"
+    assert _verdicts(_record(seed=1), _record(1 + 6 * apart, seed=2))["inference_ms_median"] == "slower"
+
+
+def test_seeds_of_one_run_share_a_timing_and_runs_add_up() -> None:
+    seeds = [replace(_record(seed=1), seed=n) for n in range(5)]
+    runs = [_record(seed=n) for n in range(10, 15)]
+    reason = next(c.reason for c in compare(seeds, runs) if c.figure == "latency_ms_median")
+    assert "fewer than 4 processes" in reason
+    reason = next(c.reason for c in compare(runs, [_record(seed=n) for n in range(20, 24)]) if c.figure in TIMES)
+    assert reason == ""
+
+
+def test_too_few_rounds_say_so_and_so_does_a_kind_that_was_not_timed() -> None:
+    assert _verdicts(_record(seed=1, rounds=2), _record(seed=2, rounds=3))["latency_ms_median"] == "too few values"
+    b = _record(seed=2)
+    del b.measures["samples_ms"]["training"]
+    found = {c.figure: c for c in compare([_record(seed=1)], [b])}
+    assert found["train_step_ms_median"].verdict == "not comparable"
+    assert "B has no rounds of training" in found["train_step_ms_median"].reason
+    assert found["latency_ms_median"].verdict == "no difference found"
+
+
+def test_another_torch_is_compared_by_raw_times() -> None:
+    """Its convolutions are others, and so is the yardstick."""
+    a, b = _record(seed=1), _record(machine=1.5, seed=2)
+    b.environment["packages"] = {**a.environment["packages"], "torch": "9.9"}
+    found = next(c for c in compare([a], [b]) if c.figure == "latency_ms_median")
+    assert found.verdict == "slower"
+    assert "torch" in found.reason
+    assert "9.9: raw times, in which a machine that was slower as a whole counts too" in found.reason
+
+
+def test_cold_starts_are_compared_from_four_processes_on() -> None:
+    a, b = _in_processes(4, 1), _in_processes(4, 2)
+    for record, times in ((a, (100, 101, 102, 103)), (b, (150, 151, 152, 153))):
+        record.measures["cold_start_ms"] = statistics.median(times)
+        record.measures["process_cold_ms"] = [{"latency": float(ms)} for ms in times]
+    found = next(c for c in compare([a], [b]) if c.figure == "cold_start_ms")
+    assert (found.verdict, round(found.low, 2), round(found.high, 2)) == ("slower", 0.46, 0.53)
+    del a.measures["process_cold_ms"]
+    assert _verdicts(a, b)["cold_start_ms"] == "too few values"
 
 
 def test_the_gate_fails_on_a_regression_beyond_it(capsys: pytest.CaptureFixture) -> None:
     write_lines(Path("a.jsonl"), [_record(seed=1)])
-    write_lines(Path("b.jsonl"), [_record(1.2, seed=2)])
+    write_lines(Path("b.jsonl"), [_record(1.5, seed=2)])
     assert main(["compare", "a.jsonl", "b.jsonl"]) == 0
     assert "slower" in capsys.readouterr().out
     assert main(["compare", "a.jsonl", "b.jsonl", "--gate", "5", "--json"]) == 1
@@ -65,8 +133,36 @@ def test_the_gate_fails_on_a_regression_beyond_it(capsys: pytest.CaptureFixture)
     assert {c["figure"] for c in json.loads(captured.out)["regressions"]} == set(TIMES)
     assert captured.err.count("regression: ") == 3
     assert main(["compare", "b.jsonl", "a.jsonl", "--gate", "5"]) == 0  # faster is no regression
-    assert main(["compare", "a.jsonl", "b.jsonl", "--gate", "40"]) == 0
+    assert main(["compare", "a.jsonl", "b.jsonl", "--gate", "70"]) == 0
     assert main(["compare", "a.jsonl", "b.jsonl", "--gate", "-1"]) == 2
+
+
+def test_the_gate_does_not_pass_what_is_missing_failed_suspect_or_not_comparable(capsys: pytest.CaptureFixture) -> None:
+    def gate(*second: Record) -> str:
+        for name in ("a.jsonl", "b.jsonl"):
+            Path(name).unlink(missing_ok=True)
+        write_lines(Path("a.jsonl"), [_record(seed=1), _record(seed=1, model="VGG16")])
+        write_lines(Path("b.jsonl"), list(second))
+        assert main(["compare", "a.jsonl", "b.jsonl"]) == 0
+        assert main(["compare", "a.jsonl", "b.jsonl", "--gate", "5"]) == 1
+        return capsys.readouterr().err
+
+    fine = _record(seed=2)
+    assert gate(fine) == "missing in B: all of VGG16 on MNIST, B has no record of it\n"
+    failed = replace(_record(model="VGG16", seed=2), status="error", reason="RuntimeError: no")
+    assert gate(fine, failed) == "missing in B: all of VGG16 on MNIST, RuntimeError: no\n"
+    other = _record(model="VGG16", seed=2)
+    other.environment["threads"] = 1
+    assert gate(fine, other).count("undecided: ") == 3
+    busy = _record(1.5, model="VGG16", seed=2)
+    busy.measures["suspect"] = ["other processes kept 1.0 processors busy"]
+    assert gate(fine, busy).count("suspect, measure again: ") == 3
+    untrained = _record(model="VGG16", seed=2)
+    del untrained.measures["test_accuracy"]
+    assert gate(fine, untrained) == "missing in B: test_accuracy of VGG16 on MNIST, B has no test_accuracy\n"
+    untrained.config["measures"] = ["complexity", "speed"]
+    write_lines(Path("c.jsonl"), [fine, untrained])
+    assert main(["compare", "a.jsonl", "c.jsonl", "--gate", "5"]) == 0  # it was not to be measured
 
 
 @pytest.mark.parametrize(
@@ -78,6 +174,7 @@ def test_the_gate_fails_on_a_regression_beyond_it(capsys: pytest.CaptureFixture)
         ("config", "budget_s", 60.0, ["test_accuracy"]),
         ("environment", "device", "Other CPU", TIMES),
         ("environment", "threads", 1, TIMES),
+        ("environment", "accelerator", {"cudnn_benchmark": True}, TIMES),
         ("data", "image_size", 28, TIMES),
     ],
 )
@@ -86,7 +183,8 @@ def test_other_settings_do_not_compare(part: str, key: str, value: object, figur
     getattr(b, part)[key] = value
     found = compare([a], [b])
     assert {c.figure for c in found if c.verdict == "not comparable"} == set(figures)
-    assert all(key in c.reason for c in found if c.verdict == "not comparable")
+    named = {"accelerator": "cudnn_benchmark"}.get(key, key)
+    assert all(named in c.reason for c in found if c.verdict == "not comparable")
 
 
 def test_old_records_and_suspect_times_say_so() -> None:
@@ -99,9 +197,10 @@ def test_old_records_and_suspect_times_say_so() -> None:
 
 def test_accuracy_by_counts_and_by_seeds() -> None:
     def cell(*accuracies: float) -> list[Record]:
-        records = [_record(seed=n) for n in range(len(accuracies))]
+        records = [_record(seed=n, data="CIFAR10") for n in range(len(accuracies))]
         for record, accuracy in zip(records, accuracies, strict=True):
             record.data["test_images"] = 10_000
+            object.__setattr__(record, "confusion_matrix", None)
             record.measures["test_accuracy"] = accuracy
         return records
 
@@ -109,18 +208,30 @@ def test_accuracy_by_counts_and_by_seeds() -> None:
         return next(c for c in compare(a, b) if c.figure == "test_accuracy")
 
     one = verdict(cell(0.90), cell(0.92))
-    # by hand: sqrt(0.9 * 0.1 / 10,000 + 0.92 * 0.08 / 10,000) * 1.96 = 0.00793
-    assert (one.verdict, one.low, one.high) == (
-        "better",
-        pytest.approx(0.01207, abs=1e-5),
-        pytest.approx(0.02793, abs=1e-5),
-    )
+    assert (one.verdict, one.images) == ("better", 10_000)
+    assert (one.low, one.high) == difference_interval(9200, 9000, 10_000, 10_000)
     assert "one seed" in one.reason
+    perfect = verdict(cell(1.0), cell(1.0))
+    assert perfect.low < 0 < perfect.high  # ten thousand of ten thousand are not certainty
     seeds = verdict(cell(0.90, 0.91, 0.92), cell(0.91, 0.92, 0.93))
     # by hand: Welch's t with 4 degrees of freedom, 2.776 * sqrt(2 * 0.0001 / 3) = 0.02267
     assert (seeds.verdict, seeds.high - seeds.change) == ("no difference found", pytest.approx(0.02267, abs=1e-4))
     assert seeds.reason == ""
-    assert verdict(cell(0.90, 0.90), cell(0.80, 0.80)).regressed(5)
+    alike = verdict(cell(0.90, 0.90), cell(0.80, 0.80))
+    assert alike.regressed(5)
+    # by hand: the images alone allow 1.96 * sqrt(0.9 * 0.1 / 20,000 + 0.8 * 0.2 / 20,000) = 0.00693
+    assert alike.high - alike.change == pytest.approx(0.00693, abs=1e-5)
+    again = cell(0.90, 0.95)
+    again[1] = replace(again[1], seed=0)
+    assert "one seed" in verdict(again, cell(0.91)).reason  # a seed that was repeated is one
+
+
+def test_a_run_of_several_settings_is_compared_setting_by_setting() -> None:
+    long = _record(seed=1)
+    long.config["budget_s"] = 60.0
+    long.measures["test_accuracy"] = 0.99
+    found = next(c for c in compare([long, _record(seed=2)], [_record(seed=3)]) if c.figure == "test_accuracy")
+    assert (found.before, found.after, found.verdict) == (0.9, 0.9, "no difference found")
 
 
 @pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.706), (2, 4.303), (4, 2.776), (10, 2.228), (30, 2.042)])
@@ -133,7 +244,8 @@ def test_shift_of_unpaired_values() -> None:
     # n = m = 7: the tables of Mann and Whitney have 8 for two-sided 5 %, so the 9th smallest and largest difference;
     # there are 1, 2, 3 and 4 differences of -2, -1, 0 and 1
     assert found == (4, 1, 7)
-    assert shift([1.0] * 5, [2.0] * 9).low is None
+    assert shift([1.0] * 3, [2.0] * 5).low is None
+    assert shift([5, 6, 7, 8], [1, 2, 3, 4]) == (4, 1, 7)  # all differences: 2 of 70 orders are outside, 2.9 %
 
 
 def test_nothing_in_common_is_refused() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
 import random
+import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,11 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from cnnbench import hardware
+from cnnbench.cli import main
 from cnnbench.errors import UserError
-from cnnbench.measure.conditions import Conditions, reasons_to_doubt
-from cnnbench.measure.quality import Confusion, accuracy, most_confused, wilson_interval
+from cnnbench.measure.conditions import Conditions, reasons_to_doubt, summary
+from cnnbench.measure.processes import in_process, in_processes, pooled
+from cnnbench.measure.quality import Confusion, accuracy, difference_interval, most_confused, wilson_interval
 from cnnbench.measure.speed import KINDS, SpeedConfig, Stopwatch, Subject, Way, measure_speed, time_ratio
-from cnnbench.measure.sweep import batch_sizes, pooled
+from cnnbench.measure.sweep import sweep
 from cnnbench.measure.work import Lap
 from cnnbench.models import get_model
 
@@ -33,6 +38,12 @@ from cnnbench.models import get_model
 )
 def test_wilson_interval(right: int, total: int, low: float, high: float) -> None:
     assert wilson_interval(right, total) == pytest.approx((low, high), abs=5e-5)
+
+
+# Published by Newcombe 1998, table II, method 10.
+@pytest.mark.parametrize(("counts", "ends"), [((56, 48, 70, 80), (0.0524, 0.3339)), ((9, 3, 10, 10), (0.1705, 0.8090))])
+def test_difference_interval(counts: tuple[int, int, int, int], ends: tuple[float, float]) -> None:
+    assert difference_interval(*counts) == pytest.approx(ends, abs=5e-5)
 
 
 def test_accuracy_and_confusions_come_from_the_counts() -> None:
@@ -89,7 +100,7 @@ def test_short_calls_come_three_a_turn_after_one_that_does_not_count() -> None:
     subject = Subject(lambda: nn.Sequential(counted, nn.Linear(192, 10)), (3, 8, 8), 10)
     found = measure_speed({"a": subject}, config)["a"]["samples_ms"]
     assert {k: [len(times) for times in v] for k, v in found.items()} == dict.fromkeys((*KINDS, "yardstick"), 4 * [3])
-    assert len(calls) == 3 * (1 + 4 * (1 + 3))  # for each kind the cold call and four turns
+    assert len(calls) == 3 * (3 + 4 * (1 + 3))  # for each kind the cold call, two that are warm, and four turns
 
 
 def test_a_network_that_fails_does_not_stop_the_others() -> None:
@@ -177,6 +188,9 @@ def test_a_drift_is_suspect(monkeypatch: pytest.MonkeyPatch) -> None:
     words = "latency and inference and training drifted"
     assert not any("drifted" in reason for reason in figures["steady"]["suspect"])
     assert any(words in reason for reason in figures["warming"]["suspect"])
+    few = {"warming": Subject(lambda: _Slower(clock, 1e-3, 0.002), (3, 8, 8), 10)}  # 3 % in all, in as few as 6 rounds
+    found = measure_speed(few, SpeedConfig(CPU, "32-true", 8, 4, rounds=6, fewest_rounds=6, warmup_s=0.0))["warming"]
+    assert any("latency" in reason and "drifted" in reason for reason in found["suspect"])
 
 
 class _FakeDevice(Stopwatch):
@@ -283,6 +297,14 @@ def test_a_warm_up_ends_when_calls_do_not_become_faster(monkeypatch: pytest.Monk
     early = measure_speed({"a": subject}, replace(config, warmup_s=0.7))["a"]
     assert "latency still became faster when its warm-up ended" in early["suspect"]
     assert not any("became faster" in reason for reason in warm["suspect"])
+    long = Subject(lambda: Warms(clock, 10.0), (3, 8, 8), 10, kinds=("latency",))
+    few = measure_speed({"a": long}, replace(config, rounds=1, warmup_s=5))["a"]
+    assert "latency still became faster when its warm-up ended" not in few["suspect"]  # by a tenth: too few to tell
+    steep = Subject(lambda: _Slower(clock, 10.0, -0.2), (3, 8, 8), 10, kinds=("latency",))
+    assert (
+        "latency still became faster when its warm-up ended"
+        in measure_speed({"a": steep}, replace(config, rounds=1, warmup_s=5))["a"]["suspect"]
+    )
 
 
 def test_ways_are_checked_and_compiled_networks_are_timed() -> None:
@@ -311,14 +333,35 @@ class _Fits(nn.Module):
 
 
 def test_the_largest_batch_is_found_by_doubling() -> None:
-    config = SpeedConfig(CPU, "32-true", 1, 1)
-    subject = Subject(_Fits, (3, 8, 8), 10)
-    found = batch_sizes(subject, config, 1000)
-    assert found.fit == [1, 2, 4, 8]
-    assert found.end.startswith("16 does not fit: DefaultCPUAllocator")
-    assert batch_sizes(subject, config, 5) == ([1, 2, 4], "8 was not tried: more than 5")
-    with pytest.raises(RuntimeError, match="shapes"):
-        batch_sizes(replace(subject, build=lambda: nn.Linear(7, 1)), config, 4)
+    config = SpeedConfig(CPU, "32-true", 1, 1, rounds=2, warmup_s=0.0)
+    subjects = {
+        "small": Subject(_Fits, (3, 8, 8), 10),
+        "broken": Subject(lambda: nn.Linear(7, 1), (3, 8, 8), 10),
+        "flat": Subject(nn.Flatten, (3, 8, 8), 10),
+    }
+    found = sweep(subjects, config, 16)
+    assert [point["batch_size"] for point in found["small"].batches] == [1, 2, 4, 8]
+    assert found["small"].end.startswith("16 does not fit: RuntimeError: DefaultCPUAllocator")
+    assert [point["batch_size"] for point in found["flat"].batches] == [1, 2, 4, 8, 16]
+    assert found["flat"].end == "32 was not tried: more than 16"
+    assert all(len(point["samples_ms"]["inference"]) == 2 for point in found["flat"].batches)
+    assert found["broken"].batches == []
+    assert found["broken"].end.startswith("1 failed: RuntimeError: ")
+
+
+def test_a_sweep_ends_where_batches_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("cnnbench.measure.speed.time.perf_counter", lambda: clock[0])
+
+    class Slow(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            clock[0] += 0.4 * len(x)
+            return x.flatten(1)[:, :10]
+
+    config = SpeedConfig(CPU, "32-true", 1, 1, rounds=1, warmup_s=0.0)
+    found = sweep({"slow": Subject(Slow, (3, 8, 8), 10)}, config, 1024)["slow"]
+    assert [round(point["inference_ms_median"]) for point in found.batches] == [400, 800, 1600]
+    assert found.end == "8 was not tried: 4 take 1.6 s"
 
 
 def test_processes_are_pooled_and_many_count_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,24 +386,82 @@ def test_processes_are_pooled_and_many_count_one_each(monkeypatch: pytest.Monkey
     assert failed == {"error": "no"}
 
 
+def _some_figures(config: SpeedConfig, subject_name: str) -> dict[str, dict[str, object]]:
+    """Runs in a process of its own."""
+    subject = Subject(nn.Flatten, (3, 8, 8), 10, kinds=("latency",))
+    found = measure_speed({subject_name: subject}, config)
+    found[subject_name]["rounds"] = config.rounds
+    found[subject_name]["process"] = os.getpid()
+    return found
+
+
+def _dies() -> None:
+    os._exit(9)
+
+
+def test_fresh_processes_share_the_rounds_and_the_time() -> None:
+    config = SpeedConfig(CPU, "32-true", 1, 1, rounds=7, fewest_rounds=4, warmup_s=0.0)
+    started: list[int] = []
+    found = in_processes(2, config, _some_figures, "flat", on_start=started.append)["flat"]
+    assert started == [0, 1]
+    assert found["process_rounds"] == [4, 4]
+    assert found["rounds"] == 4
+    assert found["process"] != os.getpid()
+    assert len(found["process_cold_ms"]) == len(found["process_conditions"]) == 2
+    with pytest.raises(UserError, match="was killed"):
+        in_process(_dies)
+
+
+def _stat(path: Path, busy_s: float, stolen_s: float = 0.0) -> None:
+    ticks = os.sysconf("SC_CLK_TCK")
+    path.write_text(f"cpu  {int(busy_s * ticks)} 0 0 0 0 0 0 {int(stolen_s * ticks)} 0 0\n")
+
+
 def test_other_processes_make_a_time_suspect(tmp_path: Path) -> None:
     """The kernel's counts are a file of the test."""
-    ticks = os.sysconf("SC_CLK_TCK")
-    stat = tmp_path / "stat"
-
-    def state(busy_s: float, stolen_s: float) -> None:
-        stat.write_text(f"cpu  {int(busy_s * ticks)} 0 0 0 0 0 0 {int(stolen_s * ticks)} 0 0\n")
-
-    state(100, 0)
+    stat, cpuinfo = tmp_path / "stat", tmp_path / "cpuinfo"
+    _stat(stat, 100)
     conditions = Conditions(CPU, stat)
     assert reasons_to_doubt(conditions.figures()) == []
-    state(160, 0)
+    _stat(stat, 160)
     (reason,) = reasons_to_doubt(conditions.figures())
-    assert reason.startswith("other processes used ")
-    state(100, 60)
+    assert re.match(r"other processes kept [\d.]+ processors busy", reason)
+    _stat(stat, 100, 60)
     (reason,) = reasons_to_doubt(conditions.figures())
     assert reason.startswith("the hypervisor took away ")
-    assert "others_share" not in Conditions(CPU, tmp_path / "none").figures()
+    assert "others_cores" not in Conditions(CPU, tmp_path / "none").figures()
+    clocked = Conditions(CPU, stat, cpuinfo)
+    for fastest in (3000, 2500, 2400):
+        cpuinfo.write_text(f"cpu MHz\t\t: 800.0\nbogus: 1\ncpu MHz\t\t: {fastest}.5\n")
+        clocked.look()
+    assert clocked.figures()["cpu_mhz_range"] == [2400.5, 3000.5]
+    assert reasons_to_doubt(clocked.figures()) == ["the processor's clock was between 2400 and 3000 MHz"]
+
+
+def test_a_busy_machine_is_seen_by_a_timing_and_said_in_its_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """From the kernel's counts to the word in every table of the command."""
+    stat, busy_s = tmp_path / "stat", itertools.count(0, 10_000)
+    _stat(stat, next(busy_s))
+
+    class Busy(Conditions):
+        def __init__(self, device: torch.device) -> None:
+            super().__init__(device, stat)
+
+        def look(self) -> None:
+            _stat(stat, next(busy_s))
+
+    monkeypatch.setattr("cnnbench.measure.speed.Conditions", Busy)
+    options = "--device=cpu --batch_size=2 --train_batch_size=2 --rounds=1 --sweep --max_batch_size=1 --limits --out=p"
+    assert main(["speed", "LeNet5", "SimpleCNN", *options.split()]) == 0
+    out = capsys.readouterr().out
+    tables = out.split("Inference by batch size")[0].split("\n")
+    assert sum("SimpleCNN (suspect)" in line for line in tables) == 4  # times, a step's parts, ratios, limits
+    assert "Times as multiples of LeNet5's (suspect)" in out
+    assert len(re.findall(r"(LeNet5|SimpleCNN) \(suspect\) *│ +1 ", out)) == 2  # the sweep
+    assert re.search(r"^suspect \(LeNet5, SimpleCNN\): other processes kept [\d.]+ processors busy", out, re.MULTILINE)
+    assert re.search(r"^suspect \(LeNet5, 1 images; SimpleCNN, 1 images\): other processes kept", out, re.MULTILINE)
 
 
 def test_a_throttled_or_shared_gpu_is_suspect() -> None:
@@ -369,13 +470,39 @@ def test_a_throttled_or_shared_gpu_is_suspect() -> None:
     assert "1200 of 1980 MHz" in reasons_to_doubt(calm | {"clock_mhz": 1200.0})[0]
     assert reasons_to_doubt(calm | {"clock_mhz": 300.0, "throttle_reasons": 0x1}) == []  # idle
     assert "2 other processes" in reasons_to_doubt(calm | {"other_gpu_processes": 2})[0]
+    assert "not known: no driver" in reasons_to_doubt({"gpu_state_error": "no driver"})[0]
+
+
+def test_a_gpus_states_are_summed_up_by_the_worst() -> None:
+    line = "{clock}, 1980, {temperature}, {power}, 700.00, {reasons}, P{state}, 580.1"
+    lines = [
+        line.format(clock=345, temperature=30, power="80.5", reasons="0x0000000000000001", state=8),  # idle
+        line.format(clock=1900, temperature=61, power="[N/A]", reasons="0x0000000000000000", state=0),
+        line.format(clock=1410, temperature=70, power="690.1", reasons="0x0000000000000004", state=0),
+        line.format(clock=1800, temperature=66, power="600.0", reasons="0x0000000000000020", state=1),
+        "1800, 19",  # cut off
+    ]
+    assert summary(lines) == {
+        "clock_mhz": 1410.0, "max_clock_mhz": 1980.0, "temperature_c": 70.0, "power_w": 690.1, "power_limit_w": 700.0,
+        "throttle_reasons": 0x24, "power_state": "P1", "driver": "580.1", "gpu_looks": 3,
+    }  # fmt: skip
+    assert summary(lines[:1])["clock_mhz"] == 345.0
+    with pytest.raises(ValueError, match="the driver said: nothing"):
+        summary(["nothing"])
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_says_its_clocks() -> None:
-    found = Conditions(torch.device("cuda", 0)).figures()
+    with Conditions(torch.device("cuda", 0)) as conditions:
+        x = torch.randn(4096, 4096, device="cuda")
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            x @ x
+            torch.cuda.synchronize()
+    found = conditions.figures()
     assert "gpu_state_error" not in found
+    assert found["gpu_looks"] > 3
     assert 0 < found["clock_mhz"] <= found["max_clock_mhz"]
 
 

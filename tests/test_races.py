@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import yaml
 from torch import nn
 
 from cnnbench.errors import UserError
-from cnnbench.measure.speed import KINDS
+from cnnbench.measure.speed import KINDS, SpeedConfig
 from cnnbench.models import get_model
 from cnnbench.races import calibrate, recipes
 
@@ -108,36 +109,57 @@ def test_a_calibration_counts_false_verdicts_and_finds(
     and one disturbed by other processes, which the spread of the ratio leaves out."""
     exact = {"estimate": 1.0, "low": 0.99, "high": 1.01}
     wrong, slow = {"estimate": 1.1, "low": 1.05, "high": 1.2}, {"estimate": 1.05, "low": 1.01, "high": 1.1}
-    cases = iter([(exact, slow, 2.0), (exact, slow, 2.02), (wrong, exact, 1.98), (exact, slow, 4.0)])
-    reasons = iter([[], ["latency drifted"], [], ["other processes used 51% of the processors"]])
+    cases = iter(
+        [(exact, slow, 2.0, 1.0), (exact, slow, 2.02, 2.0), (wrong, exact, 1.98, 3.0), (exact, slow, 4.0, 9.0)]
+    )
+    reasons = iter([[], ["latency drifted"], [], ["other processes kept 1.0 processors busy"]])
 
     def planted(config: object) -> dict[str, object]:
-        copy, slower, ratio = next(cases)
+        copy, slower, ratio, usual = next(cases)
         return {
             "copy": dict.fromkeys(KINDS, copy), "slower": dict.fromkeys(KINDS[:2], slower), "ratio": ratio,
-            "suspect": next(reasons),
+            "usual": usual, "usual, as many calls": usual, "suspect": next(reasons),
         }  # fmt: skip
 
-    usual = iter([1.0, 2.0, 3.0, 9.0])
+    def run_of(function: object, config: SpeedConfig) -> dict[str, object]:
+        """A network a millisecond longer than the one before, with noise; VGG16 is twice as slow in the second run."""
+        noise, found = random.Random(config.seed), {}
+        for index, name in enumerate(calibrate.DEFAULT):
+            ms = (index + 1.0) * (2 if name == "VGG16" and config.seed > 5 else 1)
+            samples = {kind: [[ms * noise.gauss(1, 0.01)] for _ in range(6)] for kind in KINDS}
+            samples["yardstick"] = [[1.0]] * 6
+            keys = ("latency_ms_median", "inference_ms_median", "train_step_ms_median")
+            found[name] = {
+                **dict.fromkeys(keys, ms), "images_per_s": 1.0, "train_images_per_s": 1.0, "samples_ms": samples,
+                "suspect": [], "conditions": {}, "cold_ms": {"latency": 9.0},
+            }  # fmt: skip
+        return found
+
     monkeypatch.setattr(calibrate, "repetition", planted)
-    monkeypatch.setattr(calibrate, "usual_ratio", lambda config: next(usual))
-    rounds = {"samples_ms": {kind: [[1.0 + n / 100] for n in range(12)] for kind in KINDS}, "inference_ms_median": 1.0}
-    monkeypatch.setattr(calibrate, "complete_run", lambda config: dict.fromkeys(calibrate.DEFAULT, rounds))
-    assert calibrate.main(["--repetitions", "4", "--device", "cpu"]) == 0
+    monkeypatch.setattr(calibrate, "in_process", run_of)
+    assert calibrate.main(["--repetitions", "4", "--device", "cpu"]) == 1
     written = json.loads(Path("results/races/calibrate.json").read_text())
     figures = written["figures"]
     assert figures["false verdicts"] == pytest.approx(1 / 4)
     assert figures["planted slowdowns found"] == pytest.approx(3 / 4)
     spreads = figures["coefficients_of_variation"]
-    assert spreads["quiet"] == pytest.approx([0.01, 0.5])
-    assert spreads["all"] == pytest.approx([1.0 / 2.5, 3.594 / 3.75], rel=1e-2)
+    # of 2.00, 2.02 and 1.98, by hand: 0.02 / 2, and 1.4826 * 0.02 / 2; of 1, 2, 3: 1 / 2, and 1.4826 * 1 / 2
+    assert spreads["quiet"]["paired rounds"] == pytest.approx([0.01, 0.014826])
+    assert spreads["quiet"]["one after the other"] == pytest.approx([0.5, 0.7413])
+    assert spreads["all"]["paired rounds"][0] == pytest.approx(1.0 / 2.5, rel=1e-2)
     assert figures["suspect"] == 2
-    assert (written["verdict"], list(written["goals"].values())) == ("short", [False, False, True, True])
-    assert "| verdicts on a copy (false) | 3 | 12 | 25.0% |" in capsys.readouterr().out
+    # VGG16 takes part in 3 of 6 pairs of each kind, and its verdicts are those of the 4 networks that are false
+    assert figures["ratios that agree"] == pytest.approx(1 / 2)
+    assert figures["false verdicts of compare"] == pytest.approx(1 / 4)
+    assert figures["verdicts of compare"] == 12 * (1 + 6)
+    assert (written["verdict"], list(written["goals"].values())) == ("short", [False, False, True, False, False, False])
+    printed = capsys.readouterr().out
+    assert "| verdicts on a copy (false) | 3 | 12 | 25.0% |" in printed
+    assert "| verdicts of compare, one process each (false) | 18 | 72 | 25.0% |" in printed
 
 
 def test_the_planted_slowdown_is_one() -> None:
-    model = calibrate._Slower(nn.Identity(), 0.5)
+    model = calibrate._Slower(nn.Identity(), 0.5, torch.device("cpu"))
     waits = nn.Identity()
     waits.register_forward_hook(lambda *_: time.sleep(0.02))
     model.model = waits

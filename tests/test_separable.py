@@ -43,8 +43,8 @@ def test_the_tool_counts_and_times(capsys: pytest.CaptureFixture) -> None:
         assert case["macs"] == [9 * n * n * 16, (9 * n + n * n) * 16]
         assert case["macs_ratio"] == pytest.approx(1 / (1 / n + 1 / 9))
         for kind in ("forward", "training"):
-            low, high = case[f"{kind}_ratio_range"]
-            assert 0 < low <= case[f"{kind}_ratio"] <= high
+            assert case[f"{kind}_ratio"] > 0
+            assert case[f"{kind}_ratio_interval"] == [None, None]  # of one round there is none
             allowed = case[f"{kind}_roofline_ms"]
             assert case[f"{kind}_roofline_ratio"] == pytest.approx(allowed[0] / allowed[1])
             assert min(allowed) > 0

@@ -1,28 +1,41 @@
 """Two sets of records against each other: per figure the change with its interval, and a verdict.
 
-Times are compared round by round in units of the yardstick, a convolution that every run times beside its networks, so
-that a machine that was faster or slower as a whole in one of the runs does not count as a difference of the networks.
+Times are compared in units of the yardstick, a convolution that every run times beside its networks, so that a machine
+that was faster or slower as a whole in one of the runs does not count as a difference of the networks. Each process
+gives one value: where in memory a network lies differs from process to process, and the rounds of one process do not
+show it.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
 from cnnbench.bench.findings import SETTINGS
 from cnnbench.errors import UserError
-from cnnbench.measure.intervals import Interval, shift
+from cnnbench.measure.intervals import ALIKE, Interval, shift
+from cnnbench.measure.quality import difference_interval
 from cnnbench.record import Record
 
-COUNTS = ("params", "macs", "train_macs", "activations")
+COUNTS = ("params", "macs", "train_macs", "activations", "peak_memory_bytes")
 """Figures that are exact."""
 TIMES = {"latency": "latency_ms_median", "inference": "inference_ms_median", "training": "train_step_ms_median"}
 """Figures in milliseconds, by the kind of work whose rounds they come from."""
-VERDICTS = ("faster", "slower", "better", "worse", "no difference found", "equal", "changed", "not comparable")
+COLD = "cold_start_ms"
+VERDICTS = (
+    "faster", "slower", "better", "worse", "no difference found", "equal", "changed", "too few values",
+    "not comparable", "missing",
+)  # fmt: skip
+FEWEST_PROCESSES = 4
+"""Processes of each side from which on their own spread is the interval; with fewer no interval of 95 % exists."""
+BETWEEN = {"latency": 0.09, "inference": 0.04, "training": 0.04}
+"""Standard deviation of a time from process to process, in units of the yardstick, that is assumed where there are
+fewer; what `make calibrate` finds, see experiments/README.md."""
+_NORMAL = 1.959964
 
 
 class Change(NamedTuple):
@@ -33,11 +46,13 @@ class Change(NamedTuple):
         label: Of the data.
         figure: Key of the record.
         before: In A.
-        after: In B.
+        after: In B; None where it is missing.
         change: Relative for costs and times, in shares of the test set for the accuracy; None where not comparable.
         low, high: The 95 % interval of the change; None for exact figures, and where there is none.
         verdict: One of `VERDICTS`.
         reason: Why it is not comparable, or what makes it doubtful.
+        suspect: Whether a run gave reasons to doubt its own times.
+        images: Of the test, where the accuracy is that of one network each.
     """
 
     model: str
@@ -50,6 +65,13 @@ class Change(NamedTuple):
     high: float | None
     verdict: str
     reason: str = ""
+    suspect: bool = False
+    images: int | None = None
+
+    @property
+    def undecided(self) -> bool:
+        """Whether nothing can be said of the figure."""
+        return self.verdict in ("not comparable", "too few values")
 
     def regressed(self, percent: float) -> bool:
         """Whether it is worse by more than so many per cent, or points of accuracy, and by more than chance."""
@@ -58,24 +80,74 @@ class Change(NamedTuple):
         return abs(self.change) > percent / 100
 
 
-def compare(first: Sequence[Record], second: Sequence[Record]) -> list[Change]:
-    """Compares networks on data sets that both have, figure by figure.
+class Gate:
+    """What of a comparison does not pass.
 
     Args:
-        first: Records of A; several of a network on the same data are its seeds.
+        changes: Of `compare`.
+        percent: Largest regression that passes; None for no gate.
+
+    Attributes:
+        regressions: Worse by more than that, and by more than chance.
+        suspects: The same, of runs that doubt their own times.
+        missing: In A and not in B.
+        undecided: Figures of which nothing can be said.
+    """
+
+    def __init__(self, changes: Sequence[Change], percent: float | None) -> None:
+        worse = [c for c in changes if percent is not None and c.regressed(percent)]
+        self.regressions = [c for c in worse if not c.suspect]
+        self.suspects = [c for c in worse if c.suspect]
+        gated = [c for c in changes if percent is not None and c.figure != COLD]
+        self.missing = [c for c in gated if c.verdict == "missing"]
+        self.undecided = [c for c in gated if c.undecided]
+
+    @property
+    def passed(self) -> bool:
+        return not (self.regressions or self.suspects or self.missing or self.undecided)
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        return {name: [c._asdict() for c in found] for name, found in vars(self).items()}
+
+    def lines(self) -> list[str]:
+        """Each with what it is."""
+        words = {
+            "regressions": "regression", "suspects": "suspect, measure again", "missing": "missing in B",
+            "undecided": "undecided",
+        }  # fmt: skip
+        return [
+            f"{word}: {c.figure} of {c.model} on {c.label}, {c.reason if c.change is None else shown_change(c)}"
+            for name, word in words.items()
+            for c in getattr(self, name)
+        ]
+
+
+def compare(first: Sequence[Record], second: Sequence[Record]) -> list[Change]:
+    """Compares networks on data sets, figure by figure.
+
+    Args:
+        first: Records of A; several of a network on the same data are its seeds, or further runs.
         second: Records of B.
 
     Raises:
         UserError: They have no network on the same data in common.
     """
     before, after = _cells(first), _cells(second)
-    common = [key for key in before if key in after]
-    if not common:
+    if not before.keys() & after.keys():
         names = [", ".join(f"{model} on {label}" for model, label in cells) for cells in (before, after)]
         raise UserError(
             f"A has {names[0] or 'nothing'}, B has {names[1] or 'nothing'}: no network on the same data in both"
         )
-    return [change for key in common for change in _cell_changes(*key, before[key], after[key])]
+    failed = {(r.model, r.data["label"]): r.reason for r in second if r.status == "error"}
+    changes = []
+    for (model, label), cell in before.items():
+        if (model, label) in after:
+            changes += _cell_changes(model, label, cell, after[model, label])
+        else:
+            reason = failed.get((model, label), "B has no record of it")
+            changes.append(Change(model, label, "all", None, None, None, None, None, "missing", reason))
+    return changes
 
 
 def _cells(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
@@ -87,99 +159,199 @@ def _cells(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
 
 
 def _cell_changes(model: str, label: str, first: Sequence[Record], second: Sequence[Record]) -> list[Change]:
-    a, b = first[0], second[0]
     changes = []
-    for figure in COUNTS:
-        x, y = a.measures.get(figure), b.measures.get(figure)
-        if x is not None and y is not None:
-            verdict = "equal" if x == y else "changed"
-            changes.append(Change(model, label, figure, x, y, y / x - 1 if x else None, None, None, verdict))
-    for kind, figure in TIMES.items():
-        x, y = a.measures.get(figure), b.measures.get(figure)
-        if x is not None and y is not None:
-            changes.append(_time_change(model, label, kind, a, b))
-    accuracies = [
-        [r.measures["test_accuracy"] for r in cell if "test_accuracy" in r.measures] for cell in (first, second)
-    ]
-    if all(accuracies):
-        changes.append(_accuracy_change(model, label, first, second, *accuracies))
+    for figure in (*COUNTS, *TIMES.values(), COLD, "test_accuracy"):
+        a, b = ([r for r in cell if r.measures.get(figure) is not None] for cell in (first, second))
+        if a and b:
+            changes.append(_change(model, label, figure, a, b))
+        elif a and _was_asked(figure, second):
+            reason = next((r.skipped[figure] for r in second if figure in r.skipped), f"B has no {figure}")
+            value = a[0].measures[figure]
+            changes.append(Change(model, label, figure, value, None, None, None, None, "missing", reason))
     return changes
 
 
-def _time_change(model: str, label: str, kind: str, a: Record, b: Record) -> Change:
-    figure = TIMES[kind]
-    before, after = a.measures[figure], b.measures[figure]
+def _was_asked(figure: str, cell: Sequence[Record]) -> bool:
+    """Whether a run was to find a figure."""
+    measure = "quality" if figure == "test_accuracy" else "complexity" if figure in COUNTS[:-1] else "speed"
+    return any(measure in r.config.get("measures", [measure]) for r in cell)
+
+
+def _change(model: str, label: str, figure: str, first: Sequence[Record], second: Sequence[Record]) -> Change:
+    if figure == "test_accuracy":
+        return _accuracy_change(model, label, first, second)
+    if figure not in COUNTS:
+        return _time_change(model, label, figure, first, second)
+    x, y = first[0].measures[figure], second[0].measures[figure]
+    return Change(model, label, figure, x, y, y / x - 1 if x else None, None, None, "equal" if x == y else "changed")
+
+
+def _alike(
+    first: Sequence[Record], second: Sequence[Record], traits: Callable[[Record], Mapping[str, Any]]
+) -> tuple[list[Record], list[Record], str]:
+    """Records of both that have the same traits, those of the first of A that has any such in B; else what differs."""
+    for record in first:
+        wanted = traits(record)
+        a, b = ([r for r in cell if traits(r) == wanted] for cell in (first, second))
+        if b:
+            return a, b, ""
+    x, y = traits(first[0]), traits(second[0])
+    name = next(name for name in x if x[name] != y[name])
+    return [first[0]], [second[0]], f"{name} {x[name]} against {y[name]}"
+
+
+def _time_change(model: str, label: str, figure: str, first: Sequence[Record], second: Sequence[Record]) -> Change:
+    kind = next((kind for kind, name in TIMES.items() if name == figure), "latency")
     sizes = {"latency": (), "inference": ("speed_batch_size",), "training": ("batch_size",)}[kind]
-    reason = _different(a, b, ("precision", "memory_format", *sizes), ("device", "threads", "allocator"))
-    reason = reason or _image_sizes(a, b) or _without_rounds(a, b, kind)
+
+    def traits(r: Record) -> dict[str, Any]:
+        flags = r.environment.get("accelerator") or {}
+        return {
+            **{name: r.config.get(name) for name in ("precision", "memory_format", *sizes)},
+            "image_size": r.data["image_size"],
+            **{name: r.environment.get(name) for name in ("device", "threads", "allocator")},
+            **{name: flags.get(name) for name in ("host_cpu", "cudnn_benchmark")},
+        }
+
+    a, b, reason = _alike(first, second, traits)
+    x, y = (statistics.median(r.measures[figure] for r in cell) for cell in (a, b))
+
+    def verdict(word: str, why: str) -> Change:
+        return Change(model, label, figure, x, y, None, None, None, word, why)
+
     if reason:
-        return Change(model, label, figure, before, after, None, None, None, "not comparable", reason)
-    found = shift(_in_yardsticks(b, kind), _in_yardsticks(a, kind))
+        return verdict("not comparable", reason)
+    reason = "" if figure == COLD else _without_rounds(a, b, kind)
+    if reason:
+        return verdict("not comparable", reason)
+    notes = []
+    software = [_software(cell[0]) for cell in (a, b)]
+    names = [n for n in software[0] if software[0][n] != software[1][n]]
+    if names:
+        differ = ", ".join(f"{n} {software[0][n]} against {software[1][n]}" for n in names)
+        notes.append(f"{differ}: raw times, in which a machine that was slower as a whole counts too")
+    if figure == COLD:
+        after, before = ([math.log(ms) for ms in _cold_starts(cell)] for cell in (b, a))
+        found = shift(after, before)
+    else:
+        found, note = _ratio(kind, *(_by_process(cell, kind, raw=bool(names)) for cell in (b, a)))
+        notes += [note] if note else []
     ratio = Interval(*(None if v is None else math.expm1(v) for v in found))  # type: ignore[arg-type]
-    suspects = [f"{side}: {text}" for side, r in (("A", a), ("B", b)) for text in r.measures.get("suspect", ())]
-    verdict = "no difference found" if not ratio.excludes(0) else "slower" if ratio.estimate > 0 else "faster"
-    return Change(
-        model, label, figure, before, after, *ratio, verdict, "suspect: " + "; ".join(suspects) if suspects else ""
+    if ratio.low is None or ratio.high is None:
+        what = f"processes of each side, of which {FEWEST_PROCESSES} are needed" if figure == COLD else "rounds"
+        return Change(model, label, figure, x, y, ratio.estimate, None, None, "too few values", f"too few {what}")
+    suspects = [
+        f"{side}: {text}"
+        for side, cell in (("A", a), ("B", b))
+        for text in dict.fromkeys(text for r in cell for text in r.measures.get("suspect", ()))
+    ]
+    notes[:0] = ["suspect: " + "; ".join(suspects)] if suspects else []
+    word = "slower" if ratio.low > ALIKE else "faster" if ratio.high < -ALIKE else "no difference found"
+    return Change(model, label, figure, x, y, *ratio, word, "; ".join(notes), suspect=bool(suspects))
+
+
+def _software(record: Record) -> dict[str, Any]:
+    """What the yardstick's own time depends on."""
+    flags = record.environment.get("accelerator") or {}
+    return {"torch": record.environment["packages"].get("torch"), **{n: flags.get(n) for n in ("cuda", "cudnn")}}
+
+
+def _ratio(kind: str, after: Sequence[Sequence[float]], before: Sequence[Sequence[float]]) -> tuple[Interval, str]:
+    """Logarithm of the ratio of two times, from the logarithms of each round by process; and what to know of it."""
+    middles = [[statistics.median(rounds) for rounds in side] for side in (after, before)]
+    if min(map(len, middles)) >= FEWEST_PROCESSES:
+        return shift(middles[0], middles[1]), ""
+    a, b = ([value for rounds in side for value in rounds] for side in (after, before))
+    found = shift(a, b)
+    estimate = statistics.fmean(middles[0]) - statistics.fmean(middles[1])
+    if found.low is None or found.high is None:
+        return Interval(estimate, None, None), ""
+    spread = _NORMAL * BETWEEN[kind] * math.sqrt(sum(1 / len(side) for side in middles))
+    low, high = (math.hypot(end - found.estimate, spread) for end in (found.low, found.high))
+    return Interval(estimate, estimate - low, estimate + high), (
+        f"fewer than {FEWEST_PROCESSES} processes: by assumption they differ by {BETWEEN[kind]:.0%} (one sd)"
     )
 
 
-def _in_yardsticks(record: Record, kind: str) -> list[float]:
-    """Logarithms of the times of each round over those of the yardstick in the same round."""
-    samples = record.measures["samples_ms"]
-    rounds = [[statistics.median(times) for times in samples[name]] for name in (kind, "yardstick")]
-    return [math.log(x / y) for x, y in zip(*rounds, strict=True)]
+def _by_process(cell: Sequence[Record], kind: str, raw: bool) -> list[list[float]]:
+    """Logarithms of the times of each round, by process: over those of the yardstick in the same round, or raw."""
+    found = []
+    for samples, ends in _timings(cell):
+        rounds = [[statistics.median(times) for times in samples[name]] for name in (kind, "yardstick")]
+        logs = [math.log(x if raw else x / y) for x, y in zip(*rounds, strict=True)]
+        start = 0
+        for count in ends or [len(logs)]:
+            found.append(logs[start : start + count])
+            start += count
+    return found
 
 
-def _without_rounds(a: Record, b: Record, kind: str) -> str:
+def _timings(cell: Sequence[Record]) -> list[tuple[dict[str, Any], list[int]]]:
+    """Samples of a network with the rounds of each process; seeds of a run share theirs, which count once."""
+    found: list[tuple[dict[str, Any], list[int]]] = []
+    for r in cell:
+        timing = r.measures["samples_ms"], r.measures.get("process_rounds", [])
+        found += [timing] if timing not in found else []
+    return found
+
+
+def _cold_starts(cell: Sequence[Record]) -> list[float]:
+    """The first call in each process."""
+    several = [r.measures.get("process_cold_ms") or [{"latency": r.measures[COLD]}] for r in cell]
+    return list(dict.fromkeys(ms["latency"] for processes in several for ms in processes))
+
+
+def _without_rounds(a: Sequence[Record], b: Sequence[Record], kind: str) -> str:
     """Why the times of a record cannot be compared; empty if they can."""
-    for side, record in (("A", a), ("B", b)):
-        if "yardstick" not in record.measures.get("samples_ms", {}):
-            return f"{side} was made before times were kept by round; measure it again"
+    for side, cell in (("A", a), ("B", b)):
+        for record in cell:
+            samples = record.measures.get("samples_ms", {})
+            if "yardstick" not in samples:
+                return f"{side} was made before times were kept by round; measure it again"
+            if kind not in samples:
+                return f"{side} has no rounds of {kind}; measure it again"
     return ""
 
 
-def _different(a: Record, b: Record, settings: Sequence[str], surroundings: Sequence[str]) -> str:
-    """The first setting or circumstance that differs, in words; empty if none does."""
-    for names, x, y in ((settings, a.config, b.config), (surroundings, a.environment, b.environment)):
-        for name in names:
-            if x.get(name) != y.get(name):
-                return f"{name} {x.get(name)} against {y.get(name)}"
-    return ""
-
-
-def _image_sizes(a: Record, b: Record) -> str:
-    sizes = [r.data["image_size"] for r in (a, b)]
-    return "" if sizes[0] == sizes[1] else f"image_size {sizes[0]} against {sizes[1]}"
-
-
-def _accuracy_change(
-    model: str, label: str, first: Sequence[Record], second: Sequence[Record], x: list[float], y: list[float]
-) -> Change:
-    """By seeds where both have two or more (Welch 1947), else by the counts of the test images.
+def _accuracy_change(model: str, label: str, first: Sequence[Record], second: Sequence[Record]) -> Change:
+    """By seeds where both have two or more (Welch 1947), else by the counts of the test images (Newcombe 1998).
 
     Training differs from seed to seed by more than the test images say, so a verdict on one seed each is about these
-    two trained networks only; the reason says so.
+    two trained networks only; the reason says so. An interval by seeds is never narrower than the test images allow.
     """
+
+    def traits(r: Record) -> dict[str, Any]:
+        found = {name: r.config.get(name) for name in SETTINGS if name != "speed_batch_size"}
+        return {**found, "test_images": r.data["test_images"]}
+
+    a, b, reason = _alike(first, second, traits)
+    x, y = (_by_seed(cell) for cell in (a, b))
     before, after = statistics.fmean(x), statistics.fmean(y)
-    reason = _different(first[0], second[0], [s for s in SETTINGS if s != "speed_batch_size"], ())
-    if reason or first[0].data["test_images"] != second[0].data["test_images"]:
-        reason = reason or "test_images differ"
+    if reason:
         return Change(model, label, "test_accuracy", before, after, None, None, None, "not comparable", reason)
-    change = after - before
+    images, change = a[0].data["test_images"], after - before
     if min(len(x), len(y)) > 1:
         parts = [statistics.variance(v) / len(v) for v in (x, y)]
         error = math.sqrt(sum(parts))
         freedom = (
             sum(parts) ** 2 / sum(p**2 / (len(v) - 1) for p, v in zip(parts, (x, y), strict=True)) if error else 1.0
         )
-        half, note = student_quantile(freedom) * error, ""
+        chance = math.sqrt(sum(p * (1 - p) / (images * len(v)) for p, v in ((before, x), (after, y))))
+        half = max(student_quantile(freedom) * error, _NORMAL * chance)
+        low, high, note, counted = change - half, change + half, "", None
     else:
-        images = first[0].data["test_images"]
-        error = math.sqrt(sum(p * (1 - p) / (images * len(v)) for p, v in ((before, x), (after, y))))
-        half, note = 1.959964 * error, "one seed: about these two trained networks, not about the recipe"
-    low, high = change - half, change + half
-    verdict = "no difference found" if low <= 0 <= high else "better" if change > 0 else "worse"
-    return Change(model, label, "test_accuracy", before, after, change, low, high, verdict, note)
+        low, high = difference_interval(round(after * images), round(before * images), images, images)
+        note, counted = "one seed: about these two trained networks, not about the recipe", images
+    word = "no difference found" if low <= 0 <= high else "better" if change > 0 else "worse"
+    return Change(model, label, "test_accuracy", before, after, change, low, high, word, note, images=counted)
+
+
+def _by_seed(cell: Sequence[Record]) -> list[float]:
+    """Accuracies by seed; repeats of a seed count once, as their mean."""
+    found: dict[int, list[float]] = {}
+    for r in cell:
+        found.setdefault(r.seed, []).append(r.measures["test_accuracy"])
+    return [statistics.fmean(values) for values in found.values()]
 
 
 def student_quantile(freedom: float, share: float = 0.975) -> float:
@@ -215,10 +387,18 @@ def table(changes: Sequence[Change]) -> Table:
     drawn.add_column("Verdict", overflow="fold")
     for c in changes:
         interval = "-" if c.low is None or c.high is None else f"{_percent(c, c.low)} to {_percent(c, c.high)}"
-        verdict = c.verdict + ("?" if c.reason.startswith("suspect") else "")
-        shown = [f"{v:,.0f}" if c.figure in COUNTS else f"{v:.4g}" for v in (c.before or 0, c.after or 0)]
+        verdict = c.verdict + (" (suspect)" if c.suspect else "")
+        shown = [_value(c, value) for value in (c.before, c.after)]
         drawn.add_row(c.model, c.label, c.figure, *shown, shown_change(c), interval, verdict)
     return drawn
+
+
+def _value(change: Change, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if change.images:
+        return f"{round(value * change.images):,} of {change.images:,}"
+    return f"{value:,.0f}" if change.figure in COUNTS else f"{value:.4g}"
 
 
 def shown_change(change: Change) -> str:
@@ -238,4 +418,9 @@ def remarks(changes: Sequence[Change]) -> list[str]:
             figures = reasons.setdefault(c.reason, [])
             figures += [c.figure] * (c.figure not in figures)
     lines = [f"{', '.join(figures)}: {reason}" for reason, figures in reasons.items()]
-    return [*lines, "Times are compared round by round in units of a convolution that both runs timed."]
+    decided = sum(c.low is not None for c in changes)
+    return [
+        *lines,
+        "Times are compared in units of a convolution that both runs timed. By intervals of 95 %, one in twenty of "
+        f"{decided} verdicts would be false if nothing differed.",
+    ]

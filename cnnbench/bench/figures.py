@@ -15,6 +15,7 @@ from cnnbench.bench.drawing import Name, Scheme, family_legend, log_axis, panels
 from cnnbench.bench.findings import (
     Contender,
     by_label,
+    compare_alike,
     contenders,
     front,
     latency_correlation,
@@ -52,7 +53,7 @@ def accuracy_against(records: Sequence[Record], cost: str) -> Figure | None:
             ax, ax.xaxis, [e.mean(cost) for e in entries], COSTS[cost][0], _tick if cost == "macs" else "{:g}".format
         )
         _accuracy_axis(ax, [e.spread("test_accuracy") for e in entries])
-        if len(entries) > 1:
+        if len(entries) > 1 and compare_alike(entries):
             ax.plot(*zip(*_steps(ax, entries, cost), strict=True), color="#b0b0b0", linewidth=1.3, zorder=1)
     next(iter(axes.values())).set_ylabel("test accuracy")
     _explain(figure, drawn)
@@ -92,7 +93,7 @@ def _explain(figure: Figure, drawn: Mapping[str, Sequence[Contender]]) -> None:
     """Says below the panels what line, bars and open markers are."""
     everyone = [e for entries in drawn.values() for e in entries]
     notes = []
-    if any(len(entries) > 1 for entries in drawn.values()):
+    if any(len(entries) > 1 and compare_alike(entries) for entries in drawn.values()):
         notes.append("grey line: front, no network is more accurate at equal or lower cost")
     if any(len(e.per_seed("test_accuracy")) > 1 for e in everyone):
         notes.append("bar: range over seeds, marker at their mean")

@@ -75,23 +75,36 @@ def contenders(records: Sequence[Record]) -> list[Contender]:
     """Records gathered by data set, network and settings, in the order of their first appearance."""
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for r in records:
-        settings = [str(r.config.get(s)) for s in SETTINGS] + [str(r.environment.get(s)) for s in SURROUNDINGS]
-        groups.setdefault((r.data["label"], r.model, *settings), []).append(r)
+        groups.setdefault((r.data["label"], r.model, *_conditions(r)), []).append(r)
     rivals: dict[Any, list[Record]] = {}
     for key, found in groups.items():
         rivals.setdefault(key[:2], []).append(found[0])
-    return [Contender(_name(found[0], rivals[key[:2]]), tuple(found)) for key, found in groups.items()]
+    return [
+        Contender(" ".join([found[0].model, *_apart(found[0], rivals[key[:2]])]), tuple(found))
+        for key, found in groups.items()
+    ]
 
 
-def _name(record: Record, rivals: Sequence[Record]) -> str:
-    """The network's name, with what sets it apart where the same network ran on the same data under other settings."""
+def _conditions(record: Record) -> tuple[str, ...]:
+    """What must agree before two rows compare."""
+    settings = [str(record.config.get(s)) for s in SETTINGS]
+    return (*settings, *(str(record.environment.get(s)) for s in SURROUNDINGS))
+
+
+def _apart(record: Record, rivals: Sequence[Record]) -> list[str]:
+    """In brackets what sets a record apart from others, at most one text; none where nothing does."""
 
     def traits(r: Record) -> tuple[str, ...]:
-        return (budget(r), str(r.config["precision"]), str(r.environment["device"]))
+        config, environment = r.config, r.environment
+        packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
+        return (
+            budget(r), str(config["precision"]), str(environment["device"]), f"batch {config.get('batch_size')}",
+            f"batch {config.get('speed_batch_size')} in inference", f"{environment.get('threads')} threads", packages,
+        )  # fmt: skip
 
     varied = [len(set(values)) > 1 for values in zip(*map(traits, rivals), strict=True)]
     apart = [trait for trait, differs in zip(traits(record), varied, strict=True) if differs]
-    return f"{record.model} ({', '.join(apart)})" if apart else record.model
+    return [f"({', '.join(apart)})"] if apart else []
 
 
 def by_label(entries: Sequence[Contender]) -> dict[str, list[Contender]]:
@@ -100,6 +113,23 @@ def by_label(entries: Sequence[Contender]) -> dict[str, list[Contender]]:
     for entry in entries:
         groups.setdefault(entry.label, []).append(entry)
     return groups
+
+
+def compare_alike(entries: Sequence[Contender]) -> bool:
+    """Whether all ran under the same settings on the same machine, so that one may be said to beat another."""
+    return len({_conditions(e.records[0]) for e in entries}) == 1
+
+
+def rivals_by_label(entries: Sequence[Contender]) -> dict[str, list[Contender]]:
+    """Contenders that compare, by data set: where there are several settings or machines, they are in the name."""
+    groups: dict[tuple[str, ...], list[Contender]] = {}
+    for entry in entries:
+        groups.setdefault((entry.label, *_conditions(entry.records[0])), []).append(entry)
+    found = {}
+    for key, group in groups.items():
+        rivals = [other[0].records[0] for k, other in groups.items() if k[0] == key[0]]
+        found[" ".join([key[0], *_apart(group[0].records[0], rivals)])] = group
+    return found
 
 
 def measured(entries: Sequence[Contender], *keys: str) -> list[Contender]:
@@ -116,7 +146,7 @@ def front(entries: Sequence[Contender], cost: str) -> list[Contender]:
 def front_sentences(records: Sequence[Record], cost: str) -> list[str]:
     """A sentence per data set that names the front; none where there is nothing to compare."""
     sentences = []
-    for label, entries in by_label(contenders(records)).items():
+    for label, entries in rivals_by_label(contenders(records)).items():
         found = measured(entries, cost, "test_accuracy")
         if len(found) < 2:
             continue
@@ -129,8 +159,7 @@ def front_sentences(records: Sequence[Record], cost: str) -> list[str]:
 def timed(entries: Sequence[Contender]) -> list[Contender]:
     """Those with multiply-adds and latency; none where they were not timed under the same conditions."""
     found = measured(entries, "macs", "latency_ms_median")
-    surroundings = {str([r.environment.get(s) for s in SURROUNDINGS]) for e in found for r in e.records}
-    return found if len(surroundings) == 1 else []
+    return found if compare_alike(found) else []
 
 
 def latency_correlation(entries: Sequence[Contender]) -> Correlation | None:
@@ -155,7 +184,7 @@ def latency_spread(entry: Contender) -> Spread:
 
 def speed_sentences(records: Sequence[Record]) -> list[str]:
     """A paragraph per data set on how far multiply-adds tell latency and training time."""
-    groups = by_label(contenders(records))
+    groups = rivals_by_label(contenders(records))
     return [text for label, entries in groups.items() if (text := _speed_sentence(label, entries))]
 
 

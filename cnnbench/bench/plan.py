@@ -53,6 +53,7 @@ class Plan:
         eval_batch_size: Images per step in the test.
         learning_rate: Peak learning rate for all; None for each architecture's own.
         data_dir: Folder of the data; None for CNNBENCH_DATA or ``data``.
+        processes: Fresh processes that share the rounds of the timing; 1 for the process of the run itself.
         data_options: Further arguments of the data sets, such as ``image_size``.
     """
 
@@ -71,6 +72,7 @@ class Plan:
     learning_rate: float | None = None
     data_dir: str | None = None
     data_options: Mapping[str, Any] | None = None
+    processes: int = 1
 
     def __post_init__(self) -> None:
         for name in ("models", "data", "seeds", "measures"):
@@ -102,7 +104,7 @@ class Plan:
         for seed in self.seeds:
             if not 0 <= seed < 2**32:
                 raise UserError(f"seed {seed} is not in 0 to {2**32 - 1}, the range of every generator in use")
-        for name in ("epochs", "batch_size", "speed_batch_size", "eval_batch_size"):
+        for name in ("epochs", "batch_size", "speed_batch_size", "eval_batch_size", "processes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} {value} must be at least 1")

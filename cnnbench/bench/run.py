@@ -6,6 +6,7 @@ atomically when it is complete, so that a run may be killed at any time and resu
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -31,6 +32,7 @@ from cnnbench.data.module import ImageDataModule
 from cnnbench.data.sets import Synthetic
 from cnnbench.errors import DivergedError, MissingDataError, UserError
 from cnnbench.measure.complexity import CONVENTION, COUNTS, complexity
+from cnnbench.measure.processes import in_processes
 from cnnbench.measure.quality import accuracy
 from cnnbench.measure.speed import SpeedConfig, Subject, measure_speed
 from cnnbench.network import make_classifier
@@ -169,7 +171,9 @@ def run(
             cannot take the images of a data set.
     """
     quiet_lightning()
-    return _Run(plan, folder, display).execute(on_record)
+    device = torch.device(plan.device)
+    with hardware.tf32(device, False) if plan.precision == "32-true" else contextlib.nullcontext():
+        return _Run(plan, folder, display).execute(on_record)
 
 
 class _Run:
@@ -267,7 +271,24 @@ class _Run:
                 return stored["figures"]
             reason = f"{changed} has changed" if changed else f"it failed for {', '.join(failed)}"
             self.display.note(f"timing all networks again, since {reason}")
-        subjects = {
+        config = SpeedConfig(self.device, self.plan.precision, self.plan.speed_batch_size, self.plan.batch_size)
+        subjects = self.subjects()
+        self.display.expect("speed", 6.0 * len(subjects))
+        if self.plan.processes > 1:
+            figures = in_processes(self.plan.processes, config, _figures_of, self.plan, on_start=self._say_process)
+        else:
+            figures = measure_speed(subjects, config, partial(self.display.update, "speed"))
+        self.display.update("speed", 1.0)
+        write_json(path, {"figures": figures, "environment": self.environment})
+        return figures
+
+    def _say_process(self, index: int) -> None:
+        count = self.plan.processes
+        self.display.update("speed", index / count, f"process {index + 1} of {count}")
+
+    def subjects(self) -> dict[str, Subject]:
+        """What is timed: each network on the images of each data set."""
+        return {
             self._pair(cell): Subject(
                 partial(self._build, cell),
                 self._image_shape(cell),
@@ -277,12 +298,6 @@ class _Run:
             )
             for cell in self.plan.cells()
         }
-        config = SpeedConfig(self.device, self.plan.precision, self.plan.speed_batch_size, self.plan.batch_size)
-        self.display.expect("speed", 6.0 * len(subjects))
-        figures = measure_speed(subjects, config, partial(self.display.update, "speed"))
-        self.display.update("speed", 1.0)
-        write_json(path, {"figures": figures, "environment": self.environment})
-        return figures
 
     def _expected_s(self, cell: Cell, speed: Mapping[str, Any]) -> tuple[float, float]:
         """Rough duration of training and test of a cell in seconds, for the display."""
@@ -401,6 +416,20 @@ class _Run:
                 predicted = model(images.to(self.device, memory_format=torch.channels_last)).argmax(1).cpu()
             matrix += torch.bincount(labels * data.num_classes + predicted, minlength=matrix.numel()).view_as(matrix)
         return matrix.tolist()
+
+
+class _Silent:
+    """The display of a process that only times."""
+
+    def expect(self, name: str, seconds: float) -> None: ...
+    def update(self, name: str, share: float, text: str = "") -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+def _figures_of(config: SpeedConfig, plan: Plan) -> dict[str, dict[str, Any]]:
+    """In a process of its own: the times of the networks of a plan."""
+    quiet_lightning()
+    return measure_speed(_Run(plan, Path(), _Silent()).subjects(), config)
 
 
 def _differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

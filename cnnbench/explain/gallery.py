@@ -73,7 +73,7 @@ PARTS = (
     Part(
         "Shifts",
         "A convolution should not care where a thing is. Do its maps follow a shifted image, and does the class stay?",
-        "equivariance SimpleCNN --data DATA --train_seconds 15",
+        "equivariance 'SimpleCNN(batch_norm=True,dropout=0.0)' --data DATA --train_seconds 20",
     ),
     Part(
         "The receptive field",
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str], make_parser: Callable[..., Any]) -> int:
     parser = make_parser(
         prog="cnnbench explain gallery",
         description="Trains a small network and makes one page of all instruments, in the course's order.",
-        epilog="example: cnnbench explain gallery --epochs 3 --out gallery",
+        epilog="example: cnnbench explain gallery --epochs 5 --out gallery",
         allow_abbrev=False,
     )
     _add_arguments(parser)
@@ -136,7 +136,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", default="CIFAR10", metavar="NAME", help="data set to train on (default: %(default)s)")
     add("--data_dir", metavar="DIR", help="folder of the data (default: CNNBENCH_DATA, else data)")
-    add("--epochs", type=int, default=4, metavar="N", help="of the training (default: %(default)s)")
+    add("--epochs", type=int, default=3, metavar="N", help="of the training (default: %(default)s)")
     add("--out", type=Path, default=Path("results/gallery"), metavar="DIR", help="folder (default: %(default)s)")
 
 

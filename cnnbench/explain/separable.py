@@ -9,6 +9,7 @@ to the time at best is the roofline's to say, which is predicted from the machin
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -85,13 +86,14 @@ def explain(arguments: argparse.Namespace) -> Explanation:
     results = measure(cases, k, arguments.batch_size, arguments.rounds, device, precision, peaks)
     rows = [
         (
-            str(r["channels"]), f"{r['resolution']}x{r['resolution']}", f"{r['params'][0]:,}", f"{r['params'][1]:,}",
+            f"{r['channels']}{' (suspect)' if r['suspect'] else ''}", f"{r['resolution']}x{r['resolution']}",
+            f"{r['params'][0]:,}", f"{r['params'][1]:,}",
             f"{r['params_ratio']:.2f}", f"{r['macs_ratio']:.2f}",
             *(
                 text
                 for n in TIMES
                 for text in (
-                    "{:.2f} ({:.2f} to {:.2f})".format(r[f"{n}_ratio"], *r[f"{n}_ratio_range"]),
+                    _with_interval(r[f"{n}_ratio"], r[f"{n}_ratio_interval"]),
                     f"{r[f'{n}_roofline_ratio']:.2f}",
                 )
             ),
@@ -116,9 +118,11 @@ def explain(arguments: argparse.Namespace) -> Explanation:
          "peaks": peaks.figures(), "cases": results},
         [Table(f"Standard over separable, {k}x{k}; {where}", head, rows)],
         [Picture("separable", "Standard over separable convolutions", _caption(results, where), _draw(results, k))],
-        [_sentence(results), "In brackets: 10th percentile of one's times over 90th of the other's, and the reverse.",
+        [*_findings(results),
+         "In brackets: 95 % interval of the ratio, from paired rounds; there is none with fewer than 6 of them.",
          "Roofline: the times that the machine's measured peaks of arithmetic and of copying allow, standard over "
-         f"separable; arithmetic {short(peaks.of(precision))}FLOP/s, memory {short(peaks.bytes_per_s)}B/s."],
+         f"separable; arithmetic {short(peaks.of(precision))}FLOP/s, memory {short(peaks.bytes_per_s)}B/s.",
+         *_doubts(results)],
     )  # fmt: skip
 
 
@@ -129,16 +133,17 @@ def measure(
 
     Returns:
         Per case parameters and MACs of both, medians of the times of both in milliseconds, and the ratios of standard
-        over separable, those of times with a range: the 10th percentile of one over the 90th of the other, and the
-        reverse. A training step is forward and backward, with the gradient of the layer's input.
-        ``forward_roofline_ratio`` and ``training_roofline_ratio`` are those of the times that the peaks allow.
+        over separable, those of times from paired rounds, with their 95 % interval (None, None with fewer than 6). A
+        training step is forward and backward, with the gradient of the layer's input. ``forward_roofline_ratio`` and
+        ``training_roofline_ratio`` are those of the times that the peaks allow; ``suspect`` are reasons to doubt the
+        times.
     """
     import torch
     from torch import Tensor, nn
 
     from cnnbench.measure.complexity import complexity
     from cnnbench.measure.roofline import predicted_seconds
-    from cnnbench.measure.speed import SpeedConfig, Subject, measure_speed
+    from cnnbench.measure.speed import SpeedConfig, Subject, measure_speed, time_ratio
 
     class Timed(nn.Module):
         """A layer as if within a network: its input gets a gradient; the mean of each channel is its logit."""
@@ -153,8 +158,9 @@ def measure(
     def subject(kind: str, case: Case) -> Subject:
         shape = (case.channels, case.resolution, case.resolution)
         return Subject(
-            lambda: Timed(kind, case.channels), shape, case.channels, lambda m: torch.optim.SGD(m.parameters(), lr=0.0)
-        )
+            lambda: Timed(kind, case.channels), shape, case.channels, lambda m: torch.optim.SGD(m.parameters(), lr=0.0),
+            kinds=("inference", "training"),
+        )  # fmt: skip
 
     config = SpeedConfig(
         device,
@@ -180,16 +186,15 @@ def measure(
         }  # fmt: skip
         for name in ("params", "macs"):
             found[f"{name}_ratio"] = found[name][0] / found[name][1]
-        for name, key in (("forward", "inference_ms"), ("training", "train_step_ms")):
-            standard, separable = (
-                [times[f"{kind} {case}"][f"{key}_{q}"] for q in ("median", "p10", "p90")] for kind in BOTH
-            )
-            found[f"{name}_ms"] = [standard[0], separable[0]]
-            found[f"{name}_ratio"] = standard[0] / separable[0]
-            found[f"{name}_ratio_range"] = [standard[1] / separable[2], standard[2] / separable[1]]
+        standard, separable = (times[f"{kind} {case}"] for kind in BOTH)
+        found["suspect"] = list(dict.fromkeys([*standard["suspect"], *separable["suspect"]]))
+        for name, kind, key in (("forward", "inference", "inference_ms"), ("training", "training", "train_step_ms")):
+            ratio = time_ratio(standard, separable, kind)
+            found[f"{name}_ms"] = [figures[f"{key}_median"] for figures in (standard, separable)]
+            found[f"{name}_ratio"], found[f"{name}_ratio_interval"] = ratio.estimate, [ratio.low, ratio.high]
             allowed = [
-                predicted_seconds(Timed(kind, case.channels), shape, batch_size, peaks, precision, name == "training")
-                for kind in BOTH
+                predicted_seconds(Timed(which, case.channels), shape, batch_size, peaks, precision, name == "training")
+                for which in BOTH
             ]
             found[f"{name}_roofline_ms"] = [1e3 * seconds for seconds in allowed]
             found[f"{name}_roofline_ratio"] = allowed[0] / allowed[1]
@@ -197,22 +202,59 @@ def measure(
     return results
 
 
-def _sentence(results: Sequence[Mapping[str, Any]]) -> str:
-    keys = ("forward_ratio", "macs_ratio", "forward_roofline_ratio")
-    times, macs, allowed = (sorted(r[key] for r in results) for key in keys)
-    return (
-        f"Forward, the standard layer takes {times[0]:.1f} to {times[-1]:.1f} times the separable one's time, with "
-        f"{macs[0]:.1f} to {macs[-1]:.1f} times its multiply-adds; the roofline predicts {allowed[0]:.1f} to "
-        f"{allowed[-1]:.1f} times."
+def _with_interval(ratio: float, interval: Sequence[float | None]) -> str:
+    low, high = interval
+    return f"{ratio:.2f}" if low is None or high is None else f"{ratio:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _doubts(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    reasons = dict.fromkeys(reason for r in results for reason in r["suspect"])
+    return [f"suspect: {reason}" for reason in reasons]
+
+
+def _span(values: Sequence[float], form: str = ".1f") -> str:
+    low, high = (format(value, form) for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _findings(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was saved, where, and what stands in the way, a sentence each."""
+    macs, forward, training, allowed = (
+        [r[key] for r in results] for key in ("macs_ratio", "forward_ratio", "training_ratio", "forward_roofline_ratio")
     )
+    saved = (
+        f"The standard layer has {_span(macs)} times the multiply-adds of the separable one and takes "
+        f"{_span(forward)} times its time forward, {_span(training)} times in a training step"
+    )
+    less = sum(time < count for time, count in zip(forward, macs, strict=True))
+    saved += f": in {less} of {len(results)} cases less time is saved forward than arithmetic."
+    least, most = (pick(results, key=lambda r: r["forward_ratio"]) for pick in (min, max))
+    where = (
+        f"Most is saved with {_case(most)} ({most['forward_ratio']:.1f} times), least with {_case(least)} "
+        f"({least['forward_ratio']:.1f} times)."
+    )
+    shares = [[r["forward_roofline_ms"][i] / r["forward_ms"][i] for r in results] for i in range(2)]
+    why = (
+        f"The machine's arithmetic and memory would allow {_span(allowed)} times; the standard layers run at "
+        f"{_span(shares[0], '.0%')} of what they allow, the separable ones at {_span(shares[1], '.0%')}, so "
+        + (
+            "the rest is lost by the kernel of the filter per channel and by the start of two calls in place of one."
+            if statistics.median(shares[1]) < statistics.median(shares[0])
+            else "the separable layers make no worse use of the machine than the standard ones."
+        )
+    )
+    return [saved, where, why]
+
+
+def _case(result: Mapping[str, Any]) -> str:
+    return f"{result['channels']} channels on maps of {result['resolution']}x{result['resolution']}"
 
 
 def _caption(results: Sequence[Mapping[str, Any]], where: str) -> str:
     return (
         f"How many times more the standard convolution costs than the separable one ({where}). "
-        f"{_sentence(results)} Dotted is what the machine's peaks of arithmetic and memory allow: it lies below the "
-        "multiply-adds where the filter per channel, with little work for each number that it reads, waits for memory. "
-        "The measured ratio lies lower still where the kernel, or the start of a call, is the limit, not the machine."
+        f"{_findings(results)[0]} Dotted is what the machine's peaks of arithmetic and memory allow: it lies below the "
+        "multiply-adds where the filter per channel, with little work for each number that it reads, waits for memory."
     )
 
 

@@ -6,17 +6,19 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cnnbench.hardware import autocast, synchronise
+from cnnbench.errors import UserError
+from cnnbench.hardware import numbers, synchronise
 from cnnbench.measure import operators
 from cnnbench.measure.peaks import PEAK_CONVENTION, Peaks
 from cnnbench.measure.roofline import TRAFFIC_CONVENTION, Load, Timed, bound, layer_traffic
-from cnnbench.measure.speed import SpeedConfig, Subject
+from cnnbench.measure.work import SpeedConfig, Subject, Way
 
 CONVENTION = f"{TRAFFIC_CONVENTION}; {PEAK_CONVENTION}"
 _PASSES = 3
@@ -41,20 +43,27 @@ def find_limits(
         ``uncounted``: operators whose arithmetic is missing.
 
     Raises:
-        UserError: The network cannot be traced.
+        UserError: The network cannot be traced, or is compiled.
     """
-    model = subject.build()
-    shape, precision = subject.image_shape, config.precision
-    one = Timed(layer_traffic(model, shape, 1, precision), figures["latency_ms_median"] / 1e3)
-    many = Timed(layer_traffic(model, shape, config.batch_size, precision), figures["inference_ms_median"] / 1e3)
+    model, shape, way = subject.build(), subject.image_shape, subject.way or Way(config.precision)
+    if way.mode == "compile":
+        raise UserError("what limits a compiled network is not known: its operators are fused; leave out --mode")
+
+    def load(images: int) -> Load:
+        traced = layer_traffic(model, shape, images, "32-true" if way.precision == "tf32" else way.precision)
+        return replace(traced, precision=way.precision)
+
+    one = Timed(load(1), figures["latency_ms_median"] / 1e3)
+    many = Timed(load(config.batch_size), figures["inference_ms_median"] / 1e3)
     others = (many, one) if config.batch_size > 1 else (None, None)
     found: dict[str, Any] = {}
     for name, timed, other in (("latency", one, others[0]), ("inference", many, others[1])):
         found[name] = {"batch_size": timed.load.batch_size, **_costs(timed.load)}
         found[name] |= bound(timed, peaks, other, (graph_s or {}).get(name)).figures()
-    model = model.to(device=config.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    order = torch.channels_last if way.channels_last else torch.contiguous_format
+    model = model.to(device=config.device, memory_format=order).eval()  # type: ignore[call-overload]
     x = torch.randn(config.batch_size, *shape, generator=torch.Generator().manual_seed(config.seed))
-    seconds = seconds_by_kind(model, x.to(config.device, memory_format=torch.channels_last), precision, config.device)
+    seconds = seconds_by_kind(model, x.to(config.device, memory_format=order), way.precision, config.device)
     found["groups"] = [
         {"kind": kind, **_costs(part), "intensity": part.intensity, "seconds": seconds.get(kind),
          "predicted_s": part.seconds(peaks)}
@@ -74,7 +83,7 @@ def seconds_by_kind(model: nn.Module, x: Tensor, precision: str, device: torch.d
     """
     passes = []
     for _ in range(_PASSES + 1):
-        with torch.no_grad(), autocast(precision, device), _Stopwatch(device) as stopwatch:
+        with torch.no_grad(), numbers(precision, device), _Stopwatch(device) as stopwatch:
             model(x)
         passes.append(stopwatch.seconds)
     return {kind: statistics.median(found[kind] for found in passes[1:]) for kind in passes[0]}

@@ -97,7 +97,8 @@ def shift(first: Sequence[float], second: Sequence[float], z: float = 1.959964) 
     """How much larger the first values are than the second, which are not paired with them.
 
     The median of all differences, with the interval that belongs to the Mann-Whitney test, by its normal approximation
-    (Hodges, Lehmann 1963; Conover 1999, section 5.4).
+    (Hodges, Lehmann 1963; Conover 1999, section 5.4). It needs four values on each side, or three and
+    six.
 
     Args:
         first: Independent measurements.
@@ -108,7 +109,7 @@ def shift(first: Sequence[float], second: Sequence[float], z: float = 1.959964) 
     estimate = statistics.median(differences)
     n, m = len(first), len(second)
     outside = math.floor(n * m / 2 - z * math.sqrt(n * m * (n + m + 1) / 12))
-    if min(n, m) < FEWEST_ROUNDS or outside < 1:
+    if outside < 1:
         return Interval(estimate, None, None)
     return Interval(estimate, differences[outside - 1], differences[-outside])
 

@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 
 from cnnbench.errors import UserError, unknown
-from cnnbench.hardware import PRECISIONS, cpu_has_bf16, synchronise, tf32
+from cnnbench.hardware import cpu_has_bf16, synchronise, tf32
 
 Key = TypeVar("Key")
 PEAK_CONVENTION = (
@@ -25,7 +25,7 @@ PEAK_CONVENTION = (
     "convolution; copies, bytes read plus bytes written, of memory far larger than the caches, and of less"
 )
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_FORMATS = {"32-true": "fp32", "bf16-mixed": "bf16", "16-mixed": "fp16"}
+_FORMATS = {"32-true": "fp32", "tf32": "tf32", "bf16-mixed": "bf16", "16-mixed": "fp16"}
 _SIZES = {"cpu": (512, 1024), "cuda": (2048, 4096, 8192)}
 _CONVOLUTIONS = {"cpu": (8, 128, 28), "cuda": (256, 256, 28)}
 """Images, channels in and out, pixels of the 3x3 convolution."""
@@ -45,7 +45,6 @@ class Peaks:
         copied_bytes: Size of what was copied.
         cached: The same of copies that caches may serve: read and written bytes, and their rate.
         probes: Every measured rate, FLOP/s, by format and probe.
-        single: Formats that float32 is computed in, as torch's flags are: of convolutions and of matrix products.
     """
 
     flops_per_s: Mapping[str, float]
@@ -53,7 +52,6 @@ class Peaks:
     copied_bytes: int = 0
     cached: tuple[tuple[int, float], ...] = ()
     probes: Mapping[str, float] | None = None
-    single: tuple[str, str] = ("fp32", "fp32")
 
     def __post_init__(self) -> None:
         rates = {**self.flops_per_s, "bytes_per_s": self.bytes_per_s, **{f"copy of {n}": r for n, r in self.cached}}
@@ -61,24 +59,24 @@ class Peaks:
         if wrong:
             raise UserError(f"peak {wrong} must be above 0")
 
-    def format_of(self, precision: str, product: bool = False) -> str:
-        """The number format that convolutions, or matrix products, of a precision are computed in.
+    def format_of(self, precision: str) -> str:
+        """The number format that a precision is computed in.
 
         Raises:
             UserError: The peak of this precision was not measured.
         """
         if precision not in _FORMATS:
             raise unknown("precision", precision, _FORMATS)
-        found = self.single[product] if precision == "32-true" else _FORMATS[precision]
+        found = _FORMATS[precision]
         if found not in self.flops_per_s:
             raise UserError(
                 f"the peak of {precision} ({found}) was not measured; there are {', '.join(self.flops_per_s)}"
             )
         return found
 
-    def of(self, precision: str, product: bool = False) -> float:
-        """FLOP/s at most, of convolutions or of matrix products."""
-        return self.flops_per_s[self.format_of(precision, product)]
+    def of(self, precision: str) -> float:
+        """FLOP/s at most."""
+        return self.flops_per_s[self.format_of(precision)]
 
     def ridge(self, precision: str) -> float:
         """FLOP per byte from which on arithmetic, not memory, is the limit."""
@@ -109,7 +107,6 @@ class Peaks:
             max(self.copied_bytes, other.copied_bytes),
             tuple(_higher(dict(self.cached), dict(other.cached)).items()),
             _higher(mine, theirs) or None,
-            self.single,
         )
 
     def figures(self) -> dict[str, object]:
@@ -156,7 +153,7 @@ def measure_peaks(
         bandwidth = _copy_rate(device, copied_bytes, 2 * probe_s)
         smaller = [size for size in _SMALL_COPIES if size < copied_bytes]
         cached = tuple((2 * size, _copy_rate(device, size, probe_s / 2)) for size in smaller)
-    return Peaks(best, bandwidth, copied_bytes, cached, probes, _single_formats(device))
+    return Peaks(best, bandwidth, copied_bytes, cached, probes)
 
 
 def hardware_precisions(device: torch.device) -> list[str]:
@@ -170,18 +167,13 @@ def _formats(device: torch.device, precisions: Sequence[str] | None) -> list[str
     precisions = hardware_precisions(device) if precisions is None else precisions
     wrong = next((name for name in precisions if name not in _FORMATS), None)
     if wrong is not None or not precisions:
-        raise unknown("precision", wrong or "", [name for name in PRECISIONS if name != "auto"])
+        raise unknown("precision", wrong or "", _FORMATS)
     if "16-mixed" in precisions and device.type == "cpu":
         raise UserError("precision '16-mixed' has no fast arithmetic on a CPU; use bf16-mixed or 32-true")
+    if "tf32" in precisions and device.type != "cuda":
+        raise UserError(f"precision 'tf32' needs a CUDA device, not {device.type}; use 32-true")
     formats = [_FORMATS[name] for name in dict.fromkeys(precisions)]
-    return formats + ["tf32"] * ("fp32" in formats and device.type == "cuda")
-
-
-def _single_formats(device: torch.device) -> tuple[str, str]:
-    if device.type != "cuda":
-        return "fp32", "fp32"
-    flags = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    return ("tf32" if flags[0] else "fp32"), ("tf32" if flags[1] else "fp32")
+    return list(dict.fromkeys(formats + ["tf32"] * ("fp32" in formats and device.type == "cuda")))
 
 
 def _products(

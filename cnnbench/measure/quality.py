@@ -33,6 +33,25 @@ def wilson_interval(successes: float, total: float, z: float = 1.959964) -> tupl
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
+def difference_interval(first: int, second: int, of_first: int, of_second: int) -> tuple[float, float]:
+    """95 % interval of the first share less the second, of independent counts (Newcombe 1998, Statistics in Medicine
+    17, 873, method 10): from the Wilson interval of each, so that it is right near 0 and 1 too.
+
+    Args:
+        first: Right in the first.
+        second: Right in the second.
+        of_first: Of so many.
+        of_second: Of so many.
+    """
+    shares = first / of_first, second / of_second
+    (low, high), (other_low, other_high) = wilson_interval(first, of_first), wilson_interval(second, of_second)
+    change = shares[0] - shares[1]
+    return (
+        change - math.hypot(shares[0] - low, other_high - shares[1]),
+        change + math.hypot(high - shares[0], shares[1] - other_low),
+    )
+
+
 class Confusion(NamedTuple):
     """One kind of mistake: true class, predicted class, how many images, and the share of the true class."""
 

@@ -41,14 +41,12 @@ class Work(NamedTuple):
 
     Attributes:
         kind: Of `operators.KINDS`.
-        product: Whether it is a matrix product, which may have another peak than a convolution.
         flops: Twice its multiply-adds.
         other_ops: Its other arithmetic.
         moved_bytes: What it reads and writes.
     """
 
     kind: str
-    product: bool
     flops: int
     other_ops: int
     moved_bytes: int
@@ -56,7 +54,7 @@ class Work(NamedTuple):
     def seconds(self, peaks: Peaks, precision: str) -> tuple[float, float]:
         """The least time of its arithmetic, and of its memory."""
         operations = self.flops + self.other_ops
-        return operations / peaks.of(precision, self.product), peaks.seconds_to_move(self.moved_bytes)
+        return operations / peaks.of(precision), peaks.seconds_to_move(self.moved_bytes)
 
 
 @dataclass(frozen=True)
@@ -179,7 +177,7 @@ class _Tracer(TorchDispatchMode):
         cost = rule(args, out) if rule is not None else operators.FREE
         kind = operators.kind_of(func, args)
         moved = _bytes((args, kwargs or {})) + _bytes(out)
-        self.works.append(Work(kind, kind == "linear", 2 * cost.macs, cost.other, moved))
+        self.works.append(Work(kind, 2 * cost.macs, cost.other, moved))
         return out
 
 
@@ -208,7 +206,8 @@ class Verdict:
     """What limits a pass.
 
     Attributes:
-        bound: ``launch-bound``, ``memory-bound`` or ``compute-bound``.
+        bound: ``launch-bound``, ``memory-bound``, ``compute-bound``, or ``not determined`` where nothing tells apart
+            what is spent per call.
         evidence: Why, in one sentence.
         intensity: Operations per byte.
         measured_s: What it took.
@@ -248,6 +247,8 @@ def bound(timed: Timed, peaks: Peaks, other: Timed | None = None, graph_s: float
     It is launch-bound if half of its time or more does not grow with the work: by what a CUDA graph of it saves, or
     else by the straight line of time over images through two batch sizes, less the part of its start that the roofline
     explains, such as reading the weights. Otherwise it is bound by what limits the larger part of the roofline's time.
+    With neither a graph nor another batch size, that is said only of passes that spend half of their time or more as
+    the roofline allows.
 
     Args:
         timed: The pass, with its time.
@@ -270,17 +271,22 @@ def bound(timed: Timed, peaks: Peaks, other: Timed | None = None, graph_s: float
         share = max(0.0, 1 - graph_s / seconds)
     if share is not None and share >= LAUNCH_SHARE:
         name = "launch-bound"
+    elif share is None and predicted / seconds < LAUNCH_SHARE:
+        name = "not determined"
     else:
         name = "memory-bound" if memory_share > 0.5 else "compute-bound"
+    poor = predicted / seconds < POOR
     facts = [
         f"the roofline allows {_ms(predicted)}, measured {_ms(seconds)}, {predicted / seconds:.0%} of it"
-        + (", so the kernels themselves are slow" if name != "launch-bound" and predicted / seconds < POOR else ""),
+        + (", so the kernels themselves are slow" if share is not None and share < LAUNCH_SHARE and poor else ""),
         f"{load.intensity:.3g} FLOP/byte, {arithmetic:.0%} of the peak arithmetic and {bandwidth:.0%} of memory's rate"
         + (" (caches serve it)" if bandwidth > 1 else ""),
         f"{memory_share:.0%} of the roofline's time is in operators that memory limits",
     ]
     if graph_s is not None:
         facts.append(f"as a CUDA graph {_ms(graph_s)}, {1 - graph_s / seconds:.0%} less")
+    if share is None and name == "not determined":
+        facts.append("a second batch size would tell what is spent per call: give a --batch_size above 1")
     if other is not None:
         few, many = sorted((timed, other), key=lambda t: t.load.batch_size)
         times = many.load.batch_size / few.load.batch_size

@@ -6,8 +6,10 @@ reported with their intervals, every sample is kept, and what would make them do
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
+import math
 import random
 import statistics
 import time
@@ -16,16 +18,19 @@ from typing import Any
 
 import torch
 
-from cnnbench.hardware import synchronise
+from cnnbench.hardware import synchronise, tf32
 from cnnbench.measure.conditions import Conditions, reasons_to_doubt
-from cnnbench.measure.intervals import FEWEST_ROUNDS, Interval, paired_ratio
+from cnnbench.measure.intervals import FEWEST_ROUNDS, Interval, median_interval, paired_ratio
 from cnnbench.measure.work import FEWEST_CALLS, KINDS, SpeedConfig, Stopwatch, Subject, Timed, Way
 
 __all__ = ["KINDS", "SpeedConfig", "Stopwatch", "Subject", "Way", "measure_speed", "time_ratio"]
-MOST_DRIFT = 0.05
+MOST_DRIFT = 0.02
 """Change of a time from the first half of the rounds to the second below which it is not called a drift."""
-YARDSTICK = (8, 64, 32)
-"""Images, channels and pixels of a convolution that every round times beside the networks, in float32."""
+_TREND = 2.576
+"""Standard deviations of Kendall's statistic beyond which rounds have a trend; those of 1 %."""
+YARDSTICK = {"cpu": (8, 64, 32), "cuda": (64, 256, 56)}
+"""Images, channels and pixels of a convolution that every round times beside the networks, in float32: some
+milliseconds, so that starting it is not what takes the time."""
 
 
 def measure_speed(
@@ -53,7 +58,13 @@ def measure_speed(
         ``yardstick``, the same convolution in every run; ``conditions`` what the machine did meanwhile, ``suspect``
         reasons to doubt the times.
     """
-    watch = stopwatch(config.device)
+    with torch.cuda.device(config.device) if config.device.type == "cuda" else contextlib.nullcontext():
+        return _measure(subjects, config, on_progress, stopwatch(config.device))
+
+
+def _measure(
+    subjects: Mapping[str, Subject], config: SpeedConfig, on_progress: Callable[[float, str], None], watch: Stopwatch
+) -> dict[str, dict[str, Any]]:
     timed: dict[str, Timed] = {}
     failed: dict[str, dict[str, Any]] = {}
     for index, (name, subject) in enumerate(subjects.items()):
@@ -63,12 +74,9 @@ def measure_speed(
         except Exception as error:  # whatever a network does wrong is its own failure, not the others'
             failed[name] = _failure(error)
     start = time.monotonic()
-    conditions, yardstick = Conditions(config.device), _Yardstick(config)
+    yardstick = _Yardstick(config)
     shuffler = random.Random(config.seed)
-    collecting = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
+    with Conditions(config.device) as conditions, _no_collection():
         for round_index in range(config.rounds):
             if round_index >= config.fewest_rounds and time.monotonic() - start > config.most_s * len(timed):
                 break
@@ -81,16 +89,27 @@ def measure_speed(
                     timed[name].take_turn(kind)
                 except Exception as error:
                     failed[name] = _failure(error)
-    finally:
-        if collecting:
-            gc.enable()
-    found = {name: failed[name] if name in failed else timed[name].figures() for name in subjects}
+            conditions.look()
     state = conditions.figures()
+    found = {name: failed[name] if name in failed else timed[name].figures() for name in subjects}
     for name in timed.keys() - failed.keys():
         doubts = [*reasons_to_doubt(state), *timed[name].all_doubts(), *_drifts(timed[name].rounds_ms)]
         found[name] |= {"conditions": state, "suspect": doubts}
         found[name]["samples_ms"]["yardstick"] = yardstick.rounds_ms
     return found
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Inside, Python does not look for garbage."""
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _order(names: Iterable[str], shuffler: random.Random) -> Iterator[tuple[str, str]]:
@@ -104,7 +123,7 @@ class _Yardstick:
     """A convolution that is the same in every run, and says how fast the machine is in each round."""
 
     def __init__(self, config: SpeedConfig) -> None:
-        images, channels, pixels = YARDSTICK
+        images, channels, pixels = YARDSTICK.get(config.device.type, YARDSTICK["cpu"])
         generator = torch.Generator().manual_seed(0)
         shapes = (images, channels, pixels, pixels), (channels, channels, 3, 3)
         tensors = [torch.randn(*shape, generator=generator).to(config.device) for shape in shapes]
@@ -115,7 +134,7 @@ class _Yardstick:
 
     def _call(self) -> float:
         start = time.perf_counter()
-        with torch.inference_mode():
+        with torch.inference_mode(), tf32(self._config.device, False):
             torch.nn.functional.conv2d(self._x, self._w, padding=1)
         synchronise(self._config.device)
         return (time.perf_counter() - start) * 1e3
@@ -146,15 +165,21 @@ def time_ratio(first: Mapping[str, Any], second: Mapping[str, Any], kind: str) -
 
 
 def _drifts(rounds_ms: Mapping[str, list[list[float]]]) -> list[str]:
-    """What became slower or faster from the first half of the rounds to the second, beyond chance; at most one line."""
+    """What became slower or faster over the rounds, by a trend that is beyond chance (Kendall 1938) and by more from
+    one half to the other than the median is uncertain, by its interval; at most one line."""
     found = []
     for kind, rounds in rounds_ms.items():
         middles = [statistics.median(times) for times in rounds]
-        half = len(middles) // 2
-        change = paired_ratio(middles[-half:], middles[:half]) if half else Interval(1.0, None, None)
-        if change.excludes(1) and abs(change.estimate - 1) > MOST_DRIFT:
+        interval = median_interval(rounds)
+        n, half = len(middles), len(middles) // 2
+        if interval.low is None or interval.high is None:
+            continue
+        change = abs(statistics.median(middles[-half:]) - statistics.median(middles[:half]))
+        rising = sum((b > a) - (b < a) for a, b in itertools.combinations(middles, 2))
+        trend = (abs(rising) - 1) / math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
+        if trend > _TREND and change > max((interval.high - interval.low) / 2, MOST_DRIFT * interval.estimate):
             found.append(kind)
-    return [f"{' and '.join(found)} drifted between the first and the second half of the rounds"] if found else []
+    return [f"{' and '.join(found)} drifted over the rounds"] if found else []
 
 
 def _failure(error: Exception) -> dict[str, Any]:

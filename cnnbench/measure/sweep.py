@@ -1,91 +1,73 @@
-"""The largest batch that a network takes, found by doubling, and what pooling runs of several processes gives."""
+"""Inference over batch sizes up to the largest that fits, found by doubling."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
-from cnnbench.hardware import autocast, synchronise
-from cnnbench.measure.work import KEYS, SpeedConfig, Subject, Way, spread
+from cnnbench.measure.speed import measure_speed
+from cnnbench.measure.work import SpeedConfig, Subject
 
-LONGEST_S = 2.0
+LONGEST_S = 1.0
 """Seconds of a batch from which on no larger one is tried."""
 
 
-class Sizes(NamedTuple):
-    """Batches that were tried: powers of two that a network takes, and why there is none larger."""
+@dataclass
+class Sweep:
+    """Inference of one network at the batch sizes that it takes.
 
-    fit: list[int]
-    end: str
+    Attributes:
+        batches: Figures of `measure_speed` with their ``batch_size``, powers of two in their order.
+        end: Why there is none larger.
+    """
+
+    batches: list[dict[str, Any]] = field(default_factory=list)
+    end: str = ""
 
 
-def batch_sizes(subject: Subject, config: SpeedConfig, most: int) -> Sizes:
-    """Doubles the batch of inference until it does not fit, takes too long, or is as large as it may be.
+def sweep(
+    subjects: Mapping[str, Subject],
+    config: SpeedConfig,
+    most: int,
+    on_progress: Callable[[float, str], None] = lambda *_: None,
+) -> dict[str, Sweep]:
+    """Doubles the batch until it does not fit, takes too long, fails, or is as large as it may be.
+
+    The networks take turns at each size; one size is in memory at a time.
 
     Args:
-        subject: The network.
-        config: Device and precision.
+        subjects: Networks by name.
+        config: How they are timed.
         most: Images of the largest batch to try.
+        on_progress: Is told the share of a size that is done, and what comes next.
     """
-    way = subject.way or Way(config.precision)
-    model_format = torch.channels_last if way.channels_last else torch.contiguous_format
-    model = subject.build().to(device=config.device, memory_format=model_format).eval()  # type: ignore[call-overload]
-    fit: list[int] = []
+    found = {name: Sweep() for name in subjects}
     size = 1
-    while size <= most:
-        start = time.perf_counter()
-        try:
-            x = torch.randn(size, *subject.image_shape, device=config.device).contiguous(memory_format=model_format)
-            with torch.inference_mode(), autocast(way.precision, config.device):
-                model(x)
-            synchronise(config.device)
-        except RuntimeError as error:  # also torch.OutOfMemoryError; a CPU's has no class of its own
-            if "memory" not in str(error).lower():
-                raise
-            return Sizes(fit, f"{size} does not fit: {str(error).splitlines()[0]}")
-        fit.append(size)
-        took_s = time.perf_counter() - start
+    while size <= most and any(not s.end for s in found.values()):
+        going = {
+            name: replace(subjects[name], kinds=("inference",), batch_size=size)
+            for name in subjects
+            if not found[name].end
+        }
+
+        def say(share: float, text: str, images: int = size) -> None:
+            on_progress(share, f"batches of {images}: {text}")
+
+        for name, figures in measure_speed(going, config, say).items():
+            if "error" in figures:  # torch has a class of its own for this on a GPU only
+                fits = "memory" not in figures["error"].lower()
+                found[name].end = f"{size} {'failed' if fits else 'does not fit'}: {figures['error']}"
+                continue
+            found[name].batches.append({"batch_size": size, **figures})
+            took_s = figures["inference_ms_median"] / 1e3
+            if took_s > LONGEST_S:
+                found[name].end = f"{2 * size} was not tried: {size} take {took_s:.1f} s"
+        if config.device.type == "cuda":
+            torch.cuda.empty_cache()
         size *= 2
-        if took_s > LONGEST_S:
-            return Sizes(fit, f"{size} was not tried: {size // 2} take {took_s:.1f} s")
-    return Sizes(fit, f"{size} was not tried: more than {most}")
-
-
-def pooled(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Figures of one network from several processes: rounds of all together, medians of everything else.
-
-    Args:
-        runs: Of `measure_speed`, of the same settings.
-
-    Returns:
-        The same keys, with ``process_rounds``, the number of rounds of each process.
-    """
-    failed = next((dict(run) for run in runs if "error" in run), None)
-    if failed:
-        return failed
-    first = runs[0]
-    found = {
-        key: statistics.median(run[key] for run in runs) if isinstance(value, (int, float)) else value
-        for key, value in first.items()
-    }
-    samples = {kind: [block for run in runs for block in run["samples_ms"][kind]] for kind in first["samples_ms"]}
-    rates = {"inference": "images_per_s", "training": "train_images_per_s"}
-    for kind in KEYS.keys() & samples.keys():
-        images = first[rates[kind]] * first[f"{KEYS[kind]}_median"] if kind in rates else 0.0
-        found |= {f"{KEYS[kind]}_{name}": value for name, value in spread(samples[kind]).items()}
-        if kind in rates:
-            found[rates[kind]] = images / found[f"{KEYS[kind]}_median"]
-    reasons: dict[str, int] = {}
-    for run in runs:
-        for reason in run["suspect"]:
-            reasons[reason] = reasons.get(reason, 0) + 1
-    kinds = [kind for kind in KEYS if kind in samples]
-    return found | {
-        "samples_ms": samples,
-        "process_rounds": [len(run["samples_ms"][kinds[0]]) for run in runs],
-        "suspect": [f"{reason} (in {n} of {len(runs)} processes)" for reason, n in reasons.items()],
-    }
+    for one in found.values():
+        one.end = one.end or f"{size} was not tried: more than {most}"
+    return found

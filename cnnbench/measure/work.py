@@ -29,6 +29,9 @@ FEWEST_CALLS = 3  # in a turn of short calls
 MOST_GAIN = 0.03
 """Share by which calls of a warm-up may become faster from one `_FLAT` of them to the next when it ends."""
 _FLAT = 4
+_MOST_GAIN_OF_FEW = 0.1
+"""The same of one call to the next, where the calls are so long that there are fewer."""
+_FEWEST_WARM = 3  # calls, of which the first is the cold one
 _INPUTS = 3  # batches in rotation, so that no result depends on one input staying in a cache
 
 
@@ -37,7 +40,8 @@ class Way:
     """How a network runs; times of different ways are never ranked together.
 
     Attributes:
-        precision: Number format, in Lightning's words; ``32-true`` is then float32 alone, and ``tf32`` a GPU's TF32.
+        precision: Number format, in Lightning's words; ``32-true`` is float32 alone, whatever torch's flags say, and
+            ``tf32`` a GPU's TF32.
         channels_last: Whether the channel is the innermost dimension of images and weights.
         mode: Of `MODES`: as written, by ``torch.compile``, or recorded and replayed as one CUDA graph.
     """
@@ -79,7 +83,7 @@ class Subject:
         image_shape: The images that it takes: channels, height, width.
         num_classes: Classes of its logits.
         optimizer: Builds the optimizer of the training step.
-        way: How it runs; None for the precision of the config, channels_last and eager, with torch's flags as they are.
+        way: How it runs; None for the precision of the config, channels_last and eager.
         kinds: What is timed.
         batch_size: Images of inference in place of those of the config.
         images: Gives at most so many images, (N, C, H, W), to draw the batches from; None for Gaussian noise.
@@ -157,6 +161,8 @@ class Stopwatch:
 
     def _mark(self) -> Any:
         if self._device.type != "cuda":
+            if self._device.type == "mps":
+                self.wait()
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))
@@ -209,9 +215,12 @@ class Timed:
         self._batches = {kind: self._make_inputs(n, generator) for kind, n in self.sizes.items()}
         self._inputs = {kind: itertools.cycle(batches) for kind, batches in self._batches.items()}
         self._labels = torch.randint(subject.num_classes, (config.train_batch_size,), generator=generator).to(device)
-        before = _cuda_memory(device) if device.type == "cuda" else (0, 0)
+        before = _cuda_memory(device)
         self.model = subject.build().to(device=device, memory_format=self._format)  # type: ignore[call-overload]
-        self._forward = torch.compile(self.model) if self.way.mode == "compile" else self.model
+        # One program for each kind of work, made for its batch: with sizes left open it would be a slower one.
+        self._forward = torch.compile(self.model, dynamic=False) if self.way.mode == "compile" else self.model
+        self._model_bytes = _cuda_memory(device)[0] - before[0]
+        self._graph_bytes: int | None = None
         self._optimizer = subject.optimizer(self.model) if "training" in self.sizes else None
         self._scaler = torch.amp.GradScaler(device.type) if self.way.precision == "16-mixed" else None
         self._graphs: dict[str, Callable[[Tensor], Any]] = {}
@@ -240,8 +249,8 @@ class Timed:
         return batches
 
     def _numbers(self) -> AbstractContextManager[Any]:
-        """Inside, float32 is what the way says it is."""
-        if self.subject.way is None or self.way.precision not in ("32-true", "tf32"):
+        """Inside, float32 is what the way says it is; set around turns, since it takes time."""
+        if self.way.precision not in ("32-true", "tf32"):
             return contextlib.nullcontext()
         return tf32(self.config.device, self.way.precision == "tf32")
 
@@ -281,6 +290,8 @@ class Timed:
         def run() -> Any:
             return self._train(x, lambda: None) if kind == "training" else self._infer(x)
 
+        before = _cuda_memory(device)[0]
+        torch.cuda.reset_peak_memory_stats(device)
         current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
         side.wait_stream(current)
         with torch.cuda.stream(side):  # what is set up once may not be recorded
@@ -288,8 +299,10 @@ class Timed:
                 run()
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.device(device), torch.cuda.graph(graph, stream=side):
             out = run()
+        if kind == "training":  # a replay allocates nothing
+            self._graph_bytes = self._model_bytes + torch.cuda.max_memory_allocated(device) - before
 
         def replay(images: Tensor) -> Any:
             x.copy_(images)
@@ -319,15 +332,19 @@ class Timed:
                 self._graphs[kind] = self._capture(kind)
             times = [self._call(kind).wall_ms]
             self.cold_ms[kind] = 1e3 * (time.perf_counter() - start)
-            while time.perf_counter() < end and _gain(times) > MOST_GAIN:
+            while len(times) < _FEWEST_WARM or (time.perf_counter() < end and _gain(times) > MOST_GAIN):
                 times.append(self._call(kind).wall_ms)
         self.warm_ms[kind] = min(times)
-        if len(times) >= 2 * _FLAT and _gain(times) > MOST_GAIN:
+        last = 1 - times[-1] / times[-2] if len(times) < 2 * _FLAT else _gain(times)
+        if last > (_MOST_GAIN_OF_FEW if len(times) < 2 * _FLAT else MOST_GAIN):
             self.doubts[f"{kind} still became faster when its warm-up ended"] = None
 
-    def _peaks(self, before: tuple[int, int]) -> tuple[int, int]:
-        """Bytes that a training step takes beyond what was there before: of tensors, and held by torch for them."""
+    def _peaks(self, before: tuple[int, int]) -> tuple[int | None, int | None]:
+        """Bytes that a training step takes beyond what was there before: of tensors, and held by torch for them, which
+        is not known of a CUDA graph, whose memory the graphs of the other kinds of work may share."""
         device = self.config.device
+        if self._graph_bytes is not None:
+            return self._graph_bytes, None
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         self.model.train()
@@ -391,7 +408,9 @@ class Timed:
 
 
 def _cuda_memory(device: torch.device) -> tuple[int, int]:
-    """Bytes of tensors, and held by torch without what it only keeps for later."""
+    """Bytes of tensors, and held by torch without what it only keeps for later; 0 where there is no such device."""
+    if device.type != "cuda":
+        return 0, 0
     torch.cuda.empty_cache()
     return torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
 

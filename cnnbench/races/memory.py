@@ -13,16 +13,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from cnnbench.errors import UserError
 from cnnbench.hardware import choose_device
 from cnnbench.measure.copies import build_without_values
 from cnnbench.measure.memory import training_memory
+from cnnbench.measure.resident import resident_growth
+from cnnbench.measure.work import SpeedConfig, Subject, Way
 from cnnbench.network import get_network
 from cnnbench.races import run as run_race
 from cnnbench.races import training_step, write_race
@@ -42,34 +42,22 @@ def measure(name: str, batch_size: int, precision: str, device: torch.device) ->
         Peaks in bytes: ``allocated`` by torch, and on a CPU ``resident``, the growth of the process.
     """
     network = get_network(name)
-    _train(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 10)), (3, 8, 8), 8, precision, device)
 
     def run() -> None:
-        _train(network.build(), network.image_shape, batch_size, precision, device)
+        step = training_step(
+            network.build().to(device), torch.randn(batch_size, *network.image_shape, device=device), precision
+        )
+        for _ in range(STEPS):
+            step()
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         run()
         return {"allocated": torch.cuda.max_memory_allocated(device)}
-    before = _resident("VmRSS")
-    run()
-    resident = _resident("VmHWM") - before
+    subject = Subject(network.build, network.image_shape, network.num_classes or 1, way=Way(precision, False))
+    resident = resident_growth(subject, SpeedConfig(device, precision, batch_size, batch_size, warmup_s=0.0))
     gc.collect()
     return {"allocated": _profiled_peak(run), "resident": resident}
-
-
-def _train(model: nn.Module, shape: Sequence[int], batch_size: int, precision: str, device: torch.device) -> None:
-    step = training_step(model.to(device), torch.randn(batch_size, *shape, device=device), precision)
-    for _ in range(STEPS):
-        step()
-
-
-def _resident(key: str) -> int:
-    """Bytes of resident memory of this process: now (``VmRSS``) or at most so far (``VmHWM``)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) * 1024
-    raise UserError("the resident memory of a process can be read on Linux only")
 
 
 def _profiled_peak(run: Callable[[], None]) -> int:

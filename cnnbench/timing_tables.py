@@ -1,0 +1,252 @@
+"""What the command `cnnbench speed` prints: tables with their doubts, ratios, and the JSON document."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from cnnbench.count import PIPE_WIDTH
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from cnnbench.measure.intervals import Interval
+    from cnnbench.measure.sweep import Sweep
+    from cnnbench.measure.work import SpeedConfig, Way
+    from cnnbench.network import Network
+
+SUSPECT = " (suspect)"
+COLUMNS = {
+    "Latency ms": "latency_ms_median",
+    "p10": "latency_ms_p10",
+    "p90": "latency_ms_p90",
+    "Images/s": "images_per_s",
+    "Train images/s": "train_images_per_s",
+    "Cold start ms": "cold_start_ms",
+    "Peak MiB": "peak_memory_bytes",
+}
+STEP_COLUMNS = {
+    "Forward ms": "train_forward_ms",
+    "Backward ms": "train_backward_ms",
+    "Optimizer ms": "train_optimizer_ms",
+    "Reserved MiB": "peak_reserved_bytes",
+    "Latency, device ms": "latency_ms_device",
+    "Batch, device ms": "inference_ms_device",
+    "Step, device ms": "train_step_ms_device",
+    "Resident MiB": "resident_bytes",
+}
+"""The second table; a column that no network has is left out."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the tables: a network, and the way it runs; None where there is one way only."""
+
+    network: Network
+    way: Way | None
+
+    @property
+    def name(self) -> str:
+        return self.network.name if self.way is None else f"{self.network.name} [{self.way.words}]"
+
+
+def document(
+    config: SpeedConfig, rows: Sequence[Row], figures: Mapping[str, Any], limited: Any, sweeps: Mapping[str, Sweep]
+) -> dict[str, Any]:
+    """Everything that was found, for JSON.
+
+    Args:
+        config: How it was timed.
+        rows: In their order.
+        figures: Of `measure_speed`, by name of the row.
+        limited: `cnnbench.limits.Limits`, if they were asked for.
+        sweeps: By name of the row, if they were asked for.
+    """
+    import torch
+
+    from cnnbench import hardware
+    from cnnbench.record import environment
+
+    machine = environment(hardware.device_name(config.device), torch.get_num_threads())
+    machine |= {"allocator": hardware.keep_freed_memory(), **hardware.accelerator_facts(config.device)}
+    settings = {**vars(config), "device": str(config.device)}
+    lines = [
+        {"row": row.name, **_shape(row.network), "way": vars(row.way) if row.way else None, **figures[row.name]}
+        for row in rows
+    ]
+    ratios = [ratio for group in _groups(rows, figures) for ratio in _ratios(group, figures)]
+    found = {"config": settings, "environment": machine, "networks": lines, "ratios": ratios}
+    if limited is not None:
+        found["limits"] = limited.document()
+    if sweeps:
+        found["sweep"] = {name: asdict(one) for name, one in sweeps.items()}
+    return found
+
+
+def way_words(rows: Sequence[Row], config: SpeedConfig) -> str:
+    """How the rows ran."""
+    if len({row.way for row in rows}) > 1:
+        return "ways as named"
+    return rows[0].way.words if rows[0].way else f"{config.precision}, channels_last"
+
+
+def print_tables(
+    processes: int, config: SpeedConfig, rows: Sequence[Row], figures: Mapping[str, Any], limited: Any,
+    sweeps: Mapping[str, Sweep],
+) -> None:  # fmt: skip
+    """Prints tables, and below them how it was measured and what is doubtful.
+
+    Args:
+        processes: That shared the rounds.
+        config, rows, figures, limited, sweeps: As of `document`.
+    """
+    from rich.console import Console
+
+    from cnnbench import hardware, limits
+
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    with console.capture() as capture:  # rich would end the process itself when the reader of a pipe does
+        console.print(_table("", rows, figures, COLUMNS), markup=False)
+        there = {t: k for t, k in STEP_COLUMNS.items() if any(f.get(k) is not None for f in figures.values())}
+        if there:
+            console.print(_table("A training step, and memory", rows, figures, there), markup=False)
+        for group in _groups(rows, figures):
+            if len(group) > 1:
+                console.print(_ratio_table(group, figures), markup=False)
+        if limited is not None and limited.networks:
+            doubtful = {name for names in _suspects(figures).values() for name in names}
+            console.print(limits.table(limited, {name: name + SUSPECT for name in doubtful}), markup=False)
+        if sweeps:
+            console.print(_sweep_table(sweeps), markup=False)
+    print(capture.get(), end="")
+    shared = f" of {processes} processes" if processes > 1 else ""
+    print(
+        f"{hardware.device_name(config.device)}, {way_words(rows, config)}; latency at 1 image, throughput at "
+        f"{config.batch_size}, a training step (forward, backward, AdamW) at {config.train_batch_size} images; medians "
+        f"of {_rounds(figures)} rounds{shared} in random order; ratios from paired rounds with 95 % intervals"
+    )
+    for line in limits.lines(limited) if limited is not None else ():
+        print(line)
+    for name, found in sweeps.items():
+        print(f"batches of {name}: {found.end}")
+    for reason, names in _suspects(figures).items():
+        print(f"suspect ({', '.join(names)}): {reason}")
+    swept = {f"{n}, {p['batch_size']} images": p for n, found in sweeps.items() for p in found.batches}
+    for reason, names in _suspects(swept).items():
+        print(f"suspect ({'; '.join(names)}): {reason}")
+
+
+def _groups(rows: Sequence[Row], figures: Mapping[str, Any]) -> list[list[Row]]:
+    """Rows that may be ranked: networks that run in the same way; and beside them the ways of each network."""
+    timed = [row for row in rows if "error" not in figures[row.name]]
+    ways = dict.fromkeys(row.way for row in timed)
+    groups = [[row for row in timed if row.way == way] for way in ways]
+    if len(ways) > 1:
+        groups += [[row for row in timed if row.network is network] for network in _networks(timed)]
+    return groups
+
+
+def _networks(rows: Sequence[Row]) -> list[Network]:
+    return list({row.network.name: row.network for row in rows}.values())
+
+
+def _shape(network: Network) -> dict[str, Any]:
+    names = ("in_channels", "image_size", "num_classes")
+    return {"model": network.name, **{name: getattr(network, name) for name in names}}
+
+
+def _table(title: str, rows: Sequence[Row], figures: Mapping[str, dict[str, Any]], columns: Mapping[str, str]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    table.add_column("Model", overflow="fold")
+    table.add_column("Image")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for row in rows:
+        found = figures[row.name]
+        shape = "x".join(map(str, row.network.image_shape))
+        table.add_row(_marked(row.name, found), shape, *(_shown(key, found.get(key)) for key in columns.values()))
+    return table
+
+
+def _marked(name: str, figures: Mapping[str, Any]) -> str:
+    """The name, with a mark where there are reasons to doubt the figures."""
+    return name + SUSPECT if figures.get("suspect") else name
+
+
+def _sweep_table(sweeps: Mapping[str, Sweep]) -> Table:
+    """Inference by batch size."""
+    from rich.table import Table
+
+    table = Table(title="Inference by batch size", title_justify="left", header_style="bold")
+    for name in ("Model", "Batch", "ms", "95 % interval", "Images/s"):
+        table.add_column(name, justify="left" if name == "Model" else "right")
+    for name, found in sweeps.items():
+        for point in found.batches:
+            low, high = point["inference_ms_low"], point["inference_ms_high"]
+            interval = f"{low:#.3g} to {high:#.3g}" if low is not None else "-"
+            cells = (f"{point['inference_ms_median']:#.4g}", interval, _shown("images_per_s", point["images_per_s"]))
+            table.add_row(_marked(name, point), str(point["batch_size"]), *cells)
+    return table
+
+
+def _rounds(figures: Mapping[str, dict[str, Any]]) -> int:
+    """Rounds that were made."""
+    return max((len(found["samples_ms"]["latency"]) for found in figures.values() if "error" not in found), default=0)
+
+
+def _suspects(figures: Mapping[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """Networks by the reasons to doubt their times."""
+    found: dict[str, list[str]] = {}
+    for name, values in figures.items():
+        for reason in values.get("suspect", ()):
+            found.setdefault(reason, []).append(name)
+    return found
+
+
+def _ratios(group: Sequence[Row], figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """For every pair of rows how many times as long the first takes, by kind of work."""
+    from cnnbench.measure.speed import KINDS, time_ratio
+
+    names = [row.name for row in group]
+    return [
+        {"first": a, "second": b, **{kind: time_ratio(figures[a], figures[b], kind)._asdict() for kind in KINDS}}
+        for a, b in itertools.combinations(names, 2)
+    ]
+
+
+def _ratio_table(group: Sequence[Row], figures: Mapping[str, Any]) -> Table:
+    """Times of a group of rows as multiples of those of its first."""
+    from rich.table import Table
+
+    from cnnbench.measure.speed import KINDS, time_ratio
+
+    first, *others = group
+    title = f"Times as multiples of {first.name}'s{SUSPECT if figures[first.name]['suspect'] else ''}"
+    table = Table(title=title, title_justify="left", header_style="bold")
+    table.add_column("Model", overflow="fold")
+    for kind in KINDS:
+        table.add_column(kind.capitalize(), justify="right")
+    for row in others:
+        found = [time_ratio(figures[row.name], figures[first.name], kind) for kind in KINDS]
+        table.add_row(_marked(row.name, figures[row.name]), *(_interval(ratio) for ratio in found))
+    return table
+
+
+def _interval(ratio: Interval) -> str:
+    if ratio.low is None or ratio.high is None:
+        return f"{ratio.estimate:#.3g}, too few rounds"
+    verdict = "" if ratio.differs else ", no difference found"
+    return f"{ratio.estimate:#.3g} ({ratio.low:#.3g} to {ratio.high:#.3g}){verdict}"
+
+
+def _shown(key: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if key.endswith("_bytes"):
+        return f"{value / 2**20:,.0f}"
+    return f"{value:#.3g}".rstrip(".") if value < 1000 else f"{value:,.0f}"
