@@ -150,7 +150,8 @@ def test_the_gate_does_not_pass_what_is_missing_failed_suspect_or_not_comparable
     fine = _record(seed=2)
     assert gate(fine) == "missing in B: all of VGG16 on MNIST, B has no record of it\n"
     failed = replace(_record(model="VGG16", seed=2), status="error", reason="RuntimeError: no")
-    assert gate(fine, failed) == "missing in B: all of VGG16 on MNIST, RuntimeError: no\n"
+    assert gate(fine, failed) == "missing in B: all of VGG16 on MNIST, failed: RuntimeError: no\n"
+    assert gate(fine, failed, _record(model="VGG16", seed=3)).startswith("missing in B: all of VGG16")  # a seed of it
     other = _record(model="VGG16", seed=2)
     other.environment["threads"] = 1
     assert gate(fine, other).count("undecided: ") == 3

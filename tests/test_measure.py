@@ -526,6 +526,22 @@ def test_a_gpu_is_timed_by_its_own_clock_too_and_in_every_way() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_every_way_of_the_command_runs_on_the_last_gpu(capsys: pytest.CaptureFixture) -> None:
+    device = f"--device=cuda:{torch.cuda.device_count() - 1}"
+    options = [device, "--precision=bf16-mixed", "--batch_size=64", "--train_batch_size=64", "--rounds=6", "--json"]
+    assert main(["speed", "ResNet18", "--mode=eager,compile,cuda-graph", *options]) == 0
+    eager, compiled, graph = json.loads(capsys.readouterr().out)["networks"]
+    assert 0.5 < graph["peak_memory_bytes"] / eager["peak_memory_bytes"] < 2
+    assert compiled["cold_start_ms"] > 10 * eager["latency_ms_median"]
+    assert main(["speed", "LeNet5", "--sweep", "--max_batch_size=256", "--limits", "--out=p", *options]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [point["batch_size"] for point in found["sweep"]["LeNet5"]["batches"]] == [2**n for n in range(9)]
+    assert "as a CUDA graph" in found["limits"]["networks"]["LeNet5"]["latency"]["evidence"]
+    assert main(["speed", "LeNet5", "--memory", *options]) == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_gpu_peak_memory_is_at_least_weights_gradients_and_momentum() -> None:
     subject = Subject(lambda: get_model("ResNet18")(), (3, 32, 32), 10)
     config = SpeedConfig(torch.device("cuda", 0), "bf16-mixed", 64, 64, rounds=1)

@@ -21,8 +21,11 @@ from cnnbench.measure.intervals import ALIKE, Interval, shift
 from cnnbench.measure.quality import difference_interval
 from cnnbench.record import Record
 
-COUNTS = ("params", "macs", "train_macs", "activations", "peak_memory_bytes")
-"""Figures that are exact."""
+COUNTS = {
+    "params": "complexity", "macs": "complexity", "train_macs": "complexity", "activations": "complexity",
+    "peak_memory_bytes": "speed",
+}  # fmt: skip
+"""Figures that are exact, by the measure that finds them."""
 TIMES = {"latency": "latency_ms_median", "inference": "inference_ms_median", "training": "train_step_ms_median"}
 """Figures in milliseconds, by the kind of work whose rounds they come from."""
 COLD = "cold_start_ms"
@@ -34,7 +37,7 @@ FEWEST_PROCESSES = 4
 """Processes of each side from which on their own spread is the interval; with fewer no interval of 95 % exists."""
 BETWEEN = {"latency": 0.09, "inference": 0.04, "training": 0.04}
 """Standard deviation of a time from process to process, in units of the yardstick, that is assumed where there are
-fewer; what `make calibrate` finds, see experiments/README.md."""
+fewer; what `make calibrate` finds, see experiments/README.md. Raw times have the largest."""
 _NORMAL = 1.959964
 
 
@@ -139,14 +142,14 @@ def compare(first: Sequence[Record], second: Sequence[Record]) -> list[Change]:
         raise UserError(
             f"A has {names[0] or 'nothing'}, B has {names[1] or 'nothing'}: no network on the same data in both"
         )
-    failed = {(r.model, r.data["label"]): r.reason for r in second if r.status == "error"}
+    failed = {(r.model, r.data["label"]): f"failed: {r.reason}" for r in second if r.status == "error"}
     changes = []
     for (model, label), cell in before.items():
+        reason = failed.get((model, label), "" if (model, label) in after else "B has no record of it")
+        if reason:
+            changes.append(Change(model, label, "all", None, None, None, None, None, "missing", reason))
         if (model, label) in after:
             changes += _cell_changes(model, label, cell, after[model, label])
-        else:
-            reason = failed.get((model, label), "B has no record of it")
-            changes.append(Change(model, label, "all", None, None, None, None, None, "missing", reason))
     return changes
 
 
@@ -173,7 +176,7 @@ def _cell_changes(model: str, label: str, first: Sequence[Record], second: Seque
 
 def _was_asked(figure: str, cell: Sequence[Record]) -> bool:
     """Whether a run was to find a figure."""
-    measure = "quality" if figure == "test_accuracy" else "complexity" if figure in COUNTS[:-1] else "speed"
+    measure = "quality" if figure == "test_accuracy" else COUNTS.get(figure, "speed")
     return any(measure in r.config.get("measures", [measure]) for r in cell)
 
 
@@ -234,7 +237,8 @@ def _time_change(model: str, label: str, figure: str, first: Sequence[Record], s
         after, before = ([math.log(ms) for ms in _cold_starts(cell)] for cell in (b, a))
         found = shift(after, before)
     else:
-        found, note = _ratio(kind, *(_by_process(cell, kind, raw=bool(names)) for cell in (b, a)))
+        spread = max(BETWEEN.values()) if names else BETWEEN[kind]
+        found, note = _ratio(spread, *(_by_process(cell, kind, raw=bool(names)) for cell in (b, a)))
         notes += [note] if note else []
     ratio = Interval(*(None if v is None else math.expm1(v) for v in found))  # type: ignore[arg-type]
     if ratio.low is None or ratio.high is None:
@@ -256,7 +260,7 @@ def _software(record: Record) -> dict[str, Any]:
     return {"torch": record.environment["packages"].get("torch"), **{n: flags.get(n) for n in ("cuda", "cudnn")}}
 
 
-def _ratio(kind: str, after: Sequence[Sequence[float]], before: Sequence[Sequence[float]]) -> tuple[Interval, str]:
+def _ratio(between: float, after: Sequence[Sequence[float]], before: Sequence[Sequence[float]]) -> tuple[Interval, str]:
     """Logarithm of the ratio of two times, from the logarithms of each round by process; and what to know of it."""
     middles = [[statistics.median(rounds) for rounds in side] for side in (after, before)]
     if min(map(len, middles)) >= FEWEST_PROCESSES:
@@ -266,10 +270,10 @@ def _ratio(kind: str, after: Sequence[Sequence[float]], before: Sequence[Sequenc
     estimate = statistics.fmean(middles[0]) - statistics.fmean(middles[1])
     if found.low is None or found.high is None:
         return Interval(estimate, None, None), ""
-    spread = _NORMAL * BETWEEN[kind] * math.sqrt(sum(1 / len(side) for side in middles))
+    spread = _NORMAL * between * math.sqrt(sum(1 / len(side) for side in middles))
     low, high = (math.hypot(end - found.estimate, spread) for end in (found.low, found.high))
     return Interval(estimate, estimate - low, estimate + high), (
-        f"fewer than {FEWEST_PROCESSES} processes: by assumption they differ by {BETWEEN[kind]:.0%} (one sd)"
+        f"fewer than {FEWEST_PROCESSES} processes: by assumption they differ by {between:.0%} (one sd)"
     )
 
 
