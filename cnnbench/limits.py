@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnnbench.errors import UserError
-from cnnbench.units import short
+from cnnbench.units import with_unit
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -154,12 +154,12 @@ def table(limits: Limits, names: Mapping[str, str]) -> Table:
 def lines(limits: Limits) -> Iterator[str]:
     """Peaks, evidence and where the picture is, in sentences."""
     peaks = limits.peaks
-    rates = ", ".join(f"{name} {short(rate)}FLOP/s" for name, rate in peaks.flops_per_s.items())
+    rates = ", ".join(f"{name} {with_unit(rate, 'FLOP/s')}" for name, rate in peaks.flops_per_s.items())
     fast = max((rate for _, rate in peaks.cached), default=peaks.bytes_per_s)
-    within = f", within caches up to {short(fast)}B/s" if fast > peaks.bytes_per_s else ""
+    within = f", within caches up to {with_unit(fast, 'B/s')}" if fast > peaks.bytes_per_s else ""
     yield (
         f"peaks measured in this run: {rates}; copying {peaks.copied_bytes / 2**20:,.0f} MiB "
-        f"{short(peaks.bytes_per_s)}B/s{within}"
+        f"{with_unit(peaks.bytes_per_s, 'B/s')}{within}"
     )
     for name, found in limits.networks.items():
         for kind in reversed(SHOWN):

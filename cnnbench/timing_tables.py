@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from cnnbench.count import PIPE_WIDTH
+from cnnbench.units import plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -188,7 +189,7 @@ def _sweep_table(sweeps: Mapping[str, Sweep]) -> Table:
     for name, found in sweeps.items():
         for point in found.batches:
             low, high = point["inference_ms_low"], point["inference_ms_high"]
-            interval = f"{low:#.3g} to {high:#.3g}" if low is not None else "-"
+            interval = f"{plain(low)} to {plain(high)}" if low is not None else "-"
             cells = (f"{point['inference_ms_median']:#.4g}", interval, _shown("images_per_s", point["images_per_s"]))
             table.add_row(_marked(name, point), str(point["batch_size"]), *cells)
     return table
@@ -239,9 +240,9 @@ def _ratio_table(group: Sequence[Row], figures: Mapping[str, Any]) -> Table:
 
 def _interval(ratio: Interval) -> str:
     if ratio.low is None or ratio.high is None:
-        return f"{ratio.estimate:#.3g}, too few rounds"
+        return f"{plain(ratio.estimate)}, too few rounds"
     verdict = "" if ratio.differs else ", no difference found"
-    return f"{ratio.estimate:#.3g} ({ratio.low:#.3g} to {ratio.high:#.3g}){verdict}"
+    return f"{plain(ratio.estimate)} ({plain(ratio.low)} to {plain(ratio.high)}){verdict}"
 
 
 def _shown(key: str, value: float | None) -> str:
@@ -249,4 +250,4 @@ def _shown(key: str, value: float | None) -> str:
         return "-"
     if key.endswith("_bytes"):
         return f"{value / 2**20:,.0f}"
-    return f"{value:#.3g}".rstrip(".") if value < 1000 else f"{value:,.0f}"
+    return plain(value)

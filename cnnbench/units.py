@@ -16,3 +16,15 @@ def scaled(value: float) -> tuple[float, str]:
         if abs(value) >= unit:
             return value / unit, prefix
     return value, ""
+
+
+def plain(value: float) -> str:
+    """Three significant digits or the whole number, without an exponent: 0.482, 41.5, 124, 2,030."""
+    value = value if abs(value) >= 1000 else float(f"{value:.3g}")
+    return f"{value:#.3g}".rstrip(".") if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def with_unit(value: float, unit: str) -> str:
+    """A number and its unit with the prefix of its size, such as 179 GFLOP/s."""
+    number, prefix = scaled(value)
+    return f"{number:.3g} {prefix}{unit}"

@@ -148,7 +148,7 @@ def test_reading_the_weights_is_no_launching() -> None:
 def test_what_a_graph_saves_was_launching() -> None:
     timed = Timed(load(2000, 100), 10.0)
     assert bound(timed, FAKE, graph_s=4.0).bound == "launch-bound"
-    assert "as a CUDA graph 4e+03 ms, 60% less" in bound(timed, FAKE, graph_s=4.0).evidence
+    assert "as a CUDA graph 4,000 ms, 60% less" in bound(timed, FAKE, graph_s=4.0).evidence
     assert bound(timed, FAKE, graph_s=8.0).bound == "compute-bound"
 
 
@@ -243,7 +243,7 @@ def test_the_command_says_what_limits_networks(tmp_path: Path, capsys: pytest.Ca
     assert main(call) == 0
     printed = capsys.readouterr().out
     assert "What limits inference" in printed
-    assert "peaks measured in this run: fp32 100GFLOP/s" in printed
+    assert "peaks measured in this run: fp32 100 GFLOP/s" in printed
     assert "LeNet5 at 2 images: " in printed
 
 

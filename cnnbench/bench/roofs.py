@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
 from cnnbench.bench.drawing import Look, Name, Scheme, log_axis, panels, write_names
-from cnnbench.units import scaled
+from cnnbench.units import with_unit
 
 SOFT = "#555555"
 GROUP_MARKERS = {
@@ -134,17 +134,13 @@ def _roof(ax: Axes, roof: Roof) -> None:
 
 def _legend(figure: Figure, ax: Axes, looks: Mapping[str, Look], kinds: set[str], roof: Roof) -> None:
     """What lines, colours and markers are, to the right of the panel."""
-    value, prefix = scaled(roof.flops_per_s)
-    handles = [
-        Line2D([], [], color="#222222", linewidth=1.6,
-               label=f"roof: {value:.3g} {prefix}FLOP/s ({roof.name}), {_bytes(roof.bytes_per_s)}/s")
-    ]  # fmt: skip
+    label = f"roof: {with_unit(roof.flops_per_s, 'FLOP/s')} ({roof.name}), {with_unit(roof.bytes_per_s, 'B/s')}"
+    handles = [Line2D([], [], color="#222222", linewidth=1.6, label=label)]
     if roof.cached > 1.2 * roof.bytes_per_s:
-        label = f"copies within caches: up to {_bytes(roof.cached)}/s"
+        label = f"copies within caches: up to {with_unit(roof.cached, 'B/s')}"
         handles.append(Line2D([], [], color="#222222", linewidth=1, linestyle="--", label=label))
     for name, rate in roof.others.items():
-        value, prefix = scaled(rate)
-        label = f"{name}: {value:.3g} {prefix}FLOP/s"
+        label = f"{name}: {with_unit(rate, 'FLOP/s')}"
         handles.append(Line2D([], [], color="#b0b0b0", linewidth=0.9, linestyle="--", label=label))
     entries = {look.entry: look.colour for look in looks.values()}
     handles += [
@@ -169,10 +165,4 @@ def _taken(ax: Axes, points: Sequence[tuple[float, float]], roof: Roof) -> list[
 
 
 def _rate(value: float) -> str:
-    number, prefix = scaled(value)
-    return f"{number:g} {prefix}FLOP/s"
-
-
-def _bytes(value: float) -> str:
-    number, prefix = scaled(value)
-    return f"{number:.3g} {prefix}B"
+    return with_unit(value, "FLOP/s")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
-from cnnbench.units import short
+from cnnbench.units import with_unit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -121,7 +121,8 @@ def explain(arguments: argparse.Namespace) -> Explanation:
         [*_findings(results),
          "In brackets: 95 % interval of the ratio, from paired rounds; there is none with fewer than 6 of them.",
          "Roofline: the times that the machine's measured peaks of arithmetic and of copying allow, standard over "
-         f"separable; arithmetic {short(peaks.of(precision))}FLOP/s, memory {short(peaks.bytes_per_s)}B/s.",
+         f"separable; arithmetic {with_unit(peaks.of(precision), 'FLOP/s')}, "
+         f"memory {with_unit(peaks.bytes_per_s, 'B/s')}.",
          *_doubts(results)],
     )  # fmt: skip
 

@@ -23,6 +23,7 @@ from cnnbench.measure import operators
 from cnnbench.measure.copies import eager, meta_copy, untouched_randomness, without_global_hooks
 from cnnbench.measure.meta import tensors_in
 from cnnbench.measure.peaks import Peaks
+from cnnbench.units import plain
 
 TRAFFIC_CONVENTION = (
     "operations are 2 per multiply-add of convolutions and matrix products, and 1 per element and step of other "
@@ -322,4 +323,4 @@ def _per_call_share(timed: Timed, peaks: Peaks, other: Timed) -> float:
 
 
 def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:.3g} ms"
+    return f"{plain(1e3 * seconds)} ms"
