@@ -143,8 +143,8 @@ def test_the_page_needs_nothing_else() -> None:
         [explain.Picture("p", "Title", "Caption", Figure())],
         ["Remark"],
     )
-    text = page([(Part("One", "Why?", "kernels CHECKPOINT"), found)], "CIFAR10", 2)
-    for words in ("Why?", "Title", "Caption", "Remark", "&lt;b&gt;", "2 epochs on CIFAR10", "last.ckpt"):
+    text = page([(Part("One", "Why?", "kernels CHECKPOINT"), found)], "CIFAR10", "SimpleCNN on CIFAR10, 2 epochs")
+    for words in ("Why?", "Title", "Caption", "Remark", "&lt;b&gt;", "SimpleCNN on CIFAR10, 2 epochs", "last.ckpt"):
         assert words in text
     assert "data:image/webp;base64," in text
     assert "<script" not in text

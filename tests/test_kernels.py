@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import ImageFilter
 
 from cnnbench.cli import main
 from cnnbench.errors import UserError
+from cnnbench.explain import run
 from cnnbench.explain.kernels import apply, bank, binomial, box, cross, gaussian, grey, magnitude, wrapped_share
 from cnnbench.explain.pictures import limits
 from cnnbench.explain.subjects import read_photo
@@ -116,6 +118,53 @@ def test_eight_bits_are_not_enough_for_edges() -> None:
     exact = apply(photo, bank()["sobel_x"].values)
     wrapped = np.mean(exact.astype(np.int64).astype(np.uint8) != exact)
     assert wrapped_share(photo, bank()["sobel_x"].values) == wrapped > 0.4
+
+
+def test_half_of_a_photo_wraps_around_in_eight_bits() -> None:
+    """Computed as a beginner would, by slices of arrays of uint8, beside the same in integers of enough bits."""
+    photo = np.asarray(grey(read_photo(None)).round(), dtype=np.uint8)
+
+    def sobel(a: np.ndarray) -> np.ndarray:
+        right, left = a[:, 2:], a[:, :-2]
+        change = right - left
+        return change[:-2] + change[1:-1] + change[1:-1] + change[2:]
+
+    inner = sobel(photo) != sobel(photo.astype(np.int32))
+    whole = wrapped_share(photo, bank()["sobel_x"].values)
+    assert 0.4 < inner.mean() < 0.6
+    assert whole == pytest.approx(inner.mean(), abs=2 * sum(photo.shape) / photo.size)  # the border is not in both
+
+
+def test_large_filters_are_filtered_row_by_row_alike() -> None:
+    from torch.nn.functional import conv2d, pad
+
+    image = np.random.default_rng(0).random((60, 70))
+    kernel = np.random.default_rng(1).random((51, 31))
+    padded = pad(torch.tensor(image)[None, None], (15, 15, 25, 25), mode="reflect")
+    np.testing.assert_allclose(apply(image, kernel), conv2d(padded, torch.tensor(kernel)[None, None])[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--size=401"], "from 1 to 101"),
+        (["--size=-3"], "from 1 to 101"),
+        (["--kernels="], "unknown filter ''"),
+        (["--kernels=box,box"], "'box' is named twice"),
+    ],
+)
+def test_wrong_options_are_refused(options: list[str], words: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["explain", "kernels", *options]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_text_is_about_the_filters_that_were_chosen() -> None:
+    found = run("kernels", ["--kernels=emboss,gaussian", "--convolve", "--sigma=10"])
+    assert "Sobel x" not in found.pictures[0].caption
+    assert "red where" in run("kernels", ["--kernels=box,cross"]).pictures[0].caption
+    assert "red where" not in run("kernels", ["--kernels=box"]).pictures[0].caption
+    assert [row[3] for row in found.tables[0].rows if row[0] == "emboss"] == ["relief, light from the lower right"]
+    assert "give --size 41 or more" in found.remarks[1]
 
 
 def test_a_flat_image_has_no_answers() -> None:

@@ -83,6 +83,20 @@ def test_the_tool_says_what_compares(capsys: pytest.CaptureFixture) -> None:
     out = capsys.readouterr().out
     assert "has 241,692,573,696 weights" in out
     assert "3·3·3·32" in out
+    assert "279,736,775" in out  # 241,692,573,696 / 864, in the table and below the picture
+    assert "269,747,968" not in out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--image_size=99999999"], "has 9,599,999"),
+        (["--stride=40", "--image_size=32", "--padding=0"], "both dense layers have 98,304 weights"),
+    ],
+)
+def test_extremes_are_told_as_they_are(options: list[str], words: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["explain", "parameters", *options]) == 0
+    assert words in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("option", "words"), [("--kernel_size=9", "does not fit"), ("--stride=0", "stride 0 must")])
@@ -95,3 +109,4 @@ def test_two_small_kernels_save_only_where_channels_stay() -> None:
     """By hand: 64 to 64 channels 73,728 for 102,400 weights, 3 to 64 channels 38,592 for 4,800."""
     assert stacked(64, 64) == (73_728, 102_400)
     assert stacked(3, 64) == (38_592, 4_800)
+    assert [two < one for two, one in (stacked(9, 15), stacked(9, 16), stacked(9, 17))] == [True, False, False]

@@ -190,6 +190,7 @@ def test_seven_pixels_lose_the_last_row_and_column_in_pooling() -> None:
     assert unread((7, 7), Pool(2)) == ((1, 0), (1, 0))
     assert unread((7, 7), Pool(2, ceil_mode=True)) == ((0, 0), (0, 0))
     assert unread((8, 9), Conv(1, 2)) == ((1, 3), (0, 4))
+    assert unread((65_536, 65_536), Conv(32_768, 3)) == ((2, 0), (2, 0))  # 10,923 windows: 32,766 pixels to the last
     rows, left_out = rows_of_network(get_network("SimpleCNN", 1, 28).build(), (1, 28, 28))
     assert [r.unread for r in rows if r.unread] == ["the last row and column"]
     assert left_out == ["4 ReLU", "1 Dropout"]

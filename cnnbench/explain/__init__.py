@@ -33,7 +33,7 @@ TOOLS = {
     "sizes": "how large the maps of a network are, layer by layer, with parameters and memory",
     "equivariance": "whether maps and classes follow when the image is shifted, with and without BlurPool",
     "receptive-field": "which part of an image a unit can see, and which part it attends to",
-    "filters": "the filters that a convolution has learnt, as images",
+    "filters": "the filters of a convolution as images, learnt or random",
     "feature-maps": "what layers answer to an image, Grad-CAM, and the patches that excite them most",
     "confusions": "which classes a network mistakes for which, from records or a trained network",
 }

@@ -34,6 +34,7 @@ MOST_PLACES = 150
 Pair = int | tuple[int, int]
 EDGE = np.array([[-1.0, 0, 1]] * 3)
 SHORTEST_S = 2e-3
+FEWEST_ROUNDS = 3  # of a race, to say how times grow
 """A call of the race is repeated until it has taken so long."""
 LARGEST_MATRIX = 2**24
 """Entries of a Toeplitz matrix above which none is made: 128 MiB."""
@@ -296,15 +297,16 @@ def explain(arguments: argparse.Namespace) -> Explanation:
     image = np.zeros((1, 1, 7, 7))
     image[0, 0, 2:5, 2:5] = 1
     kernel = EDGE[None, None]
+    places = [max(0, (7 + 2 * p - d * (len(EDGE) - 1) - 1) // s + 1) for s, p, d in zip(*settings[:3], strict=True)]
+    if places[0] * places[1] > MOST_PLACES:
+        raise UserError(
+            f"padding {arguments.padding} gives {places[0]}x{places[1]} places, more than the {MOST_PLACES} that are "
+            "drawn; use less"
+        )
     results = {name: way(image, kernel, settings) for name, way in ALGORITHMS.items()}
     exact = torch_conv2d(image, kernel, settings)
     errors = {name: float(np.abs(found - exact).max()) for name, found in results.items()}
     out = results["loop"][0, 0]
-    if out.size > MOST_PLACES:
-        raise UserError(
-            f"padding {arguments.padding} gives {out.shape[0]}x{out.shape[1]} places, more than the {MOST_PLACES} that "
-            "are drawn; use less"
-        )
     explanation = Explanation(
         {"input": image[0, 0].tolist(), "kernel": EDGE.tolist(), "output": out.tolist(), "largest_error": errors},
         [Table("The same by every algorithm", ("Algorithm", "Largest difference from torch"),
@@ -326,7 +328,8 @@ def explain(arguments: argparse.Namespace) -> Explanation:
     matrix_caption = (
         f"The same layer as one matrix of {matrix.shape[0]}x{matrix.shape[1]}: a row per output, a column per pixel, "
         f"equal weights in equal colours. {1 - share:.0%} of it is zero, which is locality, and its other "
-        f"entries are the kernel's {np.count_nonzero(EDGE)} weights other than zero again and again, which is sharing."
+        f"entries are the kernel's {np.count_nonzero(EDGE)} weights other than zero"
+        + (" again and again, which is sharing." if len(matrix) > 1 else ", once, since there is one place.")
     )
     frames = [_frame(image[0, 0], out, settings, step) for step in range(out.size)]
     telling = {int(out.argmax()), int(out.argmin()), 0, min(1, out.size - 1), out.shape[1] - 1, out.size - 1}
@@ -373,8 +376,10 @@ def _add_race(explanation: Explanation, sizes: list[int], kernels: list[int], ro
     )  # fmt: skip
     caption = (
         f"One grey image and one kernel; medians of {_counted(rounds, 'round')}, bars from the quickest to the slowest."
-        f" {sentence} {_growth(times, largest, kernels)}"
+        f" {sentence}"
     )
+    if rounds >= FEWEST_ROUNDS:
+        caption += f" {_growth(times, largest, kernels)}"
     explanation.remarks.append(sentence)
     explanation.pictures.append(
         Picture(

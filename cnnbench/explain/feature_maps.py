@@ -107,9 +107,9 @@ def _show_maps(
     caption = (
         f"Maps of {shown.title} in {subject.description}, a row for each layer: the channels, {COLUMNS} at most, whose "
         "maps have the largest variance, each drawn from its own lowest value (dark) to its own highest (bright). "
-        "The frame in the image is what one unit in the middle of the map sees; further down maps are smaller, and say "
-        "less about where and more about what."
+        "The frame in the image is what one unit in the middle of the map sees"
     )
+    caption += "; further down maps say less about where and more about what." if subject.trained else "."
     figure = _draw_maps(shown, found, chosen, before, fields)
     explanation.pictures.append(Picture("feature-maps", f"{subject.description}: feature maps", caption, figure))
 

@@ -25,6 +25,7 @@ RECIPE = (
     "--model.optimizer.vector_lr=0.03 --model.schedule=linear --data.batch_size=128"
 ).split()
 """How: Muon turns filters far from their random start within few epochs, where AdamW leaves them noisy."""
+TRAINED_ON, EPOCHS = "CIFAR10", 3
 CHECKPOINT, DATA = "CHECKPOINT", "DATA"
 """Stand for the trained network and its data in the options below."""
 
@@ -108,35 +109,37 @@ def main(arguments: Sequence[str], make_parser: Callable[..., Any]) -> int:
     parser = make_parser(
         prog="cnnbench explain gallery",
         description="Trains a small network and makes one page of all instruments, in the course's order.",
-        epilog="example: cnnbench explain gallery --epochs 5 --out gallery",
+        epilog="example: cnnbench explain gallery --config experiments/cifar10_speednet.yaml --out gallery",
         allow_abbrev=False,
     )
     _add_arguments(parser)
     options = parser.parse_args(list(arguments))
-    if options.epochs < 1:
-        raise UserError(f"epochs {options.epochs} must be at least 1")
     start = time.perf_counter()
     folder: Path = options.out
-    checkpoint = _train(options, folder)
+    how, arguments = _recipe(options)
+    _say(f"training a network, {how}")
+    checkpoint = _train(arguments, options.data_dir, folder / "runs")
+    model, data = _trained(checkpoint)
     shown = []
     for number, part in enumerate(PARTS, 1):
         _say(f"[{time.perf_counter() - start:3.0f} s] {number} of {len(PARTS)}: {part.title}")
-        values = {CHECKPOINT: str(checkpoint), DATA: options.data}
+        values = {CHECKPOINT: str(checkpoint), DATA: data}
         words = [values.get(word, word) for word in shlex.split(part.command)]
         shown.append((part, run(words[0], words[1:], make_parser)))
     path = folder / "index.html"
     from cnnbench.record import write_text
 
-    write_text(path, page(shown, options.data, options.epochs))
+    write_text(path, page(shown, data, f"{model} on {data}, {how}"))
     _say(f"gallery: {path}")
     return 0
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--data", default="CIFAR10", metavar="NAME", help="data set to train on (default: %(default)s)")
+    add("--data", metavar="NAME", help=f"data set to train on (default: {TRAINED_ON})")
     add("--data_dir", metavar="DIR", help="folder of the data (default: CNNBENCH_DATA, else data)")
-    add("--epochs", type=int, default=3, metavar="N", help="of the training (default: %(default)s)")
+    add("--epochs", type=int, metavar="N", help=f"of the training (default: {EPOCHS})")
+    add("--config", type=Path, metavar="FILE", help="what to train in place of it, as for `cnnbench fit`")
     add("--out", type=Path, default=Path("results/gallery"), metavar="DIR", help="folder (default: %(default)s)")
 
 
@@ -144,28 +147,55 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _train(options: argparse.Namespace, folder: Path) -> Path:
-    """Trains the network as ``cnnbench fit`` does; returns its last checkpoint."""
+def _recipe(options: argparse.Namespace) -> tuple[str, list[str]]:
+    """How to train, in words and as options of ``cnnbench fit``."""
+    from cnnbench.data import get_data
+
+    if options.config is not None:
+        given = next((name for name in ("data", "epochs") if getattr(options, name) is not None), None)
+        if given:
+            raise UserError(f"--{given} is decided by the file of --config; leave it out")
+        if not options.config.is_file():
+            raise UserError(f"config '{options.config}' does not exist; experiments/ has some")
+        return f"by {options.config}", [f"--config={options.config}"]
+    epochs, data = EPOCHS if options.epochs is None else options.epochs, options.data or TRAINED_ON
+    if epochs < 1:
+        raise UserError(f"epochs {epochs} must be at least 1")
+    get_data(data)
+    length = f"{epochs} epoch{'s' if epochs != 1 else ''}"
+    recipe = [f"--model={MODEL}", f"--data={data}", *RECIPE, f"--trainer.max_epochs={epochs}"]
+    return length, recipe
+
+
+def _train(arguments: Sequence[str], data_dir: str | None, runs: Path) -> Path:
+    """Trains as ``cnnbench fit`` does; returns the last checkpoint."""
     from cnnbench.train import main as train
 
-    _say(f"training {MODEL} on {options.data}, {options.epochs} epochs")
-    runs = folder / "runs"
     before = set(runs.glob("*/*"))
-    if options.data_dir:
-        os.environ["CNNBENCH_DATA"] = options.data_dir  # for the tools too
-    length = [f"--trainer.max_epochs={options.epochs}", "--trainer.enable_progress_bar=false"]
-    train(["fit", f"--model={MODEL}", f"--data={options.data}", *RECIPE, *length, f"--out={runs}"])
+    if data_dir:
+        os.environ["CNNBENCH_DATA"] = data_dir  # for the tools too
+    train(["fit", *arguments, "--trainer.enable_progress_bar=false", f"--out={runs}"])
     (made,) = set(runs.glob("*/*")) - before
     return made / "checkpoints" / "last.ckpt"
 
 
-def page(shown: Sequence[tuple[Part, Explanation]], data: str, epochs: int) -> str:
+def _trained(checkpoint: Path) -> tuple[str, str]:
+    """Names of the network and of the data that it was trained on."""
+    from cnnbench.network import classifier_from_checkpoint
+
+    model, data = classifier_from_checkpoint(checkpoint)
+    if data is None:
+        raise UserError(f"checkpoint '{checkpoint}' does not say what it was trained on")
+    return model.display_name, data
+
+
+def page(shown: Sequence[tuple[Part, Explanation]], data: str, what: str) -> str:
     """The page, which needs nothing else.
 
     Args:
         shown: Parts and what their tools found.
         data: What the network was trained on.
-        epochs: How long.
+        what: Which network, and how it was trained.
     """
     from cnnbench.pages import data_uri, render
 
@@ -174,7 +204,7 @@ def page(shown: Sequence[tuple[Part, Explanation]], data: str, epochs: int) -> s
         save(picture, out, format="webp", dpi=130, pil_kwargs={"quality": 90})  # a tenth of a PNG where it has photos
         return data_uri(out.getvalue(), "image/gif" if isinstance(picture.image, Sequence) else "image/webp")
 
-    values = {"shown": shown, "model": MODEL, "data": data, "epochs": epochs}
+    values = {"shown": shown, "what": what}
     return render("gallery", **values, picture_uri=picture_uri, command=lambda part: _command(part, data))
 
 

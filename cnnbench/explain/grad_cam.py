@@ -188,10 +188,11 @@ def show_grad_cam(subject: Subject, shown: Shown, layer: str, seed: int, explana
     chance = 1 / max(positions - 1, 1) ** 0.5
     caption = (
         "Sanity check (Adebayo et al. 2018): weights are randomised from the logits down, and the map has to change, "
-        "or it would not show what was learnt. Above each map is its rank correlation with the first one, over "
+        "or it would not depend on the weights. Above each map is its rank correlation with the first one, over "
         f"{positions} positions before negative values are cut. With all weights random it is "
         f"{_number(check.own[-1])}; over {many} its mean is {_number(check.mean[-1])} and its standard deviation "
-        f"{_number(check.deviation[-1]).lstrip('+')} (unrelated values would have 0 and {chance:.2f})."
+        f"{_number(check.deviation[-1]).lstrip('+')} (independent values would have 0 and {chance:.2f}; those of "
+        "neighbours are not independent, so that chance gives more)."
     )
     titles = [
         f"{'+ ' * bool(i)}{step}\n{_number(own)}"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 EXAMPLE = "photo.jpg --colour"
 LARGEST_SIDE = 512
 """Pixels to which larger photos are reduced before they are filtered."""
+LARGEST_KERNEL = 101
 
 
 class Kernel(NamedTuple):
@@ -80,8 +81,10 @@ def cross(size: int) -> np.ndarray:
 
 
 def _check_size(size: int) -> None:
-    if size < 1 or size % 2 == 0:
-        raise UserError(f"size {size} of a filter must be odd, so that it has a middle, such as 3 or 5")
+    if not 1 <= size <= LARGEST_KERNEL or size % 2 == 0:
+        raise UserError(
+            f"size {size} of a filter must be odd, so that it has a middle, and from 1 to {LARGEST_KERNEL}, such as 5"
+        )
 
 
 def bank(size: int = 5, sigma: float = 1.0) -> dict[str, Kernel]:
@@ -134,11 +137,18 @@ def apply(image: np.ndarray, kernel: np.ndarray, convolve: bool = False) -> np.n
         raise UserError(
             f"an image of {image.shape[0]}x{image.shape[1]} pixels is too small for a {height}x{width} filter"
         )
-    weights = torch.from_numpy(np.ascontiguousarray(np.flip(kernel) if convolve else kernel, dtype=np.float64))
+    weights = torch.from_numpy(np.ascontiguousarray(flipped(kernel) if convolve else kernel, dtype=np.float64))
     planes = torch.from_numpy(np.atleast_3d(image).astype(np.float64)).permute(2, 0, 1)[:, None]
     padded = F.pad(planes, (width // 2, width // 2, height // 2, height // 2), mode="reflect")
-    found = F.conv2d(padded, weights[None, None])[:, 0].permute(1, 2, 0).numpy()
+    rows = padded.shape[2] - height + 1  # row by row of the kernel, which for a large one takes far less memory
+    parts = (F.conv2d(padded[:, :, i : i + rows], weights[None, None, i : i + 1]) for i in range(height))
+    found = sum(parts, torch.zeros(()))[:, 0].permute(1, 2, 0).numpy()
     return found[..., 0] if image.ndim == 2 else found
+
+
+def flipped(kernel: np.ndarray) -> np.ndarray:
+    """The kernel in both directions the other way round, as in a convolution in the mathematical sense."""
+    return np.flip(kernel)
 
 
 def magnitude(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -178,10 +188,15 @@ def explain(arguments: argparse.Namespace) -> Explanation:
     from cnnbench.explain.subjects import read_photo
 
     kernels = bank(arguments.size, arguments.sigma)
-    chosen = [name.strip() for name in arguments.kernels.split(",")] if arguments.kernels else [*kernels, "gradient"]
+    names = [*kernels, "gradient"]
+    chosen = names if arguments.kernels is None else [name.strip() for name in arguments.kernels.split(",")]
     for name in chosen:
-        if name not in kernels and name != "gradient":
-            raise unknown("filter", name, [*kernels, "gradient"])
+        if name not in names:
+            raise unknown("filter", name, names)
+        if chosen.count(name) > 1:
+            raise UserError(f"filter '{name}' is named twice")
+    if arguments.convolve:
+        kernels["emboss"] = kernels["emboss"]._replace(effect="relief, light from the lower right")
     photo = _reduced(read_photo(arguments.image))
     image = photo / 255 if arguments.colour else grey(photo) / 255
     results = {n: apply(image, k.values, arguments.convolve) for n, k in kernels.items() if n in chosen}
@@ -206,20 +221,31 @@ def explain(arguments: argparse.Namespace) -> Explanation:
         if arguments.colour
         else "red where it answers with plus, blue with minus, each picture scaled by itself, its strongest 0.3 % cut"
     )
-    caption = (
-        f"Each filter answers to one local pattern, by {how}: {signs}; blurred and sharpened ones are drawn from black "
-        "0 to white 1. Sobel x answers to change along x, which is a vertical edge, and Sobel y to horizontal ones."
-    )
-    remark = (
+    caption = f"Each filter answers to one local pattern, by {how}"
+    shown = [kernels[name] for name in chosen if name in kernels]
+    caption += f": {signs}." if any(k.signed for k in shown) else "."
+    if not all(k.signed for k in shown):
+        caption += " Blurred and sharpened pictures are drawn from black, 0, to white, 1."
+    if "sobel_x" in chosen:
+        caption += " Sobel x answers to change along x, which is a vertical edge, Sobel y to horizontal ones."
+    if arguments.convolve:
+        caption += " The kernels in the corners are as the bank has them, before they are flipped."
+    remarks = [
         f"In 8-bit arithmetic {wrapped:.1%} of the Sobel x values of this photo would be wrong, outside of 0 to 255; "
         "all of this is computed in floating point."
-    )
+    ]
+    blurs = [name for name in ("gaussian", "unsharp_mask") if name in chosen]
+    if blurs and arguments.size < 4 * arguments.sigma:
+        remarks.append(
+            f"{' and '.join(blurs)}: {arguments.size} pixels cut a Gaussian of sigma {arguments.sigma:g} off within "
+            f"two sigma; give --size {2 * math.ceil(2 * arguments.sigma) + 1} or more."
+        )
     figure = _panel(image, results, kernels)
     return Explanation(
         numbers,
         [Table("Filters", ("Filter", "Size", "Sum", "Answers to"), rows)],
         [Picture("kernels", "Classic filters on a photo", caption, figure)],
-        [remark],
+        remarks,
     )
 
 

@@ -14,10 +14,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
+from cnnbench.units import plain, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+STACKS = (
+    "Two 3x3 convolutions have fewer weights than one 5x5, 9·(C + O) against 25·C for each of the O channels that they "
+    "make of C, if O is less than 16/9 of C."
+)
 EXAMPLE = "--in_channels 3 --image_size 32 --out_channels 16"
 
 
@@ -130,12 +135,11 @@ def explain(arguments: argparse.Namespace) -> Explanation:
     found = costs(a.in_channels, a.image_size, a.out_channels, a.kernel_size, a.stride, padding, a.units)
     convolution, _, local, dense, per_channel, _ = found
     rows = [
-        (c.name, f"{c.weights:,}", c.formula, f"{c.biases:,}", f"{c.macs:,}", f"{c.mebibytes:,.3g}"
-         if c.mebibytes < 100 else f"{c.mebibytes:,.0f}", f"{c.params / convolution.params:,.3g}"
-         if c.params < 100 * convolution.params else f"{c.params / convolution.params:,.0f}")
+        (c.name, f"{c.weights:,}", c.formula, f"{c.biases:,}", f"{c.macs:,}", plain(c.mebibytes),
+         plain(c.weights / convolution.weights))
         for c in found
     ]  # fmt: skip
-    head = ("Layer", "Weights", "Formula", "Biases", "MACs", "MiB", "x convolution")
+    head = ("Layer", "Weights", "Formula", "Biases", "MACs", "MiB", "Weights x convolution's")
     shape = f"{a.in_channels}x{a.image_size}x{a.image_size} to {a.out_channels} maps, {a.kernel_size}x{a.kernel_size}"
     caption = (
         f"Four layers that make the same {a.out_channels} maps, and below them two dense ones that make only numbers. "
@@ -146,6 +150,8 @@ def explain(arguments: argparse.Namespace) -> Explanation:
         f"The dense layer that makes what the convolution makes has {dense.weights:,} weights; the one with "
         f"{per_channel.weights:,}, which a convolution is often compared with, makes one number per channel."
     )
+    if dense.weights == per_channel.weights:
+        remark = f"Maps of one pixel are one number per channel: both dense layers have {dense.weights:,} weights."
     pairs = [(c, a.out_channels) for c in dict.fromkeys((a.in_channels, a.out_channels))]
     stacks = {f"{c} to {o} channels": stacked(c, o) for c, o in pairs}
     stack_rows = [(name, f"{two:,}", f"{one:,}", f"{two / one:.2f}") for name, (two, one) in stacks.items()]
@@ -155,7 +161,7 @@ def explain(arguments: argparse.Namespace) -> Explanation:
          "layers": [{**c._asdict(), "params": c.params, "mebibytes": c.mebibytes} for c in found]},
         [Table(f"From {shape}", head, rows), Table("Weights of stacks that see 5x5 pixels", stack_head, stack_rows)],
         [Picture("parameters", "Weights of layers, from shared to dense", caption, _draw(found))],
-        [remark, "Two 3x3 convolutions save weights where the channels stay, not where they grow."],
+        [remark, STACKS],
     )  # fmt: skip
 
 
@@ -163,16 +169,15 @@ def _draw(found: Sequence[Cost]) -> Figure:
     from matplotlib.figure import Figure
 
     from cnnbench.bench.drawing import PALETTE
-    from cnnbench.units import short
 
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
     ax = figure.subplots()
     same = len(found) - 2
     for row, cost in enumerate(found):
-        ax.barh(row, cost.weights, color=PALETTE[0] if row < same else "#b0b0b0", height=0.65)
+        ax.barh(row, float(cost.weights), color=PALETTE[0] if row < same else "#b0b0b0", height=0.65)
         ax.annotate(
             short(cost.weights),
-            (cost.weights, row),
+            (float(cost.weights), row),
             xytext=(4, 0),
             textcoords="offset points",
             va="center",
@@ -181,7 +186,7 @@ def _draw(found: Sequence[Cost]) -> Figure:
     ax.set_yticks(range(len(found)), [c.name for c in found])
     ax.invert_yaxis()
     ax.set_xscale("log")
-    ax.set_xlim(min(c.weights for c in found) / 10, max(c.weights for c in found) * 30)
+    ax.set_xlim(min(c.weights for c in found) / 10, max(c.weights for c in found) * 30.0)
     ax.set_xlabel("weights")
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(axis="y", length=0)

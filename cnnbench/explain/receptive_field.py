@@ -356,10 +356,12 @@ def _explain_stacks(text: str, explanation: Explanation) -> None:
     worst, best = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)
     caption = (
         "How many paths lead from each pixel to the unit in the middle, from yellow, one, to dark, most, on a "
-        "logarithmic scale for each stack by itself; white pixels have none. Rates with a common factor leave a grid "
-        "of gaps, however many layers there are (gridding). "
-        f"Here {worst} reach {shares[worst]:.1%} of the square that they span, and {best} {shares[best]:.1%}."
+        f"logarithmic scale for each stack by itself; white pixels have none. Rates {worst} reach "
+        f"{shares[worst]:.1%} of the square that they span"
     )
+    caption += f", and {best} {shares[best]:.1%}." if shares[best] > shares[worst] else "."
+    if any(len(stack) > 1 and gcd(*(rate for step in stack for rate in step)) > 1 for stack in stacks.values()):
+        caption += " Rates with a common factor leave a grid of gaps, however many layers there are (gridding)."
     explanation.pictures.append(Picture("dilated_coverage", "What dilated stacks cover", caption, _draw_coverage(maps)))
 
 

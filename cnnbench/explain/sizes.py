@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 EXAMPLE = "--layers 'conv7/2p3:64 maxpool3/2p1 conv3p1:128' --image_size 224"
 BYTES = 4
+LARGEST_SIZE = 65_536
+VECTORS = "vectors"
 """Of a value in float32."""
 
 
@@ -306,7 +308,10 @@ def _size(text: str | None) -> Extent | None:
         return None
     if re.fullmatch(r"0*[1-9]\d*(x0*[1-9]\d*)?", text) is None:
         raise UserError(f"image_size '{text}' is not a size in pixels; write for example 224 or 17x23")
-    return pair_or_number(text)
+    size = pair_or_number(text)
+    if max(size if isinstance(size, tuple) else (size,)) > LARGEST_SIZE:
+        raise UserError(f"image_size {text} must be at most {LARGEST_SIZE:,} pixels")
+    return size
 
 
 def _explanation(title: str, rows: Sequence[Row], remarks: list[str]) -> Explanation:
@@ -359,26 +364,39 @@ def _pictures(title: str, rows: Sequence[Row]) -> list[Picture]:
         most[key] = f"{name} ({stage[key] / max(total, 1):.0%})"
     caption = (
         f"{title}: the widest map at each resolution, height x width above its channels; edges grow with the square "
-        f"root of pixels and of channels. Of the memory of all outputs most goes to {most['memory_bytes']}, of the "
-        f"parameters most to {most['params']}: large maps cost memory, many channels cost parameters."
+        f"root of pixels and of channels. Of the memory of all outputs most goes to {most['memory_bytes']}"
     )
+    if any(stage["params"] for stage in stages.values()):
+        caption += f", of the parameters most to {most['params']}"
+    costly = [max(stages, key=lambda name: stages[name][key]) for key in ("memory_bytes", "params")]
+    (large, deep) = (stages[name] for name in costly)
+    if (
+        VECTORS not in costly
+        and deep["params"]
+        and _pixels(deep) < _pixels(large)
+        and (deep["channels"] > large["channels"])
+    ):
+        caption += ": large maps cost memory, many channels cost parameters"
+    elif costly[0] != VECTORS == costly[1]:
+        caption += ": large maps cost memory, dense layers cost parameters"
+    caption += "."
     hidden = sum(row.params or 0 for row in rows if row.shape is None)
     if hidden:
         caption += f" {hidden:,} parameters are of layers that are not called as modules, and not in the bars."
-    return [Picture("sizes", "Maps that shrink in size and grow in number", caption, _draw(title, stages))]
+    return [Picture("sizes", "Maps by resolution, their memory and parameters", caption, _draw(title, stages))]
 
 
 def stages_of(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
     """Per resolution, in the order of their appearance: the widest map's ``channels``, ``memory_bytes``, ``params``.
 
-    Layers whose output has no resolution are under ``vectors``.
+    Layers whose output has no resolution, such as dense ones and those of tokens, are under `VECTORS`.
     """
     stages: dict[str, dict[str, int]] = {}
     for row in rows:
         if row.shape is None:
             continue
         flat = len(row.shape) != 3
-        name = "vectors" if flat else f"{row.shape[1]}x{row.shape[2]}"
+        name = VECTORS if flat else f"{row.shape[1]}x{row.shape[2]}"
         stage = stages.setdefault(name, {"channels": 0, "height": 1, "width": 1, "memory_bytes": 0, "params": 0})
         assert None not in row.shape
         channels = prod(n or 1 for n in row.shape) if flat else row.shape[0] or 0
@@ -388,6 +406,10 @@ def stages_of(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
         stage["memory_bytes"] += row.memory_bytes or 0
         stage["params"] += row.params or 0
     return stages
+
+
+def _pixels(stage: Mapping[str, int]) -> int:
+    return stage["height"] * stage["width"]
 
 
 def _draw(title: str, stages: Mapping[str, Mapping[str, int]]) -> Figure:
@@ -415,7 +437,7 @@ def _draw(title: str, stages: Mapping[str, Mapping[str, int]]) -> Figure:
         ax.tick_params(axis="x", length=0)
         ax.spines[["top", "right", "left"]].set_visible(False)
     names = [
-        f"{stage['channels']}\nvalues" if name == "vectors" else f"{name.replace('x', '×')}\n× {stage['channels']}"  # noqa: RUF001
+        f"{stage['channels']}\nvalues" if name == VECTORS else f"{name.replace('x', '×')}\n× {stage['channels']}"  # noqa: RUF001
         for name, stage in stages.items()
     ]
     params.set_xticks(range(len(names)), names, fontsize=9)

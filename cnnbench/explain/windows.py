@@ -254,9 +254,12 @@ def unread(size: Size, layer: Layer) -> tuple[tuple[int, int], tuple[int, int]]:
         k, d = along(layer.kernel, axis), along(layer.dilation, axis)
         p = d * (k - 1) // 2 if layer.padding == "same" else along(layer.padding, axis)
         s = k if layer.stride is None else along(layer.stride, axis)
-        at = np.arange(layer.length(n, axis))[:, None] * s - p + np.arange(k) * d
-        read = np.zeros(n, dtype=bool)
-        read[at[(at >= 0) & (at < n)]] = True
+        read, windows = np.zeros(n, dtype=bool), layer.length(n, axis)
+        # Positions are at w * s + t * d - p, of windows w and taps t: a slice for each of whatever there is less of.
+        inner, outer = ((windows, s), (k, d)) if k < windows else ((k, d), (windows, s))
+        for first in range(-p, outer[0] * outer[1] - p, outer[1]):
+            skipped = max(0, -(first // inner[1])) if first < 0 else 0
+            read[first + skipped * inner[1] : max(0, first + inner[0] * inner[1]) : inner[1]] = True
         last = int(n - 1 - read.nonzero()[0].max()) if read.any() else n
         found.append((last, int(n - read.sum()) - last))
     return found[0], found[1]
