@@ -32,6 +32,7 @@ _FLAT = 4
 _MOST_GAIN_OF_FEW = 0.1
 """The same of one call to the next, where the calls are so long that there are fewer."""
 _FEWEST_WARM = 3  # calls, of which the first is the cold one
+_SETTLING_S = 0.008  # of calls that are shorter the first in a turn does not count
 _INPUTS = 3  # batches in rotation, so that no result depends on one input staying in a cache
 
 
@@ -121,10 +122,10 @@ class SpeedConfig:
     precision: str
     batch_size: int
     train_batch_size: int
-    rounds: int = 60
+    rounds: int = 120
     fewest_rounds: int = 12
     most_s: float = 5.0
-    block_s: float = 0.008
+    block_s: float = 0.002
     block_calls: int = 50
     warmup_s: float = 3.0
     seed: int = 0
@@ -355,15 +356,15 @@ class Timed:
     def take_turn(self, kind: str) -> None:
         """Adds the samples of one block of calls, the turn of a round.
 
-        Calls that are shorter than the block begin with one that does not count, since it finds the caches full of
-        another network.
+        Blocks are short, since networks that take turns often share what disturbs the machine. The first of short
+        calls does not count: it finds the caches full of another network.
         """
         self.model.train(kind == "training")
-        short = self.warm_ms[kind] < 1e3 * self.config.block_s
+        fewest = FEWEST_CALLS if self.warm_ms[kind] < 1e3 * self.config.block_s else 1
         times: list[float] = []
         self.rounds_ms[kind].append(times)
         with self._numbers():
-            if short:
+            if self.warm_ms[kind] < 1e3 * max(self.config.block_s, _SETTLING_S):
                 self._call(kind)
             end = time.perf_counter() + self.config.block_s
             for calls in range(1, self.config.block_calls + 1):
@@ -373,7 +374,7 @@ class Timed:
                     self._device_ms[kind].append(lap.device_ms)
                 if kind == "training" and lap.parts_ms:
                     self._parts_ms.append(lap.parts_ms)
-                if calls >= (FEWEST_CALLS if short else 1) and time.perf_counter() >= end:
+                if calls >= fewest and time.perf_counter() >= end:
                     break
 
     def figures(self) -> dict[str, Any]:
