@@ -35,7 +35,7 @@ VERDICTS = (
 )  # fmt: skip
 FEWEST_PROCESSES = 4
 """Processes of each side from which on their own spread is the interval; with fewer no interval of 95 % exists."""
-BETWEEN = {"latency": 0.09, "inference": 0.04, "training": 0.04}
+BETWEEN = {"latency": 0.10, "inference": 0.07, "training": 0.07}
 """Standard deviation of a time from process to process, in units of the yardstick, that is assumed where there are
 fewer; what `make calibrate` finds, see experiments/README.md. Raw times have the largest."""
 _NORMAL = 1.959964
