@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--batch_size", type=int, metavar="B", help="images per batch of throughput (default: 128 on CPU, 1024 on GPU)")
     add("--train_batch_size", type=int, metavar="B", help="images per training step (default: 32 on CPU, 256 on GPU)")
-    add("--rounds", type=int, metavar="N", help="turns that every network has (default: 60, or 12 "
+    add("--rounds", type=int, metavar="N", help="turns that every network has (default: 120, or 12 "
         "and more if these take longer than 5 s per network; intervals need 6)")  # fmt: skip
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     add("--precision", default="auto", metavar="A,B", help="auto, 32-true, bf16-mixed, 16-mixed, and on a GPU tf32; "

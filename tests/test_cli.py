@@ -328,7 +328,8 @@ def test_speed_compares_ways_and_never_ranks_networks_across_them(capsys: pytest
     assert "batches of LeNet5: 8 was not tried: more than 4" in printed
     assert "Resident MiB" in printed
     assert "Backward ms" in printed
-    assert main(["speed", "LeNet5", *options, "--limits", "--memory_format=contiguous", "--out=p", "--json"]) == 0
+    contiguous = ["--precision=32-true", "--memory_format=contiguous"]
+    assert main(["speed", "LeNet5", *options, "--limits", *contiguous, "--out=p", "--json"]) == 0
     limits = json.loads(capsys.readouterr().out)["limits"]
     assert set(limits["networks"]) == {"LeNet5 [32-true, contiguous, eager]"}
     assert limits["failed"] == {}
@@ -341,7 +342,8 @@ def test_the_growth_of_a_process_is_that_of_the_row(
     layer = "lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * {0} * {0}, 1000))"
     Path("wide.py").write_text(f"from torch import nn\nat64 = {layer.format(64)}\nat32 = {layer.format(32)}\n")
     monkeypatch.syspath_prepend(str(Path.cwd()))
-    options = ["--device=cpu", "--batch_size=1", "--train_batch_size=1", "--rounds=1", "--memory", "--json"]
+    options = ["--device=cpu", "--precision=32-true", "--batch_size=1", "--train_batch_size=1", "--rounds=1"]
+    options += ["--memory", "--json"]
     for size in (64, 32):
         assert main(["speed", f"wide:at{size}", *options, f"--image_size={size}"]) == 0
         (row,) = json.loads(capsys.readouterr().out)["networks"]
