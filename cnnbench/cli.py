@@ -417,7 +417,7 @@ def compare(arguments: argparse.Namespace) -> int:
 
         console = Console(width=None if sys.stdout.isatty() else 160)
         with console.capture() as capture:  # rich would end the process itself when the reader of a pipe does
-            console.print(comparing.table(changes))
+            console.print(comparing.table(changes), markup=False)
         print(capture.get(), end="")
         for line in comparing.remarks(changes):
             print(line)

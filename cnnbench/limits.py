@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,12 +32,14 @@ class Limits:
         networks: By name, of `find_limits`.
         failed: Reasons why a network has none.
         number_format: Whose roof the picture has.
+        doubts: Reasons to doubt the peaks.
     """
 
     peaks: Peaks
     networks: Mapping[str, dict[str, Any]]
     failed: Mapping[str, str]
     number_format: str
+    doubts: Sequence[str]
     picture: Path | None = field(default=None)
 
     def document(self) -> dict[str, Any]:
@@ -47,6 +49,7 @@ class Limits:
         return {
             "convention": CONVENTION,
             "peaks": self.peaks.figures(),
+            "suspect": list(self.doubts),
             "number_format": self.number_format,
             "networks": self.networks,
             "failed": self.failed,
@@ -69,17 +72,22 @@ def make_folder(out: Path) -> Path:
     return out
 
 
-def peaks_now(config: SpeedConfig) -> Peaks:
-    """The peaks of the device, of all precisions that it is made for and of the one that is timed."""
+def peaks_now(config: SpeedConfig) -> tuple[Peaks, list[str]]:
+    """The peaks of the device, of all precisions that it is made for and of the one that is timed; and reasons to doubt
+    them."""
+    from cnnbench.measure.conditions import Conditions, reasons_to_doubt
     from cnnbench.measure.peaks import hardware_precisions, measure_peaks
 
     print("peaks of this machine", file=sys.stderr)
-    return measure_peaks(config.device, list(dict.fromkeys([config.precision, *hardware_precisions(config.device)])))
+    with Conditions(config.device) as conditions:
+        precisions = dict.fromkeys([config.precision, *hardware_precisions(config.device)])
+        peaks = measure_peaks(config.device, list(precisions))
+        return peaks, reasons_to_doubt(conditions.figures())
 
 
 def find(
-    subjects: Mapping[str, Subject], figures: Mapping[str, Mapping[str, Any]], config: SpeedConfig, before: Peaks,
-    out: Path, where: str, graphs: Mapping[str, Mapping[str, Any]],
+    subjects: Mapping[str, Subject], figures: Mapping[str, Mapping[str, Any]], config: SpeedConfig,
+    before: tuple[Peaks, list[str]], out: Path, where: str, graphs: Mapping[str, Mapping[str, Any]],
 ) -> Limits:  # fmt: skip
     """Finds what limits networks that were timed, and draws it into a folder.
 
@@ -87,14 +95,15 @@ def find(
         subjects: By name.
         figures: Of `measure_speed`.
         config: How they were timed.
-        before: Peaks from before the timing.
+        before: Of `peaks_now`, from before the timing.
         out: Folder of the picture.
         where: Title of the picture.
         graphs: Figures of the same networks as CUDA graphs, where there are any.
     """
     from cnnbench.measure.bounds import find_limits
 
-    peaks = before.best(peaks_now(config))
+    peaks, doubts = peaks_now(config)
+    peaks, doubts = before[0].best(peaks), [reason for reason in before[1] if doubts]  # one quiet look will do
     found, failed = {}, {}
     for name in (name for name in subjects if "error" not in figures[name]):
         print(f"what limits {name}", file=sys.stderr)
@@ -105,8 +114,9 @@ def find(
         except Exception as error:  # whatever a network does wrong is its own failure, not the others'
             failed[name] = " ".join(str(error).split())
     number_format = peaks.format_of(config.precision)
-    picture = _draw(found, peaks, number_format, where, out) if found else None
-    return Limits(peaks, found, failed, number_format, picture)
+    suspect = " (suspect)" if doubts or any(figures[name]["suspect"] for name in found) else ""
+    picture = _draw(found, peaks, number_format, where + suspect, out) if found else None
+    return Limits(peaks, found, failed, number_format, doubts, picture)
 
 
 def _draw(networks: Mapping[str, Any], peaks: Peaks, number_format: str, where: str, out: Path) -> Path:
@@ -118,6 +128,10 @@ def _draw(networks: Mapping[str, Any], peaks: Peaks, number_format: str, where: 
     part.write_bytes(buffer.getvalue())
     os.replace(part, path)
     return path
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def _images(verdict: Mapping[str, Any]) -> str:
@@ -146,7 +160,7 @@ def table(limits: Limits, names: Mapping[str, str]) -> Table:
         for kind in SHOWN:
             verdict = found[kind]
             shares = (verdict[f"of_{key}"] for key in ("peak_flops", "peak_bandwidth", "roofline"))
-            cells += [f"{verdict['intensity']:.3g}", *(f"{share:.0%}" for share in shares), verdict["bound"]]
+            cells += [f"{verdict['intensity']:.3g}", *map(_percent, shares), verdict["bound"]]
         drawn.add_row(names.get(name, name), *cells)
     return drawn
 
@@ -161,6 +175,7 @@ def lines(limits: Limits) -> Iterator[str]:
         f"peaks measured in this run: {rates}; copying {peaks.copied_bytes / 2**20:,.0f} MiB "
         f"{with_unit(peaks.bytes_per_s, 'B/s')}{within}"
     )
+    yield from (f"suspect peaks: {reason}" for reason in limits.doubts)
     for name, found in limits.networks.items():
         for kind in reversed(SHOWN):
             yield f"{name} at {_images(found[kind])}: {found[kind]['evidence']}"

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from cnnbench.count import add_network_arguments, find_networks
 from cnnbench.errors import UserError, unknown
+from cnnbench.record import write_lines
 from cnnbench.registry import split_names
-from cnnbench.timing_tables import Row, document, print_tables, way_words
+from cnnbench.timing_tables import Row, document, print_tables, records, way_words
 
 if TYPE_CHECKING:
     from cnnbench.measure.work import SpeedConfig, Way
@@ -35,11 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rounds", type=int, metavar="N", help="turns that every network has (default: 120, or 12 "
         "and more if these take longer than 5 s per network; intervals need 6)")  # fmt: skip
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    add("--precision", default="auto", metavar="A,B", help="auto, 32-true, bf16-mixed, 16-mixed, and on a GPU tf32; "
-        "several are rows of their own (default: auto)")  # fmt: skip
-    add("--memory_format", default="channels_last", metavar="A,B", help="channels_last, contiguous (default: "
+    add("--precision", default="auto", metavar="A,B", help="auto, 32-true, bf16-mixed, and on a GPU 16-mixed and tf32; "
+        "several are rows of their own; all for those that the device computes in (default: auto)")  # fmt: skip
+    add("--memory_format", default="channels_last", metavar="A,B", help="channels_last, contiguous, or all (default: "
         "%(default)s)")  # fmt: skip
-    add("--mode", default="eager", metavar="A,B", help="eager, compile, and on a GPU cuda-graph (default: %(default)s)")
+    add("--mode", default="eager", metavar="A,B", help="eager, compile, on a GPU cuda-graph, or all (default: "
+        "%(default)s)")  # fmt: skip
     add("--sweep", action="store_true", help="also inference in batches of 1, 2, 4 and so on, up to the largest that "
         "fits")  # fmt: skip
     add("--max_batch_size", type=int, metavar="B", help="of the sweep (default: 512 on CPU, 65536 on GPU)")
@@ -50,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--limits", action="store_true", help="also measure the peaks of this machine, and say what limits each "
         "network: launching, memory or arithmetic; with a roofline picture")  # fmt: skip
     add("--out", type=Path, metavar="DIR", help="folder of that picture (default: results/speed)")
+    add("--records", type=Path, metavar="FILE", help="also write a record per row, as JSON lines, for `cnnbench "
+        "compare` and `report`")  # fmt: skip
     add("--json", action="store_true", help="print one JSON document on stdout")
 
 
@@ -61,6 +65,8 @@ def speed(arguments: argparse.Namespace) -> int:
 
     if arguments.out and not arguments.limits:
         raise UserError("--out is for the picture of --limits; add --limits, or leave it out")
+    if arguments.records is not None and arguments.records.exists():
+        raise UserError(f"'{arguments.records}' exists and records are never overwritten; choose another name")
     if arguments.max_batch_size is not None and not arguments.sweep:
         raise UserError("--max_batch_size is that of --sweep; add --sweep, or leave it out")
     config, ways = _config(arguments)
@@ -103,6 +109,9 @@ def speed(arguments: argparse.Namespace) -> int:
                 print(f"memory of {row.name}", file=sys.stderr)
                 figures[row.name] |= in_process(_growth_of, config, arguments, [(row.network.name, row.way)])
     failed = {name: found["error"] for name, found in figures.items() if "error" in found}
+    if arguments.records is not None:
+        write_lines(arguments.records, records(config, rows, figures, limited, sweeps))
+        print(f"records: {arguments.records}", file=sys.stderr)
     if arguments.json:
         print(json.dumps(document(config, rows, figures, limited, sweeps), indent=1))
     else:
@@ -150,17 +159,15 @@ def _config(arguments: argparse.Namespace) -> tuple[SpeedConfig, list[Way | None
     device = hardware.choose_device(arguments.device)
     if not 0 <= arguments.seed < 2**63:
         raise UserError(f"seed {arguments.seed} is not in 0 to 2^63 - 1")
-    asked = split_names(arguments.precision)
+    asked, formats, modes = (_values(arguments, n, device) for n in ("precision", "memory_format", "mode"))
     precisions = [n if n == "tf32" else hardware.choose_precision(n, device)[0] for n in asked]
-    formats = split_names(arguments.memory_format)
     for name in formats:
         if name not in FORMATS:
             raise unknown("memory_format", name, FORMATS)
-    modes = split_names(arguments.mode)
-    for option, values in (("precision", asked), ("memory_format", formats), ("mode", modes)):
-        if not values:
-            raise UserError(f"{option} '{getattr(arguments, option)}' names nothing; leave it out for the default")
-    ways: list[Way | None] = [Way(*way) for way in itertools.product(precisions, map(FORMATS.get, formats), modes)]  # type: ignore[arg-type]
+    product = itertools.product(precisions, map(FORMATS.get, formats), modes)
+    ways: list[Way | None] = [Way(*way) for way in product]  # type: ignore[arg-type]
+    if "all" in (arguments.precision, arguments.mode):
+        ways = [way for way in ways if way and way.is_possible]
     for way in ways:
         assert way is not None
         way.check(device)
@@ -184,6 +191,25 @@ def _config(arguments: argparse.Namespace) -> tuple[SpeedConfig, list[Way | None
         device, precisions[0], given[0], given[1], rounds=given[2], fewest_rounds=fewest, seed=arguments.seed
     )
     return config, ways
+
+
+def _values(arguments: argparse.Namespace, option: str, device: Any) -> list[str]:
+    """What an option of the way names; ``all`` is what the device has."""
+    given = getattr(arguments, option)
+    if given != "all":
+        values = split_names(given)
+        if not values:
+            raise UserError(f"{option} '{given}' names nothing; leave it out for the default")
+        return list(values)
+    from cnnbench.measure.peaks import hardware_precisions
+    from cnnbench.measure.work import MODES
+
+    on_gpu = device.type == "cuda"
+    return {
+        "precision": [*hardware_precisions(device), *["tf32"] * on_gpu],
+        "memory_format": list(FORMATS),
+        "mode": [mode for mode in MODES if on_gpu or mode != "cuda-graph"],
+    }[option]
 
 
 def _most_images(arguments: argparse.Namespace, config: SpeedConfig) -> int:

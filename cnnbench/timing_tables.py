@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cnnbench.measure.sweep import Sweep
     from cnnbench.measure.work import SpeedConfig, Way
     from cnnbench.network import Network
+    from cnnbench.record import Record
 
 SUSPECT = " (suspect)"
 COLUMNS = {
@@ -66,25 +67,77 @@ def document(
         limited: `cnnbench.limits.Limits`, if they were asked for.
         sweeps: By name of the row, if they were asked for.
     """
-    import torch
-
-    from cnnbench import hardware
-    from cnnbench.record import environment
-
-    machine = environment(hardware.device_name(config.device), torch.get_num_threads())
-    machine |= {"allocator": hardware.keep_freed_memory(), **hardware.accelerator_facts(config.device)}
     settings = {**vars(config), "device": str(config.device)}
     lines = [
         {"row": row.name, **_shape(row.network), "way": vars(row.way) if row.way else None, **figures[row.name]}
         for row in rows
     ]
     ratios = [ratio for group in _groups(rows, figures) for ratio in _ratios(group, figures)]
-    found = {"config": settings, "environment": machine, "networks": lines, "ratios": ratios}
+    found = {"config": settings, "environment": _machine(config), "networks": lines, "ratios": ratios}
     if limited is not None:
         found["limits"] = limited.document()
     if sweeps:
         found["sweep"] = {name: asdict(one) for name, one in sweeps.items()}
     return found
+
+
+def records(
+    config: SpeedConfig, rows: Sequence[Row], figures: Mapping[str, Any], limited: Any, sweeps: Mapping[str, Sweep]
+) -> list[Record]:
+    """The same as records, one per row, whose name has the way that it runs where there are several.
+
+    Args:
+        config, rows, figures, limited, sweeps: As of `document`.
+    """
+    from cnnbench.measure.work import Way
+    from cnnbench.record import Record
+
+    found = []
+    for row in rows:
+        measures = {key: value for key, value in figures[row.name].items() if value is not None}
+        error = measures.pop("error", "")
+        more = {"limits": limited.networks.get(row.name) if limited is not None else None}
+        more["sweep"] = asdict(sweeps[row.name]) if row.name in sweeps else None
+        settings = {
+            "budget_s": None, "epochs": None, "device": str(config.device), "measures": ["speed"],
+            **_settings(row.way or Way(config.precision)), "batch_size": config.train_batch_size,
+            "speed_batch_size": config.batch_size,
+        }  # fmt: skip
+        measures |= {key: value for key, value in more.items() if value}
+        status = "error" if error else "ok"
+        data = _noise(row.network)
+        found.append(Record(row.name, data, 0, status, settings, _machine(config), error, measures))
+    return found
+
+
+def _settings(way: Way) -> dict[str, Any]:
+    order = "channels_last" if way.channels_last else "contiguous"
+    return {"precision": way.precision, "memory_format": order, "mode": way.mode}
+
+
+def _noise(network: Network) -> dict[str, Any]:
+    """What records say of data, of random images."""
+    shape = "x".join(map(str, network.image_shape))
+    images = dict.fromkeys(("train_images", "val_images", "test_images", "full_train_images", "full_epochs"), 0)
+    return {
+        "name": "noise", "label": f"random images of {shape}", "synthetic": False, "class_names": [],
+        "in_channels": network.in_channels, "image_size": network.image_size, "augment": False, **images,
+    }  # fmt: skip
+
+
+def _machine(config: SpeedConfig) -> dict[str, Any]:
+    """Machine and software. Whether TF32 is allowed is the way's to say."""
+    import torch
+
+    from cnnbench import hardware
+    from cnnbench.record import environment
+
+    facts = hardware.accelerator_facts(config.device)
+    return {
+        **environment(hardware.device_name(config.device), torch.get_num_threads()),
+        "accelerator": {name: value for name, value in facts.items() if not name.startswith("tf32")},
+        "allocator": hardware.keep_freed_memory(),
+    }
 
 
 def way_words(rows: Sequence[Row], config: SpeedConfig) -> str:
@@ -107,6 +160,7 @@ def print_tables(
     from rich.console import Console
 
     from cnnbench import hardware, limits
+    from cnnbench.measure.intervals import FEWEST_ROUNDS
 
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
     with console.capture() as capture:  # rich would end the process itself when the reader of a pipe does
@@ -129,6 +183,11 @@ def print_tables(
         f"{config.batch_size}, a training step (forward, backward, AdamW) at {config.train_batch_size} images; medians "
         f"of {_rounds(figures)} rounds{shared} in random order; ratios from paired rounds with 95 % intervals"
     )
+    if processes < FEWEST_ROUNDS and any(len(group) > 1 for group in _groups(rows, figures)):
+        print(
+            "these intervals are of this run alone: in another process memory lies elsewhere, and ratios differ by "
+            f"some per cent more; --processes {FEWEST_ROUNDS} has that in them"
+        )
     for line in limits.lines(limited) if limited is not None else ():
         print(line)
     for name, found in sweeps.items():
@@ -191,7 +250,8 @@ def _sweep_table(sweeps: Mapping[str, Sweep]) -> Table:
             low, high = point["inference_ms_low"], point["inference_ms_high"]
             interval = f"{plain(low)} to {plain(high)}" if low is not None else "-"
             cells = (f"{point['inference_ms_median']:#.4g}", interval, _shown("images_per_s", point["images_per_s"]))
-            table.add_row(_marked(name, point), str(point["batch_size"]), *cells)
+            alone = ", alone" if point.get("alone") else ""
+            table.add_row(_marked(name, point), f"{point['batch_size']}{alone}", *cells)
     return table
 
 
@@ -223,12 +283,13 @@ def _ratios(group: Sequence[Row], figures: Mapping[str, Any]) -> list[dict[str, 
 def _ratio_table(group: Sequence[Row], figures: Mapping[str, Any]) -> Table:
     """Times of a group of rows as multiples of those of its first."""
     from rich.table import Table
+    from rich.text import Text
 
     from cnnbench.measure.speed import KINDS, time_ratio
 
     first, *others = group
     title = f"Times as multiples of {first.name}'s{SUSPECT if figures[first.name]['suspect'] else ''}"
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=Text(title), title_justify="left", header_style="bold")  # brackets of a way are no markup
     table.add_column("Model", overflow="fold")
     for kind in KINDS:
         table.add_column(kind.capitalize(), justify="right")

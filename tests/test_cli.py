@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import importlib
 import inspect
@@ -333,6 +334,42 @@ def test_speed_compares_ways_and_never_ranks_networks_across_them(capsys: pytest
     limits = json.loads(capsys.readouterr().out)["limits"]
     assert set(limits["networks"]) == {"LeNet5 [32-true, contiguous, eager]"}
     assert limits["failed"] == {}
+
+
+def test_speed_writes_records_that_compare_and_report_read(capsys: pytest.CaptureFixture) -> None:
+    options = ["--device=cpu", "--batch_size=2", "--train_batch_size=2", "--rounds=6", "--precision=32-true"]
+    for name in ("a", "b"):
+        ways = ["--memory_format=all", f"--records={name}.jsonl"]
+        assert main(["speed", "LeNet5", *options, *ways]) == 0
+    assert main(["speed", "LeNet5", *options, "--records=a.jsonl"]) == 2
+    assert "'a.jsonl' exists and records are never overwritten" in capsys.readouterr().err
+    names = [f"LeNet5 [32-true, {order}, eager]" for order in ("channels_last", "contiguous")]
+    assert main(["compare", "a.jsonl", "b.jsonl", "--json"]) == 0
+    changes = json.loads(capsys.readouterr().out)["changes"]
+    assert list(dict.fromkeys(c["model"] for c in changes)) == names
+    assert not {"not comparable", "missing"} & {c["verdict"] for c in changes}
+    assert main(["compare", "a.jsonl", "b.jsonl"]) == 0
+    assert "LeNet5 [32-true," in capsys.readouterr().out  # brackets are no markup
+    assert main(["report", "a.jsonl", "--out=r"]) == 0
+    page = Path("r/report.md").read_text()
+    assert all(name in page for name in names)
+    assert "The records differ in memory_format (channels_last, contiguous)" in page
+
+
+def test_all_ways_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cnnbench.timing import _config, add_arguments
+
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    everything = ["LeNet5", "--precision=all", "--memory_format=all", "--mode=all"]
+    monkeypatch.setattr("cnnbench.hardware.cpu_has_bf16", lambda: True)
+    monkeypatch.setattr("cnnbench.measure.peaks.cpu_has_bf16", lambda: True)
+    _, ways = _config(parser.parse_args([*everything, "--device=cpu"]))
+    assert {w.precision for w in ways} == {"32-true", "bf16-mixed"}
+    assert len(ways) == 2 * 2 * 2  # no CUDA graphs
+    monkeypatch.setattr("cnnbench.hardware.choose_device", lambda _: torch.device("cuda", 0))
+    _, ways = _config(parser.parse_args(everything))
+    assert len(ways) == 2 * (4 * 3 - 1)  # of 16-mixed there are no graphs
 
 
 def test_the_growth_of_a_process_is_that_of_the_row(

@@ -137,6 +137,34 @@ def test_the_gate_fails_on_a_regression_beyond_it(capsys: pytest.CaptureFixture)
     assert main(["compare", "a.jsonl", "b.jsonl", "--gate", "-1"]) == 2
 
 
+def test_a_gate_that_cannot_see_so_little_says_what_it_could_have_missed(capsys: pytest.CaptureFixture) -> None:
+    write_lines(Path("a.jsonl"), [_record(seed=1)])
+    write_lines(Path("b.jsonl"), [_record(1.1, seed=2)])
+    assert main(["compare", "a.jsonl", "b.jsonl", "--gate", "5", "--json"]) == 0
+    captured = capsys.readouterr()
+    unresolved = json.loads(captured.out)["unresolved"]
+    assert {c["figure"] for c in unresolved} == {*TIMES, "test_accuracy"}
+    worst = next(c["high"] for c in unresolved if c["figure"] == "latency_ms_median")
+    assert worst > 0.05
+    assert f"latency_ms_median of 1 networks may be worse by up to {100 * worst:.0f} %" in captured.err
+    assert main(["compare", "a.jsonl", "b.jsonl", "--gate", "200"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_more_memory_is_worse_at_the_same_settings() -> None:
+    a, b = _record(seed=1), _record(seed=2)
+    a.measures["peak_memory_bytes"], b.measures["peak_memory_bytes"] = 100, 120
+    (found,) = (c for c in compare([a], [b]) if c.figure == "peak_memory_bytes")
+    assert (found.verdict, found.regressed(5), found.regressed(25)) == ("worse", True, False)
+    b.config["batch_size"] = 64
+    assert _verdicts(a, b)["peak_memory_bytes"] == "not comparable"
+
+
+def test_what_only_b_has_is_named() -> None:
+    found = compare([_record(seed=1)], [_record(seed=2), _record(seed=2, model="VGG16")])
+    assert [(c.model, c.verdict) for c in found if c.verdict == "new"] == [("VGG16", "new")]
+
+
 def test_the_gate_does_not_pass_what_is_missing_failed_suspect_or_not_comparable(capsys: pytest.CaptureFixture) -> None:
     def gate(*second: Record) -> str:
         for name in ("a.jsonl", "b.jsonl"):
@@ -145,7 +173,8 @@ def test_the_gate_does_not_pass_what_is_missing_failed_suspect_or_not_comparable
         write_lines(Path("b.jsonl"), list(second))
         assert main(["compare", "a.jsonl", "b.jsonl"]) == 0
         assert main(["compare", "a.jsonl", "b.jsonl", "--gate", "5"]) == 1
-        return capsys.readouterr().err
+        lines = capsys.readouterr().err.splitlines(keepends=True)
+        return "".join(line for line in lines if not line.startswith("not resolved: "))
 
     fine = _record(seed=2)
     assert gate(fine) == "missing in B: all of VGG16 on MNIST, B has no record of it\n"
@@ -154,7 +183,7 @@ def test_the_gate_does_not_pass_what_is_missing_failed_suspect_or_not_comparable
     assert gate(fine, failed, _record(model="VGG16", seed=3)).startswith("missing in B: all of VGG16")  # a seed of it
     other = _record(model="VGG16", seed=2)
     other.environment["threads"] = 1
-    assert gate(fine, other).count("undecided: ") == 3
+    assert gate(fine, other).count("undecided: ") == 4
     busy = _record(1.5, model="VGG16", seed=2)
     busy.measures["suspect"] = ["other processes kept 1.0 processors busy"]
     assert gate(fine, busy).count("suspect, measure again: ") == 3
@@ -173,10 +202,13 @@ def test_the_gate_does_not_pass_what_is_missing_failed_suspect_or_not_comparable
         ("config", "batch_size", 64, ["train_step_ms_median", "test_accuracy"]),
         ("config", "speed_batch_size", 64, ["inference_ms_median"]),
         ("config", "budget_s", 60.0, ["test_accuracy"]),
-        ("environment", "device", "Other CPU", TIMES),
-        ("environment", "threads", 1, TIMES),
+        ("config", "mode", "compile", TIMES),
+        ("environment", "device", "Other CPU", [*TIMES, "test_accuracy"]),  # the budget is a time
+        ("environment", "threads", 1, [*TIMES, "test_accuracy"]),
         ("environment", "accelerator", {"cudnn_benchmark": True}, TIMES),
-        ("data", "image_size", 28, TIMES),
+        ("data", "image_size", 28, [*TIMES, "test_accuracy", "params", "macs", "activations"]),
+        ("data", "train_images", 50, ["test_accuracy"]),
+        ("data", "augment", True, ["test_accuracy"]),
     ],
 )
 def test_other_settings_do_not_compare(part: str, key: str, value: object, figures: list[str]) -> None:
@@ -218,13 +250,17 @@ def test_accuracy_by_counts_and_by_seeds() -> None:
     # by hand: Welch's t with 4 degrees of freedom, 2.776 * sqrt(2 * 0.0001 / 3) = 0.02267
     assert (seeds.verdict, seeds.high - seeds.change) == ("no difference found", pytest.approx(0.02267, abs=1e-4))
     assert seeds.reason == ""
+    # by hand: five of sd 0.05701 against one, t with 4 degrees of freedom: 2.776 * 0.05701 * sqrt(1 / 5 + 1) = 0.1734
+    mixed = verdict(cell(0.80, 0.90, 0.85, 0.95, 0.90), cell(0.865))
+    assert (mixed.verdict, mixed.high - mixed.change) == ("no difference found", pytest.approx(0.1734, abs=1e-4))
+    assert "one seed against several" in mixed.reason
     alike = verdict(cell(0.90, 0.90), cell(0.80, 0.80))
     assert alike.regressed(5)
     # by hand: the images alone allow 1.96 * sqrt(0.9 * 0.1 / 20,000 + 0.8 * 0.2 / 20,000) = 0.00693
     assert alike.high - alike.change == pytest.approx(0.00693, abs=1e-5)
     again = cell(0.90, 0.95)
     again[1] = replace(again[1], seed=0)
-    assert "one seed" in verdict(again, cell(0.91)).reason  # a seed that was repeated is one
+    assert "one seed: " in verdict(again, cell(0.91)).reason  # a seed that was repeated is one
 
 
 def test_a_run_of_several_settings_is_compared_setting_by_setting() -> None:

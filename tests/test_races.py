@@ -117,7 +117,7 @@ def test_a_calibration_counts_false_verdicts_and_finds(
     def planted(config: object) -> dict[str, object]:
         copy, slower, ratio, usual = next(cases)
         return {
-            "copy": dict.fromkeys(KINDS, copy), "slower": dict.fromkeys(KINDS[:2], slower), "ratio": ratio,
+            "copy": dict.fromkeys(KINDS, copy), "slower": dict.fromkeys(KINDS, slower), "ratio": ratio,
             "usual": usual, "usual, as many calls": usual, "suspect": next(reasons),
         }  # fmt: skip
 
@@ -154,15 +154,26 @@ def test_a_calibration_counts_false_verdicts_and_finds(
     assert figures["verdicts of compare"] == 12 * (1 + 6)
     assert (written["verdict"], list(written["goals"].values())) == ("short", [False, False, True, False, False, False])
     printed = capsys.readouterr().out
-    assert "| verdicts on a copy (false) | 3 | 12 | 25.0% |" in printed
+    # Wilson's interval of 3 of 12, by hand: (3 + 1.9208 -+ 1.96 * sqrt(3 * 9 / 12 + 0.9604)) / (12 + 3.8415)
+    assert "| verdicts on a copy (false) | 3 | 12 | 25.0% | 8.9% to 53.2% |" in printed
     assert "| verdicts of compare, one process each (false) | 18 | 72 | 25.0% |" in printed
+    # by the spread that is assumed of one process a side, 1.96 * 0.07 * sqrt(2) = 19 %, only VGG16's doubling is found
+    assert "| slowdowns of 5% found by compare, one process each | 18 | 72 | 25.0% |" in printed
+    assert "| slowdowns of 5% found by compare, 6 processes each | 12 | 12 | 100.0% |" in printed
+    assert "| ratios whose intervals meet, one process each | 54 | 108 | 50.0% |" in printed
 
 
-def test_the_planted_slowdown_is_one() -> None:
-    model = calibrate._Slower(nn.Identity(), 0.5, torch.device("cpu"))
-    waits = nn.Identity()
-    waits.register_forward_hook(lambda *_: time.sleep(0.02))
-    model.model = waits
+def test_the_planted_slowdown_is_one_of_passes_and_of_steps() -> None:
+    model = calibrate._Slower(nn.Linear(1, 1), 0.5, torch.device("cpu"))
+    model.model.register_forward_hook(lambda *_: time.sleep(0.02))
     start = time.perf_counter()
-    model(torch.zeros(1))
+    model.eval()(torch.zeros(1))
     assert time.perf_counter() - start >= 0.03
+    optimizer = calibrate._SlowerAdamW(model)
+    start = time.perf_counter()
+    loss = model.train()(torch.zeros(1))
+    assert time.perf_counter() - start < 0.03  # a step waits once, at its end
+    loss.backward()
+    time.sleep(0.02)
+    optimizer.step()
+    assert time.perf_counter() - start >= 0.06

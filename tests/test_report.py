@@ -93,6 +93,11 @@ def test_csv_has_full_precision_and_the_records_keys() -> None:
     assert rows[0]["test_accuracy"] == "0.9"
     assert rows[0]["synthetic"] == "False"
     assert rows[0]["train_converged"] == "False"
+    assert (rows[0]["suspect"], rows[0]["batch_size"], rows[0]["threads"]) == ("", "32", "2")
+    doubted = make_record()
+    doubted.measures["suspect"] = ["other processes kept 1.0 processors busy", "latency drifted over the rounds"]
+    (row,) = csv.DictReader(io.StringIO(to_csv(Report([doubted]))))
+    assert row["suspect"] == "other processes kept 1.0 processors busy; latency drifted over the rounds"
 
 
 def test_stars_mark_short_trainings() -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from cnnbench.bench.findings import SETTINGS
+from cnnbench.bench.findings import SETTINGS, setting
 from cnnbench.errors import UserError
 from cnnbench.measure.intervals import ALIKE, Interval, shift
 from cnnbench.measure.quality import difference_interval
@@ -25,13 +25,14 @@ COUNTS = {
     "params": "complexity", "macs": "complexity", "train_macs": "complexity", "activations": "complexity",
     "peak_memory_bytes": "speed",
 }  # fmt: skip
-"""Figures that are exact, by the measure that finds them."""
+"""Figures that have no spread, by the measure that finds them."""
+PEAK = "peak_memory_bytes"
 TIMES = {"latency": "latency_ms_median", "inference": "inference_ms_median", "training": "train_step_ms_median"}
 """Figures in milliseconds, by the kind of work whose rounds they come from."""
 COLD = "cold_start_ms"
 VERDICTS = (
     "faster", "slower", "better", "worse", "no difference found", "equal", "changed", "too few values",
-    "not comparable", "missing",
+    "not comparable", "missing", "new",
 )  # fmt: skip
 FEWEST_PROCESSES = 4
 """Processes of each side from which on their own spread is the interval; with fewer no interval of 95 % exists."""
@@ -82,6 +83,17 @@ class Change(NamedTuple):
             return False
         return abs(self.change) > percent / 100
 
+    def may_regress(self, percent: float) -> bool:
+        """Whether its interval leaves open that it is worse by more than so many per cent, or points of accuracy."""
+        return self.worst > percent / 100 and not self.regressed(percent)
+
+    @property
+    def worst(self) -> float:
+        """The end of the interval on the side where the figure is worse, as a share; 0 without an interval."""
+        if self.low is None or self.high is None:
+            return 0.0
+        return -self.low if self.figure == "test_accuracy" else self.high
+
 
 class Gate:
     """What of a comparison does not pass.
@@ -95,6 +107,8 @@ class Gate:
         suspects: The same, of runs that doubt their own times.
         missing: In A and not in B.
         undecided: Figures of which nothing can be said.
+        unresolved: Figures that pass, since no regression was found, but that may be worse by more than that for all
+            that the intervals say.
     """
 
     def __init__(self, changes: Sequence[Change], percent: float | None) -> None:
@@ -104,6 +118,7 @@ class Gate:
         gated = [c for c in changes if percent is not None and c.figure != COLD]
         self.missing = [c for c in gated if c.verdict == "missing"]
         self.undecided = [c for c in gated if c.undecided]
+        self.unresolved = [c for c in gated if percent is not None and c.may_regress(percent)]
 
     @property
     def passed(self) -> bool:
@@ -119,11 +134,19 @@ class Gate:
             "regressions": "regression", "suspects": "suspect, measure again", "missing": "missing in B",
             "undecided": "undecided",
         }  # fmt: skip
-        return [
+        found = [
             f"{word}: {c.figure} of {c.model} on {c.label}, {c.reason if c.change is None else shown_change(c)}"
             for name, word in words.items()
             for c in getattr(self, name)
         ]
+        for figure in dict.fromkeys(c.figure for c in self.unresolved):
+            ends = [c.worst for c in self.unresolved if c.figure == figure]
+            unit, mend = ("points", "seeds") if figure == "test_accuracy" else ("%", "--processes")
+            found.append(
+                f"not resolved: {figure} of {len(ends)} networks may be worse by up to {100 * max(ends):.0f} {unit} "
+                f"for all that is known; more {mend} on both sides would tell"
+            )
+        return found
 
 
 def compare(first: Sequence[Record], second: Sequence[Record]) -> list[Change]:
@@ -150,7 +173,11 @@ def compare(first: Sequence[Record], second: Sequence[Record]) -> list[Change]:
             changes.append(Change(model, label, "all", None, None, None, None, None, "missing", reason))
         if (model, label) in after:
             changes += _cell_changes(model, label, cell, after[model, label])
-    return changes
+    new = [key for key in after if key not in before]
+    return changes + [
+        Change(model, label, "all", None, None, None, None, None, "new", "A has no record of it")
+        for model, label in new
+    ]
 
 
 def _cells(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
@@ -185,8 +212,33 @@ def _change(model: str, label: str, figure: str, first: Sequence[Record], second
         return _accuracy_change(model, label, first, second)
     if figure not in COUNTS:
         return _time_change(model, label, figure, first, second)
-    x, y = first[0].measures[figure], second[0].measures[figure]
-    return Change(model, label, figure, x, y, y / x - 1 if x else None, None, None, "equal" if x == y else "changed")
+    a, b, reason = _alike(first, second, _circumstances("training") if figure == PEAK else _image_size)
+    x, y = (statistics.median(r.measures[figure] for r in cell) for cell in (a, b))
+    if reason:
+        return Change(model, label, figure, x, y, None, None, None, "not comparable", reason)
+    words = ("worse", "better") if figure == PEAK else ("changed", "changed")
+    word = "equal" if x == y else words[0] if y > x else words[1]
+    return Change(model, label, figure, x, y, y / x - 1 if x else None, None, None, word)
+
+
+def _image_size(r: Record) -> dict[str, Any]:
+    return {"image_size": r.data["image_size"]}
+
+
+def _circumstances(kind: str) -> Callable[[Record], dict[str, Any]]:
+    """What must agree before times or memory of a kind of work compare."""
+    sizes = {"latency": (), "inference": ("speed_batch_size",), "training": ("batch_size",)}[kind]
+
+    def traits(r: Record) -> dict[str, Any]:
+        flags = r.environment.get("accelerator") or {}
+        return {
+            **{name: setting(r, name) for name in ("precision", "memory_format", "mode", *sizes)},
+            **_image_size(r),
+            **{name: r.environment.get(name) for name in ("device", "threads", "allocator")},
+            **{name: flags.get(name) for name in ("host_cpu", "cudnn_benchmark")},
+        }
+
+    return traits
 
 
 def _alike(
@@ -205,18 +257,7 @@ def _alike(
 
 def _time_change(model: str, label: str, figure: str, first: Sequence[Record], second: Sequence[Record]) -> Change:
     kind = next((kind for kind, name in TIMES.items() if name == figure), "latency")
-    sizes = {"latency": (), "inference": ("speed_batch_size",), "training": ("batch_size",)}[kind]
-
-    def traits(r: Record) -> dict[str, Any]:
-        flags = r.environment.get("accelerator") or {}
-        return {
-            **{name: r.config.get(name) for name in ("precision", "memory_format", *sizes)},
-            "image_size": r.data["image_size"],
-            **{name: r.environment.get(name) for name in ("device", "threads", "allocator")},
-            **{name: flags.get(name) for name in ("host_cpu", "cudnn_benchmark")},
-        }
-
-    a, b, reason = _alike(first, second, traits)
+    a, b, reason = _alike(first, second, _circumstances(kind))
     x, y = (statistics.median(r.measures[figure] for r in cell) for cell in (a, b))
 
     def verdict(word: str, why: str) -> Change:
@@ -318,36 +359,50 @@ def _without_rounds(a: Sequence[Record], b: Sequence[Record], kind: str) -> str:
 
 
 def _accuracy_change(model: str, label: str, first: Sequence[Record], second: Sequence[Record]) -> Change:
-    """By seeds where both have two or more (Welch 1947), else by the counts of the test images (Newcombe 1998).
+    """By seeds where a side has two or more (Welch 1947), else by the counts of the test images (Newcombe 1998).
 
     Training differs from seed to seed by more than the test images say, so a verdict on one seed each is about these
-    two trained networks only; the reason says so. An interval by seeds is never narrower than the test images allow.
+    two trained networks only; the reason says so. One seed against several is judged by the spread of these. An
+    interval by seeds is never narrower than the test images allow.
     """
-
-    def traits(r: Record) -> dict[str, Any]:
-        found = {name: r.config.get(name) for name in SETTINGS if name != "speed_batch_size"}
-        return {**found, "test_images": r.data["test_images"]}
-
-    a, b, reason = _alike(first, second, traits)
+    a, b, reason = _alike(first, second, _training_traits)
     x, y = (_by_seed(cell) for cell in (a, b))
     before, after = statistics.fmean(x), statistics.fmean(y)
     if reason:
         return Change(model, label, "test_accuracy", before, after, None, None, None, "not comparable", reason)
-    images, change = a[0].data["test_images"], after - before
-    if min(len(x), len(y)) > 1:
-        parts = [statistics.variance(v) / len(v) for v in (x, y)]
-        error = math.sqrt(sum(parts))
-        freedom = (
-            sum(parts) ** 2 / sum(p**2 / (len(v) - 1) for p, v in zip(parts, (x, y), strict=True)) if error else 1.0
-        )
+    images, change, counted = a[0].data["test_images"], after - before, None
+    if max(len(x), len(y)) > 1:
+        error, freedom = _error_by_seeds(x, y)
         chance = math.sqrt(sum(p * (1 - p) / (images * len(v)) for p, v in ((before, x), (after, y))))
         half = max(student_quantile(freedom) * error, _NORMAL * chance)
-        low, high, note, counted = change - half, change + half, "", None
+        low, high = change - half, change + half
+        note = "" if min(len(x), len(y)) > 1 else "one seed against several: by the spread of these"
     else:
         low, high = difference_interval(round(after * images), round(before * images), images, images)
         note, counted = "one seed: about these two trained networks, not about the recipe", images
     word = "no difference found" if low <= 0 <= high else "better" if change > 0 else "worse"
     return Change(model, label, "test_accuracy", before, after, change, low, high, word, note, images=counted)
+
+
+def _training_traits(r: Record) -> dict[str, Any]:
+    """What must agree before two accuracies compare; what a machine does within a time is up to the machine."""
+    found = {name: setting(r, name) for name in (*SETTINGS, "learning_rate") if name != "speed_batch_size"}
+    data = ("image_size", "train_images", "test_images", "augment", "augmentation", "synthetic")
+    found |= {name: r.data.get(name) for name in data}
+    if r.config.get("budget_s") is not None:
+        found |= {f"{name}, within a time": r.environment.get(name) for name in ("device", "threads")}
+    return found
+
+
+def _error_by_seeds(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Standard error of the difference of two means, and its degrees of freedom; a single value has the other's
+    variance."""
+    several = [v for v in (x, y) if len(v) > 1]
+    parts = [statistics.variance(v if len(v) > 1 else several[0]) / len(v) for v in (x, y)]
+    error = math.sqrt(sum(parts))
+    if len(several) == 1 or not error:
+        return error, float(len(several[0]) - 1) if len(several) == 1 else 1.0
+    return error, sum(parts) ** 2 / sum(p**2 / (len(v) - 1) for p, v in zip(parts, (x, y), strict=True))
 
 
 def _by_seed(cell: Sequence[Record]) -> list[float]:

@@ -10,8 +10,10 @@ from typing import Any
 from cnnbench.bench.ranks import Correlation, Spread, correlate, inversion, pareto_front
 from cnnbench.record import Record
 
-SETTINGS = ("budget_s", "epochs", "precision", "batch_size", "speed_batch_size")
+SETTINGS = ("budget_s", "epochs", "precision", "memory_format", "mode", "batch_size", "speed_batch_size")
 """Settings that must agree before two rows compare."""
+_UNSAID = {"mode": "eager"}
+"""What records mean that do not name a setting."""
 SURROUNDINGS = ("device", "packages", "threads")
 """What of the environment must agree before two speeds compare."""
 COSTS = {"macs": "MACs", "latency_ms_median": "latency"}
@@ -22,6 +24,11 @@ def budget(record: Record) -> str:
     """The training budget of a record in words."""
     config = record.config
     return f"{config['budget_s']:g} s of training" if config["budget_s"] is not None else f"{config['epochs']} epochs"
+
+
+def setting(record: Record, name: str) -> Any:
+    """What a record says of one of `SETTINGS`."""
+    return record.config.get(name, _UNSAID.get(name))
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ def contenders(records: Sequence[Record]) -> list[Contender]:
 
 def _conditions(record: Record) -> tuple[str, ...]:
     """What must agree before two rows compare."""
-    settings = [str(record.config.get(s)) for s in SETTINGS]
+    settings = [str(setting(record, s)) for s in SETTINGS]
     return (*settings, *(str(record.environment.get(s)) for s in SURROUNDINGS))
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from cnnbench.bench.findings import SETTINGS, SURROUNDINGS, budget
+from cnnbench.bench.findings import SETTINGS, SURROUNDINGS, budget, setting
 from cnnbench.record import Record
 
 
@@ -53,7 +54,7 @@ def _suspects(records: Sequence[Record]) -> Iterator[str]:
 
 def _differences(records: Sequence[Record]) -> Iterator[str]:
     for what in SETTINGS:
-        values = list(dict.fromkeys(str(r.config.get(what)) for r in records))
+        values = list(dict.fromkeys(str(setting(r, what)) for r in records))
         if len(values) > 1:
             yield f"The records differ in {what} ({', '.join(values)}): not every row compares with every other."
     for what in SURROUNDINGS:
@@ -105,23 +106,36 @@ def _facts(r: Record) -> list[tuple[str, str]]:
         ),
         ("Software", f"Python {env['python']}, {packages}"),
         ("Commit", commit),
-        ("Numbers", f"{config['precision']} ({config['precision_reason']}), memory format {config['memory_format']}"),
-        (
-            "Batch size",
-            f"{config['batch_size']} in training, {config['speed_batch_size']} for images/s, "
-            f"{config['eval_batch_size']} in the test, 1 for latency",
-        ),
-        (
-            "Data",
-            f"{data['label']}: {data['train_images']:,} training, {data['val_images']:,} validation and "
-            f"{data['test_images']:,} test images, {data['in_channels']}x{data['image_size']}x{data['image_size']}, "
-            f"augmentation: {data.get('augmentation') or _old_augmentation(data['augment'])}, "
-            f"full training {data['full_epochs']} epochs",
-        ),
+        ("Numbers", _numbers(config)),
+        ("Batch size", _batch_sizes(config)),
+        ("Data", _data(data)),
     ]
     if r.training:
         facts += [("Budget", f"{budget(r)} per cell"), ("Recipe", r.training["recipe"])]
     facts += [("Not measured", f"{name}: {reason}") for name, reason in r.skipped.items()]
-    facts.append(("Counting", config["macs_convention"]))
+    facts += [("Counting", config["macs_convention"])] if "macs_convention" in config else []
     facts.append(("Date", r.created[:10]))
     return facts
+
+
+def _numbers(config: Mapping[str, Any]) -> str:
+    reason = f" ({config['precision_reason']})" if "precision_reason" in config else ""
+    mode = f", {config['mode']}" if config.get("mode") else ""
+    return f"{config['precision']}{reason}, memory format {config['memory_format']}{mode}"
+
+
+def _batch_sizes(config: Mapping[str, Any]) -> str:
+    test = f", {config['eval_batch_size']} in the test" if config.get("eval_batch_size") else ""
+    return f"{config['batch_size']} in training, {config['speed_batch_size']} for images/s{test}, 1 for latency"
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    shape = f"{data['in_channels']}x{data['image_size']}x{data['image_size']}"
+    if not data["train_images"]:
+        return data["label"]
+    return (
+        f"{data['label']}: {data['train_images']:,} training, {data['val_images']:,} validation and "
+        f"{data['test_images']:,} test images, {shape}, "
+        f"augmentation: {data.get('augmentation') or _old_augmentation(data['augment'])}, "
+        f"full training {data['full_epochs']} epochs"
+    )

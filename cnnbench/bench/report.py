@@ -178,11 +178,13 @@ def to_csv(report: Report) -> str:
     training = ("seconds", "steps", "epochs", "converged")
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    head = ["model", "data", "label", "synthetic", "seed", "status", "reason", "device", "precision", "budget_s"]
+    head = ["model", "data", "label", "synthetic", "seed", "status", "reason", "device", "threads"]
+    head += [*(names := ("precision", "budget_s", "batch_size", "speed_batch_size")), "suspect"]
     writer.writerow([*head, *(f"train_{k}" for k in training), *scalars])
     for r in report.records:
         first = [r.model, r.data_name, r.data["label"], r.data["synthetic"], r.seed, r.status, r.reason]
-        settings = [r.environment["device"], r.config["precision"], r.config["budget_s"]]
+        settings = [r.environment["device"], r.environment["threads"], *(r.config.get(name) for name in names)]
+        settings.append("; ".join(r.measures.get("suspect", ())))
         values = [r.training.get(k) for k in training] + [r.measures.get(k) for k in scalars]
         writer.writerow([*first, *settings, *("" if v is None else v for v in values)])
     return out.getvalue()

@@ -323,7 +323,7 @@ class _Run:
             seed=cell.seed,
             status=status,
             reason=reason,
-            config={**settings, "memory_format": "channels_last", "macs_convention": CONVENTION},
+            config={**settings, "memory_format": "channels_last", "mode": "eager", "macs_convention": CONVENTION},
             environment=self.environment,
             **found,
         )

@@ -19,6 +19,7 @@ from cnnbench.explain import Explanation, Picture, Table
 from cnnbench.units import with_unit
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from torch import nn
 
@@ -231,20 +232,27 @@ def _findings(results: Sequence[Mapping[str, Any]]) -> list[str]:
     saved += f": in {less} of {len(results)} cases less time is saved forward than arithmetic."
     least, most = (pick(results, key=lambda r: r["forward_ratio"]) for pick in (min, max))
     where = (
-        f"Most is saved with {_case(most)} ({most['forward_ratio']:.1f} times), least with {_case(least)} "
-        f"({least['forward_ratio']:.1f} times)."
+        f"Most is saved with {_case(most)} ({_forward(most)} times), least with {_case(least)} "
+        f"({_forward(least)} times)."
     )
     shares = [[r["forward_roofline_ms"][i] / r["forward_ms"][i] for r in results] for i in range(2)]
     why = (
         f"The machine's arithmetic and memory would allow {_span(allowed)} times; the standard layers run at "
         f"{_span(shares[0], '.0%')} of what they allow, the separable ones at {_span(shares[1], '.0%')}, so "
         + (
-            "the rest is lost by the kernel of the filter per channel and by the start of two calls in place of one."
+            "the rest goes into the kernels, above all that of the filter per channel, and the start of two calls in "
+            "place of one, which are not told apart here."
             if statistics.median(shares[1]) < statistics.median(shares[0])
             else "the separable layers make no worse use of the machine than the standard ones."
         )
     )
     return [saved, where, why]
+
+
+def _forward(result: Mapping[str, Any]) -> str:
+    """The measured ratio with its interval and its doubts."""
+    doubt = ", suspect" if result["suspect"] else ""
+    return f"{_with_interval(result['forward_ratio'], result['forward_ratio_interval'])}{doubt}"
 
 
 def _case(result: Mapping[str, Any]) -> str:
@@ -255,7 +263,8 @@ def _caption(results: Sequence[Mapping[str, Any]], where: str) -> str:
     return (
         f"How many times more the standard convolution costs than the separable one ({where}). "
         f"{_findings(results)[0]} Dotted is what the machine's peaks of arithmetic and memory allow: it lies below the "
-        "multiply-adds where the filter per channel, with little work for each number that it reads, waits for memory."
+        "multiply-adds where the filter per channel, with little work for each number that it reads, waits for memory. "
+        "Bars are 95 % intervals; hollow points are suspect."
     )
 
 
@@ -275,10 +284,10 @@ def _draw(results: Sequence[Mapping[str, Any]], kernel_size: int) -> Figure:
             label=f"multiply-adds, 1 / (1/N + 1/{kernel_size**2})",
         )  # fmt: skip
         for index, resolution in enumerate(sorted({r["resolution"] for r in results})):
-            points = [(r["channels"], r[f"{key}_ratio"]) for r in results if r["resolution"] == resolution]
+            some = [r for r in results if r["resolution"] == resolution]
             style = {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
-            ax.plot(*zip(*points, strict=True), label=f"time, maps of {resolution}x{resolution}", **style)
-            points = [(r["channels"], r[f"{key}_roofline_ratio"]) for r in results if r["resolution"] == resolution]
+            _draw_times(ax, some, key, f"time, maps of {resolution}x{resolution}", style)
+            points = [(r["channels"], r[f"{key}_roofline_ratio"]) for r in some]
             ax.plot(*zip(*points, strict=True), color=style["color"], linestyle=":", linewidth=1.4)
         ax.plot([], [], color="#555555", linestyle=":", linewidth=1.4, label="the same by the roofline")
         ax.axhline(1, color="#b0b0b0", linewidth=0.8)
@@ -288,12 +297,25 @@ def _draw(results: Sequence[Mapping[str, Any]], kernel_size: int) -> Figure:
         ax.set_xticks(channels)
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.xaxis.set_minor_locator(NullLocator())
-        ax.set_ylim(bottom=0)
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(color="#e6e6e6", linewidth=0.7)
         ax.set_axisbelow(True)
+    highest = max(r[f"{n}_{what}ratio"] for r in results for n in TIMES for what in ("", "roofline_"))
+    highest = max(highest, *(r["macs_ratio"] for r in results))
+    panels[0].set_ylim(0, 1.25 * highest)  # a wide interval may leave the picture
     panels[0].set_ylabel("standard over separable, times")
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9
     )
     return figure
+
+
+def _draw_times(ax: Axes, results: Sequence[Mapping[str, Any]], key: str, label: str, style: Mapping[str, Any]) -> None:
+    """Measured ratios with their intervals; hollow where they are suspect."""
+    ax.plot([r["channels"] for r in results], [r[f"{key}_ratio"] for r in results], label=label, **style)
+    for r in results:
+        low, high = r[f"{key}_ratio_interval"]
+        if low is not None:
+            ax.plot([r["channels"]] * 2, [low, high], color=style["color"], linewidth=1.2, alpha=0.6)
+        if r["suspect"]:
+            ax.plot(r["channels"], r[f"{key}_ratio"], **style, markerfacecolor="white", linestyle="", zorder=3)

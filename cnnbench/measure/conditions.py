@@ -23,6 +23,9 @@ import torch
 
 OTHERS = 0.1
 """Processors that other processes may keep busy before a measurement is suspect."""
+BURST, BURSTS = 0.5, 0.05
+"""Processors that are a burst of other processes, and the share of looks that may see one."""
+_LOOK_S = 0.25  # of the kernel's clock, which ticks a hundred times a second
 STOLEN = 0.02
 """Share of time that a hypervisor may take away."""
 THROTTLED = 0.9
@@ -41,6 +44,10 @@ _WORDS = ("power_state", "driver")
 """Fields that are no numbers."""
 _HARMLESS = 0x1
 """Throttle reason: the GPU is idle."""
+_CONTEXT_BYTES = 2 * 2**30
+"""Memory of a GPU that a process may take beside what torch holds: its context, libraries, workspaces."""
+_STATE_QUERY = f"--query-gpu={','.join(_GPU_FIELDS.values())}"
+_USERS_QUERY = "--query-compute-apps=pid"
 _EVERY_MS = 250
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
@@ -60,8 +67,9 @@ class Conditions:
         self._device, self._stat, self._cpuinfo = device, stat, cpuinfo
         self._clocks_mhz: list[float] = []
         self._gpu = _GpuLog(device) if device.type == "cuda" else None
-        self._before = self._counts()
-        self._start = time.perf_counter()
+        self._before = self._last = self._counts()
+        self._start = self._looked = time.perf_counter()
+        self._bursts: list[bool] = []
 
     def __enter__(self) -> Conditions:
         return self
@@ -71,7 +79,11 @@ class Conditions:
             self._gpu.stop()
 
     def look(self) -> None:
-        """Notes the clock of the fastest processor: once a round, just after work."""
+        """Notes the clock of the fastest processor, and whether others were at work: once a round, just after work."""
+        now, counts = time.perf_counter(), self._counts()
+        if self._last is not None and counts is not None and now - self._looked >= _LOOK_S:
+            self._bursts.append(_others_s(self._last, counts) / (now - self._looked) > BURST)
+            self._last, self._looked = counts, now
         with contextlib.suppress(OSError):
             found = re.findall(r"^cpu MHz\s*:\s*([\d.]+)", self._cpuinfo.read_text(), re.MULTILINE)
             self._clocks_mhz += [max(map(float, found))] if found else []
@@ -92,10 +104,10 @@ class Conditions:
         found: dict[str, Any] = {"load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None}
         after = self._counts()
         if self._before is not None and after is not None:
-            passed = {name: after[name] - self._before[name] for name in after}
             seconds = max(time.perf_counter() - self._start, 1e-9)
-            found["others_cores"] = max(0.0, passed["busy"] - passed["own"]) / seconds
-            found["stolen_share"] = passed["stolen"] / seconds / (os.cpu_count() or 1)
+            found["others_cores"] = _others_s(self._before, after) / seconds
+            found["others_bursts"] = [sum(self._bursts), len(self._bursts)]
+            found["stolen_share"] = (after["stolen"] - self._before["stolen"]) / seconds / (os.cpu_count() or 1)
         if self._clocks_mhz:
             found["cpu_mhz"] = statistics.median(self._clocks_mhz)
             found["cpu_mhz_range"] = [min(self._clocks_mhz), max(self._clocks_mhz)]
@@ -106,42 +118,82 @@ class Conditions:
         return found
 
 
+def _others_s(before: dict[str, float], after: dict[str, float]) -> float:
+    """Seconds that other processes kept processors busy."""
+    return max(0.0, after["busy"] - before["busy"] - (after["own"] - before["own"]))
+
+
 def reasons_to_doubt(figures: dict[str, Any]) -> list[str]:
     """What in the figures of `Conditions` makes a measurement suspect, in words."""
     found = []
     if figures.get("others_cores", 0) > OTHERS:
         found.append(f"other processes kept {figures['others_cores']:.1f} processors busy")
+    else:
+        bursts, looks = figures.get("others_bursts", (0, 0))
+        if bursts > max(1, BURSTS * looks):
+            found.append(f"other processes kept {BURST:g} processors busy in {bursts} of {looks} looks")
     if figures.get("stolen_share", 0) > STOLEN:
         found.append(f"the hypervisor took away {figures['stolen_share']:.0%} of the time")
     slowest, fastest = figures.get("cpu_mhz_range", (0, 0))
     if figures.get("cpu_mhz", 0) < THROTTLED * fastest:
         found.append(f"the processor's clock was between {slowest:.0f} and {fastest:.0f} MHz")
-    reasons = int(figures.get("throttle_reasons") or 0) & ~_HARMLESS
-    if reasons and (figures["clock_mhz"] or 0) < THROTTLED * (figures["max_clock_mhz"] or 0):
-        found.append(
-            f"the GPU ran at {figures['clock_mhz']:.0f} of {figures['max_clock_mhz']:.0f} MHz, throttled ({reasons:#x})"
-        )
+    throttled, fastest = figures.get("throttled_clock_mhz"), figures.get("max_clock_mhz") or 0
+    if throttled is not None and throttled < THROTTLED * fastest:
+        reasons = int(figures["throttle_reasons"]) & ~_HARMLESS
+        found.append(f"the GPU ran at {throttled:.0f} of {fastest:.0f} MHz, throttled ({reasons:#x})")
     if figures.get("other_gpu_processes"):
         found.append(f"{figures['other_gpu_processes']} other processes were on the GPU")
+    elif figures.get("other_gpu_bytes", 0) > _CONTEXT_BYTES:
+        found.append(f"{figures['other_gpu_bytes'] / 2**30:.1f} GiB of the GPU's memory were not this process's")
     if "gpu_state_error" in figures:
         found.append(f"the GPU's clocks and other processes are not known: {figures['gpu_state_error']}")
     return found
 
 
 class _GpuLog:
-    """What the driver says of a GPU, several times a second until it is stopped."""
+    """What the driver says of a GPU and of the processes on it, several times a second until it is stopped."""
 
     def __init__(self, device: torch.device) -> None:
         number = str(torch.cuda.get_device_properties(device).uuid)
-        self._uuid = number if number.startswith("GPU-") else f"GPU-{number}"
-        self._query = f"--query-gpu={','.join(_GPU_FIELDS.values())}"
+        self._device, self._uuid = device, number if number.startswith("GPU-") else f"GPU-{number}"
+        self._logs = {query: _Log(query, self._uuid) for query in (_STATE_QUERY, _USERS_QUERY)}
+        self._others_bytes = self._not_ours()
+
+    def stop(self) -> None:
+        for log in self._logs.values():
+            log.stop()
+
+    def _not_ours(self) -> int:
+        """Bytes of the device that torch does not hold in this process."""
+        free, total = torch.cuda.mem_get_info(self._device)
+        return total - free - torch.cuda.memory_reserved(self._device)
+
+    def figures(self) -> dict[str, Any]:
+        """The state so far; the error where the driver does not answer.
+
+        Inside a container the driver may name no processes, or by other numbers: unless it names this one, the others
+        are not known (None), and what is left is the memory of the GPU that is not this process's.
+        """
+        self._others_bytes = max(self._others_bytes, self._not_ours())
+        try:
+            state = summary(self._logs[_STATE_QUERY].lines())
+            users = {int(pid) for pid in self._logs[_USERS_QUERY].lines() if pid.strip().isdigit()}
+        except (OSError, subprocess.SubprocessError, ValueError) as error:
+            return {"gpu_state_error": " ".join(str(error).split())}
+        others = len(users) - 1 if os.getpid() in users else None
+        return state | {"other_gpu_processes": others, "other_gpu_bytes": self._others_bytes}
+
+
+class _Log:
+    """Answers of the driver to one question, asked again and again."""
+
+    def __init__(self, query: str, uuid: str) -> None:
+        self._command = ["nvidia-smi", query, "--format=csv,noheader,nounits", f"--id={uuid}"]
         self._file = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115
         self._process: subprocess.Popen[bytes] | None = None
         with contextlib.suppress(OSError):  # where there is no such command, the last question says so
             self._process = subprocess.Popen(
-                [*_command(self._query, self._uuid), "-lms", str(_EVERY_MS)],
-                stdout=self._file,
-                stderr=subprocess.DEVNULL,
+                [*self._command, "-lms", str(_EVERY_MS)], stdout=self._file, stderr=subprocess.DEVNULL
             )
 
     def stop(self) -> None:
@@ -150,21 +202,17 @@ class _GpuLog:
             self._process.wait()
             self._process = None
 
-    def figures(self) -> dict[str, Any]:
-        """The state so far; the error where the driver does not answer."""
-        try:
-            last = _ask(self._query, self._uuid)
-            self._file.flush()
-            self._file.seek(0)
-            state = summary([*self._file.read().splitlines(), last])
-            users = [int(pid) for pid in _ask("--query-compute-apps=pid", self._uuid).split() if pid.isdigit()]
-        except (OSError, subprocess.SubprocessError, ValueError) as error:
-            return {"gpu_state_error": " ".join(str(error).split())}
-        return state | {"other_gpu_processes": sum(pid != os.getpid() for pid in users)}
+    def lines(self) -> list[str]:
+        """All answers so far, and one more."""
+        last = subprocess.run(self._command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        self._file.flush()
+        self._file.seek(0)
+        return [*self._file.read().splitlines(), *last.splitlines()]
 
 
 def summary(lines: Sequence[str]) -> dict[str, Any]:
-    """One state of many: the lowest clock, the highest temperature and power, and every reason of throttling.
+    """One state of many: the lowest clock, and the lowest while something throttled it (None if nothing did), the
+    highest temperature and power, and every reason of throttling.
 
     Args:
         lines: Of the driver, fields in their order, separated by commas. Those of an idle GPU count only if there is
@@ -182,12 +230,15 @@ def summary(lines: Sequence[str]) -> dict[str, Any]:
     if not states:
         raise ValueError(f"the driver said: {' '.join(lines)[:200]}")
     busy = [state for state in states if not (state["throttle_reasons"] or 0) & _HARMLESS] or states
-    reasons = 0
+    reasons, throttled = 0, []
     for state in busy:
         reasons |= state["throttle_reasons"] or 0
+        if (state["throttle_reasons"] or 0) & ~_HARMLESS and state["clock_mhz"] is not None:
+            throttled.append(state["clock_mhz"])
     worst = {"clock_mhz": min, "temperature_c": max, "power_w": max, "power_state": max}
     found = {name: pick((s[name] for s in busy if s[name] is not None), default=None) for name, pick in worst.items()}
-    return {**busy[-1], **found, "throttle_reasons": reasons, "gpu_looks": len(busy)}
+    slowest = {"throttled_clock_mhz": min(throttled, default=None)}
+    return {**busy[-1], **found, **slowest, "throttle_reasons": reasons, "gpu_looks": len(busy)}
 
 
 def _value(name: str, text: str) -> Any:
@@ -197,11 +248,3 @@ def _value(name: str, text: str) -> Any:
     if name in _WORDS:
         return text
     return int(text, 16) if text.startswith("0x") else float(text)
-
-
-def _ask(query: str, uuid: str) -> str:
-    return subprocess.run(_command(query, uuid), capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-
-def _command(query: str, uuid: str) -> list[str]:
-    return ["nvidia-smi", query, "--format=csv,noheader,nounits", f"--id={uuid}"]

@@ -7,6 +7,7 @@ one process show.
 from __future__ import annotations
 
 import multiprocessing
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -83,10 +84,6 @@ def pooled(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         found |= {f"{KEYS[kind]}_{name}": value for name, value in spread(drawn).items()}
         if kind in rates:
             found[rates[kind]] = images / found[f"{KEYS[kind]}_median"]
-    reasons: dict[str, int] = {}
-    for run in runs:
-        for reason in run["suspect"]:
-            reasons[reason] = reasons.get(reason, 0) + 1
     kinds = [kind for kind in KEYS if kind in samples]
     return found | {
         "samples_ms": samples,
@@ -94,5 +91,22 @@ def pooled(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "process_rounds": [len(run["samples_ms"][kinds[0]]) for run in runs],
         "process_cold_ms": [run["cold_ms"] for run in runs],
         "process_conditions": [run["conditions"] for run in runs],
-        "suspect": [f"{reason} (in {n} of {len(runs)} processes)" for reason, n in reasons.items()],
+        "suspect": _pooled_reasons([run["suspect"] for run in runs]),
     }
+
+
+def _pooled_reasons(doubts: Sequence[Sequence[str]]) -> list[str]:
+    """Reasons to doubt by process, gathered: those that differ in their numbers only are one, with the largest."""
+    kinds: dict[str, list[str]] = {}
+    for reason in (reason for reasons in doubts for reason in reasons):
+        kinds.setdefault(re.sub(r"\d[\d.]*", "#", reason), []).append(reason)
+    return [
+        f"{max(alike, key=_first_number)} ({'in' if len(set(alike)) == 1 else 'at most, in'} {len(alike)} of "
+        f"{len(doubts)} processes)"
+        for alike in kinds.values()
+    ]
+
+
+def _first_number(text: str) -> float:
+    found = re.search(r"\d+(\.\d+)?", text)
+    return float(found.group()) if found else 0.0

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from cnnbench.errors import UserError
-from cnnbench.measure.work import SpeedConfig, Stopwatch, Subject, Timed
+from cnnbench.measure.work import SpeedConfig, Stopwatch, Subject, Timed, Way, settle
 
-_SMALL = ((3, 8, 8), 10)
 _RESET_PEAK = "5"  # what Linux wants in clear_refs, to forget the highest value
 
 
@@ -28,27 +25,13 @@ def resident_growth(subject: Subject, config: SpeedConfig) -> int:
     Raises:
         UserError: The system does not say it: on Linux only.
     """
-    (shape, classes), steps = _SMALL, ("training",)
-
-    def small() -> nn.Module:
-        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, classes))
-
-    _work(Subject(small, shape, classes, way=subject.way, kinds=steps), config)
+    steps = ("training",)
+    settle(subject.way or Way(config.precision), config, steps)
     with contextlib.suppress(OSError):  # where that is not allowed, the highest value so far is that of the small one
         Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
     before = _status("VmRSS")
-    _work(
-        Subject(
-            subject.build, subject.image_shape, subject.num_classes, subject.optimizer, subject.way, steps,
-            images=subject.images,
-        ),
-        config,
-    )  # fmt: skip
+    Timed(replace(subject, kinds=steps), config, Stopwatch(config.device))
     return max(0, _status("VmHWM") - before)
-
-
-def _work(subject: Subject, config: SpeedConfig) -> None:
-    Timed(subject, config, Stopwatch(torch.device(config.device)))
 
 
 def _status(key: str) -> int:

@@ -13,15 +13,17 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from cnnbench.errors import UserError
 from cnnbench.hardware import synchronise, tf32
 from cnnbench.measure.conditions import Conditions, reasons_to_doubt
 from cnnbench.measure.intervals import FEWEST_ROUNDS, Interval, median_interval, paired_ratio
-from cnnbench.measure.work import FEWEST_CALLS, KINDS, SpeedConfig, Stopwatch, Subject, Timed, Way
+from cnnbench.measure.work import FEWEST_CALLS, KINDS, SpeedConfig, Stopwatch, Subject, Timed, Way, settle
 
 __all__ = ["KINDS", "SpeedConfig", "Stopwatch", "Subject", "Way", "measure_speed", "time_ratio"]
 MOST_DRIFT = 0.02
@@ -58,7 +60,12 @@ def measure_speed(
         ``yardstick``, the same convolution in every run; ``conditions`` what the machine did meanwhile, ``suspect``
         reasons to doubt the times.
     """
-    with torch.cuda.device(config.device) if config.device.type == "cuda" else contextlib.nullcontext():
+    ways = list(dict.fromkeys(subject.way or Way(config.precision) for subject in subjects.values()))
+    on_device = torch.cuda.device(config.device) if config.device.type == "cuda" else contextlib.nullcontext()
+    with on_device, _compiler(ways):
+        for way in ways:
+            with contextlib.suppress(UserError):  # such a way is an error of each network
+                settle(way, replace(config, batch_size=2, train_batch_size=2, warmup_s=0.0))
         return _measure(subjects, config, on_progress, stopwatch(config.device))
 
 
@@ -97,6 +104,24 @@ def _measure(
         found[name] |= {"conditions": state, "suspect": doubts}
         found[name]["samples_ms"]["yardstick"] = yardstick.rounds_ms
     return found
+
+
+@contextlib.contextmanager
+def _compiler(ways: Sequence[Way]) -> Iterator[None]:
+    """Inside, ``torch.compile`` starts from nothing, not from what an earlier run has left on the disk.
+
+    It raises where it would give up: after several programs of one function it would run the next as written, and say
+    so nowhere.
+    """
+    if not any(way.mode == "compile" for way in ways):
+        yield
+        return
+    from torch._dynamo import config
+    from torch._inductor.utils import fresh_inductor_cache
+
+    limits = {"cache_size_limit": 64, "accumulated_cache_size_limit": 1024, "fail_on_cache_limit_hit": True}
+    with config.patch(limits), fresh_inductor_cache():
+        yield
 
 
 @contextlib.contextmanager

@@ -36,7 +36,8 @@ def sweep(
 ) -> dict[str, Sweep]:
     """Doubles the batch until it does not fit, takes too long, fails, or is as large as it may be.
 
-    The networks take turns at each size; one size is in memory at a time.
+    The networks take turns at each size; one size is in memory at a time. A network whose batch does not fit beside the
+    others is timed alone, which its figures say by ``alone``.
 
     Args:
         subjects: Networks by name.
@@ -57,17 +58,29 @@ def sweep(
             on_progress(share, f"batches of {images}: {text}")
 
         for name, figures in measure_speed(going, config, say).items():
-            if "error" in figures:  # torch has a class of its own for this on a GPU only
-                fits = "memory" not in figures["error"].lower()
-                found[name].end = f"{size} {'failed' if fits else 'does not fit'}: {figures['error']}"
+            if _lacks_memory(figures) and len(going) > 1:
+                _empty_cache(config.device)
+                figures = measure_speed({name: going[name]}, config, say)[name] | {"alone": True}
+            if "error" in figures:
+                why = "does not fit" if _lacks_memory(figures) else "failed"
+                found[name].end = f"{size} {why}: {figures['error']}"
                 continue
             found[name].batches.append({"batch_size": size, **figures})
             took_s = figures["inference_ms_median"] / 1e3
             if took_s > LONGEST_S:
                 found[name].end = f"{2 * size} was not tried: {size} take {took_s:.1f} s"
-        if config.device.type == "cuda":
-            torch.cuda.empty_cache()
+        _empty_cache(config.device)
         size *= 2
     for one in found.values():
         one.end = one.end or f"{size} was not tried: more than {most}"
     return found
+
+
+def _lacks_memory(figures: Mapping[str, Any]) -> bool:
+    """Whether a network failed for want of memory, for which torch has a class of its own on a GPU only."""
+    return "memory" in figures.get("error", "").lower()
+
+
+def _empty_cache(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import statistics
 import time
+import types
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ _MOST_GAIN_OF_FEW = 0.1
 """The same of one call to the next, where the calls are so long that there are fewer."""
 _FEWEST_WARM = 3  # calls, of which the first is the cold one
 _SETTLING_S = 0.008  # of calls that are shorter the first in a turn does not count
+_SMALL = ((3, 8, 8), 10)  # images and classes of the network that settles a process
 _INPUTS = 3  # batches in rotation, so that no result depends on one input staying in a cache
 
 
@@ -56,6 +58,11 @@ class Way:
         """For titles and the names of rows."""
         return f"{self.precision}, {'channels_last' if self.channels_last else 'contiguous'}, {self.mode}"
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether there is such a way: the scale of 16-mixed is read after each step, which no graph can."""
+        return (self.precision, self.mode) != ("16-mixed", "cuda-graph")
+
     def check(self, device: torch.device) -> None:
         """Refuses what the device has not.
 
@@ -69,7 +76,7 @@ class Way:
                 raise UserError(
                     f"'{value}' needs a CUDA device, not {device.type}; leave it out, or give --device cuda"
                 )
-        if (self.precision, self.mode) == ("16-mixed", "cuda-graph"):
+        if not self.is_possible:
             raise UserError("a training step in 16-mixed waits for its scale and is no CUDA graph; use bf16-mixed")
         if self.mode == "compile":
             check_compiler(device)
@@ -218,8 +225,7 @@ class Timed:
         self._labels = torch.randint(subject.num_classes, (config.train_batch_size,), generator=generator).to(device)
         before = _cuda_memory(device)
         self.model = subject.build().to(device=device, memory_format=self._format)  # type: ignore[call-overload]
-        # One program for each kind of work, made for its batch: with sizes left open it would be a slower one.
-        self._forward = torch.compile(self.model, dynamic=False) if self.way.mode == "compile" else self.model
+        self._forward = _compiled(self.model) if self.way.mode == "compile" else self.model
         self._model_bytes = _cuda_memory(device)[0] - before[0]
         self._graph_bytes: int | None = None
         self._optimizer = subject.optimizer(self.model) if "training" in self.sizes else None
@@ -237,15 +243,15 @@ class Timed:
     def _make_inputs(self, count: int, generator: torch.Generator) -> list[Tensor]:
         """Some batches of so many images, each drawn at random; says what is wrong with them."""
         pool = self.subject.images(_INPUTS * count) if self.subject.images else None
-        batches = []
+        batches, lowest, highest = [], float("inf"), -float("inf")
         for _ in range(_INPUTS):
             if pool is None:
                 x = torch.randn(count, *self.subject.image_shape, generator=generator)
             else:
                 x = pool[torch.randint(len(pool), (count,), generator=generator)]
+            lowest, highest = min(lowest, float(x.min())), max(highest, float(x.max()))
             batches.append(x.to(self.config.device, memory_format=self._format))
-        everything = torch.cat(batches).float()
-        if not (bool(everything.isfinite().all()) and float(everything.std()) > 0):
+        if not -float("inf") < lowest < highest < float("inf"):
             self.doubts["the inputs are constant or not finite, on which arithmetic can be faster or slower"] = None
         return batches
 
@@ -336,7 +342,7 @@ class Timed:
             while len(times) < _FEWEST_WARM or (time.perf_counter() < end and _gain(times) > MOST_GAIN):
                 times.append(self._call(kind).wall_ms)
         self.warm_ms[kind] = min(times)
-        last = 1 - times[-1] / times[-2] if len(times) < 2 * _FLAT else _gain(times)
+        last = 1 - times[-1] / max(times[-2], 1e-9) if len(times) < 2 * _FLAT else _gain(times)
         if last > (_MOST_GAIN_OF_FEW if len(times) < 2 * _FLAT else MOST_GAIN):
             self.doubts[f"{kind} still became faster when its warm-up ended"] = None
 
@@ -406,6 +412,33 @@ class Timed:
             if found and statistics.median(found) > 1.02 * wall + 0.005:
                 self.doubts[f"the device worked longer than {kind} took: it was not waited for"] = None
         return list(self.doubts)
+
+
+def _compiled(model: nn.Module) -> Callable[[Tensor], Any]:
+    """A network compiled by itself: one program for each kind of work, made for its batch, since with sizes left open
+    it would be a slower one.
+
+    Torch keeps programs by the code of a function, and looks through all of them at each call; so the function is a new
+    one, not the forward that networks share.
+    """
+
+    def forward(x: Tensor) -> Any:
+        return model(x)
+
+    code = forward.__code__.replace(co_name=f"forward_{id(model)}")
+    own = types.FunctionType(code, forward.__globals__, code.co_name, None, forward.__closure__)
+    return torch.compile(own, dynamic=False)
+
+
+def settle(way: Way, config: SpeedConfig, kinds: Sequence[str] = KINDS) -> None:
+    """Has a small network do what a process does once, such as loading libraries and making room for their workspaces,
+    so that it is not in the first call or the memory of the first network."""
+    (shape, classes) = _SMALL
+
+    def small() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(shape[0], 8, 3), nn.Flatten(), nn.Linear(8 * (shape[1] - 2) ** 2, classes))
+
+    Timed(Subject(small, shape, classes, way=way, kinds=kinds), config, Stopwatch(config.device))
 
 
 def _cuda_memory(device: torch.device) -> tuple[int, int]:

@@ -16,7 +16,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from cnnbench.bench.compare import TIMES, compare
 from cnnbench.errors import UserError
 from cnnbench.measure.intervals import Interval, deviation
 from cnnbench.measure.processes import in_process, pooled
+from cnnbench.measure.quality import wilson_interval
 from cnnbench.measure.speed import KINDS, SpeedConfig, Subject, measure_speed, time_ratio
 from cnnbench.models import get_model
 from cnnbench.network import get_network
@@ -42,22 +43,44 @@ PAIR = ("SimpleCNN", "LeNet5")
 GOALS = {"false verdicts": 0.05, "planted slowdowns found": 0.90, "spread of a ratio": 0.5, "ratios that agree": 0.95}
 PROCESSES = 6
 """Fresh processes of a complete run."""
+SLOWDOWNS = (0.05, 0.1, 0.2)
+"""Shares that the times of a complete run are multiplied by, to see what `compare` finds."""
 
 
 class _Slower(nn.Module):
-    """A network that takes a share longer, if that is not 0: it waits, busily, after each pass."""
+    """A network that takes a share longer, if that is not 0: it waits, busily, after each pass in evaluation, and after
+    each step of its optimizer in training."""
 
     def __init__(self, model: nn.Module, share: float, device: torch.device) -> None:
         super().__init__()
         self.model, self.share, self.device = model, share, device
+        self.start = 0.0
 
     def forward(self, x: Tensor) -> Any:
-        start = time.perf_counter()
+        self.start = time.perf_counter()
         out = self.model(x)
+        if not self.training:
+            self.wait()
+        return out
+
+    def wait(self) -> None:
+        """Waits for its share of the time since the pass began."""
         hardware.synchronise(self.device)
         end = time.perf_counter()
-        while time.perf_counter() < end + self.share * (end - start):
+        while time.perf_counter() < end + self.share * (end - self.start):
             pass
+
+
+class _SlowerAdamW(torch.optim.AdamW):
+    """AdamW, after whose steps the network waits."""
+
+    def __init__(self, model: _Slower) -> None:
+        super().__init__(model.parameters(), lr=1e-4)
+        self._wait = model.wait
+
+    def step(self, closure: Any = None) -> Any:
+        out = super().step(closure)
+        self._wait()
         return out
 
 
@@ -70,19 +93,18 @@ def repetition(config: SpeedConfig) -> dict[str, Any]:
     """
     first, second = (get_network(name) for name in PAIR)
 
-    def subject(build: Callable[[], nn.Module]) -> Subject:
-        return Subject(build, first.image_shape, 10)
+    def twin(share: float) -> Subject:
+        return Subject(lambda: _Slower(first.build(), share, config.device), first.image_shape, 10, _SlowerAdamW)
 
-    shares = {"network": 0.0, "copy": 0.0, "slower": PLANTED}
-    subjects = {n: subject(lambda s=s: _Slower(first.build(), s, config.device)) for n, s in shares.items()}  # type: ignore[misc]
-    subjects["other"] = subject(second.build)
+    subjects = {name: twin(share) for name, share in (("network", 0.0), ("copy", 0.0), ("slower", PLANTED))}
+    subjects["other"] = Subject(second.build, second.image_shape, 10)
     found = measure_speed(subjects, config)
     failed = next((f"{n}: {v['error']}" for n, v in found.items() if "error" in v), None)
     if failed:
         raise UserError(f"could not time {failed}")
     return {
         "copy": {kind: time_ratio(found["copy"], found["network"], kind)._asdict() for kind in KINDS},
-        "slower": {kind: time_ratio(found["slower"], found["network"], kind)._asdict() for kind in KINDS[:2]},
+        "slower": {kind: time_ratio(found["slower"], found["network"], kind)._asdict() for kind in KINDS},
         "ratio": time_ratio(found["network"], found["other"], "inference").estimate,
         "usual": usual_ratio(config),
         "usual, as many calls": usual_ratio(config, sum(map(len, found["network"]["samples_ms"]["inference"]))),
@@ -149,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _judge_repetitions(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, bool], dict[str, Any], dict[str, Any]]:
     """Goals, figures and ratios of the repetitions; printed as a table."""
     verdicts = [Interval(**row["copy"][kind]).differs for row in rows for kind in KINDS]
-    slower = [Interval(**row["slower"][kind]) for row in rows for kind in KINDS[:2]]
+    slower = [Interval(**row["slower"][kind]) for row in rows for kind in KINDS]
     hits = [found.differs and found.estimate > 1 for found in slower]
     ways = {"paired rounds": "ratio", "one after the other": "usual", "as many calls": "usual, as many calls"}
     quiet = [row for row in rows if not _disturbed(row)]
@@ -161,10 +183,14 @@ def _judge_repetitions(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, bool],
     judged = ours[0] / theirs[0] if ours and theirs and theirs[0] else None
     suspect = sum(bool(row["suspect"]) for row in rows)
     false_share, hit_share = sum(verdicts) / len(verdicts), sum(hits) / len(hits)
-    print("| What | Found | Of | Share |\n| --- | ---: | ---: | ---: |")
-    print(f"| verdicts on a copy (false) | {sum(verdicts)} | {len(verdicts)} | {false_share:.1%} |")
-    print(f"| planted slowdowns of {PLANTED:.0%} found | {sum(hits)} | {len(hits)} | {hit_share:.1%} |")
-    print(f"| repetitions that call themselves suspect | {suspect} | {len(rows)} | {suspect / len(rows):.1%} |")
+    _print_shares(
+        "What",
+        {
+            "verdicts on a copy (false)": (sum(verdicts), len(verdicts)),
+            f"planted slowdowns of {PLANTED:.0%} found": (sum(hits), len(hits)),
+            "repetitions that call themselves suspect": (suspect, len(rows)),
+        },
+    )
     pair = " / ".join(PAIR)
     for which, some in (("quiet", quiet), ("all", rows)):
         texts = [f"{found[0]:.1%} ({found[1]:.1%}) {way}" for way, found in spreads[which].items() if found]
@@ -188,6 +214,14 @@ def _judge_repetitions(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, bool],
     return goals, figures, ratios
 
 
+def _print_shares(title: str, found: dict[str, tuple[int, int]]) -> None:
+    """A table of how many there were of how many, with Wilson's interval, which takes them for independent."""
+    print(f"| {title} | Found | Of | Share | 95 % interval |\n| --- | ---: | ---: | ---: | ---: |")
+    for what, (count, total) in found.items():
+        low, high = wilson_interval(count, total)
+        print(f"| {what} | {count} | {total} | {count / total:.1%} | {low:.1%} to {high:.1%} |")
+
+
 def _judge_runs(runs: Sequence[dict[str, Any]], device: torch.device) -> tuple[dict[str, bool], dict[str, Any]]:
     """Goals and figures of two complete runs, each of half of the processes; printed as a table."""
     halves = runs[:PROCESSES], runs[PROCESSES:]
@@ -195,20 +229,34 @@ def _judge_runs(runs: Sequence[dict[str, Any]], device: torch.device) -> tuple[d
     ranks = [sorted(run, key=lambda name: run[name]["inference_ms_median"]) for run in whole]
     pairs = [(kind, *pair) for kind in KINDS for pair in itertools.combinations(DEFAULT, 2)]
     agree = [_agree(*(time_ratio(run[a], run[b], kind) for run in whole)) for kind, a, b in pairs]
+    single = [
+        _agree(*(time_ratio(run[a], run[b], kind) for run in both))
+        for both in zip(*halves, strict=True) for kind, a, b in pairs
+    ]  # fmt: skip
     by_run = _verdicts([(whole[0], whole[1])], device)
     by_process = _verdicts(list(zip(*halves, strict=True)), device)
     false = [verdict != "no difference found" for verdict in (*by_run, *by_process)]
     between = {kind: _between(runs, kind) for kind in KINDS}
-    print("| Two complete runs | Found | Of | Share |\n| --- | ---: | ---: | ---: |")
-    print(f"| ratios whose intervals meet | {sum(agree)} | {len(agree)} | {sum(agree) / len(agree):.1%} |")
-    for what, some in ((f"{PROCESSES} processes each", by_run), ("one process each", by_process)):
+    shares = {
+        f"ratios whose intervals meet, {PROCESSES} processes each": (sum(agree), len(agree)),
+        "ratios whose intervals meet, one process each": (sum(single), len(single)),
+    }
+    kinds_of_runs = ((f"{PROCESSES} processes each", [(whole[0], whole[1])], by_run),
+                     ("one process each", list(zip(*halves, strict=True)), by_process))  # fmt: skip
+    for what, _, some in kinds_of_runs:
         wrong = sum(verdict != "no difference found" for verdict in some)
-        print(f"| verdicts of compare, {what} (false) | {wrong} | {len(some)} | {wrong / len(some):.1%} |")
+        shares[f"verdicts of compare, {what} (false)"] = (wrong, len(some))
+    for what, both, _ in kinds_of_runs:
+        for share in SLOWDOWNS:
+            some = _verdicts([(a, _slowed(b, share)) for a, b in both], device)
+            shares[f"slowdowns of {share:.0%} found by compare, {what}"] = (some.count("slower"), len(some))
+    _print_shares("Two complete runs", shares)
     print(f"ranks of two runs: {' < '.join(ranks[0])} and {' < '.join(ranks[1])}")
     print("standard deviation from process to process, in units of the yardstick: "
           + ", ".join(f"{kind} {value:.1%}" for kind, value in between.items()))  # fmt: skip
     figures: dict[str, Any] = {
         "ranks": ranks, "ratios that agree": sum(agree) / len(agree), "verdicts of compare": len(false),
+        "of two complete runs": {what: list(counts) for what, counts in shares.items()},
         "false verdicts of compare": sum(false) / len(false), "between processes": between,
         "processes": [{n: {k: _middle(run, n, k) for k in KINDS} for n in DEFAULT} for run in runs],
     }  # fmt: skip
@@ -220,6 +268,20 @@ def _judge_runs(runs: Sequence[dict[str, Any]], device: torch.device) -> tuple[d
             figures["false verdicts of compare"] <= GOALS["false verdicts"],
     }  # fmt: skip
     return goals, figures
+
+
+def _slowed(run: dict[str, dict[str, Any]], share: float) -> dict[str, dict[str, Any]]:
+    """The same figures as if all networks had taken a share longer."""
+    return {
+        name: figures
+        | {
+            "samples_ms": {
+                kind: [[(1 + share) * ms if kind in KINDS else ms for ms in times] for times in rounds]
+                for kind, rounds in figures["samples_ms"].items()
+            }
+        }
+        for name, figures in run.items()
+    }
 
 
 def _verdicts(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], device: torch.device) -> list[str]:
