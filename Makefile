@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench bench-smoke bench-speed bench-zoo audit race-data race-training race-recipes race-memory calibrate gallery catalog test lint train report clean
+.PHONY: help setup bench bench-smoke bench-speed bench-ways bench-zoo audit race-data race-training race-recipes race-memory calibrate gallery catalog test lint train report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ bench-smoke: .venv/ready  ## the same on small synthetic data, within a minute
 
 bench-speed: .venv/ready  ## costs and speed of the default grid alone, on a GPU where there is one, with records
 	$(BIN)/cnnbench bench --measures complexity,speed $(ARGS)
+
+bench-ways: .venv/ready  ## the default networks in every precision and mode of the device, with records; compiling takes long
+	$(BIN)/cnnbench speed LeNet5 VGG16 ResNet18 MobileNetV1 --precision all --mode all --records results/speed/ways-$$(date +%Y%m%d-%H%M%S).jsonl $(ARGS)
 
 bench-zoo: .venv/ready  ## the whole zoo on CIFAR-10: 47 minutes on two cores, full trainings on a GPU
 	$(BIN)/cnnbench bench --config experiments/bench/zoo$$($(BIN)/python -c 'import torch; print("-gpu" * torch.cuda.is_available())').yaml $(ARGS)

@@ -159,7 +159,7 @@ def _add_bench(commands: Any) -> argparse.ArgumentParser:
         "--measures",
         type=split_names,
         metavar="A,B",
-        help="of complexity, speed, quality (default: these), train_quality",
+        help="of complexity, speed, quality (default: these), train_quality, memory",
     )
     add("--seeds", metavar="0,1,2", help="one training per seed (default: 0)")
     add("--budget", metavar="TIME", help="training time per cell, such as 60s or 5m (default: 30s on CPU, 120s on GPU)")

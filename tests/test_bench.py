@@ -83,6 +83,17 @@ def test_train_accuracy_is_that_of_training_images_as_they_are() -> None:
     assert load_records([Path("learnt")])[0].measures["train_accuracy"] > 0.9  # few enough to be learnt by heart
 
 
+def test_memory_is_what_a_process_grows_by() -> None:
+    """ResNet18 has 11,173,962 parameters at 32x32; a step keeps them, their gradients and AdamW's two states."""
+    options = '--data_options={"train_images": 60, "test_images": 20}'
+    arguments = ["--batch_size=4", "--speed_batch_size=4", "--device=cpu", "--precision=32-true", "--out=m"]
+    measures = "--measures=speed,memory"
+    assert main(["bench", "--models=ResNet18", "--data=Synthetic", options, *arguments, measures]) == 0
+    (record,) = load_records([Path("m")])
+    assert 1 <= record.measures["resident_bytes"] / (4 * 4 * 11_173_962) < 3
+    assert "Resident MiB" in Path("m/report.md").read_text()
+
+
 def test_measures_and_names_that_do_not_go_together_are_refused() -> None:
     values = {
         "models": ("LeNet5",),
@@ -101,6 +112,9 @@ def test_measures_and_names_that_do_not_go_together_are_refused() -> None:
     Plan(**values)
     with pytest.raises(UserError, match="train_quality is taken after a training; add quality"):
         Plan(**values | {"measures": ("train_quality",)})
+    for wrong in ({"measures": ("memory",)}, {"measures": ("speed", "memory"), "device": "cuda:0"}):
+        with pytest.raises(UserError, match="add speed to the measures, and --device cpu"):
+            Plan(**values | wrong)
     with pytest.raises(UserError, match="names that differ in punctuation only"):
         Plan(**values | {"models": ("a.b:c", "a.b_c")})
 

@@ -129,6 +129,11 @@ COLUMNS = (
         "Largest memory allocated on the GPU in a training step: weights, gradients, optimizer state, activations, "
         "without the images.",
     ),
+    Column(
+        "Resident MiB", "resident_bytes", _number("resident_bytes", "{:,.0f}", 2**-20),
+        "By how much the resident memory of a fresh process grows at most in training steps, with images, the "
+        "workspaces of kernels and what the C library keeps.",
+    ),
     Column("Budget", "budget", budget, "How long each network was trained."),
     Column("Epochs", "epochs", _epochs, "How often training saw the training images within the budget."),
     Column(

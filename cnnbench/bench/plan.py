@@ -17,7 +17,7 @@ from cnnbench.record import cell_key, write_json
 
 DEFAULT_MODELS = ("LeNet5", "VGG16", "ResNet18", "MobileNetV1")
 DEFAULT_DATA = ("MNIST", "CIFAR10")
-MEASURES = ("complexity", "speed", "quality", "train_quality")
+MEASURES = ("complexity", "speed", "quality", "train_quality", "memory")
 DEFAULT_MEASURES = MEASURES[:3]
 PLAN_FILE = "plan.json"
 RESERVED = {"batch_size", "eval_batch_size", "data_dir", "stands_in_for"}
@@ -86,6 +86,11 @@ class Plan:
                 raise unknown("measure", measure, MEASURES)
         if "train_quality" in self.measures and "quality" not in self.measures:
             raise UserError("train_quality is taken after a training; add quality to the measures")
+        if "memory" in self.measures and ("speed" not in self.measures or self.device != "cpu"):
+            raise UserError(
+                "memory is how much a process on the CPU grows in the timed step: add speed to the measures, and "
+                "--device cpu; on a GPU speed has the peak memory"
+            )
         keys = [cell.key for cell in self.cells()]
         if len(set(keys)) < len(keys):
             raise UserError(

@@ -30,7 +30,7 @@ TEXT_COLUMNS_OF_SEEDS = 2
 SEEDS_MEANING = "Test accuracy over seeds: mean, standard deviation (n - 1), lowest and highest."
 LEFT_OUT_WHEN_NARROW = (
     "flops", "data", "activations", "train_images_per_s", "test_accuracy_interval", "train_accuracy", "budget",
-    "epochs", "peak_memory_bytes", "images_per_s",
+    "epochs", "resident_bytes", "peak_memory_bytes", "images_per_s",
 )  # fmt: skip
 """Columns that the terminal table does without, one after the other, until it fits; data sets then head their rows."""
 LONGEST_MODEL = 40

@@ -13,7 +13,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,8 +32,9 @@ from cnnbench.data.module import ImageDataModule
 from cnnbench.data.sets import Synthetic
 from cnnbench.errors import DivergedError, MissingDataError, UserError
 from cnnbench.measure.complexity import CONVENTION, COUNTS, complexity
-from cnnbench.measure.processes import in_processes
+from cnnbench.measure.processes import in_process, in_processes
 from cnnbench.measure.quality import accuracy
+from cnnbench.measure.resident import resident_growth
 from cnnbench.measure.speed import SpeedConfig, Subject, measure_speed
 from cnnbench.network import make_classifier
 from cnnbench.record import Record, environment, load_records, write_json, write_record
@@ -278,6 +279,10 @@ class _Run:
             figures = in_processes(self.plan.processes, config, _figures_of, self.plan, on_start=self._say_process)
         else:
             figures = measure_speed(subjects, config, partial(self.display.update, "speed"))
+        if "memory" in self.plan.measures:
+            for pair in (pair for pair in subjects if "error" not in figures[pair]):
+                self.display.update("speed", 1.0, f"memory of {pair}")
+                figures[pair]["resident_bytes"] = in_process(_growth_of, config, self.plan, pair)
         self.display.update("speed", 1.0)
         write_json(path, {"figures": figures, "environment": self.environment})
         return figures
@@ -430,6 +435,12 @@ def _figures_of(config: SpeedConfig, plan: Plan) -> dict[str, dict[str, Any]]:
     """In a process of its own: the times of the networks of a plan."""
     quiet_lightning()
     return measure_speed(_Run(plan, Path(), _Silent()).subjects(), config)
+
+
+def _growth_of(config: SpeedConfig, plan: Plan, pair: str) -> int:
+    """In a process of its own: what training a network takes of the system's memory."""
+    quiet_lightning()
+    return resident_growth(_Run(plan, Path(), _Silent()).subjects()[pair], replace(config, warmup_s=0.0))
 
 
 def _differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
