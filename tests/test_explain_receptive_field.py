@@ -96,6 +96,55 @@ def test_every_network_of_torchvision_sees_what_is_measured(name: str) -> None:
     assert all(found.agrees for found in measure_fields(model, network.image_shape, chosen).values())
 
 
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("convnext_tiny", {"features.1.0.block.0": 28, "features.1.0.block.3": 28, "features.1.0.block.5": 28}),
+        ("swin_t", {"features.0.0": 4, "features.0.2": 4, "features.1.0.norm1": 4}),
+    ],
+)
+def test_layers_with_channels_last_are_looked_at_in_the_middle(name: str, layers: dict[str, int]) -> None:
+    """Patches of 4 pixels and one 7x7 convolution on them see 4 + 6 * 4 pixels, whatever the order of the axes."""
+    network = get_network(f"torchvision:{name}")
+    torch.manual_seed(0)
+    model = network.build().eval()
+    chosen = chosen_fields(layer_fields(model, network.image_shape), ",".join(layers), 0)
+    assert [f.dims for f in chosen] == [(2, 3), (1, 2), (1, 2)]
+    measured = measure_fields(model, network.image_shape, chosen)
+    effective = effective_fields(model, torch.randn(1, *network.image_shape), chosen)
+    for field in chosen:
+        size = layers[field.name]
+        assert (field.size, measured[field.name].size, measured[field.name].agrees) == ((size,) * 2, (size,) * 2, True)
+        assert effective[field.name].pixels <= size**2
+        assert effective[field.name].centre == pytest.approx((114, 114), abs=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("torchvision:resnet18", "From avgpool (AdaptiveAvgPool2d) on units see the whole image"),
+        ("torchvision:convnext_tiny", "From avgpool (AdaptiveAvgPool2d) on units see the whole image"),
+        (
+            "torchvision:vit_b_32",
+            "From encoder.layers.encoder_layer_0.self_attention (MultiheadAttention) on units see",
+        ),
+        ("timm:vit_tiny_patch16_224", "From blocks.0.attn (Attention) on units see the whole image"),
+        ("torchvision:swin_t", "From features.1.0 (SwinTransformerBlock) on the field of a unit is not known"),
+    ],
+)
+def test_it_says_from_where_on_units_see_everything(name: str, sentence: str) -> None:
+    network = get_network(name)
+    found = first_without_field(build_without_values(network.build)[0], network.image_shape)
+    assert found is not None
+    assert found.startswith(sentence)
+
+
+def test_a_network_of_one_layer_is_called_by_its_kind() -> None:
+    found = first_without_field(nn.GroupNorm(1, 3), (3, 8, 8))
+    assert found == "From GroupNorm on units see the whole image, so layers after it are left out."
+    assert layer_fields(nn.Conv2d(3, 4, 3), (3, 8, 8))[0].label == "Conv2d"
+
+
 @pytest.mark.parametrize(("name", "size"), [("ResNet50", 483), ("ResNet101", 1027), ("ResNet152", 1507)])
 def test_resnets_of_the_paper_have_the_published_fields(name: str, size: int) -> None:
     model, shape, chosen = _last(f"{name}(form=imagenet, stride_on=1x1)", 1, image_size=224)

@@ -198,7 +198,7 @@ def _table(name: str, layers: Sequence[_Layer], inputs: str) -> Table:
     rows = []
     for layer in layers:
         field = layer.field
-        row = [field.name, field.kind, _pair(field.size, 1), _pair(field.jump), _pair(field.start, 1)]
+        row = [field.label, field.kind, _pair(field.size, 1), _pair(field.jump), _pair(field.start, 1)]
         row.append(_pair(layer.measured.size) + ("" if layer.measured.agrees else " (differs)"))
         for state in states:
             mark = "*" if _is_cut(layer.field, layer.effective[state]) else ""
@@ -229,12 +229,12 @@ def _caption(layers: Sequence[_Layer], inputs: str) -> str:
     last, state = layers[-1], list(layers[-1].effective)[-1]
     found = last.effective[state]
     height, width = found.magnitude.shape
-    beyond = [layer.field.name for layer in layers if _is_cut(layer.field, found)]
+    beyond = [layer.field.label for layer in layers if _is_cut(layer.field, found)]
     outside = f" The field of {', '.join(beyond)} reaches beyond the image, and with it the frame." if beyond else ""
     return (
         f"A unit in the middle of an image of {height}x{width} pixels can see what is inside the white frame. Its "
         "gradient is drawn in yellow, opaque where it is as large as its strongest hundredth; the dashed ellipse is "
-        f"two standard deviations of the Gaussian with the same moments ({inputs}, {state}). In {last.field.name} "
+        f"two standard deviations of the Gaussian with the same moments ({inputs}, {state}). In {last.field.label} "
         f"{_share(last, state):.1%} of the pixels in sight have more than 4.55 % of the peak; sigma is "
         f"{_pair(found.sigma, 1)} pixels.{outside}"
     )
@@ -249,7 +249,7 @@ def _draw_fields(image: np.ndarray, layers: Sequence[_Layer]) -> Figure:
     for ax, (state, layer) in zip(axes, ((s, layer) for s in states for layer in layers), strict=True):
         _draw_field(ax, image, layer, layer.effective[state])
         text = f"field {_pair(layer.field.size, 1)}, σ {_pair(layer.effective[state].sigma, 1)}"  # noqa: RUF001
-        ax.set_title(f"{layer.field.name}\n{text}" + f", {state}" * (len(states) > 1), fontsize=8.5, pad=3)
+        ax.set_title(f"{layer.field.label}\n{text}" + f", {state}" * (len(states) > 1), fontsize=8.5, pad=3)
     return figure
 
 
@@ -280,10 +280,10 @@ def _growth_caption(layers: Sequence[_Layer]) -> str:
     state = list(last.effective)[-1]
     before, after = first.effective[state], last.effective[state]
     return (
-        f"From {first.field.name} to {last.field.name} the theoretical field grows from {_pair(first.field.size, 1)} "
+        f"From {first.field.label} to {last.field.label} the theoretical field grows from {_pair(first.field.size, 1)} "
         f"to {_pair(last.field.size, 1)} pixels, and the effective one ({state}) from {before.size:.1f} to "
         f"{after.size:.1f}: the side of a square with as many pixels as have more than 4.55 % of the peak. On the "
-        f"right the gradient of {last.field.name}, summed over rows, and the ends of its field (dotted); the map and "
+        f"right the gradient of {last.field.label}, summed over rows, and the ends of its field (dotted); the map and "
         f"the Gaussian of its moments have {after.overlap:.0%} in common."
     )
 
@@ -307,7 +307,7 @@ def _draw_growth(layers: Sequence[_Layer]) -> Figure:
         bell = np.exp(-(at**2) / (2 * found.sigma[1] ** 2))
         profile.plot(at, shares / shares.sum(), color=PALETTE[index], linewidth=1.6, label=state)
         profile.plot(at, bell / bell.sum(), color=PALETTE[index], linewidth=1.2, linestyle="--", label="Gaussian")
-    growth.set_xticks(list(places), [layer.field.name for layer in layers], rotation=45, ha="right", fontsize=7.5)
+    growth.set_xticks(list(places), [layer.field.label for layer in layers], rotation=45, ha="right", fontsize=7.5)
     growth.set_ylabel("size of the field in pixels")
     growth.set_ylim(bottom=0)
     for side in _spans(layers[-1].field, found)[1]:
@@ -315,7 +315,7 @@ def _draw_growth(layers: Sequence[_Layer]) -> Figure:
     profile.set_xlabel("distance from the gradient's centre in pixels")
     profile.set_ylabel("share of the gradient's magnitude")
     profile.set_ylim(bottom=0)
-    profile.set_title(layers[-1].field.name, loc="left", fontsize=10)
+    profile.set_title(layers[-1].field.label, loc="left", fontsize=10)
     for ax in (growth, profile):
         ax.legend(frameon=False, fontsize=8.5)
         ax.spines[["top", "right"]].set_visible(False)
