@@ -418,7 +418,8 @@ def test_trained_networks_are_shown_beside_their_start(tmp_path: Path, capsys: p
     ("arguments", "words"),
     [
         (["--layers", "features.0"], "give a MODEL"),
-        (["SimpleCNN", "--samples", "0"], "samples 0 must be at least 1"),
+        (["SimpleCNN", "--samples", "0"], "samples 0 must be from 1 to 1,000"),
+        (["SimpleCNN", "--samples", "100000000"], "samples 100000000 must be from 1 to 1,000"),
         (["SimpleCNN", "--layers", "nothing"], "unknown layer with a local field 'nothing'"),
         (["SimpleCNN", "--image", "nothing.png"], "cannot read image 'nothing.png'"),
         (["--dilations", "1,two"], "'1,two' are not rates"),

@@ -508,7 +508,7 @@ def _window(ax: Any, image: np.ndarray, out: np.ndarray, settings: Settings, ste
         outline(ax, (py, px), (padded.shape[0] - py, padded.shape[1] - px), "#888888", linestyle=":", linewidth=1)
     for a, b in np.ndindex(kernel.shape):
         y, x = top + a * dy, left + b * dx
-        outline(ax, (y, x), (y + 1, x + 1), PALETTE[1], clip_on=False)
+        outline(ax, (y, x), (y + 1, x + 1), PALETTE[1], clip_on=False, zorder=3)
         ax.text(x + 0.42, y + 0.4, f"{kernel[a, b]:g}", ha="right", va="bottom", fontsize=6, color=PALETTE[1])
     shown = np.where(np.arange(out.size).reshape(out.shape) <= step, out, np.nan)
     bound = max(np.abs(out).max(), 1)
@@ -517,7 +517,7 @@ def _window(ax: Any, image: np.ndarray, out: np.ndarray, settings: Settings, ste
         if not np.isnan(shown[y, x]):
             colour = "white" if abs(shown[y, x]) > 0.6 * bound else "#222222"
             target.text(x, y, f"{shown[y, x]:g}", ha="center", va="center", fontsize=9, color=colour)
-    outline(target, (i, j), (i + 1, j + 1), PALETTE[1], clip_on=False)
+    outline(target, (i, j), (i + 1, j + 1), PALETTE[1], clip_on=False, zorder=3)
     for panel in (ax, target):
         panel.set(xticks=[], yticks=[])
         panel.spines[:].set_color("#cccccc")
@@ -600,6 +600,7 @@ def _draw_race(
     times: dict[str, dict[str, list[float]]], size: int, kernel: int, sizes: Sequence[int], kernels: Sequence[int]
 ) -> Figure:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
     from cnnbench.bench.drawing import MARKERS, PALETTE, log_axis
 
@@ -629,6 +630,7 @@ def _draw_race(
         raced = sorted({x for x, case in cases if any(case in found for found in times.values())})
         log_axis(ax, ax.xaxis, raced, label, "{:g}".format)
         ax.set_xticks(_apart(raced))
+        ax.xaxis.set_minor_locator(NullLocator())
     for ax in (left, right):
         log_axis(ax, ax.yaxis, everything, "milliseconds" if ax is left else "", "{:g}".format)
     named = dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))

@@ -33,6 +33,7 @@ ROWS, PANELS = 10, 4
 """Layers in the table and in the picture, at most, if they are not named."""
 FINE = 256
 """Pixels that the photo has at least where the network's image has fewer."""
+MOST_SAMPLES = 1000
 LARGEST_IMAGE = 288
 """Pixels up to which the image grows so that the largest field lies within it."""
 
@@ -87,8 +88,8 @@ def _explain_network(arguments: argparse.Namespace, explanation: Explanation) ->
     )
     from cnnbench.explain.subjects import find_subject, image_for, read_photo
 
-    if arguments.samples < 1:
-        raise UserError(f"samples {arguments.samples} must be at least 1")
+    if not 1 <= arguments.samples <= MOST_SAMPLES:
+        raise UserError(f"samples {arguments.samples} must be from 1 to {MOST_SAMPLES:,}")
     photo = read_photo(arguments.image)
     subject = find_subject(arguments)
     local = layer_fields(subject.model, subject.image_shape)
