@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from math import ceil, prod
+from math import ceil, gcd, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -498,6 +498,24 @@ def at_initialisation(
     return fresh.eval()
 
 
+NEAR_ZERO = 1e-3
+"""Of a scale per channel: below, what it scales adds next to nothing."""
+
+
+def scales_near_zero(model: nn.Module) -> list[str]:
+    """Names of scales per channel, of norms or of residual branches, that are all at or near zero."""
+    norms = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+    found = []
+    for name, parameter in model.named_parameters():
+        path, _, last = name.rpartition(".")
+        scales = (
+            "scale" in last or "gamma" in last or (last == "weight" and isinstance(model.get_submodule(path), norms))
+        )
+        if scales and bool(parameter.abs().max() < NEAR_ZERO):
+            found.append(name)
+    return found
+
+
 def parse_rates(text: str) -> list[list[int]]:
     """Reads the rates of a stack of 3x3 convolutions: ``1,2,5``, branches in parallel with plus, ``1,6+12+18``.
 
@@ -551,3 +569,34 @@ def largest_gap(rates: Sequence[int]) -> int:
     for rate in reversed(rates[1:-1]):
         gap = max(gap - 2 * rate, gap - 2 * (gap - rate), rate)
     return gap
+
+
+def keeps_hdc_rule(rates: Sequence[int]) -> bool:
+    """Whether rates of 3x3 layers in series begin with 1, leave a gap of at most 3, and have no common factor."""
+    return len(rates) > 1 and rates[0] == 1 and largest_gap(rates) <= 3 and gcd(*rates) == 1
+
+
+def stack_in_words(stack: Sequence[Sequence[int]]) -> str:
+    """What a stack of dilated layers is called: gridding, HDC, or ASPP for rates in parallel, one after the other."""
+    words: list[str] = []
+    serial: list[int] = []
+    for step in [*stack, ()]:
+        if len(step) == 1:
+            serial.append(step[0])
+            continue
+        if serial:
+            words.append(_series_in_words(serial))
+            serial = []
+        if step:
+            words.append("ASPP")
+    return "ASPP alone" if words == ["ASPP"] else ", then ".join(words)
+
+
+def _series_in_words(rates: Sequence[int]) -> str:
+    if max(rates) == 1:
+        return "not dilated"
+    if len(rates) == 1:
+        return "one dilated layer"
+    if gcd(*rates) > 1:
+        return "gridding"
+    return "HDC" if keeps_hdc_rule(rates) else "not HDC"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from math import ceil, gcd
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -85,6 +85,7 @@ def _explain_network(arguments: argparse.Namespace, explanation: Explanation) ->
         first_without_field,
         layer_fields,
         measure_fields,
+        scales_near_zero,
     )
     from cnnbench.explain.subjects import find_subject, image_for, read_photo
 
@@ -110,6 +111,12 @@ def _explain_network(arguments: argparse.Namespace, explanation: Explanation) ->
     }
     explanation.tables.append(_table(subject.name, layers, inputs))
     explanation.remarks += [*_remarks(layers), *([beyond] if beyond else [])]
+    if small := scales_near_zero(start):
+        explanation.remarks.append(
+            f"At initialisation {small[0]} is 0 or next to it, as are {len(small) - 1} more scales of channels: what "
+            "they scale, as a rule a residual branch, adds next to nothing before training, so the effective fields of "
+            "blocks are nearly those of their shortcuts."
+        )
     finer = max(1, FINE // images.shape[3])
     picture = image_for((1, finer * images.shape[2], finer * images.shape[3]), photo)[0, 0].numpy()
     shown = _for_panels(layers) if arguments.layers is None else layers
@@ -326,26 +333,29 @@ def _draw_growth(layers: Sequence[_Layer]) -> Figure:
 
 
 def _explain_stacks(text: str, explanation: Explanation) -> None:
-    from cnnbench.explain.fields import coverage, largest_gap, parse_rates
+    from cnnbench.explain.fields import coverage, keeps_hdc_rule, largest_gap, parse_rates, stack_in_words
 
     texts = text.split()
     if not texts:
         raise UserError(f"--dilations is empty; write for example --dilations '{STACKS}'")
     stacks = {name: parse_rates(name) for name in dict.fromkeys(texts)}
     maps = {name: coverage(stack) for name, stack in stacks.items()}
+    words = {name: stack_in_words(stack) for name, stack in stacks.items()}
     rows, numbers = [], {}
     for name, paths in maps.items():
         stack = [step[0] for step in stacks[name]]
         plain = len(stack) > 1 and all(len(step) == 1 for step in stacks[name])
         gap = largest_gap(stack) if plain else None
-        rule = "-" if gap is None else "yes" if stack[0] == 1 and gap <= 3 and gcd(*stack) == 1 else "no"
+        rule = "-" if gap is None else "yes" if keeps_hdc_rule(stack) else "no"
         seen = int((paths > 0).sum())
-        numbers[name] = {"size": len(paths), "pixels": seen, "share": seen / paths.size, "hdc_m2": gap}
+        numbers[name] = {
+            "kind": words[name], "size": len(paths), "pixels": seen, "share": seen / paths.size, "hdc_m2": gap
+        }  # fmt: skip
         rows.append((
-            name, str(len(paths)), f"{seen:,} of {paths.size:,}", f"{seen / paths.size:.1%}", f"{paths.max():,}",
-            "-" if gap is None else str(gap), rule,
+            name, words[name], str(len(paths)), f"{seen:,} of {paths.size:,}", f"{seen / paths.size:.1%}",
+            f"{paths.max():,}", "-" if gap is None else str(gap), rule,
         ))  # fmt: skip
-    head = ("Rates", "Field", "Pixels with a path", "Share", "Most paths", "HDC: M2", "HDC rule kept")
+    head = ("Rates", "Kind", "Field", "Pixels with a path", "Share", "Most paths", "HDC: M2", "HDC rule kept")
     explanation.numbers["dilations"] = numbers
     explanation.tables.append(Table("What stacks of dilated 3x3 convolutions cover", head, rows))
     explanation.remarks.append(
@@ -353,31 +363,52 @@ def _explain_stacks(text: str, explanation: Explanation) -> None:
         "most the kernel size, 3, and the rates have no common factor. It is enough for a square without gaps, and not "
         "necessary."
     )
-    shares = {name: float((paths > 0).mean()) for name, paths in maps.items()}
-    worst, best = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)
+    explanation.pictures.append(
+        Picture(
+            "dilated_coverage",
+            "What dilated stacks cover",
+            _coverage_caption(numbers),
+            _draw_coverage(maps, words),
+        )
+    )
+
+
+def _coverage_caption(numbers: Mapping[str, Mapping[str, Any]]) -> str:
+    """The shares of the picture, and what the kinds of stacks in it are."""
+    kinds = " and ".join(found["kind"] for found in numbers.values())
+    shares = "; ".join(f"{found['kind']} ({name}) {found['share']:.1%}" for name, found in numbers.items())
     caption = (
         "How many paths lead from each pixel to the unit in the middle, from yellow, one, to dark, most, on a "
-        f"logarithmic scale for each stack by itself; white pixels have none. Rates {worst} reach "
-        f"{shares[worst]:.1%} of the square that they span"
+        "logarithmic scale for each stack by itself; white pixels have none. Pixels with a path, of the square that "
+        f"the rates span: {shares}."
     )
-    caption += f", and {best} {shares[best]:.1%}." if shares[best] > shares[worst] else "."
-    if any(len(stack) > 1 and gcd(*(rate for step in stack for rate in step)) > 1 for stack in stacks.values()):
-        caption += " Rates with a common factor leave a grid of gaps, however many layers there are (gridding)."
-    explanation.pictures.append(Picture("dilated_coverage", "What dilated stacks cover", caption, _draw_coverage(maps)))
+    if "gridding" in kinds:
+        caption += (
+            " Gridding: rates with a common factor leave a grid of gaps, however many layers of such rates there are."
+        )
+    if "HDC" in kinds.replace("not HDC", ""):
+        caption += " HDC, hybrid dilated convolution, has rates in series that fill each other's gaps."
+    if "ASPP" in kinds:
+        caption += (
+            " ASPP, atrous spatial pyramid pooling (Chen et al. 2018, 1606.00915), adds layers of different rates that "
+            "run in parallel, so they do not fill each other's gaps; layers before it can."
+        )
+    return caption
 
 
-def _draw_coverage(maps: Mapping[str, np.ndarray]) -> Figure:
+def _draw_coverage(maps: Mapping[str, np.ndarray], words: Mapping[str, str]) -> Figure:
+    """A panel for every stack, called by its kind."""
     from matplotlib.colors import LogNorm
 
     from cnnbench.explain.pictures import grid
 
-    figure, axes = grid(len(maps), min(3, len(maps)) if len(maps) != 4 else 4, cell=2.5)
+    figure, axes = grid(len(maps), min(3, len(maps)) if len(maps) != 4 else 4, cell=2.5, ratio=1.1)
     for ax, (name, paths) in zip(axes, maps.items(), strict=True):
         seen = np.ma.masked_equal(paths, 0)
         ax.imshow(seen, cmap="viridis_r", norm=LogNorm(1, max(int(paths.max()), 2)), interpolation="nearest")
         ax.set_axis_on()
         ax.set(xticks=[], yticks=[])
         share = (paths > 0).mean()
-        ax.set_title(f"rates {name}\n{share:.1%} of {len(paths)}×{len(paths)}", fontsize=8.5, pad=3)  # noqa: RUF001
+        ax.set_title(f"{words[name]}\n{name}\n{share:.1%} of {len(paths)}×{len(paths)}", fontsize=8.5, pad=3)  # noqa: RUF001
         ax.spines[:].set_color("#999999")
     return figure
