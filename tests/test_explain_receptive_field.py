@@ -21,6 +21,7 @@ from cnnbench.errors import UserError
 from cnnbench.explain import fields, run
 from cnnbench.explain.fields import (
     LayerField,
+    Measured,
     at_initialisation,
     chosen_fields,
     coverage,
@@ -35,6 +36,7 @@ from cnnbench.explain.fields import (
     stack_in_words,
     steps_of,
 )
+from cnnbench.explain.receptive_field import _Layer, _share
 from cnnbench.measure.copies import build_without_values
 from cnnbench.models import all_models
 from cnnbench.network import get_network
@@ -131,6 +133,27 @@ def test_layers_with_channels_last_are_looked_at_in_the_middle(name: str, layers
         assert (field.size, measured[field.name].size, measured[field.name].agrees) == ((size,) * 2, (size,) * 2, True)
         assert effective[field.name].pixels <= size**2
         assert effective[field.name].centre == pytest.approx((114, 114), abs=2)
+
+
+class _Corner(nn.Module):
+    """A map of only the first units, none of which is in the middle of the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(1, 2, 5), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.conv(x)[..., :3, :2])
+
+
+def test_where_no_unit_is_in_the_middle_the_nearest_one_is_looked_at() -> None:
+    torch.manual_seed(0)
+    last = layer_fields(_Corner(), (1, 40, 40))[-1]
+    found = effective_fields(_Corner(), torch.randn(1, 1, 40, 40), [last])[last.name]
+    assert found.unit == (2, 1)
+    layer = _Layer(last, Measured(((2, 7), (1, 6)), True), {"at initialisation": found})
+    assert _share(layer, "at initialisation") == found.pixels / 25 <= 1
+    assert np.argwhere(found.magnitude).min(0).tolist() == [2, 1]
 
 
 @pytest.mark.parametrize(
@@ -502,6 +525,7 @@ def test_the_field_after_training_is_that_of_the_trained_weights(
         (["--layers", "features.0"], "give a MODEL"),
         (["SimpleCNN", "--samples", "0"], "samples 0 must be from 1 to 1,000"),
         (["SimpleCNN", "--samples", "100000000"], "samples 100000000 must be from 1 to 1,000"),
+        (["torchvision:alexnet", "--image_size", "20"], "cannot count AlexNet on images of 3x20x20"),
         (["SimpleCNN", "--layers", "nothing"], "unknown layer with a local field 'nothing'"),
         (["SimpleCNN", "--image", "nothing.png"], "cannot read image 'nothing.png'"),
         (["--dilations", "1,two"], "'1,two' are not rates"),

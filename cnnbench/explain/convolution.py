@@ -425,8 +425,8 @@ def _add_race(explanation: Explanation, sizes: list[int], kernels: list[int], ro
     )
     sentence = _verdict(largest, ahead, _kernels_on(times, largest), rounds)
     caption = (
-        f"One grey image and one kernel; medians of {_counted(rounds, 'round')}, bars from the quickest to the slowest."
-        f" {sentence}"
+        f"One grey image and one kernel; {_counted(rounds, 'round')}"
+        f"{', medians, bars from the quickest to the slowest' * (rounds > 1)}. {sentence}"
     )
     if rounds >= FEWEST_ROUNDS and len(_kernels_on(times, largest)) > 1:
         caption += f" {_growth(times, largest)}"

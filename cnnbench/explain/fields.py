@@ -77,8 +77,9 @@ def layer_fields(model: nn.Module, image_shape: Sequence[int]) -> list[LayerFiel
     Raises:
         UserError: The network does not run on such images.
     """
+    layers = complexity(model, image_shape, training=False).layers  # refuses images on which the network does not run
     found, dims = [], _map_dims(model, image_shape)
-    for layer in complexity(model, image_shape, training=False).layers:
+    for layer in layers:
         if layer.type.startswith("Adaptive"):
             break
         field = layer.receptive_field
@@ -387,6 +388,7 @@ class Effective(NamedTuple):
         sigma: Standard deviation along rows and columns, weighted so: that of the Gaussian with the same moments.
         overlap: Share of the magnitude that this Gaussian and it have in common.
         pixels: How many have more than 4.55 % of the peak.
+        unit: Row and column of the unit in its map.
     """
 
     magnitude: np.ndarray
@@ -394,6 +396,7 @@ class Effective(NamedTuple):
     sigma: tuple[float, float]
     overlap: float
     pixels: int
+    unit: tuple[int, int] = (0, 0)
 
     @property
     def size(self) -> float:
@@ -418,6 +421,7 @@ def effective_fields(
     generator = torch.Generator().manual_seed(seed)
     extents = images.shape[2:]
     squares = {field.name: torch.zeros(extents, dtype=torch.double) for field in fields}
+    units: dict[str, tuple[int, int]] = {}
 
     def middle(field: LayerField) -> Callable[[Tensor], Tensor]:
         def signed_sum(output: Tensor) -> Tensor:
@@ -425,6 +429,7 @@ def effective_fields(
             row, column = (
                 min(max(field.unit_near(axis, extents[axis] / 2), 0), y.shape[2 + axis] - 1) for axis in (0, 1)
             )
+            units[field.name] = row, column
             signs = torch.randint(2, y.shape[1:2], generator=generator).to(y.dtype) * 2 - 1
             return (y[0, :, row, column] * signs).sum()
 
@@ -437,7 +442,7 @@ def effective_fields(
         for name in squares:
             (gradient,) = torch.autograd.grad(values[name], x, retain_graph=True)
             squares[name] += gradient[0].double().square().sum(0)
-    return {name: gaussian_fit(total.sqrt().numpy()) for name, total in squares.items()}
+    return {name: gaussian_fit(total.sqrt().numpy())._replace(unit=units[name]) for name, total in squares.items()}
 
 
 def gaussian_fit(magnitude: np.ndarray) -> Effective:

@@ -188,8 +188,8 @@ def _is_cut(field: LayerField, found: Effective) -> bool:
 
 
 def _spans(field: LayerField, found: Effective) -> list[tuple[float, float]]:
-    """The theoretical field of the unit in the middle, along rows and columns."""
-    return [field.span(axis, field.unit_near(axis, n / 2)) for axis, n in enumerate(found.magnitude.shape)]
+    """The theoretical field of the unit that was looked at, along rows and columns."""
+    return [field.span(axis, unit) for axis, unit in enumerate(found.unit)]
 
 
 def _pair(values: Sequence[float], decimals: int = 0) -> str:
@@ -407,7 +407,7 @@ def _draw_coverage(maps: Mapping[str, np.ndarray], words: Mapping[str, str]) -> 
         seen = np.ma.masked_equal(paths, 0)
         ax.imshow(seen, cmap="viridis_r", norm=LogNorm(1, max(int(paths.max()), 2)), interpolation="nearest")
         ax.set_axis_on()
-        ax.set(xticks=[], yticks=[])
+        ax.set(xticks=[], yticks=[], anchor="S")  # room for a title of three lines
         share = (paths > 0).mean()
         ax.set_title(f"{words[name]}\n{name}\n{share:.1%} of {len(paths)}×{len(paths)}", fontsize=8.5, pad=3)  # noqa: RUF001
         ax.spines[:].set_color("#999999")
