@@ -157,7 +157,7 @@ def test_the_race_runs_everything_that_is_not_too_long(capsys: pytest.CaptureFix
         (["--sizes", "x"], "sizes 'x' are not whole numbers"),
         (["--stride", "0"], "stride 0 must be at least 1"),
         (["--dilation", "4"], "larger than the padded image"),
-        (["--padding", "9"], "padding 9 of the drawn window must be at most 8"),
+        (["--padding", "9", "--stride", "4"], "padding 9 of the drawn window must be at most 8"),
         (["--stride", "33"], "stride 33 of the drawn window must be at most 32"),
         (["--kernels", "3", "--sizes", "100000", "--rounds", "1"], "has 90,000,000,000 entries; take smaller --sizes"),
         (["--kernels", "101", "--sizes", "4096"], "has 171,144,380,416 entries"),

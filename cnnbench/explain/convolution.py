@@ -295,9 +295,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def explain(arguments: argparse.Namespace) -> Explanation:
     """Draws the sliding window and the matrix on a small image, and races the algorithms."""
     sizes, kernels = _raced(arguments)
-    for name, most in LARGEST_SETTINGS.items():
-        if getattr(arguments, name) > most:
-            raise UserError(f"{name} {getattr(arguments, name)} of the drawn window must be at most {most}")
     settings = Settings.of(arguments.stride, arguments.padding, arguments.dilation, flip=arguments.convolve)
     image = np.zeros((1, 1, 7, 7))
     image[0, 0, 2:5, 2:5] = 1
@@ -308,6 +305,9 @@ def explain(arguments: argparse.Namespace) -> Explanation:
             f"padding {arguments.padding} gives {places[0]}x{places[1]} places, more than the {MOST_PLACES} that are "
             "drawn; use less"
         )
+    for name, most in LARGEST_SETTINGS.items():
+        if getattr(arguments, name) > most:
+            raise UserError(f"{name} {getattr(arguments, name)} of the drawn window must be at most {most}")
     results = {name: way(image, kernel, settings) for name, way in ALGORITHMS.items()}
     exact = torch_conv2d(image, kernel, settings)
     errors = {name: float(np.abs(found - exact).max()) for name, found in results.items()}
