@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench bench-smoke bench-speed bench-ways bench-zoo audit race-data race-training race-recipes race-memory calibrate gallery catalog test lint train report clean
+.PHONY: help setup bench bench-smoke bench-speed bench-ways bench-zoo audit race-data race-training race-recipes race-memory calibrate gallery catalog test test-slow lint train report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,8 +56,11 @@ gallery: .venv/ready  ## one page of everything that a CNN does, from a freshly 
 catalog: .venv/ready  ## count the zoo again for `cnnbench list`, after a network or a record has changed
 	$(BIN)/python -m cnnbench.catalog
 
-test: .venv/ready  ## all tests, no network and no data needed
+test: .venv/ready  ## the tests, no network and no data needed
 	$(BIN)/python -m pytest -n auto $(ARGS)
+
+test-slow: .venv/ready  ## the tests that take minutes: every network of torchvision, each of its stages measured
+	$(BIN)/python -m pytest -n auto -m slow $(ARGS)
 
 lint: .venv/ready  ## style, types and the order of imports
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 
 import numpy as np
 import pytest
@@ -13,12 +14,16 @@ from PIL import Image
 
 from cnnbench.cli import main
 from cnnbench.errors import UserError
-from cnnbench.explain import run
+from cnnbench.explain import convolution, run
 from cnnbench.explain.convolution import (
     ALGORITHMS,
     EDGE,
     Settings,
+    _apart,
+    _draw_race,
     _growth,
+    _milliseconds,
+    _verdict,
     conv2d,
     crossover,
     multiply_adds,
@@ -78,6 +83,8 @@ def test_example_of_the_course(capsys: pytest.CaptureFixture) -> None:
         ((1, 3, 4, 4), (1, 1, 3, 3), {}, "do not fit"),
         ((1, 4, 4, 4), (3, 2, 3, 3), {"groups": 2}, "do not fit"),
         ((1, 4, 4), (3, 2, 3, 3), {}, "4 axes"),
+        ((1, 1, 4, 4), (0, 1, 3, 3), {}, "weights of 0x1x3x3 are empty"),
+        ((1, 1, 4, 4), (1, 1, 0, 3), {}, "weights of 1x1x0x3 are empty"),
     ],
 )
 def test_what_torch_refuses_is_refused(x: tuple, w: tuple, options: dict, words: str) -> None:
@@ -88,6 +95,15 @@ def test_what_torch_refuses_is_refused(x: tuple, w: tuple, options: dict, words:
     for algorithm in ALGORITHMS.values():
         with pytest.raises(UserError, match=words):
             algorithm(np.zeros(x), np.zeros(w), Settings.of(**options))
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 5, 5), (2, 0, 5, 5)])
+def test_no_images_and_no_channels_are_computed_too(shape: tuple[int, ...]) -> None:
+    weights = np.ones((3, shape[1], 3, 3))
+    for algorithm in ALGORITHMS.values():
+        found = algorithm(np.ones(shape), weights)
+        assert found.shape == (shape[0], 3, 3, 3)
+        assert not found.any()
 
 
 def test_settings_out_of_range_are_refused() -> None:
@@ -141,6 +157,13 @@ def test_the_race_runs_everything_that_is_not_too_long(capsys: pytest.CaptureFix
         (["--sizes", "x"], "sizes 'x' are not whole numbers"),
         (["--stride", "0"], "stride 0 must be at least 1"),
         (["--dilation", "4"], "larger than the padded image"),
+        (["--padding", "9", "--stride", "4"], "padding 9 of the drawn window must be at most 8"),
+        (["--stride", "33"], "stride 33 of the drawn window must be at most 32"),
+        (["--kernels", "3", "--sizes", "100000", "--rounds", "1"], "has 90,000,000,000 entries; take smaller --sizes"),
+        (["--kernels", "101", "--sizes", "4096"], "has 171,144,380,416 entries"),
+        (["--rounds", "1001"], "rounds 1001 must be from 0, for no race, to 1,000"),
+        (["--rounds=-1"], "rounds -1 must be from 0"),
+        (["--kernels", "3,3"], "kernels '3,3' have a number twice"),
     ],
 )
 def test_bad_options_are_one_line(options: list[str], words: str, capsys: pytest.CaptureFixture) -> None:
@@ -174,6 +197,64 @@ def test_the_strip_has_only_steps_that_there_are() -> None:
 def test_the_race_says_what_it_measured() -> None:
     """Times as if by hand: from 3x3 to 9x9, nine times the weights, im2col takes 9 times as long, the FFT 2 times."""
     times = {"FFT": {"16,3": [1.0], "16,9": [2.0]}, "im2col": {"16,3": [1.0], "16,9": [9.0]}}
-    assert _growth(times, 16, [3, 9]).startswith(
+    assert _growth(times, 16).startswith(
         "From 3x3 to 9x9 the kernel has 9 times as many weights; im2col's time becomes 9.0 times as long, the FFT's 2.0"
     )
+
+
+def test_a_pause_before_the_first_call_is_no_division_by_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that jumps by a second whenever it is read: one call is made, and it took that second."""
+    ticks, calls = count(), []
+    monkeypatch.setattr(convolution.time, "perf_counter", lambda: float(next(ticks)))
+    assert _milliseconds(lambda: calls.append(1)) == 1000
+    assert calls == [1]
+
+
+@pytest.mark.parametrize(
+    ("ahead", "raced", "rounds", "words"),
+    [
+        (7, [3, 5, 7], 5, "the FFT is faster than im2col from kernels of 7x7 on."),
+        (31, [31], 5, "the FFT is faster than im2col with kernels of 31x31, the only ones raced."),
+        (3, [3, 5], 5, "the FFT is faster than im2col with all kernels raced, 3x3 to 5x5, so they do not cross."),
+        (None, [3, 5], 5, "the FFT is not faster than im2col with kernels of 5x5, the largest raced."),
+        (5, [3, 5], 1, "from kernels of 5x5 on. 1 round says little; give --rounds 5 or more."),
+        (5, [3, 5], 2, "from kernels of 5x5 on. 2 rounds say little; give --rounds 5 or more."),
+    ],
+)
+def test_the_verdict_claims_no_more_than_was_raced(
+    ahead: int | None, raced: list[int], rounds: int, words: str
+) -> None:
+    assert _verdict(64, ahead, raced, rounds).endswith(words)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "88% of it is zero, which is locality, and its other entries are the kernel's 6 weights other than zero "
+             "again and again, which is sharing."),
+        # One place, whose middle tap alone lies on the image; it is a zero of the kernel.
+        (["--dilation", "4", "--padding", "1"], "the kernel's 6 weights other than zero all fall into the padding."),
+        (["--dilation", "3"], "are the kernel's 6 weights other than zero once, since there is one place."),
+        # One place, with taps at -3, 0 and 3: of its last column two are on the image.
+        (["--stride", "7", "--dilation", "3", "--padding", "3"], "2 of the kernel's 6 weights other than zero once, "
+                                                                 "since there is one place; the rest always falls"),
+    ],
+)  # fmt: skip
+def test_the_caption_counts_the_weights_of_the_matrix(options: list[str], words: str) -> None:
+    found = run("convolution", [*options, "--rounds", "0"])
+    assert words in found.pictures[2].caption
+    matrix = found.pictures[2].image
+    assert isinstance(matrix, Figure)
+    low, high = matrix.axes[0].images[0].get_clim()
+    assert low < 0 < high
+
+
+def test_the_race_is_drawn_whole_with_ticks_where_it_was_raced() -> None:
+    times = {"im2col": {"16,3": [1.0, 2.0, 50.0], "16,5": [0.01, 2.0, 3.0]}}
+    left = _draw_race(times, 16, 3, [16], [3, 5]).axes[0]
+    assert left.get_ylim()[0] < 0.01
+    assert left.get_ylim()[1] > 50
+    assert left.get_xticks().tolist() == [3, 5]
+    assert _apart([3, 5, 7, 11, 15, 21, 31]) == [3, 5, 7, 11, 15, 21, 31]
+    assert _apart([100, 101, 200]) == [101, 200]
+    assert _apart([16]) == [16]

@@ -13,13 +13,15 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from cnnbench.cli import main
 from cnnbench.errors import UserError
-from cnnbench.explain import fields
+from cnnbench.explain import fields, run
 from cnnbench.explain.fields import (
     LayerField,
+    Measured,
     at_initialisation,
     chosen_fields,
     coverage,
@@ -30,8 +32,11 @@ from cnnbench.explain.fields import (
     layer_fields,
     measure_fields,
     parse_rates,
+    scales_near_zero,
+    stack_in_words,
     steps_of,
 )
+from cnnbench.explain.receptive_field import _Layer, _share
 from cnnbench.measure.copies import build_without_values
 from cnnbench.models import all_models
 from cnnbench.network import get_network
@@ -84,6 +89,17 @@ def test_torchvision_networks_see_what_is_measured(name: str, size: int | None) 
         assert max(max(found.size) for found in measured.values()) == size
 
 
+@pytest.mark.parametrize("name", torchvision.models.list_models(module=torchvision.models))
+def test_a_late_layer_of_every_network_of_torchvision_sees_what_is_measured(name: str) -> None:
+    """The last layer whose field is not so large that it takes long to measure."""
+    network = get_network(f"torchvision:{name}")
+    model = build_without_values(network.build)[0]
+    late = [f for f in layer_fields(model, network.image_shape) if max(f.size) <= 1200][-1:]
+    (measured,) = measure_fields(model, network.image_shape, late).values()
+    assert measured.agrees
+    assert measured.size == late[0].size
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", torchvision.models.list_models(module=torchvision.models))
 def test_every_network_of_torchvision_sees_what_is_measured(name: str) -> None:
@@ -94,6 +110,76 @@ def test_every_network_of_torchvision_sees_what_is_measured(name: str) -> None:
         pytest.skip(first_without_field(model, network.image_shape) or "no maps")
     chosen = chosen_fields(local, None, 10)
     assert all(found.agrees for found in measure_fields(model, network.image_shape, chosen).values())
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("convnext_tiny", {"features.1.0.block.0": 28, "features.1.0.block.3": 28, "features.1.0.block.5": 28}),
+        ("swin_t", {"features.0.0": 4, "features.0.2": 4, "features.1.0.norm1": 4}),
+    ],
+)
+def test_layers_with_channels_last_are_looked_at_in_the_middle(name: str, layers: dict[str, int]) -> None:
+    """Patches of 4 pixels and one 7x7 convolution on them see 4 + 6 * 4 pixels, whatever the order of the axes."""
+    network = get_network(f"torchvision:{name}")
+    torch.manual_seed(0)
+    model = network.build().eval()
+    chosen = chosen_fields(layer_fields(model, network.image_shape), ",".join(layers), 0)
+    assert [f.dims for f in chosen] == [(2, 3), (1, 2), (1, 2)]
+    measured = measure_fields(model, network.image_shape, chosen)
+    effective = effective_fields(model, torch.randn(1, *network.image_shape), chosen)
+    for field in chosen:
+        size = layers[field.name]
+        assert (field.size, measured[field.name].size, measured[field.name].agrees) == ((size,) * 2, (size,) * 2, True)
+        assert effective[field.name].pixels <= size**2
+        assert effective[field.name].centre == pytest.approx((114, 114), abs=2)
+
+
+class _Corner(nn.Module):
+    """A map of only the first units, none of which is in the middle of the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(1, 2, 5), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.conv(x)[..., :3, :2])
+
+
+def test_where_no_unit_is_in_the_middle_the_nearest_one_is_looked_at() -> None:
+    torch.manual_seed(0)
+    last = layer_fields(_Corner(), (1, 40, 40))[-1]
+    found = effective_fields(_Corner(), torch.randn(1, 1, 40, 40), [last])[last.name]
+    assert found.unit == (2, 1)
+    layer = _Layer(last, Measured(((2, 7), (1, 6)), True), {"at initialisation": found})
+    assert _share(layer, "at initialisation") == found.pixels / 25 <= 1
+    assert np.argwhere(found.magnitude).min(0).tolist() == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("torchvision:resnet18", "From avgpool (AdaptiveAvgPool2d) on units see the whole image"),
+        ("torchvision:convnext_tiny", "From avgpool (AdaptiveAvgPool2d) on units see the whole image"),
+        (
+            "torchvision:vit_b_32",
+            "From encoder.layers.encoder_layer_0.self_attention (MultiheadAttention) on units see",
+        ),
+        ("timm:vit_tiny_patch16_224", "From blocks.0.attn (Attention) on units see the whole image"),
+        ("torchvision:swin_t", "From features.1.0 (SwinTransformerBlock) on the field of a unit is not known"),
+    ],
+)
+def test_it_says_from_where_on_units_see_everything(name: str, sentence: str) -> None:
+    network = get_network(name)
+    found = first_without_field(build_without_values(network.build)[0], network.image_shape)
+    assert found is not None
+    assert found.startswith(sentence)
+
+
+def test_a_network_of_one_layer_is_called_by_its_kind() -> None:
+    found = first_without_field(nn.GroupNorm(1, 3), (3, 8, 8))
+    assert found == "From GroupNorm on units see the whole image, so layers after it are left out."
+    assert layer_fields(nn.Conv2d(3, 4, 3), (3, 8, 8))[0].label == "Conv2d"
 
 
 @pytest.mark.parametrize(("name", "size"), [("ResNet50", 483), ("ResNet101", 1027), ("ResNet152", 1507)])
@@ -323,6 +409,50 @@ def test_the_rule_of_hybrid_dilation_promises_full_coverage(rates: list[int]) ->
         assert coverage([[r] for r in rates]).all()
 
 
+@pytest.mark.parametrize(
+    ("rates", "words"),
+    [
+        ("1,1,1", "not dilated"),
+        ("2,2,2", "gridding"),
+        ("2,4,8", "gridding"),
+        ("1,2,5", "HDC"),
+        ("1,2,9", "not HDC"),
+        ("2", "one dilated layer"),
+        ("6+12+18", "ASPP alone"),
+        ("1,2,5,6+12+18", "HDC, then ASPP"),
+        ("6+12,1,1", "ASPP, then not dilated"),
+    ],
+)
+def test_stacks_are_called_by_what_they_are(rates: str, words: str) -> None:
+    assert stack_in_words(parse_rates(rates)) == words
+
+
+def test_the_picture_of_stacks_names_gridding_hdc_and_aspp() -> None:
+    found = run("receptive-field", ["--dilations", "1,1,1 2,2,2 1,2,5 1,2,5,6+12+18"])
+    caption, figure = found.pictures[0].caption, found.pictures[0].image
+    assert isinstance(figure, Figure)
+    assert [ax.get_title().split("\n")[0] for ax in figure.axes] == [
+        "not dilated", "gridding", "HDC", "HDC, then ASPP"
+    ]  # fmt: skip
+    assert "gridding (2,2,2) 29.0%; HDC (1,2,5) 100.0%; HDC, then ASPP (1,2,5,6+12+18)" in caption  # 49 of 169
+    assert "atrous spatial pyramid pooling" in caption
+    assert "pyramid" not in run("receptive-field", ["--dilations", "1,2,9"]).pictures[0].caption
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "first"),
+    [
+        ("timm:resnet18", 8, "layer1.0.bn2.weight"),  # the last norm of each of its 8 blocks
+        ("torchvision:convnext_tiny", 18, "features.1.0.layer_scale"),
+        ("torchvision:resnet18", 0, ""),
+        ("torchvision:vit_b_32", 0, ""),
+    ],
+)
+def test_branches_that_start_at_nothing_are_found(name: str, count: int, first: str) -> None:
+    found = scales_near_zero(get_network(name).build())
+    assert (len(found), [*found, ""][0]) == (count, first)
+
+
 def test_gaps_of_the_paper() -> None:
     # Wang et al. 2018: for 3x3 kernels 1, 2, 5 works (M2 = 2), and 1, 2, 9 fails (M2 = 5).
     assert largest_gap([1, 2, 5]) == 2
@@ -351,7 +481,9 @@ def test_the_command_draws_a_network_and_stacks(capsys: pytest.CaptureFixture[st
     assert all(layer["agrees"] for layer in document["layers"])
     shares = [layer["effective"]["at initialisation"]["share_in_sight"] for layer in document["layers"]]
     assert all(0 < share <= 1 for share in shares)
-    assert document["dilations"]["2,2,2"] == {"size": 13, "pixels": 49, "share": 49 / 169, "hdc_m2": 2}
+    assert document["dilations"]["2,2,2"] == {
+        "kind": "gridding", "size": 13, "pixels": 49, "share": 49 / 169, "hdc_m2": 2
+    }  # fmt: skip
 
 
 def test_trained_networks_are_shown_beside_their_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -365,11 +497,35 @@ def test_trained_networks_are_shown_beside_their_start(tmp_path: Path, capsys: p
     assert list(document["layers"][-1]["effective"]) == ["at initialisation", "trained"]
 
 
+def test_the_field_after_training_is_that_of_the_trained_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights set by hand: ones in the outer columns of every 3x3 filter, so a variance of 2/3 and of 1 pixel."""
+    fit = "fit --model SimpleCNN --data Synthetic --trainer.max_steps 1 --trainer.accelerator cpu"
+    assert main([*fit.split(), "--trainer.default_root_dir", str(tmp_path / "runs")]) == 0
+    path = next(tmp_path.rglob("*.ckpt"))
+    checkpoint = torch.load(path, weights_only=False)
+    (weight,) = (t for name, t in checkpoint["state_dict"].items() if name.endswith("features.0.0.weight"))
+    weight[:] = torch.tensor([1.0, 0.0, 1.0])
+    torch.save(checkpoint, path)
+    capsys.readouterr()
+    options = ["--ckpt_path", str(path), "--samples", "2", "--layers", "features.0.0", "--json"]
+    assert main(["explain", "receptive-field", *options]) == 0
+    (layer,) = json.loads(capsys.readouterr().out)["layers"]
+    trained, start = layer["effective"]["trained"], layer["effective"]["at initialisation"]
+    assert trained["sigma"] == pytest.approx([(2 / 3) ** 0.5, 1])
+    assert (trained["pixels"], trained["share_in_sight"]) == (6, pytest.approx(6 / 9))
+    assert start["pixels"] == 9
+    assert start["sigma"][1] < 0.95
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--layers", "features.0"], "give a MODEL"),
-        (["SimpleCNN", "--samples", "0"], "samples 0 must be at least 1"),
+        (["SimpleCNN", "--samples", "0"], "samples 0 must be from 1 to 1,000"),
+        (["SimpleCNN", "--samples", "100000000"], "samples 100000000 must be from 1 to 1,000"),
+        (["torchvision:alexnet", "--image_size", "20"], "cannot count AlexNet on images of 3x20x20"),
         (["SimpleCNN", "--layers", "nothing"], "unknown layer with a local field 'nothing'"),
         (["SimpleCNN", "--image", "nothing.png"], "cannot read image 'nothing.png'"),
         (["--dilations", "1,two"], "'1,two' are not rates"),

@@ -34,6 +34,7 @@ from cnnbench.explain.windows import (
     trace_sizes,
     unread,
 )
+from cnnbench.measure.copies import build_without_values
 from cnnbench.network import get_network
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -118,6 +119,8 @@ def test_the_notation_is_read_as_it_is_written(stack: list) -> None:
         (28, "maxpool2ceil maxpool2ceil maxpool2ceil", 4),
         (112, "maxpool3/2", 55),
         (112, "maxpool3/2ceil", 56),
+        (8, "maxpool3/2", 3),
+        (8, "maxpool3/2ceil", 4),
         (8, "avgpool3/2", 3),
         (8, "avgpool3/2ceil", 4),
         (32, "conv3d2", 28),
@@ -156,6 +159,9 @@ def test_sizes_of_the_course_and_of_known_networks(size: object, layers: str, ex
         (8, "conv3x3x3", "a kernel has one number"),
         (8, "pad1x2", "give one number, or four"),
         (8, " ", "--layers is empty"),
+        (8, "conv99999999999999999999p9999999999999999999999", "99999999999999999999 is too large; take numbers of at"),
+        (8, "conv1:65537", "65537 is too large; take numbers of at most 65,536"),
+        (300, "tconv1/65536 conv3", "layer 1, tconv1/65536, on 300x300: its map would have a side of 19595265 pixels"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(size: int, layers: str, words: str) -> None:
@@ -295,13 +301,40 @@ def test_stages_gather_layers_by_resolution() -> None:
     assert [s["memory_bytes"] for s in found.values()] == [4 * 7 * 64, 4 * 6 * 16, 4 * 5]
 
 
+@pytest.mark.parametrize(
+    ("name", "resolutions"),
+    [
+        ("torchvision:swin_t", {"56x56": 384, "28x28": 768, "14x14": 1536, "7x7": 3072}),
+        ("torchvision:convnext_tiny", {"56x56": 384, "28x28": 768, "14x14": 1536, "7x7": 3072}),
+        # Its MLP works on tokens; four patches are joined before their channels are halved.
+        ("timm:swin_tiny_patch4_window7_224", {"56x56": 96, "28x28": 384, "14x14": 768, "7x7": 1536}),
+    ],
+)
+def test_maps_with_channels_last_are_gathered_by_their_resolution(name: str, resolutions: dict[str, int]) -> None:
+    """Patches of 4 pixels, then three halvings; the widest map is that of an MLP, four times as wide as its block."""
+    network = get_network(name)
+    rows, _ = rows_of_network(build_without_values(network.build)[0], network.image_shape)
+    found = {key: stage["channels"] for key, stage in stages_of(rows).items()}
+    assert {key: found[key] for key in resolutions} == resolutions
+    assert set(found) <= {"224x224", *resolutions, "1x1", "vectors"}
+
+
+def test_views_have_no_memory_of_their_own() -> None:
+    network = get_network("VGG16", image_size=224)
+    rows, _ = rows_of_network(build_without_values(network.build)[0], network.image_shape)
+    last = next(row for row in reversed(rows) if row.shape == (512, 7, 7))
+    flat = next(row for row in rows if row.kind == "Flatten")
+    assert (last.memory_bytes, flat.memory_bytes) == (4 * 512 * 7 * 7, 0)
+    assert [row.kind for row in rows if row.view] == ["Flatten"]
+
+
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "sizes", "--layers", "conv5 maxpool2 conv5:3", "--image_size", "28x14"]) == 0
     assert "?x12x5" in capsys.readouterr().out
     assert main(["explain", "sizes", "SimpleCNN", "--image_size", "28", "--in_channels", "1", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["params"] == 93_322
-    shapes = [tuple(row["shape"]) for row in document["layers"]]
+    shapes = [tuple(row["shape"]) for row in document["layers"] if row["kind"] != "Flatten"]  # which is a view
     assert document["memory_bytes"] == 4 * sum(int(np.prod(shape)) for shape in shapes)
     assert [p["file"] for p in document["pictures"]] == ["results/explain/sizes.png"]
 
@@ -316,6 +349,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["--layers", "conv3", "--in_channels", "0"], "in_channels 0 must be at least 1"),
         (["--layers", "conv3", "--num_classes", "5"], "--num_classes is for a MODEL"),
         (["SimpleCNN", "--image_size", "4"], "SimpleCNN"),
+        (["--layers", "conv3", "--image_size", "9" * 5000], "must be at most 65,536 pixels"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

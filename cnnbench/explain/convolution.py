@@ -11,6 +11,7 @@ mathematics has it.
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import statistics
 import time
@@ -34,10 +35,15 @@ MOST_PLACES = 150
 Pair = int | tuple[int, int]
 EDGE = np.array([[-1.0, 0, 1]] * 3)
 SHORTEST_S = 2e-3
-FEWEST_ROUNDS = 3  # of a race, to say how times grow
 """A call of the race is repeated until it has taken so long."""
+FEWEST_ROUNDS, MOST_ROUNDS = 3, 1000
+"""Of a race: to say how times grow, and to end."""
 LARGEST_MATRIX = 2**24
 """Entries of a Toeplitz matrix above which none is made: 128 MiB."""
+LARGEST_COLUMNS = 2**27
+"""Entries of im2col's matrix above which nothing is raced: 1 GiB, twice while it is made."""
+LARGEST_SETTINGS = {"stride": 32, "padding": 8, "dilation": 32}
+"""Of the drawn window: what goes on is still seen."""
 
 
 class Settings(NamedTuple):
@@ -137,7 +143,7 @@ def conv2d_toeplitz(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) ->
     _, _, (height, width) = _prepared(x, w, settings)
     shape = x.shape[1], x.shape[2], x.shape[3]
     matrix = toeplitz_matrix(w, shape, settings)
-    return (x.reshape(len(x), -1) @ matrix.T).reshape(len(x), len(w), height, width)
+    return (x.reshape(len(x), matrix.shape[1]) @ matrix.T).reshape(len(x), len(w), height, width)
 
 
 def conv2d_fft(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) -> np.ndarray:
@@ -145,11 +151,12 @@ def conv2d_fft(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) -> np.n
     x, w, (height, width) = _prepared(x, w, settings)
     (sy, sx), (dy, dx), groups = settings.stride, settings.dilation, settings.groups
     filters, channels, kh, kw = w.shape
-    shape = x.shape[2:]  # the circular correlation is right wherever the window does not wrap around
+    shape, half = x.shape[2:], x.shape[3] // 2 + 1
+    # The circular correlation is right wherever the window does not wrap around.
     spread = np.zeros((filters, channels, dy * (kh - 1) + 1, dx * (kw - 1) + 1))
     spread[:, :, ::dy, ::dx] = w
-    images = np.fft.rfft2(x, shape).reshape(len(x), groups, 1, channels, shape[0], -1)
-    kernels = np.fft.rfft2(spread, shape).conj().reshape(1, groups, filters // groups, channels, shape[0], -1)
+    images = np.fft.rfft2(x, shape).reshape(len(x), groups, 1, channels, shape[0], half)
+    kernels = np.fft.rfft2(spread, shape).conj().reshape(1, groups, filters // groups, channels, shape[0], half)
     found = np.fft.irfft2((images * kernels).sum(3), shape).reshape(len(x), filters, *shape)
     return found[:, :, : sy * (height - 1) + 1 : sy, : sx * (width - 1) + 1 : sx]
 
@@ -165,6 +172,8 @@ def _prepared(x: np.ndarray, w: np.ndarray, settings: Settings) -> tuple[np.ndar
         raise UserError(
             f"images and weights must have 4 axes, (N, C, H, W) and (O, C, kH, kW), not {x.ndim} and {w.ndim}"
         )
+    if 0 in (w.shape[0], *w.shape[2:]):
+        raise UserError(f"weights of {'x'.join(map(str, w.shape))} are empty; give at least one filter of 1x1")
     groups = settings.groups
     if groups < 1 or x.shape[1] != w.shape[1] * groups or w.shape[0] % groups:
         raise UserError(
@@ -249,10 +258,11 @@ def race(sizes: Sequence[int], kernels: Sequence[int], rounds: int, seed: int = 
 
 def _milliseconds(call: Callable[[], Any]) -> float:
     """The time of a call, repeated until it can be measured."""
-    count, start = 0, time.perf_counter()
-    while (passed := time.perf_counter() - start) < SHORTEST_S:
+    count, passed, start = 0, 0.0, time.perf_counter()
+    while not count or passed < SHORTEST_S:
         call()
         count += 1
+        passed = time.perf_counter() - start
     return 1e3 * passed / count
 
 
@@ -282,17 +292,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def explain(arguments: argparse.Namespace) -> Explanation:
     """Draws the sliding window and the matrix on a small image, and races the algorithms."""
-    from cnnbench.registry import whole_numbers
-
-    sizes, kernels = whole_numbers("sizes", arguments.sizes), whole_numbers("kernels", arguments.kernels)
-    if any(kernel % 2 == 0 for kernel in kernels):
-        raise UserError(f"kernels '{arguments.kernels}' of the race must be odd, so that the image keeps its size")
-    if arguments.rounds < 0:
-        raise UserError(f"rounds {arguments.rounds} must be at least 0")
-    if max(kernels) > max(sizes):
-        raise UserError(
-            f"kernel {max(kernels)} of the race is larger than its largest image, {max(sizes)}; leave it out"
-        )
+    sizes, kernels = _raced(arguments)
     settings = Settings.of(arguments.stride, arguments.padding, arguments.dilation, flip=arguments.convolve)
     image = np.zeros((1, 1, 7, 7))
     image[0, 0, 2:5, 2:5] = 1
@@ -303,6 +303,9 @@ def explain(arguments: argparse.Namespace) -> Explanation:
             f"padding {arguments.padding} gives {places[0]}x{places[1]} places, more than the {MOST_PLACES} that are "
             "drawn; use less"
         )
+    for name, most in LARGEST_SETTINGS.items():
+        if getattr(arguments, name) > most:
+            raise UserError(f"{name} {getattr(arguments, name)} of the drawn window must be at most {most}")
     results = {name: way(image, kernel, settings) for name, way in ALGORITHMS.items()}
     exact = torch_conv2d(image, kernel, settings)
     errors = {name: float(np.abs(found - exact).max()) for name, found in results.items()}
@@ -324,24 +327,72 @@ def explain(arguments: argparse.Namespace) -> Explanation:
         "row, then one row down, until the last place."
     )
     matrix = toeplitz_matrix(kernel, (1, 7, 7), settings)
-    share = np.count_nonzero(matrix) / matrix.size
-    matrix_caption = (
-        f"The same layer as one matrix of {matrix.shape[0]}x{matrix.shape[1]}: a row per output, a column per pixel, "
-        f"equal weights in equal colours. {1 - share:.0%} of it is zero, which is locality, and its other "
-        f"entries are the kernel's {np.count_nonzero(EDGE)} weights other than zero"
-        + (" again and again, which is sharing." if len(matrix) > 1 else ", once, since there is one place.")
-    )
     frames = [_frame(image[0, 0], out, settings, step) for step in range(out.size)]
     telling = {int(out.argmax()), int(out.argmin()), 0, min(1, out.size - 1), out.shape[1] - 1, out.size - 1}
     steps = sorted(telling)
     explanation.pictures += [
         Picture("convolution", "The sliding window", window_caption, frames),
         Picture("convolution-steps", "Some of its steps", steps_caption, _strip(image[0, 0], out, settings, steps)),
-        Picture("toeplitz", "Convolution as a matrix", matrix_caption, _draw_matrix(matrix, image[0, 0], out)),
+        Picture(
+            "toeplitz",
+            "Convolution as a matrix",
+            _matrix_caption(matrix, settings),
+            _draw_matrix(matrix, image[0, 0], out),
+        ),
     ]
     if arguments.rounds:
         _add_race(explanation, sizes, kernels, arguments.rounds)
     return explanation
+
+
+def _raced(arguments: argparse.Namespace) -> tuple[list[int], list[int]]:
+    """Sizes of images and of kernels for the race.
+
+    Raises:
+        UserError: They cannot be raced, or it would take too much memory or too long.
+    """
+    from cnnbench.registry import whole_numbers
+
+    sizes, kernels = (whole_numbers(name, getattr(arguments, name)) for name in ("sizes", "kernels"))
+    for name, values in (("sizes", sizes), ("kernels", kernels)):
+        if len(getattr(arguments, name).split(",")) > len(values):
+            raise UserError(f"{name} '{getattr(arguments, name)}' have a number twice; name each once")
+    if any(kernel % 2 == 0 for kernel in kernels):
+        raise UserError(f"kernels '{arguments.kernels}' of the race must be odd, so that the image keeps its size")
+    if not 0 <= arguments.rounds <= MOST_ROUNDS:
+        raise UserError(f"rounds {arguments.rounds} must be from 0, for no race, to {MOST_ROUNDS:,}")
+    if max(kernels) > max(sizes):
+        raise UserError(
+            f"kernel {max(kernels)} of the race is larger than its largest image, {max(sizes)}; leave it out"
+        )
+    if arguments.rounds and (max(sizes) * max(kernels)) ** 2 > LARGEST_COLUMNS:
+        raise UserError(
+            f"im2col's matrix for images of {max(sizes)}x{max(sizes)} and kernels of {max(kernels)}x{max(kernels)} has "
+            f"{(max(sizes) * max(kernels)) ** 2:,} entries; take smaller --sizes or --kernels, of at most "
+            f"{LARGEST_COLUMNS:,}"
+        )
+    return sizes, kernels
+
+
+def _matrix_caption(matrix: np.ndarray, settings: Settings) -> str:
+    """What there is in the matrix: zeros, and those weights that do not always fall into the padding."""
+    numbers = np.arange(1.0, 1 + EDGE.size).reshape(1, 1, *EDGE.shape)
+    taps = toeplitz_matrix(numbers, (1, 7, 7), settings)[matrix != 0]
+    found, every = len(np.unique(taps)), np.count_nonzero(EDGE)
+    caption = (
+        f"The same layer as one matrix of {matrix.shape[0]}x{matrix.shape[1]}: a row per output, a column per pixel, "
+        "equal weights in equal colours."
+    )
+    if not found:
+        return f"{caption} All of it is zero: the kernel's {every} weights other than zero all fall into the padding."
+    some = "" if found == every else f"{found} of "
+    how = "again and again, which is sharing" if len(taps) > found else "once each"
+    how = "once, since there is one place" if len(matrix) == 1 else how
+    rest = "" if found == every else "; the rest always falls into the padding"
+    return (
+        f"{caption} {1 - len(taps) / matrix.size:.0%} of it is zero, which is locality, and its other entries are "
+        f"{some}the kernel's {every} weights other than zero {how}{rest}."
+    )
 
 
 def _answer(out: np.ndarray, settings: Settings) -> str:
@@ -366,20 +417,17 @@ def _add_race(explanation: Explanation, sizes: list[int], kernels: list[int], ro
     ]  # fmt: skip
     head = ("Algorithm", "Image", "Kernel", "Multiply-adds", "ms", "Range")
     explanation.tables.append(Table(f"Race, one thread, float64, {_counted(rounds, 'round')} in turns", head, rows))
-    crossings = [(f"{n}x{n}", f"{k}x{k}" if k else "none of these") for n, k in found.items()]
+    crossings = [(f"{n}x{n}", _crossing(k, _kernels_on(times, n), "-")) for n, k in found.items()]
     explanation.tables.append(
         Table("From which kernel on the FFT is faster than im2col", ("Image", "Kernel"), crossings)
     )
-    sentence = (
-        f"On images of {largest}x{largest} the FFT is faster than im2col from kernels of {ahead}x{ahead} on."
-        if ahead else f"On images of {largest}x{largest} the FFT is not faster than im2col with the largest kernel."
-    )  # fmt: skip
+    sentence = _verdict(largest, ahead, _kernels_on(times, largest), rounds)
     caption = (
-        f"One grey image and one kernel; medians of {_counted(rounds, 'round')}, bars from the quickest to the slowest."
-        f" {sentence}"
+        f"One grey image and one kernel; {_counted(rounds, 'round')}"
+        f"{', medians, bars from the quickest to the slowest' * (rounds > 1)}. {sentence}"
     )
-    if rounds >= FEWEST_ROUNDS:
-        caption += f" {_growth(times, largest, kernels)}"
+    if rounds >= FEWEST_ROUNDS and len(_kernels_on(times, largest)) > 1:
+        caption += f" {_growth(times, largest)}"
     explanation.remarks.append(sentence)
     explanation.pictures.append(
         Picture(
@@ -391,13 +439,43 @@ def _add_race(explanation: Explanation, sizes: list[int], kernels: list[int], ro
     )
 
 
+def _kernels_on(times: dict[str, dict[str, list[float]]], size: int) -> list[int]:
+    """The kernels that were raced on images of a size."""
+    cases = [tuple(map(int, case.split(","))) for case in times["FFT"]]
+    return sorted(kernel for n, kernel in cases if n == size)
+
+
+def _crossing(ahead: int | None, raced: Sequence[int], nothing: str) -> str:
+    """The kernel from which on the FFT is faster, for the table."""
+    if not raced:
+        return nothing
+    if ahead is None:
+        return "none of these"
+    return f"{ahead}x{ahead}" + ", the smallest raced" * (ahead == raced[0])
+
+
+def _verdict(size: int, ahead: int | None, raced: Sequence[int], rounds: int) -> str:
+    """From which kernel on the FFT is faster, and where the race does not say; and whether it was too short to say."""
+    least, most = (f"{kernel}x{kernel}" for kernel in (raced[0], raced[-1]))
+    if ahead is None:
+        found = f"not faster than im2col with kernels of {most}, the largest raced"
+    elif len(raced) == 1:
+        found = f"faster than im2col with kernels of {least}, the only ones raced"
+    elif ahead == raced[0]:
+        found = f"faster than im2col with all kernels raced, {least} to {most}, so they do not cross"
+    else:
+        found = f"faster than im2col from kernels of {ahead}x{ahead} on"
+    few = f" {_counted(rounds, 'round')} {'says' if rounds == 1 else 'say'} little; give --rounds 5 or more."
+    return f"On images of {size}x{size} the FFT is {found}." + few * (rounds < FEWEST_ROUNDS)
+
+
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
-def _growth(times: dict[str, dict[str, list[float]]], size: int, kernels: Sequence[int]) -> str:
+def _growth(times: dict[str, dict[str, list[float]]], size: int) -> str:
     """How the times of the two grow from the smallest kernel to the largest that was raced on images of a size."""
-    raced = sorted(k for k in kernels if f"{size},{k}" in times["FFT"])
+    raced = _kernels_on(times, size)
     ways = ("FFT", "im2col")
     first, last = ({w: statistics.median(times[w][f"{size},{k}"]) for w in ways} for k in (raced[0], raced[-1]))
     return (
@@ -428,7 +506,7 @@ def _window(ax: Any, image: np.ndarray, out: np.ndarray, settings: Settings, ste
         outline(ax, (py, px), (padded.shape[0] - py, padded.shape[1] - px), "#888888", linestyle=":", linewidth=1)
     for a, b in np.ndindex(kernel.shape):
         y, x = top + a * dy, left + b * dx
-        outline(ax, (y, x), (y + 1, x + 1), PALETTE[1])
+        outline(ax, (y, x), (y + 1, x + 1), PALETTE[1], clip_on=False, zorder=3)
         ax.text(x + 0.42, y + 0.4, f"{kernel[a, b]:g}", ha="right", va="bottom", fontsize=6, color=PALETTE[1])
     shown = np.where(np.arange(out.size).reshape(out.shape) <= step, out, np.nan)
     bound = max(np.abs(out).max(), 1)
@@ -437,7 +515,7 @@ def _window(ax: Any, image: np.ndarray, out: np.ndarray, settings: Settings, ste
         if not np.isnan(shown[y, x]):
             colour = "white" if abs(shown[y, x]) > 0.6 * bound else "#222222"
             target.text(x, y, f"{shown[y, x]:g}", ha="center", va="center", fontsize=9, color=colour)
-    outline(target, (i, j), (i + 1, j + 1), PALETTE[1])
+    outline(target, (i, j), (i + 1, j + 1), PALETTE[1], clip_on=False, zorder=3)
     for panel in (ax, target):
         panel.set(xticks=[], yticks=[])
         panel.spines[:].set_color("#cccccc")
@@ -490,12 +568,14 @@ def _strip(image: np.ndarray, out: np.ndarray, settings: Settings, steps: Sequen
 def _draw_matrix(matrix: np.ndarray, image: np.ndarray, out: np.ndarray) -> Figure:
     """Matrix, image as a column, output as a column."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8.0, 3.6 * max(0.6, len(matrix) / matrix.shape[1] * 1.6)), layout="constrained")
     axes = figure.subplots(1, 3, width_ratios=[matrix.shape[1], 4, 4])
-    bound = np.abs(matrix).max()
+    bound = np.abs(matrix).max() or 1
     axes[0].imshow(matrix, cmap="RdBu_r", vmin=-bound, vmax=bound, aspect="auto", interpolation="nearest")
     axes[0].set(xlabel="pixels of the image, row by row", ylabel="outputs, row by row")
+    axes[0].yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes[0].set_title("matrix", fontsize=9)
     for ax, values, title in ((axes[1], image, "image"), (axes[2], out, "output")):
         top = max(np.abs(values).max(), 1)
@@ -505,10 +585,20 @@ def _draw_matrix(matrix: np.ndarray, image: np.ndarray, out: np.ndarray) -> Figu
     return figure
 
 
+def _apart(values: Sequence[int]) -> list[int]:
+    """Values, sorted, whose names do not run into each other on a logarithmic axis."""
+    chosen = [values[-1]]
+    for value in reversed(values):
+        if math.log(chosen[-1] / value) >= max(0.06 * math.log(values[-1] / values[0]), 1e-9):
+            chosen.append(value)
+    return chosen[::-1]
+
+
 def _draw_race(
     times: dict[str, dict[str, list[float]]], size: int, kernel: int, sizes: Sequence[int], kernels: Sequence[int]
 ) -> Figure:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
     from cnnbench.bench.drawing import MARKERS, PALETTE, log_axis
 
@@ -527,7 +617,7 @@ def _draw_race(
             middle = [statistics.median(t) for _, t in points]
             bars = [[m - min(t) for m, (_, t) in zip(middle, points, strict=True)],
                     [max(t) - m for m, (_, t) in zip(middle, points, strict=True)]]  # fmt: skip
-            everything += middle
+            everything += [end for _, t in points for end in (min(t), max(t))]
             ax.errorbar(
                 [x for x, _ in points], middle, yerr=bars, label=name, color=PALETTE[index], marker=MARKERS[index],
                 capsize=2, linewidth=1.5, markersize=5,
@@ -535,7 +625,10 @@ def _draw_race(
         ax.set_title(title, loc="left", fontsize=11, fontweight="bold")
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(color="#e6e6e6", linewidth=0.7)
-        log_axis(ax, ax.xaxis, [x for x, _ in cases], label, "{:g}".format)
+        raced = sorted({x for x, case in cases if any(case in found for found in times.values())})
+        log_axis(ax, ax.xaxis, raced, label, "{:g}".format)
+        ax.set_xticks(_apart(raced))
+        ax.xaxis.set_minor_locator(NullLocator())
     for ax in (left, right):
         log_axis(ax, ax.yaxis, everything, "milliseconds" if ax is left else "", "{:g}".format)
     named = dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))

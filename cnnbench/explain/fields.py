@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from math import ceil
+from math import ceil, gcd, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +22,9 @@ from torch.overrides import TorchFunctionMode
 from cnnbench.blocks import initialise
 from cnnbench.errors import UserError, unknown
 from cnnbench.measure.complexity import complexity
-from cnnbench.measure.copies import meta_copy
+from cnnbench.measure.copies import eager, meta_copy, untouched_randomness, without_global_hooks
+from cnnbench.measure.meta import MetaRun, tensors_in
+from cnnbench.measure.receptive_field import FieldTracker
 
 EFFECTIVE = 1 - 0.9545
 """Share of the peak above which a pixel belongs to the effective field (Luo et al., section 4.1)."""
@@ -34,11 +36,12 @@ class LayerField(NamedTuple):
     """The analytic field of a layer; every pair is height and width.
 
     Attributes:
-        name: Path of the layer.
+        name: Path of the layer; empty for the network itself.
         kind: Its class.
         size: Of the field in pixels.
         jump: Pixels from one unit's field to the next one's.
         start: Centre of the first unit's field; the centre of the first pixel is at 0.5.
+        dims: Which dimensions of the output, (N, C, H, W) or (N, H, W, C), are its height and width.
     """
 
     name: str
@@ -46,6 +49,15 @@ class LayerField(NamedTuple):
     size: tuple[float, float]
     jump: tuple[float, float]
     start: tuple[float, float]
+    dims: tuple[int, int] = (2, 3)
+
+    @property
+    def label(self) -> str:
+        return self.name or self.kind
+
+    def maps(self, output: Tensor) -> Tensor:
+        """The layer's output with its axes as (N, C, H, W)."""
+        return output.movedim(self.dims, (2, 3))
 
     def unit_near(self, axis: int, place: float) -> int:
         """The unit whose field has its centre nearest to a place along an axis."""
@@ -65,24 +77,56 @@ def layer_fields(model: nn.Module, image_shape: Sequence[int]) -> list[LayerFiel
     Raises:
         UserError: The network does not run on such images.
     """
-    found = []
-    for layer in complexity(model, image_shape, training=False).layers:
+    layers = complexity(model, image_shape, training=False).layers  # refuses images on which the network does not run
+    found, dims = [], _map_dims(model, image_shape)
+    for layer in layers:
         if layer.type.startswith("Adaptive"):
             break
         field = layer.receptive_field
-        if isinstance(field, dict) and layer.output_shape and len(layer.output_shape) == 3:
-            pairs = [tuple(field[k]) if isinstance(field[k], list) else (field[k],) * 2 for k in LayerField._fields[2:]]
-            found.append(LayerField(layer.name, layer.type, *pairs))
+        if isinstance(field, dict) and layer.output_shape and len(layer.output_shape) == 3 and layer.name in dims:
+            size, jump, start = (
+                (field[k][0], field[k][1]) if isinstance(field[k], list) else (field[k], field[k])
+                for k in ("size", "jump", "start")
+            )
+            found.append(LayerField(layer.name, layer.type, size, jump, start, dims[layer.name]))
     return found
+
+
+def _map_dims(model: nn.Module, image_shape: Sequence[int]) -> dict[str, tuple[int, int]]:
+    """Per layer whose output is a map, the dimensions of the output that are the map's height and width."""
+    copy = meta_copy(model)[0].eval()
+    names = {module: name for name, module in copy.named_modules()}
+    dtype = next((p.dtype for p in copy.parameters() if p.is_floating_point()), torch.float32)
+    x = torch.empty(1, *image_shape, device="meta", dtype=dtype)
+    tracker = FieldTracker(x)
+    found: dict[str, tuple[int, ...] | None] = {}
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        first = next(tensors_in(output), None)
+        field = None if first is None else tracker.field_of(first)
+        found.setdefault(names[module], field and field.map_dims)
+
+    for module in copy.modules():
+        module.register_forward_hook(leave)
+    follow = MetaRun(lambda operator, args, out: tracker(operator, args, out, False))
+    with torch.no_grad(), without_global_hooks(), untouched_randomness(), eager(), follow:
+        copy(x)
+    return {name: (dims[0], dims[1]) for name, dims in found.items() if dims and len(dims) == 2}
 
 
 def first_without_field(model: nn.Module, image_shape: Sequence[int]) -> str | None:
     """From which layer on units see the whole image, or nobody knows what they see, in a sentence; None if nowhere."""
+    places = 0
     for layer in complexity(model, image_shape, training=False).layers:
-        if layer.output_shape and len(layer.output_shape) == 3 and not isinstance(layer.receptive_field, dict):
-            whole = layer.receptive_field == "image"
-            what = "units see the whole image" if whole else "the field of a unit is not known"
-            return f"From {layer.name} ({layer.type}) on {what}, so layers after it are left out."
+        shape, field = layer.output_shape or (), layer.receptive_field
+        if len(shape) == 3 and isinstance(field, dict):
+            places = prod(shape) // max(shape)
+        # Attention among at least as many tokens as the last map had places leaves none of them out; windows are fewer.
+        of_tokens = len(shape) == 2 and "Attention" in layer.type and shape[0] >= places > 0
+        if of_tokens or (len(shape) == 3 and not isinstance(field, dict)):
+            what = "units see the whole image" if of_tokens or field == "image" else "the field of a unit is not known"
+            name = f"{layer.name} ({layer.type})" if layer.name else layer.type
+            return f"From {name} on {what}, so layers after it are left out."
     return None
 
 
@@ -94,7 +138,7 @@ def steps_of(fields: Sequence[LayerField]) -> list[LayerField]:
     for field in fields:
         parts = field.name.split(".")
         inside = any(".".join(parts[:end]) in names for end in range(1, len(parts)))
-        same = found and field[2:] == found[-1][2:] and not ("Conv" in field.kind or "Pool" in field.kind)
+        same = found and field[2:5] == found[-1][2:5] and not ("Conv" in field.kind or "Pool" in field.kind)
         if not inside and not same:
             found.append(field)
     return found
@@ -215,7 +259,7 @@ def _spans_along(
     for size in sizes:
         units = {field.name: field.unit_near(axis, size[axis] / 2) for field in fields}
         try:
-            reached = _reached(copy, (image_shape[0], *size), units, axis)
+            reached = _reached(copy, (image_shape[0], *size), fields, units, axis)
         except Exception as error:  # a network may refuse an image in any way
             text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             continue
@@ -224,15 +268,23 @@ def _spans_along(
 
 
 def _reached(
-    copy: nn.Module, image_shape: tuple[int, int, int], units: Mapping[str, int], axis: int
+    copy: nn.Module,
+    image_shape: tuple[int, int, int],
+    fields: Sequence[LayerField],
+    units: Mapping[str, int],
+    axis: int,
 ) -> dict[str, tuple[int, int]]:
     """First pixel, and the one after the last, that the gradients of units reach along an axis."""
 
-    def middle(unit: int) -> Callable[[Tensor], Tensor]:
-        return lambda y: (y[0, :, unit, y.shape[3] // 2] if axis == 0 else y[0, :, y.shape[2] // 2, unit]).sum()
+    def middle(field: LayerField) -> Callable[[Tensor], Tensor]:
+        def summed(output: Tensor) -> Tensor:
+            y, unit = field.maps(output)[0], units[field.name]
+            return (y[:, unit, y.shape[2] // 2] if axis == 0 else y[:, y.shape[1] // 2, unit]).sum()
+
+        return summed
 
     x = torch.ones(1, *image_shape, dtype=torch.double, requires_grad=True)
-    with _listening(copy, {name: middle(unit) for name, unit in units.items()}) as values, _EveryPathConducts():
+    with _listening(copy, {field.name: middle(field) for field in fields}) as values, _EveryPathConducts():
         copy(x)
     found = {}
     for name in units:
@@ -336,6 +388,7 @@ class Effective(NamedTuple):
         sigma: Standard deviation along rows and columns, weighted so: that of the Gaussian with the same moments.
         overlap: Share of the magnitude that this Gaussian and it have in common.
         pixels: How many have more than 4.55 % of the peak.
+        unit: Row and column of the unit in its map.
     """
 
     magnitude: np.ndarray
@@ -343,6 +396,7 @@ class Effective(NamedTuple):
     sigma: tuple[float, float]
     overlap: float
     pixels: int
+    unit: tuple[int, int] = (0, 0)
 
     @property
     def size(self) -> float:
@@ -367,12 +421,15 @@ def effective_fields(
     generator = torch.Generator().manual_seed(seed)
     extents = images.shape[2:]
     squares = {field.name: torch.zeros(extents, dtype=torch.double) for field in fields}
+    units: dict[str, tuple[int, int]] = {}
 
     def middle(field: LayerField) -> Callable[[Tensor], Tensor]:
-        def signed_sum(y: Tensor) -> Tensor:
+        def signed_sum(output: Tensor) -> Tensor:
+            y = field.maps(output)
             row, column = (
                 min(max(field.unit_near(axis, extents[axis] / 2), 0), y.shape[2 + axis] - 1) for axis in (0, 1)
             )
+            units[field.name] = row, column
             signs = torch.randint(2, y.shape[1:2], generator=generator).to(y.dtype) * 2 - 1
             return (y[0, :, row, column] * signs).sum()
 
@@ -385,7 +442,7 @@ def effective_fields(
         for name in squares:
             (gradient,) = torch.autograd.grad(values[name], x, retain_graph=True)
             squares[name] += gradient[0].double().square().sum(0)
-    return {name: gaussian_fit(total.sqrt().numpy()) for name, total in squares.items()}
+    return {name: gaussian_fit(total.sqrt().numpy())._replace(unit=units[name]) for name, total in squares.items()}
 
 
 def gaussian_fit(magnitude: np.ndarray) -> Effective:
@@ -446,6 +503,24 @@ def at_initialisation(
     return fresh.eval()
 
 
+NEAR_ZERO = 1e-3
+"""Of a scale per channel: below, what it scales adds next to nothing."""
+
+
+def scales_near_zero(model: nn.Module) -> list[str]:
+    """Names of scales per channel, of norms or of residual branches, that are all at or near zero."""
+    norms = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+    found = []
+    for name, parameter in model.named_parameters():
+        path, _, last = name.rpartition(".")
+        scales = (
+            "scale" in last or "gamma" in last or (last == "weight" and isinstance(model.get_submodule(path), norms))
+        )
+        if scales and bool(parameter.abs().max() < NEAR_ZERO):
+            found.append(name)
+    return found
+
+
 def parse_rates(text: str) -> list[list[int]]:
     """Reads the rates of a stack of 3x3 convolutions: ``1,2,5``, branches in parallel with plus, ``1,6+12+18``.
 
@@ -499,3 +574,34 @@ def largest_gap(rates: Sequence[int]) -> int:
     for rate in reversed(rates[1:-1]):
         gap = max(gap - 2 * rate, gap - 2 * (gap - rate), rate)
     return gap
+
+
+def keeps_hdc_rule(rates: Sequence[int]) -> bool:
+    """Whether rates of 3x3 layers in series begin with 1, leave a gap of at most 3, and have no common factor."""
+    return len(rates) > 1 and rates[0] == 1 and largest_gap(rates) <= 3 and gcd(*rates) == 1
+
+
+def stack_in_words(stack: Sequence[Sequence[int]]) -> str:
+    """What a stack of dilated layers is called: gridding, HDC, or ASPP for rates in parallel, one after the other."""
+    words: list[str] = []
+    serial: list[int] = []
+    for step in [*stack, ()]:
+        if len(step) == 1:
+            serial.append(step[0])
+            continue
+        if serial:
+            words.append(_series_in_words(serial))
+            serial = []
+        if step:
+            words.append("ASPP")
+    return "ASPP alone" if words == ["ASPP"] else ", then ".join(words)
+
+
+def _series_in_words(rates: Sequence[int]) -> str:
+    if max(rates) == 1:
+        return "not dilated"
+    if len(rates) == 1:
+        return "one dilated layer"
+    if gcd(*rates) > 1:
+        return "gridding"
+    return "HDC" if keeps_hdc_rule(rates) else "not HDC"

@@ -24,6 +24,8 @@ EXAMPLE = "photo.jpg --colour"
 LARGEST_SIDE = 512
 """Pixels to which larger photos are reduced before they are filtered."""
 LARGEST_KERNEL = 101
+SIGMAS = (0.05, 1000.0)
+"""From a single pixel to an even square, for any size of kernel."""
 
 
 class Kernel(NamedTuple):
@@ -56,8 +58,9 @@ def binomial(size: int) -> np.ndarray:
 def gaussian(size: int, sigma: float) -> np.ndarray:
     """A Gaussian of standard deviation sigma pixels, sampled at the pixels and scaled to sum 1."""
     _check_size(size)
-    if not 0 < sigma < math.inf:
-        raise UserError(f"sigma {sigma} of a Gaussian must be a positive number of pixels, such as 1.4")
+    if not SIGMAS[0] <= sigma <= SIGMAS[1]:
+        low, high = SIGMAS
+        raise UserError(f"sigma {sigma:g} of a Gaussian must be from {low:g} to {high:g} pixels, such as 1.4")
     at = np.arange(size) - size // 2
     row = np.exp(-(at**2) / (2 * sigma**2))
     return np.outer(row, row) / row.sum() ** 2
@@ -127,12 +130,15 @@ def apply(image: np.ndarray, kernel: np.ndarray, convolve: bool = False) -> np.n
         convolve: Flip the kernel, for convolution in the mathematical sense; otherwise correlation, as networks do.
 
     Raises:
-        UserError: The image is smaller than half the kernel, so that its border cannot be mirrored.
+        UserError: The kernel has an even side, or the image is smaller than half of it, so that its border cannot be
+            mirrored.
     """
     import torch
     import torch.nn.functional as F
 
     height, width = kernel.shape
+    if height % 2 == 0 or width % 2 == 0:
+        raise UserError(f"a filter of {height}x{width} has no middle; give it odd sides")
     if image.shape[0] <= height // 2 or image.shape[1] <= width // 2:
         raise UserError(
             f"an image of {image.shape[0]}x{image.shape[1]} pixels is too small for a {height}x{width} filter"
@@ -226,6 +232,8 @@ def explain(arguments: argparse.Namespace) -> Explanation:
     caption += f": {signs}." if any(k.signed for k in shown) else "."
     if not all(k.signed for k in shown):
         caption += " Blurred and sharpened pictures are drawn from black, 0, to white, 1."
+    if "gradient" in chosen:
+        caption += " The magnitude of Sobel's gradient is drawn from black, 0, to white, its largest value."
     if "sobel_x" in chosen:
         caption += " Sobel x answers to change along x, which is a vertical edge, Sobel y to horizontal ones."
     if arguments.convolve:

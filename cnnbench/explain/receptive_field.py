@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from math import ceil, gcd
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,6 +33,7 @@ ROWS, PANELS = 10, 4
 """Layers in the table and in the picture, at most, if they are not named."""
 FINE = 256
 """Pixels that the photo has at least where the network's image has fewer."""
+MOST_SAMPLES = 1000
 LARGEST_IMAGE = 288
 """Pixels up to which the image grows so that the largest field lies within it."""
 
@@ -84,11 +85,12 @@ def _explain_network(arguments: argparse.Namespace, explanation: Explanation) ->
         first_without_field,
         layer_fields,
         measure_fields,
+        scales_near_zero,
     )
     from cnnbench.explain.subjects import find_subject, image_for, read_photo
 
-    if arguments.samples < 1:
-        raise UserError(f"samples {arguments.samples} must be at least 1")
+    if not 1 <= arguments.samples <= MOST_SAMPLES:
+        raise UserError(f"samples {arguments.samples} must be from 1 to {MOST_SAMPLES:,}")
     photo = read_photo(arguments.image)
     subject = find_subject(arguments)
     local = layer_fields(subject.model, subject.image_shape)
@@ -109,6 +111,12 @@ def _explain_network(arguments: argparse.Namespace, explanation: Explanation) ->
     }
     explanation.tables.append(_table(subject.name, layers, inputs))
     explanation.remarks += [*_remarks(layers), *([beyond] if beyond else [])]
+    if small := scales_near_zero(start):
+        explanation.remarks.append(
+            f"At initialisation {small[0]} is 0 or next to it, as are {len(small) - 1} more scales of channels: what "
+            "they scale, as a rule a residual branch, adds next to nothing before training, so the effective fields of "
+            "blocks are nearly those of their shortcuts."
+        )
     finer = max(1, FINE // images.shape[3])
     picture = image_for((1, finer * images.shape[2], finer * images.shape[3]), photo)[0, 0].numpy()
     shown = _for_panels(layers) if arguments.layers is None else layers
@@ -180,8 +188,8 @@ def _is_cut(field: LayerField, found: Effective) -> bool:
 
 
 def _spans(field: LayerField, found: Effective) -> list[tuple[float, float]]:
-    """The theoretical field of the unit in the middle, along rows and columns."""
-    return [field.span(axis, field.unit_near(axis, n / 2)) for axis, n in enumerate(found.magnitude.shape)]
+    """The theoretical field of the unit that was looked at, along rows and columns."""
+    return [field.span(axis, unit) for axis, unit in enumerate(found.unit)]
 
 
 def _pair(values: Sequence[float], decimals: int = 0) -> str:
@@ -198,7 +206,7 @@ def _table(name: str, layers: Sequence[_Layer], inputs: str) -> Table:
     rows = []
     for layer in layers:
         field = layer.field
-        row = [field.name, field.kind, _pair(field.size, 1), _pair(field.jump), _pair(field.start, 1)]
+        row = [field.label, field.kind, _pair(field.size, 1), _pair(field.jump), _pair(field.start, 1)]
         row.append(_pair(layer.measured.size) + ("" if layer.measured.agrees else " (differs)"))
         for state in states:
             mark = "*" if _is_cut(layer.field, layer.effective[state]) else ""
@@ -229,12 +237,12 @@ def _caption(layers: Sequence[_Layer], inputs: str) -> str:
     last, state = layers[-1], list(layers[-1].effective)[-1]
     found = last.effective[state]
     height, width = found.magnitude.shape
-    beyond = [layer.field.name for layer in layers if _is_cut(layer.field, found)]
+    beyond = [layer.field.label for layer in layers if _is_cut(layer.field, found)]
     outside = f" The field of {', '.join(beyond)} reaches beyond the image, and with it the frame." if beyond else ""
     return (
         f"A unit in the middle of an image of {height}x{width} pixels can see what is inside the white frame. Its "
         "gradient is drawn in yellow, opaque where it is as large as its strongest hundredth; the dashed ellipse is "
-        f"two standard deviations of the Gaussian with the same moments ({inputs}, {state}). In {last.field.name} "
+        f"two standard deviations of the Gaussian with the same moments ({inputs}, {state}). In {last.field.label} "
         f"{_share(last, state):.1%} of the pixels in sight have more than 4.55 % of the peak; sigma is "
         f"{_pair(found.sigma, 1)} pixels.{outside}"
     )
@@ -249,7 +257,7 @@ def _draw_fields(image: np.ndarray, layers: Sequence[_Layer]) -> Figure:
     for ax, (state, layer) in zip(axes, ((s, layer) for s in states for layer in layers), strict=True):
         _draw_field(ax, image, layer, layer.effective[state])
         text = f"field {_pair(layer.field.size, 1)}, σ {_pair(layer.effective[state].sigma, 1)}"  # noqa: RUF001
-        ax.set_title(f"{layer.field.name}\n{text}" + f", {state}" * (len(states) > 1), fontsize=8.5, pad=3)
+        ax.set_title(f"{layer.field.label}\n{text}" + f", {state}" * (len(states) > 1), fontsize=8.5, pad=3)
     return figure
 
 
@@ -280,10 +288,10 @@ def _growth_caption(layers: Sequence[_Layer]) -> str:
     state = list(last.effective)[-1]
     before, after = first.effective[state], last.effective[state]
     return (
-        f"From {first.field.name} to {last.field.name} the theoretical field grows from {_pair(first.field.size, 1)} "
+        f"From {first.field.label} to {last.field.label} the theoretical field grows from {_pair(first.field.size, 1)} "
         f"to {_pair(last.field.size, 1)} pixels, and the effective one ({state}) from {before.size:.1f} to "
         f"{after.size:.1f}: the side of a square with as many pixels as have more than 4.55 % of the peak. On the "
-        f"right the gradient of {last.field.name}, summed over rows, and the ends of its field (dotted); the map and "
+        f"right the gradient of {last.field.label}, summed over rows, and the ends of its field (dotted); the map and "
         f"the Gaussian of its moments have {after.overlap:.0%} in common."
     )
 
@@ -307,7 +315,7 @@ def _draw_growth(layers: Sequence[_Layer]) -> Figure:
         bell = np.exp(-(at**2) / (2 * found.sigma[1] ** 2))
         profile.plot(at, shares / shares.sum(), color=PALETTE[index], linewidth=1.6, label=state)
         profile.plot(at, bell / bell.sum(), color=PALETTE[index], linewidth=1.2, linestyle="--", label="Gaussian")
-    growth.set_xticks(list(places), [layer.field.name for layer in layers], rotation=45, ha="right", fontsize=7.5)
+    growth.set_xticks(list(places), [layer.field.label for layer in layers], rotation=45, ha="right", fontsize=7.5)
     growth.set_ylabel("size of the field in pixels")
     growth.set_ylim(bottom=0)
     for side in _spans(layers[-1].field, found)[1]:
@@ -315,7 +323,7 @@ def _draw_growth(layers: Sequence[_Layer]) -> Figure:
     profile.set_xlabel("distance from the gradient's centre in pixels")
     profile.set_ylabel("share of the gradient's magnitude")
     profile.set_ylim(bottom=0)
-    profile.set_title(layers[-1].field.name, loc="left", fontsize=10)
+    profile.set_title(layers[-1].field.label, loc="left", fontsize=10)
     for ax in (growth, profile):
         ax.legend(frameon=False, fontsize=8.5)
         ax.spines[["top", "right"]].set_visible(False)
@@ -325,26 +333,29 @@ def _draw_growth(layers: Sequence[_Layer]) -> Figure:
 
 
 def _explain_stacks(text: str, explanation: Explanation) -> None:
-    from cnnbench.explain.fields import coverage, largest_gap, parse_rates
+    from cnnbench.explain.fields import coverage, keeps_hdc_rule, largest_gap, parse_rates, stack_in_words
 
     texts = text.split()
     if not texts:
         raise UserError(f"--dilations is empty; write for example --dilations '{STACKS}'")
     stacks = {name: parse_rates(name) for name in dict.fromkeys(texts)}
     maps = {name: coverage(stack) for name, stack in stacks.items()}
+    words = {name: stack_in_words(stack) for name, stack in stacks.items()}
     rows, numbers = [], {}
     for name, paths in maps.items():
         stack = [step[0] for step in stacks[name]]
         plain = len(stack) > 1 and all(len(step) == 1 for step in stacks[name])
         gap = largest_gap(stack) if plain else None
-        rule = "-" if gap is None else "yes" if stack[0] == 1 and gap <= 3 and gcd(*stack) == 1 else "no"
+        rule = "-" if gap is None else "yes" if keeps_hdc_rule(stack) else "no"
         seen = int((paths > 0).sum())
-        numbers[name] = {"size": len(paths), "pixels": seen, "share": seen / paths.size, "hdc_m2": gap}
+        numbers[name] = {
+            "kind": words[name], "size": len(paths), "pixels": seen, "share": seen / paths.size, "hdc_m2": gap
+        }  # fmt: skip
         rows.append((
-            name, str(len(paths)), f"{seen:,} of {paths.size:,}", f"{seen / paths.size:.1%}", f"{paths.max():,}",
-            "-" if gap is None else str(gap), rule,
+            name, words[name], str(len(paths)), f"{seen:,} of {paths.size:,}", f"{seen / paths.size:.1%}",
+            f"{paths.max():,}", "-" if gap is None else str(gap), rule,
         ))  # fmt: skip
-    head = ("Rates", "Field", "Pixels with a path", "Share", "Most paths", "HDC: M2", "HDC rule kept")
+    head = ("Rates", "Kind", "Field", "Pixels with a path", "Share", "Most paths", "HDC: M2", "HDC rule kept")
     explanation.numbers["dilations"] = numbers
     explanation.tables.append(Table("What stacks of dilated 3x3 convolutions cover", head, rows))
     explanation.remarks.append(
@@ -352,31 +363,52 @@ def _explain_stacks(text: str, explanation: Explanation) -> None:
         "most the kernel size, 3, and the rates have no common factor. It is enough for a square without gaps, and not "
         "necessary."
     )
-    shares = {name: float((paths > 0).mean()) for name, paths in maps.items()}
-    worst, best = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)
+    explanation.pictures.append(
+        Picture(
+            "dilated_coverage",
+            "What dilated stacks cover",
+            _coverage_caption(numbers),
+            _draw_coverage(maps, words),
+        )
+    )
+
+
+def _coverage_caption(numbers: Mapping[str, Mapping[str, Any]]) -> str:
+    """The shares of the picture, and what the kinds of stacks in it are."""
+    kinds = " and ".join(found["kind"] for found in numbers.values())
+    shares = "; ".join(f"{found['kind']} ({name}) {found['share']:.1%}" for name, found in numbers.items())
     caption = (
         "How many paths lead from each pixel to the unit in the middle, from yellow, one, to dark, most, on a "
-        f"logarithmic scale for each stack by itself; white pixels have none. Rates {worst} reach "
-        f"{shares[worst]:.1%} of the square that they span"
+        "logarithmic scale for each stack by itself; white pixels have none. Pixels with a path, of the square that "
+        f"the rates span: {shares}."
     )
-    caption += f", and {best} {shares[best]:.1%}." if shares[best] > shares[worst] else "."
-    if any(len(stack) > 1 and gcd(*(rate for step in stack for rate in step)) > 1 for stack in stacks.values()):
-        caption += " Rates with a common factor leave a grid of gaps, however many layers there are (gridding)."
-    explanation.pictures.append(Picture("dilated_coverage", "What dilated stacks cover", caption, _draw_coverage(maps)))
+    if "gridding" in kinds:
+        caption += (
+            " Gridding: rates with a common factor leave a grid of gaps, however many layers of such rates there are."
+        )
+    if "HDC" in kinds.replace("not HDC", ""):
+        caption += " HDC, hybrid dilated convolution, has rates in series that fill each other's gaps."
+    if "ASPP" in kinds:
+        caption += (
+            " ASPP, atrous spatial pyramid pooling (Chen et al. 2018, 1606.00915), adds layers of different rates that "
+            "run in parallel, so they do not fill each other's gaps; layers before it can."
+        )
+    return caption
 
 
-def _draw_coverage(maps: Mapping[str, np.ndarray]) -> Figure:
+def _draw_coverage(maps: Mapping[str, np.ndarray], words: Mapping[str, str]) -> Figure:
+    """A panel for every stack, called by its kind."""
     from matplotlib.colors import LogNorm
 
     from cnnbench.explain.pictures import grid
 
-    figure, axes = grid(len(maps), min(3, len(maps)) if len(maps) != 4 else 4, cell=2.5)
+    figure, axes = grid(len(maps), min(3, len(maps)) if len(maps) != 4 else 4, cell=2.5, ratio=1.1)
     for ax, (name, paths) in zip(axes, maps.items(), strict=True):
         seen = np.ma.masked_equal(paths, 0)
         ax.imshow(seen, cmap="viridis_r", norm=LogNorm(1, max(int(paths.max()), 2)), interpolation="nearest")
         ax.set_axis_on()
-        ax.set(xticks=[], yticks=[])
+        ax.set(xticks=[], yticks=[], anchor="S")  # room for a title of three lines
         share = (paths > 0).mean()
-        ax.set_title(f"rates {name}\n{share:.1%} of {len(paths)}×{len(paths)}", fontsize=8.5, pad=3)  # noqa: RUF001
+        ax.set_title(f"{words[name]}\n{name}\n{share:.1%} of {len(paths)}×{len(paths)}", fontsize=8.5, pad=3)  # noqa: RUF001
         ax.spines[:].set_color("#999999")
     return figure

@@ -18,6 +18,7 @@ import numpy as np
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
 from cnnbench.explain.windows import (
+    LARGEST_NUMBER,
     NOTATION,
     Conv,
     Extent,
@@ -30,6 +31,7 @@ from cnnbench.explain.windows import (
     output_size,
     pair_or_number,
     parse_layers,
+    too_large,
     trace_sizes,
     unread_in_words,
 )
@@ -37,13 +39,15 @@ from cnnbench.explain.windows import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from torch import nn
+    from torch import Tensor, nn
+
+    from cnnbench.measure.receptive_field import FieldTracker
 
 EXAMPLE = "--layers 'conv7/2p3:64 maxpool3/2p1 conv3p1:128' --image_size 224"
 BYTES = 4
-LARGEST_SIZE = 65_536
-VECTORS = "vectors"
 """Of a value in float32."""
+VECTORS = "vectors"
+"""Where outputs without a resolution are gathered."""
 
 
 class Row(NamedTuple):
@@ -56,6 +60,8 @@ class Row(NamedTuple):
         params: Own parameters; None where the channels are not known.
         formula: How they come about; empty if there is none.
         unread: Pixels of its input that it does not read, in words.
+        channels_last: Whether the shape is height, width and channels.
+        view: Whether its output is its input's memory in another shape.
     """
 
     name: str
@@ -64,12 +70,16 @@ class Row(NamedTuple):
     params: int | None
     formula: str = ""
     unread: str = ""
+    channels_last: bool = False
+    view: bool = False
 
     @property
     def memory_bytes(self) -> int | None:
-        """Of its output in float32, for one image."""
+        """Of its output in float32, for one image; a view has none of its own."""
         if self.shape is None or None in self.shape:
             return None
+        if self.view:
+            return 0
         return BYTES * prod(n for n in self.shape if n is not None)
 
 
@@ -123,7 +133,7 @@ def rows_of_network(model: nn.Module, image_shape: tuple[int, int, int]) -> tupl
         settings = f" {notation(call.layer)}" if call.layer else ""
         formula = parameter_formula(module) if own else ""
         formula = formula if formula and evaluated(formula) == own else ""
-        rows.append(Row(call.name, kind + settings, call.out, own, formula, words))
+        rows.append(Row(call.name, kind + settings, call.out, own, formula, words, call.channels_last, call.view))
         called.add(call.name)
     for name, number in params.items():
         if number and name not in called:
@@ -169,6 +179,8 @@ class _Call(NamedTuple):
         out: Shape of the output without the batch.
         layer: Its window, if it has one.
         size: Height and width that the window moves over.
+        channels_last: Whether the output is a map with its channels behind height and width.
+        view: Whether the output is the input's memory.
     """
 
     name: str
@@ -177,6 +189,8 @@ class _Call(NamedTuple):
     out: tuple[int, ...]
     layer: Layer | None
     size: Size | None
+    channels_last: bool = False
+    view: bool = False
 
 
 _POOLS = {
@@ -195,6 +209,7 @@ def _calls(model: nn.Module, image_shape: Sequence[int]) -> list[_Call]:
     from cnnbench.measure.copies import eager, meta_copy, untouched_randomness, without_global_hooks
     from cnnbench.measure.meta import MetaRun, tensors_in
     from cnnbench.measure.operators import base_name
+    from cnnbench.measure.receptive_field import FieldTracker
 
     copy = meta_copy(model)[0].eval()
     names = {module: name for name, module in copy.named_modules()}
@@ -204,6 +219,7 @@ def _calls(model: nn.Module, image_shape: Sequence[int]) -> list[_Call]:
 
     def listen(operator: Any, args: Any, out: Any) -> None:
         name = base_name(operator)
+        tracker(operator, args, out, False)
         layer = _window(name, args)
         size = tuple(args[0].shape[2:]) if layer else None
         module = stack[-1] if stack else copy
@@ -221,16 +237,36 @@ def _calls(model: nn.Module, image_shape: Sequence[int]) -> list[_Call]:
         stack.pop()
         given, result = next(tensors_in(inputs), None), next(tensors_in(output), None)
         layer, size = windows.pop(module, (None, None))
-        if given is not None and result is not None and (not any(module.children()) or module._parameters):
-            found.append(_Call(names[module], "", *_shapes(given, result), layer, size))
+        if given is None or result is None or (any(module.children()) and not module._parameters):
+            return
+        last = _channels_last(module, given, result, tracker)
+        result._channels_last = last  # type: ignore[attr-defined]
+        view = given.untyped_storage()._cdata == result.untyped_storage()._cdata
+        found.append(_Call(names[module], "", *_shapes(given, result), layer, size, last, view))
 
     for module in copy.modules():
         module.register_forward_pre_hook(enter)
         module.register_forward_hook(leave)
     dtype = next((p.dtype for p in copy.parameters() if p.is_floating_point()), torch.float32)
+    x = torch.empty(1, *image_shape, device="meta", dtype=dtype)
+    tracker = FieldTracker(x)
     with torch.no_grad(), without_global_hooks(), untouched_randomness(), eager(), MetaRun(listen):
-        copy(torch.empty(1, *image_shape, device="meta", dtype=dtype))
+        copy(x)
     return found
+
+
+def _channels_last(module: nn.Module, given: Tensor, result: Tensor, tracker: FieldTracker) -> bool:
+    """Whether an output is (N, H, W, C): where height and width have gone, else, where that is lost, by the layer."""
+    from torch import nn
+
+    if result.dim() != 4:
+        return False
+    field = tracker.field_of(result)
+    if field is not None and field.map_dims is not None:
+        return field.map_dims == (1, 2)
+    if isinstance(module, nn.Linear) or type(module).__name__ == "LayerNorm":  # LayerNorm2d has channels first
+        return True
+    return given.shape == result.shape and getattr(given, "_channels_last", False)
 
 
 def _shapes(given: Any, result: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -308,9 +344,9 @@ def _size(text: str | None) -> Extent | None:
         return None
     if re.fullmatch(r"0*[1-9]\d*(x0*[1-9]\d*)?", text) is None:
         raise UserError(f"image_size '{text}' is not a size in pixels; write for example 224 or 17x23")
-    size = pair_or_number(text)
-    if max(size if isinstance(size, tuple) else (size,)) > LARGEST_SIZE:
-        raise UserError(f"image_size {text} must be at most {LARGEST_SIZE:,} pixels")
+    if any(too_large(number) for number in text.split("x")):
+        raise UserError(f"image_size {text} must be at most {LARGEST_NUMBER:,} pixels")
+    size: Extent = pair_or_number(text)
     return size
 
 
@@ -334,6 +370,9 @@ def _explanation(title: str, rows: Sequence[Row], remarks: list[str]) -> Explana
     cells.append(("total", "", "", f"{params:,}" if whole else "-", kib(memory) if whole else "-", ""))
     head = ("Layer", "Kind", "Output", "Parameters", "Memory (KiB)", "Not read of its input")
     remarks = [*remarks, "Memory is that of the outputs in the table, for one image in float32."]
+    views = list(dict.fromkeys(row.kind for row in rows if row.view))
+    if views:
+        remarks.append(f"Outputs of {', '.join(views)} are views of their inputs and have no memory of their own.")
     if not whole:
         remarks.append("Channels of a convolution, as in conv3:64, would give parameters and memory as well.")
     if any(row.unread for row in rows):
@@ -350,7 +389,7 @@ def _explanation(title: str, rows: Sequence[Row], remarks: list[str]) -> Explana
 def kib(size: int) -> str:
     """Bytes as KiB, with decimals where they matter."""
     value = size / 1024
-    return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}" if value >= 1 else f"{value:.2f}"
+    return f"{value:,.0f}" if value >= 100 or not size else f"{value:,.1f}" if value >= 1 else f"{value:.2f}"
 
 
 def _pictures(title: str, rows: Sequence[Row]) -> list[Picture]:
@@ -395,14 +434,16 @@ def stages_of(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
     for row in rows:
         if row.shape is None:
             continue
-        flat = len(row.shape) != 3
-        name = VECTORS if flat else f"{row.shape[1]}x{row.shape[2]}"
-        stage = stages.setdefault(name, {"channels": 0, "height": 1, "width": 1, "memory_bytes": 0, "params": 0})
-        assert None not in row.shape
-        channels = prod(n or 1 for n in row.shape) if flat else row.shape[0] or 0
+        shape = [n for n in row.shape if n is not None]
+        assert len(shape) == len(row.shape)
+        name, channels, height, width = VECTORS, prod(shape), 1, 1
+        if len(shape) == 3:
+            height, width, channels = shape if row.channels_last else (*shape[1:], shape[0])
+            name = f"{height}x{width}"
+        stage = stages.setdefault(
+            name, {"channels": 0, "height": height, "width": width, "memory_bytes": 0, "params": 0}
+        )
         stage["channels"] = max(stage["channels"], channels)
-        if not flat:
-            stage["height"], stage["width"] = row.shape[1] or 1, row.shape[2] or 1
         stage["memory_bytes"] += row.memory_bytes or 0
         stage["params"] += row.params or 0
     return stages

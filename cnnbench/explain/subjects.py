@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+import warnings
 from collections.abc import Iterable
 from inspect import signature
 from pathlib import Path
@@ -146,10 +148,10 @@ def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Tenso
 def read_photo(path: Path | None = None) -> np.ndarray:
     """An image file, (H, W, 3), uint8; without a path the photo that matplotlib ships.
 
-    It is turned as its EXIF data say; what is transparent becomes white; 16 bits become 8.
+    It is turned as its EXIF data say; what is transparent becomes white; 16 bits and numbers of 0 to 1 become 8 bits.
 
     Raises:
-        UserError: The file cannot be read.
+        UserError: The file cannot be read, or is too large.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -158,18 +160,38 @@ def read_photo(path: Path | None = None) -> np.ndarray:
 
         path = Path(cbook.get_sample_data(PHOTO, asfileobj=False))
     try:
-        with Image.open(path) as file:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            file = Image.open(path)
+        with file:
             image = ImageOps.exif_transpose(file)
+            if image.mode == "F":
+                grey = _of_unit_range(np.asarray(image), path)
+                return np.stack([grey] * 3, axis=2)
             if image.mode.startswith("I"):  # Pillow would cut, not scale
                 grey = (np.asarray(image).astype(float).clip(0, 65535) / 257).round().astype(np.uint8)
                 return np.stack([grey] * 3, axis=2)
             if image.has_transparency_data:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             return np.asarray(image.convert("RGB"))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        pixels = re.search(r"\((\d+) pixels\)", str(error))
+        raise UserError(
+            f"image '{path}' has {int(pixels[1]) if pixels else 0:,} pixels; give one of at most "
+            f"{Image.MAX_IMAGE_PIXELS:,}, such as 4000x3000"
+        ) from error
     except (OSError, UnidentifiedImageError) as error:
         raise UserError(
             f"cannot read image '{path}': {' '.join(str(error).split())}; give a PNG or JPEG file"
         ) from error
+
+
+def _of_unit_range(values: np.ndarray, path: Path) -> np.ndarray:
+    """Floating-point pixels of 0 to 1 as 8 bits."""
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= 1):
+        raise UserError(f"image '{path}' has pixels of {low:g} to {high:g} in floating point; scale them to 0 to 1")
+    return (values * 255).round().astype(np.uint8)
 
 
 def image_for(shape: tuple[int, int, int], photo: np.ndarray) -> Tensor:

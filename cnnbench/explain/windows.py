@@ -21,6 +21,10 @@ NOTATION = (
     "a pool's size up), oO output padding of a tconv, :C output channels; and padN zeros around, or padLxRxTxB left, "
     "right, top, bottom. Two numbers are height x width: 'conv3x5/2x3p1x2'"
 )
+LARGEST_NUMBER = 65_536
+"""In the notation and of an image's pixels along an axis."""
+LARGEST_SIDE = 2**24
+"""Pixels of a map along an axis."""
 Extent = int | tuple[int, int]
 """A number of pixels for both axes, or height and width."""
 
@@ -135,7 +139,10 @@ def trace_sizes(size: Extent, layers: Sequence[Layer]) -> list[Size]:
     for number, layer in enumerate(layers, 1):
         try:
             _check(layer)
-            sizes.append((layer.length(sizes[-1][0], 0), layer.length(sizes[-1][1], 1)))
+            size = layer.length(sizes[-1][0], 0), layer.length(sizes[-1][1], 1)
+            if max(size) > LARGEST_SIDE:
+                raise UserError(f"its map would have a side of {max(size)} pixels; take at most {LARGEST_SIDE:,}")
+            sizes.append(size)
         except UserError as error:
             raise UserError(f"layer {number}, {notation(layer)}, on {sizes[-1][0]}x{sizes[-1][1]}: {error}") from None
     return sizes
@@ -211,6 +218,9 @@ def _parse_layer(word: str) -> Layer:
     if match is None:
         raise UserError(f"cannot read layer '{word}'; write for example conv7/2p3, maxpool2, tconv4/2p1 or pad1")
     kind, numbers, rest = match.groups()
+    large = next((number for number in re.findall(r"\d+", word) if too_large(number)), None)
+    if large:
+        raise UserError(f"layer '{word}': {large} is too large; take numbers of at most {LARGEST_NUMBER:,}")
     kernel = tuple(map(int, numbers.split("x")))
     options = re.findall(_OPTION, rest)
     keys = [o if o in ("same", "ceil") else o[0] for o in options]
@@ -233,6 +243,12 @@ def _parse_layer(word: str) -> Layer:
     if kind == "tconv":
         return Transposed(pair_or_number(numbers), **settings)
     return Pool(pair_or_number(numbers), **settings, ceil_mode="ceil" in keys, kind=kind[:3])  # type: ignore[arg-type]
+
+
+def too_large(number: str) -> bool:
+    """Whether digits are a number above the limit, however many there are."""
+    digits = number.lstrip("0")
+    return len(digits) > len(str(LARGEST_NUMBER)) or int(digits or "0") > LARGEST_NUMBER
 
 
 def pair_or_number(text: str) -> Any:

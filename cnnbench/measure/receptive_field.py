@@ -87,6 +87,12 @@ class Field(NamedTuple):
         """Whether it is a map whose units see different parts."""
         return not self.whole and not any(axis.pooled for axis in self.axes)
 
+    @property
+    def map_dims(self) -> tuple[int, ...] | None:
+        """Which dimension of the tensor runs along each axis of the image; None if an axis has none of its own."""
+        found = [self.dims.index((axis,)) for axis in range(len(self.axes)) if (axis,) in self.dims]
+        return tuple(found) if len(found) == len(self.axes) else None
+
     def as_dict(self) -> dict[str, Any]:
         """``size``, ``jump`` and ``start`` in pixels: a number, or a list where the axes differ."""
         found = {}
@@ -426,6 +432,14 @@ def _all(call: _Call) -> Field:
     return field._replace(axes=len(field.axes) * (WHOLE,))
 
 
+def _restrided(call: _Call) -> Field:
+    """Torch sets new strides after pooling a map to one unit, all of whose channels see the same."""
+    field = call.fields[0]
+    if set(field.sizes) != {1} or call.out.dim() != len(field.dims):
+        raise _UndefinedError
+    return field
+
+
 def _batch_norm(call: _Call) -> Field:
     if call.out.dim() != call.tensors[0].dim():
         raise _UndefinedError
@@ -448,6 +462,7 @@ _RULES: dict[str, Callable[[_Call], Field]] = {
     **dict.fromkeys(("clone", "expand", "detach", "alias", "_to_copy", "native_dropout"), _elementwise),
     "constant_pad_nd": _pad,
     "slice": _slice,
+    "as_strided": _restrided,
     "native_batch_norm": _batch_norm,
     "native_layer_norm": _layer_norm,
     "native_group_norm": _all,
