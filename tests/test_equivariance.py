@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cnnbench.cli import main
 from cnnbench.errors import UserError
+from cnnbench.explain import Explanation, run
 from cnnbench.explain.equivariance import (
     BlurPool,
     Layer,
@@ -224,12 +225,69 @@ def test_the_tool_trains_two_networks_that_share_all_but_the_blur(capsys: pytest
     found = json.loads(capsys.readouterr().out)
     assert [n["model"] for n in found["networks"]] == ["SimpleCNN(dropout=0.0)", "with BlurPool"]
     assert found["train_steps"] >= 1
-    assert {n["val_images"] for n in found["networks"]} == {60}
+    assert {(n["images"], n["kind"]) for n in found["networks"]} == {(60, "validation images")}
     assert [Path(p["file"]).name for p in found["pictures"]] == [
         "equivariance_maps.png", "equivariance_layers.png", "equivariance_accuracy.png"
     ]  # fmt: skip
     middle = [n["consistency"][axis][2]["value"] for n in found["networks"] for axis in ("across", "down")]
     assert middle == [1.0] * 4
+
+
+def _fit(*options: str) -> Path:
+    """The checkpoint of a short training on Synthetic."""
+    before = set(Path("results/runs").glob("*/*"))
+    small = ["--data=Synthetic", "--data.train_images=100", "--data.test_images=30", "--trainer.max_epochs=1"]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+    assert main(["fit", "--model=LeNet5", *small, *quiet, *options]) == 0
+    (made,) = set(Path("results/runs").glob("*/*")) - before
+    return made / "checkpoints" / "last.ckpt"
+
+
+def _shown(*options: str) -> Explanation:
+    return run("equivariance", [*options, "--images=10", "--max_shift=1"])
+
+
+def test_images_and_augmentation_are_those_of_the_run() -> None:
+    half = _fit("--data.val_fraction=0.5", "--data.augment=true", "--data.padding=1", "--data.flip=alternate")
+    found = _shown(f"--ckpt_path={half}")
+    assert "10 validation images of Synthetic" in found.tables[1].title
+    assert "shift of up to 1 pixels (reflect), alternate mirroring" in " ".join(found.remarks)
+    every = _fit("--data.val_fraction=0")
+    found = _shown(f"--ckpt_path={every}")
+    assert "10 test images of Synthetic" in found.tables[1].title
+    assert "Augmentation of the training images: none." in " ".join(found.remarks)
+    found = _shown(f"--ckpt_path={half}", f"--compare={every}")  # what one left out, the other was trained on
+    assert "10 test images of Synthetic" in found.tables[1].title
+    assert "none (LeNet5, trained (2))" in " ".join(found.remarks)
+
+
+def test_an_old_checkpoint_is_shown_what_no_network_has_seen() -> None:
+    stored = torch.load(_fit(), weights_only=True)
+    del stored["datamodule_hyper_parameters"]
+    torch.save(stored, "old.ckpt")
+    found = _shown("--ckpt_path=old.ckpt")
+    assert "10 test images of Synthetic" in found.tables[1].title
+    assert "Augmentation of the training images: not known." in " ".join(found.remarks)
+    options = ["--ckpt_path=old.ckpt", "--index=3", "--images=20"]
+    pictures, remarks = (getattr(run("feature-maps", options), name) for name in ("pictures", "remarks"))
+    assert pictures[0].caption.startswith("Maps of image 3 of the training set in LeNet5")
+    assert "20 images of the training set of Synthetic:" in pictures[-1].caption
+    assert any("which of them the network was trained on is not known" in line for line in remarks)
+
+
+def test_a_pair_is_trained_for_so_many_steps_and_a_checkpoint_drawn_beside_it() -> None:
+    found = run("equivariance", ["LeNet5", "--data=Synthetic", "--train_steps=2", f"--compare={_fit()}",
+                                 "--images=10", "--max_shift=1", "--image_size=32"])  # fmt: skip
+    assert [n["model"] for n in found.numbers["networks"]] == ["LeNet5", "with BlurPool", "LeNet5, trained"]
+    assert found.numbers["train_steps"] == 2
+    assert "10 test images" in found.tables[1].title  # the checkpoint has other images to split
+
+
+def test_numbers_in_a_caption_are_those_of_its_table() -> None:
+    found = run("equivariance", [])
+    first, second = (next(row[2] for row in found.tables[0].rows if row[0] == name)
+                     for name in ("max pool 2x2", "max pool, BlurPool"))  # fmt: skip
+    assert f"from {first} to {second}." in found.pictures[0].caption
 
 
 def test_a_network_with_random_weights_is_called_so(capsys: pytest.CaptureFixture) -> None:

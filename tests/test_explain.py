@@ -17,7 +17,7 @@ from cnnbench import explain
 from cnnbench.cli import main
 from cnnbench.errors import UserError
 from cnnbench.explain.gallery import Part, page
-from cnnbench.network import classifier_from_checkpoint
+from cnnbench.network import read_checkpoint
 
 
 def test_every_tool_is_a_module_and_says_how_it_is_used(capsys: pytest.CaptureFixture) -> None:
@@ -116,18 +116,21 @@ def test_a_checkpoint_gives_back_the_network_and_its_data() -> None:
     model = "--model=SimpleCNN(convs=5x5,batch_norm=True)"
     assert main(["fit", model, "--data=Synthetic", *size, *quiet]) == 0
     (path,) = Path("results/runs").glob("*/*/checkpoints/last.ckpt")
-    model, data = classifier_from_checkpoint(path)
+    model, data, options = read_checkpoint(path)
     stored = torch.load(path, weights_only=True)["state_dict"]
     assert (type(model).__name__, model.image_size, model.in_channels, data) == ("SimpleCNN", 28, 1, "Synthetic")
+    given = {"train_images": 20, "image_size": 28, "in_channels": 1, "batch_size": 10, "val_fraction": 0.1}
+    assert given.items() <= options.items()
+    assert "data_dir" not in options
     assert all(torch.equal(value, stored[name]) for name, value in model.state_dict().items())
     torch.save(
         {"state_dict": {}, **{k: v for k, v in torch.load(path).items() if k == "hyper_parameters"}}, "other.ckpt"
     )
     with pytest.raises(UserError, match="are not those of SimpleCNN"):
-        classifier_from_checkpoint(Path("other.ckpt"))
+        read_checkpoint(Path("other.ckpt"))
     Path("text.ckpt").write_text("nothing")
     with pytest.raises(UserError, match=r"'text.ckpt' is not a checkpoint"):
-        classifier_from_checkpoint(Path("text.ckpt"))
+        read_checkpoint(Path("text.ckpt"))
 
 
 def test_the_gallery_shows_every_tool_with_its_command() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from cnnbench.explain.filters import colours, convolutions, grey_shares, norms
 from cnnbench.explain.grad_cam import cascade, grad_cam, overlay, weight_groups, weighted_map
 from cnnbench.explain.images import pixels_of, training_images
 from cnnbench.explain.patches import Responses, cut, selective_channels, strongest_units, top_images, window
+from cnnbench.explain.subjects import load_checkpoint
 from cnnbench.measure.complexity import receptive_fields
 from cnnbench.network import get_network
 
@@ -238,6 +240,23 @@ def test_hooks_are_gone_after_an_error() -> None:
         with pytest.raises(UserError, match="does not run on images of 3x12x12: RuntimeError: on purpose"):
             look()
     _assert_same(before, _state(model))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_training_images_are_those_of_the_run(share: float) -> None:
+    small = ["--data.train_images=100", "--data.test_images=30", f"--data.val_fraction={share}", "--data.split_seed=3"]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
+    assert main(["fit", "--model=LeNet5", "--data=Synthetic", *small, *quiet]) == 0
+    (path,) = Path("results/runs").glob("*/*/checkpoints/last.ckpt")
+    subject = load_checkpoint(path, Namespace(data=None, data_dir=None))
+    assert subject.data is not None
+    train, _ = get_data("Synthetic")(train_images=100).load()
+    chosen = torch.randperm(100, generator=torch.Generator().manual_seed(3))[round(share * 100) :]
+    assert subject.data.describe()["train_images"] == len(chosen)
+    pixels = pixels_of(training_images(subject.data, [4])[0][0], subject.data)
+    expected = train.images[chosen[4]].permute(1, 2, 0).numpy() / 255
+    np.testing.assert_allclose(pixels, expected, atol=1e-6)
+    assert subject.caveat == ""
 
 
 def test_networks_with_gradients_switched_off_have_grad_cam() -> None:

@@ -63,6 +63,8 @@ def explain(arguments: argparse.Namespace) -> Explanation:
     activations.check_layers(model, shape, [*layers, cam_layer])
     shown = find_image(arguments, subject)
     explanation = Explanation({"model": subject.name, "trained": subject.trained, "image": shown.title})
+    if subject.caveat and shown.label is not None:
+        explanation.remarks.append(subject.caveat)
     fields: Fields = {}
     try:
         fields = receptive_fields(model, shape)

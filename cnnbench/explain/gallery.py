@@ -181,9 +181,9 @@ def _train(arguments: Sequence[str], data_dir: str | None, runs: Path) -> Path:
 
 def _trained(checkpoint: Path) -> tuple[str, str]:
     """Names of the network and of the data that it was trained on."""
-    from cnnbench.network import classifier_from_checkpoint
+    from cnnbench.network import read_checkpoint
 
-    model, data = classifier_from_checkpoint(checkpoint)
+    model, data, _ = read_checkpoint(checkpoint)
     if data is None:
         raise UserError(f"checkpoint '{checkpoint}' does not say what it was trained on")
     return model.display_name, data

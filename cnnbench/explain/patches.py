@@ -158,8 +158,9 @@ def show_patches(
         )
     else:
         lesson = "Ask what the patches of a row share, and whether it is more than an edge."
+    kind = f"images of the training set of {data.label}" if subject.caveat else f"training images of {data.label}"
     caption = (
-        f"What excites a channel most in {images:,} training images of {data.label}: the patch that its strongest unit "
+        f"What excites a channel most in {images:,} {kind}: the patch that its strongest unit "
         "sees, of the strongest images, one each. Grey lies outside of the image; where units see more than the "
         "image, all of it is shown. Rows are the channels whose "
         f"{count} strongest images stand out most from all, in standard deviations. {lesson}"
