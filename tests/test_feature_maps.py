@@ -437,7 +437,7 @@ def test_convolutions_come_in_the_order_in_which_they_run() -> None:
     ("options", "shown", "panels"),
     [
         (["SimpleCNN", "--in_channels", "1"], 32, 32),
-        (["SpeedNet", "--sort", "network"], 24, 24),
+        (["SpeedNet", "--sort", "network", "--layer", "features.0"], 24, 24),
         (["ResNet20", "--filters", "5"], 5, 5),
         (["ResNet20", "--layer", "features.1.residual.0.0"], 8, 8 * 12),
         (["MobileNetV1", "--layer", "features.1.0.0"], 32, 32),
@@ -452,6 +452,16 @@ def test_filters_of_any_channel_count(options: list[str], shown: int, panels: in
     assert f"{shown} of the {numbers['shape'][0]} filters" in picture.caption
     order = np.array(numbers["norms"])[numbers["shown"]]
     assert numbers["shown"] == list(range(shown)) if "--sort" in options else np.all(np.diff(order) <= 0)
+
+
+def test_filters_that_are_not_learnt_are_passed_over_and_called_so() -> None:
+    found = run("filters", ["SpeedNet"])
+    assert (found.numbers["layer"], found.numbers["fixed"]) == ("features.2.first.0", False)
+    assert "fixed" not in found.pictures[0].caption
+    assert "features.0 is fixed, not learnt; --layer features.0 shows it." in found.remarks
+    found = run("filters", ["SpeedNet", "--layer", "features.0"])
+    assert found.numbers["fixed"]
+    assert "They are fixed, not learnt: a random basis" in found.pictures[0].caption
 
 
 def test_whitening_filters_are_shown_with_their_negatives() -> None:
