@@ -223,7 +223,8 @@ def test_the_tool_trains_two_networks_that_share_all_but_the_blur(capsys: pytest
     options = ["SimpleCNN(dropout=0.0)", "--data=Synthetic", "--train_seconds=0.3", "--images=60", "--max_shift=2"]
     assert main(["explain", "equivariance", *options, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [n["model"] for n in found["networks"]] == ["SimpleCNN(dropout=0.0)", "with BlurPool"]
+    steps = f"{found['train_steps']:,} steps"
+    assert [n["model"] for n in found["networks"]] == [f"SimpleCNN(dropout=0.0), {steps}", f"with BlurPool, {steps}"]
     assert found["train_steps"] >= 1
     assert {(n["images"], n["kind"]) for n in found["networks"]} == {(60, "validation images")}
     assert [Path(p["file"]).name for p in found["pictures"]] == [
@@ -278,7 +279,8 @@ def test_an_old_checkpoint_is_shown_what_no_network_has_seen() -> None:
 def test_a_pair_is_trained_for_so_many_steps_and_a_checkpoint_drawn_beside_it() -> None:
     found = run("equivariance", ["LeNet5", "--data=Synthetic", "--train_steps=2", f"--compare={_fit()}",
                                  "--images=10", "--max_shift=1", "--image_size=32"])  # fmt: skip
-    assert [n["model"] for n in found.numbers["networks"]] == ["LeNet5", "with BlurPool", "LeNet5, trained"]
+    names = [n["model"] for n in found.numbers["networks"]]
+    assert names == ["LeNet5, 2 steps", "with BlurPool, 2 steps", "LeNet5, trained"]
     assert found.numbers["train_steps"] == 2
     assert "10 test images" in found.tables[1].title  # the checkpoint has other images to split
 

@@ -16,7 +16,7 @@ from PIL import Image
 from cnnbench import explain
 from cnnbench.cli import main
 from cnnbench.errors import UserError
-from cnnbench.explain.gallery import Part, page
+from cnnbench.explain.gallery import PARTS, Part, Trained, page
 from cnnbench.network import read_checkpoint
 
 
@@ -136,7 +136,23 @@ def test_a_checkpoint_gives_back_the_network_and_its_data() -> None:
 def test_the_gallery_shows_every_tool_with_its_command() -> None:
     from cnnbench.explain import gallery
 
-    assert {part.command.split()[0] for part in gallery.PARTS} == set(explain.TOOLS)
+    assert [part.command.split()[0] for part in gallery.PARTS] == list(explain.TOOLS)
+
+
+def test_the_gallery_names_what_was_trained() -> None:
+    from cnnbench.explain import gallery
+
+    options = ["--data.train_images=20", "--data.image_size=28", "--data.in_channels=1", "--trainer.max_epochs=1"]
+    fit = ["--model=SimpleCNN(convs=5x5,batch_norm=True)", "--data=Synthetic", *options, "--out=runs"]
+    trained = gallery._trained(gallery._train(fit, None, Path("runs")), fit)
+    assert trained.model == "SimpleCNN(batch_norm=True,convs=5x5)"
+    assert trained.command.startswith("cnnbench fit '--model=SimpleCNN(convs=5x5,batch_norm=True)' --data=Synthetic")
+    (part,) = [part for part in PARTS if part.title == "Shifts"]
+    words = trained.words(part)
+    assert words[:5] == [
+        "equivariance", "SimpleCNN(batch_norm=True,dropout=0.0)", "--data", "Synthetic", "--image_size=28"
+    ]  # fmt: skip
+    assert words[5:] == ["--in_channels=1", "--train_steps", "250", "--compare", str(trained.checkpoint)]
 
 
 def test_the_page_needs_nothing_else() -> None:
@@ -146,8 +162,18 @@ def test_the_page_needs_nothing_else() -> None:
         [explain.Picture("p", "Title", "Caption", Figure())],
         ["Remark"],
     )
-    text = page([(Part("One", "Why?", "kernels CHECKPOINT"), found)], "CIFAR10", "SimpleCNN on CIFAR10, 2 epochs")
-    for words in ("Why?", "Title", "Caption", "Remark", "&lt;b&gt;", "SimpleCNN on CIFAR10, 2 epochs", "last.ckpt"):
+    trained = Trained(
+        "SimpleCNN(convs=5x5)", "CIFAR-10 (JPEG copy)", Path("a b/last.ckpt"), "cnnbench fit", ["CIFAR10"]
+    )
+    parts = [
+        Part("One", "Why?", "kernels CHECKPOINT"),
+        Part("Two", "How?", "equivariance A --data DATA --train_steps 2"),
+    ]
+    text = page([(part, found) for part in parts], trained)
+    for words in (
+        "Why?", "Title", "Caption", "Remark", "&lt;b&gt;", "SimpleCNN(convs=5x5)</span> on CIFAR-10 (JPEG copy)",
+        "explain kernels &#39;a b/last.ckpt&#39;", "--data CIFAR10", "Part 2 trains another network",
+    ):  # fmt: skip
         assert words in text
     assert "data:image/webp;base64," in text
     assert "<script" not in text

@@ -29,15 +29,15 @@ TOOLS = {
     "parameters": "dense, locally connected and convolutional layers for the same maps",
     "convolution": "the sliding window step by step, and algorithms for it against each other",
     "kernels": "classic filters on a photo: Sobel, Laplacian, Gaussian, sharpen, emboss and more",
-    "separable": "depthwise separable against standard convolutions: parameters, multiply-adds, time",
-    "sizes": "how large the maps of a network are, layer by layer, with parameters and memory",
     "equivariance": "whether maps and classes follow when the image is shifted, with and without BlurPool",
-    "receptive-field": "which part of an image a unit can see, and which part it attends to",
     "filters": "the filters of a convolution as images, learnt or random",
     "feature-maps": "what layers answer to an image, Grad-CAM, and the patches that excite them most",
+    "sizes": "how large the maps of a network are, layer by layer, with parameters and memory",
+    "receptive-field": "which part of an image a unit can see, and which part it attends to",
     "confusions": "which classes a network mistakes for which, from records or a trained network",
+    "separable": "depthwise separable against standard convolutions: parameters, multiply-adds, time",
 }
-"""Tools in the course's order, with what they show. Their modules have underscores for dashes."""
+"""Tools in the order of the course (see `gallery.PARTS`), with what they show. Modules have underscores for dashes."""
 PIPE_WIDTH = 160
 CAPTION_WIDTH = 110
 

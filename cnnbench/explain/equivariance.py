@@ -546,7 +546,8 @@ def _trained(arguments: argparse.Namespace, data: Any, found: Explanation) -> li
         "them. One seed and a short training: a longer one may tell another story."
     )
     found.numbers["train_steps"] = steps
-    return [(name, m.cpu().eval()) for name, m in ((arguments.model, plain), ("with BlurPool", blurred))]
+    names = (f"{arguments.model}, {steps:,} steps", f"with BlurPool, {steps:,} steps")
+    return [(name, m.cpu().eval()) for name, m in zip(names, (plain, blurred), strict=True)]
 
 
 def _draw_maps(image: Tensor, measured: Mapping[str, Sequence[tuple[float, float, Tensor]]]) -> Figure:
