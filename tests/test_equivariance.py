@@ -152,9 +152,9 @@ def test_a_blurred_pooling_is_pooling_then_blur_of_the_same_size(
     plain = nn.Sequential(nn.MaxPool2d(kernel, stride, padding))
     found = with_blurpool(plain)(x)
     assert found.shape == plain(x).shape
-    dense = F.pad(F.max_pool2d(x, kernel, 1, padding), (1, 1, 1, 1), mode="replicate")
-    row = torch.tensor([1.0, 2, 1]) / 4
-    expected = F.conv2d(dense, torch.outer(row, row).expand(2, 1, 3, 3), stride=stride, groups=2)
+    row = torch.tensor([1.0, 2, 1]) / 4 if stride == 2 else torch.tensor([1.0, 4, 6, 4, 1]) / 16
+    dense = F.pad(F.max_pool2d(x, kernel, 1, padding), (len(row) // 2,) * 4, mode="replicate")
+    expected = F.conv2d(dense, torch.outer(row, row).expand(2, 1, -1, -1), stride=stride, groups=2)
     torch.testing.assert_close(found, expected)
 
 
@@ -165,6 +165,17 @@ def test_the_blur_goes_behind_the_activation_as_in_the_paper() -> None:
     x = torch.randn(2, 3, 8, 8)
     dense = torch.relu(norm.eval()(F.conv2d(x, conv.weight, conv.bias, 1, 1)))
     torch.testing.assert_close(found(x), BlurPool(2)(dense).flatten(1))
+
+
+@pytest.mark.parametrize("stride", [2, 3, 4, 6])
+def test_a_wave_that_a_stride_cannot_hold_is_blurred_away(stride: int) -> None:
+    """A wave as long as the stride becomes a constant, whose value says where the image was: all of it is aliasing."""
+    wave = torch.cos(2 * torch.pi * torch.arange(48) / stride).expand(1, 1, 48, 48)
+    plain = nn.Sequential(nn.MaxPool2d(1, stride))
+    assert plain(wave).abs().min() > 0.99
+    found = with_blurpool(plain)(wave)
+    assert found.shape == plain(wave).shape
+    assert found[..., 2:-2, 2:-2].abs().max() < 0.07
 
 
 def test_a_pooling_that_serves_twice_is_blurred_twice() -> None:

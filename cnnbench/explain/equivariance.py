@@ -78,8 +78,9 @@ def with_blurpool(model: nn.Module, filter_size: int = 3) -> nn.Module:
 
     Every such layer runs at stride 1, and a `BlurPool` takes its stride over: behind a pooling at once; behind a
     convolution after the normalisation and activation that follow it in a Sequential, as in the paper, otherwise at
-    once. Average pooling is kept in front of the blur, which the paper puts in its place. What subsamples in a
-    forward function is not seen.
+    once. A stride of 4 becomes two of 2, and one of 3 has a filter of 5 places at least: three places blur too little
+    for a grid so wide. Average pooling is kept in front of the blur, which the paper puts in its place. What
+    subsamples in a forward function is not seen.
 
     Args:
         model: Any network; it is left as it is. The copy computes something else, so train it too.
@@ -120,8 +121,15 @@ def _blur_children(parent: nn.Module, filter_size: int) -> int:
             child.__dict__["stride"] = 1  # a pooling has it as a plain attribute
             parent._modules[name] = child
         behind = cast(nn.Module, parent._modules[names[last]])
-        parent._modules[names[last]] = nn.Sequential(behind, BlurPool(stride, filter_size))
+        blurs = [BlurPool(step, max(filter_size, 2 * step - 1)) for step in _prime_factors(stride)]
+        parent._modules[names[last]] = nn.Sequential(behind, *blurs)
     return found
+
+
+def _prime_factors(number: int) -> list[int]:
+    """The smallest first."""
+    factor = next((n for n in range(2, number + 1) if number % n == 0), None)
+    return [] if factor is None else [factor, *_prime_factors(number // factor)]
 
 
 def _follows(parent: nn.Module, names: Sequence[str]) -> bool:
