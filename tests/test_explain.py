@@ -106,8 +106,23 @@ def test_a_picture_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_columns_of_numbers_are_recognised() -> None:
-    table = explain.Table("", ("a", "b", "c"), [("1,000", "x", "-"), ("-", "2", "-")])
-    assert [table.numeric(i) for i in range(3)] == [True, False, False]
+    table = explain.Table("", ("", "a", "b", "c"), [("3", "1,000", "x", "-"), ("4", "-", "2", "-")])
+    assert [table.numeric(i) for i in range(4)] == [False, True, False, False]
+    for cell in (
+        "1.57",
+        "-3",
+        "+0.31",
+        "2.2e-15",
+        "61.7k",
+        "5.1%",
+        "3x32x32",
+        "8.6 x 8.7",
+        "0.6 to 1.95",
+        "2.1 (suspect)",
+    ):
+        assert explain.Table("", ("", "a"), [("", cell)]).numeric(1), cell
+    for cell in ("3 to 32 channels", "5 and 8", "3·3·3·32", "5x5 conv", "x", "3rd"):
+        assert not explain.Table("", ("", "a"), [("", cell)]).numeric(1), cell
 
 
 def test_a_checkpoint_gives_back_the_network_and_its_data() -> None:
