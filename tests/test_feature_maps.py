@@ -21,7 +21,7 @@ from cnnbench.errors import UserError
 from cnnbench.explain import run
 from cnnbench.explain.activations import check_layers, outputs, predict_logits, record, stages
 from cnnbench.explain.filters import colours, convolutions, grey_shares, norms
-from cnnbench.explain.grad_cam import cascade, grad_cam, overlay, weight_groups, weighted_map
+from cnnbench.explain.grad_cam import _Check, _verdict, cascade, grad_cam, overlay, weight_groups, weighted_map
 from cnnbench.explain.images import pixels_of, training_images
 from cnnbench.explain.patches import Responses, cut, selective_channels, strongest_units, top_images, window
 from cnnbench.explain.subjects import load_checkpoint
@@ -169,6 +169,42 @@ def test_the_overlay_is_the_image_where_the_map_is_zero() -> None:
     np.testing.assert_allclose(shown, np.repeat(pixels.mean(2)[..., None], 3, 2))
     red, _, blue = overlay(np.zeros((2, 2)), torch.ones(2, 2))[0, 0]
     assert red > 0.5 > blue
+
+
+@pytest.mark.parametrize(
+    ("trained", "mean", "deviation", "words"),
+    [
+        (True, 0.1, 0.3, "changes as much as chance does"),
+        (True, 0.6, 0.2, "does not change as much as chance does"),
+        (True, None, None, "no verdict"),
+        (False, 0.1, 0.3, "train the network first"),
+    ],
+)
+def test_the_check_ends_with_what_its_numbers_say(
+    trained: bool, mean: float | None, deviation: float | None, words: str
+) -> None:
+    check = _Check(["head", "first"], [], [0.5, 0.1], [0.9, mean], [0.1, deviation], 16)
+    assert words in _verdict(trained, check)
+
+
+def test_a_map_of_one_value_has_no_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head of zeros has no gradient, as torchvision's vision transformers begin."""
+    (tmp_path / "zeros.py").write_text(
+        "from torch import nn\n\n"
+        "def make():\n"
+        "    head = nn.Linear(4, 3)\n"
+        "    nn.init.zeros_(head.weight)\n"
+        "    body = [nn.Linear(4, 4) for _ in range(4)]\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), *body, head)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = run("feature-maps", ["zeros:make", "--image_size", "16"])
+    assert [p.name for p in found.pictures] == ["feature-maps", "grad-cam"]
+    assert any("one value everywhere" in remark for remark in found.remarks)
+    assert not any("rank correlation" in table.title for table in found.tables)
+    network = get_network("zeros:make", image_size=16)
+    groups = weight_groups(network.build(), network.image_shape, ["0"])
+    assert [title for title, _ in groups] == ["all behind 0", "0"]
 
 
 # Maps and hooks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from cnnbench.measure.meta import tensors_in
 CHECKED_IMAGES = 16
 DRAWS = 3
 """Images, and draws of random weights, over which the sanity check is averaged."""
+HEAD = 3
+"""Layers with weights behind the last maps that are called a head; a transformer there is none."""
 
 
 def weighted_map(model: nn.Module, images: Tensor, layer: str, classes: Tensor) -> Tensor:
@@ -83,14 +85,14 @@ def weight_groups(model: nn.Module, image_shape: Sequence[int], ends: Sequence[s
         ends: See `stages`.
 
     Returns:
-        Title and names of each group: the head behind the last stage, if there are weights, then the stages.
+        Title and names of each group: what is behind the last stage, if there are weights, then the stages.
     """
     order = list(outputs(model, image_shape))
     modules = dict(model.named_modules())
     groups, first = [], 0
-    for title, last in [*((end, order.index(end)) for end in ends), ("head", len(order) - 1)]:
+    for title, last in [*((end, order.index(end)) for end in ends), ("", len(order) - 1)]:
         names = [n for n in order[first : last + 1] if any(p is not None for p in modules[n]._parameters.values())]
-        groups.append((title, names))
+        groups.append((title or ("head" if len(names) <= HEAD else f"all behind {ends[-1]}"), names))
         first = last + 1
     return [group for group in reversed(groups) if group[1]]
 
@@ -179,6 +181,9 @@ def show_grad_cam(subject: Subject, shown: Shown, layer: str, seed: int, explana
     title = f"{shown.title}" + (f":\n{name[label]}" if label is not None else "\n")
     figure = _draw_overlays(shown, list(maps), titles, title, 2.1)
     explanation.pictures.append(Picture("grad-cam", f"{subject.description}: Grad-CAM", caption, figure))
+    if len(weighted_map(model, shown.x, layer, classes[:1]).unique()) == 1:
+        explanation.remarks.append(f"Grad-CAM at {layer} has one value everywhere, so that there is nothing to check.")
+        return
     steps = list(zip(check.steps, check.own, check.mean, check.deviation, strict=True))
     rows = [(step, _number(own), _number(mean), _number(spread).lstrip("+")) for step, own, mean, spread in steps]
     many = f"{check.images} images and {DRAWS} draws of weights" if check.images > 1 else f"{DRAWS} draws of weights"
@@ -192,7 +197,7 @@ def show_grad_cam(subject: Subject, shown: Shown, layer: str, seed: int, explana
         f"{positions} positions before negative values are cut. With all weights random it is "
         f"{_number(check.own[-1])}; over {many} its mean is {_number(check.mean[-1])} and its standard deviation "
         f"{_number(check.deviation[-1]).lstrip('+')} (independent values would have 0 and {chance:.2f}; those of "
-        "neighbours are not independent, so that chance gives more)."
+        f"neighbours are not independent, so that chance gives more). {_verdict(subject.trained, check)}"
     )
     titles = [
         f"{'+ ' * bool(i)}{step}\n{_number(own)}"
@@ -202,6 +207,21 @@ def show_grad_cam(subject: Subject, shown: Shown, layer: str, seed: int, explana
         shown, [maps[0], *(m.relu() for m in check.maps)], ["weights as\nthey are", *titles], None, 1.35
     )
     explanation.pictures.append(Picture("grad-cam-check", f"{subject.description}: sanity check", caption, figure))
+
+
+def _verdict(trained: bool, check: _Check) -> str:
+    """What the correlation with all weights random means."""
+    mean, deviation = check.mean[-1], check.deviation[-1]
+    if not trained:
+        return "The weights were random from the start, so that the check says nothing yet: train the network first."
+    if mean is None or deviation is None:
+        return "With all weights random the maps have one value everywhere, so that there is no verdict."
+    if abs(mean) <= deviation:
+        return "That mean is within one standard deviation of 0: the map changes as much as chance does, as it should."
+    return (
+        "That mean is more than one standard deviation from 0: the map does not change as much as chance does, and "
+        "shows in part what does not depend on the learnt weights."
+    )
 
 
 def _number(value: float | None) -> str:
@@ -244,6 +264,7 @@ def _draw_overlays(
     """Maps over the image; before them the image itself, if it has a title."""
     panels = len(maps) + (image_title is not None)
     figure, axes = grid(panels, min(panels, 7), cell=cell)
+    cast(Any, figure.get_layout_engine()).set(h_pad=0.1)  # titles of several lines would touch the edge
     if image_title is not None:
         show(axes[0], shown.pixels, image_title, "unit")
     for ax, cam, title in zip(axes[-len(maps) :], maps, titles, strict=True):
