@@ -410,7 +410,7 @@ def _worst_images(matrix: Matrix, images: Tensor, labels: Tensor, probabilities:
 
     confidence, predicted = probabilities.max(1)
     worst = most_confused(matrix.counts, limit)
-    figure, axes = grid(max(len(worst), 1) * IMAGES, IMAGES, cell=1.1)
+    figure, axes = grid(max(len(worst), 1) * IMAGES, IMAGES, cell=0.71)
     for row, mistake in enumerate(worst):
         cell = ((labels == mistake.true) & (predicted == mistake.predicted)).nonzero().flatten()
         cell = cell[confidence[cell].argsort(descending=True)][:IMAGES]

@@ -561,7 +561,7 @@ def _trained(arguments: argparse.Namespace, data: Any, found: Explanation) -> li
 def _draw_maps(image: Tensor, measured: Mapping[str, Sequence[tuple[float, float, Tensor]]]) -> Figure:
     from cnnbench.explain.pictures import grid, show
 
-    figure, axes = grid(len(measured) + 1, 5, cell=1.9)
+    figure, axes = grid(len(measured) + 1, 3, cell=1.9)
     show(axes[0], image[0].permute(1, 2, 0), "photo", "unit")
     for ax, (name, errors) in zip(axes[1:], measured.items(), strict=True):
         whole, _, places = errors[1]
@@ -574,8 +574,8 @@ def _draw_layers(measured: Mapping[str, Sequence[tuple[float, float, Tensor]]]) 
 
     from cnnbench.bench.drawing import LINES, MARKERS, PALETTE
 
-    figure = Figure(figsize=(9.6, 3.6), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
+    figure = Figure(figsize=(5.7, 6.6), layout="constrained")
+    axes = figure.subplots(2, 1, sharey=True)
     groups = ([n for n in measured if "stages" not in n], [n for n in measured if "stages" in n])
     for ax, names, title in zip(axes, groups, ("single layers", "three stages"), strict=True):
         for number, name in enumerate(names):
@@ -590,7 +590,7 @@ def _draw_layers(measured: Mapping[str, Sequence[tuple[float, float, Tensor]]]) 
         ax.grid(color="#e6e6e6", linewidth=0.7)
         ax.set_axisbelow(True)
         ax.legend(frameon=False, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
-    axes[0].set_ylabel("error, standard deviations")
+        ax.set_ylabel("error, standard deviations")
     axes[0].set_ylim(bottom=-0.02)
     return figure
 
@@ -601,7 +601,7 @@ def _draw_curves(curves: Sequence[Curve]) -> Figure:
 
     from cnnbench.bench.drawing import LINES, PALETTE
 
-    figure = Figure(figsize=(8.6, 5.4), layout="constrained")
+    figure = Figure(figsize=(5.7, 5.2), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey="row")
     titles = {"across": "left (-) and right (+)", "down": "up (-) and down (+)"}
     for row, what in zip(axes, ("accuracy", "consistency"), strict=True):
@@ -624,5 +624,5 @@ def _draw_curves(curves: Sequence[Curve]) -> Figure:
         ax.set_title(title, fontsize=10)
         axes[1][list(titles).index(axis)].set_xlabel("shift, pixels")
     if len(curves) > 1:
-        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", frameon=False, ncols=2)
+        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", frameon=False)
     return figure

@@ -167,7 +167,7 @@ def _draw(weights: np.ndarray, found: np.ndarray, shown: Sequence[int], colour: 
     from cnnbench.explain.pictures import grid, show
 
     columns = min(range(COLUMNS, COLUMNS // 2, -1), key=lambda n: -len(shown) % n)  # as few empty places as possible
-    figure, axes = grid(len(shown), columns, cell=0.85, ratio=weights.shape[2] / weights.shape[3])
+    figure, axes = grid(len(shown), columns, cell=0.7, ratio=weights.shape[2] / weights.shape[3])
     for ax, index in zip(axes, shown, strict=True):
         show(ax, colours(weights[index]) if colour else weights[index, 0], scale="signed")
         _frame(ax, weights)

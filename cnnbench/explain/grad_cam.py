@@ -27,6 +27,8 @@ from cnnbench.measure.meta import tensors_in
 CHECKED_IMAGES = 16
 DRAWS = 3
 """Images, and draws of random weights, over which the sanity check is averaged."""
+COLUMNS = 4
+"""Panels in a row of a picture, at most."""
 HEAD = 3
 """Layers with weights behind the last maps that are called a head; a transformer there is none."""
 
@@ -179,7 +181,7 @@ def show_grad_cam(subject: Subject, shown: Shown, layer: str, seed: int, explana
         f"speak against the class are cut to zero.{_empty(maps, [name[k] for k, _ in asked])}"
     )
     title = f"{shown.title}" + (f":\n{name[label]}" if label is not None else "\n")
-    figure = _draw_overlays(shown, list(maps), titles, title, 2.1)
+    figure = _draw_overlays(shown, list(maps), titles, title, 1.9)
     explanation.pictures.append(Picture("grad-cam", f"{subject.description}: Grad-CAM", caption, figure))
     if len(weighted_map(model, shown.x, layer, classes[:1]).unique()) == 1:
         explanation.remarks.append(f"Grad-CAM at {layer} has one value everywhere, so that there is nothing to check.")
@@ -263,7 +265,8 @@ def _draw_overlays(
 ) -> Figure:
     """Maps over the image; before them the image itself, if it has a title."""
     panels = len(maps) + (image_title is not None)
-    figure, axes = grid(panels, min(panels, 7), cell=cell)
+    columns = -(-panels // -(-panels // COLUMNS))  # rows of one length, or nearly
+    figure, axes = grid(panels, columns, cell=cell)
     cast(Any, figure.get_layout_engine()).set(h_pad=0.1)  # titles of several lines would touch the edge
     if image_title is not None:
         show(axes[0], shown.pixels, image_title, "unit")

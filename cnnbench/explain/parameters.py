@@ -170,7 +170,7 @@ def _draw(found: Sequence[Cost]) -> Figure:
 
     from cnnbench.bench.drawing import PALETTE
 
-    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    figure = Figure(figsize=(5.7, 3), layout="constrained")
     cast(Any, figure.get_layout_engine()).set(w_pad=0.12)  # names of layers would touch the edge
     ax = figure.subplots()
     same = len(found) - 2
@@ -182,9 +182,9 @@ def _draw(found: Sequence[Cost]) -> Figure:
             xytext=(4, 0),
             textcoords="offset points",
             va="center",
-            fontsize=9,
+            fontsize=8.5,
         )
-    ax.set_yticks(range(len(found)), [c.name for c in found])
+    ax.set_yticks(range(len(found)), [c.name for c in found], fontsize=8.5)
     ax.invert_yaxis()
     ax.set_xscale("log")
     ax.set_xlim(min(c.weights for c in found) / 10, max(c.weights for c in found) * 30.0)
