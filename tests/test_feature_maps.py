@@ -21,7 +21,16 @@ from cnnbench.errors import UserError
 from cnnbench.explain import run
 from cnnbench.explain.activations import check_layers, outputs, predict_logits, record, stages
 from cnnbench.explain.filters import colours, convolutions, grey_shares, norms
-from cnnbench.explain.grad_cam import _Check, _verdict, cascade, grad_cam, overlay, weight_groups, weighted_map
+from cnnbench.explain.grad_cam import (
+    _Check,
+    _standard_error,
+    _verdict,
+    cascade,
+    grad_cam,
+    overlay,
+    weight_groups,
+    weighted_map,
+)
 from cnnbench.explain.images import pixels_of, training_images
 from cnnbench.explain.patches import Responses, cut, selective_channels, strongest_units, top_images, window
 from cnnbench.explain.subjects import load_checkpoint
@@ -172,19 +181,28 @@ def test_the_overlay_is_the_image_where_the_map_is_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("trained", "mean", "deviation", "words"),
+    ("trained", "mean", "error", "words"),
     [
-        (True, 0.1, 0.3, "changes as much as chance does"),
-        (True, 0.6, 0.2, "does not change as much as chance does"),
+        (True, 0.1, 0.05, "changes as much as chance does"),
+        (True, 0.2, 0.05, "does not change as much as chance does"),
         (True, None, None, "no verdict"),
-        (False, 0.1, 0.3, "train the network first"),
+        (False, 0.1, 0.05, "train the network first"),
     ],
 )
 def test_the_check_ends_with_what_its_numbers_say(
-    trained: bool, mean: float | None, deviation: float | None, words: str
+    trained: bool, mean: float | None, error: float | None, words: str
 ) -> None:
-    check = _Check(["head", "first"], [], [0.5, 0.1], [0.9, mean], [0.1, deviation], 16)
+    check = _Check(["head", "first"], [], [0.5, 0.1], [0.9, mean], [0.1, 0.3], error, 16)
     assert words in _verdict(trained, check)
+
+
+def test_the_standard_error_knows_that_images_share_weights_and_draws_share_images() -> None:
+    generator = np.random.default_rng(0)
+    draws, images = generator.normal(0, 0.3, (4000, 3, 1)), generator.normal(0, 0.2, (4000, 1, 16))
+    errors = [_standard_error(values.tolist()) for values in draws + images]
+    assert np.mean(np.square(errors)) == pytest.approx(0.3**2 / 3 + 0.2**2 / 16, rel=0.05)
+    assert _standard_error([[0.1], [0.2], [0.3]]) == pytest.approx(0.1 / 3**0.5)
+    assert _standard_error([[None, None], [0.1, 0.2]]) is None
 
 
 def test_a_map_of_one_value_has_no_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,7 +143,7 @@ class _Check(NamedTuple):
     """The sanity check: maps of the image after every step, and rank correlations with the map of the trained weights.
 
     Correlations are (steps,): of the image in the first draw, and mean and standard deviation over images and draws;
-    None where a map has one value everywhere.
+    None where a map has one value everywhere. ``error`` is the standard error of the last mean.
     """
 
     steps: list[str]
@@ -151,6 +151,7 @@ class _Check(NamedTuple):
     own: list[float | None]
     mean: list[float | None]
     deviation: list[float | None]
+    error: float | None
     images: int
 
 
@@ -172,7 +173,7 @@ def show_grad_cam(subject: Subject, shown: Shown, layer: str, seed: int, explana
         "classes": [{"class": name[k], "role": role, "probability": float(shares[k]), "largest": float(cam.max())}
                     for (k, role), cam in zip(asked, maps, strict=True)],
         "sanity": {"steps": check.steps, "correlation_of_image": check.own, "mean_correlation": check.mean,
-                   "deviation": check.deviation, "images": check.images, "draws": DRAWS},
+                   "deviation": check.deviation, "standard_error": check.error, "images": check.images, "draws": DRAWS},
     }  # fmt: skip
     titles = [f"{role}:\n{name[k]}, {shares[k]:.1%}" for k, role in asked]
     caption = (
@@ -213,17 +214,27 @@ def show_grad_cam(subject: Subject, shown: Shown, layer: str, seed: int, explana
 
 def _verdict(trained: bool, check: _Check) -> str:
     """What the correlation with all weights random means."""
-    mean, deviation = check.mean[-1], check.deviation[-1]
+    mean, error = check.mean[-1], check.error
     if not trained:
         return "The weights were random from the start, so that the check says nothing yet: train the network first."
-    if mean is None or deviation is None:
+    if mean is None or error is None:
         return "With all weights random the maps have one value everywhere, so that there is no verdict."
-    if abs(mean) <= deviation:
-        return "That mean is within one standard deviation of 0: the map changes as much as chance does, as it should."
+    if abs(mean) <= 3 * error:
+        return f"That mean is within 3 standard errors ({error:.2f}) of 0: the map changes as much as chance does."
     return (
-        "That mean is more than one standard deviation from 0: the map does not change as much as chance does, and "
-        "shows in part what does not depend on the learnt weights."
+        f"That mean is more than 3 standard errors ({error:.2f}) from 0: the map does not change as much as chance "
+        "does, and shows in part what does not depend on the learnt weights."
     )
+
+
+def _standard_error(values: Sequence[Sequence[float | None]]) -> float | None:
+    """Of the mean over draws (rows) and images (columns); images of a draw share weights, draws of an image pixels."""
+    known = np.array(values, dtype=float)  # None becomes nan
+    if not np.isfinite(known).any(1).all() or not np.isfinite(known).any(0).all():
+        return None
+    rows, columns = np.nanmean(known, 1), np.nanmean(known, 0)
+    among_images = columns.var(ddof=1) / len(columns) if len(columns) > 1 else 0.0
+    return float(np.sqrt(rows.var(ddof=1) / len(rows) + among_images))
 
 
 def _number(value: float | None) -> str:
@@ -256,6 +267,7 @@ def _sanity(subject: Subject, shown: Shown, layer: str, seed: int) -> _Check:
         [values[0][step][0] for step in range(len(groups))],
         [float(np.mean(known)) if known else None for known in counted],
         [float(np.std(known)) if known else None for known in counted],
+        _standard_error([draw[-1][len(x) > 1 :] for draw in values]),
         max(len(x) - 1, 1),
     )
 
