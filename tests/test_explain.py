@@ -17,7 +17,8 @@ from cnnbench import explain
 from cnnbench.cli import main
 from cnnbench.errors import UserError
 from cnnbench.explain.gallery import PARTS, Part, Trained, page
-from cnnbench.network import read_checkpoint
+from cnnbench.models.speednet import SpeedNet
+from cnnbench.network import get_network, read_checkpoint
 
 
 def test_every_tool_is_a_module_and_says_how_it_is_used(capsys: pytest.CaptureFixture) -> None:
@@ -162,6 +163,9 @@ def test_the_gallery_names_what_was_trained() -> None:
     trained = gallery._trained(gallery._train(fit, None, Path("runs")), fit)
     assert trained.model == "SimpleCNN(batch_norm=True,convs=5x5)"
     assert trained.command.startswith("cnnbench fit '--model=SimpleCNN(convs=5x5,batch_norm=True)' --data=Synthetic")
+    for form in ("SpeedNet", "SpeedNet(depth=3)"):
+        assert gallery._written(get_network(form).build()) == form
+    assert gallery._written(SpeedNet(widths=[32, 128, 128])) == "SpeedNet"
     (part,) = [part for part in PARTS if part.title == "Shifts"]
     words = trained.words(part)
     assert words[:5] == [

@@ -228,12 +228,13 @@ def _trained(checkpoint: Path, arguments: Sequence[str]) -> Trained:
 def _written(model: Any) -> str:
     """A network of a checkpoint as it is written on the command line: its name, and arguments that are not defaults."""
     name = model.display_name
-    own = inspect.signature(type(model).__init__).parameters
-    given = [
-        f"{key}={model.hparams[key]}"
-        for key, parameter in own.items()
-        if key in model.hparams and key != "name" and model.hparams[key] != parameter.default
-    ]
+
+    def plain(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else value  # which a file makes of it
+
+    defaults = {key: plain(p.default) for key, p in inspect.signature(type(model).__init__).parameters.items()}
+    chosen = {key: plain(model.hparams[key]) for key in defaults if key in model.hparams and key != "name"}
+    given = [f"{key}={value}" for key, value in chosen.items() if value != defaults[key]]
     return f"{name}({','.join(given)})" if given else name
 
 
