@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -174,8 +174,22 @@ def make_classifier(name: str, num_classes: int, in_channels: int, image_size: i
     return cast(ImageClassifier, _from_zoo(name, plain, _merged(name, arguments, given), _Wanted(**sizes)).build())
 
 
-def classifier_from_checkpoint(path: Path) -> tuple[ImageClassifier, str | None]:
-    """The network of a checkpoint that ``cnnbench fit`` wrote, on the CPU, and the name of the data set in it.
+class Checkpoint(NamedTuple):
+    """What a checkpoint of ``cnnbench fit`` has.
+
+    Attributes:
+        model: The network, on the CPU.
+        data: Name of the data set that it was trained on, if it is one of ours.
+        data_options: The arguments of that data set; None in a checkpoint of before they were stored.
+    """
+
+    model: ImageClassifier
+    data: str | None
+    data_options: dict[str, Any] | None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The network of a checkpoint that ``cnnbench fit`` wrote, and what it says of its data.
 
     Raises:
         UserError: The file is not such a checkpoint, or its network is now another one.
@@ -194,7 +208,10 @@ def classifier_from_checkpoint(path: Path) -> tuple[ImageClassifier, str | None]
         raise UserError(
             f"the weights in '{path}' are not those of {name}: {' '.join(str(error).split())[:300]}"
         ) from error
-    return model, next((key for key in stored if key in all_data()), None)
+    data = next((key for key in stored if key in all_data()), None)
+    given = stored.get("datamodule_hyper_parameters")
+    data_options = None if given is None else {k: v for k, v in given.items() if not k.startswith("_")}
+    return Checkpoint(model, data, data_options)
 
 
 def get_network(

@@ -16,6 +16,7 @@ from torchmetrics.functional.classification import multiclass_f1_score, multicla
 from cnnbench.cli import main
 from cnnbench.data.sets import Synthetic
 from cnnbench.errors import UserError
+from cnnbench.explain import run
 from cnnbench.explain.confusions import _student_tails, class_figures, confused_pairs, differences, welch
 from cnnbench.record import write_lines
 
@@ -111,7 +112,7 @@ def test_other_settings_are_another_network(capsys: pytest.CaptureFixture) -> No
     write_lines(Path("records.jsonl"), [make_record(), make_record(seed=1), longer])
     assert main(["explain", "confusions", "records.jsonl", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [(n["model"], n["seeds"], sum(map(sum, n["confusion_matrix"]))) for n in found["networks"]] == [
+    assert [(n["model"], n["trainings"], sum(map(sum, n["confusion_matrix"]))) for n in found["networks"]] == [
         ("LeNet5 (30 s of training)", 2, 20), ("LeNet5 (60 s of training)", 1, 10)
     ]  # fmt: skip
     # nine of ten: Wilson's interval of one run, whatever the number of runs
@@ -155,14 +156,29 @@ def test_seeds_are_added_up_and_two_networks_compared(capsys: pytest.CaptureFixt
     write_lines(Path("records.jsonl"), records)
     assert main(["explain", "confusions", "records.jsonl", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [(n["model"], n["seeds"], n["confusion_matrix"]) for n in found["networks"]] == [
+    assert [(n["model"], n["trainings"], n["confusion_matrix"]) for n in found["networks"]] == [
         ("A", 2, [[32, 8], [2, 38]]), ("B", 1, [[5, 15], [0, 20]])
     ]  # fmt: skip
     (difference,) = found["differences"]
     assert {(c["true"], c["predicted"]) for c in difference["cells"] if c["real"]} == {("a", "a"), ("a", "b")}
     assert len(found["pictures"]) == 3
+    assert [n["classes"]["a"]["images"] for n in found["networks"]] == [20, 20]
     assert main(["explain", "confusions", "records.jsonl", "--models", "C"]) == 2
     assert "unknown model in the records 'C'" in capsys.readouterr().err
+
+
+def test_counts_of_several_trainings_are_answers_and_not_images() -> None:
+    data = make_record().data | {"class_names": ["cat", "dog"], "num_classes": 2, "test_images": 4000}
+    counts = [[[1500, 500], [700, 1300]]] * 4
+    records = [replace(make_record("A"), data=data, seed=i % 3, confusion_matrix=c) for i, c in enumerate(counts)]
+    write_lines(Path("records.jsonl"), records)
+    found = run("confusions", ["records.jsonl"])
+    classes, mistakes, pairs = found.tables
+    assert classes.title.endswith("4 trainings added up: classes")
+    assert [row[1] for row in classes.rows] == ["2,000", "2,000"]
+    assert mistakes.head[1] == pairs.head[1] == "Answers in 4 trainings"
+    assert [row[1] for row in mistakes.rows] == ["2,800", "2,000"]
+    assert "Most confused are cat and dog: 4,800 answers in 4 trainings." in found.pictures[0].caption
 
 
 def test_images_come_from_a_checkpoint_or_from_its_predictions(capsys: pytest.CaptureFixture) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cnnbench.cli import main
 from cnnbench.errors import UserError
+from cnnbench.explain import Explanation, run
 from cnnbench.explain.equivariance import (
     BlurPool,
     Layer,
@@ -151,9 +152,9 @@ def test_a_blurred_pooling_is_pooling_then_blur_of_the_same_size(
     plain = nn.Sequential(nn.MaxPool2d(kernel, stride, padding))
     found = with_blurpool(plain)(x)
     assert found.shape == plain(x).shape
-    dense = F.pad(F.max_pool2d(x, kernel, 1, padding), (1, 1, 1, 1), mode="replicate")
-    row = torch.tensor([1.0, 2, 1]) / 4
-    expected = F.conv2d(dense, torch.outer(row, row).expand(2, 1, 3, 3), stride=stride, groups=2)
+    row = torch.tensor([1.0, 2, 1]) / 4 if stride == 2 else torch.tensor([1.0, 4, 6, 4, 1]) / 16
+    dense = F.pad(F.max_pool2d(x, kernel, 1, padding), (len(row) // 2,) * 4, mode="replicate")
+    expected = F.conv2d(dense, torch.outer(row, row).expand(2, 1, -1, -1), stride=stride, groups=2)
     torch.testing.assert_close(found, expected)
 
 
@@ -164,6 +165,17 @@ def test_the_blur_goes_behind_the_activation_as_in_the_paper() -> None:
     x = torch.randn(2, 3, 8, 8)
     dense = torch.relu(norm.eval()(F.conv2d(x, conv.weight, conv.bias, 1, 1)))
     torch.testing.assert_close(found(x), BlurPool(2)(dense).flatten(1))
+
+
+@pytest.mark.parametrize("stride", [2, 3, 4, 6])
+def test_a_wave_that_a_stride_cannot_hold_is_blurred_away(stride: int) -> None:
+    """A wave as long as the stride becomes a constant, whose value says where the image was: all of it is aliasing."""
+    wave = torch.cos(2 * torch.pi * torch.arange(48) / stride).expand(1, 1, 48, 48)
+    plain = nn.Sequential(nn.MaxPool2d(1, stride))
+    assert plain(wave).abs().min() > 0.99
+    found = with_blurpool(plain)(wave)
+    assert found.shape == plain(wave).shape
+    assert found[..., 2:-2, 2:-2].abs().max() < 0.07
 
 
 def test_a_pooling_that_serves_twice_is_blurred_twice() -> None:
@@ -222,14 +234,73 @@ def test_the_tool_trains_two_networks_that_share_all_but_the_blur(capsys: pytest
     options = ["SimpleCNN(dropout=0.0)", "--data=Synthetic", "--train_seconds=0.3", "--images=60", "--max_shift=2"]
     assert main(["explain", "equivariance", *options, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [n["model"] for n in found["networks"]] == ["SimpleCNN(dropout=0.0)", "with BlurPool"]
+    steps = f"{found['train_steps']:,} steps"
+    assert [n["model"] for n in found["networks"]] == [f"SimpleCNN(dropout=0.0), {steps}", f"with BlurPool, {steps}"]
     assert found["train_steps"] >= 1
-    assert {n["val_images"] for n in found["networks"]} == {60}
+    assert {(n["images"], n["kind"]) for n in found["networks"]} == {(60, "validation images")}
     assert [Path(p["file"]).name for p in found["pictures"]] == [
         "equivariance_maps.png", "equivariance_layers.png", "equivariance_accuracy.png"
     ]  # fmt: skip
     middle = [n["consistency"][axis][2]["value"] for n in found["networks"] for axis in ("across", "down")]
     assert middle == [1.0] * 4
+
+
+def _fit(*options: str) -> Path:
+    """The checkpoint of a short training on Synthetic."""
+    before = set(Path("results/runs").glob("*/*"))
+    small = ["--data=Synthetic", "--data.train_images=100", "--data.test_images=30", "--trainer.max_epochs=1"]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+    assert main(["fit", "--model=LeNet5", *small, *quiet, *options]) == 0
+    (made,) = set(Path("results/runs").glob("*/*")) - before
+    return made / "checkpoints" / "last.ckpt"
+
+
+def _shown(*options: str) -> Explanation:
+    return run("equivariance", [*options, "--images=10", "--max_shift=1"])
+
+
+def test_images_and_augmentation_are_those_of_the_run() -> None:
+    half = _fit("--data.val_fraction=0.5", "--data.augment=true", "--data.padding=1", "--data.flip=alternate")
+    found = _shown(f"--ckpt_path={half}")
+    assert "10 validation images of Synthetic" in found.tables[1].title
+    assert "shift of up to 1 pixels (reflect), alternate mirroring" in " ".join(found.remarks)
+    every = _fit("--data.val_fraction=0")
+    found = _shown(f"--ckpt_path={every}")
+    assert "10 test images of Synthetic" in found.tables[1].title
+    assert "Augmentation of the training images: none." in " ".join(found.remarks)
+    found = _shown(f"--ckpt_path={half}", f"--compare={every}")  # what one left out, the other was trained on
+    assert "10 test images of Synthetic" in found.tables[1].title
+    assert "none (LeNet5, trained (2))" in " ".join(found.remarks)
+
+
+def test_an_old_checkpoint_is_shown_what_no_network_has_seen() -> None:
+    stored = torch.load(_fit(), weights_only=True)
+    del stored["datamodule_hyper_parameters"]
+    torch.save(stored, "old.ckpt")
+    found = _shown("--ckpt_path=old.ckpt")
+    assert "10 test images of Synthetic" in found.tables[1].title
+    assert "Augmentation of the training images: not known." in " ".join(found.remarks)
+    options = ["--ckpt_path=old.ckpt", "--index=3", "--images=20"]
+    pictures, remarks = (getattr(run("feature-maps", options), name) for name in ("pictures", "remarks"))
+    assert pictures[0].caption.startswith("Maps of image 3 of the training set in LeNet5")
+    assert "20 images of the training set of Synthetic:" in pictures[-1].caption
+    assert any("which of them the network was trained on is not known" in line for line in remarks)
+
+
+def test_a_pair_is_trained_for_so_many_steps_and_a_checkpoint_drawn_beside_it() -> None:
+    found = run("equivariance", ["LeNet5", "--data=Synthetic", "--train_steps=2", f"--compare={_fit()}",
+                                 "--images=10", "--max_shift=1", "--image_size=32"])  # fmt: skip
+    names = [n["model"] for n in found.numbers["networks"]]
+    assert names == ["LeNet5, 2 steps", "with BlurPool, 2 steps", "LeNet5, trained"]
+    assert found.numbers["train_steps"] == 2
+    assert "10 test images" in found.tables[1].title  # the checkpoint has other images to split
+
+
+def test_numbers_in_a_caption_are_those_of_its_table() -> None:
+    found = run("equivariance", [])
+    first, second = (next(row[2] for row in found.tables[0].rows if row[0] == name)
+                     for name in ("max pool 2x2", "max pool, BlurPool"))  # fmt: skip
+    assert f"from {first} to {second}." in found.pictures[0].caption
 
 
 def test_a_network_with_random_weights_is_called_so(capsys: pytest.CaptureFixture) -> None:

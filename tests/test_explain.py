@@ -16,8 +16,9 @@ from PIL import Image
 from cnnbench import explain
 from cnnbench.cli import main
 from cnnbench.errors import UserError
-from cnnbench.explain.gallery import Part, page
-from cnnbench.network import classifier_from_checkpoint
+from cnnbench.explain.gallery import PARTS, Part, Trained, page
+from cnnbench.models.speednet import SpeedNet
+from cnnbench.network import get_network, read_checkpoint
 
 
 def test_every_tool_is_a_module_and_says_how_it_is_used(capsys: pytest.CaptureFixture) -> None:
@@ -106,8 +107,23 @@ def test_a_picture_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_columns_of_numbers_are_recognised() -> None:
-    table = explain.Table("", ("a", "b", "c"), [("1,000", "x", "-"), ("-", "2", "-")])
-    assert [table.numeric(i) for i in range(3)] == [True, False, False]
+    table = explain.Table("", ("", "a", "b", "c"), [("3", "1,000", "x", "-"), ("4", "-", "2", "-")])
+    assert [table.numeric(i) for i in range(4)] == [False, True, False, False]
+    for cell in (
+        "1.57",
+        "-3",
+        "+0.31",
+        "2.2e-15",
+        "61.7k",
+        "5.1%",
+        "3x32x32",
+        "8.6 x 8.7",
+        "0.6 to 1.95",
+        "2.1 (suspect)",
+    ):
+        assert explain.Table("", ("", "a"), [("", cell)]).numeric(1), cell
+    for cell in ("3 to 32 channels", "5 and 8", "3·3·3·32", "5x5 conv", "x", "3rd"):
+        assert not explain.Table("", ("", "a"), [("", cell)]).numeric(1), cell
 
 
 def test_a_checkpoint_gives_back_the_network_and_its_data() -> None:
@@ -116,24 +132,46 @@ def test_a_checkpoint_gives_back_the_network_and_its_data() -> None:
     model = "--model=SimpleCNN(convs=5x5,batch_norm=True)"
     assert main(["fit", model, "--data=Synthetic", *size, *quiet]) == 0
     (path,) = Path("results/runs").glob("*/*/checkpoints/last.ckpt")
-    model, data = classifier_from_checkpoint(path)
+    model, data, options = read_checkpoint(path)
     stored = torch.load(path, weights_only=True)["state_dict"]
     assert (type(model).__name__, model.image_size, model.in_channels, data) == ("SimpleCNN", 28, 1, "Synthetic")
+    given = {"train_images": 20, "image_size": 28, "in_channels": 1, "batch_size": 10, "val_fraction": 0.1}
+    assert given.items() <= options.items()
+    assert "data_dir" not in options
     assert all(torch.equal(value, stored[name]) for name, value in model.state_dict().items())
     torch.save(
         {"state_dict": {}, **{k: v for k, v in torch.load(path).items() if k == "hyper_parameters"}}, "other.ckpt"
     )
     with pytest.raises(UserError, match="are not those of SimpleCNN"):
-        classifier_from_checkpoint(Path("other.ckpt"))
+        read_checkpoint(Path("other.ckpt"))
     Path("text.ckpt").write_text("nothing")
     with pytest.raises(UserError, match=r"'text.ckpt' is not a checkpoint"):
-        classifier_from_checkpoint(Path("text.ckpt"))
+        read_checkpoint(Path("text.ckpt"))
 
 
 def test_the_gallery_shows_every_tool_with_its_command() -> None:
     from cnnbench.explain import gallery
 
-    assert {part.command.split()[0] for part in gallery.PARTS} == set(explain.TOOLS)
+    assert [part.command.split()[0] for part in gallery.PARTS] == list(explain.TOOLS)
+
+
+def test_the_gallery_names_what_was_trained() -> None:
+    from cnnbench.explain import gallery
+
+    options = ["--data.train_images=20", "--data.image_size=28", "--data.in_channels=1", "--trainer.max_epochs=1"]
+    fit = ["--model=SimpleCNN(convs=5x5,batch_norm=True)", "--data=Synthetic", *options, "--out=runs"]
+    trained = gallery._trained(gallery._train(fit, None, Path("runs")), fit)
+    assert trained.model == "SimpleCNN(batch_norm=True,convs=5x5)"
+    assert trained.command.startswith("cnnbench fit '--model=SimpleCNN(convs=5x5,batch_norm=True)' --data=Synthetic")
+    for form in ("SpeedNet", "SpeedNet(depth=3)"):
+        assert gallery._written(get_network(form).build()) == form
+    assert gallery._written(SpeedNet(widths=[32, 128, 128])) == "SpeedNet"
+    (part,) = [part for part in PARTS if part.title == "Shifts"]
+    words = trained.words(part)
+    assert words[:5] == [
+        "equivariance", "SimpleCNN(batch_norm=True,dropout=0.0)", "--data", "Synthetic", "--image_size=28"
+    ]  # fmt: skip
+    assert words[5:] == ["--in_channels=1", "--train_steps", "250", "--compare", str(trained.checkpoint)]
 
 
 def test_the_page_needs_nothing_else() -> None:
@@ -143,8 +181,18 @@ def test_the_page_needs_nothing_else() -> None:
         [explain.Picture("p", "Title", "Caption", Figure())],
         ["Remark"],
     )
-    text = page([(Part("One", "Why?", "kernels CHECKPOINT"), found)], "CIFAR10", "SimpleCNN on CIFAR10, 2 epochs")
-    for words in ("Why?", "Title", "Caption", "Remark", "&lt;b&gt;", "SimpleCNN on CIFAR10, 2 epochs", "last.ckpt"):
+    trained = Trained(
+        "SimpleCNN(convs=5x5)", "CIFAR-10 (JPEG copy)", Path("a b/last.ckpt"), "cnnbench fit", ["CIFAR10"]
+    )
+    parts = [
+        Part("One", "Why?", "kernels CHECKPOINT"),
+        Part("Two", "How?", "equivariance A --data DATA --train_steps 2"),
+    ]
+    text = page([(part, found) for part in parts], trained)
+    for words in (
+        "Why?", "Title", "Caption", "Remark", "&lt;b&gt;", "SimpleCNN(convs=5x5)</span> on CIFAR-10 (JPEG copy)",
+        "explain kernels &#39;a b/last.ckpt&#39;", "--data CIFAR10", "Part 2 trains another network",
+    ):  # fmt: skip
         assert words in text
     assert "data:image/webp;base64," in text
     assert "<script" not in text

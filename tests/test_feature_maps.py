@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
 
@@ -20,9 +21,19 @@ from cnnbench.errors import UserError
 from cnnbench.explain import run
 from cnnbench.explain.activations import check_layers, outputs, predict_logits, record, stages
 from cnnbench.explain.filters import colours, convolutions, grey_shares, norms
-from cnnbench.explain.grad_cam import cascade, grad_cam, overlay, weight_groups, weighted_map
+from cnnbench.explain.grad_cam import (
+    _Check,
+    _standard_error,
+    _verdict,
+    cascade,
+    grad_cam,
+    overlay,
+    weight_groups,
+    weighted_map,
+)
 from cnnbench.explain.images import pixels_of, training_images
 from cnnbench.explain.patches import Responses, cut, selective_channels, strongest_units, top_images, window
+from cnnbench.explain.subjects import load_checkpoint
 from cnnbench.measure.complexity import receptive_fields
 from cnnbench.network import get_network
 
@@ -169,6 +180,51 @@ def test_the_overlay_is_the_image_where_the_map_is_zero() -> None:
     assert red > 0.5 > blue
 
 
+@pytest.mark.parametrize(
+    ("trained", "mean", "error", "words"),
+    [
+        (True, 0.1, 0.05, "changes as much as chance does"),
+        (True, 0.2, 0.05, "does not change as much as chance does"),
+        (True, None, None, "no verdict"),
+        (False, 0.1, 0.05, "train the network first"),
+    ],
+)
+def test_the_check_ends_with_what_its_numbers_say(
+    trained: bool, mean: float | None, error: float | None, words: str
+) -> None:
+    check = _Check(["head", "first"], [], [0.5, 0.1], [0.9, mean], [0.1, 0.3], error, 16)
+    assert words in _verdict(trained, check)
+
+
+def test_the_standard_error_knows_that_images_share_weights_and_draws_share_images() -> None:
+    generator = np.random.default_rng(0)
+    draws, images = generator.normal(0, 0.3, (4000, 3, 1)), generator.normal(0, 0.2, (4000, 1, 16))
+    errors = [_standard_error(values.tolist()) for values in draws + images]
+    assert np.mean(np.square(errors)) == pytest.approx(0.3**2 / 3 + 0.2**2 / 16, rel=0.05)
+    assert _standard_error([[0.1], [0.2], [0.3]]) == pytest.approx(0.1 / 3**0.5)
+    assert _standard_error([[None, None], [0.1, 0.2]]) is None
+
+
+def test_a_map_of_one_value_has_no_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head of zeros has no gradient, as torchvision's vision transformers begin."""
+    (tmp_path / "zeros.py").write_text(
+        "from torch import nn\n\n"
+        "def make():\n"
+        "    head = nn.Linear(4, 3)\n"
+        "    nn.init.zeros_(head.weight)\n"
+        "    body = [nn.Linear(4, 4) for _ in range(4)]\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), *body, head)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = run("feature-maps", ["zeros:make", "--image_size", "16"])
+    assert [p.name for p in found.pictures] == ["feature-maps", "grad-cam"]
+    assert any("one value everywhere" in remark for remark in found.remarks)
+    assert not any("rank correlation" in table.title for table in found.tables)
+    network = get_network("zeros:make", image_size=16)
+    groups = weight_groups(network.build(), network.image_shape, ["0"])
+    assert [title for title, _ in groups] == ["all behind 0", "0"]
+
+
 # Maps and hooks
 
 
@@ -238,6 +294,23 @@ def test_hooks_are_gone_after_an_error() -> None:
         with pytest.raises(UserError, match="does not run on images of 3x12x12: RuntimeError: on purpose"):
             look()
     _assert_same(before, _state(model))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_training_images_are_those_of_the_run(share: float) -> None:
+    small = ["--data.train_images=100", "--data.test_images=30", f"--data.val_fraction={share}", "--data.split_seed=3"]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
+    assert main(["fit", "--model=LeNet5", "--data=Synthetic", *small, *quiet]) == 0
+    (path,) = Path("results/runs").glob("*/*/checkpoints/last.ckpt")
+    subject = load_checkpoint(path, Namespace(data=None, data_dir=None))
+    assert subject.data is not None
+    train, _ = get_data("Synthetic")(train_images=100).load()
+    chosen = torch.randperm(100, generator=torch.Generator().manual_seed(3))[round(share * 100) :]
+    assert subject.data.describe()["train_images"] == len(chosen)
+    pixels = pixels_of(training_images(subject.data, [4])[0][0], subject.data)
+    expected = train.images[chosen[4]].permute(1, 2, 0).numpy() / 255
+    np.testing.assert_allclose(pixels, expected, atol=1e-6)
+    assert subject.caveat == ""
 
 
 def test_networks_with_gradients_switched_off_have_grad_cam() -> None:
@@ -418,7 +491,7 @@ def test_convolutions_come_in_the_order_in_which_they_run() -> None:
     ("options", "shown", "panels"),
     [
         (["SimpleCNN", "--in_channels", "1"], 32, 32),
-        (["SpeedNet", "--sort", "network"], 24, 24),
+        (["SpeedNet", "--sort", "network", "--layer", "features.0"], 24, 24),
         (["ResNet20", "--filters", "5"], 5, 5),
         (["ResNet20", "--layer", "features.1.residual.0.0"], 8, 8 * 12),
         (["MobileNetV1", "--layer", "features.1.0.0"], 32, 32),
@@ -433,6 +506,16 @@ def test_filters_of_any_channel_count(options: list[str], shown: int, panels: in
     assert f"{shown} of the {numbers['shape'][0]} filters" in picture.caption
     order = np.array(numbers["norms"])[numbers["shown"]]
     assert numbers["shown"] == list(range(shown)) if "--sort" in options else np.all(np.diff(order) <= 0)
+
+
+def test_filters_that_are_not_learnt_are_passed_over_and_called_so() -> None:
+    found = run("filters", ["SpeedNet"])
+    assert (found.numbers["layer"], found.numbers["fixed"]) == ("features.2.first.0", False)
+    assert "fixed" not in found.pictures[0].caption
+    assert "features.0 is fixed, not learnt; --layer features.0 shows it." in found.remarks
+    found = run("filters", ["SpeedNet", "--layer", "features.0"])
+    assert found.numbers["fixed"]
+    assert "They are fixed, not learnt: a random basis" in found.pictures[0].caption
 
 
 def test_whitening_filters_are_shown_with_their_negatives() -> None:

@@ -69,6 +69,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         sizes: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
+        # so that a checkpoint says what was trained on; where the data lies is the machine's
+        self.save_hyperparameters(ignore=["data_dir"], logger=False)
         if batch_size < 1 or eval_batch_size < 1:
             raise UserError(f"batch_size {batch_size} and eval_batch_size {eval_batch_size} must be at least 1")
         if image_size is not None and (not isinstance(image_size, int) or image_size < 1):

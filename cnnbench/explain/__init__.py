@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -29,15 +30,18 @@ TOOLS = {
     "parameters": "dense, locally connected and convolutional layers for the same maps",
     "convolution": "the sliding window step by step, and algorithms for it against each other",
     "kernels": "classic filters on a photo: Sobel, Laplacian, Gaussian, sharpen, emboss and more",
-    "separable": "depthwise separable against standard convolutions: parameters, multiply-adds, time",
-    "sizes": "how large the maps of a network are, layer by layer, with parameters and memory",
     "equivariance": "whether maps and classes follow when the image is shifted, with and without BlurPool",
-    "receptive-field": "which part of an image a unit can see, and which part it attends to",
     "filters": "the filters of a convolution as images, learnt or random",
     "feature-maps": "what layers answer to an image, Grad-CAM, and the patches that excite them most",
+    "sizes": "how large the maps of a network are, layer by layer, with parameters and memory",
+    "receptive-field": "which part of an image a unit can see, and which part it attends to",
     "confusions": "which classes a network mistakes for which, from records or a trained network",
+    "separable": "depthwise separable against standard convolutions: parameters, multiply-adds, time",
 }
-"""Tools in the course's order, with what they show. Their modules have underscores for dashes."""
+"""Tools in the order of the course (see `gallery.PARTS`), with what they show. Modules have underscores for dashes."""
+_NUMBER = r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?[kMGT]?( ?%)?"
+NUMBERS = re.compile(rf"{_NUMBER}(( ?x ?| to ){_NUMBER})*( \(.*\))?")
+"""A number such as 1,000 or 5.1 %, a size such as 3x3, or a range, and what is added in brackets."""
 PIPE_WIDTH = 160
 CAPTION_WIDTH = 110
 
@@ -48,7 +52,7 @@ class Table(NamedTuple):
     Attributes:
         title: What the table has.
         head: Titles of the columns.
-        rows: Cells as they are shown; columns whose cells all look like numbers are set to the right.
+        rows: Cells as they are shown; the first names the row, columns of numbers are set to the right.
     """
 
     title: str
@@ -56,9 +60,9 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str]]
 
     def numeric(self, column: int) -> bool:
-        """Whether a column is one of numbers, with dashes where there is none."""
-        cells = [row[column] for row in self.rows]
-        return any(c not in ("", "-") for c in cells) and all(c[:1] in "-+0123456789" for c in cells)
+        """Whether a column behind the first is one of numbers, sizes or ranges, with dashes where there is none."""
+        cells = [cell for row in self.rows if (cell := row[column]) not in ("", "-")]
+        return column > 0 and bool(cells) and all(NUMBERS.fullmatch(cell) for cell in cells)
 
 
 class Picture(NamedTuple):

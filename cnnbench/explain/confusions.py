@@ -55,12 +55,17 @@ class Matrix(NamedTuple):
         return [[sum(cell) for cell in zip(*rows, strict=True)] for rows in zip(*self.runs, strict=True)]
 
     @property
-    def seeds(self) -> int:
+    def trainings(self) -> int:
         return len(self.runs)
 
     @property
+    def unit(self) -> str:
+        """What a count is of; all trainings answer for the same images."""
+        return f"answers in {self.trainings} trainings" if self.trainings > 1 else "images"
+
+    @property
     def title(self) -> str:
-        return f"{self.name} on {self.label}" + (f", {self.seeds} seeds added up" if self.seeds > 1 else "")
+        return f"{self.name} on {self.label}" + (f", {self.trainings} trainings added up" if self.trainings > 1 else "")
 
 
 class ClassFigures(NamedTuple):
@@ -244,7 +249,7 @@ def explain(arguments: argparse.Namespace) -> Explanation:
 
 
 def _from_records(arguments: argparse.Namespace) -> list[Matrix]:
-    """A matrix per network, data set and settings; seeds are added up."""
+    """A matrix per network, data set and settings; trainings are added up."""
     from cnnbench.bench.findings import contenders
     from cnnbench.record import load_records
 
@@ -335,41 +340,43 @@ def _describe(matrix: Matrix, limit: int, explanation: Explanation) -> None:
     from cnnbench.bench.figures import draw_confusion
 
     counts, names = matrix.counts, matrix.classes
-    figures, pairs = class_figures(counts, matrix.seeds), confused_pairs(counts, limit, matrix.seeds)
+    figures, pairs = class_figures(counts, matrix.trainings), confused_pairs(counts, limit, matrix.trainings)
     directed = most_confused(counts, limit)
     share = accuracy(counts)
-    total = sum(map(sum, counts)) / matrix.seeds
+    total = sum(map(sum, counts)) / matrix.trainings
     share["test_accuracy_low"], share["test_accuracy_high"] = wilson_interval(share["test_accuracy"] * total, total)
     explanation.numbers["networks"].append(
         {
-            "model": matrix.name, "data": matrix.label, "seeds": matrix.seeds, **share, "confusion_matrix": counts,
-            "classes": {name: f._asdict() for name, f in zip(names, figures, strict=True)},
+            "model": matrix.name, "data": matrix.label, "trainings": matrix.trainings, **share,
+            "confusion_matrix": counts,
+            "classes": {n: f._asdict() | {"images": f.images // matrix.trainings}
+                        for n, f in zip(names, figures, strict=True)},
             "pairs": [p._asdict() | {"first": names[p.first], "second": names[p.second]} for p in pairs],
             "mistakes": [m._asdict() | {"true": names[m.true], "predicted": names[m.predicted]} for m in directed],
         }
     )  # fmt: skip
     rows = [
-        (name, f"{f.images:,}", "-" if f.precision is None else f"{f.precision:.1%}", f"{f.recall:.1%}",
-         f"{f.low:.1%} to {f.high:.1%}", f"{f.f1:.3f}")
+        (name, f"{f.images // matrix.trainings:,}", "-" if f.precision is None else f"{f.precision:.1%}",
+         f"{f.recall:.1%}", f"{f.low:.1%} to {f.high:.1%}", f"{f.f1:.3f}")
         for name, f in zip(names, figures, strict=True)
     ]  # fmt: skip
     class_head = ("Class", "Images", "Precision", "Recall", "95 % interval", "F1")
     explanation.tables.append(Table(f"{matrix.title}: classes", class_head, rows))
     mistakes = [
-        (f"{names[m.true]} taken for {names[m.predicted]}", str(m.images), f"{m.share:.1%}", _interval(matrix, m))
+        (f"{names[m.true]} taken for {names[m.predicted]}", f"{m.images:,}", f"{m.share:.1%}", _interval(matrix, m))
         for m in directed
     ]
     both = [
-        (f"{names[p.first]} and {names[p.second]}", str(p.images), f"{p.share:.1%}", f"{p.low:.1%} to {p.high:.1%}")
+        (f"{names[p.first]} and {names[p.second]}", f"{p.images:,}", f"{p.share:.1%}", f"{p.low:.1%} to {p.high:.1%}")
         for p in pairs
     ]
-    head = ("Mistake", "Images", "Share of the class", "95 % interval")
+    head = ("Mistake", matrix.unit.capitalize(), "Share of the class", "95 % interval")
     explanation.tables.append(Table(f"{matrix.title}: most frequent mistakes", head, mistakes))
-    head = ("Pair, in either direction", "Images", "Share of both", "95 % interval")
+    head = ("Pair, in either direction", matrix.unit.capitalize(), "Share of both", "95 % interval")
     explanation.tables.append(Table(f"{matrix.title}: most confused pairs", head, both))
     correct = share["test_accuracy"]
     worst = (
-        f" {names[pairs[0].first]} and {names[pairs[0].second]} are confused most: {pairs[0].images} images."
+        f" Most confused are {names[pairs[0].first]} and {names[pairs[0].second]}: {pairs[0].images:,} {matrix.unit}."
         if pairs
         else ""
     )
@@ -377,9 +384,9 @@ def _describe(matrix: Matrix, limit: int, explanation: Explanation) -> None:
         "Rows are what the images show, columns what the network takes them for; the colour is the share of the row. "
         f"{correct:.1%} lie on the diagonal.{worst}"
     )
-    if matrix.seeds > 1:
+    if matrix.trainings > 1:
         explanation.remarks.append(
-            f"{matrix.title}; all runs saw the same {total:,.0f} test images, so intervals are those of one run, "
+            f"{matrix.title}; all saw the same {total:,.0f} test images, so intervals are those of one training, "
             "without the chance in training."
         )
     number = len(explanation.numbers["networks"])
@@ -389,12 +396,12 @@ def _describe(matrix: Matrix, limit: int, explanation: Explanation) -> None:
 
 
 def _interval(matrix: Matrix, mistake: Any) -> str:
-    low, high = wilson_interval(mistake.images / matrix.seeds, sum(matrix.counts[mistake.true]) / matrix.seeds)
+    low, high = wilson_interval(mistake.images / matrix.trainings, sum(matrix.counts[mistake.true]) / matrix.trainings)
     return f"{low:.1%} to {high:.1%}"
 
 
 def _note(matrix: Matrix) -> str:
-    return f"{matrix.seeds} seeds added up" if matrix.seeds > 1 else "counts of test images"
+    return f"{matrix.trainings} trainings added up" if matrix.trainings > 1 else "counts of test images"
 
 
 def _worst_images(matrix: Matrix, images: Tensor, labels: Tensor, probabilities: Tensor, limit: int) -> Picture:
@@ -403,14 +410,14 @@ def _worst_images(matrix: Matrix, images: Tensor, labels: Tensor, probabilities:
 
     confidence, predicted = probabilities.max(1)
     worst = most_confused(matrix.counts, limit)
-    figure, axes = grid(max(len(worst), 1) * IMAGES, IMAGES, cell=1.1)
+    figure, axes = grid(max(len(worst), 1) * IMAGES, IMAGES, cell=0.71)
     for row, mistake in enumerate(worst):
         cell = ((labels == mistake.true) & (predicted == mistake.predicted)).nonzero().flatten()
         cell = cell[confidence[cell].argsort(descending=True)][:IMAGES]
         for ax, index in zip(axes[row * IMAGES :], cell.tolist(), strict=False):
             image = images[index].permute(1, 2, 0).numpy() / 255
             show(ax, image[..., 0] if image.shape[2] == 1 else image, f"{confidence[index]:.0%}", "unit")
-        text = f"{matrix.classes[mistake.true]}\ntaken for\n{matrix.classes[mistake.predicted]}\n({mistake.images})"
+        text = f"{matrix.classes[mistake.true]}\ntaken for\n{matrix.classes[mistake.predicted]}\n({mistake.images:,})"
         axes[row * IMAGES].text(
             -0.12, 0.5, text, transform=axes[row * IMAGES].transAxes, ha="right", va="center", fontsize=8.5
         )
@@ -431,7 +438,7 @@ def _compare(first: Matrix, second: Matrix, limit: int, explanation: Explanation
          "yes" if d.real else "not shown")
         for d in found[: 2 * limit]
     ]  # fmt: skip
-    several = min(first.seeds, second.seeds) > 1
+    several = min(first.trainings, second.trainings) > 1
     beyond = "the draw of images and the chance in training" if several else "the draw of images"
     head = ("Cell", first.name, second.name, "Points", "p", "Beyond chance" if several else "Beyond the draw of images")
     title = f"{second.name} against {first.name} on {first.label}"
@@ -447,7 +454,7 @@ def _compare(first: Matrix, second: Matrix, limit: int, explanation: Explanation
         "most 5 % of them falsely, on average)."
     )
     if not several:
-        once = "one training each" if first.seeds == second.seeds else "one training of one of them"
+        once = "one training each" if first.trainings == second.trainings else "one training of one of them"
         caution = f"With {once}, another seed of the same network may differ as much: `bench --seeds 0,1,2` shows it."
         caption += f" {caution}"
         explanation.remarks.append(f"{title}: {caution}")

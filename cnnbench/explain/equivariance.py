@@ -36,6 +36,11 @@ SIDE = 64
 """Height and width of the photo that layers are shown."""
 PROBE = 0.15
 """Share of the training time in which the steps are counted that fit into it."""
+LATER = {
+    "image_size", "batch_size", "eval_batch_size", "subset", "augment", "padding", "padding_mode", "flip", "cutout",
+    "sizes",
+}  # fmt: skip
+"""Arguments of a data set that do not decide which of its images validate."""
 BRIGHT = 0.5
 """Error in standard deviations that is drawn as the brightest."""
 
@@ -73,8 +78,9 @@ def with_blurpool(model: nn.Module, filter_size: int = 3) -> nn.Module:
 
     Every such layer runs at stride 1, and a `BlurPool` takes its stride over: behind a pooling at once; behind a
     convolution after the normalisation and activation that follow it in a Sequential, as in the paper, otherwise at
-    once. Average pooling is kept in front of the blur, which the paper puts in its place. What subsamples in a
-    forward function is not seen.
+    once. A stride of 4 becomes two of 2, and one of 3 has a filter of 5 places at least: three places blur too little
+    for a grid so wide. Average pooling is kept in front of the blur, which the paper puts in its place. What
+    subsamples in a forward function is not seen.
 
     Args:
         model: Any network; it is left as it is. The copy computes something else, so train it too.
@@ -115,8 +121,15 @@ def _blur_children(parent: nn.Module, filter_size: int) -> int:
             child.__dict__["stride"] = 1  # a pooling has it as a plain attribute
             parent._modules[name] = child
         behind = cast(nn.Module, parent._modules[names[last]])
-        parent._modules[names[last]] = nn.Sequential(behind, BlurPool(stride, filter_size))
+        blurs = [BlurPool(step, max(filter_size, 2 * step - 1)) for step in _prime_factors(stride)]
+        parent._modules[names[last]] = nn.Sequential(behind, *blurs)
     return found
+
+
+def _prime_factors(number: int) -> list[int]:
+    """The smallest first."""
+    factor = next((n for n in range(2, number + 1) if number % n == 0), None)
+    return [] if factor is None else [factor, *_prime_factors(number // factor)]
 
 
 def _follows(parent: nn.Module, names: Sequence[str]) -> bool:
@@ -307,15 +320,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_network_arguments(parser)
     add_data_arguments(parser)
     add = parser.add_argument
-    add("--compare", type=Path, metavar="FILE", help="a second checkpoint of `cnnbench fit`, drawn beside the network")
+    add("--compare", type=Path, metavar="FILE", help="another checkpoint of `cnnbench fit`, drawn beside the network")
     add("--train_seconds", type=float, default=0.0, metavar="S", help="train MODEL for about so long, and a copy with "
         "BlurPool for as many steps, and compare them (default: train nothing)")  # fmt: skip
-    add("--images", type=int, default=1000, metavar="N", help="validation images (default: %(default)s)")
+    add("--train_steps", type=int, default=0, metavar="N", help="the same for so many steps, whatever the machine")
+    add("--images", type=int, default=1000, metavar="N", help="validation images; test images where no validation "
+        "images are known (default: %(default)s)")  # fmt: skip
     add("--max_shift", type=int, default=8, metavar="PIXELS", help="of the images (default: %(default)s)")
 
 
 def explain(arguments: argparse.Namespace) -> Explanation:
-    """Measures layers on a photo, and a network on shifted validation images if one is named."""
+    """Measures layers on a photo, and a network on shifted images if one is named."""
     _check(arguments)
     found = Explanation({"layers": [], "networks": []})
     _add_layers(found, arguments.seed)
@@ -335,10 +350,13 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UserError(f"{name} {getattr(arguments, name)} must be at least 1")
     if not 0 <= arguments.train_seconds < float("inf"):
         raise UserError(f"train_seconds {arguments.train_seconds} must be a number of seconds, such as 30; 0 is none")
-    if arguments.train_seconds and not (arguments.model and arguments.data):
-        raise UserError("--train_seconds trains MODEL on --data; give both, such as SimpleCNN --data CIFAR10")
-    if arguments.train_seconds and arguments.compare:
-        raise UserError("--train_seconds makes its own comparison; leave out --compare")
+    if arguments.train_steps < 0:
+        raise UserError(f"train_steps {arguments.train_steps} must be at least 1; 0 is none")
+    if arguments.train_seconds and arguments.train_steps:
+        raise UserError("give --train_seconds or --train_steps, not both")
+    asked = "--train_steps" if arguments.train_steps else "--train_seconds" if arguments.train_seconds else ""
+    if asked and not (arguments.model and arguments.data):
+        raise UserError(f"{asked} trains MODEL on --data; give both, such as SimpleCNN --data CIFAR10")
     if arguments.compare and not (arguments.model or arguments.ckpt_path):
         raise UserError("--compare is drawn beside a network; give --ckpt_path FILE too")
 
@@ -370,7 +388,8 @@ def _add_layers(found: Explanation, seed: int) -> None:
     caption = (
         "A photo, then how far the maps of the photo shifted by 1 pixel are from the shifted maps: black is equal, the "
         f"brightest {BRIGHT:g} standard deviations of the maps or more. Zero padding errs at the border alone, a "
-        f"stride wherever there is detail; BlurPool lowers the error of max pooling from {plain:.2f} to {blurred:.2f}."
+        f"stride wherever there is detail; BlurPool lowers the error of max pooling from {_error(plain)} to "
+        f"{_error(blurred)}."
     )
     found.pictures.append(
         Picture("equivariance_maps", "Where maps do not follow", caption, _draw_maps(image, measured))
@@ -398,45 +417,54 @@ def _add_networks(found: Explanation, arguments: argparse.Namespace) -> None:
     size, most = subject.image_shape[1], arguments.max_shift
     if most >= size:
         raise UserError(f"max_shift {most} must be below the image size, {size} pixels")
-    images, labels = _validation_images(data, arguments.images)
+    pair = arguments.train_seconds or arguments.train_steps
+    subjects = [subject._replace(trained=True)] * 2 if pair else [subject]
     models = [(subject.description, subject.model)]
+    if pair:
+        models = _trained(arguments, data, found)
     if arguments.compare:
         other = load_checkpoint(arguments.compare, arguments)
         if other.image_shape != subject.image_shape:
             raise UserError(f"'{arguments.compare}' takes images of another size or number of channels")
+        subjects.append(other)
         models.append((other.description, other.model))
-    if arguments.train_seconds:
-        models = _trained(arguments, data, found)
+    kind, images, labels = _unseen_images(data, subjects, arguments.images)
     names = [n if [m for m, _ in models].count(n) == 1 else f"{n} ({i})" for i, (n, _) in enumerate(models, 1)]
     curves = [shift_curve(n, model, images, labels, most) for n, (_, model) in zip(names, models, strict=True)]
-    found.numbers["networks"] = [_numbers(curve, data) for curve in curves]
+    found.numbers["networks"] = [_numbers(curve, kind, data) for curve in curves]
     rows = [
         (c.name, f"{c.accuracy['across'][most].value:.1%}", f"{c.mean('accuracy'):.1%}", f"{c.mean('consistency'):.1%}",
          f"{min(s.value for shares in c.consistency.values() for s in shares):.1%}")
         for c in curves
     ]  # fmt: skip
     head = ("Network", "Accuracy, no shift", "Accuracy, mean", "Consistency, mean", "Consistency, lowest")
-    title = f"Shifts of 1 to {most} pixels in four directions, {len(labels):,} validation images of {data.label}"
+    title = f"Shifts of 1 to {most} pixels in four directions, {len(labels):,} {kind} of {data.label}"
     found.tables.append(Table(title, head, rows))
     found.remarks.append(
-        "Images are shifted within their frame, with their reflection in what comes in at the border. Augmentation of "
-        f"the training images: {data.describe()['augmentation']}; shifts that training has shown are learnt, whatever "
-        "the layers do."
+        "Images are shifted within their frame, with their reflection in what comes in at the border. "
+        f"{_augmentation(subjects, names)}Shifts that training has shown are learnt, whatever the layers do."
     )
     caption = (
-        f"Above, the share of {len(labels):,} validation images of {data.label} that are told rightly when they are "
+        f"Above, the share of {len(labels):,} {kind} of {data.label} that are told rightly when they are "
         "shifted, below the share whose predicted class stays; bands are 95 % intervals. A network that is invariant "
         "has flat lines, the lower ones at 100 %, but for what leaves the frame."
     )
     found.pictures.append(Picture("equivariance_accuracy", "Shifted images", caption, _draw_curves(curves)))
 
 
-def _numbers(curve: Curve, data: Any) -> dict[str, Any]:
+def _numbers(curve: Curve, kind: str, data: Any) -> dict[str, Any]:
     parts = {
         what: {axis: [s._asdict() for s in shares] for axis, shares in getattr(curve, what).items()}
         for what in ("accuracy", "consistency")
     }
-    return {"model": curve.name, "data": data.label, "val_images": curve.images, "shifts": curve.shifts, **parts}
+    return {
+        "model": curve.name,
+        "data": data.label,
+        "images": curve.images,
+        "kind": kind,
+        "shifts": curve.shifts,
+        **parts,
+    }
 
 
 def _open(subject: Subject) -> Any:
@@ -454,21 +482,44 @@ def _open(subject: Subject) -> Any:
     return data
 
 
-def _validation_images(data: Any, count: int) -> tuple[Tensor, Tensor]:
-    """The first validation images, normalised, and their labels."""
-    batches = data.val_dataloader()
-    if not batches or len(batches.split.labels) < count:
-        has = len(batches.split.labels) if batches else 0
-        raise UserError(f"images {count} are more than the {has:,} validation images of {data.label}; use fewer")
+def _unseen_images(data: Any, subjects: Sequence[Subject], count: int) -> tuple[str, Tensor, Tensor]:
+    """The first images on which none of the networks was trained, normalised: what they are, images, labels.
+
+    Validation images, if all networks are known to have left the same ones out; else test images, which none has seen.
+    """
+    trained = [s for s in subjects if s.trained]
+    splits = [{k: v for k, v in s.data.hparams.items() if k not in LATER} for s in trained if s.data is not None]
+    known = not any(s.caveat for s in trained) and all(split == splits[0] for split in splits)
+    validation = data.val_dataloader() if known else None
+    kind, batches = ("validation images", validation) if validation else ("test images", data.test_dataloader())
+    if len(batches.split.labels) < count:
+        raise UserError(
+            f"images {count} are more than the {len(batches.split.labels):,} {kind} of {data.label}; use fewer"
+        )
     parts = [(images, labels) for images, labels in batches]
-    return tuple(torch.cat(column)[:count] for column in zip(*parts, strict=True))  # type: ignore[return-value]
+    images, labels = (torch.cat(column)[:count] for column in zip(*parts, strict=True))
+    return kind, images, labels
+
+
+def _augmentation(subjects: Sequence[Subject], names: Sequence[str]) -> str:
+    """How the training images of networks were augmented, as far as it is known; empty for random weights."""
+    found: dict[str, list[str]] = {}
+    for subject, name in zip(subjects, names, strict=False):
+        if subject.trained:
+            data = None if subject.caveat else subject.data
+            words = "not known" if data is None else data.describe()["augmentation"]
+            found.setdefault(words, []).append(name)
+    if len(found) < 2:
+        return "".join(f"Augmentation of the training images: {words}. " for words in found)
+    parts = [f"{words} ({', '.join(whose)})" for words, whose in found.items()]
+    return f"Augmentation of the training images: {'; '.join(parts)}. "
 
 
 def _trained(arguments: argparse.Namespace, data: Any, found: Explanation) -> list[tuple[str, nn.Module]]:
-    """MODEL after about so many seconds of training, and a copy with BlurPool, from the same weights and as many steps.
+    """MODEL after so many steps or seconds of training, and a copy with BlurPool, from the same weights.
 
-    A third copy is trained for a moment and thrown away, to know how many steps the seconds are: under a time budget
-    the two learning rates would follow the clock, and not each other.
+    Where seconds are given, a third copy is trained for a moment and thrown away, to know how many steps they are:
+    under a time budget the two learning rates would follow the clock, and not each other.
     """
     import lightning as L
 
@@ -490,23 +541,27 @@ def _trained(arguments: argparse.Namespace, data: Any, found: Explanation) -> li
     L.seed_everything(arguments.seed, workers=True, verbose=False)
     plain = make_classifier(arguments.model, data.num_classes, data.in_channels, data.image_size)
     blurred = cast("ImageClassifier", with_blurpool(plain))
-    probe = TimeBudget(max(arguments.train_seconds * PROBE, 1e-3))
-    steps = max(1, round(fit(copy.deepcopy(plain), -1, [probe]) * arguments.train_seconds / probe.used_s))
+    steps, about = arguments.train_steps, ""
+    if not steps:
+        probe = TimeBudget(max(arguments.train_seconds * PROBE, 1e-3))
+        steps = max(1, round(fit(copy.deepcopy(plain), -1, [probe]) * arguments.train_seconds / probe.used_s))
+        about = f", about {arguments.train_seconds:g} s"
     for model in (plain, blurred):
         fit(model, steps)
     found.remarks.append(
-        f"{arguments.model} was trained for {steps:,} steps, about {arguments.train_seconds:g} s, and the copy with "
+        f"{arguments.model} was trained for {steps:,} steps{about}, and the copy with "
         "BlurPool, from the same weights, for as many, with the same batches and learning rates; it takes longer for "
         "them. One seed and a short training: a longer one may tell another story."
     )
     found.numbers["train_steps"] = steps
-    return [(name, m.cpu().eval()) for name, m in ((arguments.model, plain), ("with BlurPool", blurred))]
+    names = (f"{arguments.model}, {steps:,} steps", f"with BlurPool, {steps:,} steps")
+    return [(name, m.cpu().eval()) for name, m in zip(names, (plain, blurred), strict=True)]
 
 
 def _draw_maps(image: Tensor, measured: Mapping[str, Sequence[tuple[float, float, Tensor]]]) -> Figure:
     from cnnbench.explain.pictures import grid, show
 
-    figure, axes = grid(len(measured) + 1, 5, cell=1.9)
+    figure, axes = grid(len(measured) + 1, 3, cell=1.9)
     show(axes[0], image[0].permute(1, 2, 0), "photo", "unit")
     for ax, (name, errors) in zip(axes[1:], measured.items(), strict=True):
         whole, _, places = errors[1]
@@ -519,8 +574,8 @@ def _draw_layers(measured: Mapping[str, Sequence[tuple[float, float, Tensor]]]) 
 
     from cnnbench.bench.drawing import LINES, MARKERS, PALETTE
 
-    figure = Figure(figsize=(9.6, 3.6), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
+    figure = Figure(figsize=(5.7, 6.6), layout="constrained")
+    axes = figure.subplots(2, 1, sharey=True)
     groups = ([n for n in measured if "stages" not in n], [n for n in measured if "stages" in n])
     for ax, names, title in zip(axes, groups, ("single layers", "three stages"), strict=True):
         for number, name in enumerate(names):
@@ -535,7 +590,7 @@ def _draw_layers(measured: Mapping[str, Sequence[tuple[float, float, Tensor]]]) 
         ax.grid(color="#e6e6e6", linewidth=0.7)
         ax.set_axisbelow(True)
         ax.legend(frameon=False, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
-    axes[0].set_ylabel("error, standard deviations")
+        ax.set_ylabel("error, standard deviations")
     axes[0].set_ylim(bottom=-0.02)
     return figure
 
@@ -546,7 +601,7 @@ def _draw_curves(curves: Sequence[Curve]) -> Figure:
 
     from cnnbench.bench.drawing import LINES, PALETTE
 
-    figure = Figure(figsize=(8.6, 5.4), layout="constrained")
+    figure = Figure(figsize=(5.7, 5.2), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey="row")
     titles = {"across": "left (-) and right (+)", "down": "up (-) and down (+)"}
     for row, what in zip(axes, ("accuracy", "consistency"), strict=True):
@@ -569,5 +624,5 @@ def _draw_curves(curves: Sequence[Curve]) -> Figure:
         ax.set_title(title, fontsize=10)
         axes[1][list(titles).index(axis)].set_xlabel("shift, pixels")
     if len(curves) > 1:
-        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", frameon=False, ncols=2)
+        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", frameon=False)
     return figure

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from cnnbench.explain.subjects import Subject
 
 EXAMPLE = "--ckpt_path results/runs/ResNet18-CIFAR10/<date>/checkpoints/last.ckpt --index 7"
-COLUMNS = 8
-"""Channels of a layer in the picture of maps."""
+CHANNELS, COLUMNS = 8, 4
+"""Channels of a layer in the picture of maps, and how many of them are in a row."""
 
 Fields = Mapping[str, Any]
 
@@ -63,6 +63,8 @@ def explain(arguments: argparse.Namespace) -> Explanation:
     activations.check_layers(model, shape, [*layers, cam_layer])
     shown = find_image(arguments, subject)
     explanation = Explanation({"model": subject.name, "trained": subject.trained, "image": shown.title})
+    if subject.caveat and shown.label is not None:
+        explanation.remarks.append(subject.caveat)
     fields: Fields = {}
     try:
         fields = receptive_fields(model, shape)
@@ -91,7 +93,7 @@ def _show_maps(
         variance = maps[0].var((1, 2), correction=0)
         alive = int((variance > 0).sum())
         zeros = float((maps == 0).float().mean())
-        order = variance.sort(descending=True, stable=True).indices[: min(COLUMNS, alive)].tolist()
+        order = variance.sort(descending=True, stable=True).indices[: min(CHANNELS, alive)].tolist()
         chosen[name] = order
         size = "x".join(map(str, maps.shape[1:]))
         state = _state(activation, before)
@@ -105,7 +107,7 @@ def _show_maps(
     head = ("Layer", "Maps", "Shown", "Sees (pixels)", "Zeros", "Constant maps")
     explanation.tables.append(Table(f"{subject.description}: maps of {shown.title}", head, rows))
     caption = (
-        f"Maps of {shown.title} in {subject.description}, a row for each layer: the channels, {COLUMNS} at most, whose "
+        f"Maps of {shown.title} in {subject.description}, layer by layer: the channels, {CHANNELS} at most, whose "
         "maps have the largest variance, each drawn from its own lowest value (dark) to its own highest (bright). "
         "The frame in the image is what one unit in the middle of the map sees"
     )
@@ -126,11 +128,13 @@ def _draw_maps(
     from cnnbench.explain.patches import field_text
     from cnnbench.explain.pictures import grid, show
 
-    columns = 1 + max(1, *(len(order) for order in chosen.values()))
-    figure, axes = grid(len(found) * columns, columns, cell=1.15)
+    most = max(1, *(len(order) for order in chosen.values()))
+    columns, rows = 1 + min(most, COLUMNS), -(-most // COLUMNS)
+    figure, axes = grid(len(found) * rows * columns, columns, cell=0.95)
     figure.set_figwidth(figure.get_figwidth() + 0.9)  # for the words on the left
     for row, (name, (maps, activation)) in enumerate(found.items()):
-        first, *panels = axes[row * columns : (row + 1) * columns]
+        own = axes[row * rows * columns : (row + 1) * rows * columns]
+        first, panels = own[0], [ax for place, ax in enumerate(own) if place % columns]
         show(first, shown.pixels, "" if row else shown.title, "unit")
         size = "x".join(map(str, maps.shape[1:]))
         text = f"{name}\n{size}\n{_state(activation, before)}\nsees {field_text(fields.get(name))}"

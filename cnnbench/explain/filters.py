@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add_network_arguments(parser)
     add = parser.add_argument
-    add("--layer", metavar="NAME", help="convolution to show (default: the first that runs)")
+    add("--layer", metavar="NAME", help="convolution to show (default: the first that learns)")
     add("--sort", default="norm", metavar="norm|network", help="largest norm first, or the network's own order "
         "(default: %(default)s)")  # fmt: skip
     add("--filters", type=int, metavar="N", help=f"how many to show (default: 96, or {FEW} where each has a row)")
@@ -44,7 +44,8 @@ def explain(arguments: argparse.Namespace) -> Explanation:
         raise UserError(f"filters {arguments.filters} must be at least 1")
     subject = find_subject(arguments)
     layers = convolutions(subject.model, subject.image_shape)
-    name = arguments.layer or next(iter(layers))
+    fixed = [n for n, layer in layers.items() if not layer.weight.requires_grad]
+    name = arguments.layer or next((n for n in layers if n not in fixed), next(iter(layers)))
     if name not in layers:
         raise unknown("convolution", name, [n for n in layers if n.startswith(name)] or list(layers)[:12])
     layer = layers[name]
@@ -57,14 +58,17 @@ def explain(arguments: argparse.Namespace) -> Explanation:
     shown = order[: arguments.filters or (FEW if rows else 96)].tolist()
     numbers: dict[str, Any] = {
         "model": subject.name, "trained": subject.trained, "layer": name, "shape": list(weights.shape),
-        "groups": layer.groups, "order": arguments.sort, "shown": shown, "norms": found.tolist(),
+        "groups": layer.groups, "fixed": name in fixed, "order": arguments.sort, "shown": shown,
+        "norms": found.tolist(),
     }  # fmt: skip
     first = "the largest norm first" if arguments.sort == "norm" else "in the network's order"
     caption = (
         f"{len(shown)} of the {count} filters of {name}, {weights.shape[2]}x{weights.shape[3]}, {first}, with "
         "number and norm (the root of the sum of squares). "
     )
-    remarks = []
+    if name in fixed:
+        caption += f"They are fixed, not learnt: {_origin(layer)}. "
+    remarks = [f"{n} is fixed, not learnt; --layer {n} shows it." for n in fixed if n != name]
     if colour:
         shares = grey_shares(weights)
         numbers["grey_shares"] = shares.tolist()
@@ -132,6 +136,17 @@ def colours(kernel: np.ndarray) -> np.ndarray:
     return 0.5 + 0.5 * np.moveaxis(kernel, 0, 2) / top
 
 
+def _origin(layer: nn.Conv2d) -> str:
+    """Where filters come from that no training changes."""
+    from cnnbench.blocks import WhiteningConv2d
+
+    if not isinstance(layer, WhiteningConv2d):
+        return "training leaves them as they are"
+    if layer.whitened:
+        return "the principal components of patches of the first training images, and their negatives"
+    return "a random basis, in place of which a training sets the principal components of its first images"
+
+
 def _sentence(grey: int, count: int) -> str:
     return (
         "Filters without a tint see changes of brightness, such as edges; tinted ones see colour. In "
@@ -152,7 +167,7 @@ def _draw(weights: np.ndarray, found: np.ndarray, shown: Sequence[int], colour: 
     from cnnbench.explain.pictures import grid, show
 
     columns = min(range(COLUMNS, COLUMNS // 2, -1), key=lambda n: -len(shown) % n)  # as few empty places as possible
-    figure, axes = grid(len(shown), columns, cell=0.85, ratio=weights.shape[2] / weights.shape[3])
+    figure, axes = grid(len(shown), columns, cell=0.7, ratio=weights.shape[2] / weights.shape[3])
     for ax, index in zip(axes, shown, strict=True):
         show(ax, colours(weights[index]) if colour else weights[index, 0], scale="signed")
         _frame(ax, weights)

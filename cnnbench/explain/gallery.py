@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import io
 import os
 import shlex
@@ -28,6 +29,31 @@ RECIPE = (
 TRAINED_ON, EPOCHS = "CIFAR10", 3
 CHECKPOINT, DATA = "CHECKPOINT", "DATA"
 """Stand for the trained network and its data in the options below."""
+READABLE = 60
+"""Pixels of a page for an inch of a figure, below which letters of 8 points are too small to be read."""
+
+
+class Trained(NamedTuple):
+    """The network that was trained for the page.
+
+    Attributes:
+        model: Its name with its arguments.
+        label: What its data is called.
+        checkpoint: Where it lies.
+        command: That trains it.
+        data: Its data as options of a tool, after ``--data``.
+    """
+
+    model: str
+    label: str
+    checkpoint: Path
+    command: str
+    data: Sequence[str]
+
+    def words(self, part: Part) -> list[str]:
+        """Tool and options of a part, with this network and its data."""
+        values = {CHECKPOINT: [str(self.checkpoint)], DATA: self.data}
+        return [word for template in shlex.split(part.command) for word in values.get(template, [template])]
 
 
 class Part(NamedTuple):
@@ -61,25 +87,9 @@ PARTS = (
         "kernels",
     ),
     Part(
-        "Separable convolutions",
-        "One filter per channel and a 1x1 convolution do the work of a standard convolution with a fraction of the "
-        "multiply-adds. How much of that is time?",
-        "separable",
-    ),
-    Part(
-        "Sizes",
-        "Maps shrink on their way through a network while channels are added. Where are its parameters and its memory?",
-        "sizes VGG16 --image_size 224 --num_classes 1000",
-    ),
-    Part(
         "Shifts",
         "A convolution should not care where a thing is. Do its maps follow a shifted image, and does the class stay?",
-        "equivariance 'SimpleCNN(batch_norm=True,dropout=0.0)' --data DATA --train_seconds 20",
-    ),
-    Part(
-        "The receptive field",
-        "Which part of the image can a unit see, and to which part does it attend?",
-        "receptive-field VGG16 --image_size 224 --dilations '1,1,1 2,2,2 1,2,5 1,2,5,6+12+18'",
+        "equivariance 'SimpleCNN(batch_norm=True,dropout=0.0)' --data DATA --train_steps 250 --compare CHECKPOINT",
     ),
     Part(
         "Learnt filters",
@@ -92,12 +102,28 @@ PARTS = (
         "feature-maps --ckpt_path CHECKPOINT",
     ),
     Part(
+        "Sizes",
+        "Maps shrink on their way through a network while channels are added. Where are its parameters and its memory?",
+        "sizes VGG16 --image_size 224 --num_classes 1000",
+    ),
+    Part(
+        "The receptive field",
+        "Which part of the image can a unit see, and to which part does it attend?",
+        "receptive-field VGG16 --image_size 224 --dilations '1,1,1 2,2,2 1,2,5 1,2,5,6+12+18'",
+    ),
+    Part(
         "What is confused",
         "Which classes does the network mistake for which, and would you have known better?",
         "confusions --ckpt_path CHECKPOINT",
     ),
+    Part(
+        "Separable convolutions",
+        "One filter per channel and a 1x1 convolution do the work of a standard convolution with a fraction of the "
+        "multiply-adds. How much of that is time?",
+        "separable",
+    ),
 )
-"""In the course's order."""
+"""In the course's order, its exercises last. Shifts, of which it speaks at the start, stand where it has pooling."""
 
 
 def main(arguments: Sequence[str], make_parser: Callable[..., Any]) -> int:
@@ -118,18 +144,18 @@ def main(arguments: Sequence[str], make_parser: Callable[..., Any]) -> int:
     folder: Path = options.out
     how, arguments = _recipe(options)
     _say(f"training a network, {how}")
+    arguments.append(f"--out={folder / 'runs'}")
     checkpoint = _train(arguments, options.data_dir, folder / "runs")
-    model, data = _trained(checkpoint)
+    trained = _trained(checkpoint, arguments)
     shown = []
     for number, part in enumerate(PARTS, 1):
         _say(f"[{time.perf_counter() - start:3.0f} s] {number} of {len(PARTS)}: {part.title}")
-        values = {CHECKPOINT: str(checkpoint), DATA: data}
-        words = [values.get(word, word) for word in shlex.split(part.command)]
+        words = trained.words(part)
         shown.append((part, run(words[0], words[1:], make_parser)))
     path = folder / "index.html"
     from cnnbench.record import write_text
 
-    write_text(path, page(shown, data, f"{model} on {data}, {how}"))
+    write_text(path, page(shown, trained))
     _say(f"gallery: {path}")
     return 0
 
@@ -174,28 +200,50 @@ def _train(arguments: Sequence[str], data_dir: str | None, runs: Path) -> Path:
     before = set(runs.glob("*/*"))
     if data_dir:
         os.environ["CNNBENCH_DATA"] = data_dir  # for the tools too
-    train(["fit", *arguments, "--trainer.enable_progress_bar=false", f"--out={runs}"])
+    train(["fit", *arguments, "--trainer.enable_progress_bar=false"])
     (made,) = set(runs.glob("*/*")) - before
     return made / "checkpoints" / "last.ckpt"
 
 
-def _trained(checkpoint: Path) -> tuple[str, str]:
-    """Names of the network and of the data that it was trained on."""
-    from cnnbench.network import classifier_from_checkpoint
+def _trained(checkpoint: Path, arguments: Sequence[str]) -> Trained:
+    """What was trained, by a checkpoint and the options of ``cnnbench fit`` that made it."""
+    from cnnbench.explain.subjects import load_checkpoint
 
-    model, data = classifier_from_checkpoint(checkpoint)
+    subject = load_checkpoint(checkpoint, argparse.Namespace(data=None, data_dir=None))
+    data = subject.data
     if data is None:
         raise UserError(f"checkpoint '{checkpoint}' does not say what it was trained on")
-    return model.display_name, data
+    data.prepare_data()
+    data.setup()
+    options = [type(data).__name__]
+    if data.image_size != data.default_size:
+        options.append(f"--image_size={data.image_size}")
+    default = inspect.signature(type(data)).parameters.get("in_channels")
+    if default is not None and data.in_channels != default.default:
+        options.append(f"--in_channels={data.in_channels}")
+    command = shlex.join(["cnnbench", "fit", *arguments])
+    return Trained(_written(subject.model), data.label, checkpoint, command, options)
 
 
-def page(shown: Sequence[tuple[Part, Explanation]], data: str, what: str) -> str:
+def _written(model: Any) -> str:
+    """A network of a checkpoint as it is written on the command line: its name, and arguments that are not defaults."""
+    name = model.display_name
+
+    def plain(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else value  # which a file makes of it
+
+    defaults = {key: plain(p.default) for key, p in inspect.signature(type(model).__init__).parameters.items()}
+    chosen = {key: plain(model.hparams[key]) for key in defaults if key in model.hparams and key != "name"}
+    given = [f"{key}={value}" for key, value in chosen.items() if value != defaults[key]]
+    return f"{name}({','.join(given)})" if given else name
+
+
+def page(shown: Sequence[tuple[Part, Explanation]], trained: Trained) -> str:
     """The page, which needs nothing else.
 
     Args:
         shown: Parts and what their tools found.
-        data: What the network was trained on.
-        what: Which network, and how it was trained.
+        trained: The network that some of them looked at.
     """
     from cnnbench.pages import data_uri, render
 
@@ -204,10 +252,17 @@ def page(shown: Sequence[tuple[Part, Explanation]], data: str, what: str) -> str
         save(picture, out, format="webp", dpi=130, pil_kwargs={"quality": 90})  # a tenth of a PNG where it has photos
         return data_uri(out.getvalue(), "image/gif" if isinstance(picture.image, Sequence) else "image/webp")
 
-    values = {"shown": shown, "what": what}
-    return render("gallery", **values, picture_uri=picture_uri, command=lambda part: _command(part, data))
+    def command(part: Part) -> str:
+        return shlex.join(["cnnbench", "explain", *trained.words(part)])
+
+    second = next((n for n, (part, _) in enumerate(shown, 1) if "--train_steps" in part.command), None)
+    return render(
+        "gallery", shown=shown, trained=trained, second=second, picture_uri=picture_uri, command=command,
+        width=_readable_width,
+    )  # fmt: skip
 
 
-def _command(part: Part, data: str) -> str:
-    shown = part.command.replace(CHECKPOINT, "<run folder>/checkpoints/last.ckpt").replace(DATA, data)
-    return f"cnnbench explain {shown}"
+def _readable_width(picture: Picture) -> int:
+    """Pixels that a picture needs on a page; of a narrower screen it takes more than there is, and is scrolled."""
+    image = picture.image
+    return 0 if isinstance(image, Sequence) else round(image.get_figwidth() * READABLE)

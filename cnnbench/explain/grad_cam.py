@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,10 @@ from cnnbench.measure.meta import tensors_in
 CHECKED_IMAGES = 16
 DRAWS = 3
 """Images, and draws of random weights, over which the sanity check is averaged."""
+COLUMNS = 4
+"""Panels in a row of a picture, at most."""
+HEAD = 3
+"""Layers with weights behind the last maps that are called a head; a transformer there is none."""
 
 
 def weighted_map(model: nn.Module, images: Tensor, layer: str, classes: Tensor) -> Tensor:
@@ -83,14 +87,14 @@ def weight_groups(model: nn.Module, image_shape: Sequence[int], ends: Sequence[s
         ends: See `stages`.
 
     Returns:
-        Title and names of each group: the head behind the last stage, if there are weights, then the stages.
+        Title and names of each group: what is behind the last stage, if there are weights, then the stages.
     """
     order = list(outputs(model, image_shape))
     modules = dict(model.named_modules())
     groups, first = [], 0
-    for title, last in [*((end, order.index(end)) for end in ends), ("head", len(order) - 1)]:
+    for title, last in [*((end, order.index(end)) for end in ends), ("", len(order) - 1)]:
         names = [n for n in order[first : last + 1] if any(p is not None for p in modules[n]._parameters.values())]
-        groups.append((title, names))
+        groups.append((title or ("head" if len(names) <= HEAD else f"all behind {ends[-1]}"), names))
         first = last + 1
     return [group for group in reversed(groups) if group[1]]
 
@@ -139,7 +143,7 @@ class _Check(NamedTuple):
     """The sanity check: maps of the image after every step, and rank correlations with the map of the trained weights.
 
     Correlations are (steps,): of the image in the first draw, and mean and standard deviation over images and draws;
-    None where a map has one value everywhere.
+    None where a map has one value everywhere. ``error`` is the standard error of the last mean.
     """
 
     steps: list[str]
@@ -147,6 +151,7 @@ class _Check(NamedTuple):
     own: list[float | None]
     mean: list[float | None]
     deviation: list[float | None]
+    error: float | None
     images: int
 
 
@@ -168,7 +173,7 @@ def show_grad_cam(subject: Subject, shown: Shown, layer: str, seed: int, explana
         "classes": [{"class": name[k], "role": role, "probability": float(shares[k]), "largest": float(cam.max())}
                     for (k, role), cam in zip(asked, maps, strict=True)],
         "sanity": {"steps": check.steps, "correlation_of_image": check.own, "mean_correlation": check.mean,
-                   "deviation": check.deviation, "images": check.images, "draws": DRAWS},
+                   "deviation": check.deviation, "standard_error": check.error, "images": check.images, "draws": DRAWS},
     }  # fmt: skip
     titles = [f"{role}:\n{name[k]}, {shares[k]:.1%}" for k, role in asked]
     caption = (
@@ -177,8 +182,11 @@ def show_grad_cam(subject: Subject, shown: Shown, layer: str, seed: int, explana
         f"speak against the class are cut to zero.{_empty(maps, [name[k] for k, _ in asked])}"
     )
     title = f"{shown.title}" + (f":\n{name[label]}" if label is not None else "\n")
-    figure = _draw_overlays(shown, list(maps), titles, title, 2.1)
+    figure = _draw_overlays(shown, list(maps), titles, title, 1.9)
     explanation.pictures.append(Picture("grad-cam", f"{subject.description}: Grad-CAM", caption, figure))
+    if len(weighted_map(model, shown.x, layer, classes[:1]).unique()) == 1:
+        explanation.remarks.append(f"Grad-CAM at {layer} has one value everywhere, so that there is nothing to check.")
+        return
     steps = list(zip(check.steps, check.own, check.mean, check.deviation, strict=True))
     rows = [(step, _number(own), _number(mean), _number(spread).lstrip("+")) for step, own, mean, spread in steps]
     many = f"{check.images} images and {DRAWS} draws of weights" if check.images > 1 else f"{DRAWS} draws of weights"
@@ -192,7 +200,7 @@ def show_grad_cam(subject: Subject, shown: Shown, layer: str, seed: int, explana
         f"{positions} positions before negative values are cut. With all weights random it is "
         f"{_number(check.own[-1])}; over {many} its mean is {_number(check.mean[-1])} and its standard deviation "
         f"{_number(check.deviation[-1]).lstrip('+')} (independent values would have 0 and {chance:.2f}; those of "
-        "neighbours are not independent, so that chance gives more)."
+        f"neighbours are not independent, so that chance gives more). {_verdict(subject.trained, check)}"
     )
     titles = [
         f"{'+ ' * bool(i)}{step}\n{_number(own)}"
@@ -202,6 +210,31 @@ def show_grad_cam(subject: Subject, shown: Shown, layer: str, seed: int, explana
         shown, [maps[0], *(m.relu() for m in check.maps)], ["weights as\nthey are", *titles], None, 1.35
     )
     explanation.pictures.append(Picture("grad-cam-check", f"{subject.description}: sanity check", caption, figure))
+
+
+def _verdict(trained: bool, check: _Check) -> str:
+    """What the correlation with all weights random means."""
+    mean, error = check.mean[-1], check.error
+    if not trained:
+        return "The weights were random from the start, so that the check says nothing yet: train the network first."
+    if mean is None or error is None:
+        return "With all weights random the maps have one value everywhere, so that there is no verdict."
+    if abs(mean) <= 3 * error:
+        return f"That mean is within 3 standard errors ({error:.2f}) of 0: the map changes as much as chance does."
+    return (
+        f"That mean is more than 3 standard errors ({error:.2f}) from 0: the map does not change as much as chance "
+        "does, and shows in part what does not depend on the learnt weights."
+    )
+
+
+def _standard_error(values: Sequence[Sequence[float | None]]) -> float | None:
+    """Of the mean over draws (rows) and images (columns); images of a draw share weights, draws of an image pixels."""
+    known = np.array(values, dtype=float)  # None becomes nan
+    if not np.isfinite(known).any(1).all() or not np.isfinite(known).any(0).all():
+        return None
+    rows, columns = np.nanmean(known, 1), np.nanmean(known, 0)
+    among_images = columns.var(ddof=1) / len(columns) if len(columns) > 1 else 0.0
+    return float(np.sqrt(rows.var(ddof=1) / len(rows) + among_images))
 
 
 def _number(value: float | None) -> str:
@@ -234,6 +267,7 @@ def _sanity(subject: Subject, shown: Shown, layer: str, seed: int) -> _Check:
         [values[0][step][0] for step in range(len(groups))],
         [float(np.mean(known)) if known else None for known in counted],
         [float(np.std(known)) if known else None for known in counted],
+        _standard_error([draw[-1][len(x) > 1 :] for draw in values]),
         max(len(x) - 1, 1),
     )
 
@@ -243,7 +277,9 @@ def _draw_overlays(
 ) -> Figure:
     """Maps over the image; before them the image itself, if it has a title."""
     panels = len(maps) + (image_title is not None)
-    figure, axes = grid(panels, min(panels, 7), cell=cell)
+    columns = -(-panels // -(-panels // COLUMNS))  # rows of one length, or nearly
+    figure, axes = grid(panels, columns, cell=cell)
+    cast(Any, figure.get_layout_engine()).set(h_pad=0.1)  # titles of several lines would touch the edge
     if image_title is not None:
         show(axes[0], shown.pixels, image_title, "unit")
     for ax, cam, title in zip(axes[-len(maps) :], maps, titles, strict=True):

@@ -73,7 +73,8 @@ def find_image(arguments: argparse.Namespace, subject: Subject) -> Shown:
         index = arguments.index or 0
         x, labels = training_images(data, [index])
         label = int(labels[0])
-        return Shown(x, pixels_of(x[0], data), f"training image {index}", label)
+        title = f"image {index} of the training set" if subject.caveat else f"training image {index}"
+        return Shown(x, pixels_of(x[0], data), title, label)
     photo = image_for(subject.image_shape, read_photo(arguments.image))
     x = normalised(photo, data)
     return Shown(x, pixels_of(x[0], data), arguments.image.name if arguments.image else "photo", None)

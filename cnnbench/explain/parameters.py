@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
@@ -160,7 +160,7 @@ def explain(arguments: argparse.Namespace) -> Explanation:
         {"stacks": [{"channels": name, "two_3x3": two, "one_5x5": one} for name, (two, one) in stacks.items()],
          "layers": [{**c._asdict(), "params": c.params, "mebibytes": c.mebibytes} for c in found]},
         [Table(f"From {shape}", head, rows), Table("Weights of stacks that see 5x5 pixels", stack_head, stack_rows)],
-        [Picture("parameters", "Weights of layers, from shared to dense", caption, _draw(found))],
+        [Picture("parameters", "Weights of layers for the same maps", caption, _draw(found))],
         [remark, STACKS],
     )  # fmt: skip
 
@@ -170,7 +170,8 @@ def _draw(found: Sequence[Cost]) -> Figure:
 
     from cnnbench.bench.drawing import PALETTE
 
-    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    figure = Figure(figsize=(5.7, 3), layout="constrained")
+    cast(Any, figure.get_layout_engine()).set(w_pad=0.12)  # names of layers would touch the edge
     ax = figure.subplots()
     same = len(found) - 2
     for row, cost in enumerate(found):
@@ -181,9 +182,9 @@ def _draw(found: Sequence[Cost]) -> Figure:
             xytext=(4, 0),
             textcoords="offset points",
             va="center",
-            fontsize=9,
+            fontsize=8.5,
         )
-    ax.set_yticks(range(len(found)), [c.name for c in found])
+    ax.set_yticks(range(len(found)), [c.name for c in found], fontsize=8.5)
     ax.invert_yaxis()
     ax.set_xscale("log")
     ax.set_xlim(min(c.weights for c in found) / 10, max(c.weights for c in found) * 30.0)

@@ -158,15 +158,35 @@ def show_patches(
         )
     else:
         lesson = "Ask what the patches of a row share, and whether it is more than an edge."
+    kind = f"images of the training set of {data.label}" if subject.caveat else f"training images of {data.label}"
     caption = (
-        f"What excites a channel most in {images:,} training images of {data.label}: the patch that its strongest unit "
-        "sees, of the strongest images, one each. Grey lies outside of the image; where units see more than the "
-        "image, all of it is shown. Rows are the channels whose "
+        f"What excites a channel most in {images:,} {kind}: the patch that its strongest unit sees, of the strongest "
+        f"images, one each. {_limits(found, shown, fields, data.image_size)}Rows are the channels whose "
         f"{count} strongest images stand out most from all, in standard deviations. {lesson}"
     )
     explanation.pictures.append(
         Picture("top-patches", f"{subject.description}: what excites channels", caption, figure)
     )
+
+
+def _limits(
+    found: Mapping[str, Responses], shown: Mapping[str, Mapping[int, Sequence[int]]], fields: Mapping[str, Any],
+    size: int,
+) -> str:  # fmt: skip
+    """What is to be said of patches at the border, and of units that see more than the image, where there are any."""
+    seen = [
+        window(field, found[name].places[i, channel].tolist())
+        for name, channels in shown.items()
+        if isinstance(field := fields.get(name), dict)
+        for channel, images in channels.items()
+        for i in images
+    ]
+    ranges = [pair for both in seen for pair in both]
+    grey = any((low < 0 or high > size) and high - low <= size for low, high in ranges)
+    whole = any(high - low > size for low, high in ranges) or any(fields.get(name) == "image" for name in shown)
+    parts = ["Grey lies outside of the image."] * grey
+    parts += ["Where units see more than the image, all of it is shown."] * whole
+    return "".join(f"{part} " for part in parts)
 
 
 def _draw_patches(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from inspect import signature
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from cnnbench.data.module import ImageDataModule
 from cnnbench.errors import UserError
+from cnnbench.registry import check_arguments
 
 PHOTO = "grace_hopper.jpg"
 """A photo that comes with matplotlib: Grace Hopper, 1984, by the US Navy, in the public domain."""
@@ -30,6 +32,7 @@ class Subject(NamedTuple):
         image_shape: Channels, height and width of its images.
         trained: Whether its weights come from a checkpoint.
         data: The data set that it was trained on or that the user named; None if there is none.
+        caveat: A sentence on trained weights whose training images are not those of ``data``, or not known; else empty.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Subject(NamedTuple):
     image_shape: tuple[int, int, int]
     trained: bool
     data: ImageDataModule | None
+    caveat: str = ""
 
     @property
     def description(self) -> str:
@@ -95,18 +99,30 @@ def load_checkpoint(path: Path, arguments: argparse.Namespace) -> Subject:
     Raises:
         UserError: The file is missing, no such checkpoint, or of another version of the network.
     """
-    from cnnbench.network import classifier_from_checkpoint
+    from cnnbench.network import read_checkpoint
 
     if not path.is_file():
         raise UserError(f"checkpoint '{path}' does not exist; `cnnbench fit` prints the path of the one it wrote")
-    model, stored = classifier_from_checkpoint(path)
+    model, stored, options = read_checkpoint(path)
     shape = (model.in_channels, model.image_size, model.image_size)
-    data = _data(arguments, stored, shape)
-    return Subject(model.display_name, model.eval(), shape, True, data)
+    own = getattr(arguments, "data", None) in (None, stored)
+    data = _data(arguments, stored, shape, (options or {}) if own else {})
+    caveat = ""
+    if data is not None and not own:
+        caveat = f"The network was trained on {stored or 'other data'}, not on {data.title}."
+    elif data is not None and options is None:
+        caveat = (
+            f"Images are from the official training set of {data.title}; which of them the network was trained on is "
+            "not known, since the checkpoint does not say."
+        )
+    return Subject(model.display_name, model.eval(), shape, True, data, caveat)
 
 
 def _data(
-    arguments: argparse.Namespace, stored: str | None = None, shape: tuple[int, int, int] | None = None
+    arguments: argparse.Namespace,
+    stored: str | None = None,
+    shape: tuple[int, int, int] | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> ImageDataModule | None:
     """The data set of the options, else of the checkpoint, else None; with images as the network takes them."""
     from cnnbench.data import get_data
@@ -118,7 +134,8 @@ def _data(
     channels = shape[0] if shape else getattr(arguments, "in_channels", None)
     size = shape[1] if shape else getattr(arguments, "image_size", None)
     own: dict[str, Any] = {"in_channels": channels} if channels and "in_channels" in signature(kind).parameters else {}
-    data = kind(data_dir=arguments.data_dir, image_size=size, **own)
+    check_arguments(f"data set '{name}' of the checkpoint", kind, options)
+    data = kind(**{**options, "data_dir": arguments.data_dir, "image_size": size, **own})
     if shape and data.in_channels != shape[0]:
         raise UserError(
             f"the network takes images of {shape[0]} channels, those of {data.label} have {data.in_channels}"
