@@ -194,6 +194,17 @@ def test_the_strip_has_only_steps_that_there_are() -> None:
     assert [ax.get_title() for ax in strip.axes if ax.get_title()] == ["place 1 of 1"]
 
 
+def test_a_race_beside_other_processes_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--sizes", "8", "--kernels", "3", "--rounds", "1"]
+    for doubts in ([], ["other processes kept 1.0 processors busy"]):
+        monkeypatch.setattr("cnnbench.measure.conditions.reasons_to_doubt", lambda _, doubts=doubts: doubts)
+        found = run("convolution", options)
+        picture = found.pictures[-1]
+        assert found.numbers["race_suspect"] == doubts
+        assert ("(suspect)" in picture.title) == bool(doubts)
+        assert ("Suspect: other processes kept 1.0 processors busy." in picture.caption) == bool(doubts)
+
+
 def test_the_race_says_what_it_measured() -> None:
     """Times as if by hand: from 3x3 to 9x9, nine times the weights, im2col takes 9 times as long, the FFT 2 times."""
     times = {"FFT": {"16,3": [1.0], "16,9": [2.0]}, "im2col": {"16,3": [1.0], "16,9": [9.0]}}

@@ -404,11 +404,17 @@ def _answer(out: np.ndarray, settings: Settings) -> str:
 
 
 def _add_race(explanation: Explanation, sizes: list[int], kernels: list[int], rounds: int) -> None:
-    times = race(sizes, kernels, rounds)
+    import torch
+
+    from cnnbench.measure.conditions import Conditions, reasons_to_doubt
+
+    with Conditions(torch.device("cpu")) as conditions:
+        times = race(sizes, kernels, rounds)
+        doubts = reasons_to_doubt(conditions.figures())
     largest, middle = max(sizes), kernels[len(kernels) // 2]
     found = {size: crossover(times, size, kernels) for size in sizes}
     ahead = found[largest]
-    explanation.numbers |= {"race_ms": times, "crossover_kernels": found}
+    explanation.numbers |= {"race_ms": times, "crossover_kernels": found, "race_suspect": doubts}
     rows = [
         (name, f"{size}x{size}", f"{kernel}x{kernel}",
          f"{multiply_adds(name, size, kernel):,.0f}" if name != "torch" else "-",
@@ -416,12 +422,16 @@ def _add_race(explanation: Explanation, sizes: list[int], kernels: list[int], ro
         for size, kernel in product(sizes, kernels) for name in times if (case := f"{size},{kernel}") in times[name]
     ]  # fmt: skip
     head = ("Algorithm", "Image", "Kernel", "Multiply-adds", "ms", "Range")
-    explanation.tables.append(Table(f"Race, one thread, float64, {_counted(rounds, 'round')} in turns", head, rows))
+    suspect = " (suspect)" if doubts else ""
+    title = f"Race, one thread, float64, {_counted(rounds, 'round')} in turns{suspect}"
+    explanation.tables.append(Table(title, head, rows))
     crossings = [(f"{n}x{n}", _crossing(k, _kernels_on(times, n), "-")) for n, k in found.items()]
     explanation.tables.append(
         Table("From which kernel on the FFT is faster than im2col", ("Image", "Kernel"), crossings)
     )
-    sentence = _verdict(largest, ahead, _kernels_on(times, largest), rounds)
+    sentence = " ".join(
+        [_verdict(largest, ahead, _kernels_on(times, largest), rounds), *(f"Suspect: {reason}." for reason in doubts)]
+    )
     caption = (
         f"One grey image and one kernel; {_counted(rounds, 'round')}"
         f"{', medians, bars from the quickest to the slowest' * (rounds > 1)}. {sentence}"
@@ -432,7 +442,7 @@ def _add_race(explanation: Explanation, sizes: list[int], kernels: list[int], ro
     explanation.pictures.append(
         Picture(
             "convolution-race",
-            "Algorithms against each other",
+            f"Algorithms against each other{suspect}",
             caption,
             _draw_race(times, largest, middle, sizes, kernels),
         )

@@ -138,7 +138,8 @@ def _inputs(subject: Subject, fields: Sequence[LayerField], samples: int, seed: 
         subject.data.prepare_data()
         subject.data.setup()
         images = next(iter(subject.data.first_training_batches(samples)))[0]
-        return images, f"{len(images)} training image{'s' * (len(images) > 1)} of {subject.data.label}"
+        kind = "{} of the training set of" if subject.caveat else "training {} of"
+        return images, f"{len(images)} {kind.format('image' + 's' * (len(images) > 1))} {subject.data.label}"
     channels, *native = subject.image_shape
     sizes = []
     for axis, n in enumerate(native):
