@@ -238,7 +238,7 @@ def _standard_error(values: Sequence[Sequence[float | None]]) -> float | None:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.2f}"
+    return "-" if value is None else f"{value:+.2f}".replace("-0.00", "+0.00")
 
 
 def _empty(maps: Tensor, names: Sequence[str]) -> str:

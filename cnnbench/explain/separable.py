@@ -231,10 +231,7 @@ def _findings(results: Sequence[Mapping[str, Any]]) -> list[str]:
     less = sum(time < count for time, count in zip(forward, macs, strict=True))
     saved += f": in {less} of {len(results)} cases less time is saved forward than arithmetic."
     least, most = (pick(results, key=lambda r: r["forward_ratio"]) for pick in (min, max))
-    where = (
-        f"Most is saved with {_case(most)} ({_forward(most)} times), least with {_case(least)} "
-        f"({_forward(least)} times)."
-    )
+    where = f"Most is saved with {_case(most)} ({_forward(most)}), least with {_case(least)} ({_forward(least)})."
     shares = [[r["forward_roofline_ms"][i] / r["forward_ms"][i] for r in results] for i in range(2)]
     why = (
         f"The machine's arithmetic and memory would allow {_span(allowed)} times; the standard layers run at "
@@ -251,8 +248,9 @@ def _findings(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _forward(result: Mapping[str, Any]) -> str:
     """The measured ratio with its interval and its doubts."""
-    doubt = ", suspect" if result["suspect"] else ""
-    return f"{_with_interval(result['forward_ratio'], result['forward_ratio_interval'])}{doubt}"
+    low, high = result["forward_ratio_interval"]
+    interval = "" if low is None else f", 95 % interval {low:.2f} to {high:.2f}"
+    return f"{result['forward_ratio']:.2f} times{interval}{', suspect' if result['suspect'] else ''}"
 
 
 def _case(result: Mapping[str, Any]) -> str:
