@@ -130,10 +130,6 @@ def _draw(networks: Mapping[str, Any], peaks: Peaks, number_format: str, where: 
     return path
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
-
-
 def _images(verdict: Mapping[str, Any]) -> str:
     return "1 image" if verdict["batch_size"] == 1 else f"{verdict['batch_size']} images"
 
@@ -146,6 +142,8 @@ def table(limits: Limits, names: Mapping[str, str]) -> Table:
         names: In place of those of the networks, for some of them.
     """
     from rich.table import Table
+
+    from cnnbench.measure.roofline import percent
 
     titles = {kind: _images(found[kind]) for found in limits.networks.values() for kind in SHOWN}
     drawn = Table(title="What limits inference", title_justify="left", header_style="bold")
@@ -160,7 +158,7 @@ def table(limits: Limits, names: Mapping[str, str]) -> Table:
         for kind in SHOWN:
             verdict = found[kind]
             shares = (verdict[f"of_{key}"] for key in ("peak_flops", "peak_bandwidth", "roofline"))
-            cells += [f"{verdict['intensity']:.3g}", *map(_percent, shares), verdict["bound"]]
+            cells += [f"{verdict['intensity']:.3g}", *map(percent, shares), verdict["bound"]]
         drawn.add_row(names.get(name, name), *cells)
     return drawn
 

@@ -127,7 +127,7 @@ def test_a_batch_that_costs_hardly_more_is_launch_bound() -> None:
     found = bound(many, FAKE, other=one)
     assert found.bound == "launch-bound"
     assert found.per_call_share == pytest.approx(9.9 / 16.3)
-    assert "64 times the images take 1.63 times as long, 61% of this pass spent per call" in found.evidence
+    assert "64 times the images take 1.63 times as long, 61 % of this pass spent per call" in found.evidence
     assert bound(one, FAKE, other=many).per_call_share == pytest.approx(0.99)
 
 
@@ -148,7 +148,7 @@ def test_reading_the_weights_is_no_launching() -> None:
 def test_what_a_graph_saves_was_launching() -> None:
     timed = Timed(load(2000, 100), 10.0)
     assert bound(timed, FAKE, graph_s=4.0).bound == "launch-bound"
-    assert "as a CUDA graph 4,000 ms, 60% less" in bound(timed, FAKE, graph_s=4.0).evidence
+    assert "as a CUDA graph 4,000 ms, 60 % less" in bound(timed, FAKE, graph_s=4.0).evidence
     assert bound(timed, FAKE, graph_s=8.0).bound == "compute-bound"
 
 
@@ -163,6 +163,9 @@ def test_without_a_second_batch_or_a_graph_a_slow_pass_is_not_explained() -> Non
     assert found.bound == "not determined"
     assert found.per_call_share is None
     assert "give a --batch_size above 1" in found.evidence
+    far = bound(Timed(load(1000, 1), 11.0), FAKE, Timed(load(2000, 2, 2), 22.0))
+    assert (far.bound, far.per_call_share) == ("not determined", 0.0)  # nothing is spent per call, nor as is allowed
+    assert "9.1 % of it, so the kernels themselves are slow" in far.evidence
     assert bound(Timed(load(1000, 1), 1.9), FAKE).bound == "compute-bound"  # nine tenths of it cannot be launching
 
 

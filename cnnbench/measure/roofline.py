@@ -35,6 +35,8 @@ LAUNCH_SHARE = 0.5
 """Share of the time that is spent per call, whatever its images, from which on a network is launch-bound."""
 POOR = 0.25
 """Share of the roofline below which the evidence says that the kernels themselves are slow."""
+FARTHEST = 0.1
+"""Share of the roofline below which neither memory nor arithmetic is called the limit."""
 
 
 class Work(NamedTuple):
@@ -208,7 +210,7 @@ class Verdict:
 
     Attributes:
         bound: ``launch-bound``, ``memory-bound``, ``compute-bound``, or ``not determined`` where nothing tells apart
-            what is spent per call.
+            what is spent per call, or where the kernels are so far below the roofline that it is neither.
         evidence: Why, in one sentence.
         intensity: Operations per byte.
         measured_s: What it took.
@@ -249,7 +251,7 @@ def bound(timed: Timed, peaks: Peaks, other: Timed | None = None, graph_s: float
     else by the straight line of time over images through two batch sizes, less the part of its start that the roofline
     explains, such as reading the weights. Otherwise it is bound by what limits the larger part of the roofline's time.
     With neither a graph nor another batch size, that is said only of passes that spend half of their time or more as
-    the roofline allows.
+    the roofline allows; and never of those that spend less than a tenth so.
 
     Args:
         timed: The pass, with its time.
@@ -272,26 +274,26 @@ def bound(timed: Timed, peaks: Peaks, other: Timed | None = None, graph_s: float
         share = max(0.0, 1 - graph_s / seconds)
     if share is not None and share >= LAUNCH_SHARE:
         name = "launch-bound"
-    elif share is None and predicted / seconds < LAUNCH_SHARE:
+    elif predicted / seconds < (LAUNCH_SHARE if share is None else FARTHEST):
         name = "not determined"
     else:
         name = "memory-bound" if memory_share > 0.5 else "compute-bound"
     poor = predicted / seconds < POOR
     facts = [
-        f"the roofline allows {_ms(predicted)}, measured {_ms(seconds)}, {predicted / seconds:.0%} of it"
+        f"the roofline allows {_ms(predicted)}, measured {_ms(seconds)}, {percent(predicted / seconds)} of it"
         + (", so the kernels themselves are slow" if share is not None and share < LAUNCH_SHARE and poor else ""),
-        f"{load.intensity:.3g} FLOP/byte, {arithmetic:.0%} of the peak arithmetic and {bandwidth:.0%} of memory's rate"
-        + (" (caches serve it)" if bandwidth > 1 else ""),
-        f"{memory_share:.0%} of the roofline's time is in operators that memory limits",
+        f"{load.intensity:.3g} FLOP/byte, {percent(arithmetic)} of the peak arithmetic and "
+        f"{percent(bandwidth)} of memory's rate" + (" (caches serve it)" if bandwidth > 1 else ""),
+        f"{percent(memory_share)} of the roofline's time is in operators that memory limits",
     ]
     if graph_s is not None:
-        facts.append(f"as a CUDA graph {_ms(graph_s)}, {1 - graph_s / seconds:.0%} less")
+        facts.append(f"as a CUDA graph {_ms(graph_s)}, {percent(max(0.0, 1 - graph_s / seconds))} less")
     if share is None and name == "not determined":
         facts.append("a second batch size would tell what is spent per call: give a --batch_size above 1")
     if other is not None:
         few, many = sorted((timed, other), key=lambda t: t.load.batch_size)
         times = many.load.batch_size / few.load.batch_size
-        spent = "" if graph_s is not None or share is None else f", {share:.0%} of this pass spent per call"
+        spent = "" if graph_s is not None or share is None else f", {percent(share)} of this pass spent per call"
         facts.append(f"{times:g} times the images take {many.seconds / few.seconds:.3g} times as long{spent}")
     evidence = f"{name}: {'; '.join(facts)}"
     return Verdict(
@@ -320,6 +322,11 @@ def _per_call_share(timed: Timed, peaks: Peaks, other: Timed) -> float:
 
     extra = start(timed.seconds, other.seconds) - start(timed.load.seconds(peaks), other.load.seconds(peaks))
     return min(1.0, max(0.0, extra / timed.seconds))
+
+
+def percent(share: float) -> str:
+    """A share in per cent, with two digits where it is small."""
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def _ms(seconds: float) -> str:
