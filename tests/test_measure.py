@@ -156,6 +156,18 @@ def test_each_network_is_compiled_however_many_share_its_code(monkeypatch: pytes
     assert counter.frame_count == (1 + 4) * len(KINDS)  # the small network that settles the process is the first
 
 
+def test_a_way_that_fails_is_an_error_of_its_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(*_: object, **__: object) -> None:
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    ways = {"eager": Way("32-true"), "compiled": Way("32-true", mode="compile")}
+    subjects = {name: replace(_subject(nn.Identity()), way=way) for name, way in ways.items()}
+    found = measure_speed(subjects, SpeedConfig(CPU, "32-true", 2, 2, rounds=1, block_s=0, warmup_s=0))
+    assert found["compiled"] == {"error": "RuntimeError: no compiler here"}
+    assert found["eager"]["latency_ms_median"] > 0
+
+
 class _TakesTime(nn.Module):
     """Moves a clock of the test forward by so many seconds per image, and computes next to nothing."""
 

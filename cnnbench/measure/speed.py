@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-from cnnbench.errors import UserError
 from cnnbench.hardware import synchronise, tf32
 from cnnbench.measure.conditions import Conditions, reasons_to_doubt
 from cnnbench.measure.intervals import FEWEST_ROUNDS, Interval, median_interval, paired_ratio
@@ -64,7 +63,7 @@ def measure_speed(
     on_device = torch.cuda.device(config.device) if config.device.type == "cuda" else contextlib.nullcontext()
     with on_device, _compiler(ways):
         for way in ways:
-            with contextlib.suppress(UserError):  # such a way is an error of each network
+            with contextlib.suppress(Exception):  # a way that fails does so for each network, which then says it
                 settle(way, replace(config, batch_size=2, train_batch_size=2, warmup_s=0.0))
         return _measure(subjects, config, on_progress, stopwatch(config.device))
 
