@@ -44,7 +44,7 @@ race-training: .venv/ready  ## what Lightning adds to a training step, beside a 
 race-recipes: .venv/ready  ## SpeedNet's recipes beside airbench's own trainings, on a CUDA GPU: ARGS="--goal 96"
 	$(BIN)/python -m cnnbench.races.recipes $(ARGS)
 
-calibrate: .venv/ready  ## is the stopwatch right? against itself, a planted slowdown and the usual way; 25 minutes
+calibrate: .venv/ready  ## is the stopwatch right? against itself, a planted slowdown and the usual way; 12 to 25 minutes
 	$(BIN)/python -m cnnbench.races.calibrate $(ARGS)
 
 race-memory: .venv/ready  ## the estimate of a training step's memory beside real steps, four minutes
