@@ -51,10 +51,33 @@ def test_a_slower_machine_is_no_slower_network() -> None:
     assert found["params"].verdict == found["macs"].verdict == "equal"
 
 
-def _in_processes(count: int, seed: int, slower: float = 1.0, apart: float = 0.04) -> Record:
+def test_a_machine_that_was_slower_makes_intervals_wider() -> None:
+    """Networks follow it only roughly: by half as much more or less, which is added in squares."""
+    alike, slower = _in_processes(6, 1), _in_processes(6, 1, machine=1.2)
+    same, moved = (
+        next(c for c in compare([_in_processes(6, 2)], [b]) if c.figure == "latency_ms_median") for b in (alike, slower)
+    )
+    assert moved.change == pytest.approx(same.change, abs=1e-9)
+    # the yardsticks of the two differ a little by themselves, so the widths are compared by what is on top of it
+    apart = [
+        statistics.median(math.log(statistics.median(t)) for t in r.measures["samples_ms"]["yardstick"])
+        for r in (_in_processes(6, 2), slower)
+    ]
+    more = 0.5 * abs(apart[1] - apart[0])
+    half = math.log1p(moved.high) - math.log1p(moved.change)
+    own = _in_processes(6, 2), alike
+    base = math.log1p(same.high) - math.log1p(same.change)
+    little = 0.5 * abs(
+        statistics.median(math.log(statistics.median(t)) for t in own[1].measures["samples_ms"]["yardstick"]) - apart[0]
+    )
+    assert half**2 - more**2 == pytest.approx(base**2 - little**2, abs=1e-9)
+    assert "the yardstick was slower in B, by " in moved.reason
+
+
+def _in_processes(count: int, seed: int, slower: float = 1.0, apart: float = 0.04, machine: float = 1.0) -> Record:
     """A record of several processes, whose times differ by more than their rounds show."""
     generator = random.Random(seed)
-    runs = [_record(slower * math.exp(generator.gauss(0, apart)), seed=seed + 1000 * n) for n in range(count)]
+    runs = [_record(slower * math.exp(generator.gauss(0, apart)), machine, seed + 1000 * n) for n in range(count)]
     record = make_record(measures=runs[0].measures)
     samples = [run.measures["samples_ms"] for run in runs]
     record.measures["samples_ms"] = {kind: [block for s in samples for block in s[kind]] for kind in samples[0]}

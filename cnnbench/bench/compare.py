@@ -39,6 +39,11 @@ FEWEST_PROCESSES = 4
 BETWEEN = {"latency": 0.10, "inference": 0.07, "training": 0.07}
 """Standard deviation of a time from process to process, in units of the yardstick, that is assumed where there are
 fewer; what `make calibrate` finds, see experiments/README.md. Raw times have the largest."""
+UNLIKE = 0.5
+"""Share by which a network may follow a machine that is slower as a whole more, or less, than the yardstick does; see
+experiments/README.md."""
+MOVED = 0.02
+"""Change of the yardstick from which on it is worth a note."""
 _NORMAL = 1.959964
 
 
@@ -281,6 +286,9 @@ def _time_change(model: str, label: str, figure: str, first: Sequence[Record], s
         spread = max(BETWEEN.values()) if names else BETWEEN[kind]
         found, note = _ratio(spread, *(_by_process(cell, kind, raw=bool(names)) for cell in (b, a)))
         notes += [note] if note else []
+        if not names:
+            found, note = _widened(found, _pace(b) - _pace(a))
+            notes += [note] if note else []
     ratio = Interval(*(None if v is None else math.expm1(v) for v in found))  # type: ignore[arg-type]
     if ratio.low is None or ratio.high is None:
         what = f"processes of each side, of which {FEWEST_PROCESSES} are needed" if figure == COLD else "rounds"
@@ -316,6 +324,25 @@ def _ratio(between: float, after: Sequence[Sequence[float]], before: Sequence[Se
     return Interval(estimate, estimate - low, estimate + high), (
         f"fewer than {FEWEST_PROCESSES} processes: by assumption they differ by {between:.0%} (one sd)"
     )
+
+
+def _pace(cell: Sequence[Record]) -> float:
+    """The logarithm of the yardstick's time."""
+    return statistics.median(
+        math.log(statistics.median(times)) for samples, _ in _timings(cell) for times in samples["yardstick"]
+    )
+
+
+def _widened(found: Interval, moved: float) -> tuple[Interval, str]:
+    """The interval of a ratio in units of a yardstick that differs itself between the runs, by a logarithm; and what to
+    know of it where that is much."""
+    if found.low is None or found.high is None:
+        return found, ""
+    more = UNLIKE * abs(moved)
+    low, high = (math.hypot(end - found.estimate, more) for end in (found.low, found.high))
+    how = f"{'slower' if moved > 0 else 'faster'} in B, by {math.expm1(abs(moved)):.0%}"
+    note = f"the yardstick was {how}, which networks follow only roughly: {more:.1%} more of doubt on each side"
+    return Interval(found.estimate, found.estimate - low, found.estimate + high), note if abs(moved) > MOVED else ""
 
 
 def _by_process(cell: Sequence[Record], kind: str, raw: bool) -> list[list[float]]:
