@@ -57,19 +57,19 @@ class Limits:
         }
 
 
-def make_folder(out: Path) -> Path:
-    """Makes the folder of the picture, before anything is timed.
+def make_folder(folder: Path, option: str = "out") -> Path:
+    """Makes a folder for what an option of the command is to write, before anything is timed.
 
     Raises:
         UserError: It cannot be made or written to.
     """
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"out {out} cannot be made: {error.strerror}; give another --out") from error
-    if not os.access(out, os.W_OK):
-        raise UserError(f"out {out} is closed to writing; give another --out")
-    return out
+        raise UserError(f"{option} {folder} cannot be made: {error.strerror}; give another --{option}") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{option} {folder} is closed to writing; give another --{option}")
+    return folder
 
 
 def peaks_now(config: SpeedConfig) -> tuple[Peaks, list[str]]:

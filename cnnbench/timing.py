@@ -81,6 +81,8 @@ def speed(arguments: argparse.Namespace) -> int:
             raise UserError(f"--{option} is for one way and one process; leave out --processes, or the other ways")
     out = limits.make_folder(arguments.out or DEFAULT_OUT) if arguments.limits else DEFAULT_OUT
     networks = find_networks(arguments)
+    if arguments.records is not None:
+        limits.make_folder(arguments.records.parent, "records")
     rows = [Row(network, way) for network in networks for way in ways]
     hardware.keep_freed_memory()
     limited = None

@@ -343,6 +343,8 @@ def test_speed_writes_records_that_compare_and_report_read(capsys: pytest.Captur
         assert main(["speed", "LeNet5", *options, *ways]) == 0
     assert main(["speed", "LeNet5", *options, "--records=a.jsonl"]) == 2
     assert "'a.jsonl' exists and records are never overwritten" in capsys.readouterr().err
+    assert main(["speed", "LeNet5", *options, "--records=a.jsonl/b.jsonl"]) == 2
+    assert "records a.jsonl cannot be made: File exists; give another --records" in capsys.readouterr().err
     names = [f"LeNet5 [32-true, {order}, eager]" for order in ("channels_last", "contiguous")]
     assert main(["compare", "a.jsonl", "b.jsonl", "--json"]) == 0
     changes = json.loads(capsys.readouterr().out)["changes"]

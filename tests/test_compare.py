@@ -232,6 +232,7 @@ def test_the_gate_does_not_pass_what_is_missing_failed_suspect_or_not_comparable
         ("data", "image_size", 28, [*TIMES, "test_accuracy", "params", "macs", "activations"]),
         ("data", "train_images", 50, ["test_accuracy"]),
         ("data", "augment", True, ["test_accuracy"]),
+        ("data", "augmentation", "cutout of 8 pixels", ["test_accuracy"]),
     ],
 )
 def test_other_settings_do_not_compare(part: str, key: str, value: object, figures: list[str]) -> None:

@@ -414,8 +414,9 @@ def _accuracy_change(model: str, label: str, first: Sequence[Record], second: Se
 def _training_traits(r: Record) -> dict[str, Any]:
     """What must agree before two accuracies compare; what a machine does within a time is up to the machine."""
     found = {name: setting(r, name) for name in (*SETTINGS, "learning_rate") if name != "speed_batch_size"}
-    data = ("image_size", "train_images", "test_images", "augment", "augmentation", "synthetic")
+    data = ("image_size", "train_images", "test_images", "augment", "synthetic")
     found |= {name: r.data.get(name) for name in data}
+    found["augmentation"] = r.data.get("augmentation") or "not said"  # by records until 2026-11-23
     if r.config.get("budget_s") is not None:
         found |= {f"{name}, within a time": r.environment.get(name) for name in ("device", "threads")}
     return found
