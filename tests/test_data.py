@@ -2,137 +2,28 @@
 
 from __future__ import annotations
 
-import gzip
+import hashlib
 import os
-import pickle
-import struct
-import tarfile
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as reference
-from conftest import CLASSES
-from PIL import Image
-from torchvision import datasets
 
-from cnnbench.data import all_data, get_data, sources
+from cnnbench.data import all_data, get_data, module, sources
 from cnnbench.data.batches import Augmentation, Split, TensorBatches
-from cnnbench.errors import MissingDataError, UserError
+from cnnbench.errors import UserError
+from cnnbench.registry import check_arguments
 
 CIFAR10, MNIST, Synthetic = (get_data(name) for name in ("CIFAR10", "MNIST", "Synthetic"))
-
-
-def _write_mnist(root: Path, train: int = 30, test: int = 10) -> None:
-    raw = root / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for prefix, count in (("train", train), ("t10k", test)):
-        images = (np.arange(count * 784) % 251).astype(np.uint8)
-        labels = (np.arange(count) % 10).astype(np.uint8)
-        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, count, 28, 28) + images.tobytes())
-        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, count) + labels.tobytes())
 
 
 def test_listed_data_sets() -> None:
     assert list(all_data()) == ["CIFAR10", "MNIST", "Synthetic"]
     with pytest.raises(UserError, match="unknown data set 'cifar'; did you mean 'CIFAR10'"):
         get_data("cifar")
-
-
-def test_mnist_is_padded_to_32_and_native_on_request(tmp_path: Path) -> None:
-    _write_mnist(tmp_path)
-    padded, native = MNIST(data_dir=str(tmp_path)), MNIST(data_dir=str(tmp_path), image_size=28)
-    padded.prepare_data()
-    (train, test), (small, _) = padded.load(), native.load()
-    assert train.images.shape == (30, 1, 32, 32)
-    assert test.images.shape == (10, 1, 32, 32)
-    assert small.images.shape == (30, 1, 28, 28)
-    assert torch.equal(train.images[:, :, 2:-2, 2:-2], small.images)
-    border = train.images.clone()
-    border[:, :, 2:-2, 2:-2] = 0
-    assert border.sum() == 0
-    assert small.images.flatten()[:300].tolist() == [i % 251 for i in range(300)]
-    assert test.labels.tolist() == list(range(10))
-    with pytest.raises(UserError, match="image_size 27 is smaller than MNIST's 28"):
-        MNIST(image_size=27)
-
-
-def test_cifar10_reads_torchvisions_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    pixels = np.arange(3072, dtype=np.int64).astype(np.uint8)  # the file's order: red, green, blue plane by plane
-    for name in ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"):
-        batch = {"data": np.tile(pixels, (2, 1)), "labels": [3, 9]}
-        (folder / name).write_bytes(pickle.dumps(batch))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list(CLASSES)}))
-    monkeypatch.setattr(datasets.CIFAR10, "_load_meta", lambda self: None)
-    data = CIFAR10(data_dir=str(tmp_path))
-    data.prepare_data()
-    train, test = data.load()
-    assert train.images.shape == (10, 3, 32, 32)
-    assert train.images[0].flatten().tolist() == pixels.tolist()
-    assert test.labels.tolist() == [3, 9]
-    assert data.label == "CIFAR-10"
-
-
-def test_class_folders_are_labelled_as_the_copy_that_they_are(class_folders: Path) -> None:
-    data = CIFAR10(data_dir=str(class_folders), val_fraction=0)
-    data.prepare_data()
-    facts = data.describe()
-    assert facts["label"] == "CIFAR-10 (JPEG copy), incomplete: 20 + 10 of 50,000 + 10,000 images"
-    assert facts["test_images"] == 10
-    _, test = data.load()
-    assert test.labels.tolist() == list(range(10))
-    assert test.images[4, 0].float().mean() == pytest.approx(80, abs=3)  # red is 20 times the label
-
-
-def test_cache_is_used_until_a_file_changes(class_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = class_folders / "cifar10-images"
-    decoded = []
-    decode = sources._decode
-    monkeypatch.setattr(sources, "_decode", lambda paths: decoded.append(len(paths)) or decode(paths))
-    first = sources.load_class_folders(folder, CLASSES)
-    again = sources.load_class_folders(folder, CLASSES)
-    assert decoded == [20, 10]
-    assert (folder / ".cnnbench-cache.npz").is_file()
-    assert torch.equal(first[0].images, again[0].images)
-    Image.new("RGB", (32, 32), (255, 255, 255)).save(folder / "test" / "truck" / "0000.jpg")
-    changed = sources.load_class_folders(folder, CLASSES)
-    assert decoded == [20, 10, 20, 10]
-    assert changed[1].images[9].float().mean() > 250
-
-
-def test_read_only_folder_is_left_alone(class_folders: Path, tmp_path: Path) -> None:
-    folder = class_folders / "cifar10-images"
-    folder.chmod(0o555)
-    try:
-        sources.load_class_folders(folder, CLASSES)
-        assert sorted(p.name for p in folder.iterdir()) == ["test", "train"]
-        assert len(list((tmp_path / "cache" / "cnnbench").glob("images-*.npz"))) == 1
-    finally:
-        folder.chmod(0o755)
-
-
-def test_parallel_first_use_decodes_once(class_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = class_folders / "cifar10-images"
-    decoded = []
-    decode = sources._decode
-    monkeypatch.setattr(sources, "_decode", lambda paths: decoded.append(len(paths)) or decode(paths))
-    with ThreadPoolExecutor(3) as pool:  # each opens the lock file anew, as processes do
-        sums = list(pool.map(lambda _: int(sources.load_class_folders(folder, CLASSES)[0].images.sum()), range(3)))
-    assert len(set(sums)) == 1
-    assert decoded == [20, 10]
-    assert not list(folder.glob("*.part*"))
-
-
-def test_wrong_image_in_a_class_folder_is_named(class_folders: Path) -> None:
-    Image.new("RGB", (40, 32)).save(class_folders / "cifar10-images" / "train" / "cat" / "big.png")
-    with pytest.raises(UserError, match=r"big.png' is 40x32 pixels, not 32x32"):
-        CIFAR10(data_dir=str(class_folders)).setup()
 
 
 def test_data_folder_is_argument_then_variable_then_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,43 +35,6 @@ def test_data_folder_is_argument_then_variable_then_default(tmp_path: Path, monk
     monkeypatch.setenv("CNNBENCH_DATA", "nowhere")
     with pytest.raises(UserError, match=r"\(CNNBENCH_DATA\)"):
         sources.resolve_data_dir(None)
-
-
-@pytest.mark.parametrize("name", ["MNIST", "CIFAR10"])
-def test_missing_data_says_what_was_tried_and_what_to_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(urls: list[str], target: Path, md5: str) -> None:
-        raise MissingDataError(f"could not download {target.name}; tried {urls[0]} (no network)")
-
-    monkeypatch.setattr(sources, "fetch", offline)
-    with pytest.raises(MissingDataError, match=r"tried http.* \(no network\); place .* by hand.*CNNBENCH_DATA"):
-        get_data(name)().prepare_data()
-
-
-def test_downloaded_archives_are_unpacked_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _write_mnist(tmp_path / "origin")
-    new = tmp_path / "new"
-    new.mkdir()
-
-    def fetch(urls: list[str], target: Path, md5: str) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        content = (tmp_path / "origin" / "MNIST" / "raw" / target.stem).read_bytes()
-        target.write_bytes(gzip.compress(content))
-
-    monkeypatch.setattr(sources, "fetch", fetch)
-    data = MNIST(data_dir=str(new))
-    data.prepare_data()
-    assert data.load()[0].images.shape == (30, 1, 32, 32)
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    (folder / "test_batch").write_bytes(b"x")
-    with tarfile.open(new / "cifar-10-python.tar.gz", "w:gz") as archive:
-        archive.add(folder, arcname=folder.name)
-    monkeypatch.setattr(sources, "fetch", lambda *_: None)
-    CIFAR10(data_dir=str(new)).prepare_data()
-    assert (new / "cifar-10-batches-py" / "test_batch").read_bytes() == b"x"
-    assert not list(new.rglob(".unpack-*"))
-    with pytest.raises(UserError, match="cifar-10-batches-py' is damaged or incomplete; delete it"):
-        CIFAR10(data_dir=str(new)).setup()
 
 
 # Splits and batches
@@ -209,20 +63,152 @@ def test_subset_trains_on_that_many_images() -> None:
         Synthetic(train_images=100, test_images=20, subset=1000).setup()
 
 
+HUGE = (0, -1, 10**30, 2.5, float("nan"), "32", True, [32])
+
+
+@pytest.mark.parametrize("value", HUGE)
+@pytest.mark.parametrize(
+    "name", ["batch_size", "eval_batch_size", "image_size", "subset", "train_images", "test_images"]
+)
+def test_numbers_that_are_none_are_named(name: str, value: object) -> None:
+    with pytest.raises(
+        UserError, match=rf"^{name} .{{1,60}} must be a whole number from \d+ to [\d,]+, such as [\d]+$"
+    ):
+        Synthetic(**{name: value})
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size 0"),
-        ({"val_fraction": 1.0}, "val_fraction 1.0"),
-        ({"subset": 0}, "subset 0"),
+        ({"val_fraction": 1.0}, "val_fraction 1.0 is not in"),
+        ({"val_fraction": float("nan")}, "val_fraction nan is not in"),
+        ({"val_fraction": float("inf")}, "val_fraction inf is not in"),
+        ({"val_fraction": -1e-9}, "val_fraction -1e-09 is not in"),
+        ({"val_fraction": "0.1"}, "val_fraction '0.1' is not in"),
+        ({"split_seed": -1}, "split_seed -1 must be a whole number from 0"),
+        ({"split_seed": 2**70}, "split_seed 1180591620717411303424 must be"),
+        ({"augment": "yes"}, "augment 'yes' is not true or false"),
+        ({"augment": True, "padding": -1}, "padding -1 must be"),
+        ({"augment": True, "padding": 10**9}, "padding 1000000000 must be"),
+        ({"augment": True, "cutout": 1.5}, "cutout 1.5 must be"),
+        ({"augment": True, "padding_mode": ["zeros"]}, "unknown padding_mode"),
+        ({"augment": True, "flip": None}, "unknown flip 'None'"),
+        ({"sizes": [0]}, "sizes: side 0 must be"),
+        ({"sizes": [32, 10**9]}, "sizes: side 1000000000 must be"),
+        ({"sizes": "32"}, "sizes 32 must be a list"),
+        ({"sizes": [32] * 100_000}, "must be a list"),
+        ({"data_dir": 7}, "data_dir 7 is not the name of a folder"),
         ({"in_channels": 2}, "in_channels 2"),
-        ({"image_size": 4}, "image_size 4"),
+        ({"in_channels": True}, "in_channels True"),
+        ({"stands_in_for": 3}, "stands_in_for 3 is not the name"),
+        ({"image_size": 4}, "image_size 4 cannot hold"),
+        ({"image_size": 100_000}, "image_size 100000 must be a whole number from 1 to 16,384"),
+        (
+            {"image_size": 16_000},
+            r"image_size 16000 of 10,000 \+ 2,000 synthetic images would take [\d,.]+ GiB; at most",
+        ),
+        ({"train_images": 10**9}, r"1,000,000,000 \+ 2,000 synthetic images would take"),
         ({"test_images": 3}, "test_images 3"),
     ],
 )
 def test_bad_arguments_are_named(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Synthetic(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eval_batch_size": 10**6, "image_size": 128}, "with images of 128 pixels would take"),
+        ({"sizes": [32, 9000]}, "with images of 9000 pixels would take"),
+        ({"batch_size": 91}, "batch_size 91 is larger than the training split of Synthetic, 90 images; use at most 90"),
+        ({"batch_size": 31, "subset": 30}, "batch_size 31 is larger than .* 30 images; use at most 30"),
+        ({"val_fraction": 0.996}, "val_fraction 0.996 leaves none of the 100 training images"),
+        ({"subset": 91}, "subset 91 is larger than the training split of 90 images"),
+        ({"augment": True, "padding": 32}, "padding 32 or cutout 0 is too large for images of 32x32 pixels"),
+        ({"augment": True, "cutout": 33}, "cutout 33 is too large for images of 32x32"),
+        ({"augment": True, "sizes": [4]}, "too large for images of 4x4"),
+    ],
+)
+def test_arguments_that_do_not_fit_the_images_are_named(options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Synthetic(**{"train_images": 100, "test_images": 10, "image_size": 32} | options).setup()
+
+
+@pytest.mark.parametrize(("images", "subset", "expected"), [(100, None, 90), (100, 30, 30), (1000, None, 128)])
+def test_a_batch_size_that_nobody_asked_for_fits_the_data(images: int, subset: int | None, expected: int) -> None:
+    data = Synthetic(train_images=images, test_images=10, subset=subset)
+    assert data.describe()["batch_size"] == expected
+    assert {len(batch.labels) for batch in data.train_dataloader()} == {expected}
+    assert Synthetic(train_images=images, test_images=10, batch_size=10).describe()["batch_size"] == 10
+
+
+def test_each_process_needs_a_whole_batch() -> None:
+    data = Synthetic(train_images=100, test_images=10, batch_size=60)
+    data.setup()
+    data.trainer = SimpleNamespace(
+        global_rank=0,
+        world_size=2,
+        strategy=SimpleNamespace(root_device=torch.device("cpu"), broadcast=lambda seed: seed),
+        lightning_module=None,
+    )
+    with pytest.raises(UserError, match=r"batch_size 60 is larger than .* 90 images; use at most 45 in each of 2"):
+        data.train_dataloader()
+
+
+# The fingerprint
+
+
+def test_fingerprint_is_that_of_all_tensors_in_their_order() -> None:
+    data = Synthetic(train_images=40, test_images=10, image_size=8)
+    data.setup()
+    digest = hashlib.sha256(b"cnnbench data 1")
+    for name, count in (("train", 36), ("val", 4), ("test", 10)):
+        images, labels = data._splits[name]
+        digest.update(f"{name} ({count}, 3, 8, 8) torch.uint8\n".encode() + images.numpy().tobytes())
+        digest.update(f"{name} ({count},) torch.int64\n".encode() + labels.numpy().tobytes())
+    assert data.describe()["fingerprint"] == digest.hexdigest()[:16]
+    assert data.describe() == Synthetic(train_images=40, test_images=10, image_size=8).describe()
+
+
+@pytest.mark.parametrize("change", ["pixel", "label", "order", "split", "count"])
+def test_fingerprint_changes_with_anything_in_the_data(change: str) -> None:
+    def fingerprint(changed: bool) -> str:
+        data = Synthetic(train_images=40, test_images=10, image_size=8)
+        data.setup()
+        test = data._splits["test"]
+        if changed and change == "pixel":
+            test.images[3, 1, 2, 2] ^= 1
+        if changed and change == "label":
+            test.labels[3] = (test.labels[3] + 1) % 10
+        if changed and change == "order":
+            data._splits["test"] = Split(test.images.flip(0), test.labels.flip(0))
+        if changed and change == "split":
+            data._splits["val"], data._splits["test"] = test, data._splits["val"]
+        if changed and change == "count":
+            data._splits["test"] = Split(test.images[:9], test.labels[:9])
+        return data.fingerprint()
+
+    assert fingerprint(False) == fingerprint(False) != fingerprint(True)
+
+
+def test_fingerprint_is_computed_once_and_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    sha256 = hashlib.sha256
+    monkeypatch.setattr(module.hashlib, "sha256", lambda *a: calls.append(1) or sha256(*a))
+    data = Synthetic(train_images=40, test_images=10, image_size=8)
+    data.setup()
+    data.train_dataloader()
+    assert not calls
+    assert data.describe()["fingerprint"] == data.describe()["fingerprint"]
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("options", [{"batch_size": "many"}, {"sizes": 5}, {"augment": 3}, {"subset": [1]}])
+def test_options_of_a_checkpoint_of_a_wrong_type_are_one_line(options: dict) -> None:
+    for call in (lambda: Synthetic(**options), lambda: check_arguments("the checkpoint", Synthetic, options)):
+        with pytest.raises(UserError, match=f"^{next(iter(options))} [^\n]*$"):
+            call()
 
 
 def _numbered(count: int) -> Split:
@@ -410,9 +396,9 @@ def test_sizes_by_epoch_are_torchvisions_resizes() -> None:
     [
         ({"flip": "vertical"}, "unknown flip 'vertical'"),
         ({"padding_mode": "edge"}, "unknown padding_mode 'edge'"),
-        ({"cutout": -1}, "cutout -1 must not be negative"),
+        ({"cutout": -1}, "cutout -1 must be a whole number from 0"),
         ({"augment": False, "cutout": 8}, "cutout of 8x8.* needs augment: true"),
-        ({"sizes": (0,)}, "must be numbers of pixels"),
+        ({"sizes": (0,)}, "sizes: side 0 must be a whole number from 1"),
     ],
 )
 def test_impossible_augmentation_is_refused(options: dict, message: str) -> None:

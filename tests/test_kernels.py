@@ -179,13 +179,16 @@ def test_a_photo_that_is_too_large_is_refused(
     assert message.count("\n") == 1
 
 
-def test_photos_in_floating_point_are_of_0_to_1(tmp_path: Path) -> None:
-    Image.fromarray(np.array([[0, 0.5, 1]], dtype=np.float32)).save(tmp_path / "unit.tif")
-    assert read_photo(tmp_path / "unit.tif").tolist() == [[[0] * 3, [128] * 3, [255] * 3]]
-    for values in ([0, 255], [-0.1, 1], [0, np.nan]):
-        Image.fromarray(np.array([values], dtype=np.float32)).save(tmp_path / "other.tif")
-        with pytest.raises(UserError, match="in floating point; scale them to 0 to 1"):
-            read_photo(tmp_path / "other.tif")
+@pytest.mark.parametrize("suffix", [".tif", ".png"])
+def test_photos_that_are_neither_png_nor_jpeg_are_refused(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / f"unit{suffix}"
+    Image.fromarray(np.array([[0, 0.5, 1]], dtype=np.float32)).save(path, "TIFF")
+    assert main(["explain", "kernels", str(path)]) == 2
+    message = capsys.readouterr().err
+    assert f"cannot read image '{path}': it is a TIFF image, not PNG or JPEG; give a PNG or JPEG file" in message
+    assert message.count("\n") == 1
 
 
 def test_the_text_is_about_the_filters_that_were_chosen() -> None:

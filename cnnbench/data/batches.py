@@ -20,10 +20,31 @@ from torch import Tensor
 
 from cnnbench.errors import UserError, unknown
 
+LARGEST_SIDE = 16_384
+"""Pixels of an image's side, and of all that is measured in them."""
 PaddingMode = Literal["reflect", "zeros"]
 Flip = Literal["random", "alternate", "none"]
-_PIECE = 10_000
+PIECE = 10_000
 """Images that are resized at once."""
+
+
+def check_whole(name: str, value: Any, low: int, high: int, example: int) -> None:
+    """Raise unless a value is a whole number within limits.
+
+    Args:
+        name: Of the argument, for the message.
+        value: What it was given.
+        low: Smallest valid value.
+        high: Largest valid value.
+        example: A usual one, for the message.
+
+    Raises:
+        UserError: It is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        shown = f"{value!r}"
+        shown = shown if len(shown) <= 40 else f"{shown[:40]}..."
+        raise UserError(f"{name} {shown} must be a whole number from {low} to {high:,}, such as {example}")
 
 
 class Split(NamedTuple):
@@ -61,8 +82,8 @@ class Augmentation:
             raise unknown("padding_mode", str(self.padding_mode), get_args(PaddingMode))
         if self.flip not in get_args(Flip):
             raise unknown("flip", str(self.flip), get_args(Flip))
-        if self.padding < 0 or self.cutout < 0:
-            raise UserError(f"padding {self.padding} and cutout {self.cutout} must not be negative; 0 is none")
+        check_whole("padding", self.padding, 0, LARGEST_SIDE, 4)
+        check_whole("cutout", self.cutout, 0, LARGEST_SIDE, 8)
 
     def check(self, size: int) -> None:
         """Refuses what images of that many pixels cannot have.
@@ -221,7 +242,7 @@ class TensorBatches:
         self._row_scale, self._row_shift = (values.repeat(size).to(device) for values in (self._scale, self._shift))
         padding = self.augmentation.padding
         images = self.split.images if size == self._stored else resize(self.split.images, size)
-        padded = torch.cat([_pad(piece, padding, self.augmentation.padding_mode) for piece in images.split(_PIECE)])
+        padded = torch.cat([_pad(piece, padding, self.augmentation.padding_mode) for piece in images.split(PIECE)])
         count, height, width, channels = padded.shape
         windows = (count - 1) * height * width + 2 * padding * (width + 1) + 1
         self._crops = padded.view(-1).as_strided(
@@ -283,7 +304,7 @@ def resize(images: Tensor, size: int) -> Tensor:
         .round()
         .clamp(0, 255)
         .to(torch.uint8)
-        for piece in images.split(_PIECE)
+        for piece in images.split(PIECE)
     ]
     return torch.cat(pieces)
 

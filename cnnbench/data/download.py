@@ -15,10 +15,11 @@ from typing import cast
 from urllib.parse import urlsplit
 
 from filelock import FileLock
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from cnnbench.errors import MissingDataError
+from cnnbench.console import make_console
+from cnnbench.errors import MissingDataError, UserError
+from cnnbench.files import check_regular, reason
 
 CONNECT_S = 8.0
 """Seconds in which some mirror must answer; all are asked at once, so that no network costs this long in all."""
@@ -42,14 +43,21 @@ def fetch(urls: Sequence[str], target: Path, md5: str) -> None:
 
     Raises:
         MissingDataError: No mirror delivered the file; the message names each with its reason.
+        UserError: Something else is in its place, such as a folder.
     """
     own = os.environ.get("CNNBENCH_MIRROR")
     if own:
         urls = [f"{own.rstrip('/')}/{target.name}", *urls]
     part = target.with_name(target.name + ".part")
-    if _is_there(target, md5) or _was_all_but_renamed(part, target, md5):
-        return
-    mirrors = _Mirrors(urls, offset=_size(part))
+    try:
+        for path in (target, part):
+            if os.path.lexists(path):
+                check_regular(path, "downloaded file")
+        if _is_there(target, md5) or _was_all_but_renamed(part, target, md5):
+            return
+        mirrors = _Mirrors(urls, offset=_size(part))
+    except OSError as error:
+        raise UserError(f"downloaded file '{target}' cannot be read: {reason(error)}; delete it") from error
     try:
         failures = mirrors.failures()
         if len(failures) < len(set(urls)):  # without an answer no folder is made
@@ -89,9 +97,9 @@ def _size(path: Path) -> int:
 def _listed(failures: Mapping[str, str]) -> str:
     """The hosts by the reason why each failed."""
     hosts: dict[str, list[str]] = {}
-    for url, reason in failures.items():
-        hosts.setdefault(reason, []).append(urlsplit(url).netloc)
-    return "; ".join(f"{', '.join(names)} ({reason})" for reason, names in hosts.items())
+    for url, why in failures.items():
+        hosts.setdefault(why, []).append(urlsplit(url).netloc)
+    return "; ".join(f"{', '.join(names)} ({why})" for why, names in hosts.items())
 
 
 def file_md5(path: Path) -> str:
@@ -188,7 +196,7 @@ def _save(response: HTTPResponse, part: Path) -> None:
     with (
         response,
         part.open("ab" if resumed else "wb") as file,
-        Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress,
+        Progress(*columns, TimeRemainingColumn(), console=make_console(stderr=True)) as progress,
     ):
         task = progress.add_task(f"download {part.stem}", total=total, completed=done)
         while chunk := response.read(_CHUNK):

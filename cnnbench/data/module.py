@@ -7,14 +7,54 @@ official one, whole, and only `test_dataloader` and `predict_dataloader` read it
 
 from __future__ import annotations
 
+import hashlib
+import os
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import lightning as L
 import torch
 
-from cnnbench.data.batches import Augmentation, Flip, PaddingMode, Split, TensorBatches
+from cnnbench.data.batches import (
+    LARGEST_SIDE,
+    PIECE,
+    Augmentation,
+    Flip,
+    PaddingMode,
+    Split,
+    TensorBatches,
+    check_whole,
+)
 from cnnbench.errors import UserError
+
+DEFAULT_BATCH = 128
+LARGEST_BATCH = 1_000_000
+MOST_IMAGES = 1_000_000_000
+MOST_SIZES = 10_000
+"""Epochs that sizes are given for."""
+MEMORY_SHARE = 0.5
+"""Share of the machine's memory that the images of one data set may take."""
+
+
+def check_memory(what: str, needed: int) -> None:
+    """Raise unless the images of a data set take less than `MEMORY_SHARE` of the machine's memory.
+
+    Args:
+        what: What takes it, for the message.
+        needed: Bytes.
+
+    Raises:
+        UserError: They take more.
+    """
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # a system that does not say
+        return
+    if needed > MEMORY_SHARE * total:
+        raise UserError(
+            f"{what} would take {needed / 2**30:,.1f} GiB; at most half of this machine's {total / 2**30:,.1f} GiB are "
+            "used for images: use smaller images, fewer of them, or smaller batches"
+        )
 
 
 class ImageDataModule(L.LightningDataModule, ABC):
@@ -23,7 +63,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
     Args:
         data_dir: Folder of the data; unset, the environment variable CNNBENCH_DATA, else ``data``.
         image_size: Height and width that the network sees, in pixels; unset, the data set's usual one.
-        batch_size: Training images per step and device.
+        batch_size: Training images per step and device; unset, 128, or all of a smaller training split.
         eval_batch_size: Images per step in validation, test and prediction.
         val_fraction: Share of the official training set that validates.
         split_seed: Seed of the validation split; the order of the batches follows the global seed.
@@ -56,7 +96,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self,
         data_dir: str | None = None,
         image_size: int | None = None,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         eval_batch_size: int = 500,
         val_fraction: float = 0.1,
         split_seed: int = 0,
@@ -71,14 +111,24 @@ class ImageDataModule(L.LightningDataModule, ABC):
         super().__init__()
         # so that a checkpoint says what was trained on; where the data lies is the machine's
         self.save_hyperparameters(ignore=["data_dir"], logger=False)
-        if batch_size < 1 or eval_batch_size < 1:
-            raise UserError(f"batch_size {batch_size} and eval_batch_size {eval_batch_size} must be at least 1")
-        if image_size is not None and (not isinstance(image_size, int) or image_size < 1):
-            raise UserError(f"image_size {image_size} is not a number of pixels; use a whole number such as 32")
-        if not 0 <= val_fraction < 1:
-            raise UserError(f"val_fraction {val_fraction} is not in [0, 1); 0.1 keeps a tenth for validation")
-        if subset is not None and subset < 1:
-            raise UserError(f"subset {subset} must be at least 1 image; leave it out for the whole training split")
+        if data_dir is not None and not isinstance(data_dir, str):
+            raise UserError(f"data_dir {data_dir!r} is not the name of a folder")
+        if batch_size is not None:
+            check_whole("batch_size", batch_size, 1, LARGEST_BATCH, DEFAULT_BATCH)
+        check_whole("eval_batch_size", eval_batch_size, 1, LARGEST_BATCH, 500)
+        if image_size is not None:
+            check_whole("image_size", image_size, 1, LARGEST_SIDE, self.default_size)
+        if isinstance(val_fraction, bool) or not isinstance(val_fraction, int | float) or not 0 <= val_fraction < 1:
+            raise UserError(f"val_fraction {val_fraction!r} is not in [0, 1); 0.1 keeps a tenth for validation")
+        check_whole("split_seed", split_seed, 0, 2**32 - 1, 0)
+        if subset is not None:
+            check_whole("subset", subset, 1, MOST_IMAGES, 1000)
+        if augment is not None and not isinstance(augment, bool):
+            raise UserError(f"augment {augment!r} is not true or false")
+        if not isinstance(sizes, list | tuple) or len(sizes) > MOST_SIZES:
+            raise UserError(f"sizes {str(sizes)[:40]} must be a list of numbers of pixels, such as [20, 24, 28, 32]")
+        for pixels in sizes:
+            check_whole("sizes: side", pixels, 1, LARGEST_SIDE, self.default_size)
         self.data_dir = data_dir
         self.image_size = self.default_size if image_size is None else image_size
         self.batch_size = batch_size
@@ -92,12 +142,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
             raise UserError(f"augmentation ({asked.describe()}) needs augment: true; {type(self).__name__} is without")
         self.augmentation = asked if self.augment else None
         self.sizes = tuple(sizes)
-        if any(pixels < 1 for pixels in self.sizes):
-            raise UserError(f"sizes {list(sizes)} must be numbers of pixels, such as [20, 24, 28, 32]")
         self._splits: dict[str, Split] = {}
         self._train_batches: TensorBatches | None = None
         self._resumed: dict[str, int] = {}
         self._full_train_images = 0
+        self._fingerprint = ""
 
     @abstractmethod
     def load(self) -> tuple[Split, Split]:
@@ -112,23 +161,75 @@ class ImageDataModule(L.LightningDataModule, ABC):
         if self._splits:
             return
         train, test = self.load()
+        if self.augmentation is not None:
+            for pixels in self.sizes or (train.images.shape[2],):
+                self.augmentation.check(pixels)
         order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(self.split_seed))
         val_size = round(self.val_fraction * len(order))
         chosen = order[val_size:]
+        if not len(chosen):
+            raise UserError(
+                f"val_fraction {self.val_fraction} leaves none of the {len(order):,} training images of {self.label}; "
+                "use a smaller one, such as 0.1"
+            )
         self._full_train_images = len(chosen)
         if self.subset is not None:
             if self.subset > len(chosen):
                 raise UserError(f"subset {self.subset} is larger than the training split of {len(chosen)} images")
             chosen = chosen[: self.subset]
+        self._check_batch_size(len(chosen))
+        self._check_memory(train, len(chosen))
         self._splits = {
             "train": Split(train.images[chosen], train.labels[chosen]),
             "val": Split(train.images[order[:val_size]], train.labels[order[:val_size]]),
             "test": test,
         }
 
-    def describe(self) -> dict[str, Any]:
-        """Facts for records: what the data is, how many images each split has, how they are prepared."""
+    def _check_batch_size(self, images: int, processes: int = 1) -> None:
+        """Raise UserError if an asked batch is larger than what there is to train on."""
+        if self.batch_size is not None and self.batch_size > images // processes:
+            each = f" in each of {processes} processes" if processes > 1 else ""
+            raise UserError(
+                f"batch_size {self.batch_size:,} is larger than the training split of {self.label}, {images:,} images; "
+                f"use at most {max(1, images // processes):,}{each}"
+            )
+
+    def _check_memory(self, train: Split, chosen: int) -> None:
+        """Raise UserError if what the images become in a training does not fit into the memory.
+
+        Counted are the padded copy of the training images in bytes, the pieces in floating point that they are resized
+        in, and the largest batch in floating point.
+        """
+        channels, stored = train.images.shape[1:3]
+        largest = max(self.sizes, default=stored)
+        padding = self.augmentation.padding if self.augmentation else 0
+        needed = chosen * channels * (largest + 2 * padding) ** 2
+        if self.sizes:
+            needed += 2 * 4 * min(chosen, PIECE) * channels * largest**2
+        batch = max(self.train_batch_size(chosen), self.eval_batch_size)
+        needed += 4 * batch * channels * max(self.image_size, largest) ** 2
+        check_memory(f"{self.title} with images of {max(self.image_size, largest)} pixels", needed)
+
+    def train_batch_size(self, images: int) -> int:
+        """Return the images per training step if there are so many to train on."""
+        return min(DEFAULT_BATCH, images) if self.batch_size is None else self.batch_size
+
+    def fingerprint(self) -> str:
+        """Return a hash of all images and labels of the splits in use, in their order; computed once."""
         self.setup()
+        if not self._fingerprint:
+            digest = hashlib.sha256(b"cnnbench data 1")
+            for name, split in self._splits.items():
+                for part in split:
+                    digest.update(f"{name} {tuple(part.shape)} {part.dtype}\n".encode())
+                    digest.update(part.contiguous().numpy().data)
+            self._fingerprint = digest.hexdigest()[:16]
+        return self._fingerprint
+
+    def describe(self) -> dict[str, Any]:
+        """Return facts for records: what the data is, how many images each split has, how they are prepared."""
+        self.setup()
+        train_images = len(self._splits["train"].labels)
         return {
             "name": type(self).__name__,
             "label": self.label,
@@ -137,7 +238,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             "class_names": list(self.class_names),
             "in_channels": self.in_channels,
             "image_size": self.image_size,
-            "train_images": len(self._splits["train"].labels),
+            "train_images": train_images,
             "full_train_images": self._full_train_images,
             "val_images": len(self._splits["val"].labels),
             "test_images": len(self._splits["test"].labels),
@@ -145,6 +246,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
             "augment": self.augment,
             "augmentation": self._augmentation_in_words(),
             "full_epochs": self.full_epochs,
+            "batch_size": self.train_batch_size(train_images),
+            "fingerprint": self.fingerprint(),
         }
 
     def _augmentation_in_words(self) -> str:
@@ -157,9 +260,14 @@ class ImageDataModule(L.LightningDataModule, ABC):
         if trainer is not None:
             rank, world_size, device = trainer.global_rank, trainer.world_size, trainer.strategy.root_device
             seed = trainer.strategy.broadcast(seed)  # all ranks must share one order
+        batch_size = self.eval_batch_size
+        if training:
+            images = len(self._splits[split].labels)
+            self._check_batch_size(images, world_size)
+            batch_size = self.train_batch_size(images)
         return TensorBatches(
             Split(*(t.to(device) for t in self._splits[split])),  # at most 180 MB: on a GPU it lives there
-            self.batch_size if training else self.eval_batch_size,
+            batch_size,
             shuffle=training,
             mean=self.mean,
             std=self.std,

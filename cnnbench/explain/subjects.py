@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
-import warnings
 from collections.abc import Iterable, Mapping
 from inspect import signature
 from pathlib import Path
@@ -17,7 +15,9 @@ from torch import Tensor, nn
 
 from cnnbench.data.module import ImageDataModule
 from cnnbench.errors import UserError
+from cnnbench.images import read_rgb
 from cnnbench.registry import check_arguments
+from cnnbench.trust import Trust
 
 PHOTO = "grace_hopper.jpg"
 """A photo that comes with matplotlib: Grace Hopper, 1984, by the US Navy, in the public domain."""
@@ -99,11 +99,11 @@ def load_checkpoint(path: Path, arguments: argparse.Namespace) -> Subject:
     Raises:
         UserError: The file is missing, no such checkpoint, or of another version of the network.
     """
-    from cnnbench.network import read_checkpoint
+    from cnnbench.checkpoints import read_checkpoint
 
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"checkpoint '{path}' does not exist; `cnnbench fit` prints the path of the one it wrote")
-    model, stored, options = read_checkpoint(path)
+    model, stored, options = read_checkpoint(path, Trust.of(getattr(arguments, "trust", ())))
     shape = (model.in_channels, model.image_size, model.image_size)
     own = getattr(arguments, "data", None) in (None, stored)
     data = _data(arguments, stored, shape, (options or {}) if own else {})
@@ -163,52 +163,18 @@ def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Tenso
 
 
 def read_photo(path: Path | None = None) -> np.ndarray:
-    """An image file, (H, W, 3), uint8; without a path the photo that matplotlib ships.
+    """Return an image file as (H, W, 3), uint8; without a path the photo that matplotlib ships.
 
-    It is turned as its EXIF data say; what is transparent becomes white; 16 bits and numbers of 0 to 1 become 8 bits.
+    It is turned as its EXIF data say; what is transparent becomes white; 16 bits of grey become 8 bits.
 
     Raises:
-        UserError: The file cannot be read, or is too large.
+        UserError: The file is not a PNG or JPEG that can be read, or is too large.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     if path is None:
         from matplotlib import cbook
 
         path = Path(cbook.get_sample_data(PHOTO, asfileobj=False))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            file = Image.open(path)
-        with file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode == "F":
-                grey = _of_unit_range(np.asarray(image), path)
-                return np.stack([grey] * 3, axis=2)
-            if image.mode.startswith("I"):  # Pillow would cut, not scale
-                grey = (np.asarray(image).astype(float).clip(0, 65535) / 257).round().astype(np.uint8)
-                return np.stack([grey] * 3, axis=2)
-            if image.has_transparency_data:
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-            return np.asarray(image.convert("RGB"))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        pixels = re.search(r"\((\d+) pixels\)", str(error))
-        raise UserError(
-            f"image '{path}' has {int(pixels[1]) if pixels else 0:,} pixels; give one of at most "
-            f"{Image.MAX_IMAGE_PIXELS:,}, such as 4000x3000"
-        ) from error
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(
-            f"cannot read image '{path}': {' '.join(str(error).split())}; give a PNG or JPEG file"
-        ) from error
-
-
-def _of_unit_range(values: np.ndarray, path: Path) -> np.ndarray:
-    """Floating-point pixels of 0 to 1 as 8 bits."""
-    low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 1):
-        raise UserError(f"image '{path}' has pixels of {low:g} to {high:g} in floating point; scale them to 0 to 1")
-    return (values * 255).round().astype(np.uint8)
+    return read_rgb(path)
 
 
 def image_for(shape: tuple[int, int, int], photo: np.ndarray) -> Tensor:

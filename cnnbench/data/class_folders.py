@@ -1,0 +1,360 @@
+"""Class folders ``{train,test}/<class>/*.{png,jpg}``: found, listed, decoded once, then read from a checked copy.
+
+What cannot be an image of the data set is refused in one line with its path, never left out in silence: a missing
+image would change every accuracy. Hidden files are passed over, other foreign files with a note.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+
+from cnnbench.console import note
+from cnnbench.data.batches import Split
+from cnnbench.errors import UserError
+from cnnbench.files import check_regular, reason, replacing
+from cnnbench.images import open_image, to_rgb
+
+SPLITS = ("train", "test")
+SIDE = 32
+_FOLDERS = ("cifar10-images", "cifar10", "CIFAR10", "CIFAR-10-images", ".")
+_SUFFIXES = (".png", ".jpg", ".jpeg")
+_OTHER_SUFFIXES = (
+    ".avif .bmp .dib .eps .gif .heic .heif .ico .jfif .jp2 .jpe .jxl .pbm .pcx .pgm .pnm .ppm .ps .svg .tga .tif .tiff "
+    ".webp"
+).split()
+"""Names of images that are not read: leaving them out would leave out a part of the data."""
+_KEYS = ("lossy", "sha256", "train_images", "train_labels", "test_images", "test_labels")
+"""What the decoded copy holds beside the fingerprint of the files."""
+_LIKELY = 5
+"""Class folders of the right name from which on a folder that is not named after the data set is taken for it."""
+_MEND = "put a whole copy of the image there, or take the file away"
+
+
+@dataclass
+class _Listing:
+    """The image files of both splits.
+
+    Attributes:
+        folder: The folder of ``train`` and ``test``.
+        files: Path and label of each image by split, in the order in which they are read.
+        facts: A line for each, by which a change is noticed: path, label, size and time.
+        foreign: Files that are passed over.
+    """
+
+    folder: Path
+    files: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
+    facts: list[bytes] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+
+    def fingerprint(self) -> str:
+        """Return a hash by which a change of any name, size or time is noticed."""
+        return hashlib.sha256(b"cnnbench class folders 2\n" + b"\n".join(self.facts)).hexdigest()
+
+    def labels(self, split: str) -> np.ndarray:
+        """Return the label of each image of a split, (N,) int64."""
+        return np.array([label for _, label in self.files[split]], dtype=np.int64)
+
+
+def find_class_folders(root: Path, classes: tuple[str, ...]) -> Path | None:
+    """Return the folder below the root that holds ``{train,test}/<class>/`` for every class, or None if none does.
+
+    Raises:
+        UserError: There is one that lacks some of them, or that cannot be looked into.
+    """
+    wanted = [f"{split}/{c}" for split in SPLITS for c in classes]
+    partial: list[UserError] = []
+    for name in _candidates(root):
+        folder = root / name
+        missing = [path for path in wanted if not _is_folder(folder / path)]
+        if not missing:
+            return folder
+        inside = [path for split in _names(folder) if split.casefold() in SPLITS for path in _inside(folder, split)]
+        similar = [path for path in inside if path.casefold() in wanted]
+        is_meant = len(similar) >= _LIKELY if name == "." else bool(inside)
+        if is_meant:
+            partial.append(_incomplete(folder, missing, similar))
+    if partial:
+        raise partial[0]
+    return None
+
+
+def _candidates(root: Path) -> list[str]:
+    """Return the folders below the root that may hold class folders, the likely ones first."""
+    if not os.path.lexists(root):
+        return []
+    names = _names(root)
+    folded = {name.casefold() for name in _FOLDERS}
+    exact = [name for name in _FOLDERS if name in names]
+    others = [name for name in names if name.casefold() in folded and name not in exact]
+    return [*exact, *others, "."]
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:  # closed to reading, or links that go round in a circle
+        raise UserError(f"'{path}' cannot be read: {reason(error)}; open it to this user, or take it away") from error
+
+
+def _inside(folder: Path, split: str) -> list[str]:
+    """Return what lies in the folder of a split, as paths such as ``train/cat``; hidden files are left out."""
+    if not os.path.isdir(folder / split):
+        return []
+    return [f"{split}/{name}" for name in _names(folder / split) if not name.startswith(".")]
+
+
+def _names(folder: Path) -> list[str]:
+    """Return the names in a folder, sorted.
+
+    Raises:
+        UserError: It cannot be looked into.
+    """
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise UserError(f"folder '{folder}' cannot be read: {reason(error)}; make it one, or take it away") from error
+
+
+def _incomplete(folder: Path, missing: Sequence[str], similar: Sequence[str]) -> UserError:
+    """Build the error for class folders of which some are missing, with those that are there under a similar name."""
+    shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+    hints = []
+    for path in missing:
+        near = [name for name in similar if name.casefold() == path]
+        if not near:
+            continue
+        hints.append(f"rename '{near[0]}' to '{path}'" if near[0] != path else f"'{path}' is not a folder")
+    mend = hints[0] if hints else "add them, or take the folder away"
+    return UserError(f"'{folder}' lacks {len(missing)} of 20 class folders: {shown}; {mend}")
+
+
+def load_class_folders(folder: Path, classes: tuple[str, ...]) -> tuple[Split, Split, bool]:
+    """Read 32x32 RGB images from class folders; decoded once, then from a copy beside the data.
+
+    The copy is used only while names, sizes and times of the files are those that it was made from, and only if it is
+    whole. Processes that come first at the same time wait for one of them to decode. A folder without write permission
+    is left as it is, and the copy goes to the user's cache folder.
+
+    Returns:
+        Training set, test set and whether any file is a JPEG, whose pixels differ from the original's.
+
+    Raises:
+        UserError: A file is not a 32x32 image, or there is none.
+    """
+    listing = _list(folder, classes)
+    if listing.foreign:
+        count, first = len(listing.foreign), listing.foreign[0]
+        note(f"{folder}: passed over {count:,} of the files, no images by name; the first is '{first}'")
+    cache = _cache_path(folder)
+    with _locked(cache):
+        stored = None if cache is None else _read_cache(cache, listing)
+        if stored is None:
+            stored = _decode_all(listing)
+            if cache is not None:
+                _write_cache(cache, listing, stored)
+    train, test = (
+        Split(torch.from_numpy(stored[f"{split}_images"]), torch.from_numpy(stored[f"{split}_labels"]))
+        for split in SPLITS
+    )
+    return train, test, bool(stored["lossy"])
+
+
+# Listing
+
+
+def _list(folder: Path, classes: tuple[str, ...]) -> _Listing:
+    """List the images of all class folders.
+
+    Raises:
+        UserError: Something is there that is neither an image nor to be passed over, or a class has no image.
+    """
+    listing = _Listing(folder)
+    for split in SPLITS:
+        listing.files[split] = []
+        for name in _names(folder / split):
+            if name in classes or name.startswith("."):
+                continue
+            if os.path.isdir(folder / split / name):
+                raise UserError(
+                    f"'{folder / split / name}' is none of the ten class folders ({', '.join(classes)}); take it away"
+                )
+            listing.foreign.append(f"{split}/{name}")
+        for label, name in enumerate(classes):
+            _list_class(listing, split, name, label)
+    return listing
+
+
+def _list_class(listing: _Listing, split: str, name: str, label: int) -> None:
+    """Add the images of one class folder to a listing, sorted by name."""
+    files = listing.files[split]
+    before = len(files)
+    class_folder = os.path.join(listing.folder, split, name)
+    for entry in _entries(class_folder):
+        if entry.name.startswith("."):
+            continue
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if suffix in _OTHER_SUFFIXES:
+            raise UserError(f"'{entry.path}' is not read, only PNG and JPEG are; save it as PNG, or take it away")
+        if suffix not in _SUFFIXES:
+            listing.foreign.append(f"{split}/{name}/{entry.name}")
+            continue
+        try:
+            status = entry.stat()
+        except OSError:
+            status = None
+        if status is None or not stat.S_ISREG(status.st_mode):
+            check_regular(Path(entry.path), "image")
+            raise UserError(f"image '{entry.path}' cannot be read; {_MEND}")
+        files.append((entry.path, label))
+        line = f"/{label} {status.st_size} {status.st_mtime_ns}"  # no name has a slash
+        listing.facts.append(os.fsencode(f"{split}/{name}/{entry.name}") + line.encode())
+    if len(files) == before:
+        raise UserError(f"class folder '{class_folder}' has no {' or '.join(_SUFFIXES)} image")
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"class folder '{folder}' cannot be read: {reason(error)}; open it to this user") from error
+
+
+# Decoding
+
+
+def _decode_all(listing: _Listing) -> dict[str, np.ndarray]:
+    """Decode the images of both splits."""
+    stored: dict[str, np.ndarray] = {}
+    lossy = False
+    for split in SPLITS:
+        paths = [path for path, _ in listing.files[split]]
+        note(f"decoding {len(paths):,} images of {listing.folder / split}, once")
+        stored[f"{split}_images"], any_jpeg = _decode(paths)
+        stored[f"{split}_labels"] = listing.labels(split)
+        lossy = lossy or any_jpeg
+    stored["lossy"] = np.array(lossy)
+    return stored
+
+
+def _decode(paths: Sequence[str]) -> tuple[np.ndarray, bool]:
+    """Decode files to (N, 3, 32, 32) uint8, one after another: threads made it three times slower here.
+
+    Returns:
+        The images, and whether any is a JPEG by content.
+    """
+    images = np.empty((len(paths), 3, SIDE, SIDE), dtype=np.uint8)
+    lossy = False
+    for target, path in zip(images, map(Path, paths), strict=True):
+        image = open_image(path, mend=_MEND)
+        if image.size != (SIDE, SIDE):
+            raise UserError(f"'{path}' is {image.width}x{image.height} pixels, not {SIDE}x{SIDE} as CIFAR-10 is")
+        lossy = lossy or image.format != "PNG"
+        target[:] = to_rgb(image, path).transpose(2, 0, 1)
+    return images, lossy
+
+
+# The decoded copy
+
+
+def _cache_path(folder: Path) -> Path | None:
+    """Return where the decoded copy of a folder lies; None if there is no place for one."""
+    try:
+        # Also the permission bits: root may write everywhere, but a folder closed to its owner is to stay as it is.
+        if folder.stat().st_mode & 0o200 and os.access(folder, os.W_OK):
+            return folder / ".cnnbench-cache.npz"
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cnnbench"
+        base.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
+        _cannot_keep("the user's cache folder", error)
+        return None
+    return base / f"images-{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]}.npz"
+
+
+def _cannot_keep(where: Path | str, error: Exception) -> None:
+    note(f"the decoded copy of the images cannot be kept in '{where}': {reason(error)}; they are decoded every time")
+
+
+@contextlib.contextmanager
+def _locked(cache: Path | None) -> Iterator[None]:
+    """Hold the lock of a decoded copy; where no lock can be made, go on without."""
+    lock = None
+    if cache is not None:
+        lock = FileLock(f"{cache}.lock")
+        try:
+            lock.acquire()
+        except (OSError, NotImplementedError) as error:
+            note(f"'{lock.lock_file}' cannot be made: {reason(error)}; another process may decode the same images")
+            lock = None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _read_cache(cache: Path, listing: _Listing) -> dict[str, np.ndarray] | None:
+    """Return the decoded copy if it is whole and of these files, else None; say so if it is damaged."""
+    if not os.path.isfile(cache):
+        return None
+    try:
+        with np.load(cache, allow_pickle=False) as stored:
+            if str(stored["fingerprint"]) != listing.fingerprint():
+                return None
+            arrays = {key: stored[key] for key in _KEYS}  # reading them checks the CRC of the zip file too
+        problem = _problem_of_cache(arrays, listing)
+    except Exception as error:  # a damaged zip file leads to any error of zipfile, zlib, numpy and its parser
+        problem = reason(error)
+    if problem:
+        note(f"the decoded copy '{cache}' is damaged ({problem}); decoding again")
+        return None
+    return arrays
+
+
+def _problem_of_cache(arrays: dict[str, np.ndarray], listing: _Listing) -> str:
+    """Return in what the arrays of a decoded copy are not those of a listing, or an empty text."""
+    for split in SPLITS:
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        shape = (len(listing.files[split]), 3, SIDE, SIDE)
+        if images.dtype != np.uint8 or images.shape != shape:
+            return f"its {split} images are {images.dtype} of {images.shape}"
+        if labels.dtype != np.int64 or not np.array_equal(labels, listing.labels(split)):
+            return f"its {split} labels are not those of the folders"
+    if arrays["lossy"].dtype != np.bool_ or arrays["lossy"].shape != ():
+        return "it does not say whether an image is a JPEG"
+    if str(arrays["sha256"]) != _checksum(arrays):
+        return "its checksum is wrong"
+    return ""
+
+
+def _checksum(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(bytes([bool(arrays["lossy"])]))
+    for split in SPLITS:
+        digest.update(np.ascontiguousarray(arrays[f"{split}_images"]).data)
+    return digest.hexdigest()
+
+
+def _write_cache(cache: Path, listing: _Listing, arrays: dict[str, np.ndarray]) -> None:
+    """Keep the decoded images; a place that cannot be written costs a note."""
+    # What a killed process left; under the lock nobody else writes there.
+    for part in cache.parent.glob(f".{cache.name}.*.part"):
+        with contextlib.suppress(OSError):
+            part.unlink()
+    texts = {"fingerprint": np.array(listing.fingerprint()), "sha256": np.array(_checksum(arrays))}
+    try:
+        with replacing(cache) as file:
+            np.savez(file, allow_pickle=False, **texts, **arrays)
+    except OSError as error:
+        _cannot_keep(cache, error)

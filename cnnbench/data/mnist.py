@@ -1,0 +1,108 @@
+"""MNIST's four IDX files, read strictly: each must be what its header says, and all must fit each other.
+
+An IDX file is a magic number, the size of each dimension, all as big-endian integers of four bytes, and then one byte
+per value (LeCun, Cortes, Burges; "The MNIST database of handwritten digits").
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cnnbench.data.batches import Split
+from cnnbench.errors import UserError
+from cnnbench.files import check_regular, reason
+
+FILES = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+"""The md5 of each file of the original distribution, unpacked."""
+OFFICIAL_COUNTS = (60_000, 10_000)
+_MAGIC = {1: 0x801, 3: 0x803}
+"""By number of dimensions: 0x08 stands for values of one byte."""
+_SIDE = 28
+
+
+def load(raw: Path) -> tuple[Split, Split, bool]:
+    """Read the training and test set, (N, 1, 28, 28) uint8 each.
+
+    Returns:
+        Training set, test set, and whether all files are the original ones, byte for byte.
+
+    Raises:
+        UserError: A file is not what it should be.
+    """
+    splits = []
+    original = True
+    for prefix in ("train", "t10k"):
+        images_path, labels_path = raw / f"{prefix}-images-idx3-ubyte", raw / f"{prefix}-labels-idx1-ubyte"
+        images, images_md5 = _read_idx(images_path, 3)
+        labels, labels_md5 = _read_idx(labels_path, 1)
+        if len(images) != len(labels):
+            raise _wrong(images_path, f"has {len(images):,} images, '{labels_path.name}' {len(labels):,} labels")
+        if labels.max() > 9:
+            index = int((labels > 9).argmax())
+            raise _wrong(labels_path, f"has the label {labels[index]} at index {index}; labels are 0 to 9")
+        original &= (images_md5, labels_md5) == (FILES[images_path.name], FILES[labels_path.name])
+        splits.append(Split(torch.from_numpy(images)[:, None], torch.from_numpy(labels).long()))
+    return splits[0], splits[1], original
+
+
+def _read_idx(path: Path, dimensions: int) -> tuple[np.ndarray, str]:
+    """Read one file; return its values and the md5 of its content."""
+    check_regular(path, "MNIST file")
+    header = 4 + 4 * dimensions
+    try:
+        content = _read_whole(path, header, dimensions)
+    except OSError as error:
+        raise _wrong(path, f"cannot be read: {reason(error)}") from error
+    _, *shape = struct.unpack_from(f">{1 + dimensions}I", content)
+    values = np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
+    return values, hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def _read_whole(path: Path, header: int, dimensions: int) -> bytearray:
+    """Read a file after its header and its size have been compared, so that no header can ask for more than there is.
+
+    Raises:
+        UserError: They do not fit.
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(header)
+        if len(start) < header:
+            raise _wrong(path, f"has {size} bytes, less than the {header} of its header")
+        magic, *shape = struct.unpack(f">{1 + dimensions}I", start)
+        if magic != _MAGIC[dimensions]:
+            raise _wrong(path, f"begins with 0x{magic:08x}, not with 0x{_MAGIC[dimensions]:08x}: it is no such file")
+        what = "images" if dimensions == 3 else "labels"
+        if shape[0] == 0:
+            raise _wrong(path, f"has no {what}")
+        if dimensions == 3 and shape[1:] != [_SIDE, _SIDE]:
+            raise _wrong(path, f"has images of {shape[1]}x{shape[2]} pixels, not {_SIDE}x{_SIDE}")
+        expected = header + math.prod(shape)
+        if size != expected:
+            raise _wrong(path, f"has {size:,} bytes; {expected:,} are due for the {shape[0]:,} {what} of its header")
+        content = bytearray(expected)
+        content[:header] = start
+        read = file.readinto(memoryview(content)[header:])
+        if read != expected - header:
+            raise _wrong(path, "became shorter while it was read")
+        return content
+
+
+def _wrong(path: Path, problem: str) -> UserError:
+    return UserError(
+        f"MNIST file '{path}' {problem}; put the original file there, or delete the folder '{path.parent}', and all "
+        "four are downloaded again"
+    )
