@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -38,25 +39,41 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def to_json(value: Any, indent: int | None = 1) -> str:
-    """Return a JSON document that can be printed; unprintable characters are JSON's own escapes.
+    """Return a JSON document that can be printed.
 
-    Raises:
-        ValueError: A number is not finite.
+    Unprintable characters become JSON's own escapes, and numbers that are not finite, which JSON lacks, null.
     """
-    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    try:
+        text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
     # json.dumps escapes control characters up to \x1f itself, so the line breaks that are left are those of the layout.
     return _UNSAFE_BUT_LINES.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
+def _finite(value: Any) -> Any:
+    """Return the value with None in place of numbers that are not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return value
+
+
 # Characters that mean something in Markdown wherever they stand. A colon is not among them, since names have many.
 _MARKDOWN = re.compile(r"[\\`*_\[\]<>|~&@$]|(?<=:)//|(?<=\bwww)\.", re.IGNORECASE)
-_MARKDOWN_START = re.compile(r"^(\s*)([#+=-]|\d+(?=[.)]))")
+# Characters that begin a heading, a list or a rule; a number does so only before a space, so that 57.7 stays as it is.
+_MARKDOWN_START = re.compile(r"^([#+=-]|\d+(?=[.)](?:\s|$)))")
 
 
 def markdown(text: str) -> str:
     """Return a text of one line that Markdown shows as it is: no HTML, links, emphasis or further table cells."""
-    plain = _MARKDOWN.sub(lambda match: "\\" + match.group(), printable(" ".join(text.splitlines())))
-    return _MARKDOWN_START.sub(lambda m: f"{m[1]}{m[2]}\\" if m[2].isdigit() else f"{m[1]}\\{m[2]}", plain)
+    # Four spaces at the start would make it a block of code.
+    line = printable(" ".join(text.splitlines()).strip())
+    plain = _MARKDOWN.sub(lambda match: "\\" + match.group(), line)
+    return _MARKDOWN_START.sub(lambda m: f"{m[1]}\\" if m[1].isdigit() else f"\\{m[1]}", plain)
 
 
 def markdown_table(rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> list[str]:
@@ -71,8 +88,8 @@ def markdown_table(rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> li
     return [lines[0], "| " + " | ".join(marks) + " |", *lines[1:]]
 
 
-# A spreadsheet takes a cell that begins so for a formula, which can start programs.
-_FORMULA = re.compile(r"^[=+\-@\t\r]")
+# A spreadsheet takes a cell that begins so for a formula, which can start programs; the last four are full-width forms.
+_FORMULA = re.compile(r"^[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]")
 
 
 def to_csv(rows: Iterable[Sequence[Any]]) -> str:

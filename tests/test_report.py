@@ -5,7 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import re
+import warnings
+from collections.abc import Sequence
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import make_record
@@ -13,7 +17,9 @@ from PIL import Image
 from rich.console import Console
 
 from cnnbench.bench.figures import confusion_sentence
+from cnnbench.bench.pictures import comparisons, draw_pictures, matrix_names
 from cnnbench.bench.report import Report, print_table, to_csv, to_html, to_markdown, write_report
+from cnnbench.files import LONGEST_NAME
 from cnnbench.record import Record
 from cnnbench.units import short
 
@@ -22,6 +28,12 @@ RECORDS = [
     make_record(model="ResNet18", data="CIFAR10", training={**make_record().training, "converged": True}),
 ]
 MEASURES = make_record().measures
+
+
+def _written(records: Sequence[Record]) -> tuple[str, str]:
+    """The page and the Markdown of a report, with its pictures."""
+    write_report(records, Path("report"))
+    return Path("report/report.html").read_text(), Path("report/report.md").read_text()
 
 
 def _table(report: Report) -> str:
@@ -53,7 +65,7 @@ def test_files_are_complete(tmp_path: Path) -> None:
 
 
 def test_page_needs_nothing_else() -> None:
-    page = to_html(Report(RECORDS))
+    page, _ = _written(RECORDS)
     assert not re.search(r"""(src|href)=["'](?!data:)""", page)
     assert not re.search(r"@import|url\((?!data:)|<script", page)
     assert page.count("data:image/svg+xml;base64,") == 6
@@ -169,8 +181,7 @@ def _zoo(count: int, **changes: object) -> list[Record]:
 
 def test_matrices_of_many_cells_are_folded_away() -> None:
     for count, folded in ((12, False), (13, True)):
-        report = Report(_zoo(count))
-        page, markdown = to_html(report), to_markdown(report)
+        page, markdown = _written(_zoo(count))
         assert ("<details><summary>13 confusion matrices</summary>" in page) == folded
         assert ("<details><summary>13 confusion matrices</summary>\n\n![" in markdown) == folded
         assert page.count("<details") == page.count("</details>") == markdown.count("</details>") == folded
@@ -178,17 +189,17 @@ def test_matrices_of_many_cells_are_folded_away() -> None:
 
 
 def test_page_says_how_many_networks_where_it_cannot_name_them() -> None:
-    assert "Net0, Net1, Net2\non MNIST" in to_html(Report(_zoo(3, confusion_matrix=None)))
-    assert "9 networks\non MNIST" in to_html(Report(_zoo(9, confusion_matrix=None)))
+    assert "Net0, Net1, Net2 on MNIST" in to_html(Report(_zoo(3, confusion_matrix=None)))
+    assert "9 networks on MNIST" in to_html(Report(_zoo(9, confusion_matrix=None)))
 
 
-@pytest.mark.parametrize("make", [to_html, to_markdown])
-def test_documents_say_what_the_pictures_show(make) -> None:  # type: ignore[no-untyped-def]
-    text = make(Report(_zoo(4, confusion_matrix=None)))
-    assert "Front of accuracy against MACs on MNIST: Net0." in text
-    assert "Front of accuracy against latency on MNIST: Net0." in text
-    assert "Rank correlation (Spearman) of MACs and latency, batch 1, over 4 networks on MNIST: 1.00" in text
-    assert "Front" not in make(Report(RECORDS))
+def test_documents_say_what_the_pictures_show() -> None:
+    for text in _written(_zoo(4, confusion_matrix=None)):
+        assert "Front of accuracy against MACs on MNIST: Net0." in text
+        assert "Front of accuracy against latency on MNIST: Net0." in text
+        assert "Rank correlation (Spearman) of MACs and latency, batch 1, over 4 networks on MNIST: 1.00" in text
+    for text in _written(RECORDS):
+        assert "Front" not in text
 
 
 def test_training_accuracy_is_shown_where_it_was_measured() -> None:
@@ -235,6 +246,223 @@ def test_names_in_brackets_do_not_break_any_format(tmp_path: Path) -> None:
     for link in re.findall(r"\]\((.*?)\)", (tmp_path / "report.md").read_text()):
         assert (tmp_path / link).is_file()
     assert names[2] in _table(Report([make_record(model=names[2])]))
+
+
+HOSTILE = {
+    "two dollars": "ID $x$ $5",
+    "broken TeX": "$\\frac{$",
+    "escaped dollar": "\\$",
+    "unclosed brace": "${",
+    "long": "n" * 10_000,
+    "long CJK": "\u5377" * 5_000,
+    "line breaks": "a\nb\r\nc\u2028d",
+    "control": "\x1b]0;title\x07\x1b[2J\x00",
+    "direction": "a\u202ebc\u2066",
+    "emoji": "\U0001f600 \u200d",
+    "surrogate": "a\ud800b",
+    "script": "<script>alert(1)</script><img src=x onerror=y>",
+    "quotes": "\"' onload='x",
+    "markdown": "[x](javascript:y) **b** `c` # d | e <b>",
+    "template": "{{ 7 * 7 }}{% raw %}",
+    "markup of rich": "[red]x[/] [/nothing] :smile:",
+    "formula": "=cmd|' /C calc'!A0",
+    "empty": " ",
+}
+"""Texts that a record may hold, by what they try."""
+
+
+def _hostile(text: str) -> list[Record]:
+    """Records with the text in every place that takes one, and a failed one."""
+    base = make_record()
+    data = {**base.data, "label": text, "class_names": [text, f"{text}1", text[::-1]], "augmentation": text}
+    environment = {**base.environment, "device": text, "os": text, "python": text, "packages": {text: text}}
+    environment |= {"accelerator": {text: text}, "commit": text}
+    config = {**base.config, "precision": text, "precision_reason": text, "memory_format": text, "mode": text}
+    config |= {"macs_convention": text, "device": text}
+    training = {**base.training, "recipe": text}
+    changes: dict[str, Any] = {"data": data, "environment": environment, "config": config, "training": training}
+    doubted = {**base.measures, "suspect": [text]}
+    bad = {"status": "error", "reason": text, "measures": {}, "training": {}, "confusion_matrix": None}
+    made = [Record(**{**base.__dict__, "model": f"{text}{i}", "measures": doubted, **changes}) for i in range(2)]
+    made.append(Record(**{**base.__dict__, **changes, "model": text, "skipped": {text: text}, **bad}))
+    return made
+
+
+OUR_TAGS = {
+    *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "div", "dl", "dt", "dd", "details", "summary"),
+    *("table", "thead", "tbody", "tr", "th", "td", "wbr", "figure", "img", "figcaption"),
+}
+OUR_ATTRIBUTES = {"lang", "charset", "name", "content", "class", "scope", "title", "colspan", "style", "src", "alt"}
+
+
+def _attributes(page: str) -> set[str]:
+    """The names of all attributes of a page, as a browser reads it."""
+    names: set[str] = set()
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            names.update(name for name, _ in attrs)
+
+    Reader().feed(page)
+    return names
+
+
+UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_no_text_of_a_record_breaks_a_picture_or_a_document(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    records = _hostile(HOSTILE[kind])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        page, markdown = _written(records)
+    written = sorted(path.name for path in Path("report/figures").iterdir())
+    assert len(written) == 4 + 2
+    assert all(len(name.encode()) < LONGEST_NAME + 30 for name in written)
+    assert capsys.readouterr().err == ""
+    print_table(Report(records), Console(width=160, file=(shown := io.StringIO())))
+    table = Path("report/results.csv").read_text()
+    for document in (page, markdown, table, shown.getvalue()):
+        assert not UNSAFE.search(document)
+    tags = set(re.findall(r"<\s*([a-z0-9]+)", re.sub(r"(?s)<style>.*?</style>", "", page)))
+    assert tags <= OUR_TAGS
+    assert _attributes(page) <= OUR_ATTRIBUTES
+    assert not re.search(r"(?<!\\)\[[^\]]*\]\(javascript", markdown)
+    assert not re.search(r"(?<!\\)<(?!/?details|/?summary)", markdown)
+    for row in csv.reader(io.StringIO(table)):
+        assert not any(cell.startswith(("=", "+", "@", "\t", "\r")) for cell in row)
+
+
+def test_a_table_row_in_markdown_is_one_line_with_all_its_cells() -> None:
+    lines = to_markdown(Report(_hostile("a\nb|c\r\n| d |\u2028e"))).splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    cells = {len(re.findall(r"(?<!\\)\|", row)) for row in rows}
+    assert len(rows) == 2 + 3
+    assert len(cells) == 1
+
+
+KINDS = (
+    "accuracy_against", "latency_against_macs", "learning_curves", "draw_confusion", "matrix_note",
+    "front_sentences", "speed_sentences", "savefig",
+)  # fmt: skip
+"""What is called for a picture, from the first number to the last byte."""
+
+
+@pytest.mark.parametrize(
+    ("what", "error"),
+    [
+        *((what, ValueError("no\nluck")) for what in KINDS),
+        *(("draw_confusion", error) for error in (MemoryError(), RecursionError("deep"), KeyError("macs"))),
+    ],
+)
+def test_a_picture_that_fails_costs_only_itself(
+    what: str, error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    complete = {"report.html", "report.md", "results.csv", *(f"{name}.png" for name in matrix_names(RECORDS))}
+    complete |= {f"{picture.name}.png" for picture in comparisons(RECORDS)}
+    for place in ("figures", "matrices", "pictures"):
+        monkeypatch.setattr(f"cnnbench.bench.{place}.{what}", fail, raising=False)
+    if what == "savefig":
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    capsys.readouterr()
+    files = {path.name for path in write_report(RECORDS, Path("report"))}
+    assert {"report.html", "report.md", "results.csv"} <= files < complete
+    lost = {name.removesuffix(".png") for name in complete - files}
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == len(lost)
+    page, markdown = Path("report/report.html").read_text(), Path("report/report.md").read_text().replace("\\", "")
+    for name in lost:
+        (line,) = [line for line in said if f"The picture {name} could not be drawn ({type(error).__name__}: " in line]
+        assert name in page
+        assert line in markdown
+        assert f"{name}.png" not in markdown
+    assert Path("report/results.csv").read_text() == to_csv(Report(RECORDS))
+
+
+def test_the_records_are_written_before_any_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(*_: object) -> None:
+        assert Path("report/results.csv").read_text() == to_csv(Report(RECORDS))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cnnbench.bench.figures.accuracy_against", kill)
+    with pytest.raises(KeyboardInterrupt):
+        write_report(RECORDS, Path("report"))
+    assert [path.name for path in Path("report").iterdir()] == ["results.csv"]
+
+
+@pytest.mark.parametrize("name", ["results.csv", "report.md", "report.html", "figures/learning_curves.png"])
+def test_a_folder_in_the_way_is_the_callers_to_say(name: str) -> None:
+    (Path("report") / name).mkdir(parents=True)
+    with pytest.raises(OSError, match=re.escape(Path(name).name)):
+        write_report(RECORDS, Path("report"))
+    assert not list(Path("report").rglob("*.part"))
+
+
+@pytest.mark.parametrize("name", ["report", "report/figures"])
+def test_a_file_in_place_of_a_folder_is_the_callers_to_say(name: str) -> None:
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).write_text("mine")
+    with pytest.raises(OSError, match="report"):
+        write_report(RECORDS, Path("report"))
+    assert Path(name).read_text() == "mine"
+
+
+def _without(place: str, key: str) -> Record:
+    whole = make_record()
+    part = {k: v for k, v in getattr(whole, place).items() if k != key}
+    return Record(**{**whole.__dict__, place: part})
+
+
+OPTIONAL = {
+    "config": ("memory_format", "mode", "precision_reason", "eval_batch_size", "epochs", "macs_convention", "device"),
+    "environment": ("dirty", "commit", "memory_gib", "threads", "os", "python", "cpu_cores", "packages", "accelerator"),
+    "training": ("recipe", "peak_lr", "curve", "steps", "images", "converged", "epochs"),
+    "data": ("augment", "augmentation", "val_images", "full_epochs", "image_size", "split_seed"),
+}
+
+
+@pytest.mark.parametrize(("place", "key"), [(place, key) for place, keys in OPTIONAL.items() for key in keys])
+def test_a_record_without_an_optional_fact_is_reported(place: str, key: str) -> None:
+    record = _without(place, key)
+    both = Report([record, make_record(model="VGG16")])
+    drawn = draw_pictures(both.records, Path("figures")) if place == "training" else None
+    page, markdown = to_html(both, drawn), to_markdown(both, drawn)
+    assert to_csv(both).count("\n") == 3
+    assert _table(Report([record]))
+    for text in (page, markdown):
+        assert "could not be drawn" not in text
+        assert "None" not in re.sub(r"differ in [^.]*", "", text).replace("NoneType", "")
+    if key in ("memory_format", "threads", "memory_gib", "python", "recipe", "full_epochs"):
+        assert "not said" in markdown
+
+
+def test_a_network_of_no_cost_is_named_where_it_is_left_out() -> None:
+    free = make_record(model="Free", measures={**MEASURES, "macs": 0, "flops": 0})
+    page, markdown = _written([*RECORDS, free])
+    sentence = "Not drawn, since an axis of ratios has no place for 0 MACs: Free on MNIST."
+    assert page.count(sentence) == markdown.count(sentence) == 2  # accuracy and latency against MACs
+    page, markdown = _written([free])
+    assert page.count(sentence) == markdown.count(sentence) == 2
+    assert "accuracy_macs.png" not in markdown
+    assert "Not drawn" not in _written(RECORDS)[0]
+
+
+def test_class_lists_that_differ_have_their_own_frame() -> None:
+    two = {**make_record().data, "class_names": ["left", "right"], "num_classes": 2}
+    other = make_record(model="VGG16", confusion_matrix=[[5, 0], [5, 0]])
+    records = [make_record(), Record(**{**other.__dict__, "data": two}), make_record(model="ResNet18")]
+    _written(records)
+    first, second, third = (Image.open(f"report/figures/{name}.png") for name in matrix_names(records))
+    assert first.size == second.size == third.size
+    assert first.tobytes() != second.tobytes()
+
+
+def test_a_true_class_without_images_is_drawn() -> None:
+    _written([make_record(confusion_matrix=[[0, 0, 0], [4, 3, 0], [0, 0, 3]])])
+    assert Path("report/figures/confusion_LeNet5-MNIST-seed0.png").is_file()
 
 
 def test_numbers_are_short_and_right() -> None:

@@ -8,6 +8,9 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from cnnbench.console import make_console
+from cnnbench.text import printable
+
 
 class LiveDisplay:
     """Shows on stderr how far a run is; where stderr is no terminal, only the notes are printed.
@@ -17,17 +20,17 @@ class LiveDisplay:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or make_console(stderr=True)
         self._expected_s: dict[str, float] = {}
         self._share: dict[str, float] = {}
         self._start = time.monotonic()
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
-            TextColumn("[dim]{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", style="dim", markup=False),
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,
@@ -44,27 +47,28 @@ class LiveDisplay:
         self._progress.stop()
 
     def expect(self, name: str, seconds: float) -> None:
-        """Announces a piece of work and how long it should take."""
+        """Announce a piece of work and how long it should take."""
         self._expected_s[name] = max(seconds, 0.1)
         self._share.setdefault(name, 0.0)
 
     def update(self, name: str, share: float, text: str = "") -> None:
-        """Tells the share of a piece of work that is done, 0 to 1, and what is going on."""
+        """Set the share of a piece of work that is done, 0 to 1, and what is going on."""
         self._share[name] = share
         total = sum(self._expected_s.values())
         left = sum(seconds * (1 - self._share[key]) for key, seconds in self._expected_s.items())
         self._progress.update(
             self._task,
-            description=name,
+            description=printable(name),
             completed=(total - left) / total,
             left=f"about {_clock(left)} left",
-            text=text,
+            text=printable(text),
         )
 
     def note(self, text: str) -> None:
-        """Prints a line that stays."""
+        """Print a line that stays."""
         minutes = _clock(time.monotonic() - self._start)
-        self._console.print(f"[{minutes}] {text}", markup=False, highlight=False, soft_wrap=True)
+        line = f"[{minutes}] {printable(text)}"
+        self._console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def _clock(seconds: float) -> str:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import Bbox
 
-from cnnbench.bench.drawing import Name, Scheme, family_legend, log_axis, panels, short_names, write_names
+from cnnbench.bench.drawing import (
+    LONGEST_LABEL,
+    MOST_PANELS,
+    Name,
+    Scheme,
+    family_legend,
+    log_axis,
+    panels,
+    plain_text,
+    short_names,
+    shorten,
+    title_left,
+    write_names,
+)
 from cnnbench.bench.findings import (
     Contender,
     by_label,
@@ -23,7 +37,7 @@ from cnnbench.bench.findings import (
     measured,
     misjudged,
 )
-from cnnbench.measure.quality import Counts, accuracy, most_confused
+from cnnbench.measure.quality import Counts, most_confused
 from cnnbench.record import Record
 from cnnbench.units import scaled
 
@@ -36,26 +50,43 @@ COSTS = {
 SOFT = "#555555"
 LONGEST_TITLE = 44
 """Characters that a line has room for above a confusion matrix."""
+LONGEST_CLASS = 16
+"""Characters of a class name in a picture."""
+LONGEST_NOTE = 92
+"""Characters that a line has room for below a confusion matrix."""
+MOST_NAMED = 40
+"""Networks of a panel that are all named; of more only those whose names cover nothing."""
+MOST_NUMBERED_CLASSES = 20
+"""Classes of a confusion matrix whose cells have room for numbers, and its sides for every name."""
 
 
+Curve = tuple[list[float], list[float]]
+
+
+def panels_drawn(entries: Sequence[Contender]) -> dict[str, list[Contender]]:
+    """Return contenders by data set, for the data sets that a picture has room for."""
+    groups = by_label(entries)
+    return {label: groups[label] for label in list(groups)[:MOST_PANELS]}
+
+
+@plain_text()
 def accuracy_against(records: Sequence[Record], cost: str) -> Figure | None:
-    """Test accuracy against a cost, a panel per data set, with its front. None where nothing has both."""
-    drawn = by_label(measured(contenders(records), cost, "test_accuracy"))
+    """Draw test accuracy against a cost, a panel per data set, with its front. None where nothing has both."""
+    drawn = panels_drawn(measured(contenders(records), cost, "test_accuracy"))
     if not drawn:
         return None
     scheme = Scheme.of(r.model for r in records)
     figure, axes = panels(drawn, scheme.many, height=6.0 if scheme.many else 4.0)
     for label, entries in drawn.items():
         ax = axes[label]
-        for entry in entries:
-            _accuracy_point(ax, entry, cost, scheme)
         log_axis(
             ax, ax.xaxis, [e.mean(cost) for e in entries], COSTS[cost][0], _tick if cost == "macs" else "{:g}".format
         )
         _accuracy_axis(ax, [e.spread("test_accuracy") for e in entries])
         if len(entries) > 1 and compare_alike(entries):
             ax.plot(*zip(*_steps(ax, entries, cost), strict=True), color="#b0b0b0", linewidth=1.3, zorder=1)
-    next(iter(axes.values())).set_ylabel("test accuracy")
+        _accuracy_points(ax, entries, cost, scheme)
+    title_left(axes, "test accuracy")
     _explain(figure, drawn)
     _finish(figure, scheme, drawn)
     for label, entries in drawn.items():
@@ -63,16 +94,41 @@ def accuracy_against(records: Sequence[Record], cost: str) -> Figure | None:
     return figure
 
 
-def _accuracy_point(ax: Axes, entry: Contender, cost: str, scheme: Scheme) -> None:
-    """A marker at the mean over seeds, with a bar over their range, or the interval of the only one."""
-    x, y = entry.mean(cost), entry.mean("test_accuracy")
-    low, high = entry.spread("test_accuracy")
-    look = scheme.looks[entry.model]
-    ax.errorbar(
-        x, y, yerr=[[y - low], [high - y]], fmt=look.marker, markersize=scheme.marker_size, color=look.colour,
-        capsize=0 if scheme.many else 3, elinewidth=1, markerfacecolor=look.colour if entry.converged else "white",
-        markeredgewidth=1.5 if scheme.many else 1.8,
-    )  # fmt: skip
+def _accuracy_points(ax: Axes, entries: Sequence[Contender], cost: str, scheme: Scheme) -> None:
+    """Draw a marker at the mean over seeds, with a bar over their range, or the interval of the only one."""
+    for (colour, marker, converged), group in _alike(entries, scheme).items():
+        means = [e.mean("test_accuracy") for e in group]
+        ax.errorbar(
+            [e.mean(cost) for e in group],
+            means,
+            yerr=_bars(means, [e.spread("test_accuracy") for e in group]),
+            fmt=marker,
+            markersize=scheme.marker_size,
+            color=colour,
+            capsize=0 if scheme.many else 3,
+            elinewidth=1,
+            markerfacecolor=colour if converged else "white",
+            markeredgewidth=1.5 if scheme.many else 1.8,
+        )
+
+
+def _alike(entries: Sequence[Contender], scheme: Scheme) -> dict[tuple[str, str, bool], list[Contender]]:
+    """Return contenders by colour, marker and whether they converged; those alike are one object in a picture."""
+    groups: dict[tuple[str, str, bool], list[Contender]] = {}
+    for entry in entries:
+        look = scheme.looks[entry.model]
+        groups.setdefault((look.colour, look.marker, entry.converged), []).append(entry)
+    return groups
+
+
+def _bars(middles: Sequence[float], ends: Sequence[tuple[float, float]]) -> list[list[float]]:
+    """Return the lengths of error bars below and above.
+
+    The mean of equal values may differ from them in its last digit, and a bar has no negative length.
+    """
+    below = [max(middle - low, 0.0) for middle, (low, _) in zip(middles, ends, strict=True)]
+    above = [max(high - middle, 0.0) for middle, (_, high) in zip(middles, ends, strict=True)]
+    return [below, above]
 
 
 def _steps(ax: Axes, entries: Sequence[Contender], cost: str) -> list[tuple[float, float]]:
@@ -86,7 +142,12 @@ def _accuracy_axis(ax: Axes, spreads: Sequence[tuple[float, float]]) -> None:
     low, high = min(low for low, _ in spreads), max(high for _, high in spreads)
     room = max(0.08 * (high - low), 0.004)
     ax.set_ylim(max(0, low - room), min(1.0 + room / 2, high + 2 * room))
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if high - low > 0.04 else 1))
+    ax.yaxis.set_major_formatter(FuncFormatter(_percent))
+
+
+def _percent(share: float, _: int | None = None) -> str:
+    """Return a share as a tick says it: with the decimals that it has, so that 12.5 % is not 12 %."""
+    return f"{100 * share:.4g}%"
 
 
 def _explain(figure: Figure, drawn: Mapping[str, Sequence[Contender]]) -> None:
@@ -112,46 +173,51 @@ def _finish(figure: Figure, scheme: Scheme, drawn: Mapping[str, Sequence[Contend
 
 
 def _name_accuracies(ax: Axes, entries: Sequence[Contender], cost: str, scheme: Scheme) -> None:
-    best = front(entries, cost)
-    names = [
-        Name(
-            e.mean(cost), e.mean("test_accuracy"), scheme.names[e.model], needed=e in best or not scheme.many,
-            side=(-1, 1) if e in best else (1, 1),  # above the front and to its left there is no network
-        )
-        for e in entries
-    ]  # fmt: skip
+    best = {id(e) for e in front(entries, cost)}
+    needed = best if len(best) <= MOST_NAMED else set()
+    if not scheme.many and len(entries) <= MOST_NAMED:
+        needed = {id(e) for e in entries}
+    names = []
+    for e in entries:
+        side = (-1, 1) if id(e) in best else (1, 1)  # above the front and to its left there is no network
+        names.append(Name(e.mean(cost), e.mean("test_accuracy"), scheme.names[e.model], id(e) in needed, side))
     corners = ax.transData.transform(_steps(ax, entries, cost))
     lines = [Bbox([a, b]).padded(1) for a, b in pairwise(corners)]
     write_names(ax, names, scheme.letter_size, lines)
 
 
+@plain_text()
 def latency_against_macs(records: Sequence[Record]) -> Figure | None:
-    """Latency against multiply-adds, a panel per data set, with their rank correlation. None where nothing has both."""
-    drawn = by_label(measured(contenders(records), "macs", "latency_ms_median"))
+    """Draw latency against multiply-adds, a panel per data set, with their correlation. None where nothing has both."""
+    drawn = panels_drawn(measured(contenders(records), "macs", "latency_ms_median"))
     if not drawn:
         return None
     scheme = Scheme.of(r.model for r in records)
     figure, axes = panels(drawn, scheme.many, height=6.0 if scheme.many else 4.0)
     for label, entries in drawn.items():
         ax = axes[label]
-        for e in entries:
-            look, time = scheme.looks[e.model], latency_spread(e)
-            bar = [[time.median - time.low], [time.high - time.median]]
+        for (colour, marker, _), group in _alike(entries, scheme).items():
+            middles = [latency_spread(e).median for e in group]
             ax.errorbar(
-                e.mean("macs"), time.median, yerr=bar, fmt=look.marker,
-                color=look.colour, markersize=scheme.marker_size, elinewidth=0.8, capsize=0,
-            )  # fmt: skip
+                [e.mean("macs") for e in group],
+                middles,
+                yerr=_bars(middles, [(latency_spread(e).low, latency_spread(e).high) for e in group]),
+                fmt=marker,
+                color=colour,
+                markersize=scheme.marker_size,
+                elinewidth=0.8,
+                capsize=0,
+            )
         log_axis(ax, ax.xaxis, [e.mean("macs") for e in entries], COSTS["macs"][0], _tick)
         log_axis(ax, ax.yaxis, [end for e in entries for end in latency_spread(e)], "", "{:g}".format)
-    next(iter(axes.values())).set_ylabel(COSTS[LATENCY][0])
+    title_left(axes, COSTS[LATENCY][0])
     figure.supxlabel("marker: median of the calls; bar: first to ninth decile", fontsize=9, color=SOFT)
     _finish(figure, scheme, drawn)
     for label, entries in drawn.items():
-        told = misjudged(entries) or ()
-        names = [
-            Name(e.mean("macs"), e.mean(LATENCY), scheme.names[e.model], needed=not scheme.many or e in told)
-            for e in entries
-        ]
+        needed = {id(e) for e in misjudged(entries) or ()}
+        if not scheme.many and len(entries) <= MOST_NAMED:
+            needed = {id(e) for e in entries}
+        names = [Name(e.mean("macs"), e.mean(LATENCY), scheme.names[e.model], id(e) in needed) for e in entries]
         write_names(axes[label], names, scheme.letter_size, _correlation_note(axes[label], entries))
     return figure
 
@@ -174,90 +240,128 @@ def _tick(value: float) -> str:
     return f"{number:g}{prefix}"
 
 
+def with_curves(records: Sequence[Record]) -> dict[str, list[tuple[Record, Curve]]]:
+    """Return the records that have a learning curve, with it, by data set.
+
+    A curve is a pair of lists: the images seen, and the accuracies on them.
+    """
+    groups: dict[str, list[tuple[Record, Curve]]] = {}
+    for r in records:
+        images, steps = r.training.get("images"), r.training.get("steps")
+        points = [p for p in r.training.get("curve") or () if p.get("train/accuracy") is not None]
+        if points and images and steps:
+            # Lightning counts the steps of a log line from 0.
+            seen = [(p["step"] + 1) * images / steps for p in points]
+            groups.setdefault(r.data["label"], []).append((r, (seen, [p["train/accuracy"] for p in points])))
+    return groups
+
+
+@plain_text()
 def learning_curves(records: Sequence[Record]) -> Figure | None:
-    """Training accuracy against the images seen, a panel per data set. None where no cell has a curve."""
-    drawn = [r for r in records if any("train/accuracy" in p for p in r.training.get("curve", ()))]
-    if not drawn:
+    """Draw training accuracy against the images seen, a panel per data set. None where no cell has a curve."""
+    groups = with_curves(records)
+    labels = list(groups)[:MOST_PANELS]
+    if not labels:
         return None
     scheme = Scheme.of(r.model for r in records)
     many = scheme.many
-    figure, axes = panels((r.data["label"] for r in drawn), many, height=4.6 if many else 3.6)
-    for r in drawn:
-        points = [p for p in r.training["curve"] if "train/accuracy" in p]
-        # Lightning counts the steps of a log line from 0.
-        seen = [(p["step"] + 1) * r.training["images"] / r.training["steps"] for p in points]
-        look = scheme.looks[r.model]
-        axes[r.data["label"]].plot(
-            seen, [p["train/accuracy"] for p in points], color=look.colour, linestyle=look.line, label=look.entry,
-            linewidth=1.1 if many else 1.6, alpha=0.8 if many else 1.0,
-        )  # fmt: skip
-    for ax in axes.values():
-        ax.set_xscale("log")
-        ax.set_xlabel("training images seen")
+    figure, axes = panels(labels, many, height=4.6 if many else 3.6)
+    for label, ax in axes.items():
+        for r, (seen, accuracies) in groups[label]:
+            look = scheme.looks[r.model]
+            ax.plot(
+                seen,
+                accuracies,
+                color=look.colour,
+                linestyle=look.line,
+                label=look.entry,
+                linewidth=1.1 if many else 1.6,
+                alpha=0.8 if many else 1.0,
+            )
+        everyone = [images for _, (seen, _) in groups[label] for images in seen]
+        log_axis(ax, ax.xaxis, everyone, "training images seen", _tick)
         ax.set_ylim(0, 1.02)
-        ax.yaxis.set_major_formatter(PercentFormatter(1))
+        ax.yaxis.set_major_formatter(FuncFormatter(_percent))
         if not many:
             handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
             ax.legend(handles.values(), handles.keys(), frameon=False, fontsize=9, loc="best")
-    next(iter(axes.values())).set_ylabel("training accuracy")
+    title_left(axes, "training accuracy")
     if many:
-        family_legend(figure, (scheme.looks[r.model] for r in drawn), lines=True)
+        family_legend(figure, (scheme.looks[r.model] for label in labels for r, _ in groups[label]), lines=True)
     return figure
 
 
-def confusion(record: Record) -> Figure | None:
-    """The confusion matrix of a cell, rows are true classes, coloured by share of the row. None where not measured."""
-    counts = record.confusion_matrix
-    if counts is None:
-        return None
-    share = accuracy(counts)["test_accuracy"]
-    name, where = short_names([record.model])[record.model], f"on {record.data['label']}: {share:.1%}"
-    title = name + (" " if len(name + where) <= LONGEST_TITLE else "\n") + where
-    note = "" if record.training.get("converged", True) else "short training, not converged\n"
-    return draw_confusion(counts, record.data["class_names"], title, note + confusion_sentence(record))
+def matrix_title(record: Record, counts: Counts) -> str:
+    """Return what stands above the confusion matrix of a cell: network, data and accuracy, in one line or two."""
+    correct, total = sum(row[index] for index, row in enumerate(counts)), sum(map(sum, counts))
+    share = f": {correct / total:.1%}" if total else ""
+    name, where = short_names([record.model])[record.model], f"on {shorten(record.data['label'], LONGEST_LABEL)}{share}"
+    return f"{name} {where}" if len(name + where) <= LONGEST_TITLE else f"{name}\n{where}"
 
 
+def matrix_note(record: Record) -> str:
+    """Return what stands below the confusion matrix of a cell: a short training, and the worst mistakes."""
+    lines = [] if record.training.get("converged", True) else ["short training, not converged"]
+    short = {name: shorten(name, LONGEST_CLASS) for name in record.data["class_names"]}
+    lines += textwrap.wrap(confusion_sentence(record, names=short), LONGEST_NOTE)
+    return "\n".join(lines)
+
+
+@plain_text()
 def draw_confusion(counts: Counts, names: Sequence[str], title: str, note: str) -> Figure:
-    """Draws integer counts, rows are true classes, with a title above and a note below."""
+    """Draw integer counts, rows are true classes, coloured by share of the row, with a title and a note below."""
     shares = [[n / max(sum(row), 1) for n in row] for row in counts]
     figure = Figure(figsize=(5.6, 5.4), layout="constrained")
     ax = figure.subplots()
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     name_classes(ax, names)
-    size = 8 if len(names) <= 10 else 5
-    for i, row in enumerate(counts):
+    for i, row in enumerate(counts if len(names) <= MOST_NUMBERED_CLASSES else ()):
         for j, n in enumerate(row):
             if n:
-                ax.text(
-                    j,
-                    i,
-                    str(n),
-                    ha="center",
-                    va="center",
-                    fontsize=size,
-                    color="white" if shares[i][j] > 0.55 else "#222222",
-                )
+                colour = cell_colour(shares[i][j])
+                ax.text(j, i, str(n), ha="center", va="center", fontsize=cell_letters(len(names)), color=colour)
     ax.set_title(title, loc="left", fontsize=11, fontweight="bold")
     figure.supxlabel(note, fontsize=8.5, color=SOFT)
     return figure
 
 
+def cell_letters(classes: int) -> int:
+    """Return the size of the numbers in the cells of a confusion matrix, in points."""
+    return 8 if classes <= 10 else 5
+
+
+def cell_colour(share: float) -> str:
+    """Return the colour of the number in a cell, which is the darker the larger its share of the row."""
+    return "white" if share > 0.55 else "#222222"
+
+
+@plain_text()
 def name_classes(ax: Axes, names: Sequence[str]) -> None:
-    """Writes the classes beside the rows and columns of a matrix of true and predicted ones."""
-    slant: dict[str, Any] = (
-        {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 3 else {}
-    )
-    ax.set_xticks(range(len(names)), names, fontsize=9, **slant)
-    ax.set_yticks(range(len(names)), names, fontsize=9)
+    """Write the classes beside the rows and columns of a matrix of true and predicted ones; of many, some of them."""
+    step = -(-len(names) // MOST_NUMBERED_CLASSES) or 1
+    places = range(0, len(names), step)
+    shown = [shorten(names[place], LONGEST_CLASS) for place in places]
+    slant: dict[str, Any] = {}
+    if max(map(len, shown), default=0) > 3:
+        slant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    ax.set_xticks(places, shown, fontsize=9, **slant)
+    ax.set_yticks(places, shown, fontsize=9)
     ax.set_xlabel("predicted")
     ax.set_ylabel("true")
     ax.spines[:].set_visible(False)
 
 
-def confusion_sentence(record: Record, limit: int = 3) -> str:
-    """The most frequent mistakes of a cell in words."""
-    names = record.data["class_names"]
+def confusion_sentence(record: Record, limit: int = 3, names: Mapping[str, str] | None = None) -> str:
+    """Return the most frequent mistakes of a cell in words.
+
+    Args:
+        record: With a confusion matrix.
+        limit: Mistakes that are named.
+        names: What to call the classes; by default as the record does.
+    """
+    classes = [names[name] if names else name for name in record.data["class_names"]]
     worst = most_confused(record.confusion_matrix or [], limit)
     if not worst:
         return "no mistakes"
-    return "most often mistaken: " + ", ".join(f"{names[m.true]} → {names[m.predicted]} ({m.images})" for m in worst)
+    mistakes = (f"{classes[m.true]} → {classes[m.predicted]} ({m.images})" for m in worst)
+    return "most often mistaken: " + ", ".join(mistakes)

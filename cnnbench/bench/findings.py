@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +16,50 @@ _UNSAID = {"mode": "eager"}
 """What records mean that do not name a setting."""
 SURROUNDINGS = ("device", "packages", "threads")
 """What of the environment must agree before two speeds compare."""
+MOST_LISTED = 60
+"""Names, values or sentences that are written out; of more it is said how many there are."""
+NOT_SAID = "not said"
+"""What tables show of a fact that a record does not have."""
 COSTS = {"macs": "MACs", "latency_ms_median": "latency"}
 """What accuracy is set against, in words, by measure."""
 
 
 def budget(record: Record) -> str:
-    """The training budget of a record in words."""
-    config = record.config
-    return f"{config['budget_s']:g} s of training" if config["budget_s"] is not None else f"{config['epochs']} epochs"
+    """Return the training budget of a record in words."""
+    seconds = record.config.get("budget_s")
+    if seconds is not None:
+        return f"{seconds:g} s of training"
+    if "epochs" in record.config:
+        return f"{record.config['epochs']} epochs"
+    return NOT_SAID
+
+
+def listed(names: Iterable[str], separator: str = ", ") -> str:
+    """Return names in a row; of more than `MOST_LISTED` the first ones, and how many more there are."""
+    every = list(names)
+    more = len(every) - MOST_LISTED
+    if more > 0:
+        every[MOST_LISTED:] = [f"and {more:,} more"]
+    return separator.join(every)
+
+
+def first_sentences(sentences: Sequence[str], rest: str) -> list[str]:
+    """Return sentences; of more than `MOST_LISTED` the first ones, and one on the rest.
+
+    Args:
+        sentences: Each about something else.
+        rest: What the others are, after their number, such as "more networks failed; see results.csv".
+    """
+    more = len(sentences) - MOST_LISTED
+    if more <= 0:
+        return list(sentences)
+    return [*sentences[:MOST_LISTED], f"{more:,} {rest}."]
+
+
+def said(facts: Mapping[str, Any], name: str) -> Any:
+    """Return a fact of a record, or that it is not said."""
+    value = facts.get(name)
+    return NOT_SAID if value is None else value
 
 
 def setting(record: Record, name: str) -> Any:
@@ -86,8 +122,9 @@ def contenders(records: Sequence[Record]) -> list[Contender]:
     rivals: dict[Any, list[Record]] = {}
     for key, found in groups.items():
         rivals.setdefault(key[:2], []).append(found[0])
+    varied = {key: _varied(found) for key, found in rivals.items()}
     return [
-        Contender(" ".join([found[0].model, *_apart(found[0], rivals[key[:2]])]), tuple(found))
+        Contender(" ".join([found[0].model, *_apart(found[0], varied[key[:2]])]), tuple(found))
         for key, found in groups.items()
     ]
 
@@ -98,19 +135,39 @@ def _conditions(record: Record) -> tuple[str, ...]:
     return (*settings, *(str(record.environment.get(s)) for s in SURROUNDINGS))
 
 
-def _apart(record: Record, rivals: Sequence[Record]) -> list[str]:
-    """In brackets what sets a record apart from others, at most one text; none where nothing does."""
+def _traits(record: Record) -> tuple[str, ...]:
+    """Return what may set a record apart from others of its network, in words."""
+    config, environment = record.config, record.environment
+    return (
+        budget(record),
+        str(said(config, "precision")),
+        str(said(environment, "device")),
+        f"batch {config.get('batch_size')}",
+        f"batch {config.get('speed_batch_size')} in inference",
+        f"{environment.get('threads')} threads",
+        packages(record),
+    )
 
-    def traits(r: Record) -> tuple[str, ...]:
-        config, environment = r.config, r.environment
-        packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
-        return (
-            budget(r), str(config["precision"]), str(environment["device"]), f"batch {config.get('batch_size')}",
-            f"batch {config.get('speed_batch_size')} in inference", f"{environment.get('threads')} threads", packages,
-        )  # fmt: skip
 
-    varied = [len(set(values)) > 1 for values in zip(*map(traits, rivals), strict=True)]
-    apart = [trait for trait, differs in zip(traits(record), varied, strict=True) if differs]
+def packages(record: Record) -> str:
+    """Return the packages that a record names, with their versions."""
+    versions = record.environment.get("packages") or {}
+    return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+
+
+def _varied(rivals: Sequence[Record]) -> list[bool]:
+    """Return for each of `_traits` whether the records differ in it."""
+    return [len(set(values)) > 1 for values in zip(*map(_traits, rivals), strict=True)]
+
+
+def _apart(record: Record, varied: Sequence[bool]) -> list[str]:
+    """Return in brackets what sets a record apart from its rivals, at most one text; none where nothing does.
+
+    Args:
+        record: One of the rivals.
+        varied: What `_varied` says of them.
+    """
+    apart = [trait for trait, differs in zip(_traits(record), varied, strict=True) if differs]
     return [f"({', '.join(apart)})"] if apart else []
 
 
@@ -132,10 +189,13 @@ def rivals_by_label(entries: Sequence[Contender]) -> dict[str, list[Contender]]:
     groups: dict[tuple[str, ...], list[Contender]] = {}
     for entry in entries:
         groups.setdefault((entry.label, *_conditions(entry.records[0])), []).append(entry)
+    rivals: dict[str, list[Record]] = {}
+    for key, group in groups.items():
+        rivals.setdefault(key[0], []).append(group[0].records[0])
+    varied = {label: _varied(records) for label, records in rivals.items()}
     found = {}
     for key, group in groups.items():
-        rivals = [other[0].records[0] for k, other in groups.items() if k[0] == key[0]]
-        found[" ".join([key[0], *_apart(group[0].records[0], rivals)])] = group
+        found[" ".join([key[0], *_apart(group[0].records[0], varied[key[0]])])] = group
     return found
 
 
@@ -158,8 +218,26 @@ def front_sentences(records: Sequence[Record], cost: str) -> list[str]:
         if len(found) < 2:
             continue
         mean = " (mean over seeds)" if any(len(e.per_seed("test_accuracy")) > 1 for e in found) else ""
-        names = ", ".join(e.name for e in front(found, cost))
+        names = listed(e.name for e in front(found, cost))
         sentences.append(f"Front of accuracy{mean} against {COSTS[cost]} on {label}: {names}.")
+    return first_sentences(sentences, "more groups that compare have a front of their own")
+
+
+def left_out_sentences(records: Sequence[Record], *keys: str) -> list[str]:
+    """Return a sentence per measure that names the networks whose value is 0, which no picture of ratios can show.
+
+    Args:
+        records: All that a picture is made from.
+        keys: Measures that the picture needs.
+    """
+    entries = [e for e in contenders(records) if all(e.has(key) for key in keys)]
+    sentences = []
+    for key in keys:
+        if key not in COSTS:
+            continue
+        names = [f"{e.name} on {e.label}" for e in entries if e.mean(key) <= 0]
+        if names:
+            sentences.append(f"Not drawn, since an axis of ratios has no place for 0 {COSTS[key]}: {listed(names)}.")
     return sentences
 
 
@@ -192,7 +270,8 @@ def latency_spread(entry: Contender) -> Spread:
 def speed_sentences(records: Sequence[Record]) -> list[str]:
     """A paragraph per data set on how far multiply-adds tell latency and training time."""
     groups = rivals_by_label(contenders(records))
-    return [text for label, entries in groups.items() if (text := _speed_sentence(label, entries))]
+    sentences = [_speed_sentence(label, entries) for label, entries in groups.items()]
+    return first_sentences([text for text in sentences if text], "more groups that compare are left out here")
 
 
 def _speed_sentence(label: str, entries: Sequence[Contender]) -> str:
@@ -212,7 +291,7 @@ def _speed_sentence(label: str, entries: Sequence[Contender]) -> str:
         rated = measured(timed(entries), key)
         other = correlate([e.mean("macs") for e in rated], [1 / e.mean(key) for e in rated])
         if other:
-            batch = "/".join(dict.fromkeys(str(e.records[0].config[size]) for e in rated))
+            batch = "/".join(dict.fromkeys(str(said(e.records[0].config, size)) for e in rated))
             over = "" if other.networks == found.networks else f", over {other.networks}"
             text += f"; of MACs and time per image in {what} at batch {batch}{over}: {other.value:.2f}"
     return text + "." + _example(entries)

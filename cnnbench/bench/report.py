@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import html
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cnnbench.bench import figures, provenance
+from cnnbench import text
+from cnnbench.bench import provenance
 from cnnbench.bench.columns import Column, columns_of
 from cnnbench.bench.drawing import MANY
-from cnnbench.bench.findings import front_sentences, over_seeds, speed_sentences
-from cnnbench.pages import data_uri, render
-from cnnbench.record import Record, write_text
+from cnnbench.bench.findings import listed, over_seeds, said
+from cnnbench.bench.pictures import Drawn, draw_pictures
+from cnnbench.console import note
+from cnnbench.files import write_text
+from cnnbench.pages import render
+from cnnbench.record import Record
 
 MANY_ROWS = 30
 """Rows from which a table says at its foot again what its columns are."""
 MANY_MATRICES = 12
 """Confusion matrices of which more are folded away."""
+CSV_SETTINGS = ("precision", "budget_s", "batch_size", "speed_batch_size")
+CSV_TRAINING = ("seconds", "steps", "epochs", "converged")
 TEXT_COLUMNS_OF_SEEDS = 2
 SEEDS_MEANING = "Test accuracy over seeds: mean, standard deviation (n - 1), lowest and highest."
 LEFT_OUT_WHEN_NARROW = (
@@ -45,9 +50,9 @@ class Report:
     """
 
     def __init__(self, records: Sequence[Record]) -> None:
-        self.records = sorted(
-            records, key=lambda r: list(dict.fromkeys(x.data["label"] for x in records)).index(r.data["label"])
-        )
+        labels = dict.fromkeys(r.data["label"] for r in records)
+        places = {label: place for place, label in enumerate(labels)}
+        self.records = sorted(records, key=lambda r: places[r.data["label"]])
 
     @cached_property
     def columns(self) -> list[Column]:
@@ -65,6 +70,7 @@ class Report:
         return over_seeds(self.records)
 
     def rows(self) -> list[list[str]]:
+        """Return the cells of the table, a row per record."""
         return [[c.show(r) for c in self.columns] for r in self.records]
 
     @property
@@ -86,44 +92,27 @@ class Report:
         return provenance.facts(self.records)
 
     @cached_property
-    def matrix_names(self) -> list[str]:
-        """A file name for the confusion matrix of each record; numbered where runs have the same cell."""
-        seen: Counter[str] = Counter()
-        names = []
-        for r in self.records:
-            seen[r.key] += 1
-            names.append(f"confusion_{r.key}" + (f"-{seen[r.key]}" if seen[r.key] > 1 else ""))
-        return names
-
-    @cached_property
-    def pictures(self) -> dict[str, Figure]:
-        """Pictures by file name without suffix."""
-        drawn = {name: figures.accuracy_against(self.records, cost) for cost, (_, name) in figures.COSTS.items()}
-        drawn["macs_latency"] = figures.latency_against_macs(self.records)
-        drawn["learning_curves"] = figures.learning_curves(self.records)
-        for name, r in zip(self.matrix_names, self.records, strict=True):
-            drawn[name] = figures.confusion(r)
-        return {name: figure for name, figure in drawn.items() if figure is not None}
+    def groups(self) -> dict[str, list[tuple[Record, list[str]]]]:
+        """Records with their rows, by data set."""
+        groups: dict[str, list[tuple[Record, list[str]]]] = {}
+        for record, row in zip(self.records, self.rows(), strict=True):
+            groups.setdefault(record.data["label"], []).append((record, row))
+        return groups
 
     @property
-    def comparisons(self) -> list[str]:
-        """Names of the pictures that compare networks."""
-        return [name for name in self.pictures if name not in self.matrix_names]
-
-    @property
-    def matrices(self) -> list[str]:
-        """Names of the confusion matrices that there are."""
-        return [name for name in self.matrix_names if name in self.pictures]
-
-    @cached_property
-    def captions(self) -> dict[str, list[str]]:
-        """What a picture shows in sentences, by its name."""
-        found = {name: front_sentences(self.records, cost) for cost, (_, name) in figures.COSTS.items()}
-        return found | {"macs_latency": speed_sentences(self.records)}
+    def lead(self) -> str:
+        """One sentence on what was measured where."""
+        networks = f"{len(self.models):,} networks"
+        if len(self.models) <= MANY:
+            networks = ", ".join(self.models)
+        devices = dict.fromkeys(str(said(r.environment, "device")) for r in self.records)
+        return (
+            f"{networks} on {listed(self.groups, ' and ')}; {listed(devices, ' and ')}; {self.records[0].created[:10]}"
+        )
 
 
 def print_table(report: Report, console: Console) -> None:
-    """Prints the tables and what has to be known about them."""
+    """Print the tables and what has to be known about them."""
     columns = _fitting(report, console.width)
     table = Table(title=report.title, title_justify="left", title_style="bold", header_style="bold")
     table.show_footer = len(report.records) > MANY_ROWS
@@ -131,31 +120,32 @@ def print_table(report: Report, console: Console) -> None:
         justify: Literal["left", "right"] = "right" if c.numeric else "left"
         widest = LONGEST_MODEL if c.key == "model" else None
         table.add_column(c.title, justify=justify, overflow="fold", footer=c.title, max_width=widest)
-    for label, rows in _groups(report).items():
+    for label, rows in report.groups.items():
         table.add_section()
         if not any(c.key == "data" for c in columns):
-            table.add_row(Text(label, style="bold"))
+            table.add_row(Text(text.printable(label), style="bold"))
         for record, _ in rows:
-            table.add_row(*(Text(c.show(record)) for c in columns))
+            table.add_row(*(Text(text.printable(c.show(record))) for c in columns))
     console.print(table)
     if len(columns) < len(report.columns):
         console.print("(more columns in a wider terminal, and in the report)", markup=False)
     if report.over_seeds:
         _print_seeds(report.over_seeds, console)
     for line in report.warnings:
-        console.print(line, markup=False, highlight=False)
+        console.print(Text(text.printable(line)))
 
 
 def _fitting(report: Report, width: int) -> list[Column]:
     """Columns of the terminal table: the less important ones are left out until no cell needs a second line."""
 
     def needed(column: Column) -> int:
-        longest = max(len(text) for text in (column.title, *map(column.show, report.records)))
+        longest = max(len(cell) for cell in (column.title, *map(column.show, report.records)))
         return 3 + (min(longest, LONGEST_MODEL) if column.key == "model" else longest)
 
     columns = list(report.columns)
+    widths = {column.key: needed(column) for column in columns}
     for key in LEFT_OUT_WHEN_NARROW:
-        if 1 + sum(map(needed, columns)) <= width:
+        if 1 + sum(widths[column.key] for column in columns) <= width:
             break
         columns = [c for c in columns if c.key != key]
     return columns
@@ -166,127 +156,166 @@ def _print_seeds(rows: Sequence[Sequence[str]], console: Console) -> None:
     for index, title in enumerate(rows[0]):
         table.add_column(title, justify="left" if index < TEXT_COLUMNS_OF_SEEDS else "right", overflow="fold")
     for row in rows[1:]:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(text.printable(cell)) for cell in row))
     console.print(table)
 
 
 def to_csv(report: Report) -> str:
-    """One row per cell with every figure at full precision; keys are those of the records."""
-    scalars = list(
-        dict.fromkeys(k for r in report.records for k, v in r.measures.items() if not isinstance(v, (dict, list)))
-    )
-    training = ("seconds", "steps", "epochs", "converged")
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    head = ["model", "data", "label", "synthetic", "seed", "status", "reason", "device", "threads"]
-    head += [*(names := ("precision", "budget_s", "batch_size", "speed_batch_size")), "suspect"]
-    writer.writerow([*head, *(f"train_{k}" for k in training), *scalars])
+    """Return one row per cell with every figure at full precision; keys are those of the records."""
+    scalars: dict[str, None] = {}
     for r in report.records:
-        first = [r.model, r.data_name, r.data["label"], r.data["synthetic"], r.seed, r.status, r.reason]
-        settings = [r.environment["device"], r.environment["threads"], *(r.config.get(name) for name in names)]
-        settings.append("; ".join(r.measures.get("suspect", ())))
-        values = [r.training.get(k) for k in training] + [r.measures.get(k) for k in scalars]
-        writer.writerow([*first, *settings, *("" if v is None else v for v in values)])
-    return out.getvalue()
+        scalars |= dict.fromkeys(k for k, v in r.measures.items() if not isinstance(v, (dict, list)))
+    head = ["model", "data", "label", "synthetic", "seed", "status", "reason", "device", "threads"]
+    head += [*CSV_SETTINGS, "suspect", *(f"train_{k}" for k in CSV_TRAINING), *scalars]
+    rows: list[list[Any]] = [head]
+    for r in report.records:
+        row: list[Any] = [r.model, r.data_name, r.data["label"], r.data["synthetic"], r.seed, r.status, r.reason]
+        row += [r.environment.get("device"), r.environment.get("threads")]
+        row += [r.config.get(name) for name in CSV_SETTINGS]
+        row.append("; ".join(r.measures.get("suspect", ())))
+        row += [r.training.get(k) for k in CSV_TRAINING]
+        row += [r.measures.get(k) for k in scalars]
+        rows.append(row)
+    return text.to_csv(rows)
 
 
-def to_markdown(report: Report) -> str:
-    """The report as Markdown, with the pictures beside it in ``figures/``."""
-    lines = [f"# {report.title}", ""]
-    lines += [line for warning in report.warnings for line in (f"> {_escape(warning)}", "")]
-    lines += _markdown_table([[c.title for c in report.columns], *report.rows()], [c.numeric for c in report.columns])
+class MarkdownPage:
+    """A Markdown document in the making; every method escapes the texts that it is given."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def heading(self, title: str, level: int = 2) -> None:
+        """Add a heading with an empty line below."""
+        self._lines += [f"{'#' * level} {text.markdown(title)}", ""]
+
+    def paragraph(self, sentence: str) -> None:
+        """Add a paragraph with an empty line below."""
+        self._lines += [text.markdown(sentence), ""]
+
+    def quote(self, sentence: str) -> None:
+        """Add a quoted paragraph, which warnings are."""
+        self._lines += [f"> {text.markdown(sentence)}", ""]
+
+    def table(self, rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> None:
+        """Add a table, its head first.
+
+        Args:
+            rows: Cells.
+            numeric: Whether a column is set to the right.
+        """
+        self._lines += [*text.markdown_table(rows, numeric), ""]
+
+    def bullets(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Add a list of names and what is to be said of them."""
+        self._lines += [f"- **{text.markdown(name)}**: {text.markdown(value)}" for name, value in pairs]
+        self._lines.append("")
+
+    def picture(self, name: str) -> None:
+        """Add a picture of the folder ``figures``.
+
+        Args:
+            name: Of the file without suffix, as `cnnbench.files.safe_name` makes them.
+        """
+        self._lines += [f"![{text.markdown(name)}](figures/{quote(name)}.png)", ""]
+
+    @contextlib.contextmanager
+    def folded(self, summary: str) -> Iterator[None]:
+        """Fold what the block adds away under a summary."""
+        self._lines += [f"<details><summary>{html.escape(text.printable(summary))}</summary>", ""]
+        yield
+        self._lines += ["</details>", ""]
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines).rstrip("\n") + "\n"
+
+
+def to_markdown(report: Report, drawn: Drawn | None = None) -> str:
+    """Return the report as Markdown.
+
+    Args:
+        report: What is to be said.
+        drawn: The pictures that lie beside it in ``figures/``; None for a report without pictures.
+    """
+    page = MarkdownPage()
+    page.heading(report.title, 1)
+    for line in [*report.warnings, *(drawn.failures if drawn else ())]:
+        page.quote(line)
+    page.table([[c.title for c in report.columns], *report.rows()], [c.numeric for c in report.columns])
     if report.over_seeds:
+        page.heading("Over seeds")
+        page.paragraph(SEEDS_MEANING)
         numeric = [index >= TEXT_COLUMNS_OF_SEEDS for index in range(len(report.over_seeds[0]))]
-        lines += ["", "## Over seeds", "", SEEDS_MEANING, "", *_markdown_table(report.over_seeds, numeric)]
-    lines += ["", "## Pictures", ""]
-    for name in report.comparisons:
-        lines += [_markdown_picture(name), *(f"{_escape(text)}\n" for text in report.captions.get(name, ()))]
-    matrices = [_markdown_picture(name) for name in report.matrices]
-    if len(matrices) > MANY_MATRICES:
-        matrices = [f"<details><summary>{len(matrices)} confusion matrices</summary>\n", *matrices, "</details>\n"]
-    lines += matrices
-    lines += ["## What the columns mean", "", *(f"- **{c.title}**: {c.meaning}" for c in report.columns)]
-    lines += ["", "## How it was measured", "", *(f"- **{name}**: {_escape(value)}" for name, value in report.facts)]
-    return "\n".join(lines) + "\n"
+        page.table(report.over_seeds, numeric)
+    if drawn:
+        _add_pictures(page, drawn)
+    page.heading("What the columns mean")
+    page.bullets((c.title, c.meaning) for c in report.columns)
+    page.heading("How it was measured")
+    page.bullets(report.facts)
+    return str(page)
 
 
-def _markdown_table(rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> list[str]:
-    head = ["| " + " | ".join(rows[0]) + " |", "| " + " | ".join("---:" if n else "---" for n in numeric) + " |"]
-    return head + ["| " + " | ".join(map(_escape, row)) + " |" for row in rows[1:]]
+def _add_pictures(page: MarkdownPage, drawn: Drawn) -> None:
+    page.heading("Pictures")
+    for picture in drawn.comparisons:
+        page.picture(picture.name)
+        for sentence in picture.caption:
+            page.paragraph(sentence)
+    for sentence in drawn.notes:
+        page.paragraph(sentence)
+    if drawn.more_matrices:
+        page.paragraph(drawn.more_matrices)
+    fold: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if len(drawn.matrices) > MANY_MATRICES:
+        fold = page.folded(f"{len(drawn.matrices)} confusion matrices")
+    with fold:
+        for picture in drawn.matrices:
+            page.picture(picture.name)
 
 
-def _markdown_picture(name: str) -> str:
-    return f"![{name}](figures/{name}.png)\n"
+def to_html(report: Report, drawn: Drawn | None = None) -> str:
+    """Return one page that needs nothing else: styles and pictures are inside.
 
-
-def _escape(text: str) -> str:
-    return text.replace("|", "\\|").replace("*", "\\*")
-
-
-def to_html(report: Report) -> str:
-    """One page that needs nothing else: styles and pictures are inside."""
+    Args:
+        report: What is to be said.
+        drawn: The pictures; None for a page without any.
+    """
     return render(
         "report",
         report=report,
-        many_models=MANY,
+        drawn=drawn or Drawn(),
         many_matrices=MANY_MATRICES,
         text_columns_of_seeds=TEXT_COLUMNS_OF_SEEDS,
         seeds_meaning=SEEDS_MEANING,
-        groups=_groups(report),
-        pictures={name: _svg_uri(figure) for name, figure in report.pictures.items()},
-        alt=_alt_texts(report),
         zip=zip,
     )
 
 
-def _groups(report: Report) -> Mapping[str, list[tuple[Record, list[str]]]]:
-    groups: dict[str, list[tuple[Record, list[str]]]] = {}
-    for record, row in zip(report.records, report.rows(), strict=True):
-        groups.setdefault(record.data["label"], []).append((record, row))
-    return groups
-
-
-def _alt_texts(report: Report) -> dict[str, str]:
-    texts = {name: f"Test accuracy against {title}" for title, name in figures.COSTS.values()}
-    texts["macs_latency"] = "Latency of one image against multiply-adds (MACs) per image"
-    texts["learning_curves"] = "Training accuracy against training images seen"
-    for name, r in zip(report.matrix_names, report.records, strict=True):
-        texts[name] = f"Confusion matrix of {r.model} on {r.data['label']}; {figures.confusion_sentence(r)}"
-    return texts
-
-
-def _svg_uri(figure: Figure) -> str:
-    out = io.BytesIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
-    return data_uri(out.getvalue(), "image/svg+xml")
-
-
 def write_report(records: Sequence[Record], folder: Path) -> list[Path]:
-    """Writes ``report.html``, ``report.md``, ``results.csv`` and ``figures/*.png`` into a folder.
+    """Write ``results.csv``, ``figures/*.png``, ``report.md`` and ``report.html`` into a folder, in this order.
+
+    A picture that cannot be drawn is left out, with a line on stderr and in the report.
 
     Returns:
         The files, the page first.
+
+    Raises:
+        OSError: A file cannot be written; those before it are there.
     """
     report = Report(records)
-    written = []
-    texts: dict[str, Callable[[Report], str]] = {
-        "report.html": to_html,
-        "report.md": to_markdown,
-        "results.csv": to_csv,
-    }
-    for name, make in texts.items():
-        write_text(folder / name, make(report))
-        written.append(folder / name)
-    (folder / "figures").mkdir(exist_ok=True)
-    for name, figure in report.pictures.items():
-        path = folder / "figures" / f"{name}.png"
-        figure.savefig(path, dpi=160)
-        written.append(path)
-    return written
+    table, markdown, page = (folder / name for name in ("results.csv", "report.md", "report.html"))
+    write_text(table, to_csv(report))
+    drawn = draw_pictures(report.records, folder / "figures")
+    for line in drawn.failures:
+        note(line)
+    write_text(markdown, to_markdown(report, drawn))
+    write_text(page, to_html(report, drawn))
+    return [page, markdown, table, *drawn.files]
 
 
 def json_document(records: Sequence[Record]) -> dict[str, Any]:
-    """Records for ``--json``: the figures at the top level of each cell, under the names of the command's contract."""
+    """Return the document of ``--json``: measures at the top level of each cell, under the command's own names."""
     cells = []
     for r in records:
         cells.append(

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
-from cnnbench.bench.drawing import Look, Name, Scheme, log_axis, panels, write_names
+from cnnbench.bench.drawing import Look, Name, Scheme, log_axis, panels, plain_text, shorten, write_names
 from cnnbench.units import with_unit
 
 SOFT = "#555555"
@@ -56,10 +56,11 @@ class Roof(NamedTuple):
         return min(self.flops_per_s, intensity * self.bytes_per_s)
 
 
+@plain_text()
 def draw_roofs(
     limits: Mapping[str, Mapping[str, Any]], peaks: Mapping[str, Any], number_format: str, where: str
 ) -> Figure:
-    """Draws a point per network at its batch size, and if these are few a smaller one per kind of layer.
+    """Draw a point per network at its batch size, and if these are few a smaller one per kind of layer.
 
     Args:
         limits: By network, of `find_limits`.
@@ -140,7 +141,7 @@ def _legend(figure: Figure, ax: Axes, looks: Mapping[str, Look], kinds: set[str]
         label = f"copies within caches: up to {with_unit(roof.cached, 'B/s')}"
         handles.append(Line2D([], [], color="#222222", linewidth=1, linestyle="--", label=label))
     for name, rate in roof.others.items():
-        label = f"{name}: {with_unit(rate, 'FLOP/s')}"
+        label = f"{shorten(name)}: {with_unit(rate, 'FLOP/s')}"
         handles.append(Line2D([], [], color="#b0b0b0", linewidth=0.9, linestyle="--", label=label))
     entries = {look.entry: look.colour for look in looks.values()}
     handles += [

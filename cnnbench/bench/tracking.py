@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import netrc
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from cnnbench.bench import figures
+from cnnbench.bench.drawing import plain_text
+from cnnbench.bench.matrices import MatrixPainter
+from cnnbench.bench.pictures import Picture, comparisons, failure, matrix_picture
 from cnnbench.bench.report import Report
-from cnnbench.record import Record, write_text
+from cnnbench.console import note
+from cnnbench.files import write_text
+from cnnbench.record import Record
+from cnnbench.text import printable
 
 Mode = Literal["off", "offline", "online"]
 PROJECT = "cnnbench"
 LOGGED_FILE = Path("wandb") / "logged.txt"
+LONGEST_NAME = 128
+"""Characters of the name of a run or group that W&B takes."""
 
 
 def has_key() -> bool:
@@ -39,10 +46,10 @@ def resolve_mode(asked: Mode, folder: Path) -> Mode:
         folder: Where the runs will lie.
     """
     if asked == "online" and not has_key():
-        print(f"W&B: no key (WANDB_API_KEY or `wandb login`), so logging offline; {_upload(folder)}", file=sys.stderr)
+        note(f"W&B: no key (WANDB_API_KEY or `wandb login`), so logging offline; {_upload(folder)}")
         return "offline"
     if asked == "offline":
-        print(f"W&B: logging offline; {_upload(folder)}", file=sys.stderr)
+        note(f"W&B: logging offline; {_upload(folder)}")
     return asked
 
 
@@ -72,7 +79,7 @@ class Tracker:
             if self._mode == "offline":
                 raise
             reason = " ".join(str(error).split())
-            print(f"W&B: no online run ({reason}), so logging offline; {_upload(self._folder)}", file=sys.stderr)
+            note(f"W&B: no online run ({reason}), so logging offline; {_upload(self._folder)}")
             self._mode = "offline"
             return self._init(name, job_type, config)
 
@@ -81,8 +88,8 @@ class Tracker:
 
         return wandb.init(
             project=PROJECT,
-            group=self._folder.resolve().name,
-            name=name,
+            group=run_name(self._folder.resolve().name),
+            name=run_name(name),
             job_type=job_type,
             config=config,
             dir=str(self._folder.resolve()),  # the process that writes has a working directory of its own
@@ -96,7 +103,7 @@ class Tracker:
 
         Which records have been logged is kept in the folder, so that a resumed run logs what an interruption left out.
         """
-        mark = f"{record.key} {record.created}"
+        mark = printable(f"{record.key} {record.created}")
         path = self._folder / LOGGED_FILE
         logged = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         if mark not in logged:
@@ -121,7 +128,8 @@ class Tracker:
             table = wandb.Table(columns=columns, data=counts)
             fields = {column: column for column in columns}
             plot = wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": record.key})
-            run.log({"confusion_matrix": plot, "confusion_matrix_image": _image(figures.confusion(record))})
+            run.log({"confusion_matrix": plot})
+            _log_picture(run, "confusion_matrix_image", matrix_picture(record.key, record, MatrixPainter()))
         run.summary.update({k: v for k, v in record.measures.items() if not isinstance(v, (dict, list))})
         run.summary.update({k: v for k, v in record.training.items() if not isinstance(v, (dict, list))})
         run.summary.update({"status": record.status, "synthetic": record.data["synthetic"]})
@@ -136,16 +144,31 @@ class Tracker:
         keys = list(dict.fromkeys(k for r in records for k, v in r.measures.items() if isinstance(v, (int, float))))
         rows = [[r.model, r.data["label"], r.seed, r.status, *(r.measures.get(k) for k in keys)] for r in records]
         run.log({"comparison": wandb.Table(columns=["model", "data", "seed", "status", *keys], data=rows)})
-        for name, figure in report.pictures.items():
-            if not name.startswith("confusion_"):
-                run.log({name: _image(figure)})
+        for picture in comparisons(report.records):
+            _log_picture(run, picture.name, picture)
         run.finish()
 
 
-def _image(figure: Any) -> Any:
+def run_name(name: str) -> str:
+    """Return a name that W&B takes for a run: printable, and a long one is cut and ends in its hash."""
+    name = printable(name)
+    if len(name) <= LONGEST_NAME:
+        return name
+    mark = hashlib.sha256(name.encode()).hexdigest()[:10]
+    return f"{name[: LONGEST_NAME - len(mark) - 1]}-{mark}"
+
+
+def _log_picture(run: Any, key: str, picture: Picture) -> None:
+    """Draw a picture and log it; one that cannot be drawn is left out, with a line on stderr."""
     import wandb
     from PIL import Image
 
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=120)
-    return wandb.Image(Image.open(out))
+    try:
+        with plain_text():
+            sheet = picture.draw()
+            content = None if sheet is None else sheet.png()
+    except Exception as error:  # whatever goes wrong in a picture, the run has everything else
+        note(f"W&B: {failure(picture, error)}")
+        return
+    if content is not None:
+        run.log({key: wandb.Image(Image.open(io.BytesIO(content)))})
