@@ -797,7 +797,7 @@ def test_scripted_networks_are_refused() -> None:
     ("model", "message"),
     [
         (nn.Sequential(nn.Linear(8, 3), _Module(_BadBackward.apply)), "it needs the values of a tensor"),
-        (nn.LazyLinear(3), "lazy parameters"),
+        (nn.LazyLinear(3), "lazy layers"),
         (_Module(lambda x: "text"), "returns no tensor"),
     ],
 )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
-from cnnbench.errors import UserError, unknown
+from cnnbench.errors import Stopped, UserError, unknown
 from cnnbench.measure.copies import untouched_randomness
 from cnnbench.measure.meta import tensors_in
 from cnnbench.measure.operators import base_name
@@ -81,9 +81,9 @@ def forward(model: nn.Module, images: Tensor) -> Tensor:
     """
     try:
         output = model(images)
-    except UserError:
+    except (UserError, Stopped):
         raise
-    except Exception as error:  # whatever a network of somebody else's raises
+    except BaseException as error:  # whatever a network of somebody else's raises
         size = "x".join(map(str, images.shape[1:]))
         text = " ".join(str(error).split())[:300]
         raise UserError(
@@ -164,7 +164,8 @@ def _parts(name: str, modules: dict[str, nn.Module], shapes: dict[str, tuple[int
     prefix = f"{name}." if name else ""
     inside = {s[1:] for n, s in shapes.items() if n.startswith(prefix) and is_map(s)}
     many = len(inside) > 2  # a block changes the resolution once at most
-    children = [prefix + child for child, _ in modules[name].named_children()]
+    # A module that is used in several places, such as one ReLU for all, has the name of its first place alone.
+    children = [prefix + child for child, _ in modules[name].named_children() if prefix + child in modules]
     if is_map(shape) and not (children and (many or type(modules[name]) is nn.Sequential)):
         yield name
     else:

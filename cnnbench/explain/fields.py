@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from cnnbench.blocks import initialise
-from cnnbench.errors import UserError, unknown
+from cnnbench.errors import Stopped, UserError, unknown
 from cnnbench.measure.complexity import complexity
 from cnnbench.measure.copies import eager, meta_copy, untouched_randomness, without_global_hooks
 from cnnbench.measure.meta import MetaRun, tensors_in
@@ -260,7 +260,9 @@ def _spans_along(
         units = {field.name: field.unit_near(axis, size[axis] / 2) for field in fields}
         try:
             reached = _reached(copy, (image_shape[0], *size), fields, units, axis)
-        except Exception as error:  # a network may refuse an image in any way
+        except Stopped:
+            raise
+        except BaseException as error:  # a network may refuse an image in any way
             text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             continue
         return {field.name: (reached[field.name], field.span(axis, units[field.name])) for field in fields}

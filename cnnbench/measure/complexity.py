@@ -16,10 +16,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from cnnbench.errors import UserError
+from cnnbench.errors import Stopped, UserError
 from cnnbench.measure import operators
-from cnnbench.measure.copies import eager, meta_copy, untouched_randomness, without_global_hooks
+from cnnbench.measure.copies import (
+    eager,
+    meta_copy,
+    unregistered_modules,
+    untouched_randomness,
+    without_global_hooks,
+)
 from cnnbench.measure.meta import MetaRun, tensors_in
 from cnnbench.measure.receptive_field import Field, FieldTracker
 
@@ -141,6 +148,63 @@ def receptive_fields(model: nn.Module, image_shape: Sequence[int]) -> dict[str, 
         return {n: passes.shown(fields_of[m]) for n, m in passes.model.named_modules() if m in fields_of}
 
 
+_CONVOLUTIONS = frozenset(getattr(torch, f"conv{kind}{dims}d") for kind in ("", "_transpose") for dims in (1, 2, 3))
+
+
+class ComplexConvolutions(TorchFunctionMode):
+    """Knows when a complex convolution runs, of which torch makes three real ones (Gauss's trick).
+
+    A complex multiply-add counts as one, as in a complex matrix product, so the first of the three is booked and the
+    rest of the trick is not. It is on only where there are complex numbers, since it slows every call of torch.
+
+    Attributes:
+        on: Whether complex convolutions are looked for.
+        needed: Whether a complex tensor has been seen while it was off.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on = self.needed = False
+        self._inside = False
+        self._booked = False
+        self._skipped_nodes: set[int] = set()
+
+    def __enter__(self) -> ComplexConvolutions:
+        self._skipped_nodes.clear()
+        if self.on:
+            super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.on:
+            super().__exit__(*error)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        is_complex = func in _CONVOLUTIONS and any(isinstance(a, Tensor) and a.is_complex() for a in args[:2])
+        if not is_complex:
+            return func(*args, **(kwargs or {}))
+        self._inside, self._booked = True, False
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self._inside = False
+
+    def skips(self, operator: Any, out: Any, backward_node: Any) -> bool:
+        """Return whether an operator is not to be booked, since it is part of the trick."""
+        if not self.on:
+            self.needed = self.needed or (isinstance(out, Tensor) and out.is_complex())
+            return False
+        if backward_node is not None:
+            return backward_node._sequence_nr() in self._skipped_nodes
+        if not self._inside:
+            return False
+        if operator.overloadpacket is torch.ops.aten.convolution and not self._booked:
+            self._booked = True
+            return False
+        self._skipped_nodes.add(torch._C._autograd._get_sequence_nr() - 1)
+        return True
+
+
 class _Books:
     """Costs of one pass, by module."""
 
@@ -186,6 +250,9 @@ class _Passes:
         self.model = model
         self._stack = [model]
         self._failed: tuple[BaseException, nn.Module] | None = None  # the innermost module that raised
+        self._unregistered = unregistered_modules(model)
+        self._random_in: dict[str, None] = {}  # passes whose forward drew random numbers
+        self._complex = ComplexConvolutions()
         with self._refusing():
             self.model, more = meta_copy(model)
             self._left_out = (*more, *left_out)
@@ -200,7 +267,11 @@ class _Passes:
         self._states = [(module, dict(module.__dict__), dict(module._buffers)) for module in self.model.modules()]
 
     def complexity(self, training: bool) -> Complexity:
-        one, eight = self.inference(1), self.inference(8)
+        one = self.inference(1)
+        if self._complex.needed:
+            self._complex.on = True
+            one = self.inference(1)
+        eight = self.inference(8)
         macs = one.total("macs")
         linear, remarks = eight.total("macs") == 8 * macs, []
         if not linear:
@@ -210,6 +281,7 @@ class _Passes:
             train, more = self.train()
             linear = linear and train is not None and train.four is None
             remarks += more
+        remarks += self._warnings()
         unknown = one.unknown | train.two.unknown if train else one.unknown
         layers = tuple(self.layers(one, eight, train))
         return Complexity(
@@ -227,6 +299,20 @@ class _Passes:
             remarks=tuple(remarks),
             layers=layers,
         )
+
+    def _warnings(self) -> Iterator[str]:
+        """What makes a count of something else than the user may think."""
+        if self._unregistered:
+            several = f" and {len(self._unregistered) - 3} more" if len(self._unregistered) > 3 else ""
+            yield (
+                f"{', '.join(self._unregistered[:3])}{several}: layers in a plain list, tuple or dict run, but their "
+                "weights are not counted, not trained and not saved; use nn.ModuleList or nn.ModuleDict"
+            )
+        if self._random_in:
+            yield (
+                f"the forward pass draws random numbers in {' and '.join(self._random_in)}: what it does may differ "
+                "from call to call, and the counts are those of one draw"
+            )
 
     def train(self) -> tuple[_Training | None, list[str]]:
         """Counts training steps, of as many batch sizes as it takes to know the cost of one image."""
@@ -281,8 +367,10 @@ class _Passes:
         self._module_of_node = {}
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
         try:
-            with self._refusing(), untouched_randomness(), eager(), self._mode:
+            with self._refusing(), untouched_randomness() as have_drawn, eager(), self._complex, self._mode:
                 yield torch.empty(batch, *self.image_shape, device="meta", dtype=dtype)
+                if have_drawn():
+                    self._random_in["training" if self.model.training else "inference"] = None
         finally:
             for module, attributes, buffers in self._states:
                 training = module.training
@@ -296,9 +384,9 @@ class _Passes:
         """Whatever goes wrong inside becomes one line that says where."""
         try:
             yield
-        except UserError:
+        except (UserError, Stopped):
             raise
-        except Exception as error:
+        except BaseException as error:
             raise self._refusal(error) from error
 
     def layers(self, one: _Books, eight: _Books, train: _Training | None) -> Iterator[Layer]:
@@ -340,7 +428,7 @@ class _Passes:
         covers = all(a.low <= 0 and a.high >= n for a, n in zip(field.axes, self.image_shape[1:], strict=True))
         return "image" if field.whole or (covers and not field.local) else field.as_dict()
 
-    def _refusal(self, error: Exception) -> UserError:
+    def _refusal(self, error: BaseException) -> UserError:
         names = {module: name for name, module in self.model.named_modules()}
         failed = self._failed[1] if self._failed and self._failed[0] is error else self._stack[-1]
         text = " ".join(str(error).split())[:300]
@@ -384,6 +472,8 @@ class _Passes:
         cost = rule(args, out) if rule is not None else None
         if self._fields is not None:
             self._fields(operator, args, out, bool(cost and cost.macs))
+        if self._complex.skips(operator, out, node if backward else None):
+            return
         if cost is None:
             books.unknown[str(operator)] += 1
             return

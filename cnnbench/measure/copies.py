@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnbench.errors import UserError
+from cnnbench.errors import Stopped, UserError
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
@@ -45,7 +45,10 @@ def meta_copy(model: nn.Module, device: str = "meta") -> tuple[nn.Module, list[s
             raise UserError(f"{name or 'the network'} is a scripted module; give the module that it was made from")
     for tensor in (*model.parameters(), *model.buffers()):  # before a module copies them in its own way
         if torch.nn.parameter.is_lazy(tensor):
-            raise UserError(f"{type(model).__name__} has lazy parameters without a shape; run it once before")
+            raise UserError(
+                f"{type(model).__name__} has lazy layers, whose sizes are not known before they run; give their sizes, "
+                "as in nn.Conv2d(3, 8, 3) for nn.LazyConv2d(8, 3), or let what makes the network run it on an image"
+            )
         copier.copy(tensor)
     duplicate = copier.copy(model)
     return duplicate, _without_hooks(duplicate) + copier.shared
@@ -205,24 +208,69 @@ def build_without_values(build: Callable[[], nn.Module]) -> tuple[nn.Module, boo
     try:
         with building_on_meta():
             return build(), True
-    except Exception:  # tried again: an error that is not due to the meta device comes up there too
+    except Stopped:
+        raise
+    except BaseException:  # tried again: an error that is not due to the meta device comes up there too
         return build(), False
 
 
 @contextlib.contextmanager
-def untouched_randomness() -> Iterator[None]:
-    """The CPU's generators of Python, NumPy and torch start from a fixed state inside, and are put back."""
+def untouched_randomness() -> Iterator[Callable[[], bool]]:
+    """The CPU's generators of Python, NumPy and torch start from a fixed state inside, and are put back.
+
+    Yields:
+        A function that says whether something has drawn from one of them since the start.
+    """
     numpy = sys.modules.get("numpy")
     states = random.getstate(), torch.get_rng_state(), numpy.random.get_state() if numpy else None
     random.seed(0)
     torch.default_generator.manual_seed(0)
+    start = random.getstate(), torch.get_rng_state()
+    drawn_by_numpy = numpy.random.get_state()[1:3] if numpy else ()
+
+    def have_drawn() -> bool:
+        if random.getstate() != start[0] or not torch.equal(torch.get_rng_state(), start[1]):
+            return True
+        now = numpy.random.get_state()[1:3] if numpy else ()
+        return any(not numpy.array_equal(a, b) for a, b in zip(now, drawn_by_numpy, strict=True)) if numpy else False
+
     try:
-        yield
+        yield have_drawn
     finally:
         random.setstate(states[0])
         torch.set_rng_state(states[1])
         if numpy:
             numpy.random.set_state(states[2])
+
+
+def unregistered_modules(model: nn.Module) -> list[str]:
+    """Return where a network keeps layers that it does not know of, such as ``layers[0]`` in a plain list.
+
+    Their weights are not among its parameters: no optimizer trains them, and no checkpoint has them.
+    """
+    known = set(model.modules())
+    found = []
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key.startswith("_"):
+                continue
+            for place, part in _parts_of(value, f"{name}.{key}" if name else key):
+                if part not in known:
+                    known.add(part)
+                    found.append(f"{place} ({type(part).__name__})")
+    return found
+
+
+def _parts_of(value: Any, place: str) -> Iterator[tuple[str, nn.Module]]:
+    """The modules in lists, tuples, sets and dicts, with their places."""
+    if isinstance(value, nn.Module):
+        yield place, value
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield from _parts_of(part, f"{place}[{key!r}]")
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for index, part in enumerate(value):
+            yield from _parts_of(part, f"{place}[{index}]")
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cnnbench.errors import UserError, unknown
+from cnnbench.errors import Stopped, UserError, unknown
 from cnnbench.hardware import PRECISIONS, autocast
 from cnnbench.measure.copies import eager, meta_copy, untouched_randomness, without_global_hooks
 from cnnbench.measure.meta import tensors_in
@@ -108,9 +108,9 @@ def training_memory(
         raise UserError(f"batch_size {batch_size} must be at least 1")
     try:
         return _simulate(model, image_shape, batch_size, precision, STATES_PER_WEIGHT[optimizer])
-    except UserError:
+    except (UserError, Stopped):
         raise
-    except Exception as error:  # whatever forward or backward of somebody else's network raises
+    except BaseException as error:  # whatever forward or backward of somebody else's network raises
         text = " ".join(str(error).split())[:300]
         raise UserError(
             f"cannot estimate the memory of {type(model).__name__} with {batch_size} images of "

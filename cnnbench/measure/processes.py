@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import re
+import signal
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -15,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from typing import Any
 
-from cnnbench.errors import UserError
+from cnnbench.errors import Stopped, UserError
 from cnnbench.measure.intervals import FEWEST_ROUNDS
 from cnnbench.measure.work import KEYS, SpeedConfig, spread
 
@@ -27,10 +28,21 @@ def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
         UserError: The process was killed.
     """
     try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
-            return executor.submit(function, *arguments).result()
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_leave_signals) as executor:
+            try:
+                return executor.submit(function, *arguments).result()
+            except Stopped:
+                # Leaving the executor waits for the process, which does not know that it is not needed any more.
+                for child in multiprocessing.active_children():
+                    child.terminate()
+                raise
     except BrokenProcessPool as error:
         raise UserError("a process that was started to measure was killed, perhaps for its memory") from error
+
+
+def _leave_signals() -> None:
+    """Leave Ctrl-C, which the terminal sends to all processes, to the one that started this."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def in_processes(

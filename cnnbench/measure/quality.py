@@ -30,7 +30,10 @@ def wilson_interval(successes: float, total: float, z: float = 1.959964) -> tupl
     centre = p + z * z / (2 * total)
     half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    # At the ends the interval reaches the proportion exactly, which rounding would miss.
+    low = 0.0 if successes <= 0 else (centre - half) / scale
+    high = 1.0 if successes >= total else (centre + half) / scale
+    return low, high
 
 
 def difference_interval(first: int, second: int, of_first: int, of_second: int) -> tuple[float, float]:

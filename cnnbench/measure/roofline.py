@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cnnbench.errors import UserError, unknown
+from cnnbench.errors import Stopped, UserError, unknown
 from cnnbench.hardware import PRECISIONS, autocast
 from cnnbench.measure import operators
 from cnnbench.measure.copies import eager, meta_copy, untouched_randomness, without_global_hooks
@@ -136,9 +136,9 @@ def layer_traffic(
         raise UserError(f"batch_size {batch_size} must be at least 1")
     try:
         return _trace(model, image_shape, batch_size, precision, training)
-    except UserError:
+    except (UserError, Stopped):
         raise
-    except Exception as error:  # whatever forward or backward of somebody else's network raises
+    except BaseException as error:  # whatever forward or backward of somebody else's network raises
         text = " ".join(str(error).split())[:300]
         raise UserError(
             f"cannot trace {type(model).__name__} with {batch_size} images of {'x'.join(map(str, image_shape))}: "

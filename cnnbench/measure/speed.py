@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from cnnbench.errors import Stopped
 from cnnbench.hardware import synchronise, tf32
 from cnnbench.measure.conditions import Conditions, reasons_to_doubt
 from cnnbench.measure.intervals import FEWEST_ROUNDS, Interval, median_interval, paired_ratio
@@ -77,7 +78,9 @@ def _measure(
         on_progress(0.5 * index / len(subjects), f"warm up {name}")
         try:
             timed[name] = Timed(subject, config, watch)
-        except Exception as error:  # whatever a network does wrong is its own failure, not the others'
+        except Stopped:
+            raise
+        except BaseException as error:  # whatever a network raises is its own failure, not the others'
             failed[name] = _failure(error)
     start = time.monotonic()
     yardstick = _Yardstick(config)
@@ -93,7 +96,9 @@ def _measure(
                     continue
                 try:
                     timed[name].take_turn(kind)
-                except Exception as error:
+                except Stopped:
+                    raise
+                except BaseException as error:
                     failed[name] = _failure(error)
             conditions.look()
     state = conditions.figures()
@@ -206,5 +211,5 @@ def _drifts(rounds_ms: Mapping[str, list[list[float]]]) -> list[str]:
     return [f"{' and '.join(found)} drifted over the rounds"] if found else []
 
 
-def _failure(error: Exception) -> dict[str, Any]:
+def _failure(error: BaseException) -> dict[str, Any]:
     return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
