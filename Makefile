@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench bench-smoke bench-speed bench-ways bench-zoo audit race-data race-training race-recipes race-memory calibrate gallery catalog test test-slow lint train report clean
+.PHONY: help setup bench bench-smoke bench-speed bench-ways bench-zoo audit race-data race-training race-recipes race-memory race-reports calibrate fuzz chaos gallery catalog test test-slow lint train report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,15 @@ calibrate: .venv/ready  ## is the stopwatch right? against itself, a planted slo
 
 race-memory: .venv/ready  ## the estimate of a training step's memory beside real steps, four minutes
 	$(BIN)/python -m cnnbench.races.memory $(ARGS)
+
+race-reports: .venv/ready  ## seconds and memory of a report of 2,000 records, six minutes
+	$(BIN)/python -m cnnbench.races.reports $(ARGS)
+
+fuzz: .venv/ready  ## 2,280 damaged files and arguments, a table of verdicts, up to twenty minutes
+	$(BIN)/python -m cnnbench.races.fuzz $(ARGS)
+
+chaos: .venv/ready  ## kill bench and fit at random moments, go on, and compare with undisturbed runs
+	$(BIN)/python -m cnnbench.races.chaos $(ARGS)
 
 gallery: .venv/ready  ## one page of everything that a CNN does, from a freshly trained network, a few minutes
 	$(BIN)/cnnbench explain gallery $(ARGS)

@@ -16,8 +16,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cnnbench.console import make_console, note, out, out_json, out_text, show
 from cnnbench.count import PIPE_WIDTH
-from cnnbench.record import load_records, write_json
+from cnnbench.files import write_json
+from cnnbench.record import load_records
 from cnnbench.registry import natural
 
 if TYPE_CHECKING:
@@ -64,12 +66,10 @@ def load_catalog() -> dict[str, Any]:
     fresh = {name for name, fingerprint in modules.items() if kept["modules"].get(name) != fingerprint}
     models = {name: entry for name, entry in kept["models"].items() if entry["module"] in modules.keys() - fresh}
     if fresh:
-        print(
-            f"counting the networks of {', '.join(sorted(fresh))}, new or changed; `make catalog` keeps the figures",
-            file=sys.stderr,
-        )
+        note(f"counting the networks of {', '.join(sorted(fresh))}, new or changed; `make catalog` keeps the figures")
         models |= count_models(fresh)
-    if RECORDS.is_dir():  # not in an installed package
+    # An installed package has no records; those of the repository are read again only where they have changed.
+    if RECORDS.is_dir() and kept["records"] != records_fingerprint():
         measured = best_measured()
         models = {name: {**entry, "measured": measured.get(name, [])} for name, entry in models.items()}
     data = kept["data"] if kept["data_modules"] == data_modules else describe_data()
@@ -80,10 +80,10 @@ def _kept() -> dict[str, Any]:
     """What is kept; nothing where the file is missing or broken."""
     try:
         kept = json.loads(FILE.read_text(encoding="utf-8"))
-        return {key: kept[key] for key in ("modules", "data_modules", "models", "data")}
+        return {key: kept[key] for key in ("modules", "data_modules", "models", "data", "records")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"'{FILE}' cannot be read ({type(error).__name__}); `make catalog` writes it anew", file=sys.stderr)
-        return {"modules": {}, "data_modules": {}, "models": {}, "data": {}}
+        note(f"'{FILE}' cannot be read ({type(error).__name__}); `make catalog` writes it anew")
+        return {"modules": {}, "data_modules": {}, "models": {}, "data": {}, "records": ""}
 
 
 def count_models(modules: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -150,6 +150,14 @@ def _costs(cls: type[ImageClassifier]) -> dict[str, int | None]:
     return found
 
 
+def records_fingerprint() -> str:
+    """Return a fingerprint of the records of the repository."""
+    digest = hashlib.sha256()
+    for file in sorted(RECORDS.rglob("*.jsonl")):
+        digest.update(file.relative_to(RECORDS).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def best_measured() -> dict[str, list[dict[str, Any]]]:
     """The best test accuracy of every network on every real data set, at 32x32, among the records of the repository."""
     best: dict[tuple[str, str], dict[str, Any]] = {}
@@ -183,17 +191,13 @@ def listing(arguments: argparse.Namespace) -> int:
     """Prints the catalogue."""
     catalog = load_catalog()
     if arguments.json:
-        print(json.dumps({key: catalog[key] for key in ("models", "data")}, indent=1, ensure_ascii=False))
+        out_json({key: catalog[key] for key in ("models", "data")})
         return 0
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    with console.capture() as capture:  # rich would end the process itself when the reader of a pipe does
-        console.print(_table(catalog["models"], console.width))
-    print(capture.get(), end="")
-    print(LEGEND)
+    width = make_console(pipe_width=PIPE_WIDTH).width
+    show(_table(catalog["models"], width), pipe_width=PIPE_WIDTH)
+    out_text(LEGEND)
     for name, facts in catalog["data"].items():
-        print(f"data  {name:10} {facts['summary']}")
+        out(f"data  {name:10} {facts['summary']}")
     return 0
 
 
@@ -236,8 +240,9 @@ def main() -> int:
     modules = sources()
     counted = count_models(modules)
     kept = {"modules": modules, "data_modules": sources("data"), "models": counted, "data": describe_data()}
+    kept["records"] = records_fingerprint()
     write_json(FILE, kept)
-    print(f"{FILE.relative_to(PACKAGE.parent)}: {len(modules)} modules, {len(counted)} networks")
+    out(f"{FILE.relative_to(PACKAGE.parent)}: {len(modules)} modules, {len(counted)} networks")
     return 0
 
 

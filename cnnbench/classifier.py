@@ -306,7 +306,10 @@ class ImageClassifier(L.LightningModule):
     def _loss_and_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         images, labels = batch
         compiled = self._compiled if self.training else None
-        output = (compiled or self)(images.contiguous(memory_format=self.memory_format))
+        try:
+            output = (compiled or self)(images.contiguous(memory_format=self.memory_format))
+        except StopIteration as error:  # which Lightning's loops would take for the end of the data
+            raise RuntimeError("the network raised StopIteration") from error
         smoothing = self._label_smoothing if self.training else 0.0
         return loss_and_logits(output, labels, smoothing, self.auxiliary_weight)
 

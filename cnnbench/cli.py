@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
+import errno
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -14,12 +17,16 @@ from typing import Any, NoReturn
 
 from cnnbench import __version__
 from cnnbench.catalog import listing
+from cnnbench.console import make_console, note, out, out_json, show, stdout_kept
 from cnnbench.count import add_arguments as add_count_arguments
 from cnnbench.count import count
-from cnnbench.errors import UserError, unknown
+from cnnbench.errors import Stopped, UserError, unknown
+from cnnbench.files import parse_yaml, read_yaml, reason
 from cnnbench.registry import split_names
+from cnnbench.stopping import stoppable
 from cnnbench.timing import add_arguments as add_speed_arguments
 from cnnbench.timing import speed
+from cnnbench.trust import OPTION, Trust, check_network, enforced, words
 
 TRAINING = {
     "fit": "train a network",
@@ -30,8 +37,20 @@ TRAINING = {
 BENCH_ROOT = Path("results/bench")
 
 
+def _whole_number(text: str) -> int:
+    """Read a whole number of 64 bits; argparse says which option a larger one was given for."""
+    value = int(text)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(text)
+    return value
+
+
 class Parser(argparse.ArgumentParser):
     """Says in one line what is wrong, and which option was probably meant."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.register("type", int, _whole_number)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
@@ -54,14 +73,10 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 def _table(text: str) -> Any:
-    import yaml
-
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(
-            f"cannot read the table '{text}'; write for example '{{image_size: 28, augment: false}}'"
-        ) from None
+        return parse_yaml(text, "the table")
+    except UserError as error:
+        raise UserError(f"{error}; write for example '{{image_size: 28, augment: false}}'") from None
 
 
 def _parser() -> Parser:
@@ -189,13 +204,21 @@ def _add_bench(commands: Any) -> argparse.ArgumentParser:
     )
     add("--out", type=Path, metavar="DIR", help="run folder (default: a new one in results/bench)")
     add("--resume", action="store_true", help="go on with the newest run, or that of --out")
+    add(
+        OPTION,
+        type=split_names,
+        metavar="MODULE",
+        help="modules whose networks a plan or YAML file may name, such as mynets (default: none)",
+    )
     _add_wandb(bench)
     add("--json", action="store_true", help="print one JSON document on stdout")
     return bench
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    options = _with_config(vars(arguments))
+    given = dict(vars(arguments))
+    trust = Trust.of(given.pop(OPTION.strip("-"), ()), typed=given.get("models", ()))
+    options = _with_config(given, trust)
     from cnnbench.bench import plan as plans
     from cnnbench.bench.display import LiveDisplay
     from cnnbench.bench.run import run
@@ -207,7 +230,7 @@ def bench(arguments: argparse.Namespace) -> int:
     folder = _run_folder(out, resume)
     asked = _asked(options)
     if resume:
-        plan = plans.load_plan(folder)
+        plan = plans.load_plan(folder, trust)
         different = plans.conflicts(plan, asked)
         if different:
             raise UserError(
@@ -219,41 +242,43 @@ def bench(arguments: argparse.Namespace) -> int:
     mode = resolve_mode(asked_mode, folder)
     tracker = Tracker(mode, folder) if mode != "off" else None
     try:
-        with LiveDisplay() as display:
+        with stdout_kept(), LiveDisplay() as display:
             records = run(plan, folder, display, tracker.log_cell if tracker else lambda _: None)
-    except KeyboardInterrupt:
-        print(f"interrupted; go on with: cnnbench bench --resume --out {folder}", file=sys.stderr)
-        return 130
-    if tracker:
-        for record in records:  # those of an interrupted run that had not been logged
-            tracker.log_cell(record)
-        tracker.log_comparison(records)
-    _finish(records, folder, as_json)
+        if tracker:
+            for record in records:  # those of an interrupted run that had not been logged
+                tracker.log_cell(record)
+            tracker.log_comparison(records)
+        _finish(records, folder, as_json)
+    except Stopped as stop:
+        if (folder / plans.PLAN_FILE).is_file():
+            stop.hint = f"go on with: cnnbench bench --resume --out {shlex.quote(str(folder))}{words(plan.models)}"
+        raise
     return 1 if any(r.status == "error" for r in records) else 0
 
 
-def _with_config(options: dict[str, Any]) -> dict[str, Any]:
-    """Merges a YAML file of options under those of the command line."""
+def _with_config(options: dict[str, Any], trust: Trust) -> dict[str, Any]:
+    """Merge a YAML file of options under those of the command line."""
     options.pop("command")
     path = options.pop("config", None)
     if path is None:
         return options
-    import yaml
+    from cnnbench.schemas import BenchFile, check
 
-    try:
-        stored = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read config '{path}': {' '.join(str(error).split())}") from error
+    stored = read_yaml(path, "config")
+    if stored is None:
+        raise UserError(f"config '{path}' is empty; write for example: models: [LeNet5, ResNet18]")
+    where = f"config '{path}'"
     if not isinstance(stored, dict):
-        raise UserError(f"config '{path}' is not a list of `option: value` lines")
+        raise UserError(f"{where} is not a list of `option: value` lines")
+    check(BenchFile, stored, where, "see `cnnbench bench --help`")
     parser = _add_bench(argparse.ArgumentParser().add_subparsers())
     actions = {a.dest: a for a in parser._actions if a.dest not in ("help", "config")}
     values: dict[str, Any] = {}
     for key, value in stored.items():
-        if key not in actions:
-            raise unknown(f"option in '{path}'", str(key), actions)
         if value is not None:
             values[key] = _convert(actions[key], key, value, path)
+    for name in values.get("models", ()):
+        check_network(name, where, trust)
     if "epochs" in options:
         values.pop("budget", None)
     if "budget" in options:
@@ -365,18 +390,14 @@ def _run_folder(out: Path | None, resume: bool) -> Path:
 
 def _finish(records: Sequence[Any], folder: Path, as_json: bool) -> None:
     """Prints the table or the JSON document and writes the report."""
-    from rich.console import Console
-
     from cnnbench.bench.report import Report, json_document, print_table, write_report
 
     files = write_report(records, folder)
     if as_json:
-        json.dump(json_document(records), sys.stdout, indent=1, ensure_ascii=False)
-        print()
+        out_json(json_document(records))
     else:
-        width = None if sys.stdout.isatty() else 160
-        print_table(Report(records), Console(width=width))
-    print(f"report: {files[0]}", file=sys.stderr)
+        print_table(Report(records), make_console())
+    note(f"report: {files[0]}")
 
 
 def report(arguments: argparse.Namespace) -> int:
@@ -410,19 +431,13 @@ def compare(arguments: argparse.Namespace) -> int:
     changes = comparing.compare(*(load_records([path]) for path in (arguments.a, arguments.b)))
     found = comparing.Gate(changes, arguments.gate)
     if arguments.json:
-        document = {"changes": [c._asdict() for c in changes], **found.document()}
-        print(json.dumps(document, indent=1, ensure_ascii=False))
+        out_json({"changes": [c._asdict() for c in changes], **found.document()})
     else:
-        from rich.console import Console
-
-        console = Console(width=None if sys.stdout.isatty() else 160)
-        with console.capture() as capture:  # rich would end the process itself when the reader of a pipe does
-            console.print(comparing.table(changes), markup=False)
-        print(capture.get(), end="")
+        show(comparing.table(changes))
         for line in comparing.remarks(changes):
-            print(line)
+            out(line)
     for line in found.lines():
-        print(line, file=sys.stderr)
+        note(line)
     return 0 if found.passed else 1
 
 
@@ -437,29 +452,76 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code: 0, 1 when a cell failed, 2 on bad input."""
+    """Run the command and return its exit code.
+
+    Returns:
+        0; 1 when a cell or a gate failed; 2 on bad input, and where something cannot be written; 128 and the number of
+        the signal that stopped it.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if given and given[0] in TRAINING:
-            from cnnbench.train import main as train
-
-            train(given)
-            return 0
-        if given and given[0] == "explain":
-            from cnnbench.explain import main as explain
-
-            return explain(given[1:], Parser)
-        parser = _parser()
-        if not given:
-            parser.print_help()
-            return 0
-        if given[0] not in COMMANDS and not given[0].startswith("-"):
-            raise unknown("command", given[0], [*TRAINING, *COMMANDS, "explain"])
-        parsed = parser.parse_args(given)
-        return COMMANDS[parsed.command](parsed)
+        with stoppable(), enforced(Trust.in_arguments(given)):
+            code = _run(given)
+            if not sys.stdout.closed:
+                sys.stdout.flush()
+        return code
     except UserError as error:
-        print(f"cnnbench: {error}", file=sys.stderr)
-        return 2
+        note(f"cnnbench: {error}")
+    except Stopped as stop:
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # the others do not know what the first one kept
+            note(f"cnnbench: stopped by {stop}; {stop.hint}")
+        return stop.exit_code
+    except KeyboardInterrupt:  # not by a signal, which raises Stopped
+        note("cnnbench: interrupted")
+        return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_stdout()
         return 0
+    except OSError as error:
+        if error.filename is None:
+            _close_stdout()
+        note(f"cnnbench: {_about_files(error)}")
+    except MemoryError:
+        note("cnnbench: the machine has not enough memory for this; take smaller images, batches or networks")
+    except RecursionError:
+        note("cnnbench: the input is nested too deeply; give a plainer one")
+    return 2
+
+
+def _run(given: list[str]) -> int:
+    if given and given[0] in TRAINING:
+        from cnnbench.train import main as train
+
+        train(given)
+        return 0
+    if given and given[0] == "explain":
+        from cnnbench.explain import main as explain
+
+        return explain(given[1:], Parser)
+    parser = _parser()
+    if not given:
+        parser.print_help()
+        return 0
+    if given[0] not in COMMANDS and not given[0].startswith("-"):
+        raise unknown("command", given[0], [*TRAINING, *COMMANDS, "explain"])
+    parsed = parser.parse_args(given)
+    return COMMANDS[parsed.command](parsed)
+
+
+def _close_stdout() -> None:
+    """Have what is still to be written go nowhere, so that Python does not fail on it once more at the end."""
+    with contextlib.suppress(OSError, ValueError):  # a stdout that is no file, as in tests
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _about_files(error: OSError) -> str:
+    """Say in one line which file could not be written or read, and what to do."""
+    name = f"'{error.filename}'" if error.filename is not None else "the output"
+    mends = {
+        errno.ENOSPC: "make room on the disk, or choose another folder with --out",
+        errno.EDQUOT: "make room within your quota, or choose another folder with --out",
+        errno.ENAMETOOLONG: "choose a shorter name",
+        errno.EMFILE: "allow more open files with ulimit -n",
+    }
+    mend = mends.get(error.errno or 0, "choose another folder with --out, or mend its permissions")
+    return f"{name} cannot be written or read: {reason(error)}; {mend}"

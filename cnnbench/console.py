@@ -6,8 +6,11 @@ as escapes. Colours and layout are rich's own and are not touched.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from cnnbench.text import printable, to_json
@@ -21,17 +24,28 @@ PIPE_WIDTH = 160
 
 def out(line: str = "") -> None:
     """Print one line on stdout."""
-    print(printable(line))
+    _print(printable(line))
 
 
 def out_text(text: str) -> None:
     """Print a text of several lines on stdout."""
-    print(printable(text, lines=True))
+    _print(printable(text, lines=True))
 
 
 def out_json(document: Any) -> None:
     """Print one JSON document on stdout."""
-    print(to_json(document))
+    _print(to_json(document))
+
+
+def _print(text: str, end: str = "\n") -> None:
+    """Print on stdout.
+
+    Raises:
+        OSError: It is closed, by a network of the user's for example.
+    """
+    if sys.stdout.closed:
+        raise OSError(errno.EBADF, "it is closed")
+    print(text, end=end)
 
 
 def note(line: str) -> None:
@@ -39,12 +53,37 @@ def note(line: str) -> None:
     print(printable(line), file=sys.stderr, flush=True)
 
 
-def make_console(stderr: bool = False, width: int | None = None) -> Console:
+class _Beside(io.TextIOBase):
+    """A stdout for code of the user's: what it prints goes to stderr, and closing it closes nothing."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        return
+
+    def writable(self) -> bool:
+        return True
+
+
+@contextlib.contextmanager
+def stdout_kept() -> Iterator[None]:
+    """Keep stdout for the results inside: what networks of the user's print goes to stderr."""
+    with contextlib.redirect_stdout(_Beside()):
+        yield
+
+
+def make_console(stderr: bool = False, pipe_width: int = PIPE_WIDTH) -> Console:
     """Return a rich console whose text is printable.
 
     Args:
         stderr: Whether it writes to stderr, not to stdout.
-        width: Characters of a line; None for those of the terminal, or `PIPE_WIDTH` where there is none.
+        pipe_width: Characters of a line where the output is no terminal.
     """
     # rich takes a third of the start-up time of the commands that print no table.
     from rich.console import Console
@@ -60,14 +99,16 @@ def make_console(stderr: bool = False, width: int | None = None) -> Console:
                 yield Segment(text if control else printable(text, lines=True), style, control)
 
     stream = sys.stderr if stderr else sys.stdout
-    return SafeConsole(stderr=stderr, width=width or (None if stream.isatty() else PIPE_WIDTH))
+    if stream.closed:
+        raise OSError(errno.EBADF, "it is closed")
+    return SafeConsole(stderr=stderr, width=None if stream.isatty() else pipe_width)
 
 
-def show(*tables: RenderableType) -> None:
-    """Print tables on stdout."""
-    console = make_console()
+def show(*tables: RenderableType, pipe_width: int = PIPE_WIDTH) -> None:
+    """Print tables on stdout; see `make_console`."""
+    console = make_console(pipe_width=pipe_width)
     # Captured first: rich would end the process itself when the reader of a pipe hangs up.
     with console.capture() as capture:
         for table in tables:
             console.print(table, markup=False, highlight=False)
-    print(capture.get(), end="")
+    _print(capture.get(), end="")

@@ -6,11 +6,9 @@ Torch is imported when something is counted, so that the options can be shown at
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cnnbench.console import note, out, out_json, show, stdout_kept
 from cnnbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,10 +66,9 @@ def find_networks(arguments: argparse.Namespace) -> list[Network]:
     networks = [get_network(name, *form) for name in names]
     sizes = list(dict.fromkeys(str(network.image_size) for network in networks))
     if len(sizes) > 1:
-        print(
+        note(
             f"the networks take images of {', '.join(sizes)} pixels and do not compare; "
-            "--image_size N gives all the same",
-            file=sys.stderr,
+            "--image_size N gives all the same"
         )
     return networks
 
@@ -90,8 +87,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def count(arguments: argparse.Namespace) -> int:
     """Counts networks and prints what was found."""
-    from rich.console import Console
-
     from cnnbench.measure.complexity import CONVENTION
 
     if arguments.batch_size is None:
@@ -101,26 +96,22 @@ def count(arguments: argparse.Namespace) -> int:
     elif arguments.no_training:
         raise UserError("--batch_size is for the memory of a training step; leave out --no_training")
     networks = find_networks(arguments)
-    with contextlib.redirect_stdout(sys.stderr):  # what a network of the user's prints is not part of the document
+    with stdout_kept():  # what a network of the user's prints is not part of the document
         results = [_measure(network, arguments) for network in networks]
     if arguments.json:
         document = {"convention": CONVENTION, "networks": [_as_json(r, arguments.per_layer) for r in results]}
-        print(json.dumps(document, indent=1, ensure_ascii=False))
+        out_json(document)
         return 0
     tables = [_table(results)]
     if arguments.per_layer:
         tables += [_layer_table(network, cost) for network, cost, *_ in results]
     if arguments.batch_size is not None:
         tables.append(_memory_table(results, arguments))
-    # Rendered first: rich would end the process itself when the reader of a pipe does.
-    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    with console.capture() as capture:
-        console.print(*tables, sep="\n")
-    print(capture.get(), end="")
+    show(*tables, pipe_width=PIPE_WIDTH)
     for result in results:
         for line in _remarks(result):
-            print(f"{result.network.name}: {line}")
-    print(CONVENTION)
+            out(f"{result.network.name}: {line}")
+    out(CONVENTION)
     return 0
 
 

@@ -26,7 +26,11 @@ LONGEST_DOCUMENT = 256 * 2**20
 """Bytes of a JSON or YAML file that is still read."""
 MOST_YAML_NODES = 100_000
 """Values in a YAML file once its aliases are written out: a few lines of aliases can stand for billions."""
+MOST_LEVELS = 50
+"""Levels of lists and tables within each other in a JSON or YAML file; ours have six."""
 _HASH = 10
+CHECKSUM = "checksum"
+"""Key of a JSON object that has the checksum over all others."""
 
 
 def safe_name(text: str) -> str:
@@ -96,11 +100,33 @@ def parse_json(text: str, where: str) -> Any:
         UserError: It is not JSON.
     """
     try:
-        return json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
+        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
+        if _HALF_OF_A_PAIR.search(text):
+            json.dumps(value, ensure_ascii=False).encode()  # raises where the other half is missing
     except RecursionError:
         raise UserError(f"{where} is not JSON that can be read: its values are nested too deeply") from None
+    except UnicodeEncodeError:
+        raise UserError(f"{where} is not JSON that can be read: it has half of a surrogate pair") from None
     except ValueError as error:
         raise UserError(f"{where} is not JSON that can be read: {reason(error)}") from error
+    if _levels(value) > MOST_LEVELS:
+        raise UserError(f"{where} is not JSON that can be read: its values are nested too deeply")
+    return value
+
+
+_HALF_OF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _levels(value: Any) -> int:
+    """Return how many levels of lists and tables a value has; counting stops soon after `MOST_LEVELS`."""
+    level, layer = 0, [value]
+    while layer and level <= MOST_LEVELS:
+        below: list[Any] = []
+        for part in layer:
+            parts = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+            below += [item for item in parts if isinstance(item, (dict, list))]
+        level, layer = level + 1, below
+    return level
 
 
 def _no_constant(name: str) -> float:
@@ -132,6 +158,38 @@ def read_json(path: Path, what: str) -> Any:
     return parse_json(read_text(path, what), f"{what} '{path}'")
 
 
+def checksum(value: dict[str, Any]) -> str:
+    """Return a checksum over a JSON object, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def with_checksum(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON object as it will be read again, with a checksum over its content."""
+    plain = json.loads(json.dumps(value, allow_nan=False))
+    return plain | {CHECKSUM: checksum(plain)}
+
+
+def without_checksum(value: dict[str, Any], where: str, check: bool = True) -> dict[str, Any]:
+    """Return a JSON object without its checksum; files of before 2026-11-28 have none.
+
+    Args:
+        value: The object.
+        where: The file, for the message.
+        check: Whether the checksum, where there is one, must be right.
+
+    Raises:
+        UserError: It is not that of the content.
+    """
+    content = {key: part for key, part in value.items() if key != CHECKSUM}
+    if check and CHECKSUM in value and value[CHECKSUM] != checksum(content):
+        raise UserError(
+            f"{where} is not as it was written: its content has another {CHECKSUM}. Take an undamaged copy; if you "
+            f"changed it on purpose, remove its key '{CHECKSUM}'"
+        )
+    return content
+
+
 def read_yaml(path: Path, what: str) -> Any:
     """Read a YAML file: plain values alone, no key twice, aliases that stand for a bounded number of values.
 
@@ -149,21 +207,30 @@ def parse_yaml(text: str, where: str) -> Any:
     """
     import yaml  # the light commands read no YAML
 
-    loader = yaml.SafeLoader(text)
+    loader = None
     try:
+        loader = yaml.SafeLoader(text)  # looks at the characters at once
         node = loader.get_single_node()
         if node is None:
             return None
         _written_out(node, {}, where)
-        return loader.construct_document(node)
+        value = loader.construct_document(node)
+        if _levels(value) > MOST_LEVELS:
+            raise RecursionError
+        return value
     except UserError:
         raise
     except RecursionError:
         raise UserError(f"{where} is not YAML that can be read: its values are nested too deeply") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+        raise UserError(f"{where} is not YAML that can be read: {place}{error.problem or reason(error)}") from error
     except Exception as error:  # the constructors of YAML's own types raise KeyError, AttributeError and others
         raise UserError(f"{where} is not YAML that can be read: {reason(error)}") from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def _written_out(node: Any, sizes: dict[int, int], where: str) -> int:
@@ -250,6 +317,11 @@ def write_json(path: Path, value: Any) -> None:
         ValueError: A number is not finite.
     """
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_checked_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object with a checksum over its content; see `without_checksum`."""
+    write_json(path, with_checksum(value))
 
 
 def remove_parts(folder: Path) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnnbench.errors import UserError
+from cnnbench.console import note
+from cnnbench.errors import Stopped, UserError
+from cnnbench.files import replacing
 from cnnbench.units import with_unit
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def peaks_now(config: SpeedConfig) -> tuple[Peaks, list[str]]:
     from cnnbench.measure.conditions import Conditions, reasons_to_doubt
     from cnnbench.measure.peaks import hardware_precisions, measure_peaks
 
-    print("peaks of this machine", file=sys.stderr)
+    note("peaks of this machine")
     with Conditions(config.device) as conditions:
         precisions = dict.fromkeys([config.precision, *hardware_precisions(config.device)])
         peaks = measure_peaks(config.device, list(precisions))
@@ -106,12 +106,14 @@ def find(
     peaks, doubts = before[0].best(peaks), [reason for reason in before[1] if doubts]  # one quiet look will do
     found, failed = {}, {}
     for name in (name for name in subjects if "error" not in figures[name]):
-        print(f"what limits {name}", file=sys.stderr)
+        note(f"what limits {name}")
         try:
             graph = graphs.get(name, {})
             graph_s = {k: graph[f"{k}_ms_median"] / 1e3 for k in SHOWN if f"{k}_ms_median" in graph}
             found[name] = find_limits(subjects[name], figures[name], config, peaks, graph_s)
-        except Exception as error:  # whatever a network does wrong is its own failure, not the others'
+        except Stopped:
+            raise
+        except BaseException as error:  # whatever a network does wrong is its own failure, not the others'
             failed[name] = " ".join(str(error).split())
     number_format = peaks.format_of(config.precision)
     suspect = " (suspect)" if doubts or any(figures[name]["suspect"] for name in found) else ""
@@ -122,11 +124,9 @@ def find(
 def _draw(networks: Mapping[str, Any], peaks: Peaks, number_format: str, where: str, out: Path) -> Path:
     from cnnbench.bench.roofs import draw_roofs
 
-    buffer = io.BytesIO()
-    draw_roofs(networks, peaks.figures(), number_format, where).savefig(buffer, format="png", dpi=160)
-    path, part = out / PICTURE, out / f".{PICTURE}.part"
-    part.write_bytes(buffer.getvalue())
-    os.replace(part, path)
+    path = out / PICTURE
+    with replacing(path) as file:
+        draw_roofs(networks, peaks.figures(), number_format, where).savefig(file, format="png", dpi=160)
     return path
 
 

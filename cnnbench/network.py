@@ -11,7 +11,6 @@ import contextlib
 import difflib
 import importlib
 import inspect
-import pickle
 import re
 import sys
 import warnings
@@ -20,15 +19,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from cnnbench.classifier import ImageClassifier, loss_and_logits
-from cnnbench.data import all_data
-from cnnbench.errors import UserError, unknown
+from cnnbench.errors import Stopped, UserError, unknown
 from cnnbench.registry import check_arguments
+from cnnbench.trust import check_network, current
 
 _MADE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Networks that were built and still exist: two of them must not share their weights."""
@@ -118,7 +117,9 @@ class External(ImageClassifier):
                     logits = self._logits_of(1, self.eval())[1]
         except UserError as error:
             raise UserError(f"model '{self.name}': {error}") from error
-        except (Exception, SystemExit) as error:  # whatever a network of somebody else's raises
+        except Stopped:
+            raise
+        except BaseException as error:  # whatever a network of somebody else's raises
             text = " ".join(str(error).split())[:300]
             hint = "try another image_size of the data, or another network"
             if "does not require grad" in text:
@@ -172,46 +173,6 @@ def make_classifier(name: str, num_classes: int, in_channels: int, image_size: i
         external.features.learning_rate = external.learning_rate
         return external.features  # with its own training code
     return cast(ImageClassifier, _from_zoo(name, plain, _merged(name, arguments, given), _Wanted(**sizes)).build())
-
-
-class Checkpoint(NamedTuple):
-    """What a checkpoint of ``cnnbench fit`` has.
-
-    Attributes:
-        model: The network, on the CPU.
-        data: Name of the data set that it was trained on, if it is one of ours.
-        data_options: The arguments of that data set; None in a checkpoint of before they were stored.
-    """
-
-    model: ImageClassifier
-    data: str | None
-    data_options: dict[str, Any] | None
-
-
-def read_checkpoint(path: Path) -> Checkpoint:
-    """The network of a checkpoint that ``cnnbench fit`` wrote, and what it says of its data.
-
-    Raises:
-        UserError: The file is not such a checkpoint, or its network is now another one.
-    """
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-        options = {k: v for k, v in stored["hyper_parameters"].items() if k != "_instantiator"}
-        module, _, name = options.pop("_class_path").rpartition(".")
-        factory = getattr(importlib.import_module(module), name)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ImportError, AttributeError):
-        raise UserError(f"'{path}' is not a checkpoint of a network of `cnnbench fit`") from None
-    model = factory(**options)
-    try:
-        model.load_state_dict(stored["state_dict"])
-    except RuntimeError as error:
-        raise UserError(
-            f"the weights in '{path}' are not those of {name}: {' '.join(str(error).split())[:300]}"
-        ) from error
-    data = next((key for key in stored if key in all_data()), None)
-    given = stored.get("datamodule_hyper_parameters")
-    data_options = None if given is None else {k: v for k, v in given.items() if not k.startswith("_")}
-    return Checkpoint(model, data, data_options)
 
 
 def get_network(
@@ -369,11 +330,16 @@ def _unknown(kind: str, name: str, valid: Sequence[str]) -> UserError:
 def _from_callable(
     name: str, module: str, attribute: str, arguments: dict[str, Any], wanted: _Wanted, strict: bool
 ) -> Network:
+    trust = current()
+    if trust is not None:
+        check_network(name, "a file", trust)
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
         found = importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # a module of the user's may raise anything
+    except Stopped:
+        raise
+    except BaseException as error:  # a module of the user's may raise anything
         text = " ".join(str(error).split())[:300]
         raise UserError(
             f"cannot import '{module}' of model '{name}': {type(error).__name__}: {text}; a model is {FORMS}"
@@ -438,9 +404,9 @@ def _checked(name: str, factory: Callable[..., Any], options: dict[str, Any]) ->
             with warnings.catch_warnings(), _settings_kept():
                 warnings.simplefilter("ignore", FutureWarning)  # torchvision on its own initialisation
                 model = factory(**options)
-        except UserError:
+        except (UserError, Stopped):
             raise
-        except (Exception, SystemExit) as error:  # whatever a constructor of somebody else's raises
+        except BaseException as error:  # whatever a constructor of somebody else's raises
             text = " ".join(str(error).split())[:300]
             hint = f"; give arguments in brackets, as in '{name}(a=1)'" if "missing" in text and not options else ""
             raise UserError(f"cannot build model '{name}': {type(error).__name__}: {text}{hint}") from error

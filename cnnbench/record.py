@@ -1,6 +1,6 @@
 """Records: what was measured, on what, with what. Every picture, table and comparison is made from them alone.
 
-Standard library only, so that reading records needs no torch.
+No torch is needed to read them. A record in a file has a checksum over its content, so that damage and edits are found.
 """
 
 from __future__ import annotations
@@ -8,20 +8,29 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import subprocess
-import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from cnnbench.errors import UserError
+from cnnbench.files import (
+    parse_json,
+    read_text,
+    safe_name,
+    with_checksum,
+    without_checksum,
+    write_checked_json,
+    write_text,
+)
 
 SCHEMA = 1
 STATUSES = ("ok", "error")
+NOT_RECORDS = ("plan.json", "speed.json")
+"""JSON files of a run folder that are something else."""
 PACKAGES = ("cnnbench", "torch", "torchvision", "lightning", "torchmetrics", "wandb")
 
 
@@ -80,65 +89,52 @@ class Record:
 
 def cell_key(model: str, data: str, seed: int, stands_in_for: str | None = None) -> str:
     """Name of a cell: model, data set that was asked for, seed."""
-    return re.sub(r"[^\w.-]", "_", f"{model}-{stands_in_for or data}-seed{seed}")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file so that it is there whole or not at all, whenever the process is killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(part, 0o644)  # mkstemp's files are for the owner alone
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON document atomically."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return safe_name(f"{model}-{stands_in_for or data}-seed{seed}")
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Writes a record atomically, as one JSON document."""
-    write_json(path, asdict(record))
+    """Write a record as one JSON document with a checksum; the file is there whole or not at all."""
+    write_checked_json(path, asdict(record))
 
 
 def write_lines(path: Path, records: Iterable[Record]) -> None:
-    """Writes records as JSON lines to a new file.
+    """Write records as JSON lines to a new file.
 
     Raises:
         UserError: The file exists; records are never overwritten.
     """
-    if path.exists():
+    if os.path.lexists(path):
         raise UserError(f"'{path}' exists and records are never overwritten; choose another name")
-    write_text(path, "".join(json.dumps(asdict(r), ensure_ascii=False, allow_nan=False) + "\n" for r in records))
+    lines = [json.dumps(with_checksum(asdict(record)), ensure_ascii=False, allow_nan=False) for record in records]
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
-def parse_record(value: Mapping[str, Any]) -> Record:
-    """Builds a record from its JSON object; unknown keys are an error, since they would be lost.
+def parse_record(value: Any, where: str = "the record") -> Record:
+    """Build a record from its JSON object.
+
+    Args:
+        value: What was read.
+        where: The file, and the line in it, for the message.
 
     Raises:
-        ValueError: The object is not a record of this schema.
+        UserError: It is not a record of this schema, its figures contradict each other, or they are not those that
+            were written.
     """
-    known = {f.name for f in fields(Record)}
-    if not isinstance(value, Mapping) or not {"model", "data", "schema"} <= set(value):
-        raise ValueError("not a cnnbench record")
-    if value["schema"] == SCHEMA and not set(value) <= known:
-        raise ValueError(f"unknown keys {', '.join(sorted(set(value) - known))}")
-    try:
-        return Record(**value)
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"incomplete record: {error}") from error
+    # pydantic takes a tenth of a second to import, which commands that read no records do not spend.
+    from cnnbench.schemas import check_record
+
+    if not isinstance(value, dict) or not {"model", "data", "schema"} <= value.keys():
+        raise UserError(f"{where} is not a record file of cnnbench; name a run folder or a file of its records")
+    if value["schema"] != SCHEMA:
+        raise UserError(f"{where} has record schema {value['schema']!r}; this version reads {SCHEMA}")
+    content = without_checksum(value, where, check=False)
+    check_record(content, where)
+    without_checksum(value, where)
+    return Record(**content)
 
 
 def load_records(paths: Iterable[Path]) -> list[Record]:
-    """Reads records from JSON files, JSON-lines files and run folders (their ``records/``), those by date.
+    """Read records from JSON files, JSON-lines files and run folders (their ``records/``), those by date.
 
     Raises:
         UserError: A path does not exist or holds no record, or a file is not one.
@@ -146,27 +142,43 @@ def load_records(paths: Iterable[Path]) -> list[Record]:
     records: list[Record] = []
     for path in paths:
         if path.is_dir():
-            files = sorted((path / "records").glob("*.json")) or [
-                f for f in sorted(path.glob("*.json*")) if f.name not in ("plan.json", "speed.json")
-            ]
-        elif path.is_file():
+            files = _record_files(path)
+        elif path.exists() or path.is_symlink():
             files = [path]
         else:
             raise UserError(f"records '{path}' do not exist; name a run folder or a record file (.json, .jsonl)")
         if not files:
             raise UserError(f"folder '{path}' holds no records; name a run folder of `cnnbench bench`")
-        found = [record for file in files for record in _load_file(file)]
+        found: list[Record] = []
+        for file in files:
+            found += _load_file(file)
         records += sorted(found, key=lambda r: r.created) if path.is_dir() else found
     return records
 
 
+def _record_files(folder: Path) -> list[Path]:
+    """The record files of a run folder, or of a folder of such files; hidden ones are not among them."""
+    own = [file for file in sorted((folder / "records").glob("*.json")) if not file.name.startswith(".")]
+    if own:
+        return own
+    listed = sorted([*folder.glob("*.json"), *folder.glob("*.jsonl")])
+    return [file for file in listed if file.name not in NOT_RECORDS and not file.name.startswith(".")]
+
+
 def _load_file(file: Path) -> list[Record]:
-    try:
-        text = file.read_text(encoding="utf-8")
-        lines = [line for line in text.splitlines() if line.strip()] if file.suffix == ".jsonl" else [text]
-        return [parse_record(json.loads(line)) for line in lines]
-    except (ValueError, OSError) as error:
-        raise UserError(f"'{file}' is not a record file of cnnbench: {error}") from error
+    text = read_text(file, "record file")
+    where = f"record file '{file}'"
+    if file.suffix != ".jsonl":
+        return [parse_record(parse_json(text, where), where)]
+    records = []
+    # Only line feeds end a record: texts may hold other characters that count as line breaks.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            place = f"{where}, line {number}"
+            records.append(parse_record(parse_json(line, place), place))
+    if not records:
+        raise UserError(f"{where} holds no record")
+    return records
 
 
 def environment(device: str, threads: int) -> dict[str, Any]:

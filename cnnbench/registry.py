@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 import re
 from collections.abc import Mapping
@@ -48,11 +49,18 @@ def check_arguments(whose: str, cls: type, arguments: Mapping[str, Any]) -> None
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, skip={"optimizer", "lr_scheduler"})
     valid = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
+    needed = {
+        name: arguments.get(name)
+        for name, parameter in inspect.signature(cls).parameters.items()
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    }
+    for name in needed.keys() - arguments.keys():
+        raise UserError(f"{name} of {whose} is missing")
     for name, value in arguments.items():
         if name not in valid:
             raise unknown(f"argument of {whose}:", name, valid)
         try:
-            parser.parse_object({name: value})
+            parser.parse_object(needed | {name: value})
         except ArgumentError as error:
             kinds = re.findall(
                 r"Expected an? (?:<class ')?(?:typing\.)?(.*?)(?:'>)?(?:\. Got value.*)?$", str(error), re.M

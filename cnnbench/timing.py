@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
-import json
-import sys
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cnnbench.console import note, out_json, stdout_kept
 from cnnbench.count import add_network_arguments, find_networks
-from cnnbench.errors import UserError, unknown
+from cnnbench.errors import Stopped, UserError, unknown
 from cnnbench.record import write_lines
 from cnnbench.registry import split_names
 from cnnbench.timing_tables import Row, document, print_tables, records, way_words
@@ -65,7 +64,7 @@ def speed(arguments: argparse.Namespace) -> int:
 
     if arguments.out and not arguments.limits:
         raise UserError("--out is for the picture of --limits; add --limits, or leave it out")
-    if arguments.records is not None and arguments.records.exists():
+    if arguments.records is not None and os.path.lexists(arguments.records):
         raise UserError(f"'{arguments.records}' exists and records are never overwritten; choose another name")
     if arguments.max_batch_size is not None and not arguments.sweep:
         raise UserError("--max_batch_size is that of --sweep; add --sweep, or leave it out")
@@ -87,11 +86,11 @@ def speed(arguments: argparse.Namespace) -> int:
     hardware.keep_freed_memory()
     limited = None
     sweeps: dict[str, Sweep] = {}
-    with contextlib.redirect_stdout(sys.stderr):  # what a network of the user's prints is not part of the document
+    with stdout_kept():  # what a network of the user's prints is not part of the document
         if arguments.processes > 1:
             figures = in_processes(
                 arguments.processes, config, _figures_of, arguments, [(row.network.name, row.way) for row in rows],
-                on_start=lambda n: print(f"process {n + 1} of {arguments.processes}", file=sys.stderr),
+                on_start=lambda n: note(f"process {n + 1} of {arguments.processes}"),
             )  # fmt: skip
         else:
             subjects = {row.name: _subject(row) for row in rows}
@@ -108,21 +107,21 @@ def speed(arguments: argparse.Namespace) -> int:
                 sweeps = sweep(there, config, _most_images(arguments, config), _say)
         if arguments.memory:
             for row in (row for row in rows if "error" not in figures[row.name]):
-                print(f"memory of {row.name}", file=sys.stderr)
+                note(f"memory of {row.name}")
                 figures[row.name] |= in_process(_growth_of, config, arguments, [(row.network.name, row.way)])
     failed = {name: found["error"] for name, found in figures.items() if "error" in found}
     if arguments.records is not None:
         write_lines(arguments.records, records(config, rows, figures, limited, sweeps))
-        print(f"records: {arguments.records}", file=sys.stderr)
+        note(f"records: {arguments.records}")
     if arguments.json:
-        print(json.dumps(document(config, rows, figures, limited, sweeps), indent=1))
+        out_json(document(config, rows, figures, limited, sweeps))
     else:
         print_tables(arguments.processes, config, rows, figures, limited, sweeps)
     for name, reason in failed.items():
-        print(f"{name} failed: {reason}", file=sys.stderr)
+        note(f"{name} failed: {reason}")
     unlimited = limited.failed if limited is not None else {}
     for name, reason in unlimited.items():
-        print(f"what limits {name} was not found: {reason}", file=sys.stderr)
+        note(f"what limits {name} was not found: {reason}")
     return 1 if failed or unlimited else 0
 
 
@@ -149,7 +148,7 @@ def _measured(subjects: Mapping[str, Any], config: SpeedConfig) -> dict[str, dic
 
 
 def _say(share: float, text: str) -> None:
-    print(f"{share:4.0%} {text}", file=sys.stderr)
+    note(f"{share:4.0%} {text}")
 
 
 def _config(arguments: argparse.Namespace) -> tuple[SpeedConfig, list[Way | None]]:
@@ -231,7 +230,7 @@ def _figures_of(
     from cnnbench import hardware
 
     hardware.keep_freed_memory()
-    with contextlib.redirect_stdout(sys.stderr):
+    with stdout_kept():
         return _measured({row.name: _subject(row) for row in _rows(arguments, ways)}, config)
 
 
@@ -241,7 +240,7 @@ def _growth_of(
     """In a process of its own: what a row's training takes of the system's memory."""
     from cnnbench.measure.resident import resident_growth
 
-    with contextlib.redirect_stdout(sys.stderr):
+    with stdout_kept():
         (row,) = _rows(arguments, ways)
         return {"resident_bytes": resident_growth(_subject(row), replace(config, warmup_s=0.0))}
 
@@ -262,7 +261,9 @@ def _classes(network: Network) -> int:
     with torch.inference_mode():
         try:
             output = network.build().eval()(torch.zeros(1, *network.image_shape))
-        except (Exception, SystemExit) as error:  # whatever a network of the user's raises
+        except Stopped:
+            raise
+        except BaseException as error:  # whatever a network of the user's raises
             shape = "x".join(map(str, network.image_shape))
             text = " ".join(str(error).split())[:300]
             raise UserError(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from cnnbench.console import out, show
 from cnnbench.count import PIPE_WIDTH
 from cnnbench.units import plain
 
@@ -157,46 +157,40 @@ def print_tables(
         processes: That shared the rounds.
         config, rows, figures, limited, sweeps: As of `document`.
     """
-    from rich.console import Console
-
     from cnnbench import hardware, limits
     from cnnbench.measure.intervals import FEWEST_ROUNDS
 
-    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    with console.capture() as capture:  # rich would end the process itself when the reader of a pipe does
-        console.print(_table("", rows, figures, COLUMNS), markup=False)
-        there = {t: k for t, k in STEP_COLUMNS.items() if any(f.get(k) is not None for f in figures.values())}
-        if there:
-            console.print(_table("A training step, and memory", rows, figures, there), markup=False)
-        for group in _groups(rows, figures):
-            if len(group) > 1:
-                console.print(_ratio_table(group, figures), markup=False)
-        if limited is not None and limited.networks:
-            doubtful = {name for names in _suspects(figures).values() for name in names}
-            console.print(limits.table(limited, {name: name + SUSPECT for name in doubtful}), markup=False)
-        if sweeps:
-            console.print(_sweep_table(sweeps), markup=False)
-    print(capture.get(), end="")
+    tables = [_table("", rows, figures, COLUMNS)]
+    there = {t: k for t, k in STEP_COLUMNS.items() if any(f.get(k) is not None for f in figures.values())}
+    if there:
+        tables.append(_table("A training step, and memory", rows, figures, there))
+    tables += [_ratio_table(group, figures) for group in _groups(rows, figures) if len(group) > 1]
+    if limited is not None and limited.networks:
+        doubtful = {name for names in _suspects(figures).values() for name in names}
+        tables.append(limits.table(limited, {name: name + SUSPECT for name in doubtful}))
+    if sweeps:
+        tables.append(_sweep_table(sweeps))
+    show(*tables, pipe_width=PIPE_WIDTH)
     shared = f" of {processes} processes" if processes > 1 else ""
-    print(
+    out(
         f"{hardware.device_name(config.device)}, {way_words(rows, config)}; latency at 1 image, throughput at "
         f"{config.batch_size}, a training step (forward, backward, AdamW) at {config.train_batch_size} images; medians "
         f"of {_rounds(figures)} rounds{shared} in random order; ratios from paired rounds with 95 % intervals"
     )
     if processes < FEWEST_ROUNDS and any(len(group) > 1 for group in _groups(rows, figures)):
-        print(
+        out(
             "these intervals are of this run alone: in another process memory lies elsewhere, and ratios differ by "
             f"some per cent more; --processes {FEWEST_ROUNDS} has that in them"
         )
     for line in limits.lines(limited) if limited is not None else ():
-        print(line)
+        out(line)
     for name, found in sweeps.items():
-        print(f"batches of {name}: {found.end}")
+        out(f"batches of {name}: {found.end}")
     for reason, names in _suspects(figures).items():
-        print(f"suspect ({', '.join(names)}): {reason}")
+        out(f"suspect ({', '.join(names)}): {reason}")
     swept = {f"{n}, {p['batch_size']} images": p for n, found in sweeps.items() for p in found.batches}
     for reason, names in _suspects(swept).items():
-        print(f"suspect ({'; '.join(names)}): {reason}")
+        out(f"suspect ({'; '.join(names)}): {reason}")
 
 
 def _groups(rows: Sequence[Row], figures: Mapping[str, Any]) -> list[list[Row]]:

@@ -12,6 +12,7 @@ from hypothesis import settings
 from PIL import Image
 
 from cnnbench.data import get_data
+from cnnbench.measure.quality import accuracy
 from cnnbench.record import Record
 
 CLASSES = get_data("CIFAR10").class_names
@@ -47,8 +48,12 @@ def class_folders(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def make_record(model: str = "LeNet5", data: str = "MNIST", synthetic: bool = False, **changes: object) -> Record:
-    """A record of a cell with three classes and ten test images, nine of them right."""
+def make_record(
+    model: str = "LeNet5", data: str | dict = "MNIST", synthetic: bool = False, **changes: object
+) -> Record:
+    """A record of a cell with three classes and ten test images, nine of them right unless a matrix says otherwise."""
+    if isinstance(data, dict):  # all facts of the data
+        changes["data"], data = data, str(data["name"])
     facts = {
         "name": "Synthetic" if synthetic else data,
         "label": f"Synthetic (stands in for {data})" if synthetic else data,
@@ -126,4 +131,6 @@ def make_record(model: str = "LeNet5", data: str = "MNIST", synthetic: bool = Fa
         "training": training,
         "confusion_matrix": [[4, 0, 0], [1, 2, 0], [0, 0, 3]],
     }
+    if changes.get("confusion_matrix") and "measures" not in changes:
+        values["measures"] = measures | accuracy(changes["confusion_matrix"])  # type: ignore[arg-type]
     return Record(**{**values, **changes})  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from cnnbench.bench.plan import Plan, parse_budget
 from cnnbench.cli import main
 from cnnbench.data import get_data, sources
 from cnnbench.errors import MissingDataError, UserError
+from cnnbench.files import with_checksum, without_checksum
 from cnnbench.measure.quality import accuracy
 from cnnbench.models import get_model
 from cnnbench.record import load_records
@@ -206,14 +207,24 @@ def test_failed_timing_is_an_error_and_is_tried_again(monkeypatch: pytest.Monkey
     assert all("latency_ms_median" in r.measures for r in load_records([Path("run")]))
 
 
-def test_ctrl_c_in_training_says_how_to_go_on(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_in_training_says_how_to_go_on(
+    name: str, code: int, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    whole = runner._Progress.on_train_batch_end
 
-    monkeypatch.setattr(runner._Progress, "on_train_batch_end", interrupt)
-    assert main([*TINY, "--measures=quality", "--out=run"]) == 130
-    assert "go on with: cnnbench bench --resume --out run" in capsys.readouterr().err
-    monkeypatch.undo()
+    def interrupt(*arguments: object) -> None:
+        os.kill(os.getpid(), getattr(signal, name))
+        whole(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner._Progress, "on_train_batch_end", interrupt)
+        assert main([*TINY, "--measures=quality", "--out=the run"]) == code
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last == f"cnnbench: stopped by {name}; go on with: cnnbench bench --resume --out 'the run'"
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert main(["bench", "--resume", "--out", "the run"]) == 0
 
 
 def test_two_processes_do_not_share_a_run_folder(capsys: pytest.CaptureFixture) -> None:
@@ -226,7 +237,7 @@ def test_two_processes_do_not_share_a_run_folder(capsys: pytest.CaptureFixture) 
 def test_a_plan_whose_device_is_gone_is_refused(capsys: pytest.CaptureFixture) -> None:
     assert main([*TINY, "--measures=complexity", "--out=run"]) == 0
     plan = json.loads(Path("run/plan.json").read_text())
-    Path("run/plan.json").write_text(json.dumps({**plan, "device": "cuda:66"}))
+    Path("run/plan.json").write_text(json.dumps(with_checksum(without_checksum(plan, "") | {"device": "cuda:66"})))
     assert main(["bench", "--resume", "--out=run"]) == 2
     assert "device 'cuda:66' is not there" in capsys.readouterr().err
 

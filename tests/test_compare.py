@@ -32,6 +32,8 @@ def _record(slower: float = 1.0, machine: float = 1.0, seed: int = 0, rounds: in
     samples["yardstick"] = times(3.0)
     record = make_record(**{"seed": seed, **changes})
     record.measures["samples_ms"] = samples
+    for rate in ("images_per_s", "train_images_per_s"):  # they are those of the median times
+        del record.measures[rate]
     for kind, key in (("latency", "latency"), ("inference", "inference"), ("training", "train_step")):
         record.measures[f"{key}_ms_median"] = statistics.median(t for block in samples[kind] for t in block)
     return record

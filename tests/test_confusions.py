@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -152,7 +151,7 @@ def test_a_planted_difference_is_found_and_comes_first() -> None:
 def test_seeds_are_added_up_and_two_networks_compared(capsys: pytest.CaptureFixture) -> None:
     data = make_record().data | {"class_names": ["a", "b"], "num_classes": 2, "test_images": 40}
     counts = {"A": [[15, 5], [0, 20]], "A ": [[17, 3], [2, 18]], "B": [[5, 15], [0, 20]]}
-    records = [replace(make_record(n.strip()), data=data, confusion_matrix=c) for n, c in counts.items()]
+    records = [make_record(n.strip(), data=data, confusion_matrix=c) for n, c in counts.items()]
     write_lines(Path("records.jsonl"), records)
     assert main(["explain", "confusions", "records.jsonl", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -170,7 +169,7 @@ def test_seeds_are_added_up_and_two_networks_compared(capsys: pytest.CaptureFixt
 def test_counts_of_several_trainings_are_answers_and_not_images() -> None:
     data = make_record().data | {"class_names": ["cat", "dog"], "num_classes": 2, "test_images": 4000}
     counts = [[[1500, 500], [700, 1300]]] * 4
-    records = [replace(make_record("A"), data=data, seed=i % 3, confusion_matrix=c) for i, c in enumerate(counts)]
+    records = [make_record("A", data=data, seed=i % 3, confusion_matrix=c) for i, c in enumerate(counts)]
     write_lines(Path("records.jsonl"), records)
     found = run("confusions", ["records.jsonl"])
     classes, mistakes, pairs = found.tables
@@ -206,7 +205,7 @@ def test_images_come_from_a_checkpoint_or_from_its_predictions(capsys: pytest.Ca
         ([], "give RECORDS"),
         (["--ckpt_path", "no.ckpt"], "'no.ckpt' does not exist"),
         (["--predictions", "no.csv"], "goes with --data"),
-        (["--predictions", "no.csv", "--data", "Synthetic"], "cannot read predictions 'no.csv'"),
+        (["--predictions", "no.csv", "--data", "Synthetic"], "predictions 'no.csv' does not exist"),
         (["--ckpt_path", "no.ckpt", "--pairs", "0"], "pairs 0 must be at least 1"),
     ],
 )

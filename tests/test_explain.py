@@ -14,11 +14,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cnnbench import explain
+from cnnbench.checkpoints import read_checkpoint
 from cnnbench.cli import main
 from cnnbench.errors import UserError
 from cnnbench.explain.gallery import PARTS, Part, Trained, page
 from cnnbench.models.speednet import SpeedNet
-from cnnbench.network import get_network, read_checkpoint
+from cnnbench.network import get_network
 
 
 def test_every_tool_is_a_module_and_says_how_it_is_used(capsys: pytest.CaptureFixture) -> None:
@@ -46,7 +47,7 @@ def test_tools_and_options_are_shown_without_torch() -> None:
         (["kernels", "--sizes", "3"], "did you mean '--size'"),
         (["kernels", "--size", "4"], "must be odd"),
         (["kernels", "--kernels", "sobel"], "unknown filter 'sobel'"),
-        (["kernels", "nothing.png"], "cannot read image 'nothing.png'"),
+        (["kernels", "nothing.png"], "image 'nothing.png' does not exist"),
         (["kernels", "--size", "1"], "size 1 of a cross is too small"),
         (["parameters", "--out", "/dev/null"], "'/dev/null' is a file; name a folder with --out"),
         (["parameters", "--out", "/dev/null/sub"], "'/dev/null' is a file; name a folder with --out"),

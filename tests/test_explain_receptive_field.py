@@ -527,7 +527,7 @@ def test_the_field_after_training_is_that_of_the_trained_weights(
         (["SimpleCNN", "--samples", "100000000"], "samples 100000000 must be from 1 to 1,000"),
         (["torchvision:alexnet", "--image_size", "20"], "cannot count AlexNet on images of 3x20x20"),
         (["SimpleCNN", "--layers", "nothing"], "unknown layer with a local field 'nothing'"),
-        (["SimpleCNN", "--image", "nothing.png"], "cannot read image 'nothing.png'"),
+        (["SimpleCNN", "--image", "nothing.png"], "image 'nothing.png' does not exist"),
         (["--dilations", "1,two"], "'1,two' are not rates"),
         (["--dilations", "1,0"], "'1,0' are not rates"),
         (["--dilations", "100,101"], "too large to be drawn"),

@@ -575,7 +575,7 @@ def test_the_command_draws_everything(capsys: pytest.CaptureFixture) -> None:
         (["feature-maps", "SimpleCNN", "--cam_layer", "classifier.1"], "layer 'classifier.1' puts out"),
         (["feature-maps", "SimpleCNN", "--index", "1"], "needs a data set"),
         (["feature-maps", "SimpleCNN", "--image", "a.png", "--index", "1"], "not both"),
-        (["feature-maps", "SimpleCNN", "--image", "none.png"], "cannot read image 'none.png'"),
+        (["feature-maps", "SimpleCNN", "--image", "none.png"], "image 'none.png' does not exist"),
         (["feature-maps", "SimpleCNN", "--images", "0"], "images 0 must be at least 1"),
     ],
 )

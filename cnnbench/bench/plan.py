@@ -10,10 +10,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from cnnbench.errors import UserError, unknown
-from cnnbench.record import cell_key, write_json
+from cnnbench.files import parse_json, read_text, without_checksum, write_checked_json
+from cnnbench.record import cell_key
+from cnnbench.trust import Trust, check_network
 
 DEFAULT_MODELS = ("LeNet5", "VGG16", "ResNet18", "MobileNetV1")
 DEFAULT_DATA = ("MNIST", "CIFAR10")
@@ -22,6 +24,9 @@ DEFAULT_MEASURES = MEASURES[:3]
 PLAN_FILE = "plan.json"
 RESERVED = {"batch_size", "eval_batch_size", "data_dir", "stands_in_for"}
 """Arguments of the data sets that the plan decides itself."""
+LARGEST_BATCH = 2**20
+"""Images per batch beyond which a number is taken for a slip."""
+MOST_PROCESSES = 1000
 
 
 class Cell(NamedTuple):
@@ -74,6 +79,9 @@ class Plan:
     data_options: Mapping[str, Any] | None = None
     processes: int = 1
 
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+    """How `load_plan` has pydantic read one: no unknown keys, no other types."""
+
     def __post_init__(self) -> None:
         for name in ("models", "data", "seeds", "measures"):
             values = getattr(self, name)
@@ -100,10 +108,10 @@ class Plan:
             raise UserError("give either a budget in seconds or a number of epochs, not both")
         if self.budget_s is not None and not 0 < self.budget_s < float("inf"):
             raise UserError(f"budget {self.budget_s:g} s is not positive; give seconds of training, such as 30")
-        if not isinstance(self.data_options or {}, Mapping):
+        if self.data_options is not None and not isinstance(self.data_options, Mapping):
             raise UserError(f"data_options {self.data_options} is not a table of `argument: value`")
         for name in RESERVED & set(self.data_options or {}):
-            raise UserError(f"data_options must not set {name}; use the option --{name} of bench")
+            raise UserError(f"data_options must not set {name}, which bench decides itself")
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise UserError(f"learning_rate {self.learning_rate} must be a positive number, such as 0.001")
         for seed in self.seeds:
@@ -113,6 +121,10 @@ class Plan:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} {value} must be at least 1")
+            if name.endswith("batch_size") and value > LARGEST_BATCH:
+                raise UserError(f"{name} {value} is larger than {LARGEST_BATCH:,}; give images per batch, such as 128")
+        if self.processes > MOST_PROCESSES:
+            raise UserError(f"processes {self.processes} is more than {MOST_PROCESSES}; 6 are enough for an interval")
 
     def cells(self) -> Iterator[Cell]:
         """The grid, data set by data set, so that each is loaded once."""
@@ -138,24 +150,42 @@ def parse_budget(text: str) -> float:
 
 
 def save_plan(folder: Path, plan: Plan) -> None:
-    write_json(folder / PLAN_FILE, asdict(plan))
+    """Write the plan of a run folder, with a checksum over it."""
+    write_checked_json(folder / PLAN_FILE, asdict(plan))
 
 
-def load_plan(folder: Path) -> Plan:
-    """Reads the plan of a run folder.
+def load_plan(folder: Path, trust: Trust | None = None) -> Plan:
+    """Read the plan of a run folder.
+
+    Args:
+        folder: The run folder.
+        trust: What the user named on the command line, for networks from outside the package.
 
     Raises:
-        UserError: There is none, or it is not one of this version.
+        UserError: There is none, it is damaged or of another version, or it names code that the user has not named.
     """
+    from pydantic import TypeAdapter, ValidationError
+
     path = folder / PLAN_FILE
     if not path.is_file():
         raise UserError(f"'{folder}' has no {PLAN_FILE}, so there is nothing to resume; leave out --resume to start")
+    where = f"plan '{path}'"
+    start_anew = "start a new run without --resume"
+    stored = parse_json(read_text(path, "plan"), where)
+    if not isinstance(stored, dict):
+        raise UserError(f"{where} is not a table of settings; {start_anew}")
+    content = without_checksum(stored, where)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        restored: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-        return Plan(**restored)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"'{path}' is not a plan of this version: {error}") from error
+        plan = TypeAdapter(Plan).validate_json(json.dumps(content))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        text = first["msg"].removeprefix("Value error, ")
+        what = f"{place}: {text}" if place else text
+        raise UserError(f"{where} cannot be resumed: {what}; {start_anew}") from None
+    for name in plan.models:
+        check_network(name, where, trust or Trust())
+    return plan
 
 
 def conflicts(stored: Plan, asked: Mapping[str, Any]) -> Sequence[str]:

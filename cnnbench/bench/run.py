@@ -24,21 +24,24 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor
 
-from cnnbench import hardware
-from cnnbench.bench.plan import DEFAULT_MEASURES, Cell, Plan, save_plan
+from cnnbench import hardware, stopping
+from cnnbench.bench.plan import DEFAULT_MEASURES, PLAN_FILE, Cell, Plan, load_plan, save_plan
 from cnnbench.classifier import ImageClassifier, TimeBudget, TrainingClock
 from cnnbench.data import get_data
 from cnnbench.data.module import ImageDataModule
 from cnnbench.data.sets import Synthetic
-from cnnbench.errors import DivergedError, MissingDataError, UserError
+from cnnbench.errors import DivergedError, MissingDataError, Stopped, UserError
+from cnnbench.files import parse_json, read_text, remove_parts, without_checksum, write_checked_json
 from cnnbench.measure.complexity import CONVENTION, COUNTS, complexity
 from cnnbench.measure.processes import in_process, in_processes
 from cnnbench.measure.quality import accuracy
 from cnnbench.measure.resident import resident_growth
 from cnnbench.measure.speed import SpeedConfig, Subject, measure_speed
 from cnnbench.network import make_classifier
-from cnnbench.record import Record, environment, load_records, write_json, write_record
+from cnnbench.record import Record, environment, load_records, write_record
 from cnnbench.registry import check_arguments
+from cnnbench.schemas import check_speed
+from cnnbench.trust import Trust
 
 CURVE_POINTS = 30
 SPEED_FILE = "speed.json"
@@ -100,6 +103,7 @@ class _Progress(L.Callback):
             self._display.update(self._cell.key, self._part + (1 - self._part) * done, f"test, {done:.0%}")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        stopping.check()
         if not self._is_due():
             return
         share = training_share(trainer, self._plan)
@@ -168,8 +172,8 @@ def run(
         The records of all cells, in the order of the plan; a cell that failed has status ``error``.
 
     Raises:
-        UserError: A finished cell was measured on other data or hardware, so that the two do not compare; or a network
-            cannot take the images of a data set.
+        UserError: The folder holds another run; a finished cell was measured on other data, hardware or settings, so
+            that the two do not compare; or a network cannot take the images of a data set.
     """
     quiet_lightning()
     device = torch.device(plan.device)
@@ -194,27 +198,50 @@ class _Run:
         self.facts = {name: module.describe() for name, module in self.data.items()}
 
     def execute(self, on_record: Callable[[Record], None]) -> list[Record]:
+        # What is refused is refused before anything is built; behind the lock it is looked at again.
         done = self._finished()
-        pending = [cell for cell in self.plan.cells() if cell.key not in done]
-        for cell in pending:
-            try:
-                self._build(cell)
-            except UserError:
-                raise  # before the first minute is spent
-            except Exception:
-                pass  # becomes the record of the cell
+        for cell in self.plan.cells():
+            if cell.key not in done:
+                self._try_to_build(cell)
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.folder / ".lock", timeout=0):
+                self._check_folder()
+                done = self._finished()
+                remove_parts(self.folder)
+                remove_parts(self.folder / "records")
                 save_plan(self.folder, self.plan)
                 plan = self.plan
                 self.display.note(f"{self.folder}: {plan.device}, {plan.precision} ({plan.precision_reason})")
-                self._take(pending, done, on_record)
+                self._take([cell for cell in plan.cells() if cell.key not in done], done, on_record)
         except Timeout:
             raise UserError(
                 f"another process is at work in '{self.folder}'; wait for it, or choose another --out"
             ) from None
         return [done[cell.key] for cell in self.plan.cells()]
+
+    def _try_to_build(self, cell: Cell) -> None:
+        """Refuse what cannot be built before the first minute is spent; any other failure becomes the cell's record."""
+        try:
+            self._build(cell)
+        except (UserError, Stopped):
+            raise
+        except BaseException:
+            return
+
+    def _check_folder(self) -> None:
+        """Raise if another process has started another run here since the command looked.
+
+        Raises:
+            UserError: One has.
+        """
+        if not (self.folder / PLAN_FILE).exists():
+            return
+        # The names are those of this plan, if it is the same; then the user has named them already.
+        if load_plan(self.folder, Trust(typed=frozenset(self.plan.models))) != self.plan:
+            raise UserError(
+                f"'{self.folder}' holds another run; add --resume to go on with it, or choose another --out"
+            )
 
     def _take(self, pending: Sequence[Cell], done: dict[str, Record], on_record: Callable[[Record], None]) -> None:
         """Measures the cells that are missing, and keeps a record of each."""
@@ -224,28 +251,67 @@ class _Run:
         for cell in pending:
             self.display.expect(cell.key, sum(self._expected_s(cell, speed.get(self._pair(cell), {}))))
         for cell in pending:
+            stopping.check()
             record = self._run_cell(cell, speed.get(self._pair(cell), {}))
             write_record(self.folder / "records" / f"{cell.key}.json", record)
             done[cell.key] = record
             on_record(record)
 
     def _finished(self) -> dict[str, Record]:
-        """The records of finished cells, if what they were measured on is what is here now."""
-        files = sorted((self.folder / "records").glob("*.json"))
-        done = {record.key: record for record in load_records(files) if record.status == "ok"}
-        for record in done.values():
-            label = self.facts[record.data_name]["label"]
-            if record.data["label"] != label:
-                raise UserError(
-                    f"{record.key} was measured on {record.data['label']}, but the data is now {label}; start a new run"
-                )
-            what = _differs(record.environment, self.environment)
-            if what:
-                raise UserError(
-                    f"{record.key} was measured with {what} {record.environment[what]}, not {self.environment[what]}; "
-                    "start a new run"
-                )
+        """Return the records of finished cells.
+
+        Raises:
+            UserError: A record is damaged, is not of this plan, or was measured on something else than is here now.
+        """
+        cells = {cell.key: cell for cell in self.plan.cells()}
+        done = {}
+        for file in sorted((self.folder / "records").glob("*.json")):
+            if file.name.startswith("."):
+                continue
+            if file.is_dir():
+                raise UserError(f"'{file}' is a folder in the place of a record; take it away")
+            (record,) = load_records([file])
+            if record.key in cells and file.stem != record.key:
+                raise UserError(f"'{file}' is a second record of {record.key}; take it away")
+            if record.key not in cells:
+                raise UserError(f"'{file}' is the record of {record.key}, which is not of this run; take it away")
+            if record.status == "ok":
+                self._check_same(record, cells[record.key])
+                done[record.key] = record
         return done
+
+    def _check_same(self, record: Record, cell: Cell) -> None:
+        """Raise unless a record was measured on the data, with the settings and on the machine of now."""
+        label = self.facts[cell.data]["label"]
+        if record.data["label"] != label:
+            raise UserError(
+                f"{record.key} was measured on {record.data['label']}, but the data is now {label}; start a new run"
+            )
+        what = _differs(record.environment, self.environment)
+        if what:
+            raise UserError(
+                f"{record.key} was measured with {what} {record.environment[what]}, not {self.environment[what]}; "
+                "start a new run"
+            )
+        here = {"config": self._config(cell), "data": _plain(self.facts[cell.data])}
+        for part, now in here.items():
+            before = getattr(record, part)
+            for key in dict.fromkeys([*now, *before]):
+                if before.get(key, "not said") != now.get(key, "not said"):
+                    raise UserError(
+                        f"{record.key} was measured with {part}.{key} {before.get(key, 'not said')}, but now it is "
+                        f"{now.get(key, 'not said')}; start a new run"
+                    )
+
+    def _config(self, cell: Cell) -> dict[str, Any]:
+        """Return how a cell is measured, for its record."""
+        settings = asdict(self.plan)
+        for name in ("models", "data", "seeds", "data_dir"):
+            del settings[name]
+        # A test of fewer images than a batch has one batch of all of them.
+        settings["eval_batch_size"] = min(settings["eval_batch_size"], self.facts[cell.data]["test_images"])
+        fixed = {"memory_format": "channels_last", "mode": "eager", "macs_convention": CONVENTION}
+        return _plain(settings | fixed)
 
     def _pair(self, cell: Cell) -> str:
         """The network and the images that it really sees."""
@@ -263,15 +329,9 @@ class _Run:
 
     def _speed(self, pending: Sequence[Cell]) -> dict[str, dict[str, Any]]:
         """Times all networks of the grid against each other, or reads what an interrupted run has timed."""
-        path = self.folder / SPEED_FILE
-        if path.is_file():
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            failed = [self._pair(cell) for cell in pending if "error" in stored["figures"][self._pair(cell)]]
-            changed = _differs(stored["environment"], self.environment)
-            if not failed and not changed:
-                return stored["figures"]
-            reason = f"{changed} has changed" if changed else f"it failed for {', '.join(failed)}"
-            self.display.note(f"timing all networks again, since {reason}")
+        stored = self._stored_speed(pending)
+        if stored is not None:
+            return stored
         config = SpeedConfig(self.device, self.plan.precision, self.plan.speed_batch_size, self.plan.batch_size)
         subjects = self.subjects()
         self.display.expect("speed", 6.0 * len(subjects))
@@ -284,8 +344,39 @@ class _Run:
                 self.display.update("speed", 1.0, f"memory of {pair}")
                 figures[pair]["resident_bytes"] = in_process(_growth_of, config, self.plan, pair)
         self.display.update("speed", 1.0)
-        write_json(path, {"figures": figures, "environment": self.environment})
+        write_checked_json(self.folder / SPEED_FILE, {"figures": figures, "environment": self.environment})
         return figures
+
+    def _stored_speed(self, pending: Sequence[Cell]) -> dict[str, dict[str, Any]] | None:
+        """Return the times that an interrupted run has taken; None, with a line, where they are to be taken again."""
+        path = self.folder / SPEED_FILE
+        if not path.exists() and not path.is_symlink():
+            return None
+        where = f"'{path}'"
+        try:
+            value = parse_json(read_text(path, "file of times"), where)
+            if not isinstance(value, dict):
+                raise UserError(f"{where} is not a table of figures")
+            stored = without_checksum(value, where, check=False)
+            check_speed(stored, where)
+            without_checksum(value, where)
+        except UserError as error:
+            self.display.note(f"timing all networks again, since their times cannot be used: {error}")
+            return None
+        pairs = dict.fromkeys(self._pair(cell) for cell in pending)
+        missing = [pair for pair in pairs if pair not in stored["figures"]]
+        failed = [pair for pair in pairs if "error" in stored["figures"].get(pair, {})]
+        changed = _differs(stored["environment"], self.environment)
+        if not missing and not failed and not changed:
+            return stored["figures"]
+        if changed:
+            reason = f"{changed} has changed"
+        elif missing:
+            reason = f"there are none of {', '.join(missing)}"
+        else:
+            reason = f"it failed for {', '.join(failed)}"
+        self.display.note(f"timing all networks again, since {reason}")
+        return None
 
     def _say_process(self, index: int) -> None:
         count = self.plan.processes
@@ -313,14 +404,13 @@ class _Run:
         return training + 0.5, facts["test_images"] / speed.get("images_per_s", 1000.0) + 0.1
 
     def _run_cell(self, cell: Cell, speed: Mapping[str, Any]) -> Record:
-        settings = asdict(self.plan)
-        for name in ("models", "data", "seeds", "data_dir"):
-            del settings[name]
         found: dict[str, Any] = {"measures": {}, "skipped": {}}
         status, reason = "ok", ""
         try:
             self._measure(cell, speed, found)
-        except Exception as error:  # any failure of a cell becomes its record; the other cells go on
+        except Stopped:
+            raise
+        except BaseException as error:  # whatever a network raises becomes its record; the other cells go on
             status, reason = "error", f"{type(error).__name__}: {error}".splitlines()[0]
         record = Record(
             model=cell.model,
@@ -328,7 +418,7 @@ class _Run:
             seed=cell.seed,
             status=status,
             reason=reason,
-            config={**settings, "memory_format": "channels_last", "mode": "eager", "macs_convention": CONVENTION},
+            config=self._config(cell),
             environment=self.environment,
             **found,
         )
@@ -357,8 +447,12 @@ class _Run:
             found["skipped"]["peak_memory_bytes"] = f"not measured on {self.device.type}"
         if "quality" in self.plan.measures:
             found["training"] = self._train(cell, model, measures)
-            found["confusion_matrix"] = model.test_confusion_counts()
-            measures |= accuracy(found["confusion_matrix"])
+            matrix = model.test_confusion_counts()
+            seen, images = sum(map(sum, matrix)), self.facts[cell.data]["test_images"]
+            if seen != images:
+                raise RuntimeError(f"the test counted {seen} of {images} images")
+            found["confusion_matrix"] = matrix
+            measures |= accuracy(matrix)
             if "train_quality" in self.plan.measures:
                 learnt = self._confusion_in_training_images(cell, model)
                 measures |= {**accuracy(learnt, "train"), "train_accuracy_images": sum(map(sum, learnt))}
@@ -388,8 +482,6 @@ class _Run:
         )
         try:
             trainer.fit(model, datamodule=data)
-        except SystemExit as error:  # what Lightning makes of Ctrl-C
-            raise KeyboardInterrupt from error
         except DivergedError:
             curve.diverged = True
         steps = trainer.global_step
@@ -441,6 +533,11 @@ def _growth_of(config: SpeedConfig, plan: Plan, pair: str) -> int:
     """In a process of its own: what training a network takes of the system's memory."""
     quiet_lightning()
     return resident_growth(_Run(plan, Path(), _Silent()).subjects()[pair], replace(config, warmup_s=0.0))
+
+
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    """Return values as they are when a record is read again: lists, no tuples."""
+    return json.loads(json.dumps(value))
 
 
 def _differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

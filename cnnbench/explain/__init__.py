@@ -8,19 +8,20 @@ a tool writes no files and prints nothing. Everything heavy is imported when a t
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
-import json
 import os
 import re
-import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cnnbench.console import out, out_json, out_text, show, stdout_kept
 from cnnbench.errors import UserError, unknown
+from cnnbench.files import replacing
+from cnnbench.registry import split_names
+from cnnbench.trust import OPTION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +43,6 @@ TOOLS = {
 _NUMBER = r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?[kMGT]?( ?%)?"
 NUMBERS = re.compile(rf"{_NUMBER}(( ?x ?| to ){_NUMBER})*( \(.*\))?")
 """A number such as 1,000 or 5.1 %, a size such as 3x3, or a range, and what is added in brackets."""
-PIPE_WIDTH = 160
 CAPTION_WIDTH = 110
 
 
@@ -133,6 +133,13 @@ def _parser(name: str, make_parser: Callable[..., Any]) -> Any:
         allow_abbrev=False,
     )
     module.add_arguments(parser)
+    parser.add_argument(
+        OPTION,
+        type=split_names,
+        default=(),
+        metavar="MODULE",
+        help="modules whose networks a checkpoint may name, such as mynets (default: none)",
+    )
     return parser
 
 
@@ -162,7 +169,10 @@ def main(arguments: Sequence[str], make_parser: Callable[..., Any]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     options = parser.parse_args(arguments[1:])
     check_folder(options.out)
-    with contextlib.redirect_stdout(sys.stderr):  # what a network of the user's prints is not part of the document
+    from cnnbench.bench.drawing import plain_text
+
+    # What a network of the user's prints is not part of the document, and no name in a picture is a formula.
+    with stdout_kept(), plain_text():
         explanation = tool(name).explain(options)
         try:
             paths = [write_picture(picture, options.out) for picture in explanation.pictures]
@@ -174,12 +184,12 @@ def main(arguments: Sequence[str], make_parser: Callable[..., Any]) -> int:
             for path, picture in zip(paths, explanation.pictures, strict=True)
         ]
         document = explanation.numbers | {"pictures": pictures}
-        print(json.dumps(document, indent=1, ensure_ascii=False))
+        out_json(document)
     else:
         _print_tables(explanation)
         for path, picture in zip(paths, explanation.pictures, strict=True):
-            print(f"{path}: {picture.title}")
-            print(textwrap.fill(picture.caption, CAPTION_WIDTH, initial_indent="  ", subsequent_indent="  "))
+            out(f"{path}: {picture.title}")
+            out_text(textwrap.fill(picture.caption, CAPTION_WIDTH, initial_indent="  ", subsequent_indent="  "))
     return 0
 
 
@@ -201,13 +211,8 @@ def write_picture(picture: Picture, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     moving = isinstance(picture.image, Sequence)
     path = folder / f"{picture.name}.{'gif' if moving else 'png'}"
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            save(picture, file)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as file:
+        save(picture, file)
     return path
 
 
@@ -229,27 +234,23 @@ def save(picture: Picture, file: Any, **options: Any) -> None:
 
 
 def _print_tables(explanation: Explanation) -> None:
-    from rich.console import Console
     from rich.table import Table as RichTable
 
-    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    with console.capture() as capture:  # rich would end the process itself when the reader of a pipe does
-        for table in explanation.tables:
-            drawn = RichTable(title=table.title, title_justify="left", title_style="bold", header_style="bold")
-            for index, title in enumerate(table.head):
-                drawn.add_column(title, justify="right" if table.numeric(index) else "left", overflow="fold")
-            for row in table.rows:
-                drawn.add_row(*row)
-            console.print(drawn, markup=False)
-    print(capture.get(), end="")
+    for table in explanation.tables:
+        drawn = RichTable(title=table.title, title_justify="left", title_style="bold", header_style="bold")
+        for index, title in enumerate(table.head):
+            drawn.add_column(title, justify="right" if table.numeric(index) else "left", overflow="fold")
+        for row in table.rows:
+            drawn.add_row(*row)
+        show(drawn)
     for line in explanation.further_remarks():
-        print(line)
+        out(line)
 
 
 def _print_tools() -> None:
-    print("usage: cnnbench explain TOOL ...\n\nThe instruments, in the order of a course on CNNs:\n")
+    out_text("usage: cnnbench explain TOOL ...\n\nThe instruments, in the order of a course on CNNs:\n")
     for name, text in TOOLS.items():
-        print(f"  {name:<17} {text}")
-    print(f"  {'gallery':<17} all of them on one page, with a freshly trained network")
-    print("\n`cnnbench explain TOOL --help` has the options. Pictures go to results/explain, or to --out.")
-    print("\nexample: cnnbench explain kernels photo.jpg")
+        out(f"  {name:<17} {text}")
+    out(f"  {'gallery':<17} all of them on one page, with a freshly trained network")
+    out_text("\n`cnnbench explain TOOL --help` has the options. Pictures go to results/explain, or to --out.")
+    out_text("\nexample: cnnbench explain kernels photo.jpg")

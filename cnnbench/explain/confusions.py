@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import math
 import statistics
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cnnbench.errors import UserError, unknown
 from cnnbench.explain import Explanation, Picture, Table
+from cnnbench.files import read_text, reason
 from cnnbench.measure.quality import Counts, accuracy, most_confused, wilson_interval
 from cnnbench.registry import split_names
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 EXAMPLE = "results/bench/20260101-120000 --data CIFAR10 --models VGG16,ResNet18"
 IMAGES = 8
 """Images shown of a kind of mistake."""
+_ROUNDED = 1e-3
+"""By how much probabilities of six digits may miss the sum of 1."""
 FEWEST = 10
 """Images in a cell, of a run of both networks together, from which a difference is tested."""
 FALSE_SHARE = 0.05
@@ -313,14 +317,32 @@ def _read_predictions(path: Path) -> Tensor:
     """Probabilities, (N, K), of a file of ``cnnbench predict``."""
     import torch
 
+    rows = _rows_of(path)
+    mend = "`cnnbench predict` writes such a file"
+    if not rows or rows[0][:3] != ["image", "true", "predicted"]:
+        raise UserError(f"predictions '{path}' do not begin with the columns image, true, predicted; {mend}")
+    if len(rows) == 1:
+        raise UserError(f"predictions '{path}' have no row; {mend}")
+    values: list[list[float]] = []
+    for number, row in enumerate(rows[1:], 2):
+        try:
+            values.append([float(cell) for cell in row[3:]])
+        except ValueError as error:
+            raise UserError(f"predictions '{path}', line {number}: {reason(error)}; {mend}") from error
+        if len(row) != len(rows[0]):
+            raise UserError(f"predictions '{path}', line {number} has {len(row)} cells, not {len(rows[0])}; {mend}")
+        if not all(0 <= value <= 1 for value in values[-1]) or abs(sum(values[-1]) - 1) > _ROUNDED:
+            raise UserError(f"predictions '{path}', line {number}: its cells are not probabilities; {mend}")
+    return torch.tensor(values)
+
+
+def _rows_of(path: Path) -> list[list[str]]:
+    """The cells of a file of comma-separated values."""
+    text = read_text(path, "predictions")
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
-        if rows[0][:3] != ["image", "true", "predicted"]:
-            raise ValueError("its first columns are not image, true, predicted")
-        return torch.tensor([[float(cell) for cell in row[3:]] for row in rows[1:]])
-    except (OSError, ValueError, IndexError) as error:
-        raise UserError(f"cannot read predictions '{path}': {error}; `cnnbench predict` writes such a file") from error
+        return list(csv.reader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise UserError(f"predictions '{path}' cannot be read: {reason(error)}") from error
 
 
 def _check_predictions(path: Path, names: Sequence[str], labels: Sequence[int], label: str) -> None:
@@ -329,8 +351,7 @@ def _check_predictions(path: Path, names: Sequence[str], labels: Sequence[int], 
     Raises:
         UserError: Its classes, or the true ones of its images, are not those of the data.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        head, *rows = csv.reader(file)
+    head, *rows = _rows_of(path)
     if head[3:] != list(names) or [row[1] for row in rows] != [names[i] for i in labels]:
         raise UserError(f"'{path}' is not about the test images of {label}; name the data that it is for with --data")
 

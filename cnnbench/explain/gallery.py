@@ -10,14 +10,17 @@ import inspect
 import io
 import os
 import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cnnbench.console import note
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, run, save
+from cnnbench.files import write_text
+from cnnbench.registry import split_names
+from cnnbench.trust import OPTION
 
 MODEL = "SimpleCNN(convs=5x5,batch_norm=True,dropout=0.0)"
 """What is trained: the course's network, with filters that are large enough to be looked at."""
@@ -42,6 +45,7 @@ class Trained(NamedTuple):
         checkpoint: Where it lies.
         command: That trains it.
         data: Its data as options of a tool, after ``--data``.
+        trust: The option that reading its checkpoint needs, if it is of a module of the user's.
     """
 
     model: str
@@ -49,10 +53,11 @@ class Trained(NamedTuple):
     checkpoint: Path
     command: str
     data: Sequence[str]
+    trust: Sequence[str] = ()
 
     def words(self, part: Part) -> list[str]:
         """Tool and options of a part, with this network and its data."""
-        values = {CHECKPOINT: [str(self.checkpoint)], DATA: self.data}
+        values = {CHECKPOINT: [str(self.checkpoint), *self.trust], DATA: self.data}
         return [word for template in shlex.split(part.command) for word in values.get(template, [template])]
 
 
@@ -145,16 +150,16 @@ def main(arguments: Sequence[str], make_parser: Callable[..., Any]) -> int:
     how, arguments = _recipe(options)
     _say(f"training a network, {how}")
     arguments.append(f"--out={folder / 'runs'}")
+    if options.trust:
+        arguments.append(f"{OPTION}={','.join(options.trust)}")
     checkpoint = _train(arguments, options.data_dir, folder / "runs")
-    trained = _trained(checkpoint, arguments)
+    trained = _trained(checkpoint, arguments, options.trust)
     shown = []
     for number, part in enumerate(PARTS, 1):
         _say(f"[{time.perf_counter() - start:3.0f} s] {number} of {len(PARTS)}: {part.title}")
         words = trained.words(part)
         shown.append((part, run(words[0], words[1:], make_parser)))
     path = folder / "index.html"
-    from cnnbench.record import write_text
-
     write_text(path, page(shown, trained))
     _say(f"gallery: {path}")
     return 0
@@ -167,10 +172,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--epochs", type=int, metavar="N", help=f"of the training (default: {EPOCHS})")
     add("--config", type=Path, metavar="FILE", help="what to train in place of it, as for `cnnbench fit`")
     add("--out", type=Path, default=Path("results/gallery"), metavar="DIR", help="folder (default: %(default)s)")
+    add(OPTION, type=split_names, default=(), metavar="MODULE", help="modules whose networks --config may name")
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    note(text)
 
 
 def _recipe(options: argparse.Namespace) -> tuple[str, list[str]]:
@@ -205,11 +211,11 @@ def _train(arguments: Sequence[str], data_dir: str | None, runs: Path) -> Path:
     return made / "checkpoints" / "last.ckpt"
 
 
-def _trained(checkpoint: Path, arguments: Sequence[str]) -> Trained:
-    """What was trained, by a checkpoint and the options of ``cnnbench fit`` that made it."""
+def _trained(checkpoint: Path, arguments: Sequence[str], trusted: Sequence[str] = ()) -> Trained:
+    """What was trained, by a checkpoint, the options of ``cnnbench fit`` that made it, and modules it may name."""
     from cnnbench.explain.subjects import load_checkpoint
 
-    subject = load_checkpoint(checkpoint, argparse.Namespace(data=None, data_dir=None))
+    subject = load_checkpoint(checkpoint, argparse.Namespace(data=None, data_dir=None, trust=trusted))
     data = subject.data
     if data is None:
         raise UserError(f"checkpoint '{checkpoint}' does not say what it was trained on")
@@ -222,7 +228,8 @@ def _trained(checkpoint: Path, arguments: Sequence[str]) -> Trained:
     if default is not None and data.in_channels != default.default:
         options.append(f"--in_channels={data.in_channels}")
     command = shlex.join(["cnnbench", "fit", *arguments])
-    return Trained(_written(subject.model), data.label, checkpoint, command, options)
+    trust = [f"{OPTION}={','.join(trusted)}"] if trusted else []
+    return Trained(_written(subject.model), data.label, checkpoint, command, options, trust)
 
 
 def _written(model: Any) -> str:

@@ -26,9 +26,10 @@ from torch import Tensor, nn
 
 from cnnbench.classifier import loss_and_logits
 from cnnbench.errors import UserError
+from cnnbench.files import write_json
 from cnnbench.hardware import autocast, choose_precision, device_name
-from cnnbench.record import environment, write_json
-from cnnbench.train import BestCheckpoint, LastCheckpoint, ProgressBar
+from cnnbench.record import environment
+from cnnbench.train_callbacks import BestCheckpoint, LastCheckpoint, ProgressBar
 
 FOLDER = Path("results/races")
 

@@ -1,0 +1,433 @@
+"""What the files of this project may contain: one typed schema for each kind, and one line for what does not fit.
+
+A file is data that may be damaged, edited or made by somebody else. Types, ranges, missing and unknown keys are checked
+by pydantic; contradictions between figures are checked below. Importing this module takes a tenth of a second, so
+modules import it when they read a file, and commands that read none stay light.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, create_model
+
+from cnnbench.errors import UserError, unknown
+
+# Bounds far beyond anything that is measured, within which every reader can compute.
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[int, Field(ge=1, lt=2**63)]
+Side = Annotated[int, Field(ge=1, le=100_000)]
+Amount = Annotated[float, Field(ge=0, le=1e15)]
+Above0 = Annotated[float, Field(gt=0, le=1e15)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Text = Annotated[str, Field(min_length=1, max_length=20_000)]
+AnyText = Annotated[str, Field(max_length=100_000)]
+Fact = float | int | bool | AnyText | list[float] | list[int] | None
+"""What the machine did meanwhile: a number, a word, or a pair of numbers."""
+Rounds = list[Annotated[list[Above0], Field(min_length=1)]] | list[Above0]
+"""Times by round; records from before 2026-11-24 have them in one list."""
+_ROUNDING = 2e-4
+"""Milliseconds by which a stored sample may differ from the one that a median was taken of."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Data(_Strict):
+    """The images of a record."""
+
+    name: Text
+    label: Text
+    synthetic: bool
+    in_channels: Side
+    image_size: Side
+    class_names: list[Text]
+    train_images: Count
+    val_images: Count
+    test_images: Count
+    full_epochs: Count
+    augment: bool
+    num_classes: Positive | None = None
+    full_train_images: Count | None = None
+    split_seed: int | None = None
+    augmentation: Text | None = None
+    stands_in_for: Text | None = None
+    fingerprint: Text | None = None
+    batch_size: Positive | None = None
+
+
+class Config(_Strict):
+    """How the cell of a record was measured."""
+
+    budget_s: Above0 | None
+    epochs: Positive | None
+    device: Text
+    precision: Text
+    batch_size: Positive
+    speed_batch_size: Positive
+    eval_batch_size: Positive | None = None
+    precision_reason: AnyText | None = None
+    memory_format: Text | None = None
+    mode: Text | None = None
+    learning_rate: Above0 | None = None
+    measures: list[Text] = []
+    data_options: dict[str, JsonValue] | None = None
+    processes: Positive = 1
+    macs_convention: AnyText = ""
+
+
+class Environment(_Strict):
+    """Machine and software of a record."""
+
+    device: Text
+    threads: Positive
+    packages: dict[str, Text | None]
+    os: AnyText = ""
+    cpu_cores: Positive | None = None
+    memory_gib: Amount | None = None
+    load_average: Amount | None = None
+    python: AnyText = ""
+    commit: Text | None = None
+    dirty: bool | None = None
+    accelerator: dict[str, AnyText | int | float | bool | None] | None = None
+    allocator: Text | None = None
+
+
+class Point(_Strict):
+    """A point of a learning curve."""
+
+    step: Count
+    train_loss: Annotated[float | None, Field(alias="train/loss")] = None
+    train_accuracy: Annotated[Share | None, Field(alias="train/accuracy")] = None
+    val_loss: Annotated[float | None, Field(alias="val/loss")] = None
+    val_accuracy: Annotated[Share | None, Field(alias="val/accuracy")] = None
+
+
+class Training(_Strict):
+    """How the training of a cell went; all or nothing is there."""
+
+    seconds: Amount
+    steps: Count
+    images: Count
+    epochs: Amount
+    full_epochs: Count
+    converged: bool
+    diverged: bool
+    recipe: AnyText
+    peak_lr: Above0
+    curve: list[Point]
+
+
+class _Measures(_Strict):
+    """Figures that are not plain numbers; the numbers are added below."""
+
+    samples_ms: dict[str, Rounds] | None = None
+    cold_ms: dict[str, Above0] | None = None
+    conditions: dict[str, Fact] | None = None
+    suspect: list[Text] = []
+    process_rounds: list[Count] = []
+    process_cold_ms: list[dict[str, Above0]] = []
+    process_conditions: list[dict[str, Fact]] = []
+    limits: dict[str, JsonValue] | None = None
+    sweep: dict[str, JsonValue] | None = None
+
+
+TIMED = ("latency_ms", "inference_ms", "train_step_ms")
+ENDS = ("median", "low", "high", "p10", "p90", "mad", "device")
+_COUNTS = (
+    *("params", "macs", "flops", "activations", "other_ops", "train_macs", "train_accuracy_images"),
+    *("peak_memory_bytes", "peak_reserved_bytes", "resident_bytes"),
+)
+_TIMES = (
+    *(f"{kind}_{end}" for kind in TIMED for end in ENDS if end != "mad"),
+    *("train_forward_ms", "train_backward_ms", "train_optimizer_ms", "cold_start_ms"),
+    *("images_per_s", "train_images_per_s"),
+)
+_SPREADS = tuple(f"{kind}_mad" for kind in TIMED)
+_SHARES = tuple(f"{split}_accuracy{end}" for split in ("test", "train") for end in ("", "_low", "_high"))
+
+
+def _optional(names: Sequence[str], kind: Any) -> dict[str, Any]:
+    return dict.fromkeys(names, (kind | None, None))
+
+
+Measures = create_model(
+    "Measures",
+    __base__=_Measures,
+    **_optional(_COUNTS, Count),
+    **_optional(_TIMES, Above0),
+    **_optional(_SPREADS, Amount),
+    **_optional(_SHARES, Share),
+)
+
+
+class RecordFile(_Strict):
+    """A record as it lies in a file."""
+
+    model: Text
+    data: Data
+    seed: Seed
+    status: Literal["ok", "error"]
+    config: Config
+    environment: Environment
+    created: Text
+    schema_: Annotated[int, Field(alias="schema")]
+    reason: AnyText = ""
+    measures: Measures = Measures()  # type: ignore[valid-type]
+    skipped: dict[str, AnyText] = {}
+    training: Training | None = None
+    confusion_matrix: list[list[Count]] | None = None
+
+
+class FailedTiming(_Strict):
+    """What `speed.json` has of a network that could not be timed."""
+
+    error: AnyText
+
+
+class SpeedFile(_Strict):
+    """``speed.json`` of a run folder."""
+
+    figures: dict[str, dict[str, JsonValue]]
+    environment: Environment
+
+
+class BenchFile(_Strict):
+    """The YAML file of ``cnnbench bench --config``: its options, typed; None is the default of an option."""
+
+    models: Text | list[Text] | None = None
+    data: Text | list[Text] | None = None
+    measures: Text | list[Text] | None = None
+    seeds: Text | int | list[int] | None = None
+    budget: Text | int | float | None = None
+    epochs: int | None = None
+    device: Text | None = None
+    precision: Text | int | None = None
+    batch_size: int | None = None
+    speed_batch_size: int | None = None
+    eval_batch_size: int | None = None
+    processes: int | None = None
+    learning_rate: float | None = None
+    data_dir: Text | None = None
+    data_options: Text | dict[str, Any] | None = None
+    out: Text | None = None
+    resume: bool | None = None
+    wandb: bool | Literal["off", "offline", "online"] | None = None
+    json_: Annotated[bool | None, Field(alias="json")] = None
+
+
+def check(schema: type[BaseModel], value: Any, where: str, mend: str) -> None:
+    """Raise unless a value has the form of a schema.
+
+    Args:
+        schema: One of the classes above.
+        value: What was read from JSON or YAML.
+        where: The file, and the line in it if it has several documents.
+        mend: What the user can do.
+
+    Raises:
+        UserError: It has not; the one line has file, place, value, what is valid, and the mend.
+    """
+    try:
+        schema.model_validate(value)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_in_words(schema, error)}; {mend}") from None
+    except RecursionError:
+        raise UserError(f"{where}: its values are nested too deeply; {mend}") from None
+
+
+def _in_words(schema: type[BaseModel], error: ValidationError) -> str:
+    """The first thing that is wrong, in words."""
+    found = sorted(error.errors(include_url=False), key=lambda e: (-len(e["loc"]), e["type"] == "missing"))
+    # Of a union, pydantic says what is wrong with every alternative; the deepest one is the one that was meant.
+    first = found[0]
+    place = _shortened(".".join(str(part) for part in first["loc"] if not _is_alternative(part))) or "the document"
+    if first["type"] == "missing":
+        return f"{place} is missing"
+    if first["type"] == "extra_forbidden":
+        name = str(first["loc"][-1])
+        if len(first["loc"]) > 1:
+            return f"{place} is not a key that this version knows"
+        keys = [field.alias or key for key, field in schema.model_fields.items()]
+        return str(unknown("key", name, keys))
+    kinds = dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in found if e["loc"][:1] == first["loc"][:1])
+    return f"{place} is {_shown(first['input'])}: {' or '.join(list(kinds)[:3])}"
+
+
+def _is_alternative(part: Any) -> bool:
+    """Whether a part of a place is the name that pydantic gives an alternative of a union, not a key of the file."""
+    return isinstance(part, str) and (part in _ALTERNATIVES or "[" in part)
+
+
+_ALTERNATIVES = ("int", "float", "bool", "str", "Training", "FailedTiming", "Measures", "constrained-str")
+
+
+def _shown(value: Any) -> str:
+    return _shortened(repr(value))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def check_record(value: Any, where: str) -> None:
+    """Raise unless an object read from JSON is a record whose figures do not contradict each other.
+
+    Raises:
+        UserError: It is not.
+    """
+    mend = "measure it again, or leave it out"
+    is_object = isinstance(value, dict)
+    # A cell that was not trained has an empty object there.
+    filled = {key: part for key, part in value.items() if key != "training" or part != {}} if is_object else value
+    check(RecordFile, filled, where, mend)
+    for contradiction in contradictions(value):
+        raise UserError(f"{where}: {contradiction}; {mend}")
+
+
+def contradictions(record: Mapping[str, Any]) -> Iterator[str]:
+    """Say what of a record, whose types are right, cannot be true together."""
+    reason = record.get("reason", "")
+    if (record["status"] == "error") != bool(reason):
+        yield f"status is '{record['status']}' and reason is '{reason}': errors have a reason, others have none"
+    try:
+        datetime.fromisoformat(record["created"])
+    except ValueError:
+        yield f"created is '{record['created']}': it should be a date and time such as 2026-01-31T12:00:00+00:00"
+    measures = record.get("measures", {})
+    yield from _data(record)
+    yield from _rates(record, measures)
+    yield from _confusion(record, measures)
+    yield from measures_contradictions(measures)
+    yield from _training(record)
+
+
+def _data(record: Mapping[str, Any]) -> Iterator[str]:
+    data, config = record["data"], record["config"]
+    if data["name"] == "Synthetic" and not data["synthetic"]:
+        yield "data.synthetic is False, but data.name is 'Synthetic'"
+    names = data["class_names"]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        yield f"data.class_names has '{twice}' more than once"
+    if config["budget_s"] is not None and config["epochs"] is not None:
+        yield "config.budget_s and config.epochs are both there; one of them ended the training"
+    if record.get("training") and config["budget_s"] is None and config["epochs"] is None:
+        yield "config has neither budget_s nor epochs, one of which ended the training"
+
+
+def _rates(record: Mapping[str, Any], measures: Mapping[str, Any]) -> Iterator[str]:
+    """Say whether a throughput is not that of the median time of its batch."""
+    kinds = (
+        ("images_per_s", "inference_ms_median", "speed_batch_size"),
+        ("train_images_per_s", "train_step_ms_median", "batch_size"),
+    )
+    for rate, time, size in kinds:
+        if measures.get(rate) is None or measures.get(time) is None:
+            continue
+        expected = 1e3 * record["config"][size] / measures[time]
+        if not math.isclose(measures[rate], expected, rel_tol=1e-3):
+            yield f"measures.{rate} is {measures[rate]:g}, but {size} images in {time} make {expected:g}"
+
+
+def _confusion(record: Mapping[str, Any], measures: Mapping[str, Any]) -> Iterator[str]:
+    data, matrix = record["data"], record.get("confusion_matrix")
+    classes = len(data["class_names"])
+    if data.get("num_classes") not in (None, classes):
+        yield f"data.num_classes is {data['num_classes']}, but data.class_names has {classes} names"
+    accuracy = measures.get("test_accuracy")
+    if matrix is None:
+        if accuracy is not None:
+            yield f"measures.test_accuracy is {accuracy} without a confusion_matrix to derive it from"
+        return
+    rows = [len(row) for row in matrix]
+    if len(matrix) != classes or rows != [classes] * classes:
+        shape = f"{len(matrix)} rows of {', '.join(map(str, sorted(set(rows))))}"
+        yield f"confusion_matrix has {shape} numbers; {classes} classes need {classes} rows of {classes}"
+        return
+    total, right = sum(map(sum, matrix)), sum(matrix[i][i] for i in range(classes))
+    if total != data["test_images"]:
+        yield f"confusion_matrix counts {total} of {data['test_images']} test images"
+    elif total == 0:
+        yield "confusion_matrix counts no image"
+    elif accuracy is not None and not math.isclose(accuracy, right / total, abs_tol=1e-6):
+        yield f"measures.test_accuracy is {accuracy}, but the confusion_matrix has {right} of {total} right"
+
+
+def measures_contradictions(measures: Mapping[str, Any]) -> Iterator[str]:
+    """Say what of the figures of a network, whose types are right, cannot be true together."""
+    macs, flops = measures.get("macs"), measures.get("flops")
+    if macs is not None and flops is not None and flops != 2 * macs:
+        yield f"measures.flops is {flops}: it should be twice the macs, {macs}"
+    orders = [(f"{split}_accuracy_low", f"{split}_accuracy", f"{split}_accuracy_high") for split in ("test", "train")]
+    for kind in TIMED:
+        orders += [
+            (f"{kind}_{low}", f"{kind}_median", f"{kind}_{high}") for low, high in (("low", "high"), ("p10", "p90"))
+        ]
+    for names in orders:
+        values = [measures[name] for name in names if measures.get(name) is not None]
+        if any(later < earlier * (1 - 1e-9) for earlier, later in pairwise(values)):
+            yield f"measures.{', '.join(names)} are {', '.join(map(str, values))}: they should not fall"
+    yield from _rounds(measures)
+    for kind, key in zip(("latency", "inference", "training"), TIMED, strict=True):
+        yield from _samples(measures, kind, f"{key}_median")
+
+
+def _rounds(measures: Mapping[str, Any]) -> Iterator[str]:
+    """Say whether kinds of work have unlike numbers of rounds, since times are compared round by round."""
+    samples = measures.get("samples_ms") or {}
+    if "yardstick" not in samples:  # of before times were kept by round
+        return
+    counts = {kind: len(rounds) for kind, rounds in samples.items()}
+    if len(set(counts.values())) > 1:
+        yield f"measures.samples_ms has {', '.join(f'{n} rounds of {kind}' for kind, n in counts.items())}"
+    processes = measures.get("process_rounds")
+    if processes and sum(processes) != counts["yardstick"]:
+        yield f"measures.process_rounds add up to {sum(processes)}, but there are {counts['yardstick']} rounds"
+
+
+def _samples(measures: Mapping[str, Any], kind: str, key: str) -> Iterator[str]:
+    """Say whether a median is not that of its samples."""
+    rounds, median = (measures.get("samples_ms") or {}).get(kind), measures.get(key)
+    if rounds is None or median is None:
+        return
+    times = [time for block in rounds for time in (block if isinstance(block, list) else [block])]
+    if not times:
+        yield f"measures.samples_ms.{kind} is empty, but {key} is {median}"
+    elif abs(statistics.median(times) - median) > _ROUNDING + 1e-3 * median:
+        yield f"measures.{key} is {median}, but the median of its samples is {statistics.median(times):g}"
+
+
+def _training(record: Mapping[str, Any]) -> Iterator[str]:
+    training, data = record.get("training") or {}, record["data"]
+    if not training:
+        return
+    steps = [point["step"] for point in training["curve"]]
+    if steps != sorted(steps) or any(step > training["steps"] for step in steps):
+        yield f"training.curve has steps {str(steps)[:60]}: they should rise to {training['steps']} at most"
+    batch = min(record["config"]["batch_size"], data["train_images"])
+    if training["images"] != training["steps"] * batch:
+        yield f"training.images is {training['images']}, which is not {training['steps']} steps of {batch} images"
+    elif not math.isclose(training["epochs"] * data["train_images"], training["images"], rel_tol=1e-6, abs_tol=1e-6):
+        yield f"training.epochs is {training['epochs']}, not {training['images']} of {data['train_images']} images"
+
+
+def check_speed(value: Any, where: str) -> None:
+    """Raise unless an object read from JSON has the form of ``speed.json`` and its figures are possible.
+
+    Raises:
+        UserError: It has not.
+    """
+    mend = "delete the file, and the networks are timed again"
+    check(SpeedFile, value, where, mend)
+    for name, measures in value["figures"].items():
+        check(FailedTiming if "error" in measures else Measures, measures, f"{where}: {name}", mend)
+        for contradiction in measures_contradictions(measures):
+            raise UserError(f"{where}: {name}: {contradiction}; {mend}")

@@ -1,0 +1,110 @@
+"""Callbacks of every training run: its configuration, progress, checkpoints, and how it stops."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
+
+from cnnbench import stopping
+from cnnbench.files import write_text
+from cnnbench.trust import OPTION
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the whole configuration into the run folder and, with W&B, into the run's configuration.
+
+    Args:
+        choices: What was chosen for the user, and why; the first line of the file.
+    """
+
+    def __init__(self, *arguments: Any, choices: str = "", **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.choices = choices
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        config = self.config.clone()
+        config.pop(OPTION.strip("-"), None)  # a file cannot give it
+        text = self.parser.dump(config, skip_unset=False)
+        path = Path(trainer.default_root_dir) / "config.yaml"
+        write_text(path, f"# {self.choices}\n{text}" if self.choices else text)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                values = {"model": self.config.model.as_dict(), "data": self.config.data.as_dict()}
+                logger.experiment.config.update(values, allow_val_change=True)
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar, drawn four times a second and not after every batch, which for small networks takes as long."""
+
+    _shown = 0.0
+
+    def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
+        now = time.monotonic()
+        if now - self._shown >= 0.25 or trainer.is_last_batch:
+            self._shown = now
+            super().on_train_batch_end(trainer, *arguments)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """``last.ckpt`` at the end of every epoch; Lightning's own ``save_last`` comes only with a new best."""
+
+    def __init__(self) -> None:
+        super().__init__(filename="last", enable_version_counter=False)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's checkpoint of the best value, which a resumed run goes on to compare with, in its own folder too."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        state = state_dict | {"dirpath": self.dirpath}
+        best = Path(str(state.get("best_model_path") or ""))
+        if self.dirpath and best.name and not best.exists():  # the run folder has been moved
+            state["best_model_path"] = str(Path(self.dirpath) / best.name)
+        super().load_state_dict(state)
+
+
+class Stage(L.Callback):
+    """Knows whether a command has come to its images, and stops it where its state is whole.
+
+    Attributes:
+        started: Whether what a checkpoint holds has been put back, so that a later error is not about the file.
+        keep: Where a training that is stopped leaves its state; None for nowhere.
+        steps: Optimizer steps before this command; None where it does not come to a step.
+    """
+
+    def __init__(self) -> None:
+        self.started = False
+        self.keep: Path | None = None
+        self.steps: int | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.started, self.steps = True, trainer.global_step
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.started = True
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.started = True
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.started = True
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if stopping.is_pending() and self.keep is not None:
+            trainer.save_checkpoint(self.keep)
+        stopping.check()
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        stopping.check()
+
+    def on_test_batch_end(self, *_: Any) -> None:
+        stopping.check()
+
+    def on_predict_batch_end(self, *_: Any) -> None:
+        stopping.check()

@@ -1,0 +1,259 @@
+"""Checkpoints: whole or not there, damage found, words for a run resolved, and trainings that are stopped."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from cnnbench import train_callbacks as train
+from cnnbench.checkpoints import CheckpointFile, open_checkpoint
+from cnnbench.cli import main
+from cnnbench.errors import UserError
+
+SMALL = ["--data=Synthetic", "--data.train_images=60", "--data.test_images=20", "--data.batch_size=10"]
+CPU = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.precision=32-true"]
+FIT = ["fit", "--model=LeNet5", *SMALL, *CPU]
+
+
+@pytest.fixture
+def checkpoint() -> Path:
+    """A checkpoint of a finished training of one epoch."""
+    assert main([*FIT, "--trainer.max_epochs=1"]) == 0
+    return next(Path("results/runs").glob("*/*/checkpoints/last.ckpt"))
+
+
+def _last_line(capsys: pytest.CaptureFixture) -> str:
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_checkpoint_is_written_beside_its_place_and_not_through_the_temporary_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "there-is-no-such-folder"))
+    CheckpointFile().save_checkpoint({"state_dict": {}, "hyper_parameters": {}}, Path("a/last.ckpt"))
+    assert [path.name for path in Path("a").iterdir()] == ["last.ckpt"]
+    assert open_checkpoint(Path("a/last.ckpt")) == {"state_dict": {}, "hyper_parameters": {}}
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("file write failed"),
+                                   KeyboardInterrupt(), MemoryError()])  # fmt: skip
+def test_a_save_that_fails_leaves_the_good_checkpoint(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path("last.ckpt")
+    CheckpointFile().save_checkpoint({"state_dict": {"w": torch.ones(2)}, "hyper_parameters": {}}, path)
+    before = path.read_bytes()
+
+    def fail(_: Any, file: Any) -> None:
+        file.write(b"half of it")
+        raise error
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises((OSError, KeyboardInterrupt, MemoryError)):
+        CheckpointFile().save_checkpoint({}, path)
+    assert path.read_bytes() == before
+    assert [file.name for file in Path().iterdir()] == ["last.ckpt"]
+
+
+def test_every_run_writes_and_reads_checkpoints_so(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[Path] = []
+    whole = CheckpointFile.save_checkpoint
+
+    def save(self: CheckpointFile, content: dict, path: Any, **options: Any) -> None:
+        saved.append(Path(path))
+        whole(self, content, path, **options)
+
+    monkeypatch.setattr(CheckpointFile, "save_checkpoint", save)
+    assert main(["fit", "--ckpt_path", str(checkpoint), "--trainer.max_epochs=2", *CPU]) == 0
+    assert "last.ckpt" in {path.name for path in saved}
+
+
+def _damaged(make: str, path: Path) -> None:
+    content = path.read_bytes()
+    middle = len(content) // 2
+    damages = {
+        "empty": b"", "text": b"hello", "half": content[:middle], "start": content[100:], "tail": content[:-30],
+        "zeros": content[:middle] + bytes(2000) + content[middle + 2000 :], "twice": content + content[:middle],
+        "flip": content[:middle] + bytes([content[middle] ^ 8]) + content[middle + 1 :],
+        "html": b"<html>404</html>" * 100, "gzip": b"\x1f\x8b" + content, "nul": bytes(5000),
+    }  # fmt: skip
+    path.write_bytes(damages[make])
+
+
+DAMAGES = ["empty", "text", "half", "start", "tail", "zeros", "flip", "html", "gzip", "nul"]
+
+
+def test_a_damaged_checkpoint_is_one_line_in_every_command(checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
+    copy = checkpoint.with_name("copy.ckpt")
+    for make in DAMAGES:
+        shutil.copy(checkpoint, copy)
+        _damaged(make, copy)
+        runs = sorted(Path("results/runs").glob("*/*"))
+        for command in ("test", "fit", "validate", "predict"):
+            capsys.readouterr()
+            assert main([command, "--ckpt_path", str(copy), *CPU]) == 2
+            captured = capsys.readouterr()
+            assert len(captured.err.strip().splitlines()) == 1
+            assert "copy.ckpt' is" in captured.err
+        assert main(["explain", "filters", "--ckpt_path", str(copy)]) == 2
+        assert sorted(Path("results/runs").glob("*/*")) == runs
+
+
+STORED: dict[str, Callable[[dict], Any]] = {
+    "no weights": lambda s: s.pop("state_dict"),
+    "weights are a list": lambda s: s.update(state_dict=[1]),
+    "weights are text": lambda s: s["state_dict"].update({next(iter(s["state_dict"])): "a"}),
+    "one weight missing": lambda s: s["state_dict"].pop(next(iter(s["state_dict"]))),
+    "one weight more": lambda s: s["state_dict"].update(more=torch.ones(1)),
+    "another shape": lambda s: s["state_dict"].update({next(iter(s["state_dict"])): torch.ones(3)}),
+    "no loops": lambda s: s.pop("loops"),
+    "no optimizer": lambda s: s.pop("optimizer_states"),
+    "an optimizer of another network": lambda s: s.update(optimizer_states=[{"state": {}, "param_groups": []}]),
+    "no version": lambda s: s.pop("pytorch-lightning_version"),
+    "a strange version": lambda s: s.update({"pytorch-lightning_version": "newest"}),
+    "a strange epoch": lambda s: s.update(epoch="first"),
+    "strange callbacks": lambda s: s.update(callbacks=[1]),
+    "strange schedulers": lambda s: s.update(lr_schedulers="none"),
+    "strange data": lambda s: s.update(Synthetic=[1]),
+}
+
+
+@pytest.mark.parametrize("change", STORED.values(), ids=STORED.keys())
+def test_a_checkpoint_of_strange_parts_is_one_line_or_used_rightly(
+    change: Callable[[dict], Any], checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    stored = torch.load(checkpoint, weights_only=True)
+    change(stored)
+    strange = checkpoint.with_name("strange.ckpt")
+    torch.save(stored, strange)
+    for command in (["fit", "--trainer.max_epochs=2"], ["test"]):
+        capsys.readouterr()
+        code = main([*command, "--ckpt_path", str(strange), *CPU])
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        assert code in (0, 2)
+        if code == 2:
+            assert captured.err.strip().splitlines()[-1].startswith("cnnbench: ")
+            assert "strange.ckpt" in captured.err
+
+
+@pytest.mark.parametrize("word", ["last", "best", "hpc"])
+def test_a_word_for_a_checkpoint_names_a_run_or_is_refused(word: str, capsys: pytest.CaptureFixture) -> None:
+    for command in (["test", "--model=LeNet5", *SMALL], [*FIT, "--trainer.max_epochs=1"], ["test"]):
+        assert main([*command, f"--ckpt_path={word}"]) == 2
+        assert f"--ckpt_path {word}: there is no run with such a checkpoint" in _last_line(capsys)
+        assert not Path("results").exists()
+    assert main([*FIT, "--trainer.max_epochs=1"]) == 0
+    capsys.readouterr()
+    expected = 2 if word == "hpc" else 0
+    assert main(["test", "--model=LeNet5", *SMALL, "--ckpt_path", word, *CPU]) == expected
+    assert word == "hpc" or "checkpoint: results/runs/LeNet5-Synthetic/" in capsys.readouterr().err
+    assert main(["test", "--model=SimpleCNN", *SMALL, "--ckpt_path", word, *CPU]) == 2  # of another network
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_stopped_training_keeps_its_step_and_the_printed_command_goes_on(
+    name: str, code: int, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main([*FIT, "--trainer.max_epochs=2", "--out=whole"]) == 0
+    with monkeypatch.context() as patch:
+        whole = train.Stage.on_train_batch_end
+
+        def stop_in_the_second_epoch(self: train.Stage, trainer: L.Trainer, *rest: Any) -> None:
+            if trainer.global_step == 8:
+                os.kill(os.getpid(), getattr(signal, name))
+            whole(self, trainer, *rest)
+
+        patch.setattr(train.Stage, "on_train_batch_end", stop_in_the_second_epoch)
+        assert main([*FIT, "--trainer.max_epochs=2", "--out=stop it"]) == code
+    line = _last_line(capsys)
+    assert line.startswith(f"cnnbench: stopped by {name}; go on with: cnnbench fit --ckpt_path 'stop it/")
+    arguments = shlex.split(line.partition("go on with: cnnbench ")[2])
+    assert torch.load(arguments[2], weights_only=True)["global_step"] == 8
+    assert main([*arguments, "--out=resumed", *CPU]) == 0
+    weights = [
+        torch.load(next(Path(out).glob("*/*/checkpoints/last.ckpt")), weights_only=True)["state_dict"]
+        for out in ("whole", "resumed")
+    ]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_a_second_signal_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def two(self: train.Stage, trainer: L.Trainer, *rest: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(train.Stage, "on_train_batch_end", two)
+    assert main([*FIT, "--trainer.max_epochs=1"]) == 143
+
+
+def test_finished_and_moved_runs_say_what_they_are(checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
+    capsys.readouterr()
+    assert main(["fit", "--ckpt_path", str(checkpoint), *CPU]) == 0
+    text = capsys.readouterr().err
+    assert "nothing was left to train" in text
+    assert "steps in" not in text
+    shutil.move("results", "moved here")
+    moved = next(Path("moved here").glob("runs/*/*/checkpoints/last.ckpt"))
+    assert main(["fit", "--ckpt_path", str(moved), "--trainer.max_epochs=2", *CPU]) == 0
+    printed = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("test it:"))
+    arguments = shlex.split(printed.partition("cnnbench ")[2])
+    assert Path(arguments[2]).exists()
+    assert main([*arguments, *CPU]) == 0
+
+
+def test_a_checkpoint_in_a_folder_more_finds_its_configuration(capsys: pytest.CaptureFixture) -> None:
+    name = "--checkpoint.filename={epoch}-{val/accuracy:.2f}"
+    assert main([*FIT, "--trainer.max_epochs=1", name, "--checkpoint.auto_insert_metric_name=true"]) == 0
+    printed = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("test it:"))
+    arguments = shlex.split(printed.partition("cnnbench ")[2])
+    assert Path(arguments[2]).parent.name != "checkpoints"
+    assert main([*arguments, *CPU]) == 0
+
+
+OPTIONS = [
+    "--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.barebones=true",
+    "--trainer.fast_dev_run=true", "--trainer.limit_train_batches=0.5", "--trainer.enable_model_summary=true",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_callbacks_and_loggers_are_added_where_the_trainer_allows_them(
+    option: str, capsys: pytest.CaptureFixture
+) -> None:
+    bar = [o for o in CPU if "bar" not in o] if "barebones" in option else CPU
+    assert main(["fit", "--model=LeNet5", *SMALL, *bar, "--trainer.max_epochs=1", option]) == 0
+    text = capsys.readouterr().err
+    assert "Traceback" not in text
+    if "fast_dev_run" in option:
+        assert "a full training" not in text
+
+
+def test_refusals_name_the_option(capsys: pytest.CaptureFixture) -> None:
+    cases = {
+        "--trainer.limit_train_batches=0.01": "limit_train_batches",
+        "--data.sizes=[32, 40]": "data.sizes 40: LeNet5 does not take images of 40x40",
+        "--model.learning_rate=None": "null",
+    }
+    for option, message in cases.items():
+        assert main([*FIT, "--trainer.max_epochs=1", option]) == 2
+        line = _last_line(capsys)
+        assert message in line
+        assert line.startswith("cnnbench: ")
+
+
+def test_weights_that_are_stored_compressed_are_not_read() -> None:
+    with zipfile.ZipFile("bomb.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10_000_000))
+    with pytest.raises(UserError, match="compressed parts, which torch never writes"):
+        open_checkpoint(Path("bomb.ckpt"))
