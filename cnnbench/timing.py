@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DEFAULT_OUT = Path("results/speed")
 _GRAPH = " as a CUDA graph"
+MOST_PROCESSES = 1000
 FORMATS = {"channels_last": True, "contiguous": False}
 
 
@@ -187,6 +188,8 @@ def _config(arguments: argparse.Namespace) -> tuple[SpeedConfig, list[Way | None
         value = getattr(arguments, option)
         if value is not None and value < 1:
             raise UserError(f"{option} {value} must be at least 1")
+    if arguments.processes > MOST_PROCESSES:
+        raise UserError(f"processes {arguments.processes} is more than {MOST_PROCESSES}; 6 are enough for an interval")
     fewest = SpeedConfig.fewest_rounds if arguments.rounds is None else given[2]
     config = SpeedConfig(
         device, precisions[0], given[0], given[1], rounds=given[2], fewest_rounds=fewest, seed=arguments.seed
