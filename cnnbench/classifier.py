@@ -237,6 +237,8 @@ class ImageClassifier(L.LightningModule):
         own = optimizer is not None
         self._schedule: Schedule = schedule or ("constant" if own else "linear")
         self._warmup = warmup if warmup is not None else 0.0 if own else type(self).warmup
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"label_smoothing {label_smoothing} is not a share from 0 to below 1, such as 0.1")
         self._label_smoothing = label_smoothing
         if steps_per_call is not None:
             self.check_positive(steps_per_call=steps_per_call)

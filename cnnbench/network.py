@@ -90,6 +90,8 @@ class External(ImageClassifier):
             )
         self.name = name
         self.features = get_network(name, self.in_channels, self.image_size, self.num_classes, strict=False).build()
+        if torch.get_default_device().type != "meta" and any(p.is_meta for p in self.features.parameters()):
+            raise UserError(f"model '{name}' has no values (device meta); let it make its weights on the CPU")
         self.classifier = nn.Identity()
         if isinstance(self.features, ImageClassifier) and kwargs.get("learning_rate") is None:
             self.learning_rate = self.features.learning_rate
