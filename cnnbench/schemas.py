@@ -266,7 +266,7 @@ def _is_alternative(part: Any) -> bool:
     return isinstance(part, str) and (part in _ALTERNATIVES or "[" in part)
 
 
-_ALTERNATIVES = ("int", "float", "bool", "str", "Training", "FailedTiming", "Measures", "constrained-str")
+_ALTERNATIVES = ("int", "float", "bool", "str", "constrained-str")
 
 
 def _shown(value: Any) -> str:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cnnbench.bench.plan import MOST_PROCESSES
 from cnnbench.console import note, out_json, stdout_kept
 from cnnbench.count import add_network_arguments, find_networks
 from cnnbench.errors import Stopped, UserError, unknown
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 DEFAULT_OUT = Path("results/speed")
 _GRAPH = " as a CUDA graph"
-MOST_PROCESSES = 1000
 FORMATS = {"channels_last": True, "contiguous": False}
 
 

@@ -158,7 +158,6 @@ def test_a_checksum_finds_changes_and_says_how_to_make_them() -> None:
 @given(st.text(st.characters(codec=None, exclude_categories=())))
 def test_printable_text_has_no_unprintable_character_and_keeps_the_rest(text: str) -> None:
     shown = printable(text)
-    assert shown.isprintable() or any(not c.isprintable() for c in text)
     assert not re.search("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", shown)
     assert printable(shown) == shown
     shown.encode()
