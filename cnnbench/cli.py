@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from cnnbench import __version__
 from cnnbench.catalog import listing
-from cnnbench.console import make_console, note, out, out_json, show, stdout_kept
+from cnnbench.console import make_console, note, out, out_json, refusal, show, stdout_kept
 from cnnbench.count import add_arguments as add_count_arguments
 from cnnbench.count import count
 from cnnbench.errors import Stopped, UserError, unknown
@@ -466,7 +466,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()
         return code
     except UserError as error:
-        note(f"cnnbench: {error}")
+        refusal(error)
     except Stopped as stop:
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # the others do not know what the first one kept
             note(f"cnnbench: stopped by {stop}; {stop.hint}")
@@ -480,7 +480,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             _close_stdout()
-        note(f"cnnbench: {_about_files(error)}")
+        refusal(_about_files(error))
     except MemoryError:
         note("cnnbench: the machine has not enough memory for this; take smaller images, batches or networks")
     except RecursionError:

@@ -13,13 +13,15 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from cnnbench.text import printable, to_json
+from cnnbench.text import printable, shortened, to_json
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 PIPE_WIDTH = 160
 """Characters of a line where the output is no terminal."""
+LONGEST_REFUSAL = 3000
+"""Characters of the line that says why a command ended."""
 
 
 def out(line: str = "") -> None:
@@ -51,6 +53,11 @@ def _print(text: str, end: str = "\n") -> None:
 def note(line: str) -> None:
     """Print one line on stderr, at once."""
     print(printable(line), file=sys.stderr, flush=True)
+
+
+def refusal(error: object) -> None:
+    """Print the line that ends a command; a value in it that is thousands of characters long is cut."""
+    note(shortened(f"cnnbench: {error}", LONGEST_REFUSAL))
 
 
 class _Beside(io.TextIOBase):

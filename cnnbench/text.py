@@ -33,6 +33,17 @@ def printable(text: str, lines: bool = False) -> str:
     return (_UNSAFE_BUT_LINES if lines else _UNSAFE).sub(_escaped, text)
 
 
+def shortened(text: str, most: int) -> str:
+    """Return the text with its middle left out if it has more than so many characters.
+
+    The ends are kept: a message begins with the place and ends with what to do.
+    """
+    if len(text) <= most:
+        return text
+    end = most // 3
+    return f"{text[: most - end]} [...] {text[-end:]}"
+
+
 def _escaped(match: re.Match[str]) -> str:
     code = ord(match.group())
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

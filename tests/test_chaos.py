@@ -75,7 +75,9 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> chaos.Scenario:
     def result(folder: Path) -> list[str]:
         return (folder / "lines").read_text().splitlines()
 
-    return chaos.Scenario("bench", ("go",), lambda _: ("go",), phase, result, lambda _: [], "all done")
+    return chaos.Scenario(
+        "bench", ("start", "work"), ("go",), lambda _: ("go",), phase, result, lambda _: [], "all done"
+    )
 
 
 def _base(tmp_path: Path) -> Path:

@@ -216,3 +216,17 @@ def test_records_of_before_these_checks_still_report(capsys: pytest.CaptureFixtu
     assert main(["report", "old.jsonl", "--out=r"]) == 0
     assert "not said" in Path("r/report.md").read_text()
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["a" * 5000, "9" * 100_000, "[" * 900])
+def test_a_refusal_of_a_long_value_is_a_line_that_can_be_read(
+    value: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = tmp_path / "bench.yaml"
+    config.write_text(f"models: LeNet5\nseeds: '{value}'\n")
+    assert main(["bench", "--config", str(config)]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert len(error) < 3100
+    assert error.startswith("cnnbench: ")
+    assert "seeds" in error

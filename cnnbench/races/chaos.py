@@ -36,6 +36,7 @@ from cnnbench.record import environment
 
 LIMIT_S = 300.0
 GO_ON = re.compile(r"go on with: (.+)")
+WRITING = "writing"
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 Phase = Callable[[Path], str]
 
@@ -46,6 +47,7 @@ class Scenario:
 
     Attributes:
         name: ``bench`` or ``fit``.
+        phases: Names of all phases, in their order.
         start: Arguments that begin it, in a folder of its own.
         resume: Arguments that go on with what lies in the folder; those of the start if there is nothing.
         phase: Names how far the run in a folder has come, by the files that are there.
@@ -55,6 +57,7 @@ class Scenario:
     """
 
     name: str
+    phases: tuple[str, ...]
     start: tuple[str, ...]
     resume: Callable[[Path], tuple[str, ...]]
     phase: Phase
@@ -70,11 +73,13 @@ class Undisturbed:
     result: Any
     phases: dict[str, float] = field(default_factory=dict)
 
-    def left_s(self, phase: str) -> float:
-        """Return roughly how long a process takes that goes on in a phase: its start, and what is still to be done."""
-        names = list(self.phases)
-        later = names[max(1, names.index(phase)) if phase in names else 1 :]
-        return self.phases["start"] + sum(self.phases[name] for name in later)
+
+@dataclass(frozen=True)
+class Moment:
+    """When a run is disturbed: so many seconds after a phase was first seen."""
+
+    phase: str
+    after_s: float
 
 
 @dataclass(frozen=True)
@@ -92,22 +97,26 @@ def run(
     arguments: Sequence[str],
     folder: Path,
     scenario: Scenario,
-    signal_at_s: float | None = None,
+    moment: Moment | None = None,
     number: int = signal.SIGKILL,
     phases: dict[str, float] | None = None,
 ) -> End:
     """Run the command in a fresh process; send it a signal at a moment, if one is given.
 
+    A run that never comes to the phase of the moment, or ends before the moment, is not disturbed.
+
     Args:
         arguments: Of the command.
         folder: Where it runs.
         scenario: Names the phases.
-        signal_at_s: Seconds after the start.
+        moment: When it is disturbed.
         number: The signal.
         phases: Is given the seconds of each phase.
     """
     begin = time.monotonic()
     disturbed, phase = False, scenario.phase(folder)
+    # What earlier kills left behind is not being written.
+    left = frozenset(folder.rglob("*.part"))
     with tempfile.NamedTemporaryFile() as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "cnnbench", *arguments],
@@ -118,21 +127,24 @@ def run(
             env=_environment(),
             start_new_session=True,
         )
-        last = begin
+        last, reached = begin, None
         while process.poll() is None:
             now = time.monotonic()
-            if not disturbed and signal_at_s is not None and now - begin >= signal_at_s:
-                phase, disturbed = _phase_now(scenario, folder, Path(log.name)), True
+            name = _phase_now(scenario, folder, Path(log.name), left)
+            if phases is not None:
+                phases[name] = phases.get(name, 0.0) + now - last
+            if moment is not None and reached is None and name == moment.phase:
+                reached = now
+            if moment is not None and reached is not None and not disturbed and now - reached >= moment.after_s:
+                phase, disturbed = name, True
                 # SIGKILL for all that it started; the others as a scheduler or a terminal would send them.
                 _send(process, number)
             if now - begin > LIMIT_S:
                 _send(process, signal.SIGKILL)
                 raise RuntimeError(f"'{shlex.join(arguments)}' is still at work after {LIMIT_S:.0f} s")
-            if phases is not None:
-                name = _phase_now(scenario, folder, Path(log.name))
-                phases[name] = phases.get(name, 0.0) + now - last
             last = now
-            time.sleep(0.01)
+            # A checkpoint is written in a few milliseconds.
+            time.sleep(0.001 if moment is not None and moment.phase == WRITING else 0.01)
         log.seek(0)
         text = log.read().decode(errors="replace")
     # A run that ended at the same moment was not disturbed.
@@ -140,8 +152,12 @@ def run(
     return End(process.returncode, text, phase, time.monotonic() - begin, disturbed)
 
 
-def _phase_now(scenario: Scenario, folder: Path, log: Path) -> str:
-    return "end" if scenario.said in log.read_text(errors="replace") else scenario.phase(folder)
+def _phase_now(scenario: Scenario, folder: Path, log: Path, left: frozenset[Path]) -> str:
+    if scenario.said in log.read_text(errors="replace"):
+        return "end"
+    if any(path not in left for path in folder.rglob("*.part")):
+        return WRITING
+    return scenario.phase(folder)
 
 
 def _send(process: subprocess.Popen[bytes], number: int) -> None:
@@ -194,7 +210,8 @@ def bench_scenario(quick: bool) -> Scenario:
     def resume(folder: Path) -> tuple[str, ...]:
         return ("bench", "--resume", "--out", "run") if (folder / "run" / "plan.json").is_file() else start
 
-    return Scenario("bench", start, resume, _bench_phase, _bench_result, _bench_faults, "report: ")
+    phases = ("start", *(() if quick else ("timing",)), "network 1", "network 2", "report", WRITING, "end")
+    return Scenario("bench", phases, start, resume, _bench_phase, _bench_result, _bench_faults, "report: ")
 
 
 def _bench_phase(folder: Path) -> str:
@@ -260,7 +277,8 @@ def fit_scenario(quick: bool) -> Scenario:
         last = _last_checkpoint(folder)
         return start if last is None else ("fit", "--ckpt_path", str(last.relative_to(folder)), *limit, *quiet)
 
-    return Scenario("fit", start, resume, _fit_phase, _fit_result, _fit_faults, "steps in")
+    phases = ("start", "first epoch", "epochs", WRITING, "end")
+    return Scenario("fit", phases, start, resume, _fit_phase, _fit_result, _fit_faults, "steps in")
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
@@ -273,9 +291,6 @@ def _fit_phase(folder: Path) -> str:
     runs = sorted((folder / "runs").glob("*/*"))
     if not runs:
         return "start"
-    parts = [path for run in runs for path in run.rglob("*.part")]
-    if parts:
-        return "writing"
     return "epochs" if _last_checkpoint(folder) else "first epoch"
 
 
@@ -331,17 +346,21 @@ def undisturbed(scenario: Scenario, base: Path) -> Undisturbed:
 
 
 def kill(scenario: Scenario, good: Undisturbed, kills: int, base: Path, rng: random.Random) -> list[dict[str, Any]]:
-    """Kill runs at random moments, so many times, each run until it is finished; return a row per kill and finish."""
+    """Kill runs so many times, each run until it is finished; return a row per kill and finish.
+
+    The phases take turns, since most of them are short beside the start of the process.
+    """
     rows: list[dict[str, Any]] = []
+    tries = dict.fromkeys(scenario.phases, 0)
     done, lineage = 0, 0
     folder = base / f"{scenario.name}-{lineage}"
     folder.mkdir()
     while True:
-        # Every second kill comes after the start, which is longer than all phases that write files.
-        first_s = good.phases["start"] if done % 2 else 0.0
-        left_s = good.left_s(scenario.phase(folder))
-        at_s = rng.uniform(first_s, left_s) if done < kills else None
-        end = run(scenario.resume(folder), folder, scenario, at_s)
+        moment = None
+        if done < kills:
+            moment = _draw(scenario, good, folder, tries, rng)
+            tries[moment.phase] += 1
+        end = run(scenario.resume(folder), folder, scenario, moment)
         row = {"command": scenario.name, "run": lineage, "phase": end.phase, "at_s": round(end.at_s, 2)}
         if end.disturbed:
             done += 1
@@ -354,6 +373,19 @@ def kill(scenario: Scenario, good: Undisturbed, kills: int, base: Path, rng: ran
         lineage += 1
         folder = base / f"{scenario.name}-{lineage}"
         folder.mkdir()
+
+
+def _draw(scenario: Scenario, good: Undisturbed, folder: Path, tries: dict[str, int], rng: random.Random) -> Moment:
+    """Draw a moment in the phase that was tried least, of those that the run in a folder still has before it."""
+    now = scenario.phase(folder)
+    to_come = scenario.phases[scenario.phases.index(now) :]
+    # A run that begins in its middle imports everything first, as one that begins at the start does.
+    begins = {now: good.phases["start"]} if now != "start" else {}
+    least = min(tries[phase] for phase in to_come)
+    phase = rng.choice([phase for phase in to_come if tries[phase] == least])
+    if phase == WRITING:
+        return Moment(phase, 0.0)
+    return Moment(phase, rng.uniform(0.0, begins.get(phase, 0.0) + good.phases.get(phase, 0.0)))
 
 
 def _compared(scenario: Scenario, good: Undisturbed, folder: Path, end: End) -> dict[str, Any]:
@@ -369,8 +401,8 @@ def interrupt(
     """Send a signal to a run that is at work, run the command that it prints, and compare."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=f"{scenario.name}-{number.name}-", dir=base))
-        at_s = rng.uniform(good.phases["start"], sum(good.phases.values()) - good.phases.get("end", 0.0))
-        end = run(scenario.start, folder, scenario, at_s, number)
+        phase = rng.choice([name for name in scenario.phases if name not in ("start", "end", WRITING)])
+        end = run(scenario.start, folder, scenario, Moment(phase, rng.uniform(0.0, good.phases[phase])), number)
         # Before there is a folder nothing can be gone on with, and afterwards nothing is left to do.
         if end.code != 0 and end.phase not in ("start", "end"):
             break
@@ -407,7 +439,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="cnnbench-chaos-") as name:
         for scenario in (bench_scenario(options.quick), fit_scenario(options.quick)):
             good = undisturbed(scenario, Path(name))
-            phases[scenario.name] = {"undisturbed_s": {key: round(value, 2) for key, value in good.phases.items()}}
+            measured = {phase: round(good.phases.get(phase, 0.0), 2) for phase in scenario.phases}
+            phases[scenario.name] = {"undisturbed_s": measured}
             rows += kill(scenario, good, options.kills, Path(name), rng)
             hit = Counter(row["phase"] for row in rows if row["command"] == scenario.name and row["event"] == "kill")
             phases[scenario.name]["kills"] = dict(hit)
@@ -421,8 +454,11 @@ def _judge(rows: list[dict[str, Any]], phases: dict[str, Any], options: Any, sec
     ends = [row for row in rows if "identical" in row]
     signals = [row for row in rows if row["event"] in ("SIGTERM", "SIGINT")]
     kills = Counter(row["command"] for row in rows if row["event"] == "kill")
+    # The last moments of a process are too short to be hit for certain.
+    wanted = [(name, found) for found in phases.values() for name in found["undisturbed_s"] if name != "end"]
     goals = {
         f"at least {options.kills} kills of each command": min(kills["bench"], kills["fit"]) >= options.kills,
+        "kills in every phase of each command": all(found["kills"].get(name) for name, found in wanted),
         "records and weights identical": all(row["identical"] for row in ends),
         "every file whole": not any(row["faults"] for row in ends),
         "exit codes 143 and 130": all(row["expected_code"] for row in signals),
@@ -430,7 +466,7 @@ def _judge(rows: list[dict[str, Any]], phases: dict[str, Any], options: Any, sec
     out("| Command | Phase | Kills | Seconds undisturbed |")
     out("| --- | --- | ---: | ---: |")
     for command, found in phases.items():
-        for phase in dict.fromkeys([*found["undisturbed_s"], *found["kills"]]):
+        for phase in found["undisturbed_s"]:
             seconds_of_phase = found["undisturbed_s"].get(phase, 0.0)
             out(f"| {command} | {phase} | {found['kills'].get(phase, 0)} | {seconds_of_phase:.1f} |")
     for row in ends:
