@@ -234,7 +234,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def _written_out(node: Any, sizes: dict[int, int], where: str) -> int:
-    """Count the values of a YAML node with its aliases written out; refuse keys that are there twice."""
+    """Count the values of a YAML node with its aliases written out; refuse double keys and zero characters."""
     import yaml
 
     if id(node) in sizes:
@@ -243,6 +243,9 @@ def _written_out(node: Any, sizes: dict[int, int], where: str) -> int:
         return sizes[id(node)]
     sizes[id(node)] = -1  # being counted
     below: list[Any] = []
+    if isinstance(node, yaml.ScalarNode) and "\0" in node.value:
+        # No name of a file may have one, and Python raises wherever such a text is taken for a file.
+        raise UserError(f"{where}: line {node.start_mark.line + 1} has a zero character in a value; take it out")
     if isinstance(node, yaml.SequenceNode):
         below = list(node.value)
     elif isinstance(node, yaml.MappingNode):

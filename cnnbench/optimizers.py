@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -97,41 +98,73 @@ class MuonSGD(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                gradient = p.grad
-                if group.get("weight_decay"):
-                    gradient = gradient.add(p, alpha=group["weight_decay"])
-                update = self._nesterov(p, gradient, group["momentum"])
-                if group["kind"] == "filters":
-                    if group["unit_filters"]:
-                        p.mul_(len(p) ** 0.5 / p.norm())
-                    update = orthogonalise(update.flatten(1), group["newton_schulz_steps"]).view_as(p)
-                p.sub_(update, alpha=group["lr"])
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._update(params, group)
         return loss
 
-    def _nesterov(self, p: Tensor, gradient: Tensor, momentum: float) -> Tensor:
-        state = self.state[p]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
-        buffer: Tensor = state["momentum_buffer"]
-        buffer.mul_(momentum).add_(gradient)
-        return gradient.add(buffer, alpha=momentum)
+    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """Step the parameters of a group, all at once: on a GPU, launching is what many small steps would wait for."""
+        gradients = [cast(Tensor, p.grad) for p in params]
+        if group.get("weight_decay"):
+            gradients = list(torch._foreach_add(gradients, params, alpha=group["weight_decay"]))
+        updates = self._nesterov(params, gradients, group["momentum"])
+        if group["kind"] == "filters":
+            if group["unit_filters"]:
+                factors = torch._foreach_reciprocal(torch._foreach_norm(params))
+                torch._foreach_mul_(factors, [len(p) ** 0.5 for p in params])
+                torch._foreach_mul_(params, factors)
+            updates = _orthogonalised(updates, group["newton_schulz_steps"])
+        torch._foreach_add_(params, updates, alpha=-group["lr"])
+
+    def _nesterov(self, params: list[Tensor], gradients: list[Tensor], momentum: float) -> list[Tensor]:
+        """Return the gradients with Nesterov's momentum, and keep the momentum."""
+        for p in params:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffers = [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, gradients)
+        return list(torch._foreach_add(gradients, buffers, alpha=momentum))
 
 
-def orthogonalise(matrix: Tensor, steps: int) -> Tensor:
-    """Brings the singular values of a matrix near 1 and keeps its singular vectors, by Newton-Schulz iteration.
+def _orthogonalised(updates: list[Tensor], steps: int) -> list[Tensor]:
+    """Return `orthogonalise` of updates of filters, those of one shape together."""
+    found = list(updates)
+    shapes: dict[tuple[torch.Size, torch.device, torch.dtype], list[int]] = defaultdict(list)
+    for index, update in enumerate(updates):
+        shapes[update.shape, update.device, update.dtype].append(index)
+    for indices in shapes.values():
+        matrices = orthogonalise(torch.stack([updates[index].flatten(1) for index in indices]), steps)
+        for index, matrix in zip(indices, matrices, strict=True):
+            found[index] = matrix.view_as(updates[index])
+    return found
+
+
+def orthogonalise(matrices: Tensor, steps: int) -> Tensor:
+    """Bring the singular values of matrices near 1 and keep their singular vectors, by Newton-Schulz iteration.
+
+    On a CUDA device it computes in bfloat16, as Jordan's own code does: a singular value differs by about 1 %, which
+    is less than the iteration leaves it away from 1.
 
     Args:
-        matrix: (rows, columns).
+        matrices: (..., rows, columns).
         steps: Iterations; with 5, singular values are between 0.7 and 1.2 but for those that were near 0.
+
+    Returns:
+        Of the shape and type of ``matrices``.
     """
     a, b, c = NEWTON_SCHULZ
-    x = matrix / (matrix.norm() + 1e-7)
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
+    # The products are as large as the smaller side, so that it has to be the rows.
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    shape = x.shape
+    # baddbmm takes exactly one axis before the two of a matrix.
+    x = x.reshape(-1, *shape[-2:])
+    x = x.bfloat16() if x.is_cuda else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if tall else x
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    x = x.reshape(shape).to(matrices.dtype)
+    return x.mT if tall else x

@@ -174,11 +174,28 @@ def check_config(path: Path, seen: frozenset[Path] = frozenset()) -> None:
     for key in ("trainer", "lr_monitor", "checkpoint"):
         if isinstance(values, dict) and not isinstance(values.get(key), (dict, str, type(None))):
             raise UserError(f"{where}: {key} is {str(values[key])[:60]}; it must be a table of `option: value`")
+    for owner, options in _options_of_classes(values):
+        if not isinstance(options, (dict, type(None))):
+            raise UserError(
+                f"{where}: init_args of {owner} is {str(options)[:60]}; it must be a table of `argument: value`"
+            )
     for text in _texts(values):
         # jsonargparse reads a file in place of a value, beside the file that names it or in the working folder.
         for file in (path.parent / text, Path(text)) if re.search(r"\.(ya?ml|json)$", text) else ():
             if file.is_file() and file.resolve() not in seen | {path.resolve()}:
                 check_config(file, seen | {path.resolve()})
+
+
+def _options_of_classes(value: Any, owner: str = "a class") -> Iterator[tuple[str, Any]]:
+    """Yield what stands as ``init_args``, at any depth, each with what it belongs to."""
+    if isinstance(value, Mapping):
+        if "init_args" in value:
+            yield str(value.get("class_path", owner))[:60], value["init_args"]
+        for key, part in value.items():
+            yield from _options_of_classes(part, str(key))
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _options_of_classes(part, owner)
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -230,3 +230,23 @@ def test_a_refusal_of_a_long_value_is_a_line_that_can_be_read(
     assert len(error) < 3100
     assert error.startswith("cnnbench: ")
     assert "seeds" in error
+
+
+@pytest.mark.parametrize(
+    ("place", "lines"),
+    [
+        ("LeNet5", "model: {class_path: LeNet5, init_args: 9223372036854775808}\ndata: MNIST"),
+        ("MNIST", "model: LeNet5\ndata: {class_path: MNIST, init_args: [1]}"),
+        ("SGD", "model: {class_path: LeNet5, init_args: {optimizer: {class_path: SGD, init_args: yes}}}\ndata: MNIST"),
+        ("callbacks", "model: LeNet5\ndata: MNIST\ntrainer: {callbacks: [{init_args: 1}]}"),
+    ],
+)
+def test_arguments_of_a_class_that_are_no_table_are_refused(
+    place: str, lines: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = tmp_path / "fit.yaml"
+    config.write_text(lines + "\n")
+    assert main(["fit", "--config", str(config)]) == 2
+    error = capsys.readouterr().err
+    assert f"init_args of {place} is" in error
+    assert "must be a table" in error
