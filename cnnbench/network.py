@@ -354,6 +354,10 @@ def _from_callable(
             n for n, v in vars(found).items() if callable(v) and not n.startswith("_") and not isinstance(v, nn.Module)
         ]
         raise _unknown(f"callable of module '{module}':", attribute, public)
+    if inspect.isbuiltin(factory):  # such as os._exit, which would end the process in silence
+        raise UserError(
+            f"'{name}' is a function of Python itself, which makes no network; give a class or a function that does"
+        )
     try:
         accepted = dict(inspect.signature(factory).parameters)
     except ValueError:  # a function that is not written in Python does not say what it takes

@@ -199,3 +199,9 @@ def test_a_classifier_of_the_user_s_keeps_its_training_code() -> None:
 def test_external_needs_a_source() -> None:
     with pytest.raises(UserError, match="'LeNet5' names no network from elsewhere"):
         External("LeNet5")
+
+
+@pytest.mark.parametrize("name", ["os:_exit(status=0)", "sys:exit", "builtins:print", "os:getcwd"])
+def test_functions_of_python_itself_are_not_called(name: str) -> None:
+    with pytest.raises(UserError, match="is a function of Python itself, which makes no network"):
+        get_network(name)

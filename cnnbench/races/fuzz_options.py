@@ -17,6 +17,8 @@ from cnnbench.races.fuzz_templates import LAST, SMALL, Templates
 _DATA = "--data Synthetic --data_options '{train_images: 60, test_images: 20}' --batch_size 16"
 _SMALL = shlex.join(SMALL)
 _FIT = "--model LeNet5 --data Synthetic --data.train_images 60 --data.test_images 20 --data.batch_size 16"
+_SHORT = "--trainer.max_epochs 1 --trainer.max_steps 8"
+"""However many epochs are asked for instead, it ends after a few steps."""
 _COMMANDS = {
     "bench": f"bench --models LeNet5 {_DATA} --measures complexity --epochs 1 --device cpu --out out",
     "count": "count LeNet5",
@@ -24,7 +26,7 @@ _COMMANDS = {
     "report": "report run --out rep",
     "compare": "compare run run",
     "list": "list",
-    "fit": f"fit {_FIT} --trainer.max_epochs 1 --trainer.limit_train_batches 2 --out out {_SMALL}",
+    "fit": f"fit {_FIT} {_SHORT} --trainer.limit_train_batches 2 --out out {_SMALL}",
     "test": f"test --ckpt_path {LAST} --out out {_SMALL}",
     "predict": f"predict --ckpt_path {LAST} --out out {_SMALL}",
     "explain filters": "explain filters LeNet5 --out ex",
