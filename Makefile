@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench bench-smoke bench-speed bench-ways bench-zoo audit race-data race-training race-recipes race-memory race-reports calibrate fuzz chaos gallery catalog test test-slow lint train report clean
+.PHONY: help setup bench bench-smoke bench-speed bench-ways bench-zoo audit race-data race-training race-recipes race-memory race-reports calibrate fuzz chaos gallery catalog test test-gpu test-slow lint train report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,7 +17,7 @@ setup: .venv/ready  ## virtual environment with everything (5.4 GB with the CUDA
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-bench: .venv/ready  ## compare the four default networks on MNIST and CIFAR-10, about ten minutes on two cores
+bench: .venv/ready  ## compare the four default networks on MNIST and CIFAR-10, about ten minutes on two cores, twenty on a GPU
 	$(BIN)/cnnbench bench $(ARGS)
 
 bench-smoke: .venv/ready  ## the same on small synthetic data, within a minute
@@ -26,7 +26,7 @@ bench-smoke: .venv/ready  ## the same on small synthetic data, within a minute
 bench-speed: .venv/ready  ## costs and speed of the default grid alone, on a GPU where there is one, with records
 	$(BIN)/cnnbench bench --measures complexity,speed $(ARGS)
 
-bench-ways: .venv/ready  ## the default networks in every precision and mode of the device, with records; compiling takes long
+bench-ways: .venv/ready  ## the default networks in every precision and mode of the device, with records; compiling takes most of a quarter of an hour
 	$(BIN)/cnnbench speed LeNet5 VGG16 ResNet18 MobileNetV1 --precision all --mode all --records results/speed/ways-$$(date +%Y%m%d-%H%M%S).jsonl $(ARGS)
 
 bench-zoo: .venv/ready  ## the whole zoo on CIFAR-10: 47 minutes on two cores, full trainings on a GPU
@@ -67,6 +67,10 @@ catalog: .venv/ready  ## count the zoo again for `cnnbench list`, after a networ
 
 test: .venv/ready  ## the tests, no network and no data needed
 	$(BIN)/python -m pytest -n auto $(ARGS)
+
+# One process: tests that time a GPU or read its memory would disturb each other.
+test-gpu: .venv/ready  ## the tests that need a CUDA GPU
+	$(BIN)/python -m pytest -p no:xdist -m gpu $(ARGS)
 
 test-slow: .venv/ready  ## the tests that take minutes: every network of torchvision, each of its stages measured
 	$(BIN)/python -m pytest -n auto -m slow $(ARGS)

@@ -21,6 +21,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from cnnbench import hardware
 from cnnbench.blocks import Form, resolve_form
 from cnnbench.errors import DivergedError, UserError, unknown
+from cnnbench.optimizers import adamw
 
 Batch = tuple[Tensor, Tensor]
 Schedule = Literal["linear", "cosine", "constant"]
@@ -74,7 +75,9 @@ def _shape_of(output: Any) -> str:
 
 
 class TrainingClock(L.Callback):
-    """Measures the wall time of training from the start of the first batch; validation and set-up do not count.
+    """Measures the wall time of training: epochs from their start to their end, with the drawing of their batches.
+
+    Validation, what is done between two epochs, such as the writing of checkpoints, and set-up do not count.
 
     Args:
         clock: Source of the time in seconds.
@@ -90,14 +93,21 @@ class TrainingClock(L.Callback):
         """Seconds of training so far."""
         return self._used_s + (self._clock() - self._since if self._since is not None else 0.0)
 
-    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
         if self._since is None:
+            self._since = self._clock()
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if self._since is None:  # after a validation within an epoch
             self._since = self._clock()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)  # work that is still queued is training
         self._used_s, self._since = self.used_s, None
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.on_validation_start(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.on_validation_start(trainer, pl_module)
@@ -434,7 +444,8 @@ class ImageClassifier(L.LightningModule):
         self._logged_step = self.trainer.global_step
         if self._random_state is not None:
             torch.set_rng_state(self._random_state["cpu"])
-            if self.device.type == "cuda":
+            # The state of a GPU's generator is empty in the checkpoint of a training on a CPU.
+            if self.device.type == "cuda" and self._random_state["device"].numel():
                 torch.cuda.set_rng_state(self._random_state["device"], self.device)
             self._random_state = None
 
@@ -524,7 +535,12 @@ class ImageClassifier(L.LightningModule):
         weights = [p for p in self.parameters() if p.ndim > 1]
         others = [p for p in self.parameters() if p.ndim <= 1]
         groups: list[dict[str, Any]] = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=0.05)
+        return adamw(groups, fused=not self._clips_scaled_gradients(), lr=self.learning_rate, weight_decay=0.05)
+
+    def _clips_scaled_gradients(self) -> bool:
+        """Return whether a Trainer clips gradients that a fused optimizer would only unscale in its step."""
+        trainer = self._trainer
+        return trainer is not None and trainer.precision == "16-mixed" and bool(trainer.gradient_clip_val)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer()

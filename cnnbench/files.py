@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 import re
 import stat
 import tempfile
@@ -266,7 +267,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a binary file that takes the place of `path` when the block ends without an error.
 
     It is written beside its place, so that the last step is a rename within one file system, which is whole or not at
-    all whenever the process is killed; its content is on the disk before that.
+    all whenever the process is killed; its content is on the disk before that. What processes that are no more have
+    left in the folder of files that they were writing is removed on the way.
 
     Raises:
         OSError: It cannot be written; the error has the name of the file. What was there stays.
@@ -274,7 +276,9 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     part: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".part")
+        _remove_left_behind(path.parent)
+        prefix = f".{path.name[:40]}.{_this_machine()}-{os.getpid()}."
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".part")
         part = Path(name)
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -290,6 +294,33 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         if part is not None:
             with contextlib.suppress(OSError):
                 part.unlink()
+
+
+def _this_machine() -> str:
+    """Return a short mark of this machine: on a shared disk the numbers of processes are those of several."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _remove_left_behind(folder: Path) -> None:
+    """Remove the unfinished files of processes of this machine that are no more."""
+    for part in folder.glob(f".*.{_this_machine()}-*.part"):
+        number = part.name.rpartition(f".{_this_machine()}-")[2].partition(".")[0]
+        if number.isdigit() and not _is_alive(int(number)):
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    """Return whether there is a process of a number; where that cannot be known, True."""
+    if os.name != "posix":  # on Windows the same call would end the process
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -85,12 +86,14 @@ def check_compiler(device: torch.device) -> None:
     """Refuses ``torch.compile`` where the machine lacks what it needs.
 
     Raises:
-        UserError: The device is a CPU, and there is no C++ compiler.
+        UserError: There is no compiler: of C++ for a CPU, of C for a GPU, whose launcher Triton compiles.
     """
-    compilers = (os.environ.get("CXX") or "g++", "clang++")
-    if device.type == "cpu" and not any(map(shutil.which, compilers)):
+    language, variable, usual = ("C++", "CXX", "g++") if device.type == "cpu" else ("C", "CC", "gcc")
+    compilers = (os.environ.get(variable) or usual, "clang++" if device.type == "cpu" else "clang")
+    if device.type in ("cpu", "cuda") and not any(map(shutil.which, compilers)):
         raise UserError(
-            f"compile_mode needs a C++ compiler on a CPU ({' or '.join(compilers)}); install one, or leave it out"
+            f"compiling a network needs a {language} compiler on a {device.type} device ({' or '.join(compilers)}); "
+            "install one, or leave out compile_mode or --mode compile"
         )
 
 
@@ -129,18 +132,62 @@ def tf32(device: torch.device, allowed: bool) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    _set_tf32(allowed, allowed)
+    before = _Tf32.now()
+    _Tf32.both(allowed).set()
     try:
         yield
     finally:
-        _set_tf32(*before)
+        before.set()
 
 
-def _set_tf32(convolutions: bool, products: bool) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some versions of torch advertise newer names, which older ones have not
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products
+class _Tf32(NamedTuple):
+    """Torch's switches for TF32.
+
+    There are older ones, which are booleans, and since torch 2.9 newer ones, which are names (``"tf32"``, ``"ieee"``,
+    ``"none"`` for what a wider switch says). Torch raises an error wherever one is read that disagrees with the other,
+    as Lightning and the compiler do; so both are set, to the same.
+    """
+
+    convolutions: str
+    products: str
+    recurrent: str
+
+    @classmethod
+    def both(cls, allowed: bool) -> _Tf32:
+        word = "tf32" if allowed else "ieee"
+        return cls(word, word, word)
+
+    @classmethod
+    def now(cls) -> _Tf32:
+        cudnn: Any = torch.backends.cudnn
+        matmul: Any = torch.backends.cuda.matmul
+        if hasattr(matmul, "fp32_precision"):
+            return cls(cudnn.conv.fp32_precision, matmul.fp32_precision, cudnn.rnn.fp32_precision)
+        allowed = {True: "tf32", False: "ieee"}
+        return cls(allowed[cudnn.allow_tf32], allowed[matmul.allow_tf32], allowed[cudnn.allow_tf32])
+
+    def set(self) -> None:
+        cudnn: Any = torch.backends.cudnn
+        matmul: Any = torch.backends.cuda.matmul
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some versions advertise the newer names where the older are set
+            torch.set_float32_matmul_precision("high" if self.products == "tf32" else "highest")
+            cudnn.allow_tf32 = self.convolutions == "tf32"
+        if hasattr(matmul, "fp32_precision"):
+            cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = self.convolutions, self.recurrent
+            matmul.fp32_precision = self.products
+
+
+@contextlib.contextmanager
+def cudnn_benchmark(on: bool) -> Iterator[None]:
+    """Inside, cuDNN tries its kernels for each new shape of a convolution and takes the fastest, or does not; the flag
+    is put back."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = on
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def keep_freed_memory() -> str:
@@ -177,8 +224,8 @@ def accelerator_facts(device: torch.device) -> dict[str, object]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
-        "tf32_convolutions": torch.backends.cudnn.allow_tf32,
-        "tf32_matrix_products": torch.backends.cuda.matmul.allow_tf32,
+        "tf32_convolutions": _Tf32.now().convolutions == "tf32",
+        "tf32_matrix_products": _Tf32.now().products == "tf32",
         "host_cpu": device_name(torch.device("cpu")),
     }
 

@@ -82,7 +82,7 @@ def peaks_now(config: SpeedConfig) -> tuple[Peaks, list[str]]:
     with Conditions(config.device) as conditions:
         precisions = dict.fromkeys([config.precision, *hardware_precisions(config.device)])
         peaks = measure_peaks(config.device, list(precisions))
-        return peaks, reasons_to_doubt(conditions.figures())
+    return peaks, reasons_to_doubt(conditions.figures())
 
 
 def find(
@@ -110,7 +110,8 @@ def find(
         try:
             graph = graphs.get(name, {})
             graph_s = {k: graph[f"{k}_ms_median"] / 1e3 for k in SHOWN if f"{k}_ms_median" in graph}
-            found[name] = find_limits(subjects[name], figures[name], config, peaks, graph_s)
+            device_s = _device_seconds(figures[name], graph)
+            found[name] = find_limits(subjects[name], figures[name], config, peaks, graph_s, device_s)
         except Stopped:
             raise
         except BaseException as error:  # whatever a network does wrong is its own failure, not the others'
@@ -119,6 +120,12 @@ def find(
     suspect = " (suspect)" if doubts or any(figures[name]["suspect"] for name in found) else ""
     picture = _draw(found, peaks, number_format, where + suspect, out) if found else None
     return Limits(peaks, found, failed, number_format, doubts, picture)
+
+
+def _device_seconds(*figures: Mapping[str, Any]) -> dict[str, float]:
+    """Return what the GPU itself takes for each kind of work at least, by any of some figures of one network."""
+    keys = {kind: f"{kind}_ms_device" for kind in SHOWN}
+    return {kind: min(f[key] for f in figures if key in f) / 1e3 for kind, key in keys.items() if key in figures[0]}
 
 
 def _draw(networks: Mapping[str, Any], peaks: Peaks, number_format: str, where: str, out: Path) -> Path:

@@ -16,6 +16,22 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration; they are Jordan's, for speed: the singular values end near 1, not at 1."""
 
 
+def adamw(params: ParamsT, fused: bool = True, **options: Any) -> torch.optim.AdamW:
+    """Return torch's AdamW, with a single kernel for all parameters where they are all on CUDA devices.
+
+    The fused kernel reads and writes each parameter once, where the default has a dozen passes over lists of them.
+
+    Args:
+        params: Parameters, or groups of them.
+        fused: Whether it may be fused; where gradients are clipped in ``16-mixed`` it must not.
+        options: Of ``torch.optim.AdamW``.
+    """
+    groups = list(params)
+    tensors = [p for group in groups for p in (group["params"] if isinstance(group, dict) else [group])]
+    on_cuda = bool(tensors) and all(isinstance(p, Tensor) and p.is_cuda for p in tensors)
+    return torch.optim.AdamW(groups, fused=fused and on_cuda, **options)  # type: ignore[arg-type]
+
+
 class MuonSGD(torch.optim.Optimizer):
     """Muon for convolution filters, SGD with Nesterov momentum for everything else.
 

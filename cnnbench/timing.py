@@ -128,14 +128,13 @@ def speed(arguments: argparse.Namespace) -> int:
 
 def _as_graphs(subjects: Mapping[str, Any], config: SpeedConfig) -> dict[str, Any]:
     """The same networks as CUDA graphs, which are not launched operator by operator; none where there cannot be any."""
-    from cnnbench.measure.work import Way
 
     if config.device.type != "cuda":
         return {}
     return {
         name + _GRAPH: replace(
             subject,
-            way=replace(subject.way or Way(config.precision), mode="cuda-graph"),
+            way=replace(subject.way or config.way, mode="cuda-graph"),
             kinds=("latency", "inference"),
         )
         for name, subject in subjects.items()

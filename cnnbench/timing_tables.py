@@ -89,7 +89,6 @@ def records(
     Args:
         config, rows, figures, limited, sweeps: As of `document`.
     """
-    from cnnbench.measure.work import Way
     from cnnbench.record import Record
 
     found = []
@@ -100,7 +99,7 @@ def records(
         more["sweep"] = asdict(sweeps[row.name]) if row.name in sweeps else None
         settings = {
             "budget_s": None, "epochs": None, "device": str(config.device), "measures": ["speed"],
-            **_settings(row.way or Way(config.precision)), "batch_size": config.train_batch_size,
+            **_settings(row.way or config.way), "batch_size": config.train_batch_size,
             "speed_batch_size": config.batch_size,
         }  # fmt: skip
         measures |= {key: value for key, value in more.items() if value}

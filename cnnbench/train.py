@@ -14,7 +14,6 @@ from typing import Any, Literal, cast
 
 import lightning as L
 import torch
-import wandb
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor
@@ -395,7 +394,11 @@ def main(arguments: list[str]) -> None:
         raise explain(refusal.message) from None
     except MisconfigurationException as error:
         raise _user_error(error) from error
-    except wandb.errors.Error as error:
+    except Exception as error:
+        # wandb is slow to import and may be missing, so that it is imported only by a training that logs to it.
+        wandb = sys.modules.get("wandb")
+        if wandb is None or not isinstance(error, wandb.errors.Error):
+            raise
         reason = " ".join(str(error).split())
         raise UserError(f"W&B cannot be reached ({reason}); use --wandb offline, or wandb login") from error
     finally:

@@ -30,6 +30,7 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setattr("sys.argv", ["cnnbench"])
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # which the import of airbench switches on
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tests run side by side, and threads that wait for each other's cores are slow
     yield

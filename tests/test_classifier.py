@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, EMAWeightAveraging, ModelCheckpoint
 from torch import nn
 
+from cnnbench import hardware
 from cnnbench.classifier import ImageClassifier, TimeBudget, lr_factor
 from cnnbench.data import get_data
 from cnnbench.errors import DivergedError, UserError
@@ -203,6 +204,7 @@ def test_compiled_steps_are_those_of_the_network() -> None:
         return model.state_dict(), trainer.test(model, datamodule=data, verbose=False)[0]["test/loss"]
 
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     (eager, loss), (compiled, also) = train(None), train("default")
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # the evaluation is not compiled
     assert list(eager) == list(compiled)
@@ -216,8 +218,10 @@ def test_compilation_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPat
         get_model("LeNet5")(compile_mode="fast")
     monkeypatch.setattr(shutil, "which", lambda name: None)
     data = get_data("Synthetic")(in_channels=1, train_images=32, test_images=10, batch_size=16)
-    with pytest.raises(UserError, match=r"needs a C\+\+ compiler on a CPU \(g\+\+ or clang\+\+\)"):
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler on a cpu device \(g\+\+ or clang\+\+\)"):
         _trainer(max_epochs=1).fit(get_model("LeNet5")(in_channels=1, compile_mode="default"), datamodule=data)
+    with pytest.raises(UserError, match=r"needs a C compiler on a cuda device \(gcc or clang\)"):
+        hardware.check_compiler(torch.device("cuda", 0))
 
 
 def test_steps_within_one_call_end_with_the_budget_and_are_refused_where_they_do_not_work() -> None:

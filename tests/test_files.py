@@ -8,6 +8,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,6 +120,21 @@ def test_a_file_is_written_beside_its_place() -> None:
     Path("deep/er/.x.abc.part").write_text("of a killed process")
     files.remove_parts(Path("deep/er"))
     assert [path.name for path in Path("deep/er").iterdir()] == ["x"]
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_file() -> None:
+    code = (
+        "import os, signal; from pathlib import Path; from cnnbench import files\n"
+        "with files.replacing(Path('place/x[1]')): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=False)
+    (left,) = Path("place").iterdir()
+    with files.replacing(Path("place/y")):  # of a process that is still there
+        files.write_text(Path("place/z"), "z")
+        names = sorted(path.name for path in Path("place").iterdir())
+        assert len(names) == 2
+        assert left.name not in names
+    assert sorted(path.name for path in Path("place").iterdir()) == ["y", "z"]
 
 
 @pytest.mark.parametrize("place", ["file/x", "folder", "x" * 300])

@@ -13,9 +13,11 @@ import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,12 +27,13 @@ from torch._dynamo.testing import CompileCounter
 from cnnbench import hardware
 from cnnbench.cli import main
 from cnnbench.errors import UserError
-from cnnbench.measure.conditions import Conditions, reasons_to_doubt, summary
+from cnnbench.measure.conditions import Conditions, reasons_to_doubt
+from cnnbench.measure.gpu_state import GpuState, summary
 from cnnbench.measure.processes import in_process, in_processes, pooled
 from cnnbench.measure.quality import Confusion, accuracy, difference_interval, most_confused, wilson_interval
 from cnnbench.measure.speed import KINDS, SpeedConfig, Stopwatch, Subject, Way, measure_speed, time_ratio
+from cnnbench.measure.stopwatch import Lap
 from cnnbench.measure.sweep import sweep
-from cnnbench.measure.work import Lap
 from cnnbench.models import get_model
 
 
@@ -253,6 +256,13 @@ class _FakeDevice(Stopwatch):
         super().__init__(CPU)
         self.clock, self.waits, self.busy_until = clock, waits, 0.0
 
+    has_queue = True
+
+    def queued(self, call: Callable[[], object], wall_ms: float) -> Lap:
+        self.begin()
+        call()
+        return self.end()
+
     def wait(self) -> None:
         self.busy_until = max(self.busy_until, self.clock[0]) + 5e-3
         if self.waits:
@@ -277,6 +287,8 @@ def test_a_device_that_nobody_waits_for_is_suspect(waits: bool, monkeypatch: pyt
     )["a"]  # fmt: skip
     assert found["latency_ms_device"] == 5
     assert found["latency_ms_median"] == pytest.approx(5 if waits else 0, abs=0.01)
+    assert found["images_per_s_queued"] > 0
+    assert "latency_ms_queued" not in found
     assert any("was not waited for" in reason for reason in found["suspect"]) is not waits
 
 
@@ -568,22 +580,89 @@ def test_a_throttled_or_shared_gpu_is_suspect() -> None:
     assert "not known: no driver" in reasons_to_doubt({"gpu_state_error": "no driver"})[0]
 
 
-def test_a_gpus_states_are_summed_up_by_the_worst() -> None:
-    line = "{clock}, 1980, {temperature}, {power}, 700.00, {reasons}, P{state}, 580.1"
-    lines = [
-        line.format(clock=345, temperature=30, power="80.5", reasons="0x0000000000000001", state=8),  # idle
-        line.format(clock=1900, temperature=61, power="[N/A]", reasons="0x0000000000000000", state=0),
-        line.format(clock=1410, temperature=70, power="690.1", reasons="0x0000000000000004", state=0),
-        line.format(clock=1800, temperature=66, power="600.0", reasons="0x0000000000000020", state=1),
-        "1800, 19",  # cut off
-    ]
-    assert summary(lines) == {
-        "clock_mhz": 1410.0, "max_clock_mhz": 1980.0, "temperature_c": 70.0, "power_w": 690.1, "power_limit_w": 700.0,
-        "throttled_clock_mhz": 1410.0, "throttle_reasons": 0x24, "power_state": "P1", "driver": "580.1", "gpu_looks": 3,
+def _state(clock: float, temperature: float, power: float | None, reasons: int, state: str) -> dict[str, object]:
+    return {
+        "clock_mhz": clock, "max_clock_mhz": 1980, "temperature_c": temperature, "power_w": power,
+        "power_limit_w": 700.0, "throttle_reasons": reasons, "power_state": state,
     }  # fmt: skip
-    assert summary(lines[:1])["clock_mhz"] == 345.0
-    with pytest.raises(ValueError, match="the driver said: nothing"):
-        summary(["nothing"])
+
+
+def test_a_gpus_states_are_summed_up_by_the_worst() -> None:
+    states = [
+        _state(345, 30, 80.5, 0x1, "P8"),  # idle
+        _state(1900, 61, None, 0x0, "P0"),
+        _state(1410, 70, 690.1, 0x4, "P0"),
+        _state(1800, 66, 600.0, 0x20, "P1"),
+    ]
+    assert summary(states) == {
+        "clock_mhz": 1410, "max_clock_mhz": 1980, "temperature_c": 70, "power_w": 690.1, "power_limit_w": 700.0,
+        "throttled_clock_mhz": 1410, "throttle_reasons": 0x24, "power_state": "P1", "gpu_looks": 3,
+    }  # fmt: skip
+    assert summary(states[:1])["clock_mhz"] == 345
+
+
+def _fake_nvml(new_name: bool = True) -> SimpleNamespace:
+    """NVML of a GPU that is throttled by its power, with two processes on it, and without a power limit."""
+    no_such, forbidden = type("NotSupported", (Exception,), {}), type("NoPermission", (Exception,), {})
+    looks = itertools.count(1)
+
+    def no_limit(gpu: str) -> int:
+        raise no_such
+
+    def handle(uuid: str) -> str:
+        assert uuid == "GPU-1-2"
+        return "the GPU"
+
+    return SimpleNamespace(
+        NVML_CLOCK_SM=1,
+        NVML_TEMPERATURE_GPU=0,
+        NVMLError_NotSupported=no_such,
+        NVMLError_NoPermission=forbidden,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=handle,
+        nvmlSystemGetDriverVersion=lambda: b"580.1",
+        nvmlDeviceGetClockInfo=lambda gpu, kind: 1500 - next(looks),
+        nvmlDeviceGetMaxClockInfo=lambda gpu, kind: 1980,
+        nvmlDeviceGetTemperature=lambda gpu, kind: 61,
+        nvmlDeviceGetPowerUsage=lambda gpu: 690_000,
+        nvmlDeviceGetEnforcedPowerLimit=no_limit,
+        nvmlDeviceGetPerformanceState=lambda gpu: 0,
+        nvmlDeviceGetComputeRunningProcesses=lambda gpu: [SimpleNamespace(pid=pid) for pid in (os.getpid(), 1)],
+        **{f"nvmlDeviceGetCurrentClocks{'Event' if new_name else 'Throttle'}Reasons": lambda gpu: 0x4},
+    )
+
+
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1-2"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 5)
+
+
+@pytest.mark.usefixtures("a_gpu")
+@pytest.mark.parametrize("new_name", [True, False])
+def test_the_driver_is_asked_while_something_is_measured(new_name: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnnbench.measure.gpu_state.EVERY_S", 0.01)
+    state = GpuState(torch.device("cuda", 0), partial(_fake_nvml, new_name))
+    time.sleep(0.2)
+    state.stop()
+    found = state.figures()
+    looks = found.pop("gpu_looks")
+    assert looks > 3
+    assert found == {
+        "clock_mhz": 1500 - looks, "throttled_clock_mhz": 1500 - looks, "max_clock_mhz": 1980, "temperature_c": 61,
+        "power_w": 690.0, "power_limit_w": None, "throttle_reasons": 0x4, "power_state": "P0", "driver": "580.1",
+        "other_gpu_processes": 1, "other_gpu_bytes": 15,
+    }  # fmt: skip
+    time.sleep(0.05)
+    assert state.figures()["gpu_looks"] == looks
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_a_driver_that_does_not_answer_is_said() -> None:
+    state = GpuState(torch.device("cuda", 0))  # here is no such driver
+    state.stop()
+    assert "NVML" in state.figures()["gpu_state_error"]
 
 
 @pytest.mark.gpu

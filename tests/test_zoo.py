@@ -30,7 +30,7 @@ from cnnbench.blocks import (
 from cnnbench.catalog import FILE, PAPER, RECORDS, count_models, describe_data, first_paragraph, load_catalog, sources
 from cnnbench.classifier import ImageClassifier, loss_and_logits
 from cnnbench.errors import UserError
-from cnnbench.hardware import autocast
+from cnnbench.hardware import autocast, tf32
 from cnnbench.measure.complexity import complexity
 from cnnbench.measure.copies import building_on_meta
 from cnnbench.models import all_models, get_model, load_torchvision
@@ -185,7 +185,7 @@ def test_training_step_on_a_gpu_has_finite_gradients(name: str) -> None:
     loss.backward()
     assert logits.is_cuda
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-    with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.no_grad(), tf32(x.device, False):
         on_cpu = _small(name).eval()(x.cpu())
         on_gpu = _small(name).eval().cuda()(x).cpu()
     torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-2, atol=1e-2 * float(on_cpu.std()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import netrc
 import os
@@ -16,6 +17,7 @@ from cnnbench.bench.matrices import MatrixPainter
 from cnnbench.bench.pictures import Picture, comparisons, failure, matrix_picture
 from cnnbench.bench.report import Report
 from cnnbench.console import note
+from cnnbench.errors import UserError
 from cnnbench.files import write_text
 from cnnbench.record import Record
 from cnnbench.text import printable
@@ -44,7 +46,12 @@ def resolve_mode(asked: Mode, folder: Path) -> Mode:
     Args:
         asked: What the user wants.
         folder: Where the runs will lie.
+
+    Raises:
+        UserError: wandb is not installed.
     """
+    if asked != "off" and importlib.util.find_spec("wandb") is None:
+        raise UserError(f"--wandb {asked} needs the package wandb, which is not installed; install it, or leave it out")
     if asked == "online" and not has_key():
         note(f"W&B: no key (WANDB_API_KEY or `wandb login`), so logging offline; {_upload(folder)}")
         return "offline"

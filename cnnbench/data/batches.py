@@ -270,13 +270,11 @@ class TensorBatches:
             order = order[: self.batches * self.batch_size].view(self.batches, self.batch_size)
             places = mirrored[order].sort(dim=1, descending=True, stable=True)
             counts, order = places.values.sum(1).tolist(), order.gather(1, places.indices).flatten()
-        device = self.split.images.device
-        return _Epoch(
-            order.to(device),
-            windows[order].to(device),
-            counts,
-            None if corners is None else corners[order].to(device),
-        )
+        columns = [order, windows[order]]
+        if corners is not None:
+            columns += corners[order].unbind(1)
+        moved = _moved(columns, self.split.images.device)
+        return _Epoch(moved[0], moved[1], counts, torch.stack(moved[2:], dim=1) if corners is not None else None)
 
     def _mirrored(self, total: int, generator: torch.Generator) -> Tensor | None:
         """Which images are mirrored in this epoch, (total,) bool."""
@@ -286,6 +284,13 @@ class TensorBatches:
             return torch.rand(total, generator=generator) < 0.5
         first = torch.rand(total, generator=torch.Generator().manual_seed(self.seed % 2**31)) < 0.5
         return first ^ bool(self.epoch % 2)
+
+
+def _moved(columns: list[Tensor], device: torch.device) -> list[Tensor]:
+    """Return whole numbers on a device; on a GPU in one copy that the host does not wait for."""
+    if device.type != "cuda":
+        return [column.to(device) for column in columns]
+    return list(torch.stack(columns).pin_memory().to(device, non_blocking=True).unbind())
 
 
 def _pad(images: Tensor, padding: int, mode: PaddingMode) -> Tensor:

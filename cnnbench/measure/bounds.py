@@ -18,7 +18,7 @@ from cnnbench.hardware import numbers, synchronise
 from cnnbench.measure import operators
 from cnnbench.measure.peaks import PEAK_CONVENTION, Peaks
 from cnnbench.measure.roofline import TRAFFIC_CONVENTION, Load, Timed, bound, layer_traffic
-from cnnbench.measure.work import SpeedConfig, Subject, Way
+from cnnbench.measure.work import SpeedConfig, Subject
 
 CONVENTION = f"{TRAFFIC_CONVENTION}; {PEAK_CONVENTION}"
 _PASSES = 3
@@ -26,7 +26,7 @@ _PASSES = 3
 
 def find_limits(
     subject: Subject, figures: Mapping[str, Any], config: SpeedConfig, peaks: Peaks,
-    graph_s: Mapping[str, float] | None = None,
+    graph_s: Mapping[str, float] | None = None, device_s: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What limits inference of a network, of one image and of a batch.
 
@@ -36,6 +36,7 @@ def find_limits(
         config: How it was timed.
         peaks: Of the machine.
         graph_s: Times of ``latency`` and ``inference`` as a CUDA graph, if there are any.
+        device_s: Of these times, eager or as a graph, what the GPU itself takes, if that is known.
 
     Returns:
         ``latency`` and ``inference``: the `Verdict` of each with ``flops``, ``other_ops`` and ``moved_bytes``;
@@ -45,7 +46,7 @@ def find_limits(
     Raises:
         UserError: The network cannot be traced, or is compiled.
     """
-    model, shape, way = subject.build(), subject.image_shape, subject.way or Way(config.precision)
+    model, shape, way = subject.build(), subject.image_shape, subject.way or config.way
     if way.mode == "compile":
         raise UserError("what limits a compiled network is not known: its operators are fused; leave out --mode")
 
@@ -59,7 +60,8 @@ def find_limits(
     found: dict[str, Any] = {}
     for name, timed, other in (("latency", one, others[0]), ("inference", many, others[1])):
         found[name] = {"batch_size": timed.load.batch_size, **_costs(timed.load)}
-        found[name] |= bound(timed, peaks, other, (graph_s or {}).get(name)).figures()
+        extra = (graph_s or {}).get(name), (device_s or {}).get(name)
+        found[name] |= bound(timed, peaks, other, *extra).figures()
     order = torch.channels_last if way.channels_last else torch.contiguous_format
     model = model.to(device=config.device, memory_format=order).eval()  # type: ignore[call-overload]
     x = torch.randn(config.batch_size, *shape, generator=torch.Generator().manual_seed(config.seed))
@@ -77,32 +79,49 @@ def _costs(load: Load) -> dict[str, int]:
 
 
 def seconds_by_kind(model: nn.Module, x: Tensor, precision: str, device: torch.device) -> dict[str, float]:
-    """Times operator after operator of inference, each to its end: the median of a few passes per kind of layer.
+    """Time operator after operator of inference: the median of a few passes per kind of layer.
 
-    The sum is less than the time of a pass by what lies between operators, and on a GPU more by waiting for each.
+    On a GPU by events around each operator, so that it need not be waited for. The sum is less than the time of a pass
+    by what lies between operators.
     """
     passes = []
     for _ in range(_PASSES + 1):
-        with torch.no_grad(), numbers(precision, device), _Stopwatch(device) as stopwatch:
+        with torch.no_grad(), numbers(precision, device), _OperatorClock(device) as clock:
             model(x)
-        passes.append(stopwatch.seconds)
+        passes.append(clock.seconds())
     return {kind: statistics.median(found[kind] for found in passes[1:]) for kind in passes[0]}
 
 
-class _Stopwatch(TorchDispatchMode):
-    """Seconds of operators, by kind of layer."""
+class _OperatorClock(TorchDispatchMode):
+    """Notes when operators begin and end."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
-        self.seconds: dict[str, float] = defaultdict(float)
         self._device = device
+        self._calls: list[tuple[str, Any, Any]] = []
         synchronise(device)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not operators.moves_data(func):
             return func(*args, **(kwargs or {}))
-        start = time.perf_counter()
+        begin = self._now()
         out = func(*args, **(kwargs or {}))
-        synchronise(self._device)
-        self.seconds[operators.kind_of(func, args)] += time.perf_counter() - start
+        if self._device.type == "mps":
+            synchronise(self._device)
+        self._calls.append((operators.kind_of(func, args), begin, self._now()))
         return out
+
+    def _now(self) -> Any:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of all operators of each kind of layer."""
+        synchronise(self._device)
+        found: dict[str, float] = defaultdict(float)
+        for kind, begin, end in self._calls:
+            found[kind] += end - begin if isinstance(end, float) else begin.elapsed_time(end) / 1e3
+        return found

@@ -1,9 +1,8 @@
 """What the machine did beside a measurement: reasons to doubt it.
 
 On Linux the kernel counts what all processors did and what this process used; the difference is other processes, and
-what a hypervisor took away is counted apart, and the processor's clock is read in every round. On an NVIDIA GPU the
-driver is asked several times a second, while it works, for clocks, temperature and what throttles: a GPU that has just
-become idle says nothing of that.
+what a hypervisor took away is counted apart, and the processor's clock is read in every round. An NVIDIA GPU is asked
+while it works (`cnnbench.measure.gpu_state`): one that has just become idle says nothing of clocks and throttling.
 """
 
 from __future__ import annotations
@@ -12,14 +11,13 @@ import contextlib
 import os
 import re
 import statistics
-import subprocess
-import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from cnnbench.measure.gpu_state import IDLE, GpuState
 
 OTHERS = 0.1
 """Processors that other processes may keep busy before a measurement is suspect."""
@@ -30,25 +28,8 @@ STOLEN = 0.02
 """Share of time that a hypervisor may take away."""
 THROTTLED = 0.9
 """Share of the highest clock below which a GPU counts as throttled, if the driver names a reason, and a processor."""
-_GPU_FIELDS = {
-    "clock_mhz": "clocks.sm",
-    "max_clock_mhz": "clocks.max.sm",
-    "temperature_c": "temperature.gpu",
-    "power_w": "power.draw",
-    "power_limit_w": "power.limit",
-    "throttle_reasons": "clocks_throttle_reasons.active",
-    "power_state": "pstate",
-    "driver": "driver_version",
-}
-_WORDS = ("power_state", "driver")
-"""Fields that are no numbers."""
-_HARMLESS = 0x1
-"""Throttle reason: the GPU is idle."""
 _CONTEXT_BYTES = 2 * 2**30
 """Memory of a GPU that a process may take beside what torch holds: its context, libraries, workspaces."""
-_STATE_QUERY = f"--query-gpu={','.join(_GPU_FIELDS.values())}"
-_USERS_QUERY = "--query-compute-apps=pid"
-_EVERY_MS = 250
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
@@ -66,7 +47,7 @@ class Conditions:
     ) -> None:
         self._device, self._stat, self._cpuinfo = device, stat, cpuinfo
         self._clocks_mhz: list[float] = []
-        self._gpu = _GpuLog(device) if device.type == "cuda" else None
+        self._gpu = GpuState(device) if device.type == "cuda" else None
         self._before = self._last = self._counts()
         self._start = self._looked = time.perf_counter()
         self._bursts: list[bool] = []
@@ -139,7 +120,7 @@ def reasons_to_doubt(figures: dict[str, Any]) -> list[str]:
         found.append(f"the processor's clock was between {slowest:.0f} and {fastest:.0f} MHz")
     throttled, fastest = figures.get("throttled_clock_mhz"), figures.get("max_clock_mhz") or 0
     if throttled is not None and throttled < THROTTLED * fastest:
-        reasons = int(figures["throttle_reasons"]) & ~_HARMLESS
+        reasons = int(figures["throttle_reasons"]) & ~IDLE
         found.append(f"the GPU ran at {throttled:.0f} of {fastest:.0f} MHz, throttled ({reasons:#x})")
     if figures.get("other_gpu_processes"):
         found.append(f"{figures['other_gpu_processes']} other processes were on the GPU")
@@ -148,103 +129,3 @@ def reasons_to_doubt(figures: dict[str, Any]) -> list[str]:
     if "gpu_state_error" in figures:
         found.append(f"the GPU's clocks and other processes are not known: {figures['gpu_state_error']}")
     return found
-
-
-class _GpuLog:
-    """What the driver says of a GPU and of the processes on it, several times a second until it is stopped."""
-
-    def __init__(self, device: torch.device) -> None:
-        number = str(torch.cuda.get_device_properties(device).uuid)
-        self._device, self._uuid = device, number if number.startswith("GPU-") else f"GPU-{number}"
-        self._logs = {query: _Log(query, self._uuid) for query in (_STATE_QUERY, _USERS_QUERY)}
-        self._others_bytes = self._not_ours()
-
-    def stop(self) -> None:
-        for log in self._logs.values():
-            log.stop()
-
-    def _not_ours(self) -> int:
-        """Bytes of the device that torch does not hold in this process."""
-        free, total = torch.cuda.mem_get_info(self._device)
-        return total - free - torch.cuda.memory_reserved(self._device)
-
-    def figures(self) -> dict[str, Any]:
-        """The state so far; the error where the driver does not answer.
-
-        Inside a container the driver may name no processes, or by other numbers: unless it names this one, the others
-        are not known (None), and what is left is the memory of the GPU that is not this process's.
-        """
-        self._others_bytes = max(self._others_bytes, self._not_ours())
-        try:
-            state = summary(self._logs[_STATE_QUERY].lines())
-            users = {int(pid) for pid in self._logs[_USERS_QUERY].lines() if pid.strip().isdigit()}
-        except (OSError, subprocess.SubprocessError, ValueError) as error:
-            return {"gpu_state_error": " ".join(str(error).split())}
-        others = len(users) - 1 if os.getpid() in users else None
-        return state | {"other_gpu_processes": others, "other_gpu_bytes": self._others_bytes}
-
-
-class _Log:
-    """Answers of the driver to one question, asked again and again."""
-
-    def __init__(self, query: str, uuid: str) -> None:
-        self._command = ["nvidia-smi", query, "--format=csv,noheader,nounits", f"--id={uuid}"]
-        self._file = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115
-        self._process: subprocess.Popen[bytes] | None = None
-        with contextlib.suppress(OSError):  # where there is no such command, the last question says so
-            self._process = subprocess.Popen(
-                [*self._command, "-lms", str(_EVERY_MS)], stdout=self._file, stderr=subprocess.DEVNULL
-            )
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
-            self._process = None
-
-    def lines(self) -> list[str]:
-        """All answers so far, and one more."""
-        last = subprocess.run(self._command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-        self._file.flush()
-        self._file.seek(0)
-        return [*self._file.read().splitlines(), *last.splitlines()]
-
-
-def summary(lines: Sequence[str]) -> dict[str, Any]:
-    """One state of many: the lowest clock, and the lowest while something throttled it (None if nothing did), the
-    highest temperature and power, and every reason of throttling.
-
-    Args:
-        lines: Of the driver, fields in their order, separated by commas. Those of an idle GPU count only if there is
-            no other; one that was cut off does not count.
-
-    Raises:
-        ValueError: No line is whole.
-    """
-    states = []
-    for line in lines:
-        values = [part.strip() for part in line.split(",")]
-        if len(values) == len(_GPU_FIELDS):
-            with contextlib.suppress(ValueError):
-                states.append({n: _value(n, value) for n, value in zip(_GPU_FIELDS, values, strict=True)})
-    if not states:
-        raise ValueError(f"the driver said: {' '.join(lines)[:200]}")
-    busy = [state for state in states if not (state["throttle_reasons"] or 0) & _HARMLESS] or states
-    reasons, throttled = 0, []
-    for state in busy:
-        reasons |= state["throttle_reasons"] or 0
-        if (state["throttle_reasons"] or 0) & ~_HARMLESS and state["clock_mhz"] is not None:
-            throttled.append(state["clock_mhz"])
-    worst = {"clock_mhz": min, "temperature_c": max, "power_w": max, "power_state": max}
-    found = {name: pick((s[name] for s in busy if s[name] is not None), default=None) for name, pick in worst.items()}
-    slowest = {"throttled_clock_mhz": min(throttled, default=None)}
-    return {**busy[-1], **found, **slowest, "throttle_reasons": reasons, "gpu_looks": len(busy)}
-
-
-def _value(name: str, text: str) -> Any:
-    """A field's value; None where this GPU has none."""
-    if text.startswith("["):  # [N/A], [Not Supported]
-        return None
-    if name in _WORDS:
-        return text
-    return int(text, 16) if text.startswith("0x") else float(text)

@@ -17,7 +17,8 @@ from typing import TypeVar
 import torch
 
 from cnnbench.errors import UserError, unknown
-from cnnbench.hardware import cpu_has_bf16, synchronise, tf32
+from cnnbench.hardware import cpu_has_bf16, tf32
+from cnnbench.measure.stopwatch import Stopwatch
 
 Key = TypeVar("Key")
 PEAK_CONVENTION = (
@@ -29,10 +30,13 @@ _FORMATS = {"32-true": "fp32", "tf32": "tf32", "bf16-mixed": "bf16", "16-mixed":
 _SIZES = {"cpu": (512, 1024), "cuda": (2048, 4096, 8192)}
 _CONVOLUTIONS = {"cpu": (8, 128, 28), "cuda": (256, 256, 28)}
 """Images, channels in and out, pixels of the 3x3 convolution."""
-_LEAST_COPY = {"cpu": 2**27, "cuda": 2**30}
+_LEAST_COPY = {"cpu": 2**27, "cuda": 2**32}
 _SMALL_COPIES = (2**19, 2**21, 2**23, 2**24, 2**25)
 _FEWEST_CALLS = 5
 _CACHES_IN_COPY = 4  # the copied memory is so many times the last cache, if that is known
+_LAUNCHES_S = 0.002
+"""Seconds of calls that are queued together on a GPU, where starting one alone takes longer than many of them."""
+_MOST_LAUNCHES = 500
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,8 @@ def measure_peaks(
         precisions: In Lightning's words; unset, all that the device computes in by hardware. ``32-true`` on a CUDA
             device gives TF32 too.
         sizes: Rows and columns of the matrices.
-        copied_bytes: Size of what is copied; unset, at least four times the last cache, 128 MiB and on a GPU 1 GiB.
+        copied_bytes: Size of what is copied; unset, at least four times the last cache, 128 MiB and on a GPU 4 GiB, or
+            a quarter of what is free there.
         probe_s: Seconds for each size and format, beyond five calls.
 
     Raises:
@@ -202,8 +207,9 @@ def _products(
 
 
 def _random(device: torch.device, dtype: torch.dtype, *shape: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(*shape, generator=generator).to(device, dtype)
+    # Drawn on the device: on the host it takes several times as long as the measurement.
+    generator = torch.Generator(device if device.type == "cuda" else "cpu").manual_seed(0)
+    return torch.randn(*shape, generator=generator, device=generator.device).to(device, dtype)
 
 
 def _copy_rate(device: torch.device, size: int, probe_s: float) -> float:
@@ -218,17 +224,40 @@ def _beyond_caches(device: torch.device) -> int:
         cache = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)
     elif "SC_LEVEL3_CACHE_SIZE" in getattr(os, "sysconf_names", {}):
         cache = os.sysconf("SC_LEVEL3_CACHE_SIZE")
-    return max(_LEAST_COPY["cuda" if device.type == "cuda" else "cpu"], _CACHES_IN_COPY * cache)
+    wanted = max(_LEAST_COPY["cuda" if device.type == "cuda" else "cpu"], _CACHES_IN_COPY * cache)
+    return min(wanted, torch.cuda.mem_get_info(device)[0] // 4) if device.type == "cuda" else wanted
 
 
-def _best_seconds(call: Callable[[], object], device: torch.device, limit_s: float) -> float:
-    """The quickest of the calls within some seconds, five at least, after one that does not count."""
+def _best_seconds(
+    call: Callable[[], object], device: torch.device, limit_s: float, stopwatch: Stopwatch | None = None
+) -> float:
+    """Return the seconds of the quickest of the calls within a time, five at least, after one that does not count.
+
+    On a device with a queue many calls are launched at once, and timed by its own clock; a short call alone would be
+    timed with what it takes to launch it.
+    """
+    watch = stopwatch or Stopwatch(device)
     call()
-    synchronise(device)
+    watch.wait()
+    start = time.perf_counter()
+    call()
+    watch.wait()
+    once_s = time.perf_counter() - start
+    launches = min(max(math.ceil(_LAUNCHES_S / once_s), 1), _MOST_LAUNCHES) if watch.has_queue else 1
+
+    def several() -> None:
+        for _ in range(launches):
+            call()
+
     best, calls, end = float("inf"), 0, time.perf_counter() + limit_s
     while calls < _FEWEST_CALLS or time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        synchronise(device)
-        best, calls = min(best, time.perf_counter() - start), calls + 1
+        if watch.has_queue:
+            device_ms = watch.queued(several, 1e3 * once_s * launches).device_ms
+            assert device_ms is not None
+            seconds = device_ms / 1e3
+        else:
+            watch.begin()
+            several()
+            seconds = watch.end().wall_ms / 1e3
+        best, calls = min(best, seconds / launches), calls + 1
     return best

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from cnnbench.errors import UserError
-from cnnbench.measure.work import SpeedConfig, Stopwatch, Subject, Timed, Way, settle
+from cnnbench.measure.stopwatch import Stopwatch
+from cnnbench.measure.work import SpeedConfig, Subject, Timed, settle
 
 _RESET_PEAK = "5"  # what Linux wants in clear_refs, to forget the highest value
 
@@ -26,7 +27,7 @@ def resident_growth(subject: Subject, config: SpeedConfig) -> int:
         UserError: The system does not say it: on Linux only.
     """
     steps = ("training",)
-    settle(subject.way or Way(config.precision), config, steps)
+    settle(subject.way or config.way, config, steps)
     with contextlib.suppress(OSError):  # where that is not allowed, the highest value so far is that of the small one
         Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
     before = _status("VmRSS")

@@ -244,12 +244,19 @@ class Timed(NamedTuple):
     seconds: float
 
 
-def bound(timed: Timed, peaks: Peaks, other: Timed | None = None, graph_s: float | None = None) -> Verdict:
+def bound(
+    timed: Timed,
+    peaks: Peaks,
+    other: Timed | None = None,
+    graph_s: float | None = None,
+    device_s: float | None = None,
+) -> Verdict:
     """What limits a pass: launching its operators, memory, or arithmetic.
 
-    It is launch-bound if half of its time or more does not grow with the work: by what a CUDA graph of it saves, or
-    else by the straight line of time over images through two batch sizes, less the part of its start that the roofline
-    explains, such as reading the weights. Otherwise it is bound by what limits the larger part of the roofline's time.
+    It is launch-bound if half of its time or more does not grow with the work: by the part of it in which the GPU waits
+    for the host, or by what a CUDA graph of it saves, or else by the straight line of time over images through two
+    batch sizes, less the part of its start that the roofline explains, such as reading the weights. Otherwise it is
+    bound by what limits the larger part of the roofline's time.
     With neither a graph nor another batch size, that is said only of passes that spend half of their time or more as
     the roofline allows; and never of those that spend less than a tenth so.
 
@@ -257,21 +264,23 @@ def bound(timed: Timed, peaks: Peaks, other: Timed | None = None, graph_s: float
         timed: The pass, with its time.
         peaks: Of the machine.
         other: The same network with another number of images.
-        graph_s: Time of the pass as a CUDA graph.
+        graph_s: Time of the pass as a CUDA graph; it too begins with a launch that the GPU waits for.
+        device_s: What the GPU itself takes for the pass, the shorter of launched in advance and as a graph.
 
     Raises:
         UserError: A time is not above 0, or both passes have the same number of images.
     """
     load, seconds = timed
-    for value in (seconds, graph_s, other.seconds if other else None):
+    for value in (seconds, graph_s, device_s, other.seconds if other else None):
         if value is not None and not value > 0:
             raise UserError(f"time {value} s must be above 0")
     predicted, memory_share = load.seconds(peaks), load.memory_share(peaks)
     arithmetic = load.operations / seconds / peaks.of(load.precision)
     bandwidth = load.moved_bytes / seconds / peaks.bytes_per_s
     share = _per_call_share(timed, peaks, other) if other is not None else None
-    if graph_s is not None:
-        share = max(0.0, 1 - graph_s / seconds)
+    without_host_s = device_s if device_s is not None else graph_s
+    if without_host_s is not None:
+        share = max(0.0, 1 - without_host_s / seconds)
     if share is not None and share >= LAUNCH_SHARE:
         name = "launch-bound"
     elif predicted / seconds < (LAUNCH_SHARE if share is None else FARTHEST):
@@ -286,6 +295,8 @@ def bound(timed: Timed, peaks: Peaks, other: Timed | None = None, graph_s: float
         f"{percent(bandwidth)} of memory's rate" + (" (caches serve it)" if bandwidth > 1 else ""),
         f"{percent(memory_share)} of the roofline's time is in operators that memory limits",
     ]
+    if device_s is not None:
+        facts.append(f"the GPU itself works {_ms(device_s)}, {percent(max(0.0, 1 - device_s / seconds))} less")
     if graph_s is not None:
         facts.append(f"as a CUDA graph {_ms(graph_s)}, {percent(max(0.0, 1 - graph_s / seconds))} less")
     if share is None and name == "not determined":
@@ -293,7 +304,7 @@ def bound(timed: Timed, peaks: Peaks, other: Timed | None = None, graph_s: float
     if other is not None:
         few, many = sorted((timed, other), key=lambda t: t.load.batch_size)
         times = many.load.batch_size / few.load.batch_size
-        spent = "" if graph_s is not None or share is None else f", {percent(share)} of this pass spent per call"
+        spent = "" if without_host_s is not None or share is None else f", {percent(share)} of this pass spent per call"
         facts.append(f"{times:g} times the images take {many.seconds / few.seconds:.3g} times as long{spent}")
     evidence = f"{name}: {'; '.join(facts)}"
     return Verdict(

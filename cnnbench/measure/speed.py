@@ -20,10 +20,11 @@ from typing import Any
 import torch
 
 from cnnbench.errors import Stopped
-from cnnbench.hardware import synchronise, tf32
+from cnnbench.hardware import cudnn_benchmark, synchronise, tf32
 from cnnbench.measure.conditions import Conditions, reasons_to_doubt
 from cnnbench.measure.intervals import FEWEST_ROUNDS, Interval, median_interval, paired_ratio
-from cnnbench.measure.work import FEWEST_CALLS, KINDS, SpeedConfig, Stopwatch, Subject, Timed, Way, settle
+from cnnbench.measure.stopwatch import Stopwatch
+from cnnbench.measure.work import FEWEST_CALLS, KINDS, SpeedConfig, Subject, Timed, Way, settle
 
 __all__ = ["KINDS", "SpeedConfig", "Stopwatch", "Subject", "Way", "measure_speed", "time_ratio"]
 MOST_DRIFT = 0.02
@@ -52,15 +53,18 @@ def measure_speed(
         ``images_per_s`` the throughput at ``batch_size``, ``train_images_per_s`` that of a full training step
         (forward, backward, optimizer) at ``train_batch_size``, each from the median, with 10th and 90th percentile,
         median absolute deviation and the median's 95 % interval (``low``, ``high``) of the calls' wall times;
-        ``*_ms_device`` the same by a GPU's own clock; ``train_forward_ms``, ``train_backward_ms`` and
-        ``train_optimizer_ms`` medians of a step's parts; ``cold_start_ms`` the very first call, with compilation or
+        ``*_ms_device`` medians of a GPU's own time, of calls that were queued before it began with them, so that it
+        waits for nothing in between (None in ``16-mixed`` training, which waits); ``images_per_s_queued`` and
+        ``train_images_per_s_queued`` the throughput of several calls that are queued together, as of a loop that does
+        not wait for each result, on a GPU; ``train_forward_ms``, ``train_backward_ms`` and ``train_optimizer_ms``
+        medians of a step's parts, on a GPU of queued calls; ``cold_start_ms`` the very first call, with compilation or
         recording, ``cold_ms`` the first of each kind; ``peak_memory_bytes`` what a training step allocates on a GPU:
         weights, gradients, optimizer state and activations, without the images, and ``peak_reserved_bytes`` what torch
         holds for these (None on a CPU); ``samples_ms`` every sample, by kind and round, with those of the
         ``yardstick``, the same convolution in every run; ``conditions`` what the machine did meanwhile, ``suspect``
         reasons to doubt the times.
     """
-    ways = list(dict.fromkeys(subject.way or Way(config.precision) for subject in subjects.values()))
+    ways = list(dict.fromkeys(subject.way or config.way for subject in subjects.values()))
     on_device = torch.cuda.device(config.device) if config.device.type == "cuda" else contextlib.nullcontext()
     with on_device, _compiler(ways):
         for way in ways:
@@ -85,29 +89,59 @@ def _measure(
     start = time.monotonic()
     yardstick = _Yardstick(config)
     shuffler = random.Random(config.seed)
+    broken: list[str] = []
     with Conditions(config.device) as conditions, _no_collection():
         for round_index in range(config.rounds):
             if round_index >= config.fewest_rounds and time.monotonic() - start > config.most_s * len(timed):
                 break
             on_progress(0.5 + 0.5 * round_index / config.rounds, f"round {round_index + 1} of {config.rounds}")
-            yardstick.take_turn()
-            for name, kind in _order(timed, shuffler):
-                if name in failed or kind not in timed[name].sizes:
-                    continue
-                try:
-                    timed[name].take_turn(kind)
-                except Stopped:
-                    raise
-                except BaseException as error:
-                    failed[name] = _failure(error)
+            broken = _take_round(timed, failed, yardstick, shuffler, config.device)
+            if broken:
+                break
             conditions.look()
     state = conditions.figures()
+    for name in timed.keys() - failed.keys():
+        if not all(any(rounds) for rounds in timed[name].rounds_ms.values()):
+            failed[name] = {"error": f"it was not timed: {broken[0] if broken else 'there was no round'}"}
     found = {name: failed[name] if name in failed else timed[name].figures() for name in subjects}
     for name in timed.keys() - failed.keys():
-        doubts = [*reasons_to_doubt(state), *timed[name].all_doubts(), *_drifts(timed[name].rounds_ms)]
+        doubts = [*broken, *reasons_to_doubt(state), *timed[name].all_doubts(), *_drifts(timed[name].rounds_ms)]
         found[name] |= {"conditions": state, "suspect": doubts}
         found[name]["samples_ms"]["yardstick"] = yardstick.rounds_ms
     return found
+
+
+def _take_round(
+    timed: Mapping[str, Timed],
+    failed: dict[str, dict[str, Any]],
+    yardstick: _Yardstick,
+    shuffler: random.Random,
+    device: torch.device,
+) -> list[str]:
+    """Give every network its turns, and note which of them fails.
+
+    Returns:
+        Why no further round can be made, if so: an error such as an illegal access leaves a GPU unusable for the rest
+        of the process, so that every later call fails, whosever it is.
+    """
+    try:
+        yardstick.take_turn()
+    except RuntimeError as error:
+        return [f"the timing ended early, as the device failed: {_failure(error)['error']}"]
+    for name, kind in _order(timed, shuffler):
+        if name in failed or kind not in timed[name].sizes:
+            continue
+        try:
+            timed[name].take_turn(kind)
+        except Stopped:
+            raise
+        except BaseException as error:
+            failed[name] = _failure(error)
+            try:
+                synchronise(device)
+            except RuntimeError:
+                return [f"the timing ended early, as {name} broke the device: {failed[name]['error']}"]
+    return []
 
 
 @contextlib.contextmanager
@@ -163,7 +197,7 @@ class _Yardstick:
 
     def _call(self) -> float:
         start = time.perf_counter()
-        with torch.inference_mode(), tf32(self._config.device, False):
+        with torch.inference_mode(), tf32(self._config.device, False), cudnn_benchmark(False):
             torch.nn.functional.conv2d(self._x, self._w, padding=1)
         synchronise(self._config.device)
         return (time.perf_counter() - start) * 1e3

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import statistics
 import time
 import types
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cnnbench.classifier import loss_and_logits
 from cnnbench.errors import UserError, unknown
-from cnnbench.hardware import autocast, check_compiler, synchronise, tf32
+from cnnbench.hardware import autocast, check_compiler, cudnn_benchmark, tf32
+from cnnbench.measure.graphs import capture
 from cnnbench.measure.intervals import deviation, median_interval
+from cnnbench.measure.stopwatch import Lap, Stopwatch
+from cnnbench.optimizers import adamw
 
 KINDS = ("latency", "inference", "training")
 """One image, a batch of inference, a training step."""
@@ -35,7 +38,16 @@ _MOST_GAIN_OF_FEW = 0.1
 _FEWEST_WARM = 3  # calls, of which the first is the cold one
 _SETTLING_S = 0.008  # of calls that are shorter the first in a turn does not count
 _SMALL = ((3, 8, 8), 10)  # images and classes of the network that settles a process
-_INPUTS = 3  # batches in rotation, so that no result depends on one input staying in a cache
+_FEWEST_INPUTS = 3
+"""Batches in rotation, so that no result depends on one input staying in a cache."""
+_MOST_INPUTS = 16
+_CACHES_OF_INPUTS = 3
+"""On a GPU there are so many batches that they fill its last cache so many times, but for small ones."""
+_FLOW_MS = 20.0
+"""Milliseconds of calls that are queued together, about."""
+_FEWEST_FLOW, _MOST_FLOW = 2, 50
+_ROUNDS_PER_FLOW = 4
+"""One round of so many has queued calls too, which take several times as long as those of a turn."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +59,19 @@ class Way:
             ``tf32`` a GPU's TF32.
         channels_last: Whether the channel is the innermost dimension of images and weights.
         mode: Of `MODES`: as written, by ``torch.compile``, or recorded and replayed as one CUDA graph.
+        cudnn_benchmark: Whether cuDNN tries its kernels for each shape and takes the fastest; nothing on a CPU.
     """
 
     precision: str
     channels_last: bool = True
     mode: str = "eager"
+    cudnn_benchmark: bool = False
 
     @property
     def words(self) -> str:
         """For titles and the names of rows."""
-        return f"{self.precision}, {'channels_last' if self.channels_last else 'contiguous'}, {self.mode}"
+        order = "channels_last" if self.channels_last else "contiguous"
+        return f"{self.precision}, {order}, {self.mode}" + ", cuDNN benchmark" * self.cudnn_benchmark
 
     @property
     def is_possible(self) -> bool:
@@ -100,7 +115,7 @@ class Subject:
     build: Callable[[], nn.Module]
     image_shape: tuple[int, int, int]
     num_classes: int
-    optimizer: Callable[[Any], torch.optim.Optimizer] = lambda model: torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer: Callable[[Any], torch.optim.Optimizer] = lambda model: adamw(model.parameters(), lr=1e-4)
     way: Way | None = None
     kinds: Sequence[str] = KINDS
     batch_size: int | None = None
@@ -123,6 +138,7 @@ class SpeedConfig:
         block_calls: Limit of the calls in a turn.
         warmup_s: Longest warm-up of each kind; it ends sooner when its calls do not become faster any more.
         seed: Seed of the order and the inputs.
+        cudnn_benchmark: Of the default way.
     """
 
     device: torch.device
@@ -136,63 +152,12 @@ class SpeedConfig:
     block_calls: int = 50
     warmup_s: float = 3.0
     seed: int = 0
+    cudnn_benchmark: bool = False
 
-
-class Lap(NamedTuple):
-    """A timed call: wall time with the device's work done, a GPU's own time, and the parts between marks."""
-
-    wall_ms: float
-    device_ms: float | None
-    parts_ms: tuple[float, ...]
-
-
-class Stopwatch:
-    """Times calls by the wall clock, and on a CUDA device by events in its stream as well.
-
-    Args:
-        device: Where the calls run.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._start = 0.0
-        self._marks: list[Any] = []
-
-    def begin(self) -> None:
-        """Starts a call; the device has nothing to do."""
-        self._start = time.perf_counter()
-        self._marks = [self._mark() if self._device.type == "cuda" else self._start]
-
-    def mark(self) -> None:
-        """Ends a part of the call."""
-        self._marks.append(self._mark())
-
-    def _mark(self) -> Any:
-        if self._device.type != "cuda":
-            if self._device.type == "mps":
-                self.wait()
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
-        return event
-
-    def end(self) -> Lap:
-        """Ends the call when the device has done its work."""
-        if self._device.type == "cuda":
-            self.mark()
-        self.wait()
-        now = time.perf_counter()
-        if self._device.type != "cuda":
-            self._marks.append(now)
-            parts = [1e3 * (b - a) for a, b in itertools.pairwise(self._marks)]
-        else:
-            parts = [a.elapsed_time(b) for a, b in itertools.pairwise(self._marks)]
-        device_ms = sum(parts) if self._device.type == "cuda" else None
-        return Lap(1e3 * (now - self._start), device_ms, tuple(parts) if len(parts) > 1 else ())
-
-    def wait(self) -> None:
-        """Waits until the device has done what it was given."""
-        synchronise(self._device)
+    @property
+    def way(self) -> Way:
+        """How a network runs that has no way of its own."""
+        return Way(self.precision, cudnn_benchmark=self.cudnn_benchmark)
 
 
 class Timed:
@@ -209,9 +174,11 @@ class Timed:
 
     def __init__(self, subject: Subject, config: SpeedConfig, stopwatch: Stopwatch) -> None:
         self.config, self.subject, self._watch = config, subject, stopwatch
-        self.way = subject.way or Way(config.precision)
+        self.way = subject.way or config.way
         self.way.check(config.device)
-        device, generator = config.device, torch.Generator().manual_seed(config.seed)
+        device = config.device
+        # On a GPU the inputs are drawn there: drawing a large batch on the host takes longer than measuring it.
+        generator = torch.Generator(device if device.type == "cuda" else "cpu").manual_seed(config.seed)
         self._format = torch.channels_last if self.way.channels_last else torch.contiguous_format
         sizes = {
             "latency": 1,
@@ -222,7 +189,10 @@ class Timed:
         self.doubts: dict[str, None] = {}
         self._batches = {kind: self._make_inputs(n, generator) for kind, n in self.sizes.items()}
         self._inputs = {kind: itertools.cycle(batches) for kind, batches in self._batches.items()}
-        self._labels = torch.randint(subject.num_classes, (config.train_batch_size,), generator=generator).to(device)
+        labels = torch.randint(
+            subject.num_classes, (config.train_batch_size,), generator=generator, device=generator.device
+        )
+        self._labels = labels.to(device)
         before = _cuda_memory(device)
         self.model = subject.build().to(device=device, memory_format=self._format)  # type: ignore[call-overload]
         self._forward = _compiled(self.model) if self.way.mode == "compile" else self.model
@@ -233,6 +203,7 @@ class Timed:
         self._graphs: dict[str, Callable[[Tensor], Any]] = {}
         self.rounds_ms: dict[str, list[list[float]]] = {kind: [] for kind in self.sizes}
         self._device_ms: dict[str, list[float]] = {kind: [] for kind in self.sizes}
+        self._queued_ms: dict[str, list[float]] = {kind: [] for kind in self.sizes}
         self._parts_ms: list[tuple[float, ...]] = []
         self.cold_ms: dict[str, float] = {}
         self.warm_ms: dict[str, float] = {}  # the quickest call of the warm-up
@@ -242,24 +213,41 @@ class Timed:
 
     def _make_inputs(self, count: int, generator: torch.Generator) -> list[Tensor]:
         """Some batches of so many images, each drawn at random; says what is wrong with them."""
-        pool = self.subject.images(_INPUTS * count) if self.subject.images else None
+        inputs = self._number_of_inputs(count)
+        pool = self.subject.images(inputs * count) if self.subject.images else None
         batches, lowest, highest = [], float("inf"), -float("inf")
-        for _ in range(_INPUTS):
+        for _ in range(inputs):
             if pool is None:
-                x = torch.randn(count, *self.subject.image_shape, generator=generator)
+                x = torch.randn(count, *self.subject.image_shape, generator=generator, device=generator.device)
             else:
-                x = pool[torch.randint(len(pool), (count,), generator=generator)]
+                chosen = torch.randint(len(pool), (count,), generator=generator, device=generator.device)
+                x = pool[chosen.to(pool.device)]
             lowest, highest = min(lowest, float(x.min())), max(highest, float(x.max()))
             batches.append(x.to(self.config.device, memory_format=self._format))
         if not -float("inf") < lowest < highest < float("inf"):
             self.doubts["the inputs are constant or not finite, on which arithmetic can be faster or slower"] = None
         return batches
 
-    def _numbers(self) -> AbstractContextManager[Any]:
-        """Inside, float32 is what the way says it is; set around turns, since it takes time."""
-        if self.way.precision not in ("32-true", "tf32"):
-            return contextlib.nullcontext()
-        return tf32(self.config.device, self.way.precision == "tf32")
+    def _number_of_inputs(self, count: int) -> int:
+        """Return how many batches of so many images take turns."""
+        device = self.config.device
+        if device.type != "cuda":
+            return _FEWEST_INPUTS
+        cache = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)
+        needed = math.ceil(_CACHES_OF_INPUTS * cache / (4 * count * math.prod(self.subject.image_shape)))
+        return min(max(needed, _FEWEST_INPUTS), _MOST_INPUTS)
+
+    @contextlib.contextmanager
+    def _switches(self) -> Iterator[None]:
+        """Inside, torch's switches are as the way says; set around turns, since it takes time."""
+        if self.config.device.type != "cuda":
+            yield
+            return
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(cudnn_benchmark(self.way.cudnn_benchmark))
+            if self.way.precision in ("32-true", "tf32"):
+                stack.enter_context(tf32(self.config.device, self.way.precision == "tf32"))
+            yield
 
     def _work(self, kind: str, x: Tensor) -> Any:
         if kind in self._graphs:
@@ -287,35 +275,17 @@ class Timed:
         return logits.detach()
 
     def _capture(self, kind: str) -> Callable[[Tensor], Any]:
-        """Records a call as a CUDA graph; the images of a call are copied to where the graph expects them."""
-        device, x = self.config.device, self._batches[kind][0].clone()
-        if self._optimizer is not None:
-            for group in self._optimizer.param_groups:
-                if "capturable" in group:
-                    group["capturable"] = True
+        """Record a call as a CUDA graph."""
+        for group in self._optimizer.param_groups if self._optimizer is not None else ():
+            if "capturable" in group:
+                group["capturable"] = True
 
-        def run() -> Any:
+        def work(x: Tensor) -> Any:
             return self._train(x, lambda: None) if kind == "training" else self._infer(x)
 
-        before = _cuda_memory(device)[0]
-        torch.cuda.reset_peak_memory_stats(device)
-        current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
-        side.wait_stream(current)
-        with torch.cuda.stream(side):  # what is set up once may not be recorded
-            for _ in range(3):
-                run()
-        current.wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(device), torch.cuda.graph(graph, stream=side):
-            out = run()
+        replay, peak_bytes = capture(work, self._batches[kind][0])
         if kind == "training":  # a replay allocates nothing
-            self._graph_bytes = self._model_bytes + torch.cuda.max_memory_allocated(device) - before
-
-        def replay(images: Tensor) -> Any:
-            x.copy_(images)
-            graph.replay()
-            return out
-
+            self._graph_bytes = self._model_bytes + peak_bytes
         return replay
 
     def _call(self, kind: str) -> Lap:
@@ -333,7 +303,7 @@ class Timed:
     def _warm_up(self, kind: str) -> None:
         self.model.train(kind == "training")
         end = time.perf_counter() + self.config.warmup_s
-        with self._numbers():
+        with self._switches():
             start = time.perf_counter()
             if self.way.mode == "cuda-graph":
                 self._graphs[kind] = self._capture(kind)
@@ -355,7 +325,7 @@ class Timed:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         self.model.train()
-        with self._numbers():
+        with self._switches():
             self._call("training")
         return torch.cuda.max_memory_allocated(device) - before[0], torch.cuda.max_memory_reserved(device) - before[1]
 
@@ -369,19 +339,40 @@ class Timed:
         fewest = FEWEST_CALLS if self.warm_ms[kind] < 1e3 * self.config.block_s else 1
         times: list[float] = []
         self.rounds_ms[kind].append(times)
-        with self._numbers():
+        with self._switches():
             if self.warm_ms[kind] < 1e3 * max(self.config.block_s, _SETTLING_S):
                 self._call(kind)
             end = time.perf_counter() + self.config.block_s
             for calls in range(1, self.config.block_calls + 1):
                 lap = self._call(kind)
                 times.append(lap.wall_ms)
-                if lap.device_ms is not None:
-                    self._device_ms[kind].append(lap.device_ms)
-                if kind == "training" and lap.parts_ms:
+                if kind == "training" and lap.parts_ms and not self._watch.has_queue:
                     self._parts_ms.append(lap.parts_ms)
                 if calls >= fewest and time.perf_counter() >= end:
                     break
+            if self._watch.has_queue:
+                self._take_queued_turn(kind)
+
+    def _take_queued_turn(self, kind: str) -> None:
+        """Add samples of calls that are launched before the device begins with them, on a device that has a queue.
+
+        One call alone, for the device's own time, without what it waits for the host; and now and then several calls
+        one after the other, as a loop runs them that does not wait for each result.
+        """
+        # Without a fused optimizer the step of 16-mixed waits for its scale, so that nothing can be queued before it.
+        if kind != "training" or self._scaler is None:
+            lap = self._watch.queued(lambda: self._work(kind, next(self._inputs[kind])), self.warm_ms[kind])
+            self._device_ms[kind] += [] if lap.device_ms is None else [lap.device_ms]
+            if kind == "training" and lap.parts_ms:
+                self._parts_ms.append(lap.parts_ms)
+        if kind == "latency" or len(self.rounds_ms[kind]) % _ROUNDS_PER_FLOW != 1:
+            return
+        calls = min(max(round(_FLOW_MS / max(self.warm_ms[kind], 1e-3)), _FEWEST_FLOW), _MOST_FLOW)
+        start = time.perf_counter()
+        for _ in range(calls):
+            self._work(kind, next(self._inputs[kind]))
+        self._watch.wait()
+        self._queued_ms[kind].append(1e3 * (time.perf_counter() - start) / calls)
 
     def figures(self) -> dict[str, Any]:
         """What was found; see `cnnbench.measure.speed.measure_speed`."""
@@ -393,6 +384,8 @@ class Timed:
         for kind, key in (("inference", "images_per_s"), ("training", "train_images_per_s")):
             if kind in self.sizes:
                 found[key] = 1e3 * self.sizes[kind] / found[f"{KEYS[kind]}_median"]
+                if self._queued_ms[kind]:
+                    found[f"{key}_queued"] = 1e3 * self.sizes[kind] / statistics.median(self._queued_ms[kind])
         if self._parts_ms:
             parts = zip(*self._parts_ms, strict=True)
             found |= {f"train_{n}_ms": statistics.median(p) for n, p in zip(PARTS, parts, strict=True)}

@@ -28,6 +28,7 @@ from cnnbench.classifier import loss_and_logits
 from cnnbench.errors import UserError
 from cnnbench.files import write_json
 from cnnbench.hardware import autocast, choose_precision, device_name
+from cnnbench.optimizers import adamw
 from cnnbench.record import environment
 from cnnbench.train_callbacks import BestCheckpoint, LastCheckpoint, ProgressBar
 
@@ -67,7 +68,7 @@ def training_step(model: nn.Module, images: Tensor, precision: str = "32-true") 
         images: The batch, (N, C, H, W), on the device of the model.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = adamw(model.parameters(), lr=1e-4)
     labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
 
     def step() -> None:
@@ -91,23 +92,29 @@ def run(name: str, main: Callable[[], int]) -> NoReturn:
 
 
 @contextlib.contextmanager
-def fit_trainer(device: torch.device, callbacks: Sequence[L.Callback], **options: Any) -> Iterator[L.Trainer]:
+def fit_trainer(
+    device: torch.device, callbacks: Sequence[L.Callback], checkpoints: bool = True, **options: Any
+) -> Iterator[L.Trainer]:
     """The Trainer of `cnnbench fit` in a folder that goes with it: bar, CSV log, learning-rate monitor, checkpoints.
 
     Args:
         device: Where it trains.
         callbacks: Further ones.
+        checkpoints: Whether it writes them, after each epoch.
         options: Of the Trainer.
     """
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as quiet:
         for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):  # the bar of a terminal
             quiet.enter_context(redirect(io.StringIO()))
-        own = [LearningRateMonitor(), BestCheckpoint(folder), LastCheckpoint(), ProgressBar()]
+        own: list[L.Callback] = [LearningRateMonitor(), ProgressBar()]
+        if checkpoints:
+            own += [BestCheckpoint(folder), LastCheckpoint()]
         yield bare_trainer(
             device,
             [*own, *callbacks],
             logger=CSVLogger(folder, name="", version=""),
             default_root_dir=folder,
+            enable_checkpointing=checkpoints,
             **options,
         )
 

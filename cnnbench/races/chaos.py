@@ -359,6 +359,7 @@ def kill(scenario: Scenario, good: Undisturbed, kills: int, base: Path, rng: ran
         moment = None
         if done < kills:
             moment = _draw(scenario, good, folder, tries, rng)
+        if moment is not None:
             tries[moment.phase] += 1
         end = run(scenario.resume(folder), folder, scenario, moment)
         row = {"command": scenario.name, "run": lineage, "phase": end.phase, "at_s": round(end.at_s, 2)}
@@ -375,10 +376,14 @@ def kill(scenario: Scenario, good: Undisturbed, kills: int, base: Path, rng: ran
         folder.mkdir()
 
 
-def _draw(scenario: Scenario, good: Undisturbed, folder: Path, tries: dict[str, int], rng: random.Random) -> Moment:
-    """Draw a moment in the phase that was tried least, of those that the run in a folder still has before it."""
+def _draw(
+    scenario: Scenario, good: Undisturbed, folder: Path, tries: dict[str, int], rng: random.Random
+) -> Moment | None:
+    """Draw a moment in the phase that was tried least; None if the run in a folder is past it and should finish."""
     now = scenario.phase(folder)
     to_come = scenario.phases[scenario.phases.index(now) :]
+    if min(tries.values()) < min(tries[phase] for phase in to_come):
+        return None
     # A run that begins in its middle imports everything first, as one that begins at the start does.
     begins = {now: good.phases["start"]} if now != "start" else {}
     least = min(tries[phase] for phase in to_come)

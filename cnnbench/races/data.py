@@ -24,7 +24,7 @@ from torchvision import datasets, transforms
 from cnnbench.data.batches import Augmentation, Split, TensorBatches
 from cnnbench.data.sets import CIFAR10, MNIST
 from cnnbench.errors import UserError
-from cnnbench.hardware import choose_device, device_name, synchronise
+from cnnbench.hardware import choose_device, cudnn_benchmark, device_name, synchronise
 from cnnbench.races import interleave, ratio, write_race
 from cnnbench.races import run as run_race
 
@@ -133,7 +133,9 @@ def airbench() -> Any:
         UserError: It is not installed.
     """
     try:
-        return importlib.import_module("airbench")
+        # Its import switches cuDNN's search for kernels on, for the whole process.
+        with cudnn_benchmark(torch.backends.cudnn.benchmark):
+            return importlib.import_module("airbench")
     except ImportError as error:
         raise UserError(f"the race needs airbench ({error}); install it with: pip install 'cnnbench[dev]'") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import shlex
 from functools import partial
 from pathlib import Path
@@ -279,6 +280,8 @@ def _check_value(outcome: Outcome, option: str, value: str, kind: str) -> Findin
             return wrong(f"{option} {value} became {planned[key]}")
         if any(record["status"] == "error" for record in records_of(outcome.folder / "out")):
             return Finding("failed cell") if outcome.code == 1 else wrong("a failed cell and exit code 0")
+    if outcome.code == 1 and re.search(r"^\S+ failed: ", outcome.stderr, re.MULTILINE):
+        return Finding("failed cell")  # such as images that do not fit into the memory
     if outcome.code == 1 and "gate" not in option:
         return wrong("exit code 1")
     return RIGHT

@@ -22,7 +22,7 @@ from cnnbench.hardware import choose_device
 from cnnbench.measure.copies import build_without_values
 from cnnbench.measure.memory import training_memory
 from cnnbench.measure.resident import resident_growth
-from cnnbench.measure.work import SpeedConfig, Subject, Way
+from cnnbench.measure.work import SpeedConfig, Subject, Way, settle
 from cnnbench.network import get_network
 from cnnbench.races import run as run_race
 from cnnbench.races import training_step, write_race
@@ -51,9 +51,15 @@ def measure(name: str, batch_size: int, precision: str, device: torch.device) ->
             step()
 
     if device.type == "cuda":
+        # A small network first: cuBLAS and cuDNN keep workspaces for the process, which are no part of the estimate.
+        config = SpeedConfig(device, precision, 2, 2, warmup_s=0.0)
+        settle(config.way, config, ("training",))
+        gc.collect()
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         run()
-        return {"allocated": torch.cuda.max_memory_allocated(device)}
+        return {"allocated": torch.cuda.max_memory_allocated(device) - before}
     subject = Subject(network.build, network.image_shape, network.num_classes or 1, way=Way(precision, False))
     resident = resident_growth(subject, SpeedConfig(device, precision, batch_size, batch_size, warmup_s=0.0))
     gc.collect()

@@ -60,7 +60,7 @@ def make_network(settings: Mapping[str, Any], data: ImageDataModule) -> ImageCla
 
 
 def train_ours(settings: Mapping[str, Any], seed: int, device: torch.device) -> Result:
-    """Trains and tests as `cnnbench fit` and `test` do; seconds of each, and the accuracy."""
+    """Train and test as `cnnbench fit` and `test` do, without checkpoints; seconds of each, and the accuracy."""
     L.seed_everything(seed, workers=True, verbose=False)
     data = make_data(settings)
     data.prepare_data()
@@ -68,7 +68,9 @@ def train_ours(settings: Mapping[str, Any], seed: int, device: torch.device) -> 
     clock = TrainingClock()
     start = time.perf_counter()
     model = make_network(settings, data)
-    with fit_trainer(device, [clock], **settings["trainer"]) as trainer:
+    # Without checkpoints, which airbench does not write either. The Trainer may switch cuDNN's search on.
+    trainer_of_fit = fit_trainer(device, [clock], checkpoints=False, **settings["trainer"])
+    with hardware.cudnn_benchmark(False), trainer_of_fit as trainer:
         trainer.fit(model, datamodule=data)
         hardware.synchronise(device)
         fitted = time.perf_counter()
@@ -88,7 +90,7 @@ def train_airbench(goal: int, folder: Path, device: torch.device) -> Result:
     train = {94: package.train94, 96: package.train96}[goal]
     recipe = importlib.import_module(f"airbench.lib_airbench{goal}").hyp
     options = {"batch_size": recipe["opt"]["batch_size"], "aug": recipe["aug"], "altflip": True}
-    with working_in(folder):
+    with working_in(folder), hardware.cudnn_benchmark(True):  # as airbench does when it is imported
         loader = package.CifarLoader("cifar10", train=True, **options)
         hardware.synchronise(device)
         start = time.perf_counter()
