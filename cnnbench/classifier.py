@@ -172,8 +172,8 @@ class ImageClassifier(L.LightningModule):
         warmup: Share of the training, 0 to 1, in which the rate first rises linearly from a tenth of its peak; unset,
             the architecture's own for the recipe, none for an optimizer of the user's.
         label_smoothing: Share of the target that is spread over all classes.
-        steps_per_call: Optimizer steps within one call of Lightning's loop; unset, one call is one step. Some tens
-            of them spare small networks most of what Lightning costs, with the same weights at the end; callbacks
+        steps_per_call: Optimizer steps within one call of Lightning's loop; unset, one call is one step. Some tens of
+            them spare small networks most of what Lightning costs, on a CPU with the same weights at the end. Callbacks
             (such as averages of the weights), the progress bar, the log and ``limit_train_batches`` then see every so
             many steps as one. On one device, without gradient clipping or accumulation, not in ``16-mixed``.
         compile_mode: Compile the network's training steps with ``torch.compile`` in this mode; unset, not at all. It
@@ -256,8 +256,7 @@ class ImageClassifier(L.LightningModule):
             raise unknown("compile_mode", str(compile_mode), get_args(CompileMode))
         self.compile_mode = compile_mode
         self._compiled: Callable[[Tensor], Any] | None = None
-        self.steps_per_call = steps_per_call
-        self.automatic_optimization = steps_per_call is None
+        self.take_steps_together(steps_per_call)
         self._logged_step = 0
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.val_confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
@@ -266,6 +265,11 @@ class ImageClassifier(L.LightningModule):
         self._outcomes: list[tuple[int, Tensor, Tensor, Tensor]] = []
         self._random_state: dict[str, Tensor] | None = None
         self._logged_in_epoch = False
+
+    def take_steps_together(self, steps_per_call: int | None) -> None:
+        """Set the optimizer steps within one call of Lightning's loop, before the training; None for one as usual."""
+        self.steps_per_call = steps_per_call
+        self.automatic_optimization = steps_per_call is None
 
     @property
     def display_name(self) -> str:

@@ -353,7 +353,10 @@ def _resolve(asked: dict[str, Any]) -> Any:
         "speed_batch_size": batch_size,
         "eval_batch_size": 500,
     }
-    return plans.Plan(**defaults | asked)
+    settled = defaults | asked
+    settled["inference_precision"] = hardware.inference_precision(settled["precision"])
+    settled["cudnn_benchmark"] = device.type == "cuda"
+    return plans.Plan(**settled)
 
 
 def _check_before_start(plan: Any) -> None:

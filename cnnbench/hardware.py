@@ -19,6 +19,9 @@ import torch
 from cnnbench.errors import UserError, unknown
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+"""Of a training, in Lightning's words; ``auto`` is this machine's best."""
+INFERENCE_PRECISIONS = ("bf16-true", "16-true")
+"""Further ones, in which weights and images have 16 bits too: for inference, not for training."""
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -77,6 +80,15 @@ def choose_precision(name: str, device: torch.device, compiled_depthwise: bool =
     return "32-true", f"this {device.type} is not known to be faster in bfloat16"
 
 
+def inference_precision(precision: str) -> str:
+    """Return the number format that a network is deployed in if it was trained in a precision.
+
+    Autocast keeps the weights in float32 and casts them in every call, which is made for training: in inference the
+    casts can take longer than the arithmetic, so nobody deploys it.
+    """
+    return {"bf16-mixed": "bf16-true", "16-mixed": "16-true"}.get(precision, precision)
+
+
 def default_batch_sizes(device: torch.device) -> tuple[int, int]:
     """Images per batch of throughput, and per training step, unless the user says how many."""
     return (128, 32) if device.type == "cpu" else (1024, 256)
@@ -107,11 +119,19 @@ def cpu_has_bf16() -> bool:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """The context in which a forward pass runs at a precision, as Lightning's Trainer would run it."""
-    if precision in ("32-true", "tf32"):
+    """The context in which a forward pass runs at a precision, as Lightning's Trainer would run it.
+
+    With ``bf16-true`` and ``16-true`` it is none: weights and images have the type of `weights_type`.
+    """
+    if precision in ("32-true", "tf32", *INFERENCE_PRECISIONS):
         return contextlib.nullcontext()
     dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float16
     return torch.autocast(device.type, dtype=dtype)
+
+
+def weights_type(precision: str) -> torch.dtype:
+    """Return the type of weights and images in a precision."""
+    return {"bf16-true": torch.bfloat16, "16-true": torch.float16}.get(precision, torch.float32)
 
 
 @contextlib.contextmanager
@@ -217,13 +237,13 @@ def synchronise(device: torch.device) -> None:
 
 
 def accelerator_facts(device: torch.device) -> dict[str, object]:
-    """Versions and switches that decide how a GPU computes; empty on a CPU."""
+    """Versions and switches that decide how a GPU computes, but for those that the way of a network sets; empty on a
+    CPU."""
     if device.type != "cuda":
         return {}
     return {
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "tf32_convolutions": _Tf32.now().convolutions == "tf32",
         "tf32_matrix_products": _Tf32.now().products == "tf32",
         "host_cpu": device_name(torch.device("cpu")),

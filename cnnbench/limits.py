@@ -80,7 +80,8 @@ def peaks_now(config: SpeedConfig) -> tuple[Peaks, list[str]]:
 
     note("peaks of this machine")
     with Conditions(config.device) as conditions:
-        precisions = dict.fromkeys([config.precision, *hardware_precisions(config.device)])
+        precisions = dict.fromkeys([config.precision, config.way.precision_of("inference")])
+        precisions |= dict.fromkeys(hardware_precisions(config.device))
         peaks = measure_peaks(config.device, list(precisions))
     return peaks, reasons_to_doubt(conditions.figures())
 
@@ -116,7 +117,7 @@ def find(
             raise
         except BaseException as error:  # whatever a network does wrong is its own failure, not the others'
             failed[name] = " ".join(str(error).split())
-    number_format = peaks.format_of(config.precision)
+    number_format = peaks.format_of(config.way.precision_of("inference"))
     suspect = " (suspect)" if doubts or any(figures[name]["suspect"] for name in found) else ""
     picture = _draw(found, peaks, number_format, where + suspect, out) if found else None
     return Limits(peaks, found, failed, number_format, doubts, picture)

@@ -70,6 +70,8 @@ class Config(_Strict):
     epochs: Positive | None
     device: Text
     precision: Text
+    inference_precision: Text | None = None
+    cudnn_benchmark: bool | None = None
     batch_size: Positive
     speed_batch_size: Positive
     eval_batch_size: Positive | None = None
@@ -123,6 +125,7 @@ class Training(_Strict):
     recipe: AnyText
     peak_lr: Above0
     curve: list[Point]
+    steps_per_call: Positive | None = None
 
 
 class _Measures(_Strict):
@@ -148,7 +151,7 @@ _COUNTS = (
 _TIMES = (
     *(f"{kind}_{end}" for kind in TIMED for end in ENDS if end != "mad"),
     *("train_forward_ms", "train_backward_ms", "train_optimizer_ms", "cold_start_ms"),
-    *("images_per_s", "train_images_per_s"),
+    *("images_per_s", "train_images_per_s", "images_per_s_queued", "train_images_per_s_queued"),
 )
 _SPREADS = tuple(f"{kind}_mad" for kind in TIMED)
 _SHARES = tuple(f"{split}_accuracy{end}" for split in ("test", "train") for end in ("", "_low", "_high"))

@@ -19,6 +19,8 @@ from cnnbench.registry import split_names
 from cnnbench.timing_tables import Row, document, print_tables, records, way_words
 
 if TYPE_CHECKING:
+    import torch
+
     from cnnbench.measure.work import SpeedConfig, Way
     from cnnbench.network import Network
 
@@ -36,12 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rounds", type=int, metavar="N", help="turns that every network has (default: 120, or 12 "
         "and more if these take longer than 5 s per network; intervals need 6)")  # fmt: skip
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    add("--precision", default="auto", metavar="A,B", help="auto, 32-true, bf16-mixed, and on a GPU 16-mixed and tf32; "
+    add("--precision", default="auto", metavar="A,B", help="auto (bfloat16 where the device has it: inference in "
+        "bf16-true, training in bf16-mixed), 32-true, bf16-mixed, bf16-true, and on a GPU 16-mixed, 16-true and tf32; "
         "several are rows of their own; all for those that the device computes in (default: auto)")  # fmt: skip
     add("--memory_format", default="channels_last", metavar="A,B", help="channels_last, contiguous, or all (default: "
         "%(default)s)")  # fmt: skip
     add("--mode", default="eager", metavar="A,B", help="eager, compile, on a GPU cuda-graph, or all (default: "
         "%(default)s)")  # fmt: skip
+    add("--cudnn_benchmark", choices=("on", "off"), default="on", help="whether cuDNN tries its kernels per shape and "
+        "takes the fastest, on a GPU (default: %(default)s)")  # fmt: skip
     add("--sweep", action="store_true", help="also inference in batches of 1, 2, 4 and so on, up to the largest that "
         "fits")  # fmt: skip
     add("--max_batch_size", type=int, metavar="B", help="of the sweep (default: 512 on CPU, 65536 on GPU)")
@@ -161,12 +166,15 @@ def _config(arguments: argparse.Namespace) -> tuple[SpeedConfig, list[Way | None
     if not 0 <= arguments.seed < 2**63:
         raise UserError(f"seed {arguments.seed} is not in 0 to 2^63 - 1")
     asked, formats, modes = (_values(arguments, n, device) for n in ("precision", "memory_format", "mode"))
-    precisions = [n if n == "tf32" else hardware.choose_precision(n, device)[0] for n in asked]
+    benchmark = device.type == "cuda" and arguments.cudnn_benchmark == "on"
+    precisions = [_precisions(name, device) for name in asked]
     for name in formats:
         if name not in FORMATS:
             raise unknown("memory_format", name, FORMATS)
-    product = itertools.product(precisions, map(FORMATS.get, formats), modes)
-    ways: list[Way | None] = [Way(*way) for way in product]  # type: ignore[arg-type]
+    ways: list[Way | None] = [
+        Way(training, FORMATS[order], mode, benchmark, inference)
+        for (training, inference), order, mode in itertools.product(precisions, formats, modes)
+    ]
     if "all" in (arguments.precision, arguments.mode):
         ways = [way for way in ways if way and way.is_possible]
     for way in ways:
@@ -174,8 +182,6 @@ def _config(arguments: argparse.Namespace) -> tuple[SpeedConfig, list[Way | None
         way.check(device)
     if len(set(ways)) < len(ways):
         raise UserError(f"two of the ways are the same: {'; '.join(way.words for way in ways if way)}")
-    if len(ways) == 1 and precisions[0] != "tf32" and (*formats, *modes) == ("channels_last", "eager"):
-        ways = [None]  # as `bench` times
     defaults = (*hardware.default_batch_sizes(device), SpeedConfig.rounds)
     given = []
     for option, default in zip(("batch_size", "train_batch_size", "rounds"), defaults, strict=True):
@@ -191,9 +197,31 @@ def _config(arguments: argparse.Namespace) -> tuple[SpeedConfig, list[Way | None
         raise UserError(f"processes {arguments.processes} is more than {MOST_PROCESSES}; 6 are enough for an interval")
     fewest = SpeedConfig.fewest_rounds if arguments.rounds is None else given[2]
     config = SpeedConfig(
-        device, precisions[0], given[0], given[1], rounds=given[2], fewest_rounds=fewest, seed=arguments.seed
-    )
+        device, precisions[0][0], given[0], given[1], rounds=given[2], fewest_rounds=fewest, seed=arguments.seed,
+        cudnn_benchmark=benchmark, inference_precision=precisions[0][1],
+    )  # fmt: skip
+    if ways == [config.way] and config.precision != "tf32":
+        ways = [None]  # rows are called by their network alone
     return config, ways
+
+
+def _precisions(name: str, device: torch.device) -> tuple[str, str]:
+    """Return the number formats of training and of inference for a word of the command line.
+
+    Raises:
+        UserError: It is unknown, or the device does not compute in it.
+    """
+    from cnnbench import hardware
+
+    if name == "auto":
+        precision, _ = hardware.choose_precision(name, device)
+        return precision, hardware.inference_precision(precision)
+    known = (*hardware.PRECISIONS, *hardware.INFERENCE_PRECISIONS, "tf32")
+    if name not in known:
+        raise unknown("precision", name, known)
+    if name in hardware.PRECISIONS:
+        hardware.choose_precision(name, device)
+    return name, name
 
 
 def _values(arguments: argparse.Namespace, option: str, device: Any) -> list[str]:
@@ -209,10 +237,17 @@ def _values(arguments: argparse.Namespace, option: str, device: Any) -> list[str
 
     on_gpu = device.type == "cuda"
     return {
-        "precision": [*hardware_precisions(device), *["tf32"] * on_gpu],
+        "precision": [*_all_precisions(hardware_precisions(device)), *["tf32"] * on_gpu],
         "memory_format": list(FORMATS),
         "mode": [mode for mode in MODES if on_gpu or mode != "cuda-graph"],
     }[option]
+
+
+def _all_precisions(of_training: Sequence[str]) -> list[str]:
+    """Return the precisions of training, each with that of its inference after it."""
+    from cnnbench.hardware import inference_precision
+
+    return list(dict.fromkeys(name for one in of_training for name in (one, inference_precision(one))))
 
 
 def _most_images(arguments: argparse.Namespace, config: SpeedConfig) -> int:

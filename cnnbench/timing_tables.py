@@ -26,7 +26,9 @@ COLUMNS = {
     "p10": "latency_ms_p10",
     "p90": "latency_ms_p90",
     "Images/s": "images_per_s",
+    "Images/s, queued": "images_per_s_queued",
     "Train images/s": "train_images_per_s",
+    "Train images/s, queued": "train_images_per_s_queued",
     "Cold start ms": "cold_start_ms",
     "Peak MiB": "peak_memory_bytes",
 }
@@ -111,7 +113,8 @@ def records(
 
 def _settings(way: Way) -> dict[str, Any]:
     order = "channels_last" if way.channels_last else "contiguous"
-    return {"precision": way.precision, "memory_format": order, "mode": way.mode}
+    found = {"precision": way.precision, "memory_format": order, "mode": way.mode}
+    return found | {"inference_precision": way.precision_of("inference"), "cudnn_benchmark": way.cudnn_benchmark}
 
 
 def _noise(network: Network) -> dict[str, Any]:
@@ -143,7 +146,9 @@ def way_words(rows: Sequence[Row], config: SpeedConfig) -> str:
     """How the rows ran."""
     if len({row.way for row in rows}) > 1:
         return "ways as named"
-    return rows[0].way.words if rows[0].way else f"{config.precision}, channels_last"
+    if rows[0].way is not None:
+        return rows[0].way.words
+    return config.way.words.replace(", eager", "")
 
 
 def print_tables(
@@ -159,8 +164,8 @@ def print_tables(
     from cnnbench import hardware, limits
     from cnnbench.measure.intervals import FEWEST_ROUNDS
 
-    tables = [_table("", rows, figures, COLUMNS)]
-    there = {t: k for t, k in STEP_COLUMNS.items() if any(f.get(k) is not None for f in figures.values())}
+    main, there = (_with_values(columns, figures) for columns in (COLUMNS, STEP_COLUMNS))
+    tables = [_table("", rows, figures, main)]
     if there:
         tables.append(_table("A training step, and memory", rows, figures, there))
     tables += [_ratio_table(group, figures) for group in _groups(rows, figures) if len(group) > 1]
@@ -190,6 +195,16 @@ def print_tables(
     swept = {f"{n}, {p['batch_size']} images": p for n, found in sweeps.items() for p in found.batches}
     for reason, names in _suspects(swept).items():
         out(f"suspect ({'; '.join(names)}): {reason}")
+
+
+def _with_values(columns: Mapping[str, str], figures: Mapping[str, Any]) -> dict[str, str]:
+    """Return the columns without those that only a GPU has and no network here."""
+    optional = {*STEP_COLUMNS.values(), *(key for key in columns.values() if key.endswith("_queued"))}
+    return {
+        title: key
+        for title, key in columns.items()
+        if key not in optional or any(found.get(key) is not None for found in figures.values())
+    }
 
 
 def _groups(rows: Sequence[Row], figures: Mapping[str, Any]) -> list[list[Row]]:
@@ -266,11 +281,17 @@ def _ratios(group: Sequence[Row], figures: Mapping[str, Any]) -> list[dict[str, 
     """For every pair of rows how many times as long the first takes, by kind of work."""
     from cnnbench.measure.speed import KINDS, time_ratio
 
-    names = [row.name for row in group]
-    return [
-        {"first": a, "second": b, **{kind: time_ratio(figures[a], figures[b], kind)._asdict() for kind in KINDS}}
-        for a, b in itertools.combinations(names, 2)
-    ]
+    found = []
+    for a, b in itertools.combinations([row.name for row in group], 2):
+        kinds = [kind for kind in KINDS if _both_have(kind, figures[a], figures[b])]
+        ratios = {kind: time_ratio(figures[a], figures[b], kind)._asdict() for kind in kinds}
+        found.append({"first": a, "second": b, **ratios})
+    return found
+
+
+def _both_have(kind: str, *figures: Mapping[str, Any]) -> bool:
+    """Return whether a kind of work was timed of two rows; in 16-bit weights there is no training."""
+    return all(kind in found["samples_ms"] for found in figures)
 
 
 def _ratio_table(group: Sequence[Row], figures: Mapping[str, Any]) -> Table:
@@ -287,8 +308,9 @@ def _ratio_table(group: Sequence[Row], figures: Mapping[str, Any]) -> Table:
     for kind in KINDS:
         table.add_column(kind.capitalize(), justify="right")
     for row in others:
-        found = [time_ratio(figures[row.name], figures[first.name], kind) for kind in KINDS]
-        table.add_row(_marked(row.name, figures[row.name]), *(_interval(ratio) for ratio in found))
+        pair = figures[row.name], figures[first.name]
+        cells = [_interval(time_ratio(*pair, kind)) if _both_have(kind, *pair) else "-" for kind in KINDS]
+        table.add_row(_marked(row.name, figures[row.name]), *cells)
     return table
 
 

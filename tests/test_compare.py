@@ -230,7 +230,8 @@ def test_the_gate_does_not_pass_what_is_missing_failed_suspect_or_not_comparable
         ("config", "mode", "compile", [*TIMES, "test_accuracy"]),
         ("environment", "device", "Other CPU", [*TIMES, "test_accuracy"]),  # the budget is a time
         ("environment", "threads", 1, [*TIMES, "test_accuracy"]),
-        ("environment", "accelerator", {"cudnn_benchmark": True}, TIMES),
+        ("config", "cudnn_benchmark", True, [*TIMES, "test_accuracy"]),
+        ("config", "inference_precision", "bf16-true", ["latency_ms_median", "inference_ms_median"]),
         ("data", "image_size", 28, [*TIMES, "test_accuracy", "params", "macs", "activations"]),
         ("data", "train_images", 50, ["test_accuracy"]),
         ("data", "augment", True, ["test_accuracy"]),
@@ -242,8 +243,7 @@ def test_other_settings_do_not_compare(part: str, key: str, value: object, figur
     getattr(b, part)[key] = value
     found = compare([a], [b])
     assert {c.figure for c in found if c.verdict == "not comparable"} == set(figures)
-    named = {"accelerator": "cudnn_benchmark"}.get(key, key)
-    assert all(named in c.reason for c in found if c.verdict == "not comparable")
+    assert all(key in c.reason for c in found if c.verdict == "not comparable")
 
 
 def test_old_records_and_suspect_times_say_so() -> None:

@@ -233,14 +233,15 @@ def _image_size(r: Record) -> dict[str, Any]:
 def _circumstances(kind: str) -> Callable[[Record], dict[str, Any]]:
     """What must agree before times or memory of a kind of work compare."""
     sizes = {"latency": (), "inference": ("speed_batch_size",), "training": ("batch_size",)}[kind]
+    precision = "precision" if kind == "training" else "inference_precision"
 
     def traits(r: Record) -> dict[str, Any]:
         flags = r.environment.get("accelerator") or {}
         return {
-            **{name: setting(r, name) for name in ("precision", "memory_format", "mode", *sizes)},
+            **{name: setting(r, name) for name in (precision, "memory_format", "mode", "cudnn_benchmark", *sizes)},
             **_image_size(r),
             **{name: r.environment.get(name) for name in ("device", "threads", "allocator")},
-            **{name: flags.get(name) for name in ("host_cpu", "cudnn_benchmark")},
+            "host_cpu": flags.get("host_cpu"),
         }
 
     return traits
@@ -413,7 +414,8 @@ def _accuracy_change(model: str, label: str, first: Sequence[Record], second: Se
 
 def _training_traits(r: Record) -> dict[str, Any]:
     """What must agree before two accuracies compare; what a machine does within a time is up to the machine."""
-    found = {name: setting(r, name) for name in (*SETTINGS, "learning_rate") if name != "speed_batch_size"}
+    of_inference = ("speed_batch_size", "inference_precision")
+    found = {name: setting(r, name) for name in (*SETTINGS, "learning_rate") if name not in of_inference}
     data = ("image_size", "train_images", "test_images", "augment", "synthetic")
     found |= {name: r.data.get(name) for name in data}
     found["augmentation"] = r.data.get("augmentation") or "not said"  # by records until 2026-11-23

@@ -10,9 +10,12 @@ from typing import Any
 from cnnbench.bench.ranks import Correlation, Spread, correlate, inversion, pareto_front
 from cnnbench.record import Record
 
-SETTINGS = ("budget_s", "epochs", "precision", "memory_format", "mode", "batch_size", "speed_batch_size")
+SETTINGS = (
+    *("budget_s", "epochs", "precision", "inference_precision", "memory_format", "mode", "cudnn_benchmark"),
+    *("batch_size", "speed_batch_size"),
+)
 """Settings that must agree before two rows compare."""
-_UNSAID = {"mode": "eager"}
+_UNSAID = {"mode": "eager", "cudnn_benchmark": False}
 """What records mean that do not name a setting."""
 SURROUNDINGS = ("device", "packages", "threads")
 """What of the environment must agree before two speeds compare."""
@@ -64,7 +67,9 @@ def said(facts: Mapping[str, Any], name: str) -> Any:
 
 def setting(record: Record, name: str) -> Any:
     """What a record says of one of `SETTINGS`."""
-    return record.config.get(name, _UNSAID.get(name))
+    value = record.config.get(name, _UNSAID.get(name))
+    # Until 2026-11-28 inference was timed in the precision of the training.
+    return record.config.get("precision") if name == "inference_precision" and value is None else value
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,8 @@ def _traits(record: Record) -> tuple[str, ...]:
     config, environment = record.config, record.environment
     return (
         budget(record),
-        str(said(config, "precision")),
+        str(setting(record, "precision")),
+        f"inference in {setting(record, 'inference_precision')}",
         str(said(environment, "device")),
         f"batch {config.get('batch_size')}",
         f"batch {config.get('speed_batch_size')} in inference",

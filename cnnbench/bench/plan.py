@@ -24,6 +24,8 @@ DEFAULT_MEASURES = MEASURES[:3]
 PLAN_FILE = "plan.json"
 RESERVED = {"batch_size", "eval_batch_size", "data_dir", "stands_in_for"}
 """Arguments of the data sets that the plan decides itself."""
+INFERENCE_FORMATS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true")
+"""Number formats in which inference may be timed."""
 LARGEST_BATCH = 2**20
 """Images per batch beyond which a number is taken for a slip."""
 MOST_PROCESSES = 1000
@@ -51,7 +53,7 @@ class Plan:
         budget_s: Seconds of training per cell; None when `epochs` is the budget.
         epochs: Epochs of training per cell; None when `budget_s` is the budget.
         device: Where: ``cpu``, ``cuda:0``.
-        precision: Number format, in Lightning's words.
+        precision: Number format of training and test, in Lightning's words.
         precision_reason: Why that one.
         batch_size: Images per training step, in training and in timing.
         speed_batch_size: Images per batch of the inference throughput.
@@ -60,6 +62,8 @@ class Plan:
         data_dir: Folder of the data; None for CNNBENCH_DATA or ``data``.
         processes: Fresh processes that share the rounds of the timing; 1 for the process of the run itself.
         data_options: Further arguments of the data sets, such as ``image_size``.
+        inference_precision: Number format in which inference is timed; None for that of the training.
+        cudnn_benchmark: Whether cuDNN tries its kernels for each shape and takes the fastest.
     """
 
     models: tuple[str, ...]
@@ -78,6 +82,8 @@ class Plan:
     data_dir: str | None = None
     data_options: Mapping[str, Any] | None = None
     processes: int = 1
+    inference_precision: str | None = None
+    cudnn_benchmark: bool = False
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
     """How `load_plan` has pydantic read one: no unknown keys, no other types."""
@@ -114,6 +120,8 @@ class Plan:
             raise UserError(f"data_options must not set {name}, which bench decides itself")
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise UserError(f"learning_rate {self.learning_rate} must be a positive number, such as 0.001")
+        if self.inference_precision not in (None, *INFERENCE_FORMATS):
+            raise unknown("inference_precision", str(self.inference_precision), INFERENCE_FORMATS)
         for seed in self.seeds:
             if not 0 <= seed < 2**32:
                 raise UserError(f"seed {seed} is not in 0 to {2**32 - 1}, the range of every generator in use")
@@ -190,7 +198,7 @@ def load_plan(folder: Path, trust: Trust | None = None) -> Plan:
 
 def conflicts(stored: Plan, asked: Mapping[str, Any]) -> Sequence[str]:
     """Settings in which a resumed run was asked for something else than it was started with."""
-    known = {f.name for f in fields(Plan)} - {"precision_reason"}
+    known = {f.name for f in fields(Plan)} - {"precision_reason", "inference_precision"}
     return [
         f"{name} {getattr(stored, name)}, not {value}"
         for name, value in asked.items()

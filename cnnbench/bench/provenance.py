@@ -142,7 +142,10 @@ def _commit(env: Mapping[str, Any]) -> str:
 def _numbers(config: Mapping[str, Any]) -> str:
     reason = f" ({config['precision_reason']})" if config.get("precision_reason") else ""
     mode = f", {config['mode']}" if config.get("mode") else ""
-    return f"{said(config, 'precision')}{reason}, memory format {said(config, 'memory_format')}{mode}"
+    search = ", cuDNN's search for kernels on" if config.get("cudnn_benchmark") else ""
+    inference = config.get("inference_precision")
+    timed = f"; inference is timed in {inference}" if inference not in (None, config.get("precision")) else ""
+    return f"{said(config, 'precision')}{reason}{timed}, memory format {said(config, 'memory_format')}{mode}{search}"
 
 
 def _batch_sizes(config: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnnbench.errors import UserError
-from cnnbench.hardware import numbers, synchronise
+from cnnbench.hardware import INFERENCE_PRECISIONS, numbers, synchronise, weights_type
 from cnnbench.measure import operators
 from cnnbench.measure.peaks import PEAK_CONVENTION, Peaks
 from cnnbench.measure.roofline import TRAFFIC_CONVENTION, Load, Timed, bound, layer_traffic
@@ -47,12 +47,13 @@ def find_limits(
         UserError: The network cannot be traced, or is compiled.
     """
     model, shape, way = subject.build(), subject.image_shape, subject.way or config.way
+    precision = way.precision_of("inference")
     if way.mode == "compile":
         raise UserError("what limits a compiled network is not known: its operators are fused; leave out --mode")
 
     def load(images: int) -> Load:
-        traced = layer_traffic(model, shape, images, "32-true" if way.precision == "tf32" else way.precision)
-        return replace(traced, precision=way.precision)
+        traced = layer_traffic(model, shape, images, "32-true" if precision == "tf32" else precision)
+        return replace(traced, precision=precision)
 
     one = Timed(load(1), figures["latency_ms_median"] / 1e3)
     many = Timed(load(config.batch_size), figures["inference_ms_median"] / 1e3)
@@ -63,9 +64,12 @@ def find_limits(
         extra = (graph_s or {}).get(name), (device_s or {}).get(name)
         found[name] |= bound(timed, peaks, other, *extra).figures()
     order = torch.channels_last if way.channels_last else torch.contiguous_format
+    if precision in INFERENCE_PRECISIONS:
+        model = model.to(weights_type(precision))
     model = model.to(device=config.device, memory_format=order).eval()  # type: ignore[call-overload]
     x = torch.randn(config.batch_size, *shape, generator=torch.Generator().manual_seed(config.seed))
-    seconds = seconds_by_kind(model, x.to(config.device, memory_format=order), way.precision, config.device)
+    x = x.to(config.device, weights_type(precision), memory_format=order)
+    seconds = seconds_by_kind(model, x, precision, config.device)
     found["groups"] = [
         {"kind": kind, **_costs(part), "intensity": part.intensity, "seconds": seconds.get(kind),
          "predicted_s": part.seconds(peaks)}

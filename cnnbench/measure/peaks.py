@@ -26,7 +26,14 @@ PEAK_CONVENTION = (
     "convolution; copies, bytes read plus bytes written, of memory far larger than the caches, and of less"
 )
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_FORMATS = {"32-true": "fp32", "tf32": "tf32", "bf16-mixed": "bf16", "16-mixed": "fp16"}
+_FORMATS = {
+    "32-true": "fp32",
+    "tf32": "tf32",
+    "bf16-mixed": "bf16",
+    "bf16-true": "bf16",
+    "16-mixed": "fp16",
+    "16-true": "fp16",
+}
 _SIZES = {"cpu": (512, 1024), "cuda": (2048, 4096, 8192)}
 _CONVOLUTIONS = {"cpu": (8, 128, 28), "cuda": (256, 256, 28)}
 """Images, channels in and out, pixels of the 3x3 convolution."""
@@ -173,8 +180,9 @@ def _formats(device: torch.device, precisions: Sequence[str] | None) -> list[str
     wrong = next((name for name in precisions if name not in _FORMATS), None)
     if wrong is not None or not precisions:
         raise unknown("precision", wrong or "", _FORMATS)
-    if "16-mixed" in precisions and device.type == "cpu":
-        raise UserError("precision '16-mixed' has no fast arithmetic on a CPU; use bf16-mixed or 32-true")
+    slow = [name for name in precisions if _FORMATS[name] == "fp16"]
+    if slow and device.type == "cpu":
+        raise UserError(f"precision '{slow[0]}' has no fast arithmetic on a CPU; use bf16-mixed or 32-true")
     if "tf32" in precisions and device.type != "cuda":
         raise UserError(f"precision 'tf32' needs a CUDA device, not {device.type}; use 32-true")
     formats = [_FORMATS[name] for name in dict.fromkeys(precisions)]

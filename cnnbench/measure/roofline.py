@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnnbench.errors import Stopped, UserError, unknown
-from cnnbench.hardware import PRECISIONS, autocast
+from cnnbench.hardware import INFERENCE_PRECISIONS, PRECISIONS, autocast, weights_type
 from cnnbench.measure import operators
 from cnnbench.measure.copies import eager, meta_copy, untouched_randomness, without_global_hooks
 from cnnbench.measure.meta import tensors_in
@@ -123,13 +123,13 @@ def layer_traffic(
         model: Any network that takes one batch of images and returns tensors.
         image_shape: Channels and extents of one image.
         batch_size: Images.
-        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``, or of inference ``bf16-true`` or ``16-true``.
         training: Whether it is forward in training mode and backward, without loss and optimizer, not inference.
 
     Raises:
         UserError: An argument is none of these, or the network does not run on such images.
     """
-    valid = [name for name in PRECISIONS if name != "auto"]
+    valid = [name for name in (*PRECISIONS, *INFERENCE_PRECISIONS) if name != "auto"]
     if precision not in valid:
         raise unknown("precision", precision, valid)
     if batch_size < 1:
@@ -151,6 +151,8 @@ def _trace(model: nn.Module, image_shape: Sequence[int], batch_size: int, precis
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with torch.inference_mode(False), untouched_randomness(), without_global_hooks(), eager(), fake:
         copy = meta_copy(model, "cpu")[0].train(training)
+        if precision in INFERENCE_PRECISIONS:
+            _cast(copy, weights_type(precision))
         dtype = next((p.dtype for p in copy.parameters() if p.is_floating_point()), torch.float32)
         images = torch.empty(batch_size, *image_shape, dtype=dtype)
         with tracer:
@@ -160,6 +162,17 @@ def _trace(model: nn.Module, image_shape: Sequence[int], batch_size: int, precis
                 torch.autograd.backward(outputs, [torch.empty_like(t) for t in outputs])
     uncounted = tuple(f"{name} ({calls} calls)" for name, calls in sorted(tracer.unknown.items()))
     return Load(batch_size, precision, tuple(tracer.works), uncounted)
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give parameters and buffers in floating point another type; ``Module.to`` cannot in a `FakeTensorMode`."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_floating_point():
+                module._parameters[name] = nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_floating_point():
+                module._buffers[name] = buffer.to(dtype)
 
 
 class _Tracer(TorchDispatchMode):

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from cnnbench.errors import Stopped
-from cnnbench.hardware import cudnn_benchmark, synchronise, tf32
+from cnnbench.hardware import INFERENCE_PRECISIONS, cudnn_benchmark, synchronise, tf32
 from cnnbench.measure.conditions import Conditions, reasons_to_doubt
 from cnnbench.measure.intervals import FEWEST_ROUNDS, Interval, median_interval, paired_ratio
 from cnnbench.measure.stopwatch import Stopwatch
@@ -86,6 +86,9 @@ def _measure(
             raise
         except BaseException as error:  # whatever a network raises is its own failure, not the others'
             failed[name] = _failure(error)
+            way = subject.way or config.way
+            if way.precision_of("latency") in INFERENCE_PRECISIONS:
+                failed[name]["error"] += f" (inference in {way.precision_of('latency')}; try --precision 32-true)"
     start = time.monotonic()
     yardstick = _Yardstick(config)
     shuffler = random.Random(config.seed)

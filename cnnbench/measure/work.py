@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cnnbench.classifier import loss_and_logits
 from cnnbench.errors import UserError, unknown
-from cnnbench.hardware import autocast, check_compiler, cudnn_benchmark, tf32
+from cnnbench.hardware import INFERENCE_PRECISIONS, autocast, check_compiler, cudnn_benchmark, tf32, weights_type
 from cnnbench.measure.graphs import capture
 from cnnbench.measure.intervals import deviation, median_interval
 from cnnbench.measure.stopwatch import Lap, Stopwatch
@@ -56,7 +56,8 @@ class Way:
 
     Attributes:
         precision: Number format, in Lightning's words; ``32-true`` is float32 alone, whatever torch's flags say, and
-            ``tf32`` a GPU's TF32.
+            ``tf32`` a GPU's TF32. In ``bf16-true`` and ``16-true`` there is inference only.
+        inference_precision: Number format of inference, if it is another than that of the training step.
         channels_last: Whether the channel is the innermost dimension of images and weights.
         mode: Of `MODES`: as written, by ``torch.compile``, or recorded and replayed as one CUDA graph.
         cudnn_benchmark: Whether cuDNN tries its kernels for each shape and takes the fastest; nothing on a CPU.
@@ -66,12 +67,29 @@ class Way:
     channels_last: bool = True
     mode: str = "eager"
     cudnn_benchmark: bool = False
+    inference_precision: str | None = None
 
     @property
     def words(self) -> str:
         """For titles and the names of rows."""
         order = "channels_last" if self.channels_last else "contiguous"
-        return f"{self.precision}, {order}, {self.mode}" + ", cuDNN benchmark" * self.cudnn_benchmark
+        return f"{self.formats}, {order}, {self.mode}" + ", cuDNN benchmark" * self.cudnn_benchmark
+
+    @property
+    def formats(self) -> str:
+        """The number formats in words."""
+        if self.inference_precision in (None, self.precision):
+            return self.precision
+        return f"{self.inference_precision} (training {self.precision})"
+
+    def precision_of(self, kind: str) -> str:
+        """Return the number format of a kind of work."""
+        return self.precision if kind == "training" else self.inference_precision or self.precision
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of work that there are in this way."""
+        return KINDS[:2] if self.precision in INFERENCE_PRECISIONS else KINDS
 
     @property
     def is_possible(self) -> bool:
@@ -86,7 +104,8 @@ class Way:
         """
         if self.mode not in MODES:
             raise unknown("mode", self.mode, MODES)
-        for value, needs_cuda in ((self.precision, "tf32"), (self.precision, "16-mixed"), (self.mode, "cuda-graph")):
+        needs = (self.precision, "tf32"), (self.precision, "16-mixed"), (self.precision, "16-true")
+        for value, needs_cuda in (*needs, (self.inference_precision, "16-true"), (self.mode, "cuda-graph")):
             if value == needs_cuda and device.type != "cuda":
                 raise UserError(
                     f"'{value}' needs a CUDA device, not {device.type}; leave it out, or give --device cuda"
@@ -106,8 +125,8 @@ class Subject:
         image_shape: The images that it takes: channels, height, width.
         num_classes: Classes of its logits.
         optimizer: Builds the optimizer of the training step.
-        way: How it runs; None for the precision of the config, channels_last and eager.
-        kinds: What is timed.
+        way: How it runs; None for that of the config, which is channels_last and eager.
+        kinds: What is timed, of what there is in this way.
         batch_size: Images of inference in place of those of the config.
         images: Gives at most so many images, (N, C, H, W), to draw the batches from; None for Gaussian noise.
     """
@@ -128,7 +147,7 @@ class SpeedConfig:
 
     Attributes:
         device: Where.
-        precision: Number format, in Lightning's words.
+        precision: Number format, in Lightning's words, of the default way.
         batch_size: Images per batch of the inference throughput; latency is at batch size 1.
         train_batch_size: Images per training step.
         rounds: Turns that every network has of each kind of work, at most.
@@ -139,6 +158,7 @@ class SpeedConfig:
         warmup_s: Longest warm-up of each kind; it ends sooner when its calls do not become faster any more.
         seed: Seed of the order and the inputs.
         cudnn_benchmark: Of the default way.
+        inference_precision: Of the default way.
     """
 
     device: torch.device
@@ -153,11 +173,16 @@ class SpeedConfig:
     warmup_s: float = 3.0
     seed: int = 0
     cudnn_benchmark: bool = False
+    inference_precision: str | None = None
 
     @property
     def way(self) -> Way:
         """How a network runs that has no way of its own."""
-        return Way(self.precision, cudnn_benchmark=self.cudnn_benchmark)
+        return Way(
+            self.precision,
+            cudnn_benchmark=self.cudnn_benchmark,
+            inference_precision=self.inference_precision,
+        )
 
 
 class Timed:
@@ -185,20 +210,26 @@ class Timed:
             "inference": subject.batch_size or config.batch_size,
             "training": config.train_batch_size,
         }
-        self.sizes = {kind: sizes[kind] for kind in subject.kinds}
+        self.sizes = {kind: sizes[kind] for kind in subject.kinds if kind in self.way.kinds}
         self.doubts: dict[str, None] = {}
-        self._batches = {kind: self._make_inputs(n, generator) for kind, n in self.sizes.items()}
+        self._batches = {kind: self._make_inputs(kind, generator) for kind in self.sizes}
         self._inputs = {kind: itertools.cycle(batches) for kind, batches in self._batches.items()}
         labels = torch.randint(
             subject.num_classes, (config.train_batch_size,), generator=generator, device=generator.device
         )
         self._labels = labels.to(device)
+        types = {kind: weights_type(self.way.precision_of(kind)) for kind in self.sizes}
+        # A network for each type of weights; that of the training comes last, since its memory is measured.
+        models = {dtype: self._build(dtype) for dtype in dict.fromkeys(types.values()) if dtype != torch.float32}
         before = _cuda_memory(device)
-        self.model = subject.build().to(device=device, memory_format=self._format)  # type: ignore[call-overload]
-        self._forward = _compiled(self.model) if self.way.mode == "compile" else self.model
+        if torch.float32 in types.values():
+            models[torch.float32] = self._build(torch.float32)
         self._model_bytes = _cuda_memory(device)[0] - before[0]
+        self._models = {kind: models[dtype] for kind, dtype in types.items()}
+        forwards = {dtype: self._forward_of(model) for dtype, model in models.items()}
+        self._forwards = {kind: forwards[dtype] for kind, dtype in types.items()}
         self._graph_bytes: int | None = None
-        self._optimizer = subject.optimizer(self.model) if "training" in self.sizes else None
+        self._optimizer = subject.optimizer(self._models["training"]) if "training" in self.sizes else None
         self._scaler = torch.amp.GradScaler(device.type) if self.way.precision == "16-mixed" else None
         self._graphs: dict[str, Callable[[Tensor], Any]] = {}
         self.rounds_ms: dict[str, list[list[float]]] = {kind: [] for kind in self.sizes}
@@ -211,8 +242,19 @@ class Timed:
             self._warm_up(kind)
         self.peaks_bytes = self._peaks(before) if device.type == "cuda" and "training" in self.sizes else (None, None)
 
-    def _make_inputs(self, count: int, generator: torch.Generator) -> list[Tensor]:
-        """Some batches of so many images, each drawn at random; says what is wrong with them."""
+    def _build(self, dtype: torch.dtype) -> nn.Module:
+        """Build the network, with weights of 16 bits if so."""
+        model = self.subject.build()
+        if dtype != torch.float32:
+            model = model.to(dtype)
+        return model.to(device=self.config.device, memory_format=self._format)  # type: ignore[call-overload]
+
+    def _forward_of(self, model: nn.Module) -> Callable[[Tensor], Any]:
+        return _compiled(model) if self.way.mode == "compile" else model
+
+    def _make_inputs(self, kind: str, generator: torch.Generator) -> list[Tensor]:
+        """Some batches of images, each drawn at random; says what is wrong with them."""
+        count, dtype = self.sizes[kind], weights_type(self.way.precision_of(kind))
         inputs = self._number_of_inputs(count)
         pool = self.subject.images(inputs * count) if self.subject.images else None
         batches, lowest, highest = [], float("inf"), -float("inf")
@@ -223,7 +265,7 @@ class Timed:
                 chosen = torch.randint(len(pool), (count,), generator=generator, device=generator.device)
                 x = pool[chosen.to(pool.device)]
             lowest, highest = min(lowest, float(x.min())), max(highest, float(x.max()))
-            batches.append(x.to(self.config.device, memory_format=self._format))
+            batches.append(x.to(self.config.device, dtype, memory_format=self._format))
         if not -float("inf") < lowest < highest < float("inf"):
             self.doubts["the inputs are constant or not finite, on which arithmetic can be faster or slower"] = None
         return batches
@@ -252,17 +294,17 @@ class Timed:
     def _work(self, kind: str, x: Tensor) -> Any:
         if kind in self._graphs:
             return self._graphs[kind](x)
-        return self._train(x) if kind == "training" else self._infer(x)
+        return self._train(x) if kind == "training" else self._infer(kind, x)
 
-    def _infer(self, x: Tensor) -> Any:
-        with torch.inference_mode(), autocast(self.way.precision, self.config.device):
-            return self._forward(x)
+    def _infer(self, kind: str, x: Tensor) -> Any:
+        with torch.inference_mode(), autocast(self.way.precision_of(kind), self.config.device):
+            return self._forwards[kind](x)
 
     def _train(self, x: Tensor, mark: Callable[[], None] | None = None) -> Tensor:
         mark, optimizer = mark or self._watch.mark, self._optimizer
         assert optimizer is not None
         with autocast(self.way.precision, self.config.device):
-            loss, logits = loss_and_logits(self._forward(x), self._labels)
+            loss, logits = loss_and_logits(self._forwards["training"](x), self._labels)
         mark()
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()
         mark()
@@ -281,7 +323,7 @@ class Timed:
                 group["capturable"] = True
 
         def work(x: Tensor) -> Any:
-            return self._train(x, lambda: None) if kind == "training" else self._infer(x)
+            return self._train(x, lambda: None) if kind == "training" else self._infer(kind, x)
 
         replay, peak_bytes = capture(work, self._batches[kind][0])
         if kind == "training":  # a replay allocates nothing
@@ -301,7 +343,7 @@ class Timed:
         return lap
 
     def _warm_up(self, kind: str) -> None:
-        self.model.train(kind == "training")
+        self._models[kind].train(kind == "training")
         end = time.perf_counter() + self.config.warmup_s
         with self._switches():
             start = time.perf_counter()
@@ -324,7 +366,7 @@ class Timed:
             return self._graph_bytes, None
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        self.model.train()
+        self._models["training"].train()
         with self._switches():
             self._call("training")
         return torch.cuda.max_memory_allocated(device) - before[0], torch.cuda.max_memory_reserved(device) - before[1]
@@ -335,7 +377,7 @@ class Timed:
         Blocks are short, since networks that take turns often share what disturbs the machine. The first of short
         calls does not count: it finds the caches full of another network.
         """
-        self.model.train(kind == "training")
+        self._models[kind].train(kind == "training")
         fewest = FEWEST_CALLS if self.warm_ms[kind] < 1e3 * self.config.block_s else 1
         times: list[float] = []
         self.rounds_ms[kind].append(times)
