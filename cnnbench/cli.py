@@ -202,6 +202,12 @@ def _add_bench(commands: Any) -> argparse.ArgumentParser:
         metavar="TABLE",
         help="arguments of the data sets as YAML or JSON, such as '{image_size: 28}'",
     )
+    add(
+        "--keep_weights",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="keep the trained weights of each cell in the run folder",
+    )
     add("--out", type=Path, metavar="DIR", help="run folder (default: a new one in results/bench)")
     add("--resume", action="store_true", help="go on with the newest run, or that of --out")
     add(

@@ -220,6 +220,7 @@ class BenchFile(_Strict):
     learning_rate: float | None = None
     data_dir: Text | None = None
     data_options: Text | dict[str, Any] | None = None
+    keep_weights: bool | None = None
     out: Text | None = None
     resume: bool | None = None
     wandb: bool | Literal["off", "offline", "online"] | None = None

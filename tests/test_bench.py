@@ -432,3 +432,19 @@ def test_default_grid_is_four_networks_on_two_data_sets() -> None:
         get_model(name)
     for name in plans.DEFAULT_DATA:
         get_data(name)
+
+
+def test_weights_are_kept_where_that_is_asked_for() -> None:
+    options = ["--models=LeNet5", "--data=Synthetic", "--measures=quality", *SMALL]
+    assert main(["bench", *options, "--keep_weights", "--out=run"]) == 0
+    model = get_model("LeNet5")()
+    model.load_state_dict(torch.load("run/weights/LeNet5-Synthetic-seed0.pt", weights_only=True))
+    (record,) = load_records([Path("run")])
+    assert "keep_weights" not in record.config
+    data = get_data("Synthetic")(train_images=60, test_images=20)
+    data.setup()
+    model.eval()
+    right = sum(int((model(x).argmax(1) == y).sum()) for x, y in data.test_dataloader())
+    assert right / 20 == record.measures["test_accuracy"]
+    assert main(["bench", "--resume", "--out=run"]) == 0
+    assert main(["bench", "--models=LeNet5", "--measures=complexity", "--keep_weights", "--out=no"]) == 2

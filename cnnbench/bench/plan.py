@@ -64,6 +64,7 @@ class Plan:
         data_options: Further arguments of the data sets, such as ``image_size``.
         inference_precision: Number format in which inference is timed; None for that of the training.
         cudnn_benchmark: Whether cuDNN tries its kernels for each shape and takes the fastest.
+        keep_weights: Whether the trained weights of each cell are kept in the run folder.
     """
 
     models: tuple[str, ...]
@@ -84,6 +85,7 @@ class Plan:
     processes: int = 1
     inference_precision: str | None = None
     cudnn_benchmark: bool = False
+    keep_weights: bool = False
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
     """How `load_plan` has pydantic read one: no unknown keys, no other types."""
@@ -100,6 +102,8 @@ class Plan:
                 raise unknown("measure", measure, MEASURES)
         if "train_quality" in self.measures and "quality" not in self.measures:
             raise UserError("train_quality is taken after a training; add quality to the measures")
+        if self.keep_weights and "quality" not in self.measures:
+            raise UserError("keep_weights keeps what a training ends with; add quality to the measures")
         if "memory" in self.measures and ("speed" not in self.measures or self.device != "cpu"):
             raise UserError(
                 "memory is how much a process on the CPU grows in the timed step: add speed to the measures, and "

@@ -31,7 +31,7 @@ from cnnbench.data import get_data
 from cnnbench.data.module import ImageDataModule
 from cnnbench.data.sets import Synthetic
 from cnnbench.errors import DivergedError, MissingDataError, Stopped, UserError
-from cnnbench.files import parse_json, read_text, remove_parts, without_checksum, write_checked_json
+from cnnbench.files import parse_json, read_text, remove_parts, replacing, without_checksum, write_checked_json
 from cnnbench.measure.complexity import CONVENTION, COUNTS, complexity
 from cnnbench.measure.processes import in_process, in_processes
 from cnnbench.measure.quality import accuracy
@@ -312,7 +312,7 @@ class _Run:
     def _config(self, cell: Cell) -> dict[str, Any]:
         """Return how a cell is measured, for its record."""
         settings = asdict(self.plan)
-        for name in ("models", "data", "seeds", "data_dir"):
+        for name in ("models", "data", "seeds", "data_dir", "keep_weights"):
             del settings[name]
         # A test of fewer images than a batch has one batch of all of them.
         settings["eval_batch_size"] = min(settings["eval_batch_size"], self.facts[cell.data]["test_images"])
@@ -465,6 +465,9 @@ class _Run:
             if seen != images:
                 raise RuntimeError(f"the test counted {seen} of {images} images")
             found["confusion_matrix"] = matrix
+            if self.plan.keep_weights:
+                with replacing(self.folder / "weights" / f"{cell.key}.pt") as file:
+                    torch.save({name: value.cpu() for name, value in model.state_dict().items()}, file)
             measures |= accuracy(matrix)
             if "train_quality" in self.plan.measures:
                 learnt = self._confusion_in_training_images(cell, model)
