@@ -1,10 +1,11 @@
 # Every target sets up what it needs. PYTHON chooses the interpreter, ARGS adds options of the command.
 PYTHON ?= python3
 ARGS ?=
+GPU_PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench bench-smoke bench-speed bench-ways bench-zoo audit race-data race-training race-recipes race-memory race-reports calibrate fuzz chaos gallery catalog test test-gpu test-slow lint train report clean
+.PHONY: help setup bench bench-smoke bench-speed bench-ways bench-zoo audit race-data race-training race-recipes race-memory race-reports calibrate fuzz chaos gallery catalog gpu-check test test-gpu test-slow lint train report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +68,10 @@ catalog: .venv/ready  ## count the zoo again for `cnnbench list`, after a networ
 
 test: .venv/ready  ## the tests, no network and no data needed
 	$(BIN)/python -m pytest -n auto $(ARGS)
+
+# Without the virtual environment, so that it runs where torch is and no index can be reached.
+gpu-check:  ## does all GPU code work here, and are its numbers possible? at most eight minutes: GPU_PYTHON=python3
+	$(GPU_PYTHON) -m cnnbench.races.gpu $(ARGS)
 
 # One process: tests that time a GPU or read its memory would disturb each other.
 test-gpu: .venv/ready  ## the tests that need a CUDA GPU

@@ -19,6 +19,7 @@ from filelock import FileLock
 from cnnbench.bench import plan as plans
 from cnnbench.bench import run as runner
 from cnnbench.bench.plan import Plan, parse_budget
+from cnnbench.checkpoints import read_checkpoint
 from cnnbench.cli import main
 from cnnbench.data import get_data, sources
 from cnnbench.errors import MissingDataError, UserError
@@ -437,8 +438,9 @@ def test_default_grid_is_four_networks_on_two_data_sets() -> None:
 def test_weights_are_kept_where_that_is_asked_for() -> None:
     options = ["--models=LeNet5", "--data=Synthetic", "--measures=quality", *SMALL]
     assert main(["bench", *options, "--keep_weights", "--out=run"]) == 0
-    model = get_model("LeNet5")()
-    model.load_state_dict(torch.load("run/weights/LeNet5-Synthetic-seed0.pt", weights_only=True))
+    checkpoint = read_checkpoint(Path("run/weights/LeNet5-Synthetic-seed0.ckpt"))
+    model = checkpoint.model
+    assert checkpoint.data == "Synthetic"
     (record,) = load_records([Path("run")])
     assert "keep_weights" not in record.config
     data = get_data("Synthetic")(train_images=60, test_images=20)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cnnbench.bench.findings import budget
 from cnnbench.record import Record
+from cnnbench.reference import percent, reference_of
 from cnnbench.units import short
 
 DASH = "\N{EN DASH}"
@@ -91,6 +92,13 @@ def _interval(record: Record) -> str:
     return f"{low * 100:.{decimals}f}{DASH}{high * 100:.{decimals}f}"
 
 
+def _reference(record: Record) -> str:
+    known = reference_of(record)
+    if known is None or record.training.get("converged", True):
+        return DASH
+    return percent(known.accuracy).removesuffix(" %")
+
+
 def _epochs(record: Record) -> str:
     epochs = record.training.get("epochs")
     return DASH if epochs is None else f"{epochs:#.2g}" if epochs < 10 else f"{epochs:.0f}"
@@ -145,6 +153,11 @@ COLUMNS = (
         "Accuracy %", "test_accuracy", _accuracy,
         "Share of the test set, whole, that is classified right after the last step of training; no choice among "
         "epochs. A star: a short training, fewer epochs than a full one, so not converged.",
+    ),
+    Column(
+        "Reference %", "reference_accuracy", _reference,
+        "What the network reaches after a full training, from the records that the package ships; the mean over seeds. "
+        "It stands beside a short training, which says how fast a network learns and not how good it is.",
     ),
     Column(
         "95 % interval", "test_accuracy_interval", _interval,

@@ -71,7 +71,11 @@ def panels_drawn(entries: Sequence[Contender]) -> dict[str, list[Contender]]:
 
 @plain_text()
 def accuracy_against(records: Sequence[Record], cost: str) -> Figure | None:
-    """Draw test accuracy against a cost, a panel per data set, with its front. None where nothing has both."""
+    """Draw test accuracy against a cost, a panel per data set, with its front. None where nothing has both.
+
+    A network whose training here was short has an open marker, and a filled one above it at its reference accuracy, if
+    that is known.
+    """
     drawn = panels_drawn(measured(contenders(records), cost, "test_accuracy"))
     if not drawn:
         return None
@@ -82,12 +86,14 @@ def accuracy_against(records: Sequence[Record], cost: str) -> Figure | None:
         log_axis(
             ax, ax.xaxis, [e.mean(cost) for e in entries], COSTS[cost][0], _tick if cost == "macs" else "{:g}".format
         )
-        _accuracy_axis(ax, [e.spread("test_accuracy") for e in entries])
-        if len(entries) > 1 and compare_alike(entries):
+        references = [e.reference for e in entries if e.reference is not None]
+        _accuracy_axis(ax, [*(e.spread("test_accuracy") for e in entries), *((r.low, r.high) for r in references)])
+        if _has_front(entries, cost):
             ax.plot(*zip(*_steps(ax, entries, cost), strict=True), color="#b0b0b0", linewidth=1.3, zorder=1)
         _accuracy_points(ax, entries, cost, scheme)
+        _reference_points(ax, entries, cost, scheme)
     title_left(axes, "test accuracy")
-    _explain(figure, drawn)
+    _explain(figure, drawn, cost)
     _finish(figure, scheme, drawn)
     for label, entries in drawn.items():
         _name_accuracies(axes[label], entries, cost, scheme)
@@ -112,6 +118,23 @@ def _accuracy_points(ax: Axes, entries: Sequence[Contender], cost: str, scheme: 
         )
 
 
+def _reference_points(ax: Axes, entries: Sequence[Contender], cost: str, scheme: Scheme) -> None:
+    """Draw a filled marker at each reference accuracy, with a dotted line from what this run's budget gave."""
+    for e in entries:
+        known = e.reference
+        if known is None:
+            continue
+        look, x = scheme.looks[e.model], e.mean(cost)
+        line = [e.mean("test_accuracy"), known.accuracy]
+        ax.plot([x, x], line, color=look.colour, linestyle=":", linewidth=1, zorder=1)
+        ax.plot([x], [known.accuracy], look.marker, color=look.colour, markersize=scheme.marker_size)
+
+
+def _has_front(entries: Sequence[Contender], cost: str) -> bool:
+    """Return whether a panel has a front: at least two networks whose accuracy after a full training is known."""
+    return compare_alike(entries) and sum(e.settled is not None for e in measured(entries, cost)) > 1
+
+
 def _alike(entries: Sequence[Contender], scheme: Scheme) -> dict[tuple[str, str, bool], list[Contender]]:
     """Return contenders by colour, marker and whether they converged; those alike are one object in a picture."""
     groups: dict[tuple[str, str, bool], list[Contender]] = {}
@@ -133,7 +156,7 @@ def _bars(middles: Sequence[float], ends: Sequence[tuple[float, float]]) -> list
 
 def _steps(ax: Axes, entries: Sequence[Contender], cost: str) -> list[tuple[float, float]]:
     """The corners of the front's line, to the panel's right edge: what is to be had for a cost."""
-    points = [(e.mean(cost), e.mean("test_accuracy")) for e in front(entries, cost)]
+    points = [(e.mean(cost), e.settled[0]) for e in front(entries, cost) if e.settled is not None]
     points.append((ax.get_xlim()[1], points[-1][1]))
     return [points[0], *(corner for (_, y), b in pairwise(points) for corner in ((b[0], y), b))]
 
@@ -150,16 +173,18 @@ def _percent(share: float, _: int | None = None) -> str:
     return f"{100 * share:.4g}%"
 
 
-def _explain(figure: Figure, drawn: Mapping[str, Sequence[Contender]]) -> None:
+def _explain(figure: Figure, drawn: Mapping[str, Sequence[Contender]], cost: str) -> None:
     """Says below the panels what line, bars and open markers are."""
     everyone = [e for entries in drawn.values() for e in entries]
     notes = []
-    if any(len(entries) > 1 and compare_alike(entries) for entries in drawn.values()):
+    if any(_has_front(entries, cost) for entries in drawn.values()):
         notes.append("grey line: front, no network is more accurate at equal or lower cost")
     if any(len(e.per_seed("test_accuracy")) > 1 for e in everyone):
         notes.append("bar: range over seeds, marker at their mean")
+    if any(e.reference for e in everyone):
+        notes.append("filled marker: after a full training (reference)")
     if not all(e.converged for e in everyone):
-        notes.append("open marker: short training, not converged")
+        notes.append("open marker: after this run's short training, not converged")
     if notes:
         figure.supxlabel(("; " if len(drawn) > 1 else "\n").join(notes), fontsize=9, color=SOFT)
 
@@ -180,9 +205,12 @@ def _name_accuracies(ax: Axes, entries: Sequence[Contender], cost: str, scheme: 
     names = []
     for e in entries:
         side = (-1, 1) if id(e) in best else (1, 1)  # above the front and to its left there is no network
-        names.append(Name(e.mean(cost), e.mean("test_accuracy"), scheme.names[e.model], id(e) in needed, side))
-    corners = ax.transData.transform(_steps(ax, entries, cost))
-    lines = [Bbox([a, b]).padded(1) for a, b in pairwise(corners)]
+        y = e.settled[0] if e.settled is not None else e.mean("test_accuracy")
+        names.append(Name(e.mean(cost), y, scheme.names[e.model], id(e) in needed, side))
+    lines = []
+    if _has_front(entries, cost):
+        corners = ax.transData.transform(_steps(ax, entries, cost))
+        lines = [Bbox([a, b]).padded(1) for a, b in pairwise(corners)]
     write_names(ax, names, scheme.letter_size, lines)
 
 

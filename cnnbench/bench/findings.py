@@ -9,6 +9,7 @@ from typing import Any
 
 from cnnbench.bench.ranks import Correlation, Spread, correlate, inversion, pareto_front
 from cnnbench.record import Record
+from cnnbench.reference import Reference, percent, published_words, reference_of
 
 SETTINGS = (
     *("budget_s", "epochs", "precision", "inference_precision", "memory_format", "mode", "cudnn_benchmark"),
@@ -95,6 +96,20 @@ class Contender:
     @property
     def converged(self) -> bool:
         return all(r.training.get("converged", True) for r in self.records)
+
+    @property
+    def reference(self) -> Reference | None:
+        """What the network reaches after a full training, if that is known; None where these records are one."""
+        return None if self.converged else reference_of(self.records[0])
+
+    @property
+    def settled(self) -> tuple[float, float, float] | None:
+        """Accuracy after a full training, with its lower and upper end: here, or by the reference; None if unknown."""
+        if self.converged and self.has("test_accuracy"):
+            low, high = self.spread("test_accuracy")
+            return self.mean("test_accuracy"), low, high
+        known = self.reference
+        return None if known is None else (known.accuracy, known.low, known.high)
 
     def per_seed(self, key: str) -> list[float]:
         """A measure per seed that has it; repeats of a seed count once, as their mean."""
@@ -211,9 +226,13 @@ def measured(entries: Sequence[Contender], *keys: str) -> list[Contender]:
 
 
 def front(entries: Sequence[Contender], cost: str) -> list[Contender]:
-    """Those that no other beats in accuracy at equal or lower cost, by rising cost; means over seeds."""
-    found = measured(entries, cost, "test_accuracy")
-    return [found[i] for i in pareto_front([(e.mean(cost), e.mean("test_accuracy")) for e in found])]
+    """Return those that no other beats in accuracy after a full training at equal or lower cost, by rising cost.
+
+    A network of which no full training is known is left out: what it learns within a short budget says how fast it
+    learns, not how good it is. The accuracies are means over seeds.
+    """
+    points = [(e, e.mean(cost), e.settled[0]) for e in measured(entries, cost) if e.settled is not None]
+    return [points[i][0] for i in pareto_front([(x, y) for _, x, y in points])]
 
 
 def front_sentences(records: Sequence[Record], cost: str) -> list[str]:
@@ -223,10 +242,38 @@ def front_sentences(records: Sequence[Record], cost: str) -> list[str]:
         found = measured(entries, cost, "test_accuracy")
         if len(found) < 2:
             continue
-        mean = " (mean over seeds)" if any(len(e.per_seed("test_accuracy")) > 1 for e in found) else ""
-        names = listed(e.name for e in front(found, cost))
-        sentences.append(f"Front of accuracy{mean} against {COSTS[cost]} on {label}: {names}.")
+        sentences.append(_front_sentence(label, found, cost))
     return first_sentences(sentences, "more groups that compare have a front of their own")
+
+
+def _front_sentence(label: str, entries: Sequence[Contender], cost: str) -> str:
+    settled = [e for e in entries if e.settled is not None]
+    unknown = [e.name for e in entries if e.settled is None]
+    if len(settled) < 2:
+        return (
+            f"No front of accuracy against {COSTS[cost]} is drawn on {label}: these trainings are too short to say "
+            "which network is better, and there are no reference accuracies of them."
+        )
+    mean = " (mean over seeds)" if any(len(e.per_seed("test_accuracy")) > 1 for e in entries) else ""
+    after = " after a full training (reference accuracies)" if any(e.reference for e in settled) else ""
+    names = listed(e.name for e in front(entries, cost))
+    rest = f" Left out, since no full training is known: {listed(unknown)}." if unknown else ""
+    return f"Front of accuracy{after}{mean} against {COSTS[cost]} on {label}: {names}.{rest}"
+
+
+def reference_sentences(records: Sequence[Record]) -> list[str]:
+    """Return a sentence per network whose training here was short: what it reaches after a full one."""
+    sentences = []
+    for entry in contenders(records):
+        known = entry.reference
+        if known is None or not entry.has("test_accuracy"):
+            continue
+        published = published_words(entry.model, entry.label)
+        sentences.append(
+            f"{entry.name} on {entry.label}: within this run's budget {percent(entry.mean('test_accuracy'))}; after a "
+            f"full training {known.words}" + (f"; {published}." if published else ".")
+        )
+    return first_sentences(sentences, "more networks have reference accuracies; see results.csv")
 
 
 def left_out_sentences(records: Sequence[Record], *keys: str) -> list[str]:

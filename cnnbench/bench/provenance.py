@@ -120,6 +120,8 @@ def _facts(r: Record) -> list[tuple[str, str]]:
     ]
     if r.training:
         facts += [("Budget", f"{budget(r)} per cell"), ("Recipe", str(said(r.training, "recipe")))]
+    if JPEG_COPY in str(data["label"]):
+        facts.append(("Data", JPEG_MEANING))
     facts += [("Not measured", f"{name}: {reason}") for name, reason in r.skipped.items()]
     if config.get("macs_convention"):
         facts.append(("Counting", str(config["macs_convention"])))
@@ -152,6 +154,13 @@ def _batch_sizes(config: Mapping[str, Any]) -> str:
     test = f", {config['eval_batch_size']} in the test" if config.get("eval_batch_size") else ""
     training, speed = said(config, "batch_size"), said(config, "speed_batch_size")
     return f"{training} in training, {speed} for images/s{test}, 1 for latency"
+
+
+JPEG_COPY = "JPEG copy"
+JPEG_MEANING = (
+    "JPEG copy: class folders of CIFAR-10's images that somebody saved as JPEG files, whose pixels differ a little "
+    "from the originals; accuracies are not those of the original files"
+)
 
 
 def _data(data: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from cnnbench import text
 from cnnbench.bench import provenance
 from cnnbench.bench.columns import Column, columns_of
 from cnnbench.bench.drawing import MANY
-from cnnbench.bench.findings import listed, over_seeds, said
+from cnnbench.bench.findings import listed, over_seeds, reference_sentences, said
 from cnnbench.bench.pictures import Drawn, draw_pictures
 from cnnbench.console import note
 from cnnbench.files import write_text
@@ -85,6 +85,11 @@ class Report:
     def warnings(self) -> list[str]:
         """What a reader has to know before believing a number."""
         return provenance.warnings(self.records)
+
+    @cached_property
+    def references(self) -> list[str]:
+        """What the networks reach after a full training, where that of these records was short."""
+        return reference_sentences(self.records)
 
     @cached_property
     def facts(self) -> list[tuple[str, str]]:
@@ -242,6 +247,8 @@ def to_markdown(report: Report, drawn: Drawn | None = None) -> str:
     for line in [*report.warnings, *(drawn.failures if drawn else ())]:
         page.quote(line)
     page.table([[c.title for c in report.columns], *report.rows()], [c.numeric for c in report.columns])
+    for sentence in report.references:
+        page.paragraph(sentence)
     if report.over_seeds:
         page.heading("Over seeds")
         page.paragraph(SEEDS_MEANING)

@@ -26,12 +26,13 @@ from torch import Tensor
 
 from cnnbench import hardware, stopping
 from cnnbench.bench.plan import DEFAULT_MEASURES, PLAN_FILE, Cell, Plan, load_plan, save_plan
+from cnnbench.checkpoints import CheckpointFile
 from cnnbench.classifier import ImageClassifier, TimeBudget, TrainingClock
 from cnnbench.data import get_data
 from cnnbench.data.module import ImageDataModule
 from cnnbench.data.sets import Synthetic
 from cnnbench.errors import DivergedError, MissingDataError, Stopped, UserError
-from cnnbench.files import parse_json, read_text, remove_parts, replacing, without_checksum, write_checked_json
+from cnnbench.files import parse_json, read_text, remove_parts, without_checksum, write_checked_json
 from cnnbench.measure.complexity import CONVENTION, COUNTS, complexity
 from cnnbench.measure.processes import in_process, in_processes
 from cnnbench.measure.quality import accuracy
@@ -39,6 +40,7 @@ from cnnbench.measure.resident import resident_growth
 from cnnbench.measure.speed import SpeedConfig, Subject, measure_speed
 from cnnbench.network import make_classifier
 from cnnbench.record import Record, environment, load_records, write_record
+from cnnbench.reference import percent, reference_of
 from cnnbench.registry import check_arguments
 from cnnbench.schemas import check_speed
 from cnnbench.trust import Trust
@@ -465,9 +467,6 @@ class _Run:
             if seen != images:
                 raise RuntimeError(f"the test counted {seen} of {images} images")
             found["confusion_matrix"] = matrix
-            if self.plan.keep_weights:
-                with replacing(self.folder / "weights" / f"{cell.key}.pt") as file:
-                    torch.save({name: value.cpu() for name, value in model.state_dict().items()}, file)
             measures |= accuracy(matrix)
             if "train_quality" in self.plan.measures:
                 learnt = self._confusion_in_training_images(cell, model)
@@ -497,6 +496,7 @@ class _Run:
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            plugins=[CheckpointFile()],
         )
         try:
             trainer.fit(model, datamodule=data)
@@ -505,6 +505,11 @@ class _Run:
         steps = trainer.global_step
         diverged = curve.diverged or not all(bool(p.isfinite().all()) for p in model.parameters())
         trainer.test(model, datamodule=data, verbose=False)
+        if plan.keep_weights:
+            cls = type(model)
+            # As in a checkpoint of `fit`, so that every command that reads one knows which network it is.
+            model.hparams["_class_path"] = f"{cls.__module__}.{cls.__qualname__}"
+            trainer.save_checkpoint(self.folder / "weights" / f"{cell.key}.ckpt", weights_only=True)
         batch = min(plan.batch_size, facts["train_images"])
         images, whole_epoch = steps * batch, facts["full_train_images"] // batch * batch
         epochs = images / facts["train_images"]
@@ -582,7 +587,11 @@ def _outcome(record: Record) -> str:
     if training["diverged"]:
         return "training diverged"
     text = f"test accuracy {record.measures['test_accuracy']:.1%} after {training['epochs']:.2g} epochs"
-    return text if training["converged"] else f"{text} in {training['seconds']:.0f} s, not converged"
+    if training["converged"]:
+        return text
+    known = reference_of(record)
+    full = f"; after a full training {percent(known.accuracy)}" if known is not None else ""
+    return f"{text} in {training['seconds']:.0f} s, not converged{full}"
 
 
 def _log_interval(plan: Plan, facts: Mapping[str, Any], measures: Mapping[str, Any]) -> int:

@@ -148,6 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cnnbench.races.recipes", description=__doc__)
     parser.add_argument("--goal", type=int, choices=GOALS, default=94)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--project", type=Path, default=Path(), metavar="DIR", help="the project's folder (default: this)"
+    )
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         raise UserError(f"rounds {options.rounds} must be at least 1")
@@ -155,9 +158,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError("airbench trains on a CUDA GPU only, and torch sees none; run this where there is one")
     device = torch.device("cuda", 0)
     quiet_lightning()
-    config = Path("experiments") / f"cifar10_speednet_{options.goal}.yaml"
+    config = options.project / "experiments" / f"cifar10_speednet_{options.goal}.yaml"
     if not config.is_file():
-        raise UserError(f"'{config}' is not there; run this in the project's folder")
+        raise UserError(f"'{config}' is not there; run this in the project's folder, or name it with --project")
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     seeds = iter(range(options.rounds + 1))
     with tempfile.TemporaryDirectory() as folder:

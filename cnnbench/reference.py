@@ -1,0 +1,160 @@
+"""Reference accuracies: what networks of the zoo reach after a full training, from records that the package ships.
+
+A benchmark's budget can end long before a network has learnt what it can; then its accuracy says how fast it learns on
+one machine, and ranks networks in another order than everybody knows. So wherever such an accuracy is shown, that of
+the reference training stands beside it.
+
+``references/records.jsonl`` has the records of ``experiments/bench/reference*.yaml``; `python -m cnnbench.reference`
+takes them over from run folders.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cnnbench.console import out
+from cnnbench.errors import UserError
+from cnnbench.record import Record, load_records, write_lines
+
+FOLDER = Path(__file__).parent / "references"
+FILE = FOLDER / "records.jsonl"
+CATALOG = Path(__file__).parent / "models" / "catalog.json"
+
+
+class Reference(NamedTuple):
+    """The accuracy of a network after a full training.
+
+    Attributes:
+        model: Name of the network.
+        label: What the data is called.
+        accuracy: Share of the test set that is right, 0 to 1; the mean over seeds.
+        low: The lowest over the seeds, or of one seed the lower end of its 95 % interval.
+        high: The highest, likewise.
+        seeds: How many trainings there are.
+        epochs: How often they saw the training images.
+        created: Day of the newest, as in 2026-11-29.
+        device: Where they ran.
+    """
+
+    model: str
+    label: str
+    accuracy: float
+    low: float
+    high: float
+    seeds: int
+    epochs: float
+    created: str
+    device: str
+
+    @property
+    def words(self) -> str:
+        """The accuracy with what it is of, for captions and sentences."""
+        seeds = "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"
+        return f"{percent(self.accuracy)} after {self.epochs:.0f} epochs ({seeds}, {self.created}, {self.device})"
+
+
+def percent(share: float) -> str:
+    """Return a share in per cent, with two decimals from 98 % on."""
+    return f"{100 * share:.{2 if share >= 0.98 else 1}f} %"
+
+
+@functools.cache
+def references() -> dict[tuple[str, str, int, int], Reference]:
+    """Return all references by network, label of the data, channels and image size; none where the file is missing."""
+    if not FILE.is_file():
+        return {}
+    groups: dict[tuple[str, str, int, int], list[Record]] = {}
+    for record in load_records([FILE]):
+        groups.setdefault(_key(record), []).append(record)
+    return {key: _summed_up(records) for key, records in groups.items()}
+
+
+@functools.cache
+def _published() -> dict[tuple[str, str], dict[str, Any]]:
+    """Return published accuracies by network and data set, from the kept catalogue of the zoo."""
+    try:
+        kept = json.loads(CATALOG.read_text(encoding="utf-8"))["models"]
+        return {(name, found["data"]): found for name, entry in kept.items() for found in entry["published"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def published_words(model: str, label: str) -> str:
+    """Return what has been published of a network on a data set, with its source; empty if nothing is known."""
+    found = _published().get((model, label.partition(" (")[0]))
+    return "" if found is None else f"published {found['accuracy']:g} % ({found['source']})"
+
+
+def reference_of(record: Record) -> Reference | None:
+    """Return the reference of the network and data of a record, if there is one."""
+    return references().get(_key(record))
+
+
+def _key(record: Record) -> tuple[str, str, int, int]:
+    data = record.data
+    return record.model, data["label"], data.get("num_classes", 0), data["image_size"]
+
+
+def _summed_up(records: Sequence[Record]) -> Reference:
+    values = [record.measures["test_accuracy"] for record in records]
+    low, high = min(values), max(values)
+    if len(values) == 1:
+        low, high = (records[0].measures[f"test_accuracy_{end}"] for end in ("low", "high"))
+    newest = max(records, key=lambda record: record.created)
+    return Reference(
+        newest.model,
+        newest.data["label"],
+        statistics.fmean(values),
+        low,
+        high,
+        len(values),
+        newest.training["epochs"],
+        newest.created[:10],
+        newest.environment["device"],
+    )
+
+
+def take_over(paths: Sequence[Path]) -> list[Record]:
+    """Add the records of run folders or files to those of the package, each in place of an older one of its cell.
+
+    Only what says how good a network is stays in them: no times, and no measurements of one machine.
+
+    Raises:
+        UserError: A record has no accuracy on real data, or its training diverged.
+    """
+    kept = {record.key: record for record in (load_records([FILE]) if FILE.is_file() else [])}
+    new = load_records(list(paths))
+    for record in new:
+        if record.status != "ok" or record.confusion_matrix is None or record.data["synthetic"]:
+            raise UserError(f"{record.key} is no training on real data; leave it out")
+        if record.training["diverged"]:
+            raise UserError(f"the training of {record.key} diverged; leave it out")
+        kept[record.key] = record
+    FOLDER.mkdir(exist_ok=True)
+    FILE.unlink(missing_ok=True)
+    write_lines(FILE, [kept[key] for key in sorted(kept)])
+    references.cache_clear()
+    return new
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Take records over, and print what the package has then."""
+    parser = argparse.ArgumentParser(prog="python -m cnnbench.reference", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders or files of records")
+    options: Any = parser.parse_args(arguments)
+    if options.runs:
+        take_over(options.runs)
+    for reference in sorted(references().values()):
+        out(f"{reference.model} on {reference.label}: {reference.words}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

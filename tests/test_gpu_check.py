@@ -1,0 +1,103 @@
+"""`make gpu-check` as far as a CPU goes, and what it makes of stages that fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from cnnbench.races import gpu
+from cnnbench.races.gpu import Outcome, Stage
+
+
+def test_the_check_runs_on_a_cpu_in_tiny_sizes(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "cnnbench.races.gpu", "--device", "cpu", "--out", str(tmp_path / "check")]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=root, env=environ, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((tmp_path / "check" / "summary.json").read_text())
+    found = {stage["name"]: stage for stage in summary["stages"]}
+    assert {name: stage["status"] for name, stage in found.items()} == {
+        "probes": "PASS", "grid": "PASS", "tests": "SKIP", "recipe": "SKIP", "ways": "SKIP", "limits": "PASS",
+        "training": "PASS",
+    }  # fmt: skip
+    assert found["probes"]["numbers"]["steps after a resume"] == 40
+    assert found["grid"]["numbers"]["latency ms LeNet5"] > 0
+    assert found["limits"]["numbers"]["of the roofline, LeNet5"] > 0
+    assert found["training"]["numbers"]["training in bench over the timed step, LeNet5"] > 0
+    assert summary["verdict"] == "met"
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("PASS probes ")
+    assert any(line.startswith("latency ms LeNet5 ") for line in lines)
+
+
+def _stage(code: str, limit_s: int = 30, needs_gpu: bool = False) -> Stage:
+    def numbers(folder: Path) -> dict[str, float]:
+        return json.loads((folder / "numbers.json").read_text())
+
+    return Stage("one", limit_s, [(sys.executable, "-c", code)], numbers, needs_gpu)
+
+
+WRITES = "open('numbers.json', 'w').write('{\"bf16 TFLOP/s\": 100.0}')"
+
+
+@pytest.mark.parametrize(
+    ("code", "limit_s", "left_s", "status", "reason"),
+    [
+        (WRITES, 30, 100.0, "PASS", ""),
+        (f"{WRITES}; raise SystemExit(3)", 30, 100.0, "FAIL", "exit code 3"),
+        ("import os; os.abort()", 30, 100.0, "FAIL", "exit code -6"),
+        ("import time; time.sleep(60)", 1, 100.0, "FAIL", "it was still at work after 1 s"),
+        ("pass", 30, 100.0, "FAIL", "no numbers: FileNotFoundError"),
+        (WRITES, 30, 5.0, "SKIP", "no time is left"),
+    ],
+)
+def test_a_stage_that_fails_costs_only_itself(
+    code: str, limit_s: int, left_s: float, status: str, reason: str, tmp_path: Path
+) -> None:
+    found = gpu.run_stage(_stage(code, limit_s), tmp_path, "cuda", left_s, os.environ)
+    assert found.status == status
+    assert found.reason.startswith(reason)
+    # What it has found before it failed is kept.
+    assert found.numbers == ({"bf16 TFLOP/s": 100.0} if WRITES in code and status != "SKIP" else {})
+
+
+def test_what_needs_a_gpu_is_skipped_and_said(tmp_path: Path) -> None:
+    found = gpu.run_stage(_stage(WRITES, needs_gpu=True), tmp_path, "cpu", 100.0, os.environ)
+    assert (found.status, found.reason) == ("SKIP", "it needs a CUDA device")
+
+
+def test_numbers_stand_beside_their_range() -> None:
+    outcomes = [Outcome("probes", "PASS", 9.6, {"bf16 TFLOP/s": 788.0, "tf32 TFLOP/s": 55.0, "other": 1.0})]
+    assert list(gpu.lines_of(outcomes, has_ranges=True)) == [
+        "PASS probes 10 s",
+        "bf16 TFLOP/s 788 [700, 900] ok",
+        "tf32 TFLOP/s 55 [330, 480] OUT",
+        "other 1",
+    ]
+    assert list(gpu.lines_of(outcomes, has_ranges=False))[1] == "bf16 TFLOP/s 788"
+    assert gpu.out_of_range(outcomes) == ["tf32 TFLOP/s"]
+    assert all(r.low <= r.high and r.source for r in gpu.RANGES.values())
+
+
+def test_bad_options_are_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cnnbench.races.gpu", "--device", "cpu", "--stages", "probes,nothing"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip().startswith("gpu: unknown stage 'nothing'; there are probes, grid")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_comes_from_an_archive(tmp_path: Path) -> None:
+    (tmp_path / "MNIST").mkdir()
+    (tmp_path / "MNIST" / "x").write_text("x")
+    with tarfile.open(tmp_path / "data.tar.xz", "w:xz") as packed:
+        packed.add(tmp_path / "MNIST", "MNIST")
+    found = gpu._unpacked(tmp_path / "data.tar.xz", tmp_path / "out")
+    assert (found / "MNIST" / "x").read_text() == "x"
