@@ -356,7 +356,8 @@ def _from_callable(
         raise _unknown(f"callable of module '{module}':", attribute, public)
     if inspect.isbuiltin(factory):  # such as os._exit, which would end the process in silence
         raise UserError(
-            f"'{name}' is a function of Python itself, which makes no network; give a class or a function that does"
+            f"'{name}' is a function that is not written in Python, which makes no network; give a class or function "
+            "that does"
         )
     try:
         accepted = dict(inspect.signature(factory).parameters)

@@ -372,11 +372,11 @@ def test_all_ways_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("cnnbench.hardware.cpu_has_bf16", lambda: True)
     monkeypatch.setattr("cnnbench.measure.peaks.cpu_has_bf16", lambda: True)
     _, ways = _config(parser.parse_args([*everything, "--device=cpu"]))
-    assert {w.precision for w in ways} == {"32-true", "bf16-mixed"}
-    assert len(ways) == 2 * 2 * 2  # no CUDA graphs
+    assert {w.precision for w in ways} == {"32-true", "bf16-mixed", "bf16-true"}
+    assert len(ways) == 3 * 2 * 2  # no CUDA graphs
     monkeypatch.setattr("cnnbench.hardware.choose_device", lambda _: torch.device("cuda", 0))
     _, ways = _config(parser.parse_args(everything))
-    assert len(ways) == 2 * (4 * 3 - 1)  # of 16-mixed there are no graphs
+    assert len(ways) == 2 * (6 * 3 - 1)  # of 16-mixed there are no graphs
 
 
 def test_the_growth_of_a_process_is_that_of_the_row(
