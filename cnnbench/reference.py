@@ -99,7 +99,7 @@ def reference_of(record: Record) -> Reference | None:
 
 def _key(record: Record) -> tuple[str, str, int, int]:
     data = record.data
-    return record.model, data["label"], data.get("num_classes", 0), data["image_size"]
+    return record.model, data["label"], data.get("num_classes", 0), data.get("image_size", 0)
 
 
 def _summed_up(records: Sequence[Record]) -> Reference:

@@ -49,6 +49,21 @@ def class_folders(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+FULL_TRAINING = {
+    "seconds": 30.0,
+    "steps": 32,
+    "images": 1024,
+    "epochs": 10.24,
+    "full_epochs": 10,
+    "converged": True,
+    "diverged": False,
+    "recipe": "AdamW",
+    "peak_lr": 0.003,
+    "curve": [{"step": 9, "train/accuracy": 0.5, "train/loss": 1.2}, {"step": 31, "train/accuracy": 0.8}],
+}
+"""A training of 100 images that is as long as that of `make_record` is not."""
+
+
 def make_record(
     model: str = "LeNet5", data: str | dict = "MNIST", synthetic: bool = False, **changes: object
 ) -> Record:

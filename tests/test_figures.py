@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 
 import pytest
-from conftest import make_record
+from conftest import FULL_TRAINING, make_record
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -76,6 +76,7 @@ def _zoo(count: int) -> list[Record]:
                 "latency_ms_median": 1.0 + i,
                 "test_accuracy": 0.3 + 0.01 * (i - i % 2 * 9),
             },
+            training=FULL_TRAINING,
         )
         for i in range(count)
     ]

@@ -8,7 +8,7 @@ import random
 from typing import Any
 
 import pytest
-from conftest import make_record
+from conftest import FULL_TRAINING, make_record
 
 from cnnbench.bench.findings import contenders, front, front_sentences, misjudged, over_seeds, speed_sentences
 from cnnbench.bench.ranks import Spread, average_ranks, correlate, inversion, pareto_front, spearman
@@ -16,7 +16,7 @@ from cnnbench.record import Record
 
 
 def record(model: str, seed: int = 0, data: str = "MNIST", **measures: float | None) -> Record:
-    return make_record(model=model, seed=seed, data=data, measures=measures)
+    return make_record(model=model, seed=seed, data=data, measures=measures, training=FULL_TRAINING)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_record
+from conftest import FULL_TRAINING, make_record
 from PIL import Image
 from rich.console import Console
 
@@ -194,7 +194,7 @@ def test_page_says_how_many_networks_where_it_cannot_name_them() -> None:
 
 
 def test_documents_say_what_the_pictures_show() -> None:
-    for text in _written(_zoo(4, confusion_matrix=None)):
+    for text in _written(_zoo(4, confusion_matrix=None, training=FULL_TRAINING)):
         assert "Front of accuracy against MACs on MNIST: Net0." in text
         assert "Front of accuracy against latency on MNIST: Net0." in text
         assert "Rank correlation (Spearman) of MACs and latency, batch 1, over 4 networks on MNIST: 1.00" in text

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_record
+from conftest import FULL_TRAINING, make_record
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -158,7 +158,7 @@ def test_names_and_legend_of_many_networks_are_limited() -> None:
 
 
 def test_sentences_name_the_first_and_count_the_rest() -> None:
-    (sentence,) = front_sentences(_networks(), "macs")
+    (sentence,) = front_sentences(_networks(training=FULL_TRAINING), "macs")
     assert sentence.endswith(f" and {COUNT - MOST_LISTED} more.")
     assert sentence.count(", ") == MOST_LISTED
     failed = [make_record(model=f"N{i}", status="error", reason="x", measures={}, training={}) for i in range(COUNT)]
