@@ -12,22 +12,22 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnnbench.console import make_console, note, out, out_json, out_text, show
 from cnnbench.count import PIPE_WIDTH
 from cnnbench.files import write_json
-from cnnbench.record import load_records
-from cnnbench.registry import natural
+from cnnbench.reference import FILE as RECORDS
+from cnnbench.reference import references, take_over
+from cnnbench.registry import natural, split_names
 
 if TYPE_CHECKING:
     from cnnbench.classifier import ImageClassifier
 
 PACKAGE = Path(__file__).parent
 FILE = PACKAGE / "models" / "catalog.json"
-RECORDS = PACKAGE.parent / "experiments" / "results"
 PAPER = re.compile(r"(?P<title>.+); (?P<authors>.+); (?P<year>\d{4})(?:; (?P<arxiv>\d{4}\.\d{4,5}))?\.")
 SIZES = {"32": (32, 10), "224": (224, 1000)}
 """Image size and classes of the two forms that are counted."""
@@ -37,8 +37,9 @@ LEGEND = """\
 32: 3x32x32 images, 10 classes; 224: 3x224x224 images, 1000 classes. Depth: weighted layers on the longest path, at 224.
 Params: those that inference uses. Accuracies: top-1, in %.
 Published: the best that its source states, one crop of 224 pixels if not said otherwise; V2: torchvision's newer
-recipe. Recipes differ, so the rows do not compare. Bench: the best committed record of `cnnbench bench` under this very
-name, at 32x32; a star marks a short training. `cnnbench list --json` has titles, sources and records."""
+recipe. Recipes differ, so the rows do not compare. Reference: after a full training here, at 32x32, the mean over
+seeds; a JPEG copy of CIFAR-10 has pixels that differ a little from the originals. `cnnbench list --json` has titles and
+sources."""
 
 
 def sources(room: str = "models") -> dict[str, str]:
@@ -68,9 +69,9 @@ def load_catalog() -> dict[str, Any]:
     if fresh:
         note(f"counting the networks of {', '.join(sorted(fresh))}, new or changed; `make catalog` keeps the figures")
         models |= count_models(fresh)
-    # An installed package has no records; those of the repository are read again only where they have changed.
-    if RECORDS.is_dir() and kept["records"] != records_fingerprint():
-        measured = best_measured()
+    # Reading records takes a tenth of a second, so that they are read again only where they have changed.
+    if kept["records"] != records_fingerprint():
+        measured = measured_accuracies()
         models = {name: {**entry, "measured": measured.get(name, [])} for name, entry in models.items()}
     data = kept["data"] if kept["data_modules"] == data_modules else describe_data()
     return {"models": {name: models[name] for name in sorted(models, key=natural)}, "data": data}
@@ -90,7 +91,7 @@ def count_models(modules: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Entries of the architectures that these modules of the zoo define."""
     from cnnbench.models import all_models
 
-    measured = best_measured()
+    measured = measured_accuracies()
     entries = {}
     for name, cls in all_models().items():
         module = cls.__module__.split(".")[2]
@@ -151,33 +152,17 @@ def _costs(cls: type[ImageClassifier]) -> dict[str, int | None]:
 
 
 def records_fingerprint() -> str:
-    """Return a fingerprint of the records of the repository."""
-    digest = hashlib.sha256()
-    for file in sorted(RECORDS.rglob("*.jsonl")):
-        digest.update(file.relative_to(RECORDS).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:16]
+    """Return a fingerprint of the reference records."""
+    return hashlib.sha256(RECORDS.read_bytes()).hexdigest()[:16] if RECORDS.is_file() else ""
 
 
-def best_measured() -> dict[str, list[dict[str, Any]]]:
-    """The best test accuracy of every network on every real data set, at 32x32, among the records of the repository."""
-    best: dict[tuple[str, str], dict[str, Any]] = {}
-    for file in sorted(RECORDS.rglob("*.jsonl")):
-        for record in load_records([file]):
-            accuracy = record.measures.get("test_accuracy")
-            real = not record.data["synthetic"] and record.data["image_size"] == 32
-            if accuracy is None or not real or record.status != "ok":
-                continue
-            key = record.model, record.data["label"]
-            if key not in best or accuracy * 100 > best[key]["accuracy"]:
-                best[key] = {
-                    "accuracy": round(accuracy * 100, 2),
-                    "data": record.data["label"],
-                    "converged": record.training["converged"],
-                    "record": file.relative_to(RECORDS.parent.parent).as_posix(),
-                }
+def measured_accuracies() -> dict[str, list[dict[str, Any]]]:
+    """Return the reference accuracies of every network at 32x32, by its name."""
     by_model: dict[str, list[dict[str, Any]]] = {}
-    for (model, _), entry in best.items():
-        by_model.setdefault(model, []).append(entry)
+    for (model, label, _, size), found in sorted(references().items()):
+        if size == 32:
+            entry = {"accuracy": round(100 * found.accuracy, 2), "data": label, "seeds": found.seeds}
+            by_model.setdefault(model, []).append(entry | {"epochs": round(found.epochs, 1), "date": found.created})
     return by_model
 
 
@@ -216,7 +201,7 @@ def _table(models: dict[str, Any], width: int) -> Any:
         table.add_column(title, no_wrap=title != "Key idea")
     for title in ("Depth", *counts):
         table.add_column(title, justify="right", no_wrap=True)
-    accuracies = {"Published": "published", "Bench": "measured"}
+    accuracies = {"Published": "published", "Reference": "measured"}
     for title in accuracies:
         table.add_column(title, overflow="fold")
     for name, facts in models.items():
@@ -230,13 +215,31 @@ def _table(models: dict[str, Any], width: int) -> Any:
 _COUNTS = {"Params": "params", "MACs": "macs"}
 
 
+def _take_over(runs: Sequence[Path], weights: Sequence[str]) -> None:
+    """Make the records of run folders the references of the package, with the weights of some networks."""
+    from cnnbench.checkpoints import write_halved
+
+    for record in take_over(runs):
+        note(f"reference: {record.key}")
+        for run in runs:
+            file = run / "weights" / f"{record.key}.ckpt"
+            if record.model in weights and record.seed == 0 and file.is_file():
+                write_halved(file, RECORDS.parent / f"{record.model}-{record.data['name']}.ckpt")
+
+
 def _accuracy(found: dict[str, Any]) -> str:
     digits = 2 if found["accuracy"] >= 98 else 1
-    return f"{found['accuracy']:.{digits}f}{'' if found.get('converged', True) else '*'} {found['data']}"
+    return f"{found['accuracy']:.{digits}f} {found['data']}"
 
 
-def main() -> int:
-    """Counts everything and writes the catalogue."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Take reference records over, count everything and write the catalogue."""
+    parser = argparse.ArgumentParser(prog="python -m cnnbench.catalog", description="Count the zoo again.")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders whose records are references")
+    parser.add_argument("--weights", default="", metavar="A,B", help="networks whose weights, seed 0, are kept too")
+    options = parser.parse_args(arguments)
+    if options.runs:
+        _take_over(options.runs, split_names(options.weights))
     modules = sources()
     counted = count_models(modules)
     kept = {"modules": modules, "data_modules": sources("data"), "models": counted, "data": describe_data()}

@@ -109,6 +109,21 @@ class CheckpointFile(TorchCheckpointIO):
         return open_checkpoint(Path(path))
 
 
+def write_halved(source: Path, target: Path) -> None:
+    """Write a checkpoint anew with weights in half precision, which take half the bytes.
+
+    Raises:
+        UserError: The checkpoint is damaged, or a weight is too large for half precision.
+    """
+    stored = open_checkpoint(source)
+    halved = {}
+    for name, value in stored["state_dict"].items():
+        halved[name] = value.half() if value.is_floating_point() else value
+        if value.is_floating_point() and not bool(halved[name].isfinite().all()):
+            raise UserError(f"weight {name} in '{source}' is too large for half precision")
+    CheckpointFile().save_checkpoint({**stored, "state_dict": halved}, target)
+
+
 class Checkpoint(NamedTuple):
     """What a checkpoint of ``cnnbench fit`` has.
 

@@ -4,22 +4,19 @@ A benchmark's budget can end long before a network has learnt what it can; then 
 one machine, and ranks networks in another order than everybody knows. So wherever such an accuracy is shown, that of
 the reference training stands beside it.
 
-``references/records.jsonl`` has the records of ``experiments/bench/reference*.yaml``; `python -m cnnbench.reference`
-takes them over from run folders.
+``references/records.jsonl`` has the records of ``experiments/bench/reference*.yaml``, and beside it are the weights of
+a few small networks. `python -m cnnbench.catalog RUN` takes both over from run folders.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cnnbench.console import out
 from cnnbench.errors import UserError
 from cnnbench.record import Record, load_records, write_lines
 
@@ -144,17 +141,23 @@ def take_over(paths: Sequence[Path]) -> list[Record]:
     return new
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Take records over, and print what the package has then."""
-    parser = argparse.ArgumentParser(prog="python -m cnnbench.reference", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders or files of records")
-    options: Any = parser.parse_args(arguments)
-    if options.runs:
-        take_over(options.runs)
-    for reference in sorted(references().values()):
-        out(f"{reference.model} on {reference.label}: {reference.words}")
-    return 0
+def weights_file(model: str, data: str | None) -> Path:
+    """Return the checkpoint that the package ships of a network.
 
+    Args:
+        model: Name of the network.
+        data: Name of the data set that it was trained on, such as ``MNIST``; None for the only one.
 
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        UserError: There is none, or there are several.
+    """
+    there = sorted(path.stem for path in FOLDER.glob("*.ckpt"))
+    found = [name for name in there if name == f"{model}-{data}" or (data is None and name.startswith(f"{model}-"))]
+    if len(found) == 1:
+        return FOLDER / f"{found[0]}.ckpt"
+    if found:
+        sets = " or ".join(name.removeprefix(f"{model}-") for name in found)
+        raise UserError(f"--weights reference: {model} was trained on {sets}; add --data NAME")
+    on = f" on {data}" if data else ""
+    known = ", ".join(there) or "none in this package"
+    raise UserError(f"--weights reference: there are no weights of {model}{on}; there are {known}")

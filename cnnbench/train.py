@@ -49,6 +49,7 @@ from cnnbench.train_arguments import (
     values_of,
     with_named_checkpoint,
     with_network_options,
+    with_reference_weights,
     with_run_config,
 )
 from cnnbench.train_callbacks import BestCheckpoint, LastCheckpoint, ProgressBar, SaveConfig, Stage
@@ -382,7 +383,8 @@ def main(arguments: list[str]) -> None:
     quiet_lightning()
     hardware.keep_freed_memory()
     all_models(), all_data()  # names are known to the parser once their classes are imported
-    arguments = with_run_config(with_named_checkpoint(with_network_options(arguments)))
+    arguments = with_named_checkpoint(with_reference_weights(with_network_options(arguments)))
+    arguments = with_run_config(arguments)
     check_files(arguments)
     check_names(arguments)
     before = sys.argv

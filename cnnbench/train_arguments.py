@@ -26,6 +26,7 @@ from cnnbench.errors import UserError, unknown
 from cnnbench.files import read_yaml, safe_name
 from cnnbench.models import all_models
 from cnnbench.network import External, parse_name
+from cnnbench.reference import weights_file
 from cnnbench.trust import OPTION, Trust, check_config, current
 
 LINKED = ("num_classes", "in_channels", "image_size")
@@ -135,6 +136,28 @@ def with_named_checkpoint(arguments: list[str]) -> list[str]:
         )
     note(f"checkpoint: {found[-1]}")
     return [*_without_option(arguments, "--ckpt_path"), f"--ckpt_path={found[-1]}"]
+
+
+def with_reference_weights(arguments: list[str]) -> list[str]:
+    """Replace ``--weights reference`` by the checkpoint that the package ships of the network and data named.
+
+    Raises:
+        UserError: There is none, or a training was to start with it.
+    """
+    values = values_of(arguments, "--weights")
+    if not values:
+        return arguments
+    if values[-1] != "reference":
+        raise UserError(f"--weights {values[-1]} is not known; there is only: --weights reference")
+    if arguments[:1] == ["fit"] or values_of(arguments, "--ckpt_path"):
+        raise UserError("--weights reference is for test, validate and predict, in place of --ckpt_path; leave it out")
+    models, data = (values_of(arguments, option) for option in ("--model", "--data"))
+    if not models:
+        raise UserError("--weights reference needs --model NAME, such as LeNet5, and --data NAME")
+    path = weights_file(models[-1], data[-1] if data else None)
+    rest = [*_without_option(arguments, "--weights"), f"--ckpt_path={path}"]
+    # A data set is named before its own options.
+    return rest if data else [rest[0], "--data", path.stem.removeprefix(f"{models[-1]}-"), *rest[1:]]
 
 
 def _without_option(arguments: list[str], flag: str) -> Iterator[str]:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
+import struct
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from conftest import make_record
 
-from cnnbench import reference
+from cnnbench import catalog, reference
 from cnnbench.bench import figures
 from cnnbench.bench.columns import DASH, columns_of
 from cnnbench.bench.findings import contenders, front, front_sentences, reference_sentences
 from cnnbench.bench.report import Report, to_html, to_markdown
+from cnnbench.checkpoints import read_checkpoint
+from cnnbench.cli import main
 from cnnbench.errors import UserError
 from cnnbench.record import Record, load_records, write_lines
 
@@ -154,3 +160,77 @@ def test_records_are_taken_over_only_from_real_trainings(known: Path, tmp_path: 
     found = reference.reference_of(_trained("LeNet5", 3, 1, 0.1))
     assert found is not None
     assert found.accuracy == 0.7
+
+
+# Weights
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Weights of a network that was trained for a moment, as `make catalog` would take them over; and its run."""
+    folder = tmp_path / "references"
+    for module in (reference, catalog):
+        monkeypatch.setattr(module, "FOLDER", folder, raising=False)
+    monkeypatch.setattr(reference, "FILE", folder / "records.jsonl")
+    monkeypatch.setattr(catalog, "RECORDS", folder / "records.jsonl")
+    reference.references.cache_clear()
+    options = ["--models=LeNet5", "--data=MNIST", "--measures=quality", "--epochs=1", "--batch_size=20", "--device=cpu"]
+    _write_mnist(tmp_path / "data")
+    assert main(["bench", *options, "--precision=32-true", "--data_dir=data", "--keep_weights", "--out=run"]) == 0
+    catalog._take_over([Path("run")], ["LeNet5"])
+    return folder
+
+
+def _write_mnist(folder: Path) -> None:
+    """MNIST's four files with 200 training and 40 test images, of random pixels."""
+    generator = np.random.default_rng(0)
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, count in (("train", 200), ("t10k", 40)):
+        images = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = np.arange(count, dtype=np.uint8) % 10
+        header = [struct.pack(">4i", 2051, count, 28, 28), struct.pack(">2i", 2049, count)]
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(header[0] + images.tobytes())
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(header[1] + labels.tobytes())
+
+
+def test_shipped_weights_are_those_of_the_run_in_half_precision(shipped: Path) -> None:
+    path = reference.weights_file("LeNet5", "MNIST")
+    assert path == shipped / "LeNet5-MNIST.ckpt"
+    assert path.stat().st_size < 2.2 * 62_000 + 20_000
+    kept, run = (read_checkpoint(p) for p in (path, Path("run/weights/LeNet5-MNIST-seed0.ckpt")))
+    assert kept.data == run.data == "MNIST"
+    for name, value in run.model.state_dict().items():
+        torch.testing.assert_close(kept.model.state_dict()[name], value, rtol=1e-3, atol=1e-6)
+
+
+def test_commands_take_shipped_weights(shipped: Path, capsys: pytest.CaptureFixture) -> None:
+    (record,) = load_records([shipped / "records.jsonl"])
+    test = ["test", "--weights", "reference", "--model", "LeNet5", "--data.data_dir", "data"]
+    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true"]
+    assert main([*test, *quiet]) == 0
+    shown = re.search(r"test/accuracy\D+([\d.]+)", capsys.readouterr().out)
+    assert shown is not None
+    assert float(shown[1]) == pytest.approx(record.measures["test_accuracy"], abs=0.051)
+    assert main(["explain", "filters", "LeNet5", "--weights", "reference", "--json", "--out", "pictures"]) == 0
+    assert "random" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["test", "--weights", "mine", "--model", "LeNet5"], "--weights mine is not known"),
+        (["test", "--weights", "reference"], "--weights reference needs --model NAME"),
+        (["test", "--weights", "reference", "--model", "VGG16"], "there are no weights of VGG16; there are"),
+        (["fit", "--weights", "reference", "--model", "LeNet5"], "for test, validate and predict"),
+        (["explain", "filters", "--weights", "reference"], "give either a MODEL"),
+        (["explain", "filters", "VGG16", "--weights", "reference"], "there are no weights of VGG16; there are"),
+    ],
+)
+def test_weights_that_are_not_there_are_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("cnnbench: ")

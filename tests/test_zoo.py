@@ -27,7 +27,7 @@ from cnnbench.blocks import (
     make_divisible,
     resolve_form,
 )
-from cnnbench.catalog import FILE, PAPER, RECORDS, count_models, describe_data, first_paragraph, load_catalog, sources
+from cnnbench.catalog import FILE, PAPER, count_models, describe_data, first_paragraph, load_catalog, sources
 from cnnbench.classifier import ImageClassifier, loss_and_logits
 from cnnbench.errors import UserError
 from cnnbench.hardware import autocast, tf32
@@ -40,6 +40,7 @@ from cnnbench.models.efficientnet import MBConv, compound_scaling
 from cnnbench.models.mobilenet_v2 import InvertedResidual
 from cnnbench.models.resnet import BasicBlock, Bottleneck
 from cnnbench.network import get_network
+from cnnbench.reference import references
 
 MODELS = sorted(all_models())
 TORCHVISION = [name for name in MODELS if get_model(name).torchvision_name]
@@ -563,8 +564,7 @@ def test_catalogue_is_true() -> None:
     assert set(COURSE) <= set(kept["models"])
 
 
-def test_catalogue_names_records_that_exist() -> None:
-    for facts in load_catalog()["models"].values():
-        for measured in facts["measured"]:
-            assert re.fullmatch(r"experiments/results/[\w./-]+\.jsonl", measured["record"])
-            assert (RECORDS.parent.parent / measured["record"]).is_file()
+def test_catalogue_has_the_reference_accuracies() -> None:
+    found = {(name, m["data"]): m["accuracy"] for name, e in load_catalog()["models"].items() for m in e["measured"]}
+    expected = {(r.model, r.label): round(100 * r.accuracy, 2) for r in references().values()}
+    assert found == expected

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cnnbench.data.module import ImageDataModule
 from cnnbench.errors import UserError
 from cnnbench.images import read_rgb
+from cnnbench.reference import weights_file
 from cnnbench.registry import check_arguments
 from cnnbench.trust import Trust
 
@@ -54,6 +55,8 @@ def add_network_arguments(parser: argparse.ArgumentParser, many: bool = False) -
     add("model", nargs="?", metavar="MODEL", help="a name from `cnnbench list`, torchvision:NAME, timm:NAME or "
         "package.module:callable, with random weights; arguments in brackets, quoted")  # fmt: skip
     add("--ckpt_path", type=Path, metavar="FILE", help="a checkpoint of `cnnbench fit`, in place of MODEL")
+    add("--weights", choices=("reference",), help="take MODEL with trained weights, which the package ships of a few "
+        "small networks")  # fmt: skip
     add("--in_channels", type=int, metavar="C", help="channels of the images (default: the network's own)")
     add("--image_size", type=int, metavar="N", help="height and width in pixels (default: the network's own)")
     add("--num_classes", type=int, metavar="K", help="number of classes (default: the network's own)")
@@ -76,6 +79,11 @@ def find_subject(arguments: argparse.Namespace) -> Subject:
     form = {key: getattr(arguments, key) for key in ("in_channels", "image_size", "num_classes")}
     if (arguments.model is None) == (arguments.ckpt_path is None):
         raise UserError("give either a MODEL, for random weights, or --ckpt_path FILE, for a trained network")
+    if getattr(arguments, "weights", None) is not None:
+        if arguments.model is None:
+            raise UserError("--weights reference needs MODEL, such as SimpleCNN")
+        arguments = argparse.Namespace(**vars(arguments))
+        arguments.ckpt_path = weights_file(arguments.model, getattr(arguments, "data", None))
     if arguments.ckpt_path is not None:
         given = next((key for key, value in form.items() if value is not None), None)
         if given:
