@@ -327,3 +327,42 @@ def test_batch_size_finder_doubles_the_batches() -> None:
     trainer.fit(_small("LeNet5", in_channels=1), datamodule=data)
     assert data.batch_size == finder.optimal_batch_size == 16
     assert trainer.global_step == 450 // 16
+
+
+@pytest.mark.parametrize(
+    ("views", "weights"),
+    [
+        ("one", {"as it is": 1.0}),
+        ("mirror", {"as it is": 0.5, "mirrored": 0.5}),
+        (
+            "mirror and shift",
+            {
+                "as it is": 0.25,
+                "mirrored": 0.25,
+                "up": 0.125,
+                "up mirrored": 0.125,
+                "down": 0.125,
+                "down mirrored": 0.125,
+            },
+        ),
+    ],
+)
+def test_a_test_averages_the_logits_over_its_views(views: str, weights: dict[str, float]) -> None:
+    """Against the views made by hand, of images whose borders are reflected."""
+    model = get_model("SimpleCNN")(test_views=views).eval()
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    wide = torch.cat([x[..., 1:2], x, x[..., -2:-1]], dim=3)
+    wide = torch.cat([wide[..., 1:2, :], wide, wide[..., -2:-1, :]], dim=2)
+    images = {"as it is": x, "up": wide[:, :, :32, :32], "down": wide[:, :, 2:, 2:]}
+    images |= {f"{name} mirrored": image.flip(3) for name, image in list(images.items())}
+    images["mirrored"] = images.pop("as it is mirrored")
+    with torch.no_grad():
+        expected = sum(share * model(images[name]) for name, share in weights.items())
+        torch.testing.assert_close(model._logits_over_views(x), expected)
+        torch.testing.assert_close(model.predict_step((x, torch.zeros(4)), 0), expected.softmax(1))
+    assert ("test-time augmentation" in model.recipe) == (views != "one")
+
+
+def test_views_that_are_not_known_are_refused() -> None:
+    with pytest.raises(UserError, match="unknown test_views 'all'; valid: one, mirror, mirror and shift"):
+        get_model("LeNet5")(test_views="all")

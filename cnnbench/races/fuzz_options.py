@@ -74,6 +74,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         "--precision": NAME,
         "--memory_format": NAME,
         "--mode": NAME,
+        "--cudnn_benchmark": NAME,
         "--processes": WHOLE,
         "--image_size": WHOLE,
     },
