@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import html
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from cnnbench import text
 from cnnbench.bench import provenance
 from cnnbench.bench.columns import Column, columns_of
 from cnnbench.bench.drawing import MANY
-from cnnbench.bench.findings import listed, over_seeds, reference_sentences, said
+from cnnbench.bench.findings import listed, over_seeds, reference_sentences, said, setting
 from cnnbench.bench.pictures import Drawn, draw_pictures
 from cnnbench.console import note
 from cnnbench.files import write_text
@@ -40,6 +40,11 @@ LEFT_OUT_WHEN_NARROW = (
 """Columns that the terminal table does without, one after the other, until it fits; data sets then head their rows."""
 LONGEST_MODEL = 40
 """Characters of a network's name that the terminal table gives a line."""
+
+
+def _timed(record: Record) -> Mapping[str, Any]:
+    """Return the samples of a record's times, by kind of work; empty where nothing was timed."""
+    return record.measures.get("samples_ms") or {}
 
 
 class Report:
@@ -111,8 +116,11 @@ class Report:
         if len(self.models) <= MANY:
             networks = ", ".join(self.models)
         devices = dict.fromkeys(str(said(r.environment, "device")) for r in self.records)
+        formats = dict.fromkeys(str(setting(r, "inference_precision")) for r in self.records if "latency" in _timed(r))
+        timed = f"; inference timed in {listed(formats, ' and ')}" if formats else ""
         return (
-            f"{networks} on {listed(self.groups, ' and ')}; {listed(devices, ' and ')}; {self.records[0].created[:10]}"
+            f"{networks} on {listed(self.groups, ' and ')}; {listed(devices, ' and ')}{timed}; "
+            f"{self.records[0].created[:10]}"
         )
 
 

@@ -219,7 +219,9 @@ class _Run:
                 remove_parts(self.folder / "records")
                 save_plan(self.folder, self.plan)
                 plan = self.plan
-                self.display.note(f"{self.folder}: {plan.device}, {plan.precision} ({plan.precision_reason})")
+                inference = plan.inference_precision or plan.precision
+                formats = plan.precision if inference == plan.precision else f"{plan.precision}, inference {inference}"
+                self.display.note(f"{self.folder}: {plan.device}, {formats} ({plan.precision_reason})")
                 self._take([cell for cell in plan.cells() if cell.key not in done], done, on_record)
         except Timeout:
             raise UserError(
