@@ -29,7 +29,7 @@ MANY_ROWS = 30
 """Rows from which a table says at its foot again what its columns are."""
 MANY_MATRICES = 12
 """Confusion matrices of which more are folded away."""
-CSV_SETTINGS = ("precision", "budget_s", "batch_size", "speed_batch_size")
+CSV_SETTINGS = ("precision", "inference_precision", "budget_s", "batch_size", "speed_batch_size")
 CSV_TRAINING = ("seconds", "steps", "epochs", "converged")
 TEXT_COLUMNS_OF_SEEDS = 2
 SEEDS_MEANING = "Test accuracy over seeds: mean, standard deviation (n - 1), lowest and highest."
@@ -184,7 +184,7 @@ def to_csv(report: Report) -> str:
     for r in report.records:
         row: list[Any] = [r.model, r.data_name, r.data["label"], r.data["synthetic"], r.seed, r.status, r.reason]
         row += [r.environment.get("device"), r.environment.get("threads")]
-        row += [r.config.get(name) for name in CSV_SETTINGS]
+        row += [setting(r, name) for name in CSV_SETTINGS]
         row.append("; ".join(r.measures.get("suspect", ())))
         row += [r.training.get(k) for k in CSV_TRAINING]
         row += [r.measures.get(k) for k in scalars]
