@@ -224,6 +224,11 @@ def test_commands_take_shipped_weights(shipped: Path, capsys: pytest.CaptureFixt
         (["test", "--weights", "reference", "--model", "VGG16"], "there are no weights of VGG16; there are"),
         (["fit", "--weights", "reference", "--model", "LeNet5"], "for test, validate and predict"),
         (["explain", "filters", "--weights", "reference"], "give either a MODEL"),
+        (["explain", "gallery", "--weights", "reference", "--epochs", "2"], "--epochs is about a training"),
+        (
+            ["explain", "gallery", "--weights", "reference", "--data", "MNIST"],
+            "there are no weights of SimpleCNN on MNIST",
+        ),
         (["explain", "filters", "VGG16", "--weights", "reference"], "there are no weights of VGG16; there are"),
     ],
 )

@@ -19,6 +19,7 @@ from cnnbench.console import note
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, run, save
 from cnnbench.files import write_text
+from cnnbench.reference import weights_file
 from cnnbench.registry import split_names
 from cnnbench.trust import OPTION
 
@@ -30,6 +31,8 @@ RECIPE = (
 ).split()
 """How: Muon turns filters far from their random start within few epochs, where AdamW leaves them noisy."""
 TRAINED_ON, EPOCHS = "CIFAR10", 3
+SHIPPED, MADE_BY = "SimpleCNN", "cnnbench bench --config experiments/bench/reference-cpu-small.yaml"
+"""The network whose weights the package ships, and what trained it."""
 CHECKPOINT, DATA = "CHECKPOINT", "DATA"
 """Stand for the trained network and its data in the options below."""
 READABLE = 60
@@ -147,13 +150,16 @@ def main(arguments: Sequence[str], make_parser: Callable[..., Any]) -> int:
     options = parser.parse_args(list(arguments))
     start = time.perf_counter()
     folder: Path = options.out
-    how, arguments = _recipe(options)
-    _say(f"training a network, {how}")
-    arguments.append(f"--out={folder / 'runs'}")
-    if options.trust:
-        arguments.append(f"{OPTION}={','.join(options.trust)}")
-    checkpoint = _train(arguments, options.data_dir, folder / "runs")
-    trained = _trained(checkpoint, arguments, options.trust)
+    if options.weights is not None:
+        trained = _shipped(options)
+    else:
+        how, arguments = _recipe(options)
+        _say(f"training a network, {how}")
+        arguments.append(f"--out={folder / 'runs'}")
+        if options.trust:
+            arguments.append(f"{OPTION}={','.join(options.trust)}")
+        checkpoint = _train(arguments, options.data_dir, folder / "runs")
+        trained = _trained(checkpoint, shlex.join(["cnnbench", "fit", *arguments]), options.trust)
     shown = []
     for number, part in enumerate(PARTS, 1):
         _say(f"[{time.perf_counter() - start:3.0f} s] {number} of {len(PARTS)}: {part.title}")
@@ -171,8 +177,27 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data_dir", metavar="DIR", help="folder of the data (default: CNNBENCH_DATA, else data)")
     add("--epochs", type=int, metavar="N", help=f"of the training (default: {EPOCHS})")
     add("--config", type=Path, metavar="FILE", help="what to train in place of it, as for `cnnbench fit`")
+    add(
+        "--weights", choices=("reference",), help=f"train nothing: take the weights of {SHIPPED} that the package ships"
+    )
     add("--out", type=Path, default=Path("results/gallery"), metavar="DIR", help="folder (default: %(default)s)")
     add(OPTION, type=split_names, default=(), metavar="MODULE", help="modules whose networks --config may name")
+
+
+def _shipped(options: argparse.Namespace) -> Trained:
+    """Return the network whose weights the package ships."""
+    given = next((name for name in ("config", "epochs") if getattr(options, name) is not None), None)
+    if given:
+        raise UserError(f"--{given} is about a training, and --weights reference trains nothing; leave one of them out")
+    checkpoint = weights_file(SHIPPED, options.data or TRAINED_ON)
+    _set_data_dir(options.data_dir)
+    return _trained(checkpoint, MADE_BY)
+
+
+def _set_data_dir(data_dir: str | None) -> None:
+    """Have the tools look for data in a folder too."""
+    if data_dir:
+        os.environ["CNNBENCH_DATA"] = data_dir
 
 
 def _say(text: str) -> None:
@@ -204,15 +229,14 @@ def _train(arguments: Sequence[str], data_dir: str | None, runs: Path) -> Path:
     from cnnbench.train import main as train
 
     before = set(runs.glob("*/*"))
-    if data_dir:
-        os.environ["CNNBENCH_DATA"] = data_dir  # for the tools too
+    _set_data_dir(data_dir)
     train(["fit", *arguments, "--trainer.enable_progress_bar=false"])
     (made,) = set(runs.glob("*/*")) - before
     return made / "checkpoints" / "last.ckpt"
 
 
-def _trained(checkpoint: Path, arguments: Sequence[str], trusted: Sequence[str] = ()) -> Trained:
-    """What was trained, by a checkpoint, the options of ``cnnbench fit`` that made it, and modules it may name."""
+def _trained(checkpoint: Path, command: str, trusted: Sequence[str] = ()) -> Trained:
+    """What was trained, by a checkpoint, the command that made it, and modules it may name."""
     from cnnbench.explain.subjects import load_checkpoint
 
     subject = load_checkpoint(checkpoint, argparse.Namespace(data=None, data_dir=None, trust=trusted))
@@ -227,7 +251,6 @@ def _trained(checkpoint: Path, arguments: Sequence[str], trusted: Sequence[str] 
     default = inspect.signature(type(data)).parameters.get("in_channels")
     if default is not None and data.in_channels != default.default:
         options.append(f"--in_channels={data.in_channels}")
-    command = shlex.join(["cnnbench", "fit", *arguments])
     trust = [f"{OPTION}={','.join(trusted)}"] if trusted else []
     return Trained(_written(subject.model), data.label, checkpoint, command, options, trust)
 
