@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -161,7 +162,7 @@ def test_the_gallery_names_what_was_trained() -> None:
 
     options = ["--data.train_images=20", "--data.image_size=28", "--data.in_channels=1", "--trainer.max_epochs=1"]
     fit = ["--model=SimpleCNN(convs=5x5,batch_norm=True)", "--data=Synthetic", *options, "--out=runs"]
-    trained = gallery._trained(gallery._train(fit, None, Path("runs")), "cnnbench fit")
+    trained = gallery._trained(gallery._train(fit, None, Path("runs")), shlex.join(["cnnbench", "fit", *fit]))
     assert trained.model == "SimpleCNN(batch_norm=True,convs=5x5)"
     assert trained.command.startswith("cnnbench fit '--model=SimpleCNN(convs=5x5,batch_norm=True)' --data=Synthetic")
     for form in ("SpeedNet", "SpeedNet(depth=3)"):
