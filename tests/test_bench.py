@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -14,9 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from rich.console import Console
 
 from cnnbench.bench import plan as plans
 from cnnbench.bench import run as runner
+from cnnbench.bench.display import LiveDisplay
 from cnnbench.bench.plan import Plan, parse_budget
 from cnnbench.checkpoints import read_checkpoint
 from cnnbench.cli import main
@@ -451,3 +454,19 @@ def test_weights_are_kept_where_that_is_asked_for() -> None:
     assert right / 20 == record.measures["test_accuracy"]
     assert main(["bench", "--resume", "--out=run"]) == 0
     assert main(["bench", "--models=LeNet5", "--measures=complexity", "--keep_weights", "--out=no"]) == 2
+
+
+def test_a_log_is_told_how_far_the_run_is_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("cnnbench.bench.display.time.monotonic", lambda: now[0])
+    stream = io.StringIO()
+    display = LiveDisplay(Console(file=stream, width=200))
+    display.expect("LeNet5", 600)
+    for second in range(0, 200, 10):
+        now[0] = float(second)
+        display.update("LeNet5", second / 600, f"epoch {second // 10}")
+    assert stream.getvalue().splitlines() == [
+        "[1:00] LeNet5: epoch 6, about 9:00 left",
+        "[2:00] LeNet5: epoch 12, about 8:00 left",
+        "[3:00] LeNet5: epoch 18, about 7:00 left",
+    ]

@@ -11,9 +11,12 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from cnnbench.console import make_console
 from cnnbench.text import printable
 
+SILENT_S = 60.0
+"""Seconds without a line after which a log is told how far the run is."""
+
 
 class LiveDisplay:
-    """Shows on stderr how far a run is; where stderr is no terminal, only the notes are printed.
+    """Shows on stderr how far a run is; where stderr is no terminal, by notes and a line each minute without one.
 
     Use as a context manager. Work is announced with its expected seconds, from which the time left follows; announcing
     it again corrects the expectation.
@@ -23,7 +26,7 @@ class LiveDisplay:
         self._console = console or make_console(stderr=True)
         self._expected_s: dict[str, float] = {}
         self._share: dict[str, float] = {}
-        self._start = time.monotonic()
+        self._start = self._spoke = time.monotonic()
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -63,12 +66,15 @@ class LiveDisplay:
             left=f"about {_clock(left)} left",
             text=printable(text),
         )
+        if not self._console.is_terminal and text and time.monotonic() - self._spoke >= SILENT_S:
+            self.note(f"{name}: {text}, about {_clock(left)} left")
 
     def note(self, text: str) -> None:
         """Print a line that stays."""
         minutes = _clock(time.monotonic() - self._start)
         line = f"[{minutes}] {printable(text)}"
         self._console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        self._spoke = time.monotonic()
 
 
 def _clock(seconds: float) -> str:
