@@ -37,7 +37,7 @@ LEGEND = """\
 32: 3x32x32 images, 10 classes; 224: 3x224x224 images, 1000 classes. Depth: weighted layers on the longest path, at 224.
 Params: those that inference uses. Accuracies: top-1, in %.
 Published: the best that its source states, one crop of 224 pixels if not said otherwise; V2: torchvision's newer
-recipe. Recipes differ, so the rows do not compare. Reference: after a full training here, at 32x32, the mean over
+recipe. Recipes differ, so the rows do not compare. Reference: after a long training here, at 32x32, the mean over
 seeds; a JPEG copy of CIFAR-10 has pixels that differ a little from the originals. `cnnbench list --json` has titles and
 sources."""
 

@@ -29,7 +29,8 @@ def adamw(params: ParamsT, fused: bool = True, **options: Any) -> torch.optim.Ad
     groups = list(params)
     tensors = [p for group in groups for p in (group["params"] if isinstance(group, dict) else [group])]
     on_cuda = bool(tensors) and all(isinstance(p, Tensor) and p.is_cuda for p in tensors)
-    return torch.optim.AdamW(groups, fused=fused and on_cuda, **options)  # type: ignore[arg-type]
+    # None lets torch choose; False would step tensor by tensor.
+    return torch.optim.AdamW(groups, fused=True if fused and on_cuda else None, **options)  # type: ignore[arg-type]
 
 
 class MuonSGD(torch.optim.Optimizer):

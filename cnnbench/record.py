@@ -105,8 +105,13 @@ def write_lines(path: Path, records: Iterable[Record]) -> None:
     """
     if os.path.lexists(path):
         raise UserError(f"'{path}' exists and records are never overwritten; choose another name")
+    write_text(path, as_lines(records))
+
+
+def as_lines(records: Iterable[Record]) -> str:
+    """Return records as JSON lines, each with a checksum."""
     lines = [json.dumps(with_checksum(asdict(record)), ensure_ascii=False, allow_nan=False) for record in records]
-    write_text(path, "".join(f"{line}\n" for line in lines))
+    return "".join(f"{line}\n" for line in lines)
 
 
 def parse_record(value: Any, where: str = "the record") -> Record:

@@ -1,4 +1,4 @@
-"""Reference accuracies: what networks of the zoo reach after a full training, from records that the package ships.
+"""Reference accuracies: what networks of the zoo reach after a long training, from records that the package ships.
 
 A benchmark's budget can end long before a network has learnt what it can; then its accuracy says how fast it learns on
 one machine, and ranks networks in another order than everybody knows. So wherever such an accuracy is shown, that of
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cnnbench.errors import UserError
-from cnnbench.record import Record, load_records, write_lines
+from cnnbench.files import write_text
+from cnnbench.record import Record, as_lines, load_records
 
 FOLDER = Path(__file__).parent / "references"
 FILE = FOLDER / "records.jsonl"
@@ -26,7 +27,7 @@ CATALOG = Path(__file__).parent / "models" / "catalog.json"
 
 
 class Reference(NamedTuple):
-    """The accuracy of a network after a full training.
+    """The accuracy of a network after its reference training.
 
     Attributes:
         model: Name of the network.
@@ -54,7 +55,7 @@ class Reference(NamedTuple):
     def words(self) -> str:
         """The accuracy with what it is of, for captions and sentences."""
         seeds = "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"
-        return f"{percent(self.accuracy)} after {self.epochs:.0f} epochs ({seeds}, {self.created}, {self.device})"
+        return f"{percent(self.accuracy)} ({self.epochs:.0f} epochs, {seeds}, {self.created}, {self.device})"
 
 
 def percent(share: float) -> str:
@@ -90,8 +91,17 @@ def published_words(model: str, label: str) -> str:
 
 
 def reference_of(record: Record) -> Reference | None:
-    """Return the reference of the network and data of a record, if there is one."""
-    return references().get(_key(record))
+    """Return the reference of the network and data of a record, if there is one that was trained for longer."""
+    found = references().get(_key(record))
+    if found is None or record.training.get("converged", True):
+        return None
+    return found if found.epochs > record.training.get("epochs", 0.0) else None
+
+
+def is_as_long_as_the_reference(record: Record) -> bool:
+    """Return whether there is a reference, and a record's training took as many epochs as it, or is it."""
+    found = references().get(_key(record))
+    return found is not None and record.training.get("epochs", 0.0) >= found.epochs
 
 
 def _key(record: Record) -> tuple[str, str, int, int]:
@@ -134,9 +144,7 @@ def take_over(paths: Sequence[Path]) -> list[Record]:
         if record.training["diverged"]:
             raise UserError(f"the training of {record.key} diverged; leave it out")
         kept[record.key] = record
-    FOLDER.mkdir(exist_ok=True)
-    FILE.unlink(missing_ok=True)
-    write_lines(FILE, [kept[key] for key in sorted(kept)])
+    write_text(FILE, as_lines(kept[key] for key in sorted(kept)))
     references.cache_clear()
     return new
 

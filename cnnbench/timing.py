@@ -79,6 +79,9 @@ def speed(arguments: argparse.Namespace) -> int:
         raise UserError(f"--limits is about operators as they are written; leave out --mode {arguments.mode}")
     if arguments.memory and config.device.type != "cpu":
         raise UserError("--memory is for the CPU; on a GPU the peak memory is always in the table")
+    without = next((way for way in (way or config.way for way in ways) if "training" not in way.kinds), None)
+    if arguments.memory and without is not None:
+        raise UserError(f"--memory is that of training steps, and in {without.precision} there are none; leave out one")
     if arguments.memory and any(way and way.mode == "compile" for way in ways):
         raise UserError("--memory would find what the compiler takes; leave out --mode compile")
     for option, used in (("limits", arguments.limits), ("sweep", arguments.sweep)):

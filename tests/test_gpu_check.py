@@ -101,5 +101,5 @@ def test_data_comes_from_an_archive(tmp_path: Path) -> None:
     (tmp_path / "MNIST" / "x").write_text("x")
     with tarfile.open(tmp_path / "data.tar.xz", "w:xz") as packed:
         packed.add(tmp_path / "MNIST", "MNIST")
-    found = gpu._unpacked(tmp_path / "data.tar.xz", tmp_path / "out")
-    assert (found / "MNIST" / "x").read_text() == "x"
+    gpu._unpack(tmp_path / "data.tar.xz", tmp_path / "out")
+    assert (tmp_path / "out" / "MNIST" / "x").read_text() == "x"

@@ -78,7 +78,7 @@ def test_a_reference_is_the_mean_over_its_seeds(known: Path) -> None:
         2,
         30,
     )
-    assert found.words.startswith("85.0 % after 30 epochs (2 seeds, ")
+    assert found.words.startswith("85.0 % (30 epochs, 2 seeds, ")
     alone = reference.reference_of(_trained("LeNet5", 3, 1, 0.1))
     assert alone is not None
     assert alone.low < 0.6 < alone.high  # the interval of ten images
@@ -93,8 +93,8 @@ def test_the_front_is_that_of_full_trainings(known: Path) -> None:
     assert [e.name for e in front(entries, "macs")] == ["LeNet5", "ResNet18"]
     (sentence,) = front_sentences(_benchmark(), "macs")
     assert sentence == (
-        "Front of accuracy after a full training (reference accuracies) against MACs on MNIST: LeNet5, ResNet18. Left "
-        "out, since no full training is known: VGG16."
+        "Front of reference accuracy against MACs on MNIST: LeNet5, ResNet18. Left out, since there is no reference of "
+        "them: VGG16."
     )
 
 
@@ -122,7 +122,7 @@ def test_the_report_has_the_reference_beside_a_short_training(known: Path) -> No
     assert [row["Reference %"] for row in shown] == ["60.0", "85.0", DASH]
     assert [row["Accuracy %"] for row in shown] == ["50.0*", "30.0*", "40.0*"]
     (lenet, resnet) = report.references
-    assert lenet.startswith("LeNet5 on MNIST: within this run's budget 50.0 %; after a full training 60.0 % after 30")
+    assert lenet.startswith("LeNet5 on MNIST: within this run's budget 50.0 %; after its reference training 60.0 % (30")
     assert lenet.endswith("published 99.05 % (the paper, 0.95 % error without distortions).")
     assert "85.0 %" in resnet
     for page in (to_html(report), to_markdown(report)):
@@ -134,7 +134,7 @@ def test_the_picture_has_both_accuracies(known: Path) -> None:
     figure = figures.accuracy_against(_benchmark(), "macs")
     assert figure is not None
     note = figure.get_supxlabel()
-    assert "filled marker: after a full training (reference)" in note
+    assert "filled marker: after the reference training" in note
     assert "open marker: after this run's short training" in note
     (axes,) = figure.axes
     heights = {round(float(y), 3) for line in axes.lines for y in line.get_ydata()}

@@ -94,9 +94,7 @@ def _interval(record: Record) -> str:
 
 def _reference(record: Record) -> str:
     known = reference_of(record)
-    if known is None or record.training.get("converged", True):
-        return DASH
-    return percent(known.accuracy).removesuffix(" %")
+    return DASH if known is None else percent(known.accuracy).removesuffix(" %")
 
 
 def _epochs(record: Record) -> str:
@@ -156,8 +154,8 @@ COLUMNS = (
     ),
     Column(
         "Reference %", "reference_accuracy", _reference,
-        "What the network reaches after a full training, from the records that the package ships; the mean over seeds. "
-        "It stands beside a short training, which says how fast a network learns and not how good it is.",
+        "What the network reaches after its reference training, from the records that the package ships; the mean over "
+        "seeds. It stands beside a short training, which says how fast a network learns and not how good it is.",
     ),
     Column(
         "95 % interval", "test_accuracy_interval", _interval,

@@ -131,7 +131,7 @@ def _reference_points(ax: Axes, entries: Sequence[Contender], cost: str, scheme:
 
 
 def _has_front(entries: Sequence[Contender], cost: str) -> bool:
-    """Return whether a panel has a front: at least two networks whose accuracy after a full training is known."""
+    """Return whether a panel has a front: at least two networks whose settled accuracy is known."""
     return compare_alike(entries) and sum(e.settled is not None for e in measured(entries, cost)) > 1
 
 
@@ -156,7 +156,7 @@ def _bars(middles: Sequence[float], ends: Sequence[tuple[float, float]]) -> list
 
 def _steps(ax: Axes, entries: Sequence[Contender], cost: str) -> list[tuple[float, float]]:
     """The corners of the front's line, to the panel's right edge: what is to be had for a cost."""
-    points = [(e.mean(cost), e.settled[0]) for e in front(entries, cost) if e.settled is not None]
+    points = [(e.mean(cost), e.settled) for e in front(entries, cost) if e.settled is not None]
     points.append((ax.get_xlim()[1], points[-1][1]))
     return [points[0], *(corner for (_, y), b in pairwise(points) for corner in ((b[0], y), b))]
 
@@ -182,7 +182,7 @@ def _explain(figure: Figure, drawn: Mapping[str, Sequence[Contender]], cost: str
     if any(len(e.per_seed("test_accuracy")) > 1 for e in everyone):
         notes.append("bar: range over seeds, marker at their mean")
     if any(e.reference for e in everyone):
-        notes.append("filled marker: after a full training (reference)")
+        notes.append("filled marker: after the reference training")
     if not all(e.converged for e in everyone):
         notes.append("open marker: after this run's short training, not converged")
     if notes:
@@ -205,7 +205,7 @@ def _name_accuracies(ax: Axes, entries: Sequence[Contender], cost: str, scheme: 
     names = []
     for e in entries:
         side = (-1, 1) if id(e) in best else (1, 1)  # above the front and to its left there is no network
-        y = e.settled[0] if e.settled is not None else e.mean("test_accuracy")
+        y = e.settled if e.settled is not None else e.mean("test_accuracy")
         names.append(Name(e.mean(cost), y, scheme.names[e.model], id(e) in needed, side))
     lines = []
     if _has_front(entries, cost):

@@ -9,7 +9,13 @@ from typing import Any
 
 from cnnbench.bench.ranks import Correlation, Spread, correlate, inversion, pareto_front
 from cnnbench.record import Record
-from cnnbench.reference import Reference, percent, published_words, reference_of
+from cnnbench.reference import (
+    Reference,
+    is_as_long_as_the_reference,
+    percent,
+    published_words,
+    reference_of,
+)
 
 SETTINGS = (
     *("budget_s", "epochs", "precision", "inference_precision", "memory_format", "mode", "cudnn_benchmark"),
@@ -99,17 +105,20 @@ class Contender:
 
     @property
     def reference(self) -> Reference | None:
-        """What the network reaches after a full training, if that is known; None where these records are one."""
-        return None if self.converged else reference_of(self.records[0])
+        """What the network reaches after a longer training than this one, if that is known; None after a full one."""
+        return reference_of(self.records[0])
 
     @property
-    def settled(self) -> tuple[float, float, float] | None:
-        """Accuracy after a full training, with its lower and upper end: here, or by the reference; None if unknown."""
-        if self.converged and self.has("test_accuracy"):
-            low, high = self.spread("test_accuracy")
-            return self.mean("test_accuracy"), low, high
+    def settled(self) -> float | None:
+        """Accuracy that says how good the network is: after a full training, or a reference; None if there is none.
+
+        Of a training that is as long as the reference, which may be the reference itself, its own.
+        """
         known = self.reference
-        return None if known is None else (known.accuracy, known.low, known.high)
+        if known is not None:
+            return known.accuracy
+        is_long = self.converged or is_as_long_as_the_reference(self.records[0])
+        return self.mean("test_accuracy") if is_long and self.has("test_accuracy") else None
 
     def per_seed(self, key: str) -> list[float]:
         """A measure per seed that has it; repeats of a seed count once, as their mean."""
@@ -226,12 +235,12 @@ def measured(entries: Sequence[Contender], *keys: str) -> list[Contender]:
 
 
 def front(entries: Sequence[Contender], cost: str) -> list[Contender]:
-    """Return those that no other beats in accuracy after a full training at equal or lower cost, by rising cost.
+    """Return those that no other beats in settled accuracy at equal or lower cost, by rising cost.
 
-    A network of which no full training is known is left out: what it learns within a short budget says how fast it
-    learns, not how good it is. The accuracies are means over seeds.
+    A network that has none is left out: what it learns within a short budget says how fast it learns, not how good it
+    is. The accuracies are means over seeds.
     """
-    points = [(e, e.mean(cost), e.settled[0]) for e in measured(entries, cost) if e.settled is not None]
+    points = [(e, e.mean(cost), e.settled) for e in measured(entries, cost) if e.settled is not None]
     return [points[i][0] for i in pareto_front([(x, y) for _, x, y in points])]
 
 
@@ -255,14 +264,14 @@ def _front_sentence(label: str, entries: Sequence[Contender], cost: str) -> str:
             "which network is better, and there are no reference accuracies of them."
         )
     mean = " (mean over seeds)" if any(len(e.per_seed("test_accuracy")) > 1 for e in entries) else ""
-    after = " after a full training (reference accuracies)" if any(e.reference for e in settled) else ""
+    kind = "reference accuracy" if any(e.reference for e in settled) else "accuracy"
     names = listed(e.name for e in front(entries, cost))
-    rest = f" Left out, since no full training is known: {listed(unknown)}." if unknown else ""
-    return f"Front of accuracy{after}{mean} against {COSTS[cost]} on {label}: {names}.{rest}"
+    rest = f" Left out, since there is no reference of them: {listed(unknown)}." if unknown else ""
+    return f"Front of {kind}{mean} against {COSTS[cost]} on {label}: {names}.{rest}"
 
 
 def reference_sentences(records: Sequence[Record]) -> list[str]:
-    """Return a sentence per network whose training here was short: what it reaches after a full one."""
+    """Return a sentence per network whose training here was short: what it reaches after its reference training."""
     sentences = []
     for entry in contenders(records):
         known = entry.reference
@@ -270,8 +279,8 @@ def reference_sentences(records: Sequence[Record]) -> list[str]:
             continue
         published = published_words(entry.model, entry.label)
         sentences.append(
-            f"{entry.name} on {entry.label}: within this run's budget {percent(entry.mean('test_accuracy'))}; after a "
-            f"full training {known.words}" + (f"; {published}." if published else ".")
+            f"{entry.name} on {entry.label}: within this run's budget {percent(entry.mean('test_accuracy'))}; after "
+            f"its reference training {known.words}" + (f"; {published}." if published else ".")
         )
     return first_sentences(sentences, "more networks have reference accuracies; see results.csv")
 

@@ -93,7 +93,7 @@ class Report:
 
     @cached_property
     def references(self) -> list[str]:
-        """What the networks reach after a full training, where that of these records was short."""
+        """What the networks reach after their reference training, where that of these records was short."""
         return reference_sentences(self.records)
 
     @cached_property

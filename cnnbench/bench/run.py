@@ -592,7 +592,7 @@ def _outcome(record: Record) -> str:
     if training["converged"]:
         return text
     known = reference_of(record)
-    full = f"; after a full training {percent(known.accuracy)}" if known is not None else ""
+    full = f"; after the reference training {percent(known.accuracy)}" if known is not None else ""
     return f"{text} in {training['seconds']:.0f} s, not converged{full}"
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnnbench.errors import UserError
-from cnnbench.hardware import INFERENCE_PRECISIONS, numbers, synchronise, weights_type
+from cnnbench.hardware import INFERENCE_PRECISIONS, cudnn_benchmark, numbers, synchronise, weights_type
 from cnnbench.measure import operators
 from cnnbench.measure.peaks import PEAK_CONVENTION, Peaks
 from cnnbench.measure.roofline import TRAFFIC_CONVENTION, Load, Timed, bound, layer_traffic
@@ -22,6 +22,8 @@ from cnnbench.measure.work import SpeedConfig, Subject
 
 CONVENTION = f"{TRAFFIC_CONVENTION}; {PEAK_CONVENTION}"
 _PASSES = 3
+_SLEEP_CYCLES = 100_000_000
+"""About 50 ms of a GPU's clock."""
 
 
 def find_limits(
@@ -69,7 +71,8 @@ def find_limits(
     model = model.to(device=config.device, memory_format=order).eval()  # type: ignore[call-overload]
     x = torch.randn(config.batch_size, *shape, generator=torch.Generator().manual_seed(config.seed))
     x = x.to(config.device, weights_type(precision), memory_format=order)
-    seconds = seconds_by_kind(model, x, precision, config.device)
+    with cudnn_benchmark(way.cudnn_benchmark):
+        seconds = seconds_by_kind(model, x, precision, config.device)
     found["groups"] = [
         {"kind": kind, **_costs(part), "intensity": part.intensity, "seconds": seconds.get(kind),
          "predicted_s": part.seconds(peaks)}
@@ -91,6 +94,10 @@ def seconds_by_kind(model: nn.Module, x: Tensor, precision: str, device: torch.d
     passes = []
     for _ in range(_PASSES + 1):
         with torch.no_grad(), numbers(precision, device), _OperatorClock(device) as clock:
+            if device.type == "cuda":
+                # While the GPU is busy with this, the operators are launched; then no event waits for the host.
+                with torch.cuda.device(device):
+                    torch.cuda._sleep(_SLEEP_CYCLES)
             model(x)
         passes.append(clock.seconds())
     return {kind: statistics.median(found[kind] for found in passes[1:]) for kind in passes[0]}

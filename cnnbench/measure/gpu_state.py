@@ -76,8 +76,11 @@ class GpuState:
         return summary(self._states) | more
 
     def _not_ours(self) -> int:
-        """Return the bytes of the device that torch does not hold in this process."""
-        free, total = torch.cuda.mem_get_info(self._device)
+        """Return the bytes of the device that torch does not hold in this process; 0 if the device has failed."""
+        try:
+            free, total = torch.cuda.mem_get_info(self._device)
+        except RuntimeError:
+            return 0
         return total - free - torch.cuda.memory_reserved(self._device)
 
     def _look_on(self) -> None:

@@ -34,9 +34,11 @@ def on_capture_stream(device: torch.device) -> Iterator[None]:
     """Inside, work goes to the stream that graphs are recorded on; the streams wait for each other."""
     current, side = torch.cuda.current_stream(device), _stream(device)
     side.wait_stream(current)
-    with torch.cuda.stream(side):
-        yield
-    current.wait_stream(side)
+    try:
+        with torch.cuda.stream(side):
+            yield
+    finally:
+        current.wait_stream(side)
 
 
 @contextlib.contextmanager
@@ -77,15 +79,22 @@ def capture(work: Callable[[Tensor], Any], images: Tensor) -> tuple[Callable[[Te
     """
     device, x = images.device, images.clone()
     before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
     with on_capture_stream(device):
         for _ in range(_WARM_UPS - 1):
             work(x)
+        # What cuDNN took for its search of kernels is no part of a step.
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
         with _no_waiting():
             work(x)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph, pool=_pool(device), stream=_stream(device)):
-        out = work(x)
+    try:
+        with torch.cuda.device(device), torch.cuda.graph(graph, pool=_pool(device), stream=_stream(device)):
+            out = work(x)
+    except BaseException:
+        # Some versions of torch take the pool of a failed recording for one that is still being recorded.
+        _pool.cache_clear()
+        raise
     peak = torch.cuda.max_memory_allocated(device) - before
 
     def replay(fresh: Tensor) -> Any:

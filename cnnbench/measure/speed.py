@@ -54,14 +54,15 @@ def measure_speed(
         (forward, backward, optimizer) at ``train_batch_size``, each from the median, with 10th and 90th percentile,
         median absolute deviation and the median's 95 % interval (``low``, ``high``) of the calls' wall times;
         ``*_ms_device`` medians of a GPU's own time, of calls that were queued before it began with them, so that it
-        waits for nothing in between (None in ``16-mixed`` training, which waits); ``images_per_s_queued`` and
-        ``train_images_per_s_queued`` the throughput of several calls that are queued together, as of a loop that does
-        not wait for each result, on a GPU; ``train_forward_ms``, ``train_backward_ms`` and ``train_optimizer_ms``
-        medians of a step's parts, on a GPU of queued calls; ``cold_start_ms`` the very first call, with compilation or
-        recording, ``cold_ms`` the first of each kind; ``peak_memory_bytes`` what a training step allocates on a GPU:
-        weights, gradients, optimizer state and activations, without the images, and ``peak_reserved_bytes`` what torch
-        holds for these (None on a CPU); ``samples_ms`` every sample, by kind and round, with those of the
-        ``yardstick``, the same convolution in every run; ``conditions`` what the machine did meanwhile, ``suspect``
+        waits for nothing in between, up to about a thousand launches, which is what a queue holds;
+        ``images_per_s_queued`` and ``train_images_per_s_queued`` the throughput of several calls that are queued
+        together, as of a loop that does not wait for each result, on a GPU; ``train_forward_ms``,
+        ``train_backward_ms`` and ``train_optimizer_ms`` medians of a step's parts, on a GPU of queued calls;
+        ``cold_start_ms`` the very first call, with compilation or recording, ``cold_ms`` the first of each kind;
+        ``peak_memory_bytes`` what a training step allocates on a GPU: weights, gradients, optimizer state and
+        activations, without the images, and ``peak_reserved_bytes`` what torch holds for these (None on a CPU);
+        ``samples_ms`` every sample, by kind and round, with those of the ``yardstick``, the same convolution in every
+        run; ``conditions`` what the machine did meanwhile, ``suspect``
         reasons to doubt the times.
     """
     ways = list(dict.fromkeys(subject.way or config.way for subject in subjects.values()))
@@ -76,6 +77,8 @@ def measure_speed(
 def _measure(
     subjects: Mapping[str, Subject], config: SpeedConfig, on_progress: Callable[[float, str], None], watch: Stopwatch
 ) -> dict[str, dict[str, Any]]:
+    # Before the networks, one of which may break the device.
+    yardstick = _Yardstick(config)
     timed: dict[str, Timed] = {}
     failed: dict[str, dict[str, Any]] = {}
     for index, (name, subject) in enumerate(subjects.items()):
@@ -90,7 +93,6 @@ def _measure(
             if way.precision_of("latency") in INFERENCE_PRECISIONS:
                 failed[name]["error"] += f" (inference in {way.precision_of('latency')}; try --precision 32-true)"
     start = time.monotonic()
-    yardstick = _Yardstick(config)
     shuffler = random.Random(config.seed)
     broken: list[str] = []
     with Conditions(config.device) as conditions, _no_collection():
@@ -103,6 +105,8 @@ def _measure(
                 break
             conditions.look()
     state = conditions.figures()
+    if broken:
+        _cut_to_whole_rounds([timed[name] for name in timed.keys() - failed.keys()], yardstick)
     for name in timed.keys() - failed.keys():
         if not all(any(rounds) for rounds in timed[name].rounds_ms.values()):
             failed[name] = {"error": f"it was not timed: {broken[0] if broken else 'there was no round'}"}
@@ -112,6 +116,14 @@ def _measure(
         found[name] |= {"conditions": state, "suspect": doubts}
         found[name]["samples_ms"]["yardstick"] = yardstick.rounds_ms
     return found
+
+
+def _cut_to_whole_rounds(timed: Sequence[Timed], yardstick: _Yardstick) -> None:
+    """Leave out the round that was not finished: ratios are of rounds in which everybody had a turn."""
+    lists = [rounds for one in timed for rounds in one.rounds_ms.values()] + [yardstick.rounds_ms]
+    whole = min(map(len, lists))
+    for rounds in lists:
+        del rounds[whole:]
 
 
 def _take_round(

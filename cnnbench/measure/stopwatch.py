@@ -105,7 +105,8 @@ class Stopwatch:
             The lap; its wall time has the sleep in it.
         """
         sleep_ms = min(max(2 * wall_ms, _LEAST_SLEEP_MS), _MOST_SLEEP_MS)
-        torch.cuda._sleep(int(sleep_ms * _SLEEP_CYCLES_PER_MS))
+        with torch.cuda.device(self._device):
+            torch.cuda._sleep(int(sleep_ms * _SLEEP_CYCLES_PER_MS))
         self.begin()
         call()
         return self.end()

@@ -401,8 +401,9 @@ class Timed:
         One call alone, for the device's own time, without what it waits for the host; and now and then several calls
         one after the other, as a loop runs them that does not wait for each result.
         """
-        # Without a fused optimizer the step of 16-mixed waits for its scale, so that nothing can be queued before it.
-        if kind != "training" or self._scaler is None:
+        # The scale of 16-mixed is read on the host after each step, unless the optimizer takes it itself.
+        waits = self._scaler is not None and not getattr(self._optimizer, "_step_supports_amp_scaling", False)
+        if kind != "training" or not waits:
             lap = self._watch.queued(lambda: self._work(kind, next(self._inputs[kind])), self.warm_ms[kind])
             self._device_ms[kind] += [] if lap.device_ms is None else [lap.device_ms]
             if kind == "training" and lap.parts_ms:

@@ -190,12 +190,17 @@ def peak_memory(device: torch.device) -> Numbers:
 
 
 def _fit(
-    device: torch.device, model: L.LightningModule, folder: Path, path: str | None = None, **options: Any
+    device: torch.device,
+    model: L.LightningModule,
+    folder: Path,
+    path: str | None = None,
+    callbacks: Sequence[L.Callback] = (),
+    **options: Any,
 ) -> L.Trainer:
     data = Synthetic(in_channels=1, train_images=640, test_images=20, val_fraction=0.0, batch_size=32)
     trainer = bare_trainer(
         device,
-        [],
+        callbacks,
         default_root_dir=folder,
         logger=False,
         enable_progress_bar=False,
@@ -212,13 +217,25 @@ def waits_per_step(device: torch.device) -> Numbers:
     _needs_gpu(device)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
         try:
-            _fit(device, get_model("LeNet5")(in_channels=1), Path(folder), max_epochs=1, log_every_n_steps=1000)
+            model = get_model("LeNet5")(in_channels=1)
+            _fit(device, model, Path(folder), callbacks=[_Watch()], max_epochs=1, log_every_n_steps=1000)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    waits = sum("synchronizing CUDA" in str(warning.message) for warning in seen)
-    return {"waits per step of fit": waits / 20}
+    waits = sum("synchronizing" in str(warning.message) for warning in seen)
+    return {"waits per step of fit": waits / (_Watch.LAST - _Watch.FIRST)}
+
+
+class _Watch(L.Callback):
+    """Has torch warn of waits from the end of one step to that of another: the start and the end copy and read."""
+
+    FIRST, LAST = 1, 18
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.FIRST:
+            torch.cuda.set_sync_debug_mode("warn")
+        if trainer.global_step == self.LAST:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def resume(device: torch.device) -> Numbers:

@@ -74,6 +74,7 @@ def train_ours(settings: Mapping[str, Any], seed: int, device: torch.device) -> 
         trainer.fit(model, datamodule=data)
         hardware.synchronise(device)
         fitted = time.perf_counter()
+        model.test_views = "one"
         trainer.test(model, datamodule=data, verbose=False)
         hardware.synchronise(device)
         evaluation_s = time.perf_counter() - fitted
@@ -103,10 +104,14 @@ def train_airbench(goal: int, folder: Path, device: torch.device) -> Result:
         hardware.synchronise(device)
         trained = time.perf_counter()
         tests = package.CifarLoader("cifar10", train=False, batch_size=2000)
-    plain, augmented = (package.evaluate(net, tests, tta_level=level) for level in (0, 2))
+    hardware.synchronise(device)
+    loaded = time.perf_counter()
+    plain = package.evaluate(net, tests, tta_level=0)
+    evaluated = time.perf_counter()
+    augmented = package.evaluate(net, tests, tta_level=2)
     return {
         "training_s": trained - start,
-        "evaluation_s": time.perf_counter() - trained,
+        "evaluation_s": evaluated - loaded,
         "accuracy": plain,
         "accuracy_augmented": augmented,
     }
