@@ -165,6 +165,10 @@ def test_an_error_that_breaks_the_device_leaves_the_figures_of_the_others(monkey
     assert "illegal memory access" in found["bad"]["error"]
     assert found["good"]["latency_ms_median"] > 0
     assert any("the timing ended early, as bad broke the device" in text for text in found["good"]["suspect"])
+    # The round in which it broke is left out, since not everybody had a turn in it.
+    rounds = {len(samples) for samples in found["good"]["samples_ms"].values()}
+    assert len(rounds) == 1
+    assert 0 < rounds.pop() < 60
 
 
 # Switches
@@ -227,7 +231,8 @@ def test_adamw_is_fused_on_a_gpu_alone() -> None:
         parameters = [nn.Parameter(torch.ones(2, device="cuda")) for _ in range(2)]
         assert adamw(parameters, lr=0.1).defaults["fused"]
         assert adamw([{"params": parameters, "weight_decay": 0.0}], lr=0.1).defaults["fused"]
-        assert not adamw(parameters, fused=False, lr=0.1).defaults["fused"]
+        # None lets torch choose, False would be a loop over the parameters.
+        assert adamw(parameters, fused=False, lr=0.1).defaults["fused"] is None
         both = [*parameters, nn.Parameter(torch.ones(2))]
         assert not adamw(both, lr=0.1).defaults["fused"]
 
@@ -367,6 +372,11 @@ def test_each_kind_of_work_is_timed_in_its_format(
     assert types == expected
     assert ("train_step_ms_median" in found) == (precision != "bf16-true")
     assert found["latency_ms_median"] > 0
+
+
+def test_memory_of_training_steps_is_refused_where_there_are_none(capsys: pytest.CaptureFixture) -> None:
+    assert main(["speed", "LeNet5", "--precision", "bf16-true", "--memory", "--device", "cpu"]) == 2
+    assert "--memory is that of training steps, and in bf16-true there are none" in capsys.readouterr().err
 
 
 def test_a_network_that_fails_in_16_bit_weights_says_what_to_try() -> None:
