@@ -228,6 +228,11 @@ def keep_freed_memory() -> str:
     return "glibc, freed memory kept" if no_mapping and never_trim and step else "the system's"
 
 
+def on_device(device: torch.device) -> AbstractContextManager:
+    """Return the context in which a CUDA device is the current one, for calls that name none; nothing on others."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
 def synchronise(device: torch.device) -> None:
     """Waits until the device has done what it was given."""
     if device.type == "cuda":

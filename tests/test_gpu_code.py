@@ -68,7 +68,7 @@ def stream(monkeypatch: pytest.MonkeyPatch) -> _Stream:
     monkeypatch.setattr(torch.cuda, "Event", found.event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the stream")
     monkeypatch.setattr(torch.cuda, "_sleep", found.sleep, raising=False)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr("cnnbench.measure.stopwatch.on_device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr("cnnbench.measure.stopwatch.synchronise", found.wait)
     monkeypatch.setattr("cnnbench.measure.stopwatch.time.perf_counter", lambda: found.host_ms / 1e3)
     return found

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnnbench.errors import UserError
-from cnnbench.hardware import INFERENCE_PRECISIONS, cudnn_benchmark, numbers, synchronise, weights_type
+from cnnbench.hardware import (
+    INFERENCE_PRECISIONS,
+    cudnn_benchmark,
+    numbers,
+    on_device,
+    synchronise,
+    weights_type,
+)
 from cnnbench.measure import operators
 from cnnbench.measure.peaks import PEAK_CONVENTION, Peaks
 from cnnbench.measure.roofline import TRAFFIC_CONVENTION, Load, Timed, bound, layer_traffic
@@ -93,11 +100,10 @@ def seconds_by_kind(model: nn.Module, x: Tensor, precision: str, device: torch.d
     """
     passes = []
     for _ in range(_PASSES + 1):
-        with torch.no_grad(), numbers(precision, device), _OperatorClock(device) as clock:
+        with on_device(device), torch.no_grad(), numbers(precision, device), _OperatorClock(device) as clock:
             if device.type == "cuda":
                 # While the GPU is busy with this, the operators are launched; then no event waits for the host.
-                with torch.cuda.device(device):
-                    torch.cuda._sleep(_SLEEP_CYCLES)
+                torch.cuda._sleep(_SLEEP_CYCLES)
             model(x)
         passes.append(clock.seconds())
     return {kind: statistics.median(found[kind] for found in passes[1:]) for kind in passes[0]}

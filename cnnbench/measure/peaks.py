@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 
 from cnnbench.errors import UserError, unknown
-from cnnbench.hardware import cpu_has_bf16, tf32
+from cnnbench.hardware import cpu_has_bf16, on_device, tf32
 from cnnbench.measure.stopwatch import Stopwatch
 
 Key = TypeVar("Key")
@@ -156,7 +156,7 @@ def measure_peaks(
         raise UserError(f"sizes {tuple(sizes)} and copied_bytes {copied_bytes} must be at least 1")
     probes: dict[str, float] = {}
     best: dict[str, float] = {}
-    with torch.inference_mode():
+    with torch.inference_mode(), on_device(device):
         for name in _formats(device, precisions):
             with tf32(device, name == "tf32"):
                 found = _products(device, _DTYPES[name], sizes, _CONVOLUTIONS[kind], probe_s)

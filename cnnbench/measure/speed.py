@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from cnnbench.errors import Stopped
-from cnnbench.hardware import INFERENCE_PRECISIONS, cudnn_benchmark, synchronise, tf32
+from cnnbench.hardware import INFERENCE_PRECISIONS, cudnn_benchmark, on_device, synchronise, tf32
 from cnnbench.measure.conditions import Conditions, reasons_to_doubt
 from cnnbench.measure.intervals import FEWEST_ROUNDS, Interval, median_interval, paired_ratio
 from cnnbench.measure.stopwatch import Stopwatch
@@ -66,8 +66,7 @@ def measure_speed(
         reasons to doubt the times.
     """
     ways = list(dict.fromkeys(subject.way or config.way for subject in subjects.values()))
-    on_device = torch.cuda.device(config.device) if config.device.type == "cuda" else contextlib.nullcontext()
-    with on_device, _compiler(ways):
+    with on_device(config.device), _compiler(ways):
         for way in ways:
             with contextlib.suppress(Exception):  # a way that fails does so for each network, which then says it
                 settle(way, replace(config, batch_size=2, train_batch_size=2, warmup_s=0.0))

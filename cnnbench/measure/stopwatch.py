@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cnnbench.hardware import synchronise
+from cnnbench.hardware import on_device, synchronise
 
 _SLEEP_CYCLES_PER_MS = 2_000_000
 """Cycles of a GPU's clock, at most about 2 GHz, in a millisecond of ``torch.cuda._sleep``."""
@@ -105,7 +105,7 @@ class Stopwatch:
             The lap; its wall time has the sleep in it.
         """
         sleep_ms = min(max(2 * wall_ms, _LEAST_SLEEP_MS), _MOST_SLEEP_MS)
-        with torch.cuda.device(self._device):
+        with on_device(self._device):
             torch.cuda._sleep(int(sleep_ms * _SLEEP_CYCLES_PER_MS))
         self.begin()
         call()
