@@ -22,7 +22,8 @@ from cnnbench.bench.findings import MOST_LISTED, contenders, front_sentences, ov
 from cnnbench.bench.pictures import MOST_MATRICES, Drawn, FigureSheet, Shown, draw_pictures
 from cnnbench.bench.ranks import Spread, correlate, inversion, spearman
 from cnnbench.bench.report import Report, to_html, to_markdown, write_report
-from cnnbench.record import Record
+from cnnbench.races import reports
+from cnnbench.record import Record, load_records, write_lines
 
 COUNT = 300
 
@@ -262,3 +263,14 @@ def test_the_inversion_of_numpy_is_that_of_all_pairs() -> None:
         ]
         expected = max(pairs, key=lambda pair: pair[0])[1:] if pairs else None
         assert inversion(costs, times) == expected
+
+
+@pytest.mark.parametrize("name", list(reports.MIXTURES))
+def test_the_mixtures_of_the_race_are_records_that_are_believed(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(reports, "RECORDS", 60)
+    results = Path(reports.__file__).parents[2] / "experiments" / "results"
+    originals = load_records([results / "2026-11-23-cpu.jsonl"])
+    write_lines(tmp_path / "mixture.jsonl", reports.MIXTURES[name](originals, random.Random(0)))
+    assert len(load_records([tmp_path / "mixture.jsonl"])) >= 60
