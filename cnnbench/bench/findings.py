@@ -261,7 +261,7 @@ def _front_sentence(label: str, entries: Sequence[Contender], cost: str) -> str:
     if len(settled) < 2:
         return (
             f"No front of accuracy against {COSTS[cost]} is drawn on {label}: these trainings are too short to say "
-            "which network is better, and there are no reference accuracies of them."
+            "which network is better, and fewer than two of them have a reference accuracy."
         )
     mean = " (mean over seeds)" if any(len(e.per_seed("test_accuracy")) > 1 for e in entries) else ""
     kind = "reference accuracy" if any(e.reference for e in settled) else "accuracy"
@@ -282,7 +282,7 @@ def reference_sentences(records: Sequence[Record]) -> list[str]:
             f"{entry.name} on {entry.label}: within this run's budget {percent(entry.mean('test_accuracy'))}; after "
             f"its reference training {known.words}" + (f"; {published}." if published else ".")
         )
-    return first_sentences(sentences, "more networks have reference accuracies; see results.csv")
+    return first_sentences(sentences, "more networks have reference accuracies; see the column Reference %")
 
 
 def left_out_sentences(records: Sequence[Record], *keys: str) -> list[str]:
