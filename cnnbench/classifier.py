@@ -21,11 +21,12 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from cnnbench import hardware
 from cnnbench.blocks import Form, resolve_form
 from cnnbench.errors import DivergedError, UserError, unknown
-from cnnbench.optimizers import adamw
+from cnnbench.optimizers import RECIPES, adamw
 
 Batch = tuple[Tensor, Tensor]
 Schedule = Literal["linear", "cosine", "constant"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
+RecipeName = Literal["sgd", "muon"]
 Views = Literal["one", "mirror", "mirror and shift"]
 _MOST_OUTCOMES = 100
 """Training steps whose logits are kept before they are counted."""
@@ -167,6 +168,7 @@ class ImageClassifier(L.LightningModule):
         image_size: Height and width of the images in pixels; with the command it comes from the data.
         optimizer: Builds an optimizer from the parameters, in place of the recipe.
         lr_scheduler: Builds a scheduler, stepped once a batch, from the optimizer; only together with ``optimizer``.
+        recipe: Name of one of `cnnbench.optimizers.RECIPES` in place of the architecture's own; not with ``optimizer``.
         learning_rate: Peak of the recipe's schedule in place of the architecture's own; not with ``optimizer``.
         schedule: Course of the learning rate from its peak to the end of training: ``linear`` or ``cosine`` to zero, or
             ``constant``; unset, linear for the recipe, constant for an optimizer of the user's.
@@ -221,6 +223,7 @@ class ImageClassifier(L.LightningModule):
         steps_per_call: int | None = None,
         compile_mode: CompileMode | None = None,
         test_views: Views = "one",
+        recipe: RecipeName | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
@@ -234,6 +237,10 @@ class ImageClassifier(L.LightningModule):
             raise UserError("lr_scheduler is given without optimizer; give both, or neither for the recipe")
         if learning_rate is not None and optimizer is not None:
             raise UserError("learning_rate belongs to the recipe; with an optimizer of your own, set optimizer.lr")
+        if recipe is not None and optimizer is not None:
+            raise UserError(f"recipe '{recipe}' has an optimizer of its own; leave out the recipe or the optimizer")
+        if recipe is not None and recipe not in RECIPES:
+            raise unknown("recipe", str(recipe), tuple(RECIPES))
         if learning_rate is not None:
             self.check_positive(learning_rate=learning_rate)
         if lr_scheduler is not None and (schedule, warmup) != (None, None):
@@ -248,10 +255,12 @@ class ImageClassifier(L.LightningModule):
         self.check_size(image_size, image_size)
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
-        self.learning_rate = self.peak_lr if learning_rate is None else learning_rate
+        self._recipe = None if recipe is None else RECIPES[recipe]
+        usual: Any = self._recipe or type(self)
+        self.learning_rate: float = usual.peak_lr if learning_rate is None else learning_rate
         own = optimizer is not None
         self._schedule: Schedule = schedule or ("constant" if own else "linear")
-        self._warmup = warmup if warmup is not None else 0.0 if own else type(self).warmup
+        self._warmup = warmup if warmup is not None else 0.0 if own else usual.warmup
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing {label_smoothing} is not a share from 0 to below 1, such as 0.1")
         self._label_smoothing = label_smoothing
@@ -522,9 +531,10 @@ class ImageClassifier(L.LightningModule):
         return self.test_confusion.compute().tolist()
 
     @property
-    def recipe(self) -> str:
+    def training_words(self) -> str:
         """The recipe in words, for records and logs."""
-        parts = [self.recipe_words if self._optimizer is None else "the user's optimizer"]
+        words = self.recipe_words if self._recipe is None else self._recipe.words
+        parts = [words if self._optimizer is None else "the user's optimizer"]
         if self._lr_scheduler is None:
             rise = f"linear warm-up over {100 * self._warmup:g} % of the training and " if self._warmup else ""
             parts.append(rise + ("a constant rate" if self._schedule == "constant" else f"{self._schedule} decay to 0"))
@@ -562,7 +572,11 @@ class ImageClassifier(L.LightningModule):
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Builds the recipe's optimizer, or the user's."""
-        return self.recipe_optimizer() if self._optimizer is None else self._optimizer(self.parameters())
+        if self._optimizer is not None:
+            return self._optimizer(self.parameters())
+        if self._recipe is not None:
+            return self._recipe.build(self, self.learning_rate)
+        return self.recipe_optimizer()
 
     def recipe_optimizer(self) -> torch.optim.Optimizer:
         """Builds the optimizer of the architecture's recipe, at `learning_rate`."""

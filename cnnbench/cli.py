@@ -196,6 +196,7 @@ def _add_bench(commands: Any) -> argparse.ArgumentParser:
     )
     add("--eval_batch_size", type=int, metavar="N", help="images per step in the test (default: 500)")
     add("--learning_rate", type=float, metavar="X", help="peak learning rate for all (default: each network's own)")
+    add("--recipe", metavar="NAME", help="sgd or muon, for all networks (default: each network's own)")
     add("--data_dir", metavar="DIR", help="folder of the data (default: CNNBENCH_DATA, else data)")
     add(
         "--data_options",

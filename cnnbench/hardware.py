@@ -70,7 +70,7 @@ def choose_precision(name: str, device: torch.device, compiled_depthwise: bool =
     if name != "auto":
         return name, "as asked"
     if device.type == "cuda":
-        if torch.cuda.get_device_capability(device) >= (8, 0):  # from Ampere on
+        if computes_in_bfloat16(device):
             return "bf16-mixed", "this GPU computes in bfloat16"
         return "32-true", "this GPU does not compute in bfloat16"
     if device.type == "cpu" and cpu_has_bf16():
@@ -116,6 +116,13 @@ def cpu_has_bf16() -> bool:
     except OSError:
         return False
     return re.search(r"\b(avx512_bf16|amx_bf16|bf16|svebf16)\b", flags) is not None
+
+
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Return whether a device has instructions for bfloat16: GPUs from Ampere on, and CPUs as `cpu_has_bf16` says."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and cpu_has_bf16()
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:

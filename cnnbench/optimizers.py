@@ -4,13 +4,60 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
+from cnnbench import hardware
 from cnnbench.errors import UserError
+
+
+class Recipe(NamedTuple):
+    """How networks of every kind can be trained, in place of each architecture's own recipe.
+
+    Attributes:
+        words: The optimizer in words, for records.
+        peak_lr: Peak of the learning rate.
+        warmup: Share of the training in which the rate rises.
+        build: Builds the optimizer of a network for a peak of the learning rate.
+    """
+
+    words: str
+    peak_lr: float
+    warmup: float
+    build: Callable[[nn.Module, float], torch.optim.Optimizer]
+
+
+def _sgd(network: nn.Module, lr: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+
+def _muon(network: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """Build Muon for a network that normalises what its filters give, since it sets their length to 1.
+
+    Raises:
+        UserError: The network has convolutions that no normalisation follows.
+    """
+    kinds = [type(module).__name__ for module in network.modules()]
+    filters = sum(kind.startswith("Conv") for kind in kinds)
+    if filters > sum("Norm" in kind for kind in kinds):
+        raise UserError(
+            f"recipe 'muon' is for networks with a normalisation after every convolution, and {type(network).__name__} "
+            f"has convolutions without; leave the recipe out, or take {RECIPES['sgd'].words} by recipe 'sgd'"
+        )
+    matrix_lr = MUON_HEAD_LR * lr
+    return MuonSGD(network.parameters(), lr=lr, matrix_lr=matrix_lr, vector_lr=matrix_lr, weight_decay=5e-4)
+
+
+MUON_HEAD_LR = 1.7
+"""Rate of SGD for the classifier and for vectors in recipe ``muon``, as a multiple of that of the filters."""
+RECIPES = {
+    "sgd": Recipe("SGD with Nesterov momentum 0.9, weight decay 0.0005", 0.1, 0.15, _sgd),
+    "muon": Recipe("Muon for the filters, SGD with Nesterov momentum for the rest", 0.06, 0.05, _muon),
+}
+"""Recipes by name."""
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration; they are Jordan's, for speed: the singular values end near 1, not at 1."""
@@ -52,6 +99,8 @@ class MuonSGD(torch.optim.Optimizer):
         vector_lr: SGD's learning rate of vectors: biases, factors and offsets of normalisations.
         sgd_momentum: Nesterov momentum of SGD.
         weight_decay: Of SGD, on matrices.
+        bfloat16: Whether the Newton-Schulz iteration computes in bfloat16; None for where the device has instructions
+            for it, since the products of wide layers would otherwise take as long as the network.
 
     Raises:
         UserError: An argument is out of its range.
@@ -68,6 +117,7 @@ class MuonSGD(torch.optim.Optimizer):
         vector_lr: float = 4.0,
         sgd_momentum: float = 0.85,
         weight_decay: float = 0.0,
+        bfloat16: bool | None = None,
     ) -> None:
         rates = {"lr": lr, "matrix_lr": matrix_lr, "vector_lr": vector_lr, "weight_decay": weight_decay}
         for name, value in rates.items():
@@ -99,6 +149,7 @@ class MuonSGD(torch.optim.Optimizer):
         }
         groups = [{"params": kinds[kind], "kind": kind, **settings[kind]} for kind in kinds if kinds[kind]]
         super().__init__(groups, defaults={})
+        self._bfloat16 = bfloat16
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -131,7 +182,9 @@ class MuonSGD(torch.optim.Optimizer):
                 factors = torch._foreach_reciprocal(torch._foreach_norm(params))
                 torch._foreach_mul_(factors, [len(p) ** 0.5 for p in params])
                 torch._foreach_mul_(params, factors)
-            updates = _orthogonalised(updates, group["newton_schulz_steps"])
+            if self._bfloat16 is None:
+                self._bfloat16 = hardware.computes_in_bfloat16(params[0].device)
+            updates = _orthogonalised(updates, group["newton_schulz_steps"], self._bfloat16)
         torch._foreach_add_(params, updates, alpha=-group["lr"])
 
     def _nesterov(self, params: list[Tensor], gradients: list[Tensor], momentum: float) -> list[Tensor]:
@@ -145,28 +198,27 @@ class MuonSGD(torch.optim.Optimizer):
         return list(torch._foreach_add(gradients, buffers, alpha=momentum))
 
 
-def _orthogonalised(updates: list[Tensor], steps: int) -> list[Tensor]:
+def _orthogonalised(updates: list[Tensor], steps: int, bfloat16: bool) -> list[Tensor]:
     """Return `orthogonalise` of updates of filters, those of one shape together."""
     found = list(updates)
     shapes: dict[tuple[torch.Size, torch.device, torch.dtype], list[int]] = defaultdict(list)
     for index, update in enumerate(updates):
         shapes[update.shape, update.device, update.dtype].append(index)
     for indices in shapes.values():
-        matrices = orthogonalise(torch.stack([updates[index].flatten(1) for index in indices]), steps)
+        matrices = orthogonalise(torch.stack([updates[index].flatten(1) for index in indices]), steps, bfloat16)
         for index, matrix in zip(indices, matrices, strict=True):
             found[index] = matrix.view_as(updates[index])
     return found
 
 
-def orthogonalise(matrices: Tensor, steps: int) -> Tensor:
+def orthogonalise(matrices: Tensor, steps: int, bfloat16: bool = False) -> Tensor:
     """Bring the singular values of matrices near 1 and keep their singular vectors, by Newton-Schulz iteration.
-
-    On a CUDA device it computes in bfloat16, as Jordan's own code does: a singular value differs by about 1 %, which
-    is less than the iteration leaves it away from 1.
 
     Args:
         matrices: (..., rows, columns).
         steps: Iterations; with 5, singular values are between 0.7 and 1.2 but for those that were near 0.
+        bfloat16: Whether to compute in bfloat16, as Jordan's own code does: a singular value differs by about 1 %,
+            which is less than the iteration leaves it away from 1.
 
     Returns:
         Of the shape and type of ``matrices``.
@@ -178,7 +230,7 @@ def orthogonalise(matrices: Tensor, steps: int) -> Tensor:
     shape = x.shape
     # baddbmm takes exactly one axis before the two of a matrix.
     x = x.reshape(-1, *shape[-2:])
-    x = x.bfloat16() if x.is_cuda else x
+    x = x.bfloat16() if bfloat16 else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT

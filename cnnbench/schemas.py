@@ -79,6 +79,7 @@ class Config(_Strict):
     memory_format: Text | None = None
     mode: Text | None = None
     learning_rate: Above0 | None = None
+    recipe: Text | None = None
     measures: list[Text] = []
     data_options: dict[str, JsonValue] | None = None
     processes: Positive = 1
@@ -218,6 +219,7 @@ class BenchFile(_Strict):
     eval_batch_size: int | None = None
     processes: int | None = None
     learning_rate: float | None = None
+    recipe: Text | None = None
     data_dir: Text | None = None
     data_options: Text | dict[str, Any] | None = None
     keep_weights: bool | None = None

@@ -189,7 +189,7 @@ class CLI(LightningCLI):
             _say(f"{name} at {size}: {cost.params:,} parameters, {cost.macs:,} MACs per image")
         own = self.config[self.subcommand].model.init_args.get("optimizer") is not None
         rate = "" if own else f"; peak learning rate {self.model.learning_rate:g}"
-        _say(f"recipe: {self.model.recipe}{rate}")
+        _say(f"recipe: {self.model.training_words}{rate}")
 
     def fit(self, model: ImageClassifier, **options: Any) -> None:
         """Train; a signal stops the training after a whole step, with its state in ``last.ckpt``."""

@@ -79,7 +79,7 @@ def test_schedule_works_with_an_optimizer_of_the_users() -> None:
         trainer = _trainer(max_epochs=1)
         trainer.fit(model, datamodule=data)
         rates[schedule] = trainer.optimizers[0].param_groups[0]["lr"]
-        assert ("cosine decay to 0" if schedule else "constant rate") in model.recipe
+        assert ("cosine decay to 0" if schedule else "constant rate") in model.training_words
     assert rates == {None: 0.5, "cosine": pytest.approx(0)}
 
 
@@ -360,7 +360,7 @@ def test_a_test_averages_the_logits_over_its_views(views: str, weights: dict[str
         expected = sum(share * model(images[name]) for name, share in weights.items())
         torch.testing.assert_close(model._logits_over_views(x), expected)
         torch.testing.assert_close(model.predict_step((x, torch.zeros(4)), 0), expected.softmax(1))
-    assert ("test-time augmentation" in model.recipe) == (views != "one")
+    assert ("test-time augmentation" in model.training_words) == (views != "one")
 
 
 def test_views_that_are_not_known_are_refused() -> None:

@@ -282,7 +282,7 @@ def test_muon_steps_the_filters_of_a_network_in_few_launches_and_as_one_by_one()
     filters = [p for p in net.parameters() if p.ndim > 2 and p.requires_grad]
     gradients = [[torch.randn(p.shape, generator=generator) for _ in range(3)] for p in filters]
     expected = _one_by_one([p.detach() for p in filters], gradients)
-    optimizer = MuonSGD(filters)
+    optimizer = MuonSGD(filters, bfloat16=False)
     for step in range(3):
         for p, of_steps in zip(filters, gradients, strict=True):
             p.grad = of_steps[step].clone()
@@ -293,13 +293,21 @@ def test_muon_steps_the_filters_of_a_network_in_few_launches_and_as_one_by_one()
         assert (p.detach() - wanted).norm() < 1e-5 * wanted.norm()
 
 
-def test_muons_products_are_in_bfloat16_on_a_gpu_alone() -> None:
-    with FakeTensorMode(), _Launches() as on_gpu:
-        assert orthogonalise(torch.empty(2, 8, 72, device="cuda"), 3).dtype == torch.float32
-    assert on_gpu.products == {torch.bfloat16}
-    with _Launches() as on_cpu:
-        orthogonalise(torch.randn(2, 8, 72), 3)
-    assert on_cpu.products == {torch.float32}
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_muons_products_are_in_bfloat16_where_the_device_computes_in_it(
+    has_instructions: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "computes_in_bfloat16", lambda device: has_instructions)
+    filters = torch.randn(8, 4, 3, 3, requires_grad=True)
+    filters.grad = torch.randn_like(filters)
+    with _Launches() as launches:
+        MuonSGD([filters]).step()
+    assert launches.products == {torch.bfloat16 if has_instructions else torch.float32}
+
+
+def test_orthogonalise_returns_the_type_that_it_is_given() -> None:
+    with FakeTensorMode():
+        assert orthogonalise(torch.empty(2, 8, 72, device="cuda"), 3, bfloat16=True).dtype == torch.float32
 
 
 # Checkpoints, and packages that may be missing

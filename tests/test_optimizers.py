@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from cnnbench.bench.plan import RECIPE_NAMES
+from cnnbench.classifier import RecipeName
 from cnnbench.errors import UserError
 from cnnbench.models import get_model
-from cnnbench.optimizers import MuonSGD, orthogonalise
+from cnnbench.optimizers import RECIPES, MuonSGD, orthogonalise
 
 
 def _stepped(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, gradients: Sequence[Tensor]) -> Tensor:
@@ -110,3 +113,20 @@ def test_groups_with_options_of_their_own_are_refused() -> None:
 def test_arguments_out_of_range_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
         MuonSGD([torch.zeros(2, 2, requires_grad=True)], **options)  # type: ignore[arg-type]
+
+
+def test_recipe_muon_refuses_a_network_with_convolutions_that_are_not_normalised() -> None:
+    with pytest.raises(UserError, match=r"'muon'.*LeNet5.*recipe 'sgd'"):
+        get_model("LeNet5")(recipe="muon").make_optimizer()
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("muon", MuonSGD)])
+def test_a_recipe_by_name_sets_optimizer_rate_and_words(name: RecipeName, kind: type) -> None:
+    model = get_model("ResNet18")(recipe=name)
+    assert isinstance(model.make_optimizer(), kind)
+    assert model.learning_rate == RECIPES[name].peak_lr
+    assert model.training_words.startswith(RECIPES[name].words)
+
+
+def test_every_recipe_has_a_name_that_bench_and_fit_accept() -> None:
+    assert tuple(RECIPES) == RECIPE_NAMES == get_args(RecipeName)

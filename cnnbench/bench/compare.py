@@ -415,7 +415,7 @@ def _accuracy_change(model: str, label: str, first: Sequence[Record], second: Se
 def _training_traits(r: Record) -> dict[str, Any]:
     """What must agree before two accuracies compare; what a machine does within a time is up to the machine."""
     of_inference = ("speed_batch_size", "inference_precision")
-    found = {name: setting(r, name) for name in (*SETTINGS, "learning_rate") if name not in of_inference}
+    found = {name: setting(r, name) for name in (*SETTINGS, "learning_rate", "recipe") if name not in of_inference}
     data = ("image_size", "train_images", "test_images", "augment", "synthetic")
     found |= {name: r.data.get(name) for name in data}
     found["augmentation"] = r.data.get("augmentation") or "not said"  # by records until 2026-11-23

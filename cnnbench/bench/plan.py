@@ -22,6 +22,8 @@ DEFAULT_DATA = ("MNIST", "CIFAR10")
 MEASURES = ("complexity", "speed", "quality", "train_quality", "memory")
 DEFAULT_MEASURES = MEASURES[:3]
 PLAN_FILE = "plan.json"
+RECIPE_NAMES = ("sgd", "muon")
+"""Names of `cnnbench.optimizers.RECIPES`, here without torch."""
 RESERVED = {"batch_size", "eval_batch_size", "data_dir", "stands_in_for"}
 """Arguments of the data sets that the plan decides itself."""
 INFERENCE_FORMATS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true")
@@ -59,6 +61,7 @@ class Plan:
         speed_batch_size: Images per batch of the inference throughput.
         eval_batch_size: Images per step in the test.
         learning_rate: Peak learning rate for all; None for each architecture's own.
+        recipe: Name of one of `cnnbench.optimizers.RECIPES`; None for each architecture's own.
         data_dir: Folder of the data; None for CNNBENCH_DATA or ``data``.
         processes: Fresh processes that share the rounds of the timing; 1 for the process of the run itself.
         data_options: Further arguments of the data sets, such as ``image_size``.
@@ -80,6 +83,7 @@ class Plan:
     speed_batch_size: int
     eval_batch_size: int
     learning_rate: float | None = None
+    recipe: str | None = None
     data_dir: str | None = None
     data_options: Mapping[str, Any] | None = None
     processes: int = 1
@@ -124,6 +128,8 @@ class Plan:
             raise UserError(f"data_options must not set {name}, which bench decides itself")
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise UserError(f"learning_rate {self.learning_rate} must be a positive number, such as 0.001")
+        if self.recipe is not None and self.recipe not in RECIPE_NAMES:
+            raise unknown("recipe", self.recipe, RECIPE_NAMES)
         if self.inference_precision not in (None, *INFERENCE_FORMATS):
             raise unknown("inference_precision", str(self.inference_precision), INFERENCE_FORMATS)
         for seed in self.seeds:

@@ -330,7 +330,12 @@ class _Run:
     def _build(self, cell: Cell) -> ImageClassifier:
         data = self.data[cell.data]
         return make_classifier(
-            cell.model, data.num_classes, data.in_channels, data.image_size, learning_rate=self.plan.learning_rate
+            cell.model,
+            data.num_classes,
+            data.in_channels,
+            data.image_size,
+            learning_rate=self.plan.learning_rate,
+            recipe=self.plan.recipe,
         )
 
     def _image_shape(self, cell: Cell) -> tuple[int, int, int]:
@@ -523,7 +528,7 @@ class _Run:
             "full_epochs": facts["full_epochs"],
             "converged": images >= facts["full_epochs"] * whole_epoch and not diverged,
             "diverged": diverged,
-            "recipe": model.recipe,
+            "recipe": model.training_words,
             "peak_lr": model.learning_rate,
             "curve": curve.points,
             "steps_per_call": together,
