@@ -172,6 +172,11 @@ def make_classifier(name: str, num_classes: int, in_channels: int, image_size: i
         external = External(name=name, **sizes, **given)
         if not isinstance(external.features, ImageClassifier):
             return external
+        if "recipe" in given:
+            raise UserError(
+                f"recipe '{given['recipe']}' is for networks that cnnbench trains, and '{name}' has training code of "
+                "its own; leave out the recipe"
+            )
         external.features.learning_rate = external.learning_rate
         return external.features  # with its own training code
     return cast(ImageClassifier, _from_zoo(name, plain, _merged(name, arguments, given), _Wanted(**sizes)).build())

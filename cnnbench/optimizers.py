@@ -136,7 +136,11 @@ class MuonSGD(torch.optim.Optimizer):
         kinds: dict[str, list[Tensor]] = {"filters": [], "matrices": [], "vectors": []}
         for p in (p for p in tensors if p.requires_grad):
             kinds["filters" if p.ndim > 2 else "matrices" if p.ndim == 2 else "vectors"].append(p)
+        if bfloat16 is None and kinds["filters"]:
+            bfloat16 = hardware.computes_in_bfloat16(kinds["filters"][0].device)
+        # In the group, so that a checkpoint keeps it and a training goes on as it began.
         muon = {
+            "bfloat16": bfloat16,
             "lr": lr,
             "momentum": momentum,
             "newton_schulz_steps": newton_schulz_steps,
@@ -149,7 +153,6 @@ class MuonSGD(torch.optim.Optimizer):
         }
         groups = [{"params": kinds[kind], "kind": kind, **settings[kind]} for kind in kinds if kinds[kind]]
         super().__init__(groups, defaults={})
-        self._bfloat16 = bfloat16
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -182,9 +185,8 @@ class MuonSGD(torch.optim.Optimizer):
                 factors = torch._foreach_reciprocal(torch._foreach_norm(params))
                 torch._foreach_mul_(factors, [len(p) ** 0.5 for p in params])
                 torch._foreach_mul_(params, factors)
-            if self._bfloat16 is None:
-                self._bfloat16 = hardware.computes_in_bfloat16(params[0].device)
-            updates = _orthogonalised(updates, group["newton_schulz_steps"], self._bfloat16)
+            # Checkpoints from before there was the choice have none; they were trained in float32.
+            updates = _orthogonalised(updates, group["newton_schulz_steps"], group.get("bfloat16", False))
         torch._foreach_add_(params, updates, alpha=-group["lr"])
 
     def _nesterov(self, params: list[Tensor], gradients: list[Tensor], momentum: float) -> list[Tensor]:

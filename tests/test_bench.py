@@ -470,3 +470,17 @@ def test_a_log_is_told_how_far_the_run_is_once_a_minute(monkeypatch: pytest.Monk
         "[2:00] LeNet5: epoch 12, about 8:00 left",
         "[3:00] LeNet5: epoch 18, about 7:00 left",
     ]
+
+
+def test_a_recipe_by_name_is_in_the_record_and_a_network_that_it_does_not_fit_is_refused_first(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    arguments = ["--data=Synthetic", "--measures=quality", "--recipe=muon", *SMALL, "--out=run"]
+    assert main(["bench", "--models=ResNet20,LeNet5", *arguments]) == 2
+    assert "recipe 'muon'" in capsys.readouterr().err
+    assert not Path("run").exists()
+    assert main(["bench", "--models=ResNet20", *arguments]) == 0
+    (record,) = load_records([Path("run")])
+    assert record.config["recipe"] == "muon"
+    assert record.training["recipe"].startswith("Muon for the filters")
+    assert record.training["peak_lr"] == 0.06

@@ -194,6 +194,8 @@ def test_a_classifier_of_the_user_s_keeps_its_training_code() -> None:
     assert type(model).__name__ == "Own"
     assert model.learning_rate == 0.25
     assert make_classifier("elsewhere:Own", 7, 1, 32, learning_rate=0.5).learning_rate == 0.5
+    with pytest.raises(UserError, match=r"recipe 'sgd'.*'elsewhere:Own' has training code of its own"):
+        make_classifier("elsewhere:Own", 7, 1, 32, recipe="sgd")
 
 
 def test_external_needs_a_source() -> None:

@@ -130,3 +130,30 @@ def test_a_recipe_by_name_sets_optimizer_rate_and_words(name: RecipeName, kind: 
 
 def test_every_recipe_has_a_name_that_bench_and_fit_accept() -> None:
     assert tuple(RECIPES) == RECIPE_NAMES == get_args(RecipeName)
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_copies_and_checkpoints_keep_the_number_format_of_the_products(bfloat16: bool) -> None:
+    filters = torch.randn(8, 4, 3, 3, requires_grad=True)
+    optimizer = MuonSGD([filters], bfloat16=bfloat16)
+    resumed = MuonSGD([filters], bfloat16=not bfloat16)
+    resumed.load_state_dict(optimizer.state_dict())
+    for other in (copy.deepcopy(optimizer), resumed):
+        assert other.param_groups[0]["bfloat16"] is bfloat16
+
+
+def test_a_checkpoint_from_before_the_choice_goes_on_in_float32() -> None:
+    torch.manual_seed(0)
+    filters = torch.randn(8, 4, 3, 3)
+    ends = []
+    for drop in (True, False):
+        parameter = filters.clone().requires_grad_()
+        optimizer = MuonSGD([parameter], bfloat16=drop)
+        state = optimizer.state_dict()
+        if drop:
+            del state["param_groups"][0]["bfloat16"]
+        optimizer.load_state_dict(state)
+        parameter.grad = torch.linspace(-1, 1, parameter.numel()).view_as(parameter)
+        optimizer.step()
+        ends.append(parameter.detach())
+    assert torch.equal(*ends)

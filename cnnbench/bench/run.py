@@ -232,7 +232,7 @@ class _Run:
     def _try_to_build(self, cell: Cell) -> None:
         """Refuse what cannot be built before the first minute is spent; any other failure becomes the cell's record."""
         try:
-            self._build(cell)
+            self._build(cell).make_optimizer()
         except (UserError, Stopped):
             raise
         except BaseException:

@@ -265,14 +265,14 @@ def whitening(device: torch.device) -> Numbers:
 
 
 def muon(device: torch.device) -> Numbers:
-    """Take steps of MuonSGD here and on the CPU; here the products are in bfloat16 on a GPU."""
+    """Take steps of MuonSGD on the CPU in float32, and here as the device does it, in bfloat16 where it can."""
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(32, 16, 3, 3, generator=generator), torch.randn(64, 16, 3, 3, generator=generator)]
     gradients = [[torch.randn(p.shape, generator=generator) for p in start] for _ in range(3)]
     ends = []
-    for place in (torch.device("cpu"), device):
+    for place, bfloat16 in ((torch.device("cpu"), False), (device, None)):
         filters = [nn.Parameter(p.clone().to(place)) for p in start]
-        optimizer = MuonSGD(filters)
+        optimizer = MuonSGD(filters, bfloat16=bfloat16)
         for of_step in gradients:
             for p, gradient in zip(filters, of_step, strict=True):
                 p.grad = gradient.to(place)
