@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -470,6 +471,24 @@ def test_a_log_is_told_how_far_the_run_is_once_a_minute(monkeypatch: pytest.Monk
         "[2:00] LeNet5: epoch 12, about 8:00 left",
         "[3:00] LeNet5: epoch 18, about 7:00 left",
     ]
+
+
+def test_the_share_of_a_training_counts_the_pixels_of_images_that_grow() -> None:
+    plan = SimpleNamespace(epochs=3)
+    trainer = SimpleNamespace(
+        callbacks=[],
+        lightning_module=SimpleNamespace(steps_per_call=None),
+        num_training_batches=10,
+        datamodule=SimpleNamespace(sizes=(16, 32)),  # 256, 1,024 and 1,024 pixels
+    )
+    shares = []
+    for trainer.global_step in (0, 10, 15, 30):
+        shares.append(runner.training_share(trainer, plan))
+    assert shares == pytest.approx([0, 256 / 2304, (256 + 512) / 2304, 1])
+    trainer.datamodule = SimpleNamespace()  # a data module of somebody else
+    assert runner.training_share(trainer, plan) == 1
+    trainer.global_step = 15
+    assert runner.training_share(trainer, plan) == 0.5
 
 
 def test_a_recipe_by_name_is_in_the_record_and_a_network_that_it_does_not_fit_is_refused_first(

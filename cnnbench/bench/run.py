@@ -94,6 +94,10 @@ class _Progress(L.Callback):
     def __init__(self, cell: Cell, plan: Plan, display: Display, training_part: float) -> None:
         self._cell, self._plan, self._display, self._part = cell, plan, display, training_part
         self._last = 0.0
+        self._start = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start = time.monotonic()
 
     def _is_due(self) -> bool:
         now = time.monotonic()
@@ -112,6 +116,9 @@ class _Progress(L.Callback):
         if not self._is_due():
             return
         share = training_share(trainer, self._plan)
+        if self._plan.epochs is not None and share > 0:
+            # How long the training takes was a guess before it began; now its pace is known.
+            self._display.expect(self._cell.key, (time.monotonic() - self._start) / (share * self._part))
         seen = trainer.callback_metrics.get("train/accuracy")
         text = f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}"
         if seen is not None:
@@ -120,12 +127,20 @@ class _Progress(L.Callback):
 
 
 def training_share(trainer: L.Trainer, plan: Plan) -> float:
-    """Share of a cell's training that is done, 0 to 1."""
+    """Share of a cell's training that is done, 0 to 1: of its time under a budget, else of the pixels of its images."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, TimeBudget):
             return min(1.0, callback.progress)
     together = getattr(trainer.lightning_module, "steps_per_call", None) or 1
-    return min(1.0, trainer.global_step / max(1, trainer.num_training_batches * together * (plan.epochs or 1)))
+    epochs_done = trainer.global_step / max(1, trainer.num_training_batches * together)
+    epochs = plan.epochs or 1
+    # The images may grow from epoch to epoch; the last size is that of all further epochs.
+    sides = list(getattr(trainer.datamodule, "sizes", ())[:epochs]) or [1]  # type: ignore[attr-defined]
+    sides += sides[-1:] * (epochs - len(sides))
+    pixels = [side**2 for side in sides]
+    whole = min(int(epochs_done), epochs)
+    done = sum(pixels[:whole]) + (epochs_done - whole) * sum(pixels[whole : whole + 1])
+    return min(1.0, done / sum(pixels))
 
 
 def quiet_lightning() -> None:
