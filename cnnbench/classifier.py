@@ -174,7 +174,7 @@ class ImageClassifier(L.LightningModule):
             ``constant``; unset, linear for the recipe, constant for an optimizer of the user's.
         warmup: Share of the training, 0 to 1, in which the rate first rises linearly from a tenth of its peak; unset,
             the architecture's own for the recipe, none for an optimizer of the user's.
-        label_smoothing: Share of the target that is spread over all classes.
+        label_smoothing: Share of the target that is spread over all classes; unset, that of ``recipe``, else 0.
         steps_per_call: Optimizer steps within one call of Lightning's loop; unset, one call is one step. Some tens of
             them spare small networks most of what Lightning costs, on a CPU with the same weights at the end. Callbacks
             (such as averages of the weights), the progress bar, the log and ``limit_train_batches`` then see every so
@@ -218,7 +218,7 @@ class ImageClassifier(L.LightningModule):
         learning_rate: float | None = None,
         schedule: Schedule | None = None,
         warmup: float | None = None,
-        label_smoothing: float = 0.0,
+        label_smoothing: float | None = None,
         channels_last: bool = True,
         steps_per_call: int | None = None,
         compile_mode: CompileMode | None = None,
@@ -261,6 +261,8 @@ class ImageClassifier(L.LightningModule):
         own = optimizer is not None
         self._schedule: Schedule = schedule or ("constant" if own else "linear")
         self._warmup = warmup if warmup is not None else 0.0 if own else usual.warmup
+        if label_smoothing is None:
+            label_smoothing = 0.0 if self._recipe is None else self._recipe.label_smoothing
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing {label_smoothing} is not a share from 0 to below 1, such as 0.1")
         self._label_smoothing = label_smoothing

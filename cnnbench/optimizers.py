@@ -21,12 +21,14 @@ class Recipe(NamedTuple):
         words: The optimizer in words, for records.
         peak_lr: Peak of the learning rate.
         warmup: Share of the training in which the rate rises.
+        label_smoothing: Share of the target that is spread over all classes.
         build: Builds the optimizer of a network for a peak of the learning rate.
     """
 
     words: str
     peak_lr: float
     warmup: float
+    label_smoothing: float
     build: Callable[[nn.Module, float], torch.optim.Optimizer]
 
 
@@ -54,8 +56,8 @@ def _muon(network: nn.Module, lr: float) -> torch.optim.Optimizer:
 MUON_HEAD_LR = 1.7
 """Rate of SGD for the classifier and for vectors in recipe ``muon``, as a multiple of that of the filters."""
 RECIPES = {
-    "sgd": Recipe("SGD with Nesterov momentum 0.9, weight decay 0.0005", 0.1, 0.15, _sgd),
-    "muon": Recipe("Muon for the filters, SGD with Nesterov momentum for the rest", 0.06, 0.05, _muon),
+    "sgd": Recipe("SGD with Nesterov momentum 0.9, weight decay 0.0005", 0.1, 0.15, 0.0, _sgd),
+    "muon": Recipe("Muon for the filters, SGD with Nesterov momentum for the rest", 0.06, 0.05, 0.1, _muon),
 }
 """Recipes by name."""
 

@@ -126,6 +126,13 @@ def test_a_recipe_by_name_sets_optimizer_rate_and_words(name: RecipeName, kind: 
     assert isinstance(model.make_optimizer(), kind)
     assert model.learning_rate == RECIPES[name].peak_lr
     assert model.training_words.startswith(RECIPES[name].words)
+    assert model.training_words.endswith(f"label smoothing {RECIPES[name].label_smoothing:g}")
+
+
+@pytest.mark.parametrize("own", [0.0, 0.2])
+def test_label_smoothing_of_ones_own_stands_before_that_of_a_recipe(own: float) -> None:
+    model = get_model("ResNet18")(recipe="muon", label_smoothing=own)
+    assert model.training_words.endswith(f"label smoothing {own:g}")
 
 
 def test_every_recipe_has_a_name_that_bench_and_fit_accept() -> None:
