@@ -28,6 +28,8 @@ def test_the_check_runs_on_a_cpu_in_tiny_sizes(tmp_path: Path) -> None:
         "training": "PASS",
     }  # fmt: skip
     assert found["probes"]["numbers"]["steps after a resume"] == 40
+    assert found["probes"]["numbers"]["fit, steps in one call, difference from the plain"] < 1e-3
+    assert found["probes"]["numbers"]["fit, compiled steps, difference from the plain"] < 1e-2
     assert found["grid"]["numbers"]["latency ms LeNet5"] > 0
     assert found["limits"]["numbers"]["of the roofline, LeNet5"] > 0
     assert found["training"]["numbers"]["training in bench over the timed step, LeNet5"] > 0

@@ -248,6 +248,31 @@ def resume(device: torch.device) -> Numbers:
         return {"steps after a resume": float(second.global_step)}
 
 
+def ways_of_fit(device: torch.device) -> Numbers:
+    """Train the same network from the same seed in each way that `fit` has, and compare the weights."""
+    ways: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "steps in one call": ({"steps_per_call": 5}, {}),
+        "compiled steps": ({"compile_mode": "default"}, {}),
+    }
+    if device.type == "cuda":
+        ways["16-mixed"] = ({}, {"precision": "16-mixed"})
+    plain = _trained(device, {}, {})
+    found = {}
+    for name, (of_model, of_trainer) in ways.items():
+        weights = _trained(device, of_model, of_trainer)
+        found[f"fit, {name}, difference from the plain"] = float((weights - plain).norm() / plain.norm())
+    return found
+
+
+def _trained(device: torch.device, of_model: Mapping[str, Any], of_trainer: Mapping[str, Any]) -> Tensor:
+    """Return all weights of LeNet5 after an epoch of 20 steps."""
+    L.seed_everything(0)
+    model = get_model("LeNet5")(in_channels=1, **of_model)
+    with tempfile.TemporaryDirectory() as folder:
+        _fit(device, model, Path(folder), max_epochs=1, **of_trainer)
+    return torch.cat([p.detach().cpu().flatten() for p in model.parameters()])
+
+
 def whitening(device: torch.device) -> Numbers:
     """Whiten SpeedNet's first layer by the same images here and on the CPU."""
     torch.manual_seed(0)
@@ -303,7 +328,7 @@ PROBES: Mapping[str, Callable[[torch.device], Numbers]] = {
             driver,
             peak_memory,
         ),
-        *(waits_per_step, resume, whitening, muon, compilation),
+        *(waits_per_step, resume, ways_of_fit, whitening, muon, compilation),
     )
 }
 
