@@ -226,8 +226,8 @@ def test_commands_take_shipped_weights(shipped: Path, capsys: pytest.CaptureFixt
         (["explain", "filters", "--weights", "reference"], "give either a MODEL"),
         (["explain", "gallery", "--weights", "reference", "--epochs", "2"], "--epochs is about a training"),
         (
-            ["explain", "gallery", "--weights", "reference", "--data", "MNIST"],
-            "there are no weights of SimpleCNN on MNIST",
+            ["explain", "gallery", "--weights", "reference", "--data", "Synthetic"],
+            "there are no weights of SimpleCNN on Synthetic",
         ),
         (["explain", "filters", "VGG16", "--weights", "reference"], "there are no weights of VGG16; there are"),
     ],
