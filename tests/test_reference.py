@@ -141,6 +141,18 @@ def test_the_picture_has_both_accuracies(known: Path) -> None:
     assert {0.6, 0.85, 0.5, 0.3, 0.4} <= heights
 
 
+def test_a_picture_of_its_own_has_the_reference_accuracies_alone(known: Path) -> None:
+    figure = figures.reference_against(_benchmark(), "macs")
+    assert figure is not None
+    (axes,) = figure.axes
+    heights = {round(float(y), 3) for line in axes.lines if line.get_marker() != "None" for y in line.get_ydata()}
+    assert heights == {0.6, 0.85}
+    assert "short training" not in figure.get_supxlabel()
+    assert figures.reference_against(_benchmark()[:1], "macs") is None  # a network alone is not compared
+    full = [_trained("LeNet5", 9, 416520, 40.0, converged=True), _trained("ResNet18", 7, 5, 40.0, converged=True)]
+    assert figures.reference_against(full, "macs") is None  # the other picture has the same
+
+
 def test_records_are_taken_over_only_from_real_trainings(known: Path, tmp_path: Path) -> None:
     before = load_records([known])
     bad = {

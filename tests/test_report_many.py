@@ -67,7 +67,7 @@ def test_pictures_are_drawn_once_and_not_held(monkeypatch: pytest.MonkeyPatch, t
     assert len(files) == 3 + 4 + 6
     assert saved == {"png": 4, "svg": 4}  # the PNG files of matrices are painted without a figure of their own
     assert counts == [0] * len(counts)
-    assert len(counts) == 4 + 6
+    assert len(counts) == 5 + 6  # the picture of reference accuracies has nothing to show, and no file
 
 
 def test_the_page_has_a_limit_of_matrices_and_the_folder_has_all(

@@ -76,27 +76,49 @@ def accuracy_against(records: Sequence[Record], cost: str) -> Figure | None:
     A network whose training here was short has an open marker, and a filled one above it at its reference accuracy, if
     that is known.
     """
-    drawn = panels_drawn(measured(contenders(records), cost, "test_accuracy"))
+    return _accuracy_figure(records, measured(contenders(records), cost, "test_accuracy"), cost, short_too=True)
+
+
+@plain_text()
+def reference_against(records: Sequence[Record], cost: str) -> Figure | None:
+    """Draw the accuracy after a reference or full training against a cost, a panel per data set, with its front.
+
+    Short trainings, whose accuracies are often far below, are left out, so that the scale shows how the networks differ
+    in the end. None where no network has a reference, or nothing to compare with.
+    """
+    entries = [e for e in measured(contenders(records), cost, "test_accuracy") if e.settled is not None]
+    entries = [e for group in by_label(entries).values() if _has_front(group, cost) for e in group]
+    if all(e.reference is None for e in entries):
+        return None
+    return _accuracy_figure(records, entries, cost, short_too=False)
+
+
+def _accuracy_figure(
+    records: Sequence[Record], entries: Sequence[Contender], cost: str, short_too: bool
+) -> Figure | None:
+    drawn = panels_drawn(entries)
     if not drawn:
         return None
     scheme = Scheme.of(r.model for r in records)
     figure, axes = panels(drawn, scheme.many, height=6.0 if scheme.many else 4.0)
-    for label, entries in drawn.items():
+    for label, group in drawn.items():
         ax = axes[label]
         log_axis(
-            ax, ax.xaxis, [e.mean(cost) for e in entries], COSTS[cost][0], _tick if cost == "macs" else "{:g}".format
+            ax, ax.xaxis, [e.mean(cost) for e in group], COSTS[cost][0], _tick if cost == "macs" else "{:g}".format
         )
-        references = [e.reference for e in entries if e.reference is not None]
-        _accuracy_axis(ax, [*(e.spread("test_accuracy") for e in entries), *((r.low, r.high) for r in references)])
-        if _has_front(entries, cost):
-            ax.plot(*zip(*_steps(ax, entries, cost), strict=True), color="#b0b0b0", linewidth=1.3, zorder=1)
-        _accuracy_points(ax, entries, cost, scheme)
-        _reference_points(ax, entries, cost, scheme)
-    title_left(axes, "test accuracy")
-    _explain(figure, drawn, cost)
+        of_this_run = [e for e in group if short_too or e.reference is None]
+        references = [e.reference for e in group if e.reference is not None]
+        spreads = [e.spread("test_accuracy") for e in of_this_run]
+        _accuracy_axis(ax, [*spreads, *((r.low, r.high) for r in references)])
+        if _has_front(group, cost):
+            ax.plot(*zip(*_steps(ax, group, cost), strict=True), color="#b0b0b0", linewidth=1.3, zorder=1)
+        _accuracy_points(ax, of_this_run, cost, scheme)
+        _reference_points(ax, group, cost, scheme, short_too)
+    title_left(axes, "test accuracy" if short_too else "test accuracy after a full training")
+    _explain(figure, drawn, cost, short_too)
     _finish(figure, scheme, drawn)
-    for label, entries in drawn.items():
-        _name_accuracies(axes[label], entries, cost, scheme)
+    for label, group in drawn.items():
+        _name_accuracies(axes[label], group, cost, scheme)
     return figure
 
 
@@ -118,15 +140,22 @@ def _accuracy_points(ax: Axes, entries: Sequence[Contender], cost: str, scheme: 
         )
 
 
-def _reference_points(ax: Axes, entries: Sequence[Contender], cost: str, scheme: Scheme) -> None:
-    """Draw a filled marker at each reference accuracy, with a dotted line from what this run's budget gave."""
+def _reference_points(ax: Axes, entries: Sequence[Contender], cost: str, scheme: Scheme, short_too: bool) -> None:
+    """Draw a filled marker at each reference accuracy, with a dotted line from what this run's budget gave.
+
+    Where short trainings are left out there is a bar instead: the range over seeds, or the interval of the only one.
+    """
     for e in entries:
         known = e.reference
         if known is None:
             continue
         look, x = scheme.looks[e.model], e.mean(cost)
-        line = [e.mean("test_accuracy"), known.accuracy]
-        ax.plot([x, x], line, color=look.colour, linestyle=":", linewidth=1, zorder=1)
+        ends = [known.low, known.high]
+        line = "-"
+        if short_too:
+            ends = [e.mean("test_accuracy"), known.accuracy]
+            line = ":"
+        ax.plot([x, x], ends, color=look.colour, linestyle=line, linewidth=1, zorder=1)
         ax.plot([x], [known.accuracy], look.marker, color=look.colour, markersize=scheme.marker_size)
 
 
@@ -173,17 +202,19 @@ def _percent(share: float, _: int | None = None) -> str:
     return f"{100 * share:.4g}%"
 
 
-def _explain(figure: Figure, drawn: Mapping[str, Sequence[Contender]], cost: str) -> None:
-    """Says below the panels what line, bars and open markers are."""
+def _explain(figure: Figure, drawn: Mapping[str, Sequence[Contender]], cost: str, short_too: bool) -> None:
+    """Says below the panels what line, bars and markers are."""
     everyone = [e for entries in drawn.values() for e in entries]
     notes = []
     if any(_has_front(entries, cost) for entries in drawn.values()):
         notes.append("grey line: front, no network is more accurate at equal or lower cost")
-    if any(len(e.per_seed("test_accuracy")) > 1 for e in everyone):
+    if not short_too:
+        notes.append("bar: range over seeds, or 95 % interval of one seed")
+    elif any(len(e.per_seed("test_accuracy")) > 1 for e in everyone):
         notes.append("bar: range over seeds, marker at their mean")
-    if any(e.reference for e in everyone):
+    if short_too and any(e.reference for e in everyone):
         notes.append("filled marker: after the reference training")
-    if not all(e.converged for e in everyone):
+    if short_too and not all(e.converged for e in everyone):
         notes.append("open marker: after this run's short training, not converged")
     if notes:
         figure.supxlabel(("; " if len(drawn) > 1 else "\n").join(notes), fontsize=9, color=SOFT)

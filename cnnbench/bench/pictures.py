@@ -246,6 +246,15 @@ def comparisons(records: Sequence[Record]) -> list[Picture]:
     """Return the pictures that compare networks."""
     found = []
     vectors = len(records) <= MOST_VECTORS
+    found.append(
+        Picture(
+            "reference_latency",
+            lambda: _sheet(figures.reference_against(records, figures.LATENCY)),
+            lambda: f"Test accuracy after a full training against {figures.COSTS[figures.LATENCY][0]}",
+            lambda: ["These are the accuracies of reference trainings, whose length is said under the table."],
+            vectors=vectors,
+        )
+    )
     for cost, (title, name) in figures.COSTS.items():
         found.append(_accuracy_picture(records, cost, title, name))
 
