@@ -6,6 +6,7 @@ Accuracy has one home, the confusion matrix of integer counts, from which it is 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -115,7 +116,8 @@ class TrainingClock(L.Callback):
         self.on_validation_start(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self.on_validation_start(trainer, pl_module)
+        with contextlib.suppress(RuntimeError):  # of a device that has failed, which is what stopped the training
+            self.on_validation_start(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         return {"used_s": self.used_s}
@@ -506,6 +508,14 @@ class ImageClassifier(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._random_state = checkpoint.get("random_state")  # used when training starts
+        if self._trainer is None or self._optimizer is not None:
+            return
+        # Whether AdamW is fused is a matter of this device, not of the one where the training began.
+        on_gpu = self._trainer.strategy.root_device.type == "cuda"
+        for state in checkpoint.get("optimizer_states", ()):
+            for group in state["param_groups"]:
+                if "betas" in group:
+                    group["fused"] = True if on_gpu and not self._clips_scaled_gradients() else None
 
     def on_validation_epoch_start(self) -> None:
         self._sum_outcomes()  # a loss that is no number stops the training here at the latest

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import shutil
+import sysconfig
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -98,7 +99,8 @@ def check_compiler(device: torch.device) -> None:
     """Refuses ``torch.compile`` where the machine lacks what it needs.
 
     Raises:
-        UserError: There is no compiler: of C++ for a CPU, of C for a GPU, whose launcher Triton compiles.
+        UserError: There is no compiler: of C++ for a CPU, of C for a GPU, whose launcher Triton compiles with Python's
+            headers, which are missing.
     """
     language, variable, usual = ("C++", "CXX", "g++") if device.type == "cpu" else ("C", "CC", "gcc")
     compilers = (os.environ.get(variable) or usual, "clang++" if device.type == "cpu" else "clang")
@@ -106,6 +108,12 @@ def check_compiler(device: torch.device) -> None:
         raise UserError(
             f"compiling a network needs a {language} compiler on a {device.type} device ({' or '.join(compilers)}); "
             "install one, or leave out compile_mode or --mode compile"
+        )
+    headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    if device.type == "cuda" and not headers.is_file():
+        raise UserError(
+            f"compiling a network on a cuda device needs Python's headers ({headers} is not there); install them, such "
+            "as the package python3-dev, or leave out compile_mode or --mode compile"
         )
 
 
@@ -178,27 +186,34 @@ class _Tf32(NamedTuple):
     convolutions: str
     products: str
     recurrent: str
+    oldest: str = "highest"
+    """Of ``set_float32_matmul_precision``, which has two words for TF32: ``high`` and ``medium``."""
 
     @classmethod
     def both(cls, allowed: bool) -> _Tf32:
         word = "tf32" if allowed else "ieee"
-        return cls(word, word, word)
+        return cls(word, word, word, "high" if allowed else "highest")
 
     @classmethod
     def now(cls) -> _Tf32:
         cudnn: Any = torch.backends.cudnn
         matmul: Any = torch.backends.cuda.matmul
         if hasattr(matmul, "fp32_precision"):
-            return cls(cudnn.conv.fp32_precision, matmul.fp32_precision, cudnn.rnn.fp32_precision)
-        allowed = {True: "tf32", False: "ieee"}
-        return cls(allowed[cudnn.allow_tf32], allowed[matmul.allow_tf32], allowed[cudnn.allow_tf32])
+            words = cudnn.conv.fp32_precision, matmul.fp32_precision, cudnn.rnn.fp32_precision
+            oldest = "high" if words[1] == "tf32" else "highest"
+            with contextlib.suppress(RuntimeError):  # where somebody has set the newer switch to something else
+                oldest = torch.get_float32_matmul_precision()
+            return cls(*words, oldest)
+        names = {True: "tf32", False: "ieee"}
+        convolutions = names[cudnn.allow_tf32]
+        return cls(convolutions, names[matmul.allow_tf32], convolutions, torch.get_float32_matmul_precision())
 
     def set(self) -> None:
         cudnn: Any = torch.backends.cudnn
         matmul: Any = torch.backends.cuda.matmul
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # some versions advertise the newer names where the older are set
-            torch.set_float32_matmul_precision("high" if self.products == "tf32" else "highest")
+            torch.set_float32_matmul_precision(self.oldest)
             cudnn.allow_tf32 = self.convolutions == "tf32"
         if hasattr(matmul, "fp32_precision"):
             cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = self.convolutions, self.recurrent
@@ -207,8 +222,11 @@ class _Tf32(NamedTuple):
 
 @contextlib.contextmanager
 def cudnn_benchmark(on: bool) -> Iterator[None]:
-    """Inside, cuDNN tries its kernels for each new shape of a convolution and takes the fastest, or does not; the flag
-    is put back."""
+    """Inside, cuDNN tries its kernels for each new shape of a convolution and takes the fastest, or does not.
+
+    The flag is put back. Torch keeps one answer for each shape, whichever way it was found, so that the first setting
+    of a process holds for a shape: what compares both needs a process for each.
+    """
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = on
     try:

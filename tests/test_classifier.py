@@ -222,6 +222,10 @@ def test_compilation_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPat
         _trainer(max_epochs=1).fit(get_model("LeNet5")(in_channels=1, compile_mode="default"), datamodule=data)
     with pytest.raises(UserError, match=r"needs a C compiler on a cuda device \(gcc or clang\)"):
         hardware.check_compiler(torch.device("cuda", 0))
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(hardware.sysconfig, "get_paths", lambda: {"include": "/no/include"})
+    with pytest.raises(UserError, match=r"needs Python's headers \(/no/include/Python.h is not there\)"):
+        hardware.check_compiler(torch.device("cuda", 0))
 
 
 def test_steps_within_one_call_end_with_the_budget_and_are_refused_where_they_do_not_work() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,7 +59,7 @@ WRITES = "open('numbers.json', 'w').write('{\"bf16 TFLOP/s\": 100.0}')"
         ("import os; os.abort()", 30, 100.0, "FAIL", "exit code -6"),
         ("import time; time.sleep(60)", 1, 100.0, "FAIL", "it was still at work after 1 s"),
         ("pass", 30, 100.0, "FAIL", "no numbers: FileNotFoundError"),
-        (WRITES, 30, 5.0, "SKIP", "no time is left"),
+        (WRITES, 30, 5.0, "FAIL", "no time was left; run it alone"),
     ],
 )
 def test_a_stage_that_fails_costs_only_itself(
@@ -67,7 +69,31 @@ def test_a_stage_that_fails_costs_only_itself(
     assert found.status == status
     assert found.reason.startswith(reason)
     # What it has found before it failed is kept.
-    assert found.numbers == ({"bf16 TFLOP/s": 100.0} if WRITES in code and status != "SKIP" else {})
+    assert found.numbers == ({"bf16 TFLOP/s": 100.0} if WRITES in code and left_s > 10 else {})
+
+
+def test_a_stage_without_its_packages_fails_before_it_starts(tmp_path: Path) -> None:
+    stage = replace(_stage(WRITES), packages=("json", "no_such_module"))
+    found = gpu.run_stage(stage, tmp_path, "cuda", 100.0, os.environ)
+    assert (found.status, found.reason) == ("FAIL", "it needs no_such_module, which pip installs")
+
+
+def test_numbers_that_a_stage_owes_are_missed() -> None:
+    outcomes = [Outcome("limits", "PASS", 9.6, {}), Outcome("ways", "SKIP", 0.0, {}), Outcome("tests", "PASS", 1.0, {})]
+    assert gpu.not_found(outcomes) == ["of the roofline, ResNet18"]
+    outcomes[0].numbers["of the roofline, ResNet18"] = 0.5
+    assert gpu.not_found(outcomes) == []
+    assert set(gpu.RANGES_OF) <= {stage.name for stage in gpu.stages("cuda", Path())}
+
+
+def test_the_check_needs_no_environment_and_its_tests_have_the_gpu_for_themselves() -> None:
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
+    (check,) = re.findall(r"^gpu-check:([^#\n]*)", makefile, re.MULTILINE)
+    assert check.strip() == ""
+    (tests,) = re.findall(r"^test-gpu:.*\n\t(.*)", makefile, re.MULTILINE)
+    assert "-p no:xdist" in tests
+    (stage,) = [stage for stage in gpu.stages("cuda", Path()) if stage.name == "tests"]
+    assert "no:xdist" in stage.commands[0]
 
 
 def test_what_needs_a_gpu_is_skipped_and_said(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ from cnnbench.measure import graphs, peaks, speed
 from cnnbench.measure.roofline import layer_traffic
 from cnnbench.measure.speed import SpeedConfig, Subject, measure_speed
 from cnnbench.measure.stopwatch import Stopwatch
+from cnnbench.measure.sweep import sweep
+from cnnbench.measure.work import Timed, Way
 from cnnbench.models import get_model
 from cnnbench.optimizers import NEWTON_SCHULZ, MuonSGD, adamw, orthogonalise
 from cnnbench.record import load_records
@@ -171,7 +173,120 @@ def test_an_error_that_breaks_the_device_leaves_the_figures_of_the_others(monkey
     assert 0 < rounds.pop() < 60
 
 
+def _illegal(x: Tensor) -> Tensor:
+    """An error that a GPU does not recover from, once a batch has four images."""
+    if len(x) >= 4:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    return x.flatten(1)[:, :10]
+
+
+class _Illegal(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return _illegal(x)
+
+
+def _break_at_four_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the device fail for good from the first batch of four images on."""
+    broken = [False]
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        broken[0] = broken[0] or len(x) >= 4
+        return _illegal(x)
+
+    def synchronise(device: torch.device) -> None:
+        if broken[0]:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(_Illegal, "forward", forward)
+    monkeypatch.setattr(speed, "synchronise", synchronise)
+
+
+def _good_and_bad() -> dict[str, Subject]:
+    good = Subject(lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), (3, 8, 8), 10)
+    return {"bad": Subject(_Illegal, (3, 8, 8), 10, kinds=("inference",)), "good": good}
+
+
+def test_a_device_that_breaks_in_a_warm_up_is_blamed_on_its_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    _break_at_four_images(monkeypatch)
+    found = measure_speed(_good_and_bad(), SpeedConfig(CPU, "32-true", 4, 2, rounds=2, warmup_s=0.0))
+    assert found["bad"]["error"].startswith("RuntimeError: CUDA error: an illegal memory access")
+    assert found["good"]["error"].startswith("it was not tried: the timing ended early, as bad broke the device")
+
+
+def test_a_sweep_keeps_what_it_has_when_the_device_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    _break_at_four_images(monkeypatch)
+    found = sweep(_good_and_bad(), SpeedConfig(CPU, "32-true", 1, 1, rounds=1, warmup_s=0.0), 64)
+    for name, end in (("bad", "4 failed: RuntimeError: CUDA error: an illegal memory access"), ("good", "4 failed: ")):
+        assert [point["batch_size"] for point in found[name].batches] == [1, 2]
+        assert found[name].end.startswith(end)
+
+
+def test_a_sweep_keeps_what_it_has_when_the_yardstick_finds_the_device_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, sizes = speed._Yardstick, [1, 2]
+
+    def yardstick(config: SpeedConfig) -> Any:
+        if not sizes:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        sizes.pop()
+        return whole(config)
+
+    monkeypatch.setattr(speed, "_Yardstick", yardstick)
+    found = sweep({"good": _good_and_bad()["good"]}, SpeedConfig(CPU, "32-true", 1, 1, rounds=1, warmup_s=0.0), 64)
+    assert [point["batch_size"] for point in found["good"].batches] == [1, 2]
+    assert found["good"].end.startswith("4 failed: RuntimeError: CUDA error")
+
+
+def test_peaks_that_cannot_be_measured_again_cost_no_figures(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = [(peaks.Peaks({"fp32": 1e11}, 1e10), [])]
+
+    def peaks_now(config: SpeedConfig) -> tuple[peaks.Peaks, list[str]]:
+        if not first:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return first.pop()
+
+    monkeypatch.setattr("cnnbench.limits.peaks_now", peaks_now)
+    options = (
+        "--device=cpu --precision=32-true --batch_size=2 --train_batch_size=2 --rounds=1 --out=p --records=r.jsonl"
+    )
+    assert main(["speed", "LeNet5", "--limits", *options.split()]) == 0
+    assert "the peaks were not measured again: RuntimeError" in capsys.readouterr().out
+    (record,) = load_records([Path("r.jsonl")])
+    assert record.measures["latency_ms_median"] > 0
+
+
+def test_a_copy_that_was_smaller_does_not_give_the_rate_of_memory() -> None:
+    large, small = peaks.Peaks({"fp32": 1.0}, 4e12, 2**32), peaks.Peaks({"fp32": 2.0}, 9e12, 2**24)
+    for both in (large.best(small), small.best(large)):
+        assert (both.bytes_per_s, both.copied_bytes, both.flops_per_s) == (4e12, 2**32, {"fp32": 2.0})
+
+
+@pytest.mark.parametrize(("dtype", "batches"), [(torch.float32, 15), (torch.bfloat16, 16)])
+def test_inputs_take_turns_that_no_cache_holds(
+    dtype: torch.dtype, batches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three times the 60 MiB of an H200's cache, in batches of 12 or 6 MiB, 16 of them at most."""
+    properties = SimpleNamespace(L2_cache_size=60 * 2**20)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    timed = Timed.__new__(Timed)
+    timed.config = SimpleNamespace(device=CUDA)  # type: ignore[assignment]
+    timed.subject = SimpleNamespace(image_shape=(3, 32, 32))  # type: ignore[assignment]
+    assert timed._number_of_inputs(1024, dtype.itemsize) == batches
+
+
 # Switches
+
+
+@pytest.mark.parametrize("searches", [True, False])
+def test_a_way_sets_cudnns_search_around_its_turns(searches: bool) -> None:
+    timed = Timed.__new__(Timed)
+    timed.config = SimpleNamespace(device=CUDA)  # type: ignore[assignment]
+    timed.way = Way("bf16-mixed", cudnn_benchmark=searches)
+    before = torch.backends.cudnn.benchmark
+    with timed._switches():
+        assert torch.backends.cudnn.benchmark is searches
+    assert torch.backends.cudnn.benchmark is before
 
 
 def test_tf32_is_switched_whatever_others_have_set() -> None:
@@ -195,6 +310,9 @@ assert ask() == before, ask()
 torch.set_float32_matmul_precision("high")
 check()
 assert torch.get_float32_matmul_precision() == "high"
+torch.set_float32_matmul_precision("medium")
+check()
+assert torch.get_float32_matmul_precision() == "medium"
 torch.set_float32_matmul_precision("highest")
 for word in ("tf32", "ieee"):
     torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = word
@@ -313,6 +431,33 @@ def test_orthogonalise_returns_the_type_that_it_is_given() -> None:
 # Checkpoints, and packages that may be missing
 
 
+def _trainer(device: torch.device, precision: str = "bf16-mixed", clip: float | None = None) -> Any:
+    strategy = SimpleNamespace(root_device=device)
+    return SimpleNamespace(global_step=3, strategy=strategy, precision=precision, gradient_clip_val=clip)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "fused"),
+    [
+        (_trainer(CUDA), True),
+        (_trainer(CPU), None),
+        (_trainer(CUDA, "16-mixed"), True),
+        (_trainer(CUDA, "16-mixed", 1.0), None),  # a fused step would take gradients that are still scaled for clipped
+        (_trainer(CUDA, "bf16-mixed", 1.0), True),
+    ],
+)
+@pytest.mark.parametrize("stored", [True, None])
+def test_adamw_of_a_checkpoint_is_fused_as_this_device_wants_it(trainer: Any, fused: bool, stored: bool) -> None:
+    model = get_model("LeNet5")(in_channels=1)
+    model._trainer = trainer
+    group = {"betas": (0.9, 0.999), "fused": stored}
+    model.on_load_checkpoint({"optimizer_states": [{"param_groups": [group]}]})
+    assert group["fused"] is fused
+    sgd = {"momentum": 0.9, "fused": stored}
+    model.on_load_checkpoint({"optimizer_states": [{"param_groups": [sgd]}]})
+    assert sgd["fused"] is stored
+
+
 @pytest.mark.parametrize(("stored", "restored"), [(0, 0), (16, 1)])
 def test_a_training_goes_on_on_a_gpu_that_began_on_a_cpu(
     stored: int, restored: int, monkeypatch: pytest.MonkeyPatch
@@ -321,7 +466,7 @@ def test_a_training_goes_on_on_a_gpu_that_began_on_a_cpu(
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *arguments: calls.append(arguments))
     model = get_model("LeNet5")(in_channels=1)
     monkeypatch.setattr(type(model), "device", CUDA)
-    model._trainer = SimpleNamespace(global_step=3)  # type: ignore[assignment]
+    model._trainer = _trainer(CUDA)  # type: ignore[assignment]
     state = {"cpu": torch.get_rng_state(), "device": torch.zeros(stored, dtype=torch.uint8)}
     model.on_load_checkpoint({"random_state": state})
     model.on_train_start()

@@ -601,13 +601,29 @@ def test_a_gpus_states_are_summed_up_by_the_worst() -> None:
     assert summary(states[:1])["clock_mhz"] == 345
 
 
-def _fake_nvml(new_name: bool = True) -> SimpleNamespace:
-    """NVML of a GPU that is throttled by its power, with two processes on it, and without a power limit."""
+def _fake_nvml(names: str = "new") -> SimpleNamespace:
+    """NVML of a GPU that is throttled by its power, with two processes on it, and without a power limit.
+
+    Args:
+        names: Of the question for the reasons: ``new`` or ``old`` ones of the package, or ``old driver`` for a package
+            that has both and a driver that answers to the old one.
+    """
     no_such, forbidden = type("NotSupported", (Exception,), {}), type("NoPermission", (Exception,), {})
+    not_found = type("FunctionNotFound", (Exception,), {})
     looks = itertools.count(1)
 
     def no_limit(gpu: str) -> int:
         raise no_such
+
+    def not_in_this_driver(gpu: str) -> int:
+        raise not_found
+
+    new, old = "nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"
+    reasons = {
+        "new": {new: lambda gpu: 0x4},
+        "old": {old: lambda gpu: 0x4},
+        "old driver": {new: not_in_this_driver, old: lambda gpu: 0x4},
+    }[names]
 
     def handle(uuid: str) -> str:
         assert uuid == "GPU-1-2"
@@ -618,6 +634,7 @@ def _fake_nvml(new_name: bool = True) -> SimpleNamespace:
         NVML_TEMPERATURE_GPU=0,
         NVMLError_NotSupported=no_such,
         NVMLError_NoPermission=forbidden,
+        NVMLError_FunctionNotFound=not_found,
         nvmlInit=lambda: None,
         nvmlDeviceGetHandleByUUID=handle,
         nvmlSystemGetDriverVersion=lambda: b"580.1",
@@ -628,7 +645,7 @@ def _fake_nvml(new_name: bool = True) -> SimpleNamespace:
         nvmlDeviceGetEnforcedPowerLimit=no_limit,
         nvmlDeviceGetPerformanceState=lambda gpu: 0,
         nvmlDeviceGetComputeRunningProcesses=lambda gpu: [SimpleNamespace(pid=pid) for pid in (os.getpid(), 1)],
-        **{f"nvmlDeviceGetCurrentClocks{'Event' if new_name else 'Throttle'}Reasons": lambda gpu: 0x4},
+        **reasons,
     )
 
 
@@ -640,10 +657,10 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("a_gpu")
-@pytest.mark.parametrize("new_name", [True, False])
-def test_the_driver_is_asked_while_something_is_measured(new_name: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("names", ["new", "old", "old driver"])
+def test_the_driver_is_asked_while_something_is_measured(names: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cnnbench.measure.gpu_state.EVERY_S", 0.01)
-    state = GpuState(torch.device("cuda", 0), partial(_fake_nvml, new_name))
+    state = GpuState(torch.device("cuda", 0), partial(_fake_nvml, names))
     time.sleep(0.2)
     state.stop()
     found = state.figures()

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import airbench
+import lightning as L
 import pytest
 import torch
 import yaml
@@ -38,6 +39,8 @@ def test_recipes_for_a_gpu_have_airbenchs_network_and_its_images(
         settings["model"]["init_args"]["optimizer"]["init_args"][key] for key in ("lr", "matrix_lr", "vector_lr")
     ]
     assert 50_000 // data.batch_size == steps_per_epoch
+    assert settings["trainer"]["max_epochs"] <= {94: 9.9, 96: 40.0}[goal]  # airbench's
+    assert settings["trainer"]["benchmark"]
     cutout = data.augmentation.cutout if data.augmentation is not None else None
     assert cutout == {94: 0, 96: 12}[goal]
 
@@ -47,12 +50,15 @@ def test_our_half_trains_tests_and_says_how_long(class_folders: Path, monkeypatc
     settings = yaml.safe_load((EXPERIMENTS / "cifar10_speednet_94.yaml").read_text())
     settings["model"]["init_args"] |= {"widths": [8, 8, 8]}
     settings["data"]["init_args"] |= {"batch_size": 5}
-    settings["trainer"]["max_epochs"] = 2
+    settings["trainer"] |= {"max_epochs": 2, "precision": "32-true"}
+    kept = []
+    monkeypatch.setattr(L.Trainer, "save_checkpoint", lambda *arguments, **options: kept.append(arguments))
     result = recipes.train_ours(settings, seed=0, device=torch.device("cpu"))
     assert (
         0 < result["steps_s"] < result["training_s"]
     )  # the latter with making the network and the Trainer's own start
     assert result["evaluation_s"] > 0
+    assert kept == []  # airbench, which it is compared with, writes nothing
     assert result["accuracy"] in {n / 10 for n in range(11)}
 
 

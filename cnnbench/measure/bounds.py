@@ -31,6 +31,7 @@ CONVENTION = f"{TRAFFIC_CONVENTION}; {PEAK_CONVENTION}"
 _PASSES = 3
 _SLEEP_CYCLES = 100_000_000
 """About 50 ms of a GPU's clock."""
+_OPERATORS_IN_QUEUE = 200
 
 
 def find_limits(
@@ -76,7 +77,8 @@ def find_limits(
     if precision in INFERENCE_PRECISIONS:
         model = model.to(weights_type(precision))
     model = model.to(device=config.device, memory_format=order).eval()  # type: ignore[call-overload]
-    x = torch.randn(config.batch_size, *shape, generator=torch.Generator().manual_seed(config.seed))
+    generator = torch.Generator(config.device if config.device.type == "cuda" else "cpu").manual_seed(config.seed)
+    x = torch.randn(config.batch_size, *shape, generator=generator, device=generator.device)
     x = x.to(config.device, weights_type(precision), memory_format=order)
     with cudnn_benchmark(way.cudnn_benchmark):
         seconds = seconds_by_kind(model, x, precision, config.device)
@@ -101,9 +103,6 @@ def seconds_by_kind(model: nn.Module, x: Tensor, precision: str, device: torch.d
     passes = []
     for _ in range(_PASSES + 1):
         with on_device(device), torch.no_grad(), numbers(precision, device), _OperatorClock(device) as clock:
-            if device.type == "cuda":
-                # While the GPU is busy with this, the operators are launched; then no event waits for the host.
-                torch.cuda._sleep(_SLEEP_CYCLES)
             model(x)
         passes.append(clock.seconds())
     return {kind: statistics.median(found[kind] for found in passes[1:]) for kind in passes[0]}
@@ -121,6 +120,11 @@ class _OperatorClock(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not operators.moves_data(func):
             return func(*args, **(kwargs or {}))
+        if self._device.type == "cuda" and len(self._calls) % _OPERATORS_IN_QUEUE == 0:
+            # While the GPU is busy with this, the operators are launched; then no event waits for the host. The queue
+            # holds about a thousand entries, and an operator takes three of them.
+            synchronise(self._device)
+            torch.cuda._sleep(_SLEEP_CYCLES)
         begin = self._now()
         out = func(*args, **(kwargs or {}))
         if self._device.type == "mps":

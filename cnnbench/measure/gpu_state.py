@@ -94,9 +94,6 @@ class GpuState:
     def _look(self) -> None:
         """Ask once."""
         nvml, gpu = self._nvml, self._handle
-        # The older name is that of drivers before 535.
-        reasons = getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)
-        reasons = reasons or nvml.nvmlDeviceGetCurrentClocksThrottleReasons
         self._states.append(
             {
                 "clock_mhz": self._ask(nvml.nvmlDeviceGetClockInfo, gpu, nvml.NVML_CLOCK_SM),
@@ -104,12 +101,23 @@ class GpuState:
                 "temperature_c": self._ask(nvml.nvmlDeviceGetTemperature, gpu, nvml.NVML_TEMPERATURE_GPU),
                 "power_w": _watts(self._ask(nvml.nvmlDeviceGetPowerUsage, gpu)),
                 "power_limit_w": _watts(self._ask(nvml.nvmlDeviceGetEnforcedPowerLimit, gpu)),
-                "throttle_reasons": self._ask(reasons, gpu),
+                "throttle_reasons": self._throttle_reasons(),
                 "power_state": _power_state(self._ask(nvml.nvmlDeviceGetPerformanceState, gpu)),
             }
         )
         processes = self._ask(nvml.nvmlDeviceGetComputeRunningProcesses, gpu) or []
         self._users |= {process.pid for process in processes}
+
+    def _throttle_reasons(self) -> Any:
+        """Return why the clock is lower than it could be, by the name of the question that driver and package have."""
+        for name in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
+            question = getattr(self._nvml, name, None)
+            if question is None:
+                continue
+            # Drivers before 535 do not know the first.
+            with contextlib.suppress(self._nvml.NVMLError_FunctionNotFound):
+                return self._ask(question, self._handle)
+        return None
 
     def _ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
         """Return an answer; None where this GPU has none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -82,14 +83,21 @@ def capture(work: Callable[[Tensor], Any], images: Tensor) -> tuple[Callable[[Te
     with on_capture_stream(device):
         for _ in range(_WARM_UPS - 1):
             work(x)
-        # What cuDNN took for its search of kernels is no part of a step.
+        # What cuDNN took for its search of kernels is no part of a step. The memory of an earlier graph goes back too,
+        # for which networks that refer to themselves must be collected first.
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         with _no_waiting():
             work(x)
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.device(device), torch.cuda.graph(graph, pool=_pool(device), stream=_stream(device)):
+        # A recording that cannot even start leaves its stream as the current one; the outer one is put back here.
+        with (
+            torch.cuda.device(device),
+            torch.cuda.stream(torch.cuda.current_stream(device)),
+            torch.cuda.graph(graph, pool=_pool(device), stream=_stream(device)),
+        ):
             out = work(x)
     except BaseException:
         # Some versions of torch take the pool of a failed recording for one that is still being recorded.

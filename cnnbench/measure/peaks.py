@@ -112,10 +112,13 @@ class Peaks:
     def best(self, other: Peaks) -> Peaks:
         """The higher of two measurements of the same device."""
         mine, theirs = self.probes or {}, other.probes or {}
+        # A copy that had to be smaller, for want of free memory, may have been served by a cache.
+        copied = max(self.copied_bytes, other.copied_bytes)
+        rates = [peaks.bytes_per_s for peaks in (self, other) if peaks.copied_bytes == copied]
         return Peaks(
             _higher(self.flops_per_s, other.flops_per_s),
-            max(self.bytes_per_s, other.bytes_per_s),
-            max(self.copied_bytes, other.copied_bytes),
+            max(rates),
+            copied,
             tuple(_higher(dict(self.cached), dict(other.cached)).items()),
             _higher(mine, theirs) or None,
         )
@@ -150,6 +153,8 @@ def measure_peaks(
         UserError: A precision is unknown or has no use on the device, or a size is below 1.
     """
     kind = "cuda" if device.type == "cuda" else "cpu"
+    if kind == "cuda":
+        torch.cuda.empty_cache()  # what torch keeps of earlier networks is not free for the copy
     sizes = _SIZES[kind] if sizes is None else sizes
     copied_bytes = _beyond_caches(device) if copied_bytes is None else copied_bytes
     if not sizes or min(*sizes, copied_bytes, 1) < 1:

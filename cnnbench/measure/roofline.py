@@ -290,10 +290,13 @@ def bound(
     predicted, memory_share = load.seconds(peaks), load.memory_share(peaks)
     arithmetic = load.operations / seconds / peaks.of(load.precision)
     bandwidth = load.moved_bytes / seconds / peaks.bytes_per_s
-    share = _per_call_share(timed, peaks, other) if other is not None else None
+    by_line = _per_call_share(timed, peaks, other) if other is not None else None
+    share = by_line
     without_host_s = device_s if device_s is not None else graph_s
     if without_host_s is not None:
-        share = max(0.0, 1 - without_host_s / seconds)
+        # A pass with more launches than a queue holds, or one that reads values, waits for the host there too; then
+        # the straight line knows better.
+        share = max(0.0, 1 - without_host_s / seconds, by_line or 0.0)
     if share is not None and share >= LAUNCH_SHARE:
         name = "launch-bound"
     elif predicted / seconds < (LAUNCH_SHARE if share is None else FARTHEST):
@@ -317,7 +320,7 @@ def bound(
     if other is not None:
         few, many = sorted((timed, other), key=lambda t: t.load.batch_size)
         times = many.load.batch_size / few.load.batch_size
-        spent = "" if without_host_s is not None or share is None else f", {percent(share)} of this pass spent per call"
+        spent = "" if by_line is None or by_line != share else f", {percent(by_line)} of this pass spent per call"
         facts.append(f"{times:g} times the images take {many.seconds / few.seconds:.3g} times as long{spent}")
     evidence = f"{name}: {'; '.join(facts)}"
     return Verdict(

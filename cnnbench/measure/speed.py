@@ -80,7 +80,11 @@ def _measure(
     yardstick = _Yardstick(config)
     timed: dict[str, Timed] = {}
     failed: dict[str, dict[str, Any]] = {}
+    broken: list[str] = []
     for index, (name, subject) in enumerate(subjects.items()):
+        if broken:
+            failed[name] = {"error": f"it was not tried: {broken[0]}"}
+            continue
         on_progress(0.5 * index / len(subjects), f"warm up {name}")
         try:
             timed[name] = Timed(subject, config, watch)
@@ -91,11 +95,11 @@ def _measure(
             way = subject.way or config.way
             if way.precision_of("latency") in INFERENCE_PRECISIONS:
                 failed[name]["error"] += f" (inference in {way.precision_of('latency')}; try --precision 32-true)"
+            broken = _broken_by(name, failed[name], config.device)
     start = time.monotonic()
     shuffler = random.Random(config.seed)
-    broken: list[str] = []
     with Conditions(config.device) as conditions, _no_collection():
-        for round_index in range(config.rounds):
+        for round_index in range(0 if broken else config.rounds):
             if round_index >= config.fewest_rounds and time.monotonic() - start > config.most_s * len(timed):
                 break
             on_progress(0.5 + 0.5 * round_index / config.rounds, f"round {round_index + 1} of {config.rounds}")
@@ -151,10 +155,21 @@ def _take_round(
             raise
         except BaseException as error:
             failed[name] = _failure(error)
-            try:
-                synchronise(device)
-            except RuntimeError:
-                return [f"the timing ended early, as {name} broke the device: {failed[name]['error']}"]
+            broken = _broken_by(name, failed[name], device)
+            if broken:
+                return broken
+    return []
+
+
+def _broken_by(name: str, failure: Mapping[str, Any], device: torch.device) -> list[str]:
+    """Return that a network has left the device unusable, if it has; see `_take_round`."""
+    try:
+        synchronise(device)
+        if device.type == "cuda":
+            # Some versions of torch cannot free memory any more after a CUDA graph that could not be recorded.
+            torch.cuda.empty_cache()
+    except RuntimeError:
+        return [f"the timing ended early, as {name} broke the device: {failure['error']}"]
     return []
 
 
@@ -201,20 +216,21 @@ class _Yardstick:
 
     def __init__(self, config: SpeedConfig) -> None:
         images, channels, pixels = YARDSTICK.get(config.device.type, YARDSTICK["cpu"])
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(config.device if config.device.type == "cuda" else "cpu").manual_seed(0)
         shapes = (images, channels, pixels, pixels), (channels, channels, 3, 3)
-        tensors = [torch.randn(*shape, generator=generator).to(config.device) for shape in shapes]
+        tensors = [torch.randn(*shape, generator=generator, device=generator.device) for shape in shapes]
+        tensors = [tensor.to(config.device) for tensor in tensors]
         self._x, self._w = (t.contiguous(memory_format=torch.channels_last) for t in tensors)
         self._config = config
         self.rounds_ms: list[list[float]] = []
         self._call()
 
     def _call(self) -> float:
-        start = time.perf_counter()
         with torch.inference_mode(), tf32(self._config.device, False), cudnn_benchmark(False):
+            start = time.perf_counter()
             torch.nn.functional.conv2d(self._x, self._w, padding=1)
-        synchronise(self._config.device)
-        return (time.perf_counter() - start) * 1e3
+            synchronise(self._config.device)
+            return (time.perf_counter() - start) * 1e3
 
     def take_turn(self) -> None:
         self._call()

@@ -57,28 +57,44 @@ def sweep(
         def say(share: float, text: str, images: int = size) -> None:
             on_progress(share, f"batches of {images}: {text}")
 
-        for name, figures in measure_speed(going, config, say).items():
-            if _lacks_memory(figures) and len(going) > 1:
-                _empty_cache(config.device)
-                figures = measure_speed({name: going[name]}, config, say)[name] | {"alone": True}
-            if "error" in figures:
-                why = "does not fit" if _lacks_memory(figures) else "failed"
-                found[name].end = f"{size} {why}: {figures['error']}"
-                continue
-            found[name].batches.append({"batch_size": size, **figures})
-            took_s = figures["inference_ms_median"] / 1e3
-            if took_s > LONGEST_S:
-                found[name].end = f"{2 * size} was not tried: {size} take {took_s:.1f} s"
-        _empty_cache(config.device)
+        try:
+            for name, figures in measure_speed(going, config, say).items():
+                if _lacks_memory(figures) and len(going) > 1:
+                    _empty_cache(config.device)
+                    figures = measure_speed({name: going[name]}, config, say)[name] | {"alone": True}
+                _note(found[name], size, figures)
+            _empty_cache(config.device)
+        except RuntimeError as error:
+            # The device is unusable from here on; what was measured at smaller sizes stays.
+            for name in going:
+                found[name].end = found[name].end or f"{size} failed: {type(error).__name__}: {error}"
+            break
         size *= 2
     for one in found.values():
         one.end = one.end or f"{size} was not tried: more than {most}"
     return found
 
 
+def _note(found: Sweep, size: int, figures: Mapping[str, Any]) -> None:
+    """Add the figures of a batch size, or say why larger ones are not tried."""
+    if "error" in figures:
+        why = "does not fit" if _lacks_memory(figures) else "failed"
+        found.end = f"{size} {why}: {figures['error']}"
+        return
+    found.batches.append({"batch_size": size, **figures})
+    took_s = figures["inference_ms_median"] / 1e3
+    if took_s > LONGEST_S:
+        found.end = f"{2 * size} was not tried: {size} take {took_s:.1f} s"
+
+
+_NO_MEMORY = ("out of memory", "outofmemoryerror", "allocate memory", "enough memory", "memoryerror")
+"""Words of the errors of a GPU, of a CPU, and of Python. An illegal memory access is another matter."""
+
+
 def _lacks_memory(figures: Mapping[str, Any]) -> bool:
     """Whether a network failed for want of memory, for which torch has a class of its own on a GPU only."""
-    return "memory" in figures.get("error", "").lower()
+    error = figures.get("error", "").lower()
+    return any(words in error for words in _NO_MEMORY)
 
 
 def _empty_cache(device: torch.device) -> None:

@@ -255,7 +255,7 @@ class Timed:
     def _make_inputs(self, kind: str, generator: torch.Generator) -> list[Tensor]:
         """Some batches of images, each drawn at random; says what is wrong with them."""
         count, dtype = self.sizes[kind], weights_type(self.way.precision_of(kind))
-        inputs = self._number_of_inputs(count)
+        inputs = self._number_of_inputs(count, dtype.itemsize)
         pool = self.subject.images(inputs * count) if self.subject.images else None
         batches, lowest, highest = [], float("inf"), -float("inf")
         for _ in range(inputs):
@@ -270,13 +270,14 @@ class Timed:
             self.doubts["the inputs are constant or not finite, on which arithmetic can be faster or slower"] = None
         return batches
 
-    def _number_of_inputs(self, count: int) -> int:
-        """Return how many batches of so many images take turns."""
+    def _number_of_inputs(self, count: int, item_size: int) -> int:
+        """Return how many batches of so many images, with so many bytes for each number, take turns."""
         device = self.config.device
         if device.type != "cuda":
             return _FEWEST_INPUTS
         cache = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)
-        needed = math.ceil(_CACHES_OF_INPUTS * cache / (4 * count * math.prod(self.subject.image_shape)))
+        bytes_of_batch = item_size * count * math.prod(self.subject.image_shape)
+        needed = math.ceil(_CACHES_OF_INPUTS * cache / bytes_of_batch)
         return min(max(needed, _FEWEST_INPUTS), _MOST_INPUTS)
 
     @contextlib.contextmanager
@@ -291,10 +292,10 @@ class Timed:
                 stack.enter_context(tf32(self.config.device, self.way.precision == "tf32"))
             yield
 
-    def _work(self, kind: str, x: Tensor) -> Any:
+    def _work(self, kind: str, x: Tensor, mark: Callable[[], None] | None = None) -> Any:
         if kind in self._graphs:
             return self._graphs[kind](x)
-        return self._train(x) if kind == "training" else self._infer(kind, x)
+        return self._train(x, mark) if kind == "training" else self._infer(kind, x)
 
     def _infer(self, kind: str, x: Tensor) -> Any:
         with torch.inference_mode(), autocast(self.way.precision_of(kind), self.config.device):
@@ -323,7 +324,7 @@ class Timed:
                 group["capturable"] = True
 
         def work(x: Tensor) -> Any:
-            return self._train(x, lambda: None) if kind == "training" else self._infer(kind, x)
+            return self._train(x, _no_mark) if kind == "training" else self._infer(kind, x)
 
         replay, peak_bytes = capture(work, self._batches[kind][0])
         if kind == "training":  # a replay allocates nothing
@@ -413,7 +414,7 @@ class Timed:
         calls = min(max(round(_FLOW_MS / max(self.warm_ms[kind], 1e-3)), _FEWEST_FLOW), _MOST_FLOW)
         start = time.perf_counter()
         for _ in range(calls):
-            self._work(kind, next(self._inputs[kind]))
+            self._work(kind, next(self._inputs[kind]), mark=_no_mark)
         self._watch.wait()
         self._queued_ms[kind].append(1e3 * (time.perf_counter() - start) / calls)
 
@@ -448,6 +449,10 @@ class Timed:
             if found and statistics.median(found) > 1.02 * wall + 0.005:
                 self.doubts[f"the device worked longer than {kind} took: it was not waited for"] = None
         return list(self.doubts)
+
+
+def _no_mark() -> None:
+    """Mark nothing: of a step whose parts are not timed."""
 
 
 def _compiled(model: nn.Module) -> Callable[[Tensor], Any]:

@@ -120,11 +120,11 @@ def fit_trainer(
 
 
 def bare_trainer(device: torch.device, callbacks: Sequence[L.Callback], **options: Any) -> L.Trainer:
-    """A Trainer on one device, in the precision that is the default there."""
+    """A Trainer on one device, in the precision that is the default there if none is given."""
+    options.setdefault("precision", choose_precision("auto", device)[0])
     return L.Trainer(
         accelerator=device.type,
         devices=[device.index or 0] if device.type == "cuda" else 1,
-        precision=choose_precision("auto", device)[0],  # type: ignore[arg-type]
         callbacks=list(callbacks),
         enable_model_summary=False,
         num_sanity_val_steps=0,

@@ -10,6 +10,7 @@ import argparse
 import copy
 import platform
 import shutil
+import statistics
 import sysconfig
 import tempfile
 import time
@@ -189,6 +190,21 @@ def peak_memory(device: torch.device) -> Numbers:
     return {"peak of a step over four times its weights": found["peak_memory_bytes"] / (4 * 4 * 192 * width)}
 
 
+def graph_memory(device: torch.device) -> Numbers:
+    """Measure the memory of a training step as a CUDA graph beside that of one which is launched; and the yardstick."""
+    _needs_gpu(device)
+    config = SpeedConfig(device, "bf16-mixed", 256, 256, rounds=3, fewest_rounds=3)
+    ways = {mode: Way("bf16-mixed", mode=mode) for mode in ("eager", "cuda-graph")}
+    subjects = {mode: Subject(lambda: get_model("LeNet5")(), (3, 32, 32), 10, way=way) for mode, way in ways.items()}
+    found = measure_speed(subjects, config)
+    peaks = {mode: found[mode]["peak_memory_bytes"] for mode in ways}
+    yardstick = [sample for samples in found["eager"]["samples_ms"]["yardstick"] for sample in samples]
+    return {
+        "peak memory of LeNet5, graph over eager": peaks["cuda-graph"] / peaks["eager"],
+        "yardstick ms": statistics.median(yardstick),
+    }
+
+
 def _fit(
     device: torch.device,
     model: L.LightningModule,
@@ -251,12 +267,12 @@ def resume(device: torch.device) -> Numbers:
 def ways_of_fit(device: torch.device) -> Numbers:
     """Train the same network from the same seed in each way that `fit` has, and compare the weights."""
     ways: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-        "steps in one call": ({"steps_per_call": 5}, {}),
-        "compiled steps": ({"compile_mode": "default"}, {}),
+        "steps in one call": ({"steps_per_call": 5}, {"precision": "32-true"}),
+        "compiled steps": ({"compile_mode": "default"}, {"precision": "32-true"}),
     }
     if device.type == "cuda":
         ways["16-mixed"] = ({}, {"precision": "16-mixed"})
-    plain = _trained(device, {}, {})
+    plain = _trained(device, {}, {"precision": "32-true"})
     found = {}
     for name, (of_model, of_trainer) in ways.items():
         weights = _trained(device, of_model, of_trainer)
@@ -327,6 +343,7 @@ PROBES: Mapping[str, Callable[[torch.device], Numbers]] = {
             graph_that_reads,
             driver,
             peak_memory,
+            graph_memory,
         ),
         *(waits_per_step, resume, ways_of_fit, whitening, muon, compilation),
     )
