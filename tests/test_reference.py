@@ -98,6 +98,12 @@ def test_the_front_is_that_of_full_trainings(known: Path) -> None:
     )
 
 
+def test_many_networks_without_a_reference_are_counted(known: Path) -> None:
+    others = [_trained(f"VGG{n}", 4, 1000 + n, 0.1) for n in range(6)]
+    (sentence,) = front_sentences([*_benchmark()[:2], *others], "macs")
+    assert sentence.endswith("LeNet5, ResNet18. 6 networks are left out, since there is no reference of them.")
+
+
 def test_without_references_short_trainings_have_no_front() -> None:
     reference.references.cache_clear()
     assert front(contenders(_benchmark()), "macs") == []

@@ -153,13 +153,13 @@ COLUMNS = (
         "epochs. A star: a short training, fewer epochs than a full one, so not converged.",
     ),
     Column(
+        "95 % interval", "test_accuracy_interval", _interval,
+        "Wilson interval of the accuracy for the size of the test set; the spread between seeds is not in it.",
+    ),
+    Column(
         "Reference %", "reference_accuracy", _reference,
         "What the network reaches after its reference training, from the records that the package ships; the mean over "
         "seeds. It stands beside a short training, which says how fast a network learns and not how good it is.",
-    ),
-    Column(
-        "95 % interval", "test_accuracy_interval", _interval,
-        "Wilson interval of the accuracy for the size of the test set; the spread between seeds is not in it.",
     ),
 )  # fmt: skip
 

@@ -26,6 +26,8 @@ _UNSAID = {"mode": "eager", "cudnn_benchmark": False}
 """What records mean that do not name a setting."""
 SURROUNDINGS = ("device", "packages", "threads")
 """What of the environment must agree before two speeds compare."""
+MOST_NAMED_WITHOUT = 5
+"""Networks without a reference accuracy that a sentence names; of more it says how many."""
 MOST_LISTED = 60
 """Names, values or sentences that are written out; of more it is said how many there are."""
 NOT_SAID = "not said"
@@ -267,6 +269,8 @@ def _front_sentence(label: str, entries: Sequence[Contender], cost: str) -> str:
     kind = "reference accuracy" if any(e.reference for e in settled) else "accuracy"
     names = listed(e.name for e in front(entries, cost))
     rest = f" Left out, since there is no reference of them: {listed(unknown)}." if unknown else ""
+    if len(unknown) > MOST_NAMED_WITHOUT:
+        rest = f" {len(unknown)} networks are left out, since there is no reference of them."
     return f"Front of {kind}{mean} against {COSTS[cost]} on {label}: {names}.{rest}"
 
 
