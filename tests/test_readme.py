@@ -43,6 +43,23 @@ def test_sentences_on_the_zoo_are_those_of_the_committed_records() -> None:
     assert " ".join(s for cost in ("macs", "latency_ms_median") for s in front_sentences(records, cost)) in log
 
 
+def test_the_table_of_references_is_that_of_the_shipped_records() -> None:
+    log = (ROOT / "experiments" / "README.md").read_text()
+    records = load_records([ROOT / "cnnbench" / "references" / "records.jsonl"])
+    assert records
+    for record in records:
+        measures, training = record.measures, record.training
+        low, high = (100 * measures[f"test_accuracy_{end}"] for end in ("low", "high"))
+        recipe = "Muon" if record.config["recipe"] == "muon" else "AdamW"
+        assert training["recipe"].startswith(recipe)
+        start = f"| {record.model} | {record.data['label']} | {recipe} | {training['epochs']:.0f} | "
+        end = f"{100 * measures['test_accuracy']:.2f} | {low:.1f} to {high:.1f} | {training['seconds'] / 60:.1f} |"
+        assert start + end in log
+        # What trained it is in the repository, without what the machine had changed.
+        assert not record.environment["dirty"]
+        assert not record.data["synthetic"]
+
+
 def test_tables_of_studies_are_those_of_the_committed_records() -> None:
     log = (ROOT / "experiments" / "README.md").read_text()
     files = sorted((RESULTS.parent / "studies").glob("*.jsonl"))
