@@ -147,6 +147,15 @@ def test_the_picture_has_both_accuracies(known: Path) -> None:
     assert {0.6, 0.85, 0.5, 0.3, 0.4} <= heights
 
 
+def test_what_is_said_below_two_panels_fits(known: Path) -> None:
+    other = [replace(record, data=record.data | {"label": "CIFAR-10"}) for record in _benchmark()]
+    figure = figures.accuracy_against([*_benchmark(), *other], "macs")
+    assert figure is not None
+    figure.draw_without_rendering()
+    box = figure._supxlabel.get_window_extent()  # type: ignore[attr-defined]
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+
+
 def test_a_picture_of_its_own_has_the_reference_accuracies_alone(known: Path) -> None:
     figure = figures.reference_against(_benchmark(), "macs")
     assert figure is not None

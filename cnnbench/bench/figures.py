@@ -54,6 +54,8 @@ LONGEST_CLASS = 16
 """Characters of a class name in a picture."""
 LONGEST_NOTE = 92
 """Characters that a line has room for below a confusion matrix."""
+LONGEST_EXPLANATION = 120
+"""Characters that a line has room for below two panels or more."""
 MOST_NAMED = 40
 """Networks of a panel that are all named; of more only those whose names cover nothing."""
 MOST_NUMBERED_CLASSES = 20
@@ -216,8 +218,10 @@ def _explain(figure: Figure, drawn: Mapping[str, Sequence[Contender]], cost: str
         notes.append("filled marker: after the reference training")
     if short_too and not all(e.converged for e in everyone):
         notes.append("open marker: after this run's short training, not converged")
+    if len(drawn) > 1:
+        notes = textwrap.wrap("; ".join(notes), LONGEST_EXPLANATION)
     if notes:
-        figure.supxlabel(("; " if len(drawn) > 1 else "\n").join(notes), fontsize=9, color=SOFT)
+        figure.supxlabel("\n".join(notes), fontsize=9, color=SOFT)
 
 
 def _finish(figure: Figure, scheme: Scheme, drawn: Mapping[str, Sequence[Contender]]) -> None:
