@@ -17,6 +17,7 @@ from cnnbench import catalog, reference
 from cnnbench.bench import figures
 from cnnbench.bench.columns import DASH, columns_of
 from cnnbench.bench.findings import contenders, front, front_sentences, reference_sentences
+from cnnbench.bench.pictures import comparisons
 from cnnbench.bench.report import Report, to_html, to_markdown
 from cnnbench.checkpoints import read_checkpoint
 from cnnbench.cli import main
@@ -154,6 +155,16 @@ def test_what_is_said_below_two_panels_fits(known: Path) -> None:
     figure.draw_without_rendering()
     box = figure._supxlabel.get_window_extent()  # type: ignore[attr-defined]
     assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+
+
+def test_references_that_the_picture_has_no_room_for_are_said(known: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnnbench.bench.figures.MOST_PANELS", 0)
+    monkeypatch.setattr("cnnbench.bench.pictures.MOST_PANELS", 0)
+    records = _benchmark()
+    for record in records:
+        record.measures["latency_ms_median"] = record.measures["macs"] / 1e6
+    (picture,) = [p for p in comparisons(records) if p.name == "reference_latency"]
+    assert picture.caption()[1:] == ["The picture has the first 0 of 1 data sets; the table has all."]
 
 
 def test_a_picture_of_its_own_has_the_reference_accuracies_alone(known: Path) -> None:

@@ -88,11 +88,17 @@ def reference_against(records: Sequence[Record], cost: str) -> Figure | None:
     Short trainings, whose accuracies are often far below, are left out, so that the scale shows how the networks differ
     in the end. None where no network has a reference, or nothing to compare with.
     """
+    return _accuracy_figure(records, with_references(records, cost), cost, short_too=False)
+
+
+def with_references(records: Sequence[Record], cost: str) -> list[Contender]:
+    """Return the contenders whose accuracy after a full training is known, where there are two or more to compare.
+
+    Empty where that is the accuracy of these records for all of them.
+    """
     entries = [e for e in measured(contenders(records), cost, "test_accuracy") if e.settled is not None]
     entries = [e for group in by_label(entries).values() if _has_front(group, cost) for e in group]
-    if all(e.reference is None for e in entries):
-        return None
-    return _accuracy_figure(records, entries, cost, short_too=False)
+    return entries if any(e.reference is not None for e in entries) else []
 
 
 def _accuracy_figure(

@@ -246,12 +246,18 @@ def comparisons(records: Sequence[Record]) -> list[Picture]:
     """Return the pictures that compare networks."""
     found = []
     vectors = len(records) <= MOST_VECTORS
+
+    def references_caption() -> list[str]:
+        entries = figures.with_references(records, figures.LATENCY)
+        words = "These are the accuracies of reference trainings, whose length is said under the table."
+        return [words, *_panels_left_out(entries)]
+
     found.append(
         Picture(
             "reference_latency",
             lambda: _sheet(figures.reference_against(records, figures.LATENCY)),
             lambda: f"Test accuracy after a full training against {figures.COSTS[figures.LATENCY][0]}",
-            lambda: ["These are the accuracies of reference trainings, whose length is said under the table."],
+            references_caption,
             vectors=vectors,
         )
     )
