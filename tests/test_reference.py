@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import re
 import struct
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from cnnbench.bench.report import Report, to_html, to_markdown
 from cnnbench.checkpoints import read_checkpoint
 from cnnbench.cli import main
 from cnnbench.errors import UserError
+from cnnbench.explain import TOOLS, tool
 from cnnbench.record import Record, load_records, write_lines
 
 SHORT = {"seconds": 30.0, "full_epochs": 10, "converged": False, "diverged": False, "recipe": "AdamW", "peak_lr": 0.001,
@@ -252,6 +255,24 @@ def test_commands_take_shipped_weights(shipped: Path, capsys: pytest.CaptureFixt
     assert float(shown[1]) == pytest.approx(record.measures["test_accuracy"], abs=0.051)
     assert main(["explain", "filters", "LeNet5", "--weights", "reference", "--json", "--out", "pictures"]) == 0
     assert "random" not in capsys.readouterr().out
+
+
+def test_shipped_weights_of_two_data_sets_are_told_apart_by_every_tool(capsys: pytest.CaptureFixture) -> None:
+    """The package's own: LeNet5 has weights for both data sets, so that a tool with --weights needs --data too."""
+    asked = 0
+    for name in TOOLS:
+        parser = argparse.ArgumentParser()
+        tool(name).add_arguments(parser)
+        options = {option for action in parser._actions for option in action.option_strings}
+        if "--weights" in options:
+            asked += 1
+            assert {"--data", "--data_dir"} <= options, name
+    assert asked >= 4
+    assert main(["explain", "filters", "LeNet5", "--weights", "reference", "--json"]) == 2
+    assert "LeNet5 was trained on CIFAR10 or MNIST; add --data NAME" in capsys.readouterr().err
+    more = ["--weights", "reference", "--data", "MNIST", "--json", "--out", "pictures"]
+    assert main(["explain", "filters", "LeNet5", *more]) == 0
+    assert json.loads(capsys.readouterr().out)["trained"] is True
 
 
 @pytest.mark.parametrize(

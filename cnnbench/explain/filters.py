@@ -24,9 +24,10 @@ FEW = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from cnnbench.explain.subjects import add_network_arguments
+    from cnnbench.explain.subjects import add_data_arguments, add_network_arguments
 
     add_network_arguments(parser)
+    add_data_arguments(parser)
     add = parser.add_argument
     add("--layer", metavar="NAME", help="convolution to show (default: the first that learns)")
     add("--sort", default="norm", metavar="norm|network", help="largest norm first, or the network's own order "
