@@ -19,6 +19,7 @@ from cnnbench.hardware import (
     cudnn_benchmark,
     numbers,
     on_device,
+    random_generator,
     synchronise,
     weights_type,
 )
@@ -77,7 +78,7 @@ def find_limits(
     if precision in INFERENCE_PRECISIONS:
         model = model.to(weights_type(precision))
     model = model.to(device=config.device, memory_format=order).eval()  # type: ignore[call-overload]
-    generator = torch.Generator(config.device if config.device.type == "cuda" else "cpu").manual_seed(config.seed)
+    generator = random_generator(config.device, config.seed)
     x = torch.randn(config.batch_size, *shape, generator=generator, device=generator.device)
     x = x.to(config.device, weights_type(precision), memory_format=order)
     with cudnn_benchmark(way.cudnn_benchmark):

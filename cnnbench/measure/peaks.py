@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 
 from cnnbench.errors import UserError, unknown
-from cnnbench.hardware import cpu_has_bf16, on_device, tf32
+from cnnbench.hardware import cpu_has_bf16, on_device, random_generator, tf32
 from cnnbench.measure.stopwatch import Stopwatch
 
 Key = TypeVar("Key")
@@ -221,7 +221,7 @@ def _products(
 
 def _random(device: torch.device, dtype: torch.dtype, *shape: int) -> torch.Tensor:
     # Drawn on the device: on the host it takes several times as long as the measurement.
-    generator = torch.Generator(device if device.type == "cuda" else "cpu").manual_seed(0)
+    generator = random_generator(device, 0)
     return torch.randn(*shape, generator=generator, device=generator.device).to(device, dtype)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from cnnbench.errors import Stopped
-from cnnbench.hardware import INFERENCE_PRECISIONS, cudnn_benchmark, on_device, synchronise, tf32
+from cnnbench.hardware import INFERENCE_PRECISIONS, cudnn_benchmark, on_device, random_generator, synchronise, tf32
 from cnnbench.measure.conditions import Conditions, reasons_to_doubt
 from cnnbench.measure.intervals import FEWEST_ROUNDS, Interval, median_interval, paired_ratio
 from cnnbench.measure.stopwatch import Stopwatch
@@ -216,7 +216,7 @@ class _Yardstick:
 
     def __init__(self, config: SpeedConfig) -> None:
         images, channels, pixels = YARDSTICK.get(config.device.type, YARDSTICK["cpu"])
-        generator = torch.Generator(config.device if config.device.type == "cuda" else "cpu").manual_seed(0)
+        generator = random_generator(config.device, 0)
         shapes = (images, channels, pixels, pixels), (channels, channels, 3, 3)
         tensors = [torch.randn(*shape, generator=generator, device=generator.device) for shape in shapes]
         tensors = [tensor.to(config.device) for tensor in tensors]

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 
 from cnnbench.classifier import loss_and_logits
 from cnnbench.errors import UserError, unknown
-from cnnbench.hardware import INFERENCE_PRECISIONS, autocast, check_compiler, cudnn_benchmark, tf32, weights_type
+from cnnbench.hardware import (
+    INFERENCE_PRECISIONS,
+    autocast,
+    check_compiler,
+    cudnn_benchmark,
+    random_generator,
+    tf32,
+    weights_type,
+)
 from cnnbench.measure.graphs import capture
 from cnnbench.measure.intervals import deviation, median_interval
 from cnnbench.measure.stopwatch import Lap, Stopwatch
@@ -203,7 +211,7 @@ class Timed:
         self.way.check(config.device)
         device = config.device
         # On a GPU the inputs are drawn there: drawing a large batch on the host takes longer than measuring it.
-        generator = torch.Generator(device if device.type == "cuda" else "cpu").manual_seed(config.seed)
+        generator = random_generator(device, config.seed)
         self._format = torch.channels_last if self.way.channels_last else torch.contiguous_format
         sizes = {
             "latency": 1,
