@@ -14,11 +14,11 @@ from cnnbench.units import plain
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from cnnbench.measure.intervals import Interval
     from cnnbench.measure.sweep import Sweep
     from cnnbench.measure.work import SpeedConfig, Way
     from cnnbench.network import Network
     from cnnbench.record import Record
+    from cnnbench.stats import Interval
 
 SUSPECT = " (suspect)"
 COLUMNS = {
@@ -162,7 +162,7 @@ def print_tables(
         config, rows, figures, limited, sweeps: As of `document`.
     """
     from cnnbench import hardware, limits
-    from cnnbench.measure.intervals import FEWEST_ROUNDS
+    from cnnbench.stats import FEWEST_ROUNDS
 
     main, there = (_with_values(columns, figures) for columns in (COLUMNS, STEP_COLUMNS))
     tables = [_table("", rows, figures, main)]

@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 from conftest import make_record
 
-from cnnbench.bench.compare import BETWEEN, compare, student_quantile
+from cnnbench.bench.compare import BETWEEN, compare
 from cnnbench.cli import main
 from cnnbench.errors import UserError
-from cnnbench.measure.intervals import shift
-from cnnbench.measure.quality import difference_interval
 from cnnbench.record import Record, write_lines
+from cnnbench.stats import newcombe_interval
 
 
 def _record(slower: float = 1.0, machine: float = 1.0, seed: int = 0, rounds: int = 12, **changes: object) -> Record:
@@ -268,7 +267,7 @@ def test_accuracy_by_counts_and_by_seeds() -> None:
 
     one = verdict(cell(0.90), cell(0.92))
     assert (one.verdict, one.images) == ("better", 10_000)
-    assert (one.low, one.high) == difference_interval(9200, 9000, 10_000, 10_000)
+    assert (one.low, one.high) == newcombe_interval(9200, 10_000, 9000, 10_000)
     assert "one seed" in one.reason
     perfect = verdict(cell(1.0), cell(1.0))
     assert perfect.low < 0 < perfect.high  # ten thousand of ten thousand are not certainty
@@ -295,20 +294,6 @@ def test_a_run_of_several_settings_is_compared_setting_by_setting() -> None:
     long.measures["test_accuracy"] = 0.99
     found = next(c for c in compare([long, _record(seed=2)], [_record(seed=3)]) if c.figure == "test_accuracy")
     assert (found.before, found.after, found.verdict) == (0.9, 0.9, "no difference found")
-
-
-@pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.706), (2, 4.303), (4, 2.776), (10, 2.228), (30, 2.042)])
-def test_quantiles_of_student(freedom: int, quantile: float) -> None:
-    assert student_quantile(freedom) == pytest.approx(quantile, abs=1e-3)
-
-
-def test_shift_of_unpaired_values() -> None:
-    found = shift([5, 6, 7, 8, 9, 10, 11], [1, 2, 3, 4, 5, 6, 7])
-    # n = m = 7: the tables of Mann and Whitney have 8 for two-sided 5 %, so the 9th smallest and largest difference;
-    # there are 1, 2, 3 and 4 differences of -2, -1, 0 and 1
-    assert found == (4, 1, 7)
-    assert shift([1.0] * 3, [2.0] * 5).low is None
-    assert shift([5, 6, 7, 8], [1, 2, 3, 4]) == (4, 1, 7)  # all differences: 2 of 70 orders are outside, 2.9 %
 
 
 def test_nothing_in_common_is_refused() -> None:

@@ -16,7 +16,7 @@ from cnnbench.cli import main
 from cnnbench.data.sets import Synthetic
 from cnnbench.errors import UserError
 from cnnbench.explain import run
-from cnnbench.explain.confusions import _student_tails, class_figures, confused_pairs, differences, welch
+from cnnbench.explain.confusions import class_figures, confused_pairs, differences
 from cnnbench.record import write_lines
 
 
@@ -96,14 +96,6 @@ def test_networks_alike_whose_trainings_vary_differ_by_chance_only() -> None:
     pairs = [([training() for _ in range(3)], [training() for _ in range(3)]) for _ in range(60)]
     assert sum(any(d.real for d in differences(*pair)) for pair in pairs) <= 8  # 3 expected, cells depend on each other
     assert sum(any(d.real for d in differences(a[:1], b[:1])) for a, b in pairs) > 40  # and so the words say
-
-
-def test_welch_and_students_tails() -> None:
-    """Tables of Student's distribution; the last by mpmath's regularised incomplete beta function."""
-    for t, freedom, tails in ((12.706, 1, 0.05), (4.303, 2, 0.05), (2.228, 10, 0.05), (3.169, 10, 0.01)):
-        assert _student_tails(t, freedom) == pytest.approx(tails, rel=1e-3)
-    assert welch([1, 2, 3, 4], [2, 4, 6, 8, 10]) == pytest.approx(0.0691336, rel=1e-4)
-    assert (welch([1, 1], [1, 1]), welch([1, 1], [2, 2])) == (1.0, 0.0)
 
 
 def test_other_settings_are_another_network(capsys: pytest.CaptureFixture) -> None:

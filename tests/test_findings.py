@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import random
 from typing import Any
 
@@ -11,7 +9,7 @@ import pytest
 from conftest import FULL_TRAINING, make_record
 
 from cnnbench.bench.findings import contenders, front, front_sentences, misjudged, over_seeds, speed_sentences
-from cnnbench.bench.ranks import Spread, average_ranks, correlate, inversion, pareto_front, spearman
+from cnnbench.bench.fronts import Spread, inversion, pareto_front
 from cnnbench.record import Record
 
 
@@ -46,60 +44,6 @@ def test_pareto_front_is_that_of_brute_force() -> None:
         found = pareto_front(points)
         assert set(found) == kept
         assert [points[i] for i in found] == sorted(points[i] for i in found)
-
-
-def test_average_ranks_share_ties() -> None:
-    assert average_ranks([10, 20, 20, 5]) == [2, 3.5, 3.5, 1]
-    assert average_ranks([7, 7, 7]) == [2, 2, 2]
-    assert average_ranks([]) == []
-
-
-def test_spearman_is_that_of_the_textbook() -> None:
-    # Without ties 1 - 6 * sum(d^2) / (n * (n^2 - 1)), here 1 - 6 * 4 / (5 * 24).
-    assert spearman([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) == pytest.approx(0.8, abs=1e-15)
-    assert spearman([1, 10, 100], [3, 2, 1]) == -1
-    # Ranks 1, 2.5, 2.5, 4 and 1, 2, 3, 4: 4.5 / sqrt(4.5 * 5).
-    assert spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / math.sqrt(22.5), abs=1e-15)
-    assert spearman([1, 1, 1], [1, 2, 3]) is None
-
-
-def test_correlation_needs_enough_networks() -> None:
-    assert correlate([1, 2], [1, 2]) is None
-    assert correlate([1, 2, 3], [1, 3, 2]) == (0.5, 3, None)
-    assert correlate([1, 2, 3, 4], [1, 1, 1, 1]) is None
-    assert correlate(range(9), range(9)) == (1, 9, None)  # resamples cannot show how uncertain it is
-
-
-def test_correlation_interval_is_that_of_all_resamples() -> None:
-    xs, ys = [1, 2, 3, 4, 5, 6], [3, 2, 1, 4, 6, 5]
-    resamples = itertools.product(range(6), repeat=6)
-    exact = [spearman([xs[i] for i in picks], [ys[i] for i in picks]) for picks in resamples]
-    values = sorted(value for value in exact if value is not None)
-    found = correlate(xs, ys)
-    assert found is not None
-    assert found.interval is not None
-    assert found.interval[0] == pytest.approx(values[round(0.025 * len(values))], abs=0.05)
-    assert found.interval[1] == pytest.approx(values[-1 - round(0.025 * len(values))], abs=0.05)
-
-
-def test_correlation_interval_is_repeatable_and_narrows_with_more_networks() -> None:
-    generator = random.Random(0)
-
-    def noisy(count: int) -> tuple[list[float], list[float]]:
-        xs = [generator.random() for _ in range(count)]
-        return xs, [x + 0.5 * generator.random() for x in xs]
-
-    few, many = noisy(8), noisy(100)
-    assert correlate(*few) == correlate(*few)
-    widths = []
-    for sample in (few, many):
-        found = correlate(*sample)
-        assert found is not None
-        assert found.interval is not None
-        low, high = found.interval
-        assert -1 <= low <= found.value <= high <= 1
-        widths.append(high - low)
-    assert widths[1] < widths[0]
 
 
 def test_inversion_is_the_pair_with_the_largest_product_of_ratios() -> None:

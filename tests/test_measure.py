@@ -30,26 +30,11 @@ from cnnbench.errors import UserError
 from cnnbench.measure.conditions import Conditions, reasons_to_doubt
 from cnnbench.measure.gpu_state import GpuState, summary
 from cnnbench.measure.processes import in_process, in_processes, pooled
-from cnnbench.measure.quality import Confusion, accuracy, difference_interval, most_confused, wilson_interval
+from cnnbench.measure.quality import Confusion, accuracy, most_confused
 from cnnbench.measure.speed import KINDS, SpeedConfig, Stopwatch, Subject, Way, measure_speed, time_ratio
 from cnnbench.measure.stopwatch import Lap
 from cnnbench.measure.sweep import sweep
 from cnnbench.models import get_model
-
-
-# Intervals computed by R's prop.test(x, n, correct = FALSE).
-@pytest.mark.parametrize(
-    ("right", "total", "low", "high"),
-    [(0, 10, 0.0, 0.2775328), (5, 10, 0.2365931, 0.7634069), (10, 10, 0.7224672, 1.0), (81, 263, 0.2553, 0.3662)],
-)
-def test_wilson_interval(right: int, total: int, low: float, high: float) -> None:
-    assert wilson_interval(right, total) == pytest.approx((low, high), abs=5e-5)
-
-
-# Published by Newcombe 1998, table II, method 10.
-@pytest.mark.parametrize(("counts", "ends"), [((56, 48, 70, 80), (0.0524, 0.3339)), ((9, 3, 10, 10), (0.1705, 0.8090))])
-def test_difference_interval(counts: tuple[int, int, int, int], ends: tuple[float, float]) -> None:
-    assert difference_interval(*counts) == pytest.approx(ends, abs=5e-5)
 
 
 def test_accuracy_and_confusions_come_from_the_counts() -> None:

@@ -19,8 +19,8 @@ from cnnbench.bench import findings, pictures
 from cnnbench.bench.drawing import MOST_ENTRIES, MOST_NAMES, MOST_PANELS, Name, panels, write_names
 from cnnbench.bench.figures import accuracy_against, latency_against_macs, panels_drawn
 from cnnbench.bench.findings import MOST_LISTED, contenders, front_sentences, over_seeds, rivals_by_label
+from cnnbench.bench.fronts import Spread, inversion
 from cnnbench.bench.pictures import MOST_MATRICES, Drawn, FigureSheet, Shown, draw_pictures
-from cnnbench.bench.ranks import Spread, correlate, inversion, spearman
 from cnnbench.bench.report import Report, to_html, to_markdown, write_report
 from cnnbench.races import reports
 from cnnbench.record import Record, load_records, write_lines
@@ -219,32 +219,6 @@ def test_written_names_are_those_of_comparing_box_with_box() -> None:
     boxes = [text.get_window_extent(renderer) for text in ax.texts]
     assert 3 < len(boxes) < 60
     assert not any(boxes[i].overlaps(boxes[j]) for i in range(len(boxes)) for j in range(i))
-
-
-def _resampled(xs: list[float], ys: list[float]) -> tuple[float, float]:
-    """The bootstrap interval as its definition says, resample by resample."""
-    generator = random.Random(0)
-    values = []
-    for _ in range(2000):
-        picks = generator.choices(range(len(xs)), k=len(xs))
-        value = spearman([xs[i] for i in picks], [ys[i] for i in picks])
-        if value is not None:
-            values.append(value)
-    values.sort()
-    return values[50], values[-51]
-
-
-@pytest.mark.parametrize("count", [5, 6, 17, 120])
-@pytest.mark.parametrize("kinds", [3, 1000])
-def test_the_interval_of_numpy_is_exactly_that_of_the_definition(count: int, kinds: int) -> None:
-    generator = random.Random(count * kinds)
-    xs = [float(generator.randrange(kinds)) for _ in range(count)]
-    ys = [x + generator.randrange(kinds) for x in xs]
-    found = correlate(xs, ys)
-    assert found is not None
-    values = [v for v in [_resampled(xs, ys)] if len(set(xs)) > 1]
-    if kinds == 1000:  # with few kinds some resamples are all equal, and the tails are cut elsewhere
-        assert [found.interval] == values
 
 
 def test_the_inversion_of_numpy_is_that_of_all_pairs() -> None:

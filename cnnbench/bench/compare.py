@@ -17,9 +17,8 @@ from rich.table import Table
 
 from cnnbench.bench.findings import SETTINGS, setting
 from cnnbench.errors import UserError
-from cnnbench.measure.intervals import ALIKE, Interval, shift
-from cnnbench.measure.quality import difference_interval
 from cnnbench.record import Record
+from cnnbench.stats import ALIKE, NORMAL_QUANTILE, Interval, mean_difference, newcombe_interval, shift
 
 COUNTS = {
     "params": "complexity", "macs": "complexity", "train_macs": "complexity", "activations": "complexity",
@@ -44,7 +43,6 @@ UNLIKE = 0.5
 experiments/README.md."""
 MOVED = 0.02
 """Change of the yardstick from which on it is worth a note."""
-_NORMAL = 1.959964
 
 
 class Change(NamedTuple):
@@ -320,7 +318,7 @@ def _ratio(between: float, after: Sequence[Sequence[float]], before: Sequence[Se
     estimate = statistics.fmean(middles[0]) - statistics.fmean(middles[1])
     if found.low is None or found.high is None:
         return Interval(estimate, None, None), ""
-    spread = _NORMAL * between * math.sqrt(sum(1 / len(side) for side in middles))
+    spread = NORMAL_QUANTILE * between * math.sqrt(sum(1 / len(side) for side in middles))
     low, high = (math.hypot(end - found.estimate, spread) for end in (found.low, found.high))
     return Interval(estimate, estimate - low, estimate + high), (
         f"fewer than {FEWEST_PROCESSES} processes: by assumption they differ by {between:.0%} (one sd)"
@@ -400,13 +398,12 @@ def _accuracy_change(model: str, label: str, first: Sequence[Record], second: Se
         return Change(model, label, "test_accuracy", before, after, None, None, None, "not comparable", reason)
     images, change, counted = a[0].data["test_images"], after - before, None
     if max(len(x), len(y)) > 1:
-        error, freedom = _error_by_seeds(x, y)
         chance = math.sqrt(sum(p * (1 - p) / (images * len(v)) for p, v in ((before, x), (after, y))))
-        half = max(student_quantile(freedom) * error, _NORMAL * chance)
+        half = max(mean_difference(y, x).half_width, NORMAL_QUANTILE * chance)
         low, high = change - half, change + half
         note = "" if min(len(x), len(y)) > 1 else "one seed against several: by the spread of these"
     else:
-        low, high = difference_interval(round(after * images), round(before * images), images, images)
+        low, high = newcombe_interval(round(after * images), images, round(before * images), images)
         note, counted = "one seed: about these two trained networks, not about the recipe", images
     word = "no difference found" if low <= 0 <= high else "better" if change > 0 else "worse"
     return Change(model, label, "test_accuracy", before, after, change, low, high, word, note, images=counted)
@@ -424,46 +421,12 @@ def _training_traits(r: Record) -> dict[str, Any]:
     return found
 
 
-def _error_by_seeds(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Standard error of the difference of two means, and its degrees of freedom; a single value has the other's
-    variance."""
-    several = [v for v in (x, y) if len(v) > 1]
-    parts = [statistics.variance(v if len(v) > 1 else several[0]) / len(v) for v in (x, y)]
-    error = math.sqrt(sum(parts))
-    if len(several) == 1 or not error:
-        return error, float(len(several[0]) - 1) if len(several) == 1 else 1.0
-    return error, sum(parts) ** 2 / sum(p**2 / (len(v) - 1) for p, v in zip(parts, (x, y), strict=True))
-
-
 def _by_seed(cell: Sequence[Record]) -> list[float]:
     """Accuracies by seed; repeats of a seed count once, as their mean."""
     found: dict[int, list[float]] = {}
     for r in cell:
         found.setdefault(r.seed, []).append(r.measures["test_accuracy"])
     return [statistics.fmean(values) for values in found.values()]
-
-
-def student_quantile(freedom: float, share: float = 0.975) -> float:
-    """The quantile of Student's t distribution, by bisection of its integral.
-
-    Args:
-        freedom: Degrees of freedom, at least 1.
-        share: Of the distribution below the quantile, above one half.
-    """
-    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
-
-    def below(t: float, steps: int = 400) -> float:
-        # Substituting t = sqrt(freedom) * tan(angle) makes the density a power of a cosine on a finite range.
-        end = math.atan(t / math.sqrt(freedom))
-        width = end / steps
-        values = [math.cos(width * (i + 0.5)) ** (freedom - 1) for i in range(steps)]
-        return 0.5 + scale * math.sqrt(freedom) * width * sum(values)
-
-    low, high = 0.0, 1e4
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if below(middle) < share else (low, middle)
-    return (low + high) / 2
 
 
 def table(changes: Sequence[Change]) -> Table:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cnnbench.bench.ranks import Correlation, Spread, correlate, inversion, pareto_front
+from cnnbench.bench.fronts import Spread, inversion, pareto_front
 from cnnbench.record import Record
 from cnnbench.reference import (
     Reference,
@@ -16,6 +16,7 @@ from cnnbench.reference import (
     published_words,
     reference_of,
 )
+from cnnbench.stats import Correlation, correlate
 
 SETTINGS = (
     *("budget_s", "epochs", "precision", "inference_precision", "memory_format", "mode", "cudnn_benchmark"),

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cnnbench.errors import UserError, unknown
 from cnnbench.explain import Explanation, Picture, Table
 from cnnbench.files import read_text, reason
-from cnnbench.measure.quality import Counts, accuracy, most_confused, wilson_interval
+from cnnbench.measure.quality import Counts, accuracy, most_confused
 from cnnbench.registry import split_names
+from cnnbench.stats import discoveries, mean_difference, two_proportions_p, wilson_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -167,36 +167,13 @@ def differences(first: Sequence[Counts], second: Sequence[Counts]) -> list[Diffe
     tested = []
     for i, j in cells:
         (a, n), (b, m) = (one[i][j], sum(one[i])), (other[i][j], sum(other[i]))
-        pooled = (a + b) / (n + m)
-        error = math.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
-        p = math.erfc(abs(a / n - b / m) / error / math.sqrt(2)) if error else 1.0
+        p = two_proportions_p(a, n, b, m)
         if min(len(first), len(second)) > 1:
-            p = max(p, welch([run[i][j] / n for run in first], [run[i][j] / m for run in second]))
+            p = max(p, mean_difference([run[i][j] / n for run in first], [run[i][j] / m for run in second]).p)
         tested.append(Difference(i, j, a / n, b / m, p, False))
-    tested.sort(key=lambda d: d.p_value)
-    real = max((k for k, d in enumerate(tested, 1) if d.p_value <= FALSE_SHARE * k / len(tested)), default=0)
-    marked = [d._replace(real=k < real) for k, d in enumerate(tested)]
+    real = discoveries([d.p_value for d in tested], FALSE_SHARE)
+    marked = [d._replace(real=is_real) for d, is_real in zip(tested, real, strict=True)]
     return sorted(marked, key=lambda d: -abs(d.first - d.second))
-
-
-def welch(first: Sequence[float], second: Sequence[float]) -> float:
-    """Two-sided p of Welch's t test: that means of normal values with these variances lie as far apart by chance."""
-    parts = [statistics.variance(values) / len(values) for values in (first, second)]
-    distance = abs(statistics.fmean(first) - statistics.fmean(second))
-    if sum(parts) == 0:
-        return 1.0 if distance == 0 else 0.0
-    freedom = sum(parts) ** 2 / sum(v**2 / (len(x) - 1) for v, x in zip(parts, (first, second), strict=True))
-    return _student_tails(distance / math.sqrt(sum(parts)), freedom)
-
-
-def _student_tails(t: float, freedom: float) -> float:
-    """Both tails of Student's distribution beyond t, by Simpson's rule over the angle whose tangent is t / sqrt(n)."""
-    start, steps = math.atan(t / math.sqrt(freedom)), 2000
-    width = (math.pi / 2 - start) / steps
-    weights = (1 if k in (0, steps) else 4 if k % 2 else 2 for k in range(steps + 1))
-    total = sum(w * abs(math.cos(start + k * width)) ** (freedom - 1) for k, w in enumerate(weights))
-    constant = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
-    return min(1.0, 2 * constant * total * width / 3)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

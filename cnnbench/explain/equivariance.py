@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
 from cnnbench.explain.kernels import binomial
-from cnnbench.measure.quality import wilson_interval
+from cnnbench.stats import wilson_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,6 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from cnnbench.bench.ranks import spearman
 from cnnbench.blocks import initialise
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
@@ -23,6 +22,7 @@ from cnnbench.explain.pictures import grid, show
 from cnnbench.explain.subjects import Subject
 from cnnbench.measure.copies import untouched_randomness
 from cnnbench.measure.meta import tensors_in
+from cnnbench.stats import spearman
 
 CHECKED_IMAGES = 16
 DRAWS = 3

@@ -17,8 +17,8 @@ from dataclasses import replace
 from typing import Any
 
 from cnnbench.errors import Stopped, UserError
-from cnnbench.measure.intervals import FEWEST_ROUNDS
 from cnnbench.measure.work import KEYS, SpeedConfig, spread
+from cnnbench.stats import FEWEST_ROUNDS
 
 
 def in_process(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from cnnbench.stats import wilson_interval
 
 Counts = Sequence[Sequence[int]]
 
@@ -22,37 +23,6 @@ def accuracy(confusion: Counts, split: str = "test") -> dict[str, float]:
     correct = sum(row[index] for index, row in enumerate(confusion))
     low, high = wilson_interval(correct, total)
     return {f"{split}_accuracy": correct / total, f"{split}_accuracy_low": low, f"{split}_accuracy_high": high}
-
-
-def wilson_interval(successes: float, total: float, z: float = 1.959964) -> tuple[float, float]:
-    """The Wilson score interval of a proportion, by default at 95 %."""
-    p = successes / total
-    centre = p + z * z / (2 * total)
-    half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    # At the ends the interval reaches the proportion exactly, which rounding would miss.
-    low = 0.0 if successes <= 0 else (centre - half) / scale
-    high = 1.0 if successes >= total else (centre + half) / scale
-    return low, high
-
-
-def difference_interval(first: int, second: int, of_first: int, of_second: int) -> tuple[float, float]:
-    """95 % interval of the first share less the second, of independent counts (Newcombe 1998, Statistics in Medicine
-    17, 873, method 10): from the Wilson interval of each, so that it is right near 0 and 1 too.
-
-    Args:
-        first: Right in the first.
-        second: Right in the second.
-        of_first: Of so many.
-        of_second: Of so many.
-    """
-    shares = first / of_first, second / of_second
-    (low, high), (other_low, other_high) = wilson_interval(first, of_first), wilson_interval(second, of_second)
-    change = shares[0] - shares[1]
-    return (
-        change - math.hypot(shares[0] - low, other_high - shares[1]),
-        change + math.hypot(high - shares[0], shares[1] - other_low),
-    )
 
 
 class Confusion(NamedTuple):

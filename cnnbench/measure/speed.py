@@ -22,9 +22,9 @@ import torch
 from cnnbench.errors import Stopped
 from cnnbench.hardware import INFERENCE_PRECISIONS, cudnn_benchmark, on_device, random_generator, synchronise, tf32
 from cnnbench.measure.conditions import Conditions, reasons_to_doubt
-from cnnbench.measure.intervals import FEWEST_ROUNDS, Interval, median_interval, paired_ratio
 from cnnbench.measure.stopwatch import Stopwatch
 from cnnbench.measure.work import FEWEST_CALLS, KINDS, SpeedConfig, Subject, Timed, Way, settle
+from cnnbench.stats import FEWEST_ROUNDS, Interval, median_interval, paired_ratio
 
 __all__ = ["KINDS", "SpeedConfig", "Stopwatch", "Subject", "Way", "measure_speed", "time_ratio"]
 MOST_DRIFT = 0.02

@@ -27,9 +27,9 @@ from cnnbench.hardware import (
     weights_type,
 )
 from cnnbench.measure.graphs import capture
-from cnnbench.measure.intervals import deviation, median_interval
 from cnnbench.measure.stopwatch import Lap, Stopwatch
 from cnnbench.optimizers import adamw
+from cnnbench.stats import median_deviation, median_interval
 
 KINDS = ("latency", "inference", "training")
 """One image, a batch of inference, a training step."""
@@ -511,6 +511,5 @@ def spread(rounds: Sequence[Sequence[float]]) -> dict[str, Any]:
     times = [t for block in rounds for t in block]
     deciles = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else times
     median, low, high = median_interval(rounds)
-    return {
-        "median": median, "low": low, "high": high, "p10": deciles[0], "p90": deciles[-1], "mad": deviation(times),
-    }  # fmt: skip
+    mad = median_deviation(times)
+    return {"median": median, "low": low, "high": high, "p10": deciles[0], "p90": deciles[-1], "mad": mad}

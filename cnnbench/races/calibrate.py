@@ -26,14 +26,13 @@ from torch import Tensor, nn
 from cnnbench import hardware
 from cnnbench.bench.compare import TIMES, compare
 from cnnbench.errors import UserError
-from cnnbench.measure.intervals import Interval, deviation
 from cnnbench.measure.processes import in_process, pooled
-from cnnbench.measure.quality import wilson_interval
 from cnnbench.measure.speed import KINDS, SpeedConfig, Subject, measure_speed, time_ratio
 from cnnbench.models import get_model
 from cnnbench.network import get_network
 from cnnbench.races import run, write_race
 from cnnbench.record import Record, environment
+from cnnbench.stats import Interval, median_deviation, wilson_interval
 
 PLANTED = 0.05
 """Share by which a network is made slower."""
@@ -321,7 +320,7 @@ def _variation(values: Sequence[float]) -> tuple[float, float] | None:
         return None
     return (
         statistics.stdev(values) / statistics.fmean(values),
-        1.4826 * deviation(values) / statistics.median(values),  # 1.4826: the factor of a normal distribution
+        1.4826 * median_deviation(values) / statistics.median(values),  # 1.4826: the factor of a normal distribution
     )
 
 

@@ -1,0 +1,352 @@
+"""Every interval, test and correlation of this project, on scipy where scipy has it.
+
+Timings come in rounds. A round gives one number per network, the median of its calls, and the numbers of two networks
+in the same round form a pair: whatever slowed the machine slowed both, and cancels in their ratio.
+
+Intervals are at 95 % unless an argument says otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special, stats
+
+FEWEST_ROUNDS = 6
+"""Rounds below which no interval of a ratio exists: with 5, the chance that all of them lie on one side of a value is
+2 / 2**5, more than 5 %."""
+ALIKE = 0.005
+"""Relative difference of two times that is treated as none: two copies of one network differ by that much, depending on
+where in memory they lie."""
+NORMAL_QUANTILE = float(special.ndtri(0.975))
+FEWEST_FOR_CORRELATION = 3
+FEWEST_FOR_CORRELATION_INTERVAL = 5
+_CORRELATION_RESAMPLES = 2000
+_RANKED_AT_ONCE = 200_000
+"""Networks times resamples that are ranked in one call, which bounds the memory."""
+
+
+class Interval(NamedTuple):
+    """An estimate with its interval; both ends are None where there are too few values for one."""
+
+    estimate: float
+    low: float | None
+    high: float | None
+
+    def excludes(self, value: float) -> bool:
+        """Return whether the interval rules this value out."""
+        if self.low is None or self.high is None:
+            return False
+        return not self.low <= value <= self.high
+
+    @property
+    def differs(self) -> bool:
+        """Return whether this interval of a ratio says that two times differ by more than `ALIKE`."""
+        if self.low is None or self.high is None:
+            return False
+        return self.low > 1 + ALIKE or self.high < 1 / (1 + ALIKE)
+
+
+# Times
+
+
+def pseudomedian(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Return the median of all means of two values, with the interval of Wilcoxon's signed-rank test.
+
+    The interval is exact for any distribution that is symmetric about its median (Hodges and Lehmann 1963). One outlier
+    among twenty values hardly moves it.
+
+    Args:
+        values: Independent measurements.
+        confidence: Coverage of the interval.
+    """
+    # Each value is also paired with itself, as the theory asks: n * (n + 1) / 2 means, Walsh's averages.
+    means = []
+    for index, first in enumerate(values):
+        means += [(first + second) / 2 for second in values[index:]]
+    means.sort()
+    estimate = statistics.median(means)
+    outside = critical_rank_sum(len(values), 1 - confidence)
+    if outside is None:
+        return Interval(estimate, None, None)
+    return Interval(estimate, means[outside], means[-1 - outside])
+
+
+@cache
+def critical_rank_sum(n: int, alpha: float) -> int | None:
+    """Return the largest w with P(W <= w) <= alpha / 2, for Wilcoxon's signed-rank sum W of n values.
+
+    Return None where even P(W <= 0) is larger than that. The distribution is counted (Wilcoxon 1945); scipy computes
+    it too, but has no public function that returns it.
+    """
+    # ways[w] is the number of the 2**n choices of signs whose positive ranks sum to w. Each rank doubles the choices:
+    # it is either left out, or added to a sum that was smaller by this rank.
+    largest = n * (n + 1) // 2
+    ways = [1] + [0] * largest
+    for rank in range(1, n + 1):
+        for total in range(largest, rank - 1, -1):
+            ways[total] += ways[total - rank]
+    at_most = 0
+    critical = None
+    for total, count in enumerate(ways):
+        at_most += count
+        if at_most > alpha / 2 * 2**n:
+            break
+        critical = total
+    return critical
+
+
+def paired_ratio(first: Sequence[float], second: Sequence[float]) -> Interval:
+    """Return the ratio of the first network's time to the second's, from paired rounds.
+
+    Args:
+        first: One time per round.
+        second: The other network's times in the same rounds.
+
+    Raises:
+        ValueError: The numbers of rounds differ.
+    """
+    logs = [math.log(a / b) for a, b in zip(first, second, strict=True)]
+    estimate, low, high = pseudomedian(logs)
+    if low is None or high is None:
+        return Interval(math.exp(estimate), None, None)
+    return Interval(math.exp(estimate), math.exp(low), math.exp(high))
+
+
+def shift(first: Sequence[float], second: Sequence[float]) -> Interval:
+    """Return how much larger the first values are than the second, which are not paired with them.
+
+    The estimate is the median of all differences. The interval is that of the Mann-Whitney test in its normal
+    approximation (Hodges and Lehmann 1963; Conover 1999, section 5.4). It needs four values on each side, or three and
+    six.
+
+    Args:
+        first: Independent measurements.
+        second: Independent measurements of something else.
+    """
+    differences = sorted(a - b for a in first for b in second)
+    estimate = statistics.median(differences)
+    n, m = len(first), len(second)
+    outside = math.floor(n * m / 2 - NORMAL_QUANTILE * math.sqrt(n * m * (n + m + 1) / 12))
+    if outside < 1:
+        return Interval(estimate, None, None)
+    return Interval(estimate, differences[outside - 1], differences[-outside])
+
+
+def median_interval(rounds: Sequence[Sequence[float]], resamples: int = 1000, seed: int = 0) -> Interval:
+    """Return the median of all calls, with a bootstrap interval (Efron 1979).
+
+    Whole rounds are drawn, since calls within a round are not independent of each other (Künsch 1989).
+
+    Args:
+        rounds: Times of the calls in each round.
+        resamples: Number of draws.
+        seed: Seed of the draws.
+    """
+    estimate = statistics.median(time for times in rounds for time in times)
+    if len(rounds) < FEWEST_ROUNDS:
+        return Interval(estimate, None, None)
+    generator = random.Random(seed)
+    medians = []
+    for _ in range(resamples):
+        drawn = generator.choices(rounds, k=len(rounds))
+        medians.append(statistics.median(time for times in drawn for time in times))
+    medians.sort()
+    return Interval(estimate, medians[round(0.025 * (resamples - 1))], medians[round(0.975 * (resamples - 1))])
+
+
+def median_deviation(values: Sequence[float]) -> float:
+    """Return the median absolute deviation from the median, without the factor for normal distributions."""
+    return float(stats.median_abs_deviation(values))
+
+
+# Accuracies
+
+
+def wilson_interval(successes: float, total: float) -> tuple[float, float]:
+    """Return the score interval of a proportion (Wilson 1927).
+
+    Counts may be means over several trainings, which scipy's `proportion_ci` does not take.
+    """
+    z = NORMAL_QUANTILE
+    share = successes / total
+    centre = share + z * z / (2 * total)
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    # At 0 and 1 the interval ends at the share itself, which rounding would miss.
+    low = 0.0 if successes <= 0 else (centre - half) / scale
+    high = 1.0 if successes >= total else (centre + half) / scale
+    return low, high
+
+
+def newcombe_interval(first: float, of_first: float, second: float, of_second: float) -> tuple[float, float]:
+    """Return the interval of the first proportion minus the second, from independent counts.
+
+    It is built from the Wilson interval of each, so it holds near 0 and 1 too (Newcombe 1998, Statistics in Medicine
+    17, 873, method 10).
+
+    Args:
+        first: Successes of the first.
+        of_first: Trials of the first.
+        second: Successes of the second.
+        of_second: Trials of the second.
+    """
+    share, other = first / of_first, second / of_second
+    low, high = wilson_interval(first, of_first)
+    other_low, other_high = wilson_interval(second, of_second)
+    change = share - other
+    return change - math.hypot(share - low, other_high - other), change + math.hypot(high - share, other - other_low)
+
+
+def two_proportions_p(first: float, of_first: float, second: float, of_second: float) -> float:
+    """Return the two-sided p value of the z test that two proportions are equal, with pooled variance."""
+    pooled = (first + second) / (of_first + of_second)
+    error = math.sqrt(pooled * (1 - pooled) * (1 / of_first + 1 / of_second))
+    if error == 0:
+        return 1.0
+    z = abs(first / of_first - second / of_second) / error
+    return float(2 * special.ndtr(-z))
+
+
+class MeanDifference(NamedTuple):
+    """The difference of two means whose variances may differ (Welch 1947).
+
+    Attributes:
+        value: First mean minus second mean.
+        error: Standard error of `value`.
+        freedom: Degrees of freedom of Student's distribution (Welch-Satterthwaite).
+    """
+
+    value: float
+    error: float
+    freedom: float
+
+    @property
+    def half_width(self) -> float:
+        """Return half the width of the interval."""
+        return float(special.stdtrit(self.freedom, 0.975)) * self.error
+
+    @property
+    def p(self) -> float:
+        """Return the two-sided p value of the hypothesis that both means are equal."""
+        if self.error == 0:
+            return 1.0 if self.value == 0 else 0.0
+        return float(2 * special.stdtr(self.freedom, -abs(self.value) / self.error))
+
+
+def mean_difference(first: Sequence[float], second: Sequence[float]) -> MeanDifference:
+    """Return the difference of two means with its standard error.
+
+    A side with a single value is given the variance of the other side, whose degrees of freedom then count.
+
+    Raises:
+        ValueError: Both sides have a single value.
+    """
+    value = statistics.fmean(first) - statistics.fmean(second)
+    several = [values for values in (first, second) if len(values) > 1]
+    if not several:
+        raise ValueError("at least one side needs two values or more")
+    squared_errors = []
+    for values in (first, second):
+        variance = statistics.variance(values if len(values) > 1 else several[0])
+        squared_errors.append(variance / len(values))
+    error = math.sqrt(sum(squared_errors))
+    if len(several) == 1:
+        return MeanDifference(value, error, len(several[0]) - 1)
+    if error == 0:
+        return MeanDifference(value, 0.0, 1.0)
+    weights = sum(e**2 / (len(v) - 1) for e, v in zip(squared_errors, (first, second), strict=True))
+    return MeanDifference(value, error, sum(squared_errors) ** 2 / weights)
+
+
+def discoveries(p_values: Sequence[float], false_share: float) -> list[bool]:
+    """Return which of many tests count as discoveries, so that this share of them is false at most.
+
+    Benjamini and Hochberg 1995.
+    """
+    if not p_values:
+        return []
+    adjusted = stats.false_discovery_control(p_values, method="bh")
+    return [bool(p <= false_share) for p in adjusted]
+
+
+# Correlations
+
+
+class Correlation(NamedTuple):
+    """A rank correlation over networks.
+
+    Attributes:
+        value: Spearman's coefficient.
+        networks: Number of networks.
+        interval: Its bootstrap interval; None where there are too few networks, or where all resamples agree, as they
+            do for a perfect correlation.
+    """
+
+    value: float
+    networks: int
+    interval: tuple[float, float] | None
+
+
+def correlate(xs: Sequence[float], ys: Sequence[float]) -> Correlation | None:
+    """Return Spearman's correlation with its interval; None for fewer than `FEWEST_FOR_CORRELATION` networks."""
+    value = spearman(xs, ys) if len(xs) >= FEWEST_FOR_CORRELATION else None
+    if value is None:
+        return None
+    enough = len(xs) >= FEWEST_FOR_CORRELATION_INTERVAL
+    return Correlation(value, len(xs), _correlation_interval(xs, ys) if enough else None)
+
+
+def spearman(xs: Sequence[float], ys: Sequence[float]) -> float | None:
+    """Return Spearman's rank correlation (1904), with average ranks for ties.
+
+    Return None where all values of one side are equal.
+    """
+    value = float(_spearman_of_rows(np.asarray(xs)[None], np.asarray(ys)[None])[0])
+    return None if math.isnan(value) else value
+
+
+def _correlation_interval(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float] | None:
+    """Return the percentile bootstrap interval over networks (Efron 1979), the same in every call.
+
+    `scipy.stats.bootstrap` is not used because it has no interval when a single resample has no correlation, which
+    happens with few networks: all that were drawn may be one and the same.
+    """
+    x, y = np.asarray(xs), np.asarray(ys)
+    generator = np.random.default_rng(0)
+    values: list[np.ndarray] = []
+    missing = _CORRELATION_RESAMPLES
+    while missing:
+        count = min(missing, max(1, _RANKED_AT_ONCE // len(x)))
+        picks = generator.integers(len(x), size=(count, len(x)))
+        values.append(_spearman_of_rows(x[picks], y[picks]))
+        missing -= count
+    resampled = np.concatenate(values)
+    resampled = np.sort(resampled[~np.isnan(resampled)])
+    tail = round(0.025 * len(resampled))
+    low, high = float(resampled[tail]), float(resampled[-1 - tail])
+    return (low, high) if low < high else None
+
+
+def _spearman_of_rows(xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
+    """Return Spearman's correlation of each row; NaN where all values of a side are equal.
+
+    Args:
+        xs: One sample per row, (rows, networks).
+        ys: The other figure of the same networks, (rows, networks).
+    """
+    # Ranks minus their mean are multiples of one half, so the sums below are exact whatever their order.
+    mean_rank = (xs.shape[1] + 1) / 2
+    a = stats.rankdata(xs, axis=1) - mean_rank
+    b = stats.rankdata(ys, axis=1) - mean_rank
+    spread = (a * a).sum(axis=1) * (b * b).sum(axis=1)
+    together = (a * b).sum(axis=1)
+    correlation = np.full(len(xs), np.nan)
+    np.divide(together, np.sqrt(spread), out=correlation, where=spread > 0)
+    return correlation
