@@ -1,4 +1,4 @@
-"""The command `cnnbench list`: what is in the zoo, from figures that are kept in the package so that it is quick.
+"""The catalogue of the zoo: figures that are kept in the package, so that `cnnbench list` is quick.
 
 `make catalog` counts every architecture and writes ``models/catalog.json``; an entry holds as long as the module of its
 architecture, and those that this builds on, are the same. What is new or changed is counted on the spot, which needs
@@ -16,30 +16,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnnbench.console import make_console, note, out, out_json, out_text, show
-from cnnbench.count import PIPE_WIDTH
+from cnnbench.console import note, out
 from cnnbench.files import write_json
-from cnnbench.reference import FILE as RECORDS
-from cnnbench.reference import references, take_over
+from cnnbench.references import FILE as RECORDS
+from cnnbench.references import references, take_over
 from cnnbench.registry import natural, split_names
 
 if TYPE_CHECKING:
-    from cnnbench.classifier import ImageClassifier
+    from cnnbench.training.classifier import ImageClassifier
 
 PACKAGE = Path(__file__).parent
 FILE = PACKAGE / "models" / "catalog.json"
 PAPER = re.compile(r"(?P<title>.+); (?P<authors>.+); (?P<year>\d{4})(?:; (?P<arxiv>\d{4}\.\d{4,5}))?\.")
 SIZES = {"32": (32, 10), "224": (224, 1000)}
 """Image size and classes of the two forms that are counted."""
-
-
-LEGEND = """\
-32: 3x32x32 images, 10 classes; 224: 3x224x224 images, 1000 classes. Depth: weighted layers on the longest path, at 224.
-Params: those that inference uses. Accuracies: top-1, in %.
-Published: the best that its source states, one crop of 224 pixels if not said otherwise; V2: torchvision's newer
-recipe. Recipes differ, so the rows do not compare. Reference: after a long training here, at 32x32, the mean over
-seeds; a JPEG copy of CIFAR-10 has pixels that differ a little from the originals. `cnnbench list --json` has titles and
-sources."""
 
 
 def sources(room: str = "models") -> dict[str, str]:
@@ -51,7 +41,9 @@ def sources(room: str = "models") -> dict[str, str]:
     texts = {f.stem: f.read_bytes() for f in sorted((PACKAGE / room).glob("*.py")) if f.name != "__init__.py"}
     for init in sorted((PACKAGE / room).glob("*/__init__.py")):
         texts[init.parent.name] = b"".join(f.read_bytes() for f in sorted(init.parent.rglob("*.py")))
-    shared = b"".join((PACKAGE / name).read_bytes() for name in ("blocks.py", "classifier.py")) * (room == "models")
+    shared = b""
+    if room == "models":
+        shared = b"".join((PACKAGE / name).read_bytes() for name in ("blocks.py", "training/classifier.py"))
 
     def whole(name: str, seen: frozenset[str] = frozenset()) -> bytes:
         below = {word.decode() for word in re.findall(rb"[a-zA-Z]\w*", texts[name])} & texts.keys()
@@ -138,8 +130,8 @@ def _accuracies(cls: type[ImageClassifier]) -> Iterator[dict[str, Any]]:
 
 
 def _costs(cls: type[ImageClassifier]) -> dict[str, int | None]:
-    from cnnbench.measure.complexity import complexity
-    from cnnbench.measure.copies import building_on_meta
+    from cnnbench.counting.complexity import complexity
+    from cnnbench.counting.copies import building_on_meta
 
     found: dict[str, int | None] = {}
     for suffix, (size, classes) in SIZES.items():
@@ -172,49 +164,6 @@ def describe_data() -> dict[str, Any]:
     return {name: {"summary": first_paragraph(cls)} for name, cls in all_data().items()}
 
 
-def listing(arguments: argparse.Namespace) -> int:
-    """Prints the catalogue."""
-    catalog = load_catalog()
-    if arguments.json:
-        out_json({key: catalog[key] for key in ("models", "data")})
-        return 0
-    width = make_console(pipe_width=PIPE_WIDTH).width
-    show(_table(catalog["models"], width), pipe_width=PIPE_WIDTH)
-    out_text(LEGEND)
-    for name, facts in catalog["data"].items():
-        out(f"data  {name:10} {facts['summary']}")
-    return 0
-
-
-def _table(models: dict[str, Any], width: int) -> Any:
-    """The table; in a narrow terminal without the columns that need the most room."""
-    from rich.table import Table
-
-    from cnnbench.units import short
-
-    table = Table(header_style="bold")
-    texts = {"Model": "model", "Year": "year"} | ({"Key idea": "idea"} if width >= 150 else {})
-    counts = {f"{title} {size}": f"{figure}_{size}" for size in SIZES for title, figure in _COUNTS.items()}
-    if width < 110:
-        counts = {title: key for title, key in counts.items() if key.endswith("_32")}
-    for title in texts:
-        table.add_column(title, no_wrap=title != "Key idea")
-    for title in ("Depth", *counts):
-        table.add_column(title, justify="right", no_wrap=True)
-    accuracies = {"Published": "published", "Reference": "measured"}
-    for title in accuracies:
-        table.add_column(title, overflow="fold")
-    for name, facts in models.items():
-        shown = {"model": name, "year": str(facts["year"] or "-"), "idea": facts["key_idea"] or facts["summary"]}
-        found = ("\n".join(map(_accuracy, facts[key])) or "-" for key in accuracies.values())
-        numbers = (short(facts[key]) for key in counts.values())
-        table.add_row(*(shown[key] for key in texts.values()), str(facts["depth"]), *numbers, *found)
-    return table
-
-
-_COUNTS = {"Params": "params", "MACs": "macs"}
-
-
 def _take_over(runs: Sequence[Path], weights: Sequence[str]) -> None:
     """Make the records of run folders the references of the package, with the weights of some networks."""
     from cnnbench.checkpoints import write_halved
@@ -225,11 +174,6 @@ def _take_over(runs: Sequence[Path], weights: Sequence[str]) -> None:
             file = run / "weights" / f"{record.key}.ckpt"
             if record.model in weights and record.seed == 0 and file.is_file():
                 write_halved(file, RECORDS.parent / f"{record.model}-{record.data['name']}.ckpt")
-
-
-def _accuracy(found: dict[str, Any]) -> str:
-    digits = 2 if found["accuracy"] >= 98 else 1
-    return f"{found['accuracy']:.{digits}f} {found['data']}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,13 +19,13 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor, nn
 
-from cnnbench.classifier import ImageClassifier
 from cnnbench.data import all_data
 from cnnbench.errors import UserError
 from cnnbench.files import check_regular, reason, replacing
 from cnnbench.models import all_models
 from cnnbench.network import External
 from cnnbench.registry import check_arguments
+from cnnbench.training.classifier import ImageClassifier
 from cnnbench.trust import Trust, check_network
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.bool)

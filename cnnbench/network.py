@@ -24,9 +24,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from cnnbench.classifier import ImageClassifier, loss_and_logits
 from cnnbench.errors import Stopped, UserError, unknown
 from cnnbench.registry import check_arguments
+from cnnbench.training.classifier import ImageClassifier, loss_and_logits
 from cnnbench.trust import check_network, current
 
 _MADE: weakref.WeakSet[nn.Module] = weakref.WeakSet()

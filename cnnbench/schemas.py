@@ -203,32 +203,6 @@ class SpeedFile(_Strict):
     environment: Environment
 
 
-class BenchFile(_Strict):
-    """The YAML file of ``cnnbench bench --config``: its options, typed; None is the default of an option."""
-
-    models: Text | list[Text] | None = None
-    data: Text | list[Text] | None = None
-    measures: Text | list[Text] | None = None
-    seeds: Text | int | list[int] | None = None
-    budget: Text | int | float | None = None
-    epochs: int | None = None
-    device: Text | None = None
-    precision: Text | int | None = None
-    batch_size: int | None = None
-    speed_batch_size: int | None = None
-    eval_batch_size: int | None = None
-    processes: int | None = None
-    learning_rate: float | None = None
-    recipe: Text | None = None
-    data_dir: Text | None = None
-    data_options: Text | dict[str, Any] | None = None
-    keep_weights: bool | None = None
-    out: Text | None = None
-    resume: bool | None = None
-    wandb: bool | Literal["off", "offline", "online"] | None = None
-    json_: Annotated[bool | None, Field(alias="json")] = None
-
-
 def check(schema: type[BaseModel], value: Any, where: str, mend: str) -> None:
     """Raise unless a value has the form of a schema.
 

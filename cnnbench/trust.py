@@ -6,8 +6,8 @@ package or of the libraries that it builds on; anything else only if the user na
 the same name or its module with ``--trust``.
 
 Names are checked at the two places through which all of them pass: where a network ``module:callable`` is imported
-(`cnnbench.network`), and where the parser of ``cnnbench fit`` imports a class (`cnnbench.train_arguments`). Whether a
-name was typed or came from a file is not told apart there: a name that was typed is trusted.
+(`cnnbench.network`), and where the parser of ``cnnbench fit`` imports a class (`cnnbench.commands.fit_arguments`).
+Whether a name was typed or came from a file is not told apart there: a name that was typed is trusted.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from hypothesis import settings
 from PIL import Image
 
 from cnnbench.data import get_data
-from cnnbench.measure.quality import accuracy
+from cnnbench.quality import accuracy
 from cnnbench.record import Record
 
 CLASSES = get_data("CIFAR10").class_names

@@ -10,11 +10,11 @@ import pytest
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cnnbench.measure.complexity import complexity
+from cnnbench.counting.complexity import complexity
 from cnnbench.network import get_network
-from cnnbench.races import audit, interleave, ratio
-from cnnbench.races.calls import record_calls
-from cnnbench.races.counters import COUNTERS, Subject
+from cnnbench.validation import audit, interleave, ratio
+from cnnbench.validation.calls import record_calls
+from cnnbench.validation.counters import COUNTERS, Subject
 
 ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "experiments" / "results" / "2026-11-22-audit.json"
@@ -41,7 +41,7 @@ def test_calls_are_noted_once_and_by_their_module() -> None:
         ("linear", "Linear", 12),
         ("linear", "Network", 6),
     ]
-    assert F.linear.__module__ != "cnnbench.races.calls"
+    assert F.linear.__module__ != "cnnbench.validation.calls"
 
 
 def test_the_audit_explains_and_writes(

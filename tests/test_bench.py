@@ -18,17 +18,17 @@ import torch
 from filelock import FileLock
 from rich.console import Console
 
-from cnnbench.bench import plan as plans
-from cnnbench.bench import run as runner
-from cnnbench.bench.display import LiveDisplay
-from cnnbench.bench.plan import Plan, parse_budget
+from cnnbench.benchmark import plan as plans
+from cnnbench.benchmark import run as runner
+from cnnbench.benchmark.display import LiveDisplay
+from cnnbench.benchmark.plan import Plan, parse_budget
 from cnnbench.checkpoints import read_checkpoint
 from cnnbench.cli import main
 from cnnbench.data import get_data, sources
 from cnnbench.errors import MissingDataError, UserError
 from cnnbench.files import with_checksum, without_checksum
-from cnnbench.measure.quality import accuracy
 from cnnbench.models import get_model
+from cnnbench.quality import accuracy
 from cnnbench.record import load_records
 
 SMALL = [
@@ -459,7 +459,7 @@ def test_weights_are_kept_where_that_is_asked_for() -> None:
 
 def test_a_log_is_told_how_far_the_run_is_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("cnnbench.bench.display.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("cnnbench.benchmark.display.time.monotonic", lambda: now[0])
     stream = io.StringIO()
     display = LiveDisplay(Console(file=stream, width=200))
     display.expect("LeNet5", 600)

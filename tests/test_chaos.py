@@ -14,15 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-
-from cnnbench.races import chaos
+from campaigns import chaos
 
 
 def test_chaos_of_a_few_kills_leaves_everything_identical(tmp_path: Path) -> None:
     path = tmp_path / "chaos.json"
-    command = [sys.executable, "-m", "cnnbench.races.chaos", "--quick", "--kills", "2", "--signals", "0"]
+    command = [sys.executable, "-m", "campaigns.chaos", "--quick", "--kills", "2", "--signals", "0"]
     root = Path(__file__).parent.parent
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root / "tests")}
     done = subprocess.run(
         [*command, "--out", str(path)], cwd=root, env=environment, capture_output=True, text=True, timeout=600
     )

@@ -16,10 +16,10 @@ import lightning as L
 import pytest
 import torch
 
-from cnnbench import train_callbacks as train
 from cnnbench.checkpoints import CheckpointFile, open_checkpoint
 from cnnbench.cli import main
 from cnnbench.errors import UserError
+from cnnbench.training import callbacks as train
 
 SMALL = ["--data=Synthetic", "--data.train_images=60", "--data.test_images=20", "--data.batch_size=10"]
 CPU = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.precision=32-true"]

@@ -13,10 +13,10 @@ from lightning.pytorch.callbacks import BatchSizeFinder, EMAWeightAveraging, Mod
 from torch import nn
 
 from cnnbench import hardware
-from cnnbench.classifier import ImageClassifier, TimeBudget, lr_factor
 from cnnbench.data import get_data
 from cnnbench.errors import DivergedError, UserError
 from cnnbench.models import all_models, get_model
+from cnnbench.training.classifier import ImageClassifier, TimeBudget, lr_factor
 
 MODELS = sorted(all_models())
 

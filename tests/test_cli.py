@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import importlib
 import inspect
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,8 @@ from conftest import make_record
 
 from cnnbench import catalog, hardware
 from cnnbench.cli import main
+from cnnbench.commands.speed import Options
+from cnnbench.commands.speed_run import _config
 from cnnbench.data import get_data, sources
 from cnnbench.errors import MissingDataError
 from cnnbench.record import write_record
@@ -60,13 +62,13 @@ QUIET = ["--trainer.enable_progress_bar=false"]
         ("bench --device cuda:77", "device 'cuda:77' is not there"),
         ("bench --precision half", "unknown precision 'half'"),
         ("bench --measures speeed", "unknown measure 'speeed'; did you mean 'speed'?"),
-        ("bench --seeds a,b", "seeds 'a,b' are not whole numbers"),
+        ("bench --seeds a,b", "seeds 'a' is not a whole number"),
         ("bench --models LeNet5,LeNet5", "names something twice"),
         ("bench --modles LeNet5", "unknown option '--modles'; did you mean '--models'?"),
         ("bench --config nowhere.yaml", "config 'nowhere.yaml' does not exist"),
         ("bench --config wrong.yaml", "config 'wrong.yaml': unknown key 'modles'; did you mean 'models'?"),
         ("bench --resume", "there is no run in 'results/bench' to resume"),
-        ("bench --wandb maybe", "invalid choice: 'maybe'"),
+        ("bench --wandb maybe", "unknown wandb 'maybe'; valid: off, offline, online"),
         ("report nowhere", "records 'nowhere' do not exist"),
         ("report", "the following arguments are required: RECORDS"),
         ("fit --model resnet19 --data CIFAR10", "unknown model 'resnet19'; did you mean 'ResNet18'?"),
@@ -93,7 +95,7 @@ QUIET = ["--trainer.enable_progress_bar=false"]
         ("test --model LeNet5 --data Synthetic", "--ckpt_path missing: test needs a trained network"),
         ("predict --model LeNet5 --data Synthetic", "--ckpt_path missing: predict needs a trained network"),
         ("fit --model LeNet5 --data Synthetic --model.optimizer SGD --model.learning_rate 1", "belongs to the recipe"),
-        ("bench --data_options [1]", "data_options [1] is not a table"),
+        ("bench --data_options [1]", "data_options '[1]' is not a table"),
         ('bench --data_options {"batch_size":2}', "data_options must not set batch_size"),
         (
             'bench --data Synthetic --data_options {"image_size":"a"}',
@@ -104,9 +106,9 @@ QUIET = ["--trainer.enable_progress_bar=false"]
             'bench --data Synthetic --data_options {"colour":1}',
             "unknown argument of data_options for Synthetic: 'colour'",
         ),
-        ("bench --data Synthetic --data_options {image_size:[", "the table is not YAML that can be read"),
+        ("bench --data Synthetic --data_options {image_size:[", "data_options is not YAML that can be read"),
         ("bench --seeds=-1", "seed -1 is not in 0 to 4294967295"),
-        ("bench --data Synthetic --learning_rate nan", "learning_rate nan must be a positive number"),
+        ("bench --data Synthetic --learning_rate nan", "learning_rate 'nan' is not a number"),
         ("bench --out /dev/null", "'/dev/null' is a file; name a folder with --out"),
         (
             "fit --model LeNet5 --data Synthetic --model.learning_rate=-1",
@@ -119,8 +121,8 @@ QUIET = ["--trainer.enable_progress_bar=false"]
         ("count DenseNet121(growth_rate=1.5)", "growth_rate 1.5 of model 'DenseNet121(growth_rate=1.5)' is not valid"),
         ("count MobileNetV1(width_multiplier=nan)", "width_multiplier"),
         ("count LeNet5 LeNet5", "models name 'LeNet5' twice"),
-        ("bench --config types.yaml", "config 'types.yaml': batch_size is {'a': 1}: input should be a valid integer"),
-        ("bench --config flag.yaml", "config 'flag.yaml': resume is 0: input should be a valid boolean"),
+        ("bench --config types.yaml", "config 'types.yaml': batch_size '{'a': 1}' is not a whole number"),
+        ("bench --config flag.yaml", "config 'flag.yaml': resume '0' is not true or false"),
         ("test --ckpt_path nowhere.ckpt", "checkpoint 'nowhere.ckpt' does not exist"),
         (
             "fit --model LeNet5 --data Synthetic --model.steps_per_call 5 --trainer.gradient_clip_val 1",
@@ -364,18 +366,14 @@ def test_speed_writes_records_that_compare_and_report_read(capsys: pytest.Captur
 
 
 def test_all_ways_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cnnbench.timing import _config, add_arguments
-
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    everything = ["LeNet5", "--precision=all", "--memory_format=all", "--mode=all"]
+    everything = Options(models=("LeNet5",), precision="all", memory_format="all", mode="all")
     monkeypatch.setattr("cnnbench.hardware.cpu_has_bf16", lambda: True)
-    monkeypatch.setattr("cnnbench.measure.peaks.cpu_has_bf16", lambda: True)
-    _, ways = _config(parser.parse_args([*everything, "--device=cpu"]))
+    monkeypatch.setattr("cnnbench.roofline.peaks.cpu_has_bf16", lambda: True)
+    _, ways = _config(replace(everything, device="cpu"))
     assert {w.precision for w in ways} == {"32-true", "bf16-mixed", "bf16-true"}
     assert len(ways) == 3 * 2 * 2  # no CUDA graphs
     monkeypatch.setattr("cnnbench.hardware.choose_device", lambda _: torch.device("cuda", 0))
-    _, ways = _config(parser.parse_args(everything))
+    _, ways = _config(everything)
     assert len(ways) == 2 * (6 * 3 - 1)  # of 16-mixed there are no graphs
 
 
@@ -637,7 +635,7 @@ def test_experiments_parse_and_state_what_to_expect(file: Path, monkeypatch: pyt
     for word in ("Command:", "Duration:", "Result:"):
         assert word in head, word
     assert f"experiments/{file.name}" in head
-    from cnnbench import train
+    from cnnbench.commands import fit as train
 
     built = []
     monkeypatch.setattr(train.CLI, "instantiate_trainer", lambda self, **_: None)  # it reads the data

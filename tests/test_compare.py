@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from conftest import make_record
 
-from cnnbench.bench.compare import BETWEEN, compare
 from cnnbench.cli import main
 from cnnbench.errors import UserError
 from cnnbench.record import Record, write_lines
+from cnnbench.report.compare import BETWEEN, compare
 from cnnbench.stats import newcombe_interval
 
 

@@ -27,10 +27,10 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.flop_counter import FlopCounterMode
 
 from cnnbench.cli import main
+from cnnbench.counting.complexity import Complexity, complexity
+from cnnbench.counting.copies import building_on_meta, meta_copy
+from cnnbench.counting.meta import MetaRun, tensors_in
 from cnnbench.errors import UserError
-from cnnbench.measure.complexity import Complexity, complexity
-from cnnbench.measure.copies import building_on_meta, meta_copy
-from cnnbench.measure.meta import MetaRun, tensors_in
 from cnnbench.models import get_model
 from cnnbench.network import get_network
 
@@ -589,8 +589,8 @@ def test_counting_vgg16_needs_no_memory_for_its_weights() -> None:
     code = """
 import resource
 import sys
-from cnnbench.measure.complexity import complexity
-from cnnbench.measure.copies import building_on_meta
+from cnnbench.counting.complexity import complexity
+from cnnbench.counting.copies import building_on_meta
 from cnnbench.network import get_network
 
 def peak_mib(name):

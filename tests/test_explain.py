@@ -17,6 +17,7 @@ from PIL import Image
 from cnnbench import explain
 from cnnbench.checkpoints import read_checkpoint
 from cnnbench.cli import main
+from cnnbench.commands import gallery
 from cnnbench.errors import UserError
 from cnnbench.explain.gallery import PARTS, Part, Trained, page
 from cnnbench.models.speednet import SpeedNet
@@ -152,22 +153,18 @@ def test_a_checkpoint_gives_back_the_network_and_its_data() -> None:
 
 
 def test_the_gallery_shows_every_tool_with_its_command() -> None:
-    from cnnbench.explain import gallery
-
-    assert [part.command.split()[0] for part in gallery.PARTS] == list(explain.TOOLS)
+    assert [part.command.split()[0] for part in PARTS] == list(explain.TOOLS)
 
 
 def test_the_gallery_names_what_was_trained() -> None:
-    from cnnbench.explain import gallery
-
     options = ["--data.train_images=20", "--data.image_size=28", "--data.in_channels=1", "--trainer.max_epochs=1"]
     fit = ["--model=SimpleCNN(convs=5x5,batch_norm=True)", "--data=Synthetic", *options, "--out=runs"]
-    trained = gallery._trained(gallery._train(fit, None, Path("runs")), shlex.join(["cnnbench", "fit", *fit]))
+    trained = gallery.describe_training(gallery.train(fit, Path("runs")), shlex.join(["cnnbench", "fit", *fit]))
     assert trained.model == "SimpleCNN(batch_norm=True,convs=5x5)"
     assert trained.command.startswith("cnnbench fit '--model=SimpleCNN(convs=5x5,batch_norm=True)' --data=Synthetic")
     for form in ("SpeedNet", "SpeedNet(depth=3)"):
-        assert gallery._written(get_network(form).build()) == form
-    assert gallery._written(SpeedNet(widths=[32, 128, 128])) == "SpeedNet"
+        assert gallery.written_name(get_network(form).build()) == form
+    assert gallery.written_name(SpeedNet(widths=[32, 128, 128])) == "SpeedNet"
     (part,) = [part for part in PARTS if part.title == "Shifts"]
     words = trained.words(part)
     assert words[:5] == [

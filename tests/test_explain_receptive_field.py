@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from cnnbench.cli import main
+from cnnbench.counting.copies import build_without_values
 from cnnbench.errors import UserError
 from cnnbench.explain import fields, run
 from cnnbench.explain.fields import (
@@ -37,7 +38,6 @@ from cnnbench.explain.fields import (
     steps_of,
 )
 from cnnbench.explain.receptive_field import _Layer, _share
-from cnnbench.measure.copies import build_without_values
 from cnnbench.models import all_models
 from cnnbench.network import get_network
 

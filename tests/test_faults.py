@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import make_record
 
-from cnnbench.bench import run as runner
+from cnnbench.benchmark import run as runner
 from cnnbench.cli import main
 from cnnbench.record import load_records, write_lines, write_record
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from cnnbench.blocks import initialise
 from cnnbench.cli import main
+from cnnbench.counting.complexity import receptive_fields
 from cnnbench.data import get_data
 from cnnbench.errors import UserError
 from cnnbench.explain import run
@@ -32,9 +32,9 @@ from cnnbench.explain.grad_cam import (
     weighted_map,
 )
 from cnnbench.explain.images import pixels_of, training_images
+from cnnbench.explain.options import DataOptions
 from cnnbench.explain.patches import Responses, cut, selective_channels, strongest_units, top_images, window
 from cnnbench.explain.subjects import load_checkpoint
-from cnnbench.measure.complexity import receptive_fields
 from cnnbench.network import get_network
 
 SHAPE = (3, 12, 12)
@@ -302,7 +302,7 @@ def test_training_images_are_those_of_the_run(share: float) -> None:
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
     assert main(["fit", "--model=LeNet5", "--data=Synthetic", *small, *quiet]) == 0
     (path,) = Path("results/runs").glob("*/*/checkpoints/last.ckpt")
-    subject = load_checkpoint(path, Namespace(data=None, data_dir=None))
+    subject = load_checkpoint(path, DataOptions())
     assert subject.data is not None
     train, _ = get_data("Synthetic")(train_images=100).load()
     chosen = torch.randperm(100, generator=torch.Generator().manual_seed(3))[round(share * 100) :]

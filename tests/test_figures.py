@@ -9,9 +9,9 @@ from conftest import FULL_TRAINING, make_record
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from cnnbench.bench.drawing import LONGEST_NAME, Name, Scheme, family, short_names, write_names
-from cnnbench.bench.figures import accuracy_against, latency_against_macs, learning_curves
+from cnnbench.plots.drawing import LONGEST_NAME, Name, Scheme, family, short_names, write_names
 from cnnbench.record import Record
+from cnnbench.report.figures import accuracy_against, latency_against_macs, learning_curves
 
 
 @pytest.mark.parametrize(

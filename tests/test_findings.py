@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from conftest import FULL_TRAINING, make_record
 
-from cnnbench.bench.findings import contenders, front, front_sentences, misjudged, over_seeds, speed_sentences
-from cnnbench.bench.fronts import Spread, inversion, pareto_front
 from cnnbench.record import Record
+from cnnbench.report.findings import contenders, front, front_sentences, misjudged, over_seeds, speed_sentences
+from cnnbench.report.fronts import Spread, inversion, pareto_front
 
 
 def record(model: str, seed: int = 0, data: str = "MNIST", **measures: float | None) -> Record:

@@ -15,9 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-
-from cnnbench.races import fuzz, fuzz_cases, fuzz_damage, fuzz_fork, fuzz_images, fuzz_records, fuzz_templates
-from cnnbench.races.fuzz_judge import BAD, RIGHT, Finding, Prepared, judge, wrong
+from campaigns import fuzz, fuzz_cases, fuzz_damage, fuzz_fork, fuzz_images, fuzz_records, fuzz_templates
+from campaigns.fuzz_judge import BAD, RIGHT, Finding, Prepared, judge, wrong
 
 LINE = "cnnbench: plan 'x' is not a plan; start anew"
 
@@ -25,8 +24,8 @@ LINE = "cnnbench: plan 'x' is not a plan; start anew"
 def test_fuzz_of_a_share_has_no_bad_case(tmp_path: Path) -> None:
     root = Path(__file__).parent.parent
     path = tmp_path / "fuzz.json"
-    command = [sys.executable, "-m", "cnnbench.races.fuzz", "--cases", "60", "--seed", "7", "--jobs", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "campaigns.fuzz", "--cases", "60", "--seed", "7", "--jobs", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root / "tests")}
     done = subprocess.run(
         [*command, "--out", str(path)], cwd=root, env=environment, capture_output=True, text=True, timeout=600
     )

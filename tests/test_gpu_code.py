@@ -17,19 +17,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnnbench import hardware
-from cnnbench.bench import run as runner
-from cnnbench.classifier import TrainingClock
+from cnnbench.benchmark import run as runner
 from cnnbench.cli import main
 from cnnbench.errors import UserError
-from cnnbench.measure import graphs, peaks, speed
-from cnnbench.measure.roofline import layer_traffic
-from cnnbench.measure.speed import SpeedConfig, Subject, measure_speed
-from cnnbench.measure.stopwatch import Stopwatch
-from cnnbench.measure.sweep import sweep
-from cnnbench.measure.work import Timed, Way
 from cnnbench.models import get_model
 from cnnbench.optimizers import NEWTON_SCHULZ, MuonSGD, adamw, orthogonalise
 from cnnbench.record import load_records
+from cnnbench.roofline import peaks
+from cnnbench.roofline.model import layer_traffic
+from cnnbench.timing import graphs, speed
+from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
+from cnnbench.timing.stopwatch import Stopwatch
+from cnnbench.timing.sweep import sweep
+from cnnbench.timing.work import Timed, Way
+from cnnbench.training.classifier import TrainingClock
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 
@@ -70,9 +71,9 @@ def stream(monkeypatch: pytest.MonkeyPatch) -> _Stream:
     monkeypatch.setattr(torch.cuda, "Event", found.event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the stream")
     monkeypatch.setattr(torch.cuda, "_sleep", found.sleep, raising=False)
-    monkeypatch.setattr("cnnbench.measure.stopwatch.on_device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr("cnnbench.measure.stopwatch.synchronise", found.wait)
-    monkeypatch.setattr("cnnbench.measure.stopwatch.time.perf_counter", lambda: found.host_ms / 1e3)
+    monkeypatch.setattr("cnnbench.timing.stopwatch.on_device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr("cnnbench.timing.stopwatch.synchronise", found.wait)
+    monkeypatch.setattr("cnnbench.timing.stopwatch.time.perf_counter", lambda: found.host_ms / 1e3)
     return found
 
 
@@ -246,7 +247,7 @@ def test_peaks_that_cannot_be_measured_again_cost_no_figures(
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return first.pop()
 
-    monkeypatch.setattr("cnnbench.limits.peaks_now", peaks_now)
+    monkeypatch.setattr("cnnbench.commands.speed_limits.peaks_now", peaks_now)
     options = (
         "--device=cpu --precision=32-true --batch_size=2 --train_batch_size=2 --rounds=1 --out=p --records=r.jsonl"
     )
@@ -326,13 +327,13 @@ check()
 
 
 def test_cudnns_search_is_put_back_and_no_import_leaves_it_on() -> None:
-    from cnnbench.races.data import airbench
+    from cnnbench.validation.data import airbench
 
     assert not torch.backends.cudnn.benchmark
     with hardware.cudnn_benchmark(True):
         assert torch.backends.cudnn.benchmark
     code = (
-        "import torch; from cnnbench.races.data import airbench; airbench(); import sys\n"
+        "import torch; from cnnbench.validation.data import airbench; airbench(); import sys\n"
         "sys.exit(torch.backends.cudnn.benchmark)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -477,7 +478,7 @@ def test_training_and_races_start_without_wandb_and_say_so_where_it_is_asked_for
     code = """
 import sys
 sys.modules["wandb"] = None
-import cnnbench.races.recipes, cnnbench.races.training
+import cnnbench.validation.recipes, cnnbench.validation.training
 from cnnbench.cli import main
 small = ["--data", "Synthetic", "--data.train_images", "40", "--data.test_images", "20", "--data.batch_size", "20"]
 fit = ["fit", "--model", "LeNet5", *small, "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"]

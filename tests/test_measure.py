@@ -27,14 +27,14 @@ from torch._dynamo.testing import CompileCounter
 from cnnbench import hardware
 from cnnbench.cli import main
 from cnnbench.errors import UserError
-from cnnbench.measure.conditions import Conditions, reasons_to_doubt
-from cnnbench.measure.gpu_state import GpuState, summary
-from cnnbench.measure.processes import in_process, in_processes, pooled
-from cnnbench.measure.quality import Confusion, accuracy, most_confused
-from cnnbench.measure.speed import KINDS, SpeedConfig, Stopwatch, Subject, Way, measure_speed, time_ratio
-from cnnbench.measure.stopwatch import Lap
-from cnnbench.measure.sweep import sweep
 from cnnbench.models import get_model
+from cnnbench.quality import Confusion, accuracy, most_confused
+from cnnbench.timing.conditions import Conditions, reasons_to_doubt
+from cnnbench.timing.gpu_state import GpuState, summary
+from cnnbench.timing.processes import in_process, in_processes, pooled
+from cnnbench.timing.speed import KINDS, SpeedConfig, Stopwatch, Subject, Way, measure_speed, time_ratio
+from cnnbench.timing.stopwatch import Lap
+from cnnbench.timing.sweep import sweep
 
 
 def test_accuracy_and_confusions_come_from_the_counts() -> None:
@@ -171,7 +171,7 @@ class _TakesTime(nn.Module):
 
 def test_times_are_those_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("cnnbench.measure.speed.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("cnnbench.timing.speed.time.perf_counter", lambda: clock[0])
     subjects = {
         name: Subject(lambda seconds=seconds: _TakesTime(clock, seconds), (3, 8, 8), 10)  # type: ignore[misc]
         for name, seconds in (("quick", 0.002), ("slow", 0.02))
@@ -204,7 +204,7 @@ def test_a_difference_is_found_within_the_noise_of_the_machine(monkeypatch: pyte
         clock[0] += noise.expovariate(1 / 2e-5)
         return clock[0]
 
-    monkeypatch.setattr("cnnbench.measure.speed.time.perf_counter", read)
+    monkeypatch.setattr("cnnbench.timing.speed.time.perf_counter", read)
     subjects = {
         name: Subject(lambda s=seconds: _Slower(clock, s), (3, 8, 8), 10)  # type: ignore[misc]
         for name, seconds in (("a", 1e-3), ("b", 1e-3), ("c", 1.1e-3))
@@ -220,7 +220,7 @@ def test_a_difference_is_found_within_the_noise_of_the_machine(monkeypatch: pyte
 
 def test_a_drift_is_suspect(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("cnnbench.measure.speed.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("cnnbench.timing.speed.time.perf_counter", lambda: clock[0])
     subjects = {
         name: Subject(lambda g=growth: _Slower(clock, 1e-3, g), (3, 8, 8), 10)  # type: ignore[misc]
         for name, growth in (("steady", 0.0), ("warming", 0.002))
@@ -265,7 +265,7 @@ def test_a_device_that_nobody_waits_for_is_suspect(waits: bool, monkeypatch: pyt
         clock[0] += 1e-6
         return clock[0]
 
-    monkeypatch.setattr("cnnbench.measure.speed.time.perf_counter", read)
+    monkeypatch.setattr("cnnbench.timing.speed.time.perf_counter", read)
     config = SpeedConfig(CPU, "32-true", 8, 4, rounds=6, warmup_s=0.05)
     found = measure_speed(
         {"a": _subject(nn.Identity())}, config, stopwatch=lambda device: _FakeDevice(clock, waits)
@@ -320,7 +320,7 @@ def test_zero_inputs_are_suspect_and_given_images_are_used() -> None:
 
 def test_a_step_is_split_into_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("cnnbench.measure.speed.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("cnnbench.timing.speed.time.perf_counter", lambda: clock[0])
     subject = Subject(lambda: _TakesTime(clock, 0.02), (3, 8, 8), 10)
     found = measure_speed({"a": subject}, SpeedConfig(CPU, "32-true", 8, 4, rounds=2, warmup_s=0.5))["a"]
     parts = {part: found[f"train_{part}_ms"] for part in ("forward", "backward", "optimizer")}
@@ -330,7 +330,7 @@ def test_a_step_is_split_into_its_parts(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_warm_up_ends_when_calls_do_not_become_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("cnnbench.measure.speed.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("cnnbench.timing.speed.time.perf_counter", lambda: clock[0])
 
     class Warms(_TakesTime):
         """Each call takes some per cent less than the one before, down to a floor."""
@@ -423,7 +423,7 @@ def test_what_does_not_fit_beside_others_is_timed_alone() -> None:
 
 def test_a_sweep_ends_where_batches_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("cnnbench.measure.speed.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("cnnbench.timing.speed.time.perf_counter", lambda: clock[0])
 
     class Slow(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -438,7 +438,7 @@ def test_a_sweep_ends_where_batches_take_long(monkeypatch: pytest.MonkeyPatch) -
 
 def test_processes_are_pooled_and_many_count_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("cnnbench.measure.speed.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("cnnbench.timing.speed.time.perf_counter", lambda: clock[0])
     config = SpeedConfig(CPU, "32-true", 8, 4, rounds=6, warmup_s=0.1)
 
     def run(first: float, second: float) -> dict[str, dict[str, object]]:
@@ -511,7 +511,7 @@ def test_other_processes_make_a_time_suspect(tmp_path: Path, monkeypatch: pytest
     bursts = Conditions(CPU, stat)
     with monkeypatch.context() as patched:
         clock = itertools.count(time.perf_counter() + 1)  # a second from look to look
-        patched.setattr("cnnbench.measure.conditions.time.perf_counter", lambda: float(next(clock)))
+        patched.setattr("cnnbench.timing.conditions.time.perf_counter", lambda: float(next(clock)))
         for busy in (100, 100, 100.7, 100.7, 101.4, *[101.4] * 15):
             _stat(stat, busy)
             bursts.look()
@@ -538,7 +538,7 @@ def test_a_busy_machine_is_seen_by_a_timing_and_said_in_its_tables(
         def look(self) -> None:
             _stat(stat, next(busy_s))
 
-    monkeypatch.setattr("cnnbench.measure.speed.Conditions", Busy)
+    monkeypatch.setattr("cnnbench.timing.speed.Conditions", Busy)
     options = "--device=cpu --batch_size=2 --train_batch_size=2 --rounds=1 --sweep --max_batch_size=1 --limits --out=p"
     assert main(["speed", "LeNet5", "SimpleCNN", *options.split()]) == 0
     out = capsys.readouterr().out
@@ -644,7 +644,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("a_gpu")
 @pytest.mark.parametrize("names", ["new", "old", "old driver"])
 def test_the_driver_is_asked_while_something_is_measured(names: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cnnbench.measure.gpu_state.EVERY_S", 0.01)
+    monkeypatch.setattr("cnnbench.timing.gpu_state.EVERY_S", 0.01)
     state = GpuState(torch.device("cuda", 0), partial(_fake_nvml, names))
     time.sleep(0.2)
     state.stop()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import get_args, get_type_hints
+
 import pytest
 import torch
 from torch import nn
 
-from cnnbench import count, hardware
+from cnnbench import hardware
+from cnnbench.commands import count
+from cnnbench.counting import memory
+from cnnbench.counting.memory import training_memory
 from cnnbench.errors import UserError
-from cnnbench.measure import memory
-from cnnbench.measure.memory import training_memory
 from cnnbench.models import get_model
-from cnnbench.races.memory import measure
+from cnnbench.validation.memory import measure
 
 MAP = 2 * 4 * 8 * 8 * 4  # 2 images, 4 channels, 8x8 pixels, 4 bytes
 
@@ -70,7 +73,9 @@ def test_optimizers_and_frozen_layers() -> None:
 
 
 def test_the_command_offers_what_the_estimate_knows() -> None:
-    assert (memory.STEP_PRECISIONS, tuple(memory.STATES_PER_WEIGHT)) == (count.PRECISIONS, count.OPTIMIZERS)
+    hints = get_type_hints(count.Options)  # each a Literal or None
+    choices = {name: get_args(get_args(hints[name])[0]) for name in ("precision", "optimizer")}
+    assert choices == {"precision": memory.STEP_PRECISIONS, "optimizer": tuple(memory.STATES_PER_WEIGHT)}
 
 
 def test_activations_grow_with_the_batch() -> None:

@@ -16,7 +16,7 @@ from cnnbench.network import External, get_network, make_classifier, parse_name
 MODULE = """
 import torch
 from torch import nn
-from cnnbench.classifier import ImageClassifier
+from cnnbench.training.classifier import ImageClassifier
 
 def small(num_classes=10, in_channels=3):
     layers = nn.Conv2d(in_channels, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten()

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cnnbench.bench.plan import RECIPE_NAMES
-from cnnbench.classifier import RecipeName
+from cnnbench.benchmark.plan import RECIPE_NAMES
 from cnnbench.errors import UserError
 from cnnbench.models import get_model
 from cnnbench.optimizers import RECIPES, MuonSGD, orthogonalise
+from cnnbench.training.classifier import RecipeName
 
 
 def _stepped(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, gradients: Sequence[Tensor]) -> Tensor:

@@ -15,9 +15,9 @@ import yaml
 from torch import nn
 
 from cnnbench.errors import UserError
-from cnnbench.measure.speed import KINDS, SpeedConfig
 from cnnbench.models import get_model
-from cnnbench.races import calibrate, recipes
+from cnnbench.timing.speed import KINDS, SpeedConfig
+from cnnbench.validation import calibrate, recipes
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 

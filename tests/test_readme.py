@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 import cnnbench.data
-from cnnbench.bench.findings import front_sentences, over_seeds, speed_sentences
-from cnnbench.bench.report import Report, to_markdown
 from cnnbench.cli import COMMANDS, TRAINING, main
 from cnnbench.data import all_data, get_data
 from cnnbench.explain import TOOLS
 from cnnbench.record import load_records
+from cnnbench.report.findings import front_sentences, over_seeds, speed_sentences
+from cnnbench.report.outputs import Report, to_markdown
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

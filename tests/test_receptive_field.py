@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cnnbench.measure.complexity import complexity
+from cnnbench.counting.complexity import complexity
 from cnnbench.models import get_model
 from cnnbench.network import get_network
 

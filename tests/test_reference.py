@@ -15,17 +15,18 @@ import pytest
 import torch
 from conftest import make_record
 
-from cnnbench import catalog, reference
-from cnnbench.bench import figures
-from cnnbench.bench.columns import DASH, columns_of
-from cnnbench.bench.findings import contenders, front, front_sentences, reference_sentences
-from cnnbench.bench.pictures import comparisons
-from cnnbench.bench.report import Report, to_html, to_markdown
+from cnnbench import catalog
+from cnnbench import references as reference
 from cnnbench.checkpoints import read_checkpoint
 from cnnbench.cli import main
 from cnnbench.errors import UserError
 from cnnbench.explain import TOOLS, tool
 from cnnbench.record import Record, load_records, write_lines
+from cnnbench.report import figures
+from cnnbench.report.columns import DASH, columns_of
+from cnnbench.report.findings import contenders, front, front_sentences, reference_sentences
+from cnnbench.report.outputs import Report, to_html, to_markdown
+from cnnbench.report.pictures import comparisons
 
 SHORT = {"seconds": 30.0, "full_epochs": 10, "converged": False, "diverged": False, "recipe": "AdamW", "peak_lr": 0.001,
          "curve": []}  # fmt: skip
@@ -161,8 +162,8 @@ def test_what_is_said_below_two_panels_fits(known: Path) -> None:
 
 
 def test_references_that_the_picture_has_no_room_for_are_said(known: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cnnbench.bench.figures.MOST_PANELS", 0)
-    monkeypatch.setattr("cnnbench.bench.pictures.MOST_PANELS", 0)
+    monkeypatch.setattr("cnnbench.report.figures.MOST_PANELS", 0)
+    monkeypatch.setattr("cnnbench.report.pictures.MOST_PANELS", 0)
     records = _benchmark()
     for record in records:
         record.measures["latency_ms_median"] = record.measures["macs"] / 1e6

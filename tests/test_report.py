@@ -16,11 +16,11 @@ from conftest import FULL_TRAINING, make_record
 from PIL import Image
 from rich.console import Console
 
-from cnnbench.bench.figures import confusion_sentence
-from cnnbench.bench.pictures import draw_pictures, matrix_names
-from cnnbench.bench.report import Report, print_table, to_csv, to_html, to_markdown, write_report
 from cnnbench.files import LONGEST_NAME
 from cnnbench.record import Record
+from cnnbench.report.figures import confusion_sentence
+from cnnbench.report.outputs import Report, print_table, to_csv, to_html, to_markdown, write_report
+from cnnbench.report.pictures import draw_pictures, matrix_names
 from cnnbench.units import short
 
 RECORDS = [
@@ -386,7 +386,7 @@ def test_the_records_are_written_before_any_picture(monkeypatch: pytest.MonkeyPa
         assert Path("report/results.csv").read_text() == to_csv(Report(RECORDS))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cnnbench.bench.figures.accuracy_against", kill)
+    monkeypatch.setattr("cnnbench.report.figures.accuracy_against", kill)
     with pytest.raises(KeyboardInterrupt):
         write_report(RECORDS, Path("report"))
     assert [path.name for path in Path("report").iterdir()] == ["results.csv"]

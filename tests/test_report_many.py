@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from campaigns import reports
 from conftest import FULL_TRAINING, make_record
 from matplotlib.figure import Figure
 from PIL import Image
 
-from cnnbench.bench import findings, pictures
-from cnnbench.bench.drawing import MOST_ENTRIES, MOST_NAMES, MOST_PANELS, Name, panels, write_names
-from cnnbench.bench.figures import accuracy_against, latency_against_macs, panels_drawn
-from cnnbench.bench.findings import MOST_LISTED, contenders, front_sentences, over_seeds, rivals_by_label
-from cnnbench.bench.fronts import Spread, inversion
-from cnnbench.bench.pictures import MOST_MATRICES, Drawn, FigureSheet, Shown, draw_pictures
-from cnnbench.bench.report import Report, to_html, to_markdown, write_report
-from cnnbench.races import reports
+from cnnbench.plots.drawing import MOST_ENTRIES, MOST_NAMES, MOST_PANELS, Name, panels, write_names
 from cnnbench.record import Record, load_records, write_lines
+from cnnbench.report import findings, pictures
+from cnnbench.report.figures import accuracy_against, latency_against_macs, panels_drawn
+from cnnbench.report.findings import MOST_LISTED, contenders, front_sentences, over_seeds, rivals_by_label
+from cnnbench.report.fronts import Spread, inversion
+from cnnbench.report.outputs import Report, to_html, to_markdown, write_report
+from cnnbench.report.pictures import MOST_MATRICES, Drawn, FigureSheet, Shown, draw_pictures
 
 COUNT = 300
 

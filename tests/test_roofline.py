@@ -11,15 +11,15 @@ import torch
 from matplotlib.text import Text
 from torch import Tensor, nn
 
-from cnnbench.bench.roofs import draw_roofs
 from cnnbench.cli import main
+from cnnbench.counting.complexity import complexity
+from cnnbench.counting.operators import KINDS
 from cnnbench.errors import UserError
-from cnnbench.measure.bounds import seconds_by_kind
-from cnnbench.measure.complexity import complexity
-from cnnbench.measure.operators import KINDS
-from cnnbench.measure.peaks import Peaks, measure_peaks
-from cnnbench.measure.roofline import Load, Timed, Work, bound, layer_traffic, predicted_seconds
 from cnnbench.network import get_network
+from cnnbench.report.roofs import draw_roofs
+from cnnbench.roofline.bounds import seconds_by_kind
+from cnnbench.roofline.model import Load, Timed, Work, bound, layer_traffic, predicted_seconds
+from cnnbench.roofline.peaks import Peaks, measure_peaks
 
 CPU = torch.device("cpu")
 FAKE = Peaks({"fp32": 1000.0, "bf16": 4000.0}, 100.0)
@@ -235,7 +235,7 @@ def test_bad_input_is_refused(call: object, words: str) -> None:
 @pytest.fixture
 def quick_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = Peaks({"fp32": 1e11, "bf16": 4e11}, 1e10, 2**27, ((2**20, 5e10),))
-    monkeypatch.setattr("cnnbench.measure.peaks.measure_peaks", lambda *_, **__: peaks)
+    monkeypatch.setattr("cnnbench.roofline.peaks.measure_peaks", lambda *_, **__: peaks)
 
 
 @pytest.mark.usefixtures("quick_peaks")
@@ -266,7 +266,7 @@ def test_the_command_says_what_limits_networks(
     assert "peaks measured in this run: fp32 100 GFLOP/s" in printed
     assert "LeNet5 at 2 images: " in printed
     busy = iter([["others kept 1.0 processors busy"], [], ["others kept 1.0 processors busy"], ["others"]])
-    monkeypatch.setattr("cnnbench.measure.conditions.reasons_to_doubt", lambda _: next(busy))
+    monkeypatch.setattr("cnnbench.timing.conditions.reasons_to_doubt", lambda _: next(busy))
     assert main(call) == 0
     assert "suspect peaks" not in capsys.readouterr().out  # the better of before and after
     assert main(call) == 0

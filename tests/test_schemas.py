@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import make_record
 
 import cnnbench
 from cnnbench.cli import main
+from cnnbench.commands.bench import Options
 from cnnbench.errors import UserError
 from cnnbench.files import with_checksum, without_checksum
+from cnnbench.options import parse
 from cnnbench.record import load_records, parse_record
-from cnnbench.schemas import BenchFile, check, check_record, check_speed
+from cnnbench.schemas import check_record, check_speed
 
 ALL = json.loads(json.dumps(asdict(make_record())))
 SMALL = "--data_options={train_images: 40, test_images: 20}"
@@ -221,9 +224,9 @@ def test_resume_does_not_mix_data(run: Path, capsys: pytest.CaptureFixture) -> N
 
 def test_a_second_run_does_not_write_its_plan_over_another(monkeypatch: pytest.MonkeyPatch, run: Path) -> None:
     """Two commands look for a plan before either has the lock; the slower one finds the finished run of the other."""
-    from cnnbench.bench import plan as plans
-    from cnnbench.bench.display import LiveDisplay
-    from cnnbench.bench.run import run as run_plan
+    from cnnbench.benchmark import plan as plans
+    from cnnbench.benchmark.display import LiveDisplay
+    from cnnbench.benchmark.run import run as run_plan
 
     stored = plans.load_plan(run)
     text = (run / "plan.json").read_text()
@@ -250,7 +253,7 @@ SPEEDS: list[Callable[[dict], Any]] = [
 def test_damaged_times_are_taken_again_with_a_line(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cnnbench.measure.work.SpeedConfig.rounds", 6, raising=False)
+    monkeypatch.setattr("cnnbench.timing.work.SpeedConfig.rounds", 6, raising=False)
     assert main([*BENCH, "--models=LeNet5", "--measures=complexity,speed", "--epochs=1", "--out=run"]) == 0
     path, record = Path("run/speed.json"), next(Path("run/records").glob("*"))
     original = path.read_text()
@@ -263,7 +266,7 @@ def test_damaged_times_are_taken_again_with_a_line(
         timed.append(list(subjects))
         return json.loads(original)["figures"]
 
-    monkeypatch.setattr("cnnbench.bench.run.measure_speed", times)
+    monkeypatch.setattr("cnnbench.benchmark.run.measure_speed", times)
     for damage in [*damages, *SPEEDS]:
         record.unlink(missing_ok=True)
         path.write_text(original)
@@ -283,24 +286,25 @@ def test_damaged_times_are_taken_again_with_a_line(
     ("values", "message"),
     [
         ({"modles": "LeNet5"}, "unknown key 'modles'; did you mean 'models'?"),
-        ({"epochs": True}, "epochs is True"),
-        ({"epochs": 1.5}, "epochs is 1.5"),
-        ({"epochs": "many"}, "epochs is 'many'"),
+        ({"epochs": True}, "epochs 'True' is not a whole number"),
+        ({"epochs": 1.5}, "epochs '1.5' is not a whole number"),
+        ({"epochs": "many"}, "epochs 'many' is not a whole number"),
         ({"models": [["LeNet5"]]}, "models"),
-        ({"models": {"a": 1}}, "models is {'a': 1}"),
+        ({"models": {"a": 1}}, "models {'a': 1} is not a name"),
         ({"models": [1]}, "models"),
-        ({"learning_rate": float("nan")}, "learning_rate is nan"),
-        ({"learning_rate": float("inf")}, "learning_rate is inf"),
-        ({"resume": "yes"}, "resume is 'yes'"),
-        ({"wandb": "maybe"}, "wandb is 'maybe'"),
-        ({"data_options": [1]}, "data_options is [1]"),
+        ({"learning_rate": float("nan")}, "learning_rate 'nan' is not a number"),
+        ({"learning_rate": float("inf")}, "learning_rate 'inf' is not a number"),
+        ({"resume": "yes"}, "resume 'yes' is not true or false"),
+        ({"wandb": "maybe"}, "unknown wandb 'maybe'"),
+        ({"data_options": [1]}, "data_options '[1]' is not a table"),
         ({"seeds": [0, "a"]}, "seeds"),
         ({1: 2}, "1"),
     ],
 )
 def test_options_of_a_bench_file_are_typed(values: dict, message: str) -> None:
+    Path("x.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(UserError, match=r"^config 'x\.yaml': ") as error:
-        check(BenchFile, values, "config 'x.yaml'", "see `cnnbench bench --help`")
+        parse(Options, ["--config=x.yaml"], "cnnbench bench")
     assert message in str(error.value)
 
 

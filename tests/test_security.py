@@ -20,12 +20,12 @@ import yaml
 from conftest import make_record
 
 import cnnbench
-from cnnbench.bench.report import Report, to_csv, to_html, to_markdown
 from cnnbench.checkpoints import open_checkpoint, read_checkpoint
 from cnnbench.cli import main
 from cnnbench.errors import UserError
 from cnnbench.files import with_checksum, without_checksum
 from cnnbench.record import Record, write_record
+from cnnbench.report.outputs import Report, to_csv, to_html, to_markdown
 from cnnbench.text import printable
 from cnnbench.trust import Trust, check_network
 

@@ -10,7 +10,7 @@ import torch
 
 from cnnbench.cli import main
 from cnnbench.explain.separable import Case, layer, measure
-from cnnbench.measure.peaks import Peaks
+from cnnbench.roofline.peaks import Peaks
 
 
 @pytest.mark.parametrize(("channels", "kernel_size", "standard", "separable"), [(256, 3, 589_824, 67_840)])

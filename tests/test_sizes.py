@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cnnbench.cli import main
+from cnnbench.counting.copies import build_without_values
 from cnnbench.errors import UserError
 from cnnbench.explain.sizes import (
     Row,
@@ -34,7 +35,6 @@ from cnnbench.explain.windows import (
     trace_sizes,
     unread,
 )
-from cnnbench.measure.copies import build_without_values
 from cnnbench.network import get_network
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")

@@ -28,11 +28,10 @@ from cnnbench.blocks import (
     resolve_form,
 )
 from cnnbench.catalog import FILE, PAPER, count_models, describe_data, first_paragraph, load_catalog, sources
-from cnnbench.classifier import ImageClassifier, loss_and_logits
+from cnnbench.counting.complexity import complexity
+from cnnbench.counting.copies import building_on_meta
 from cnnbench.errors import UserError
 from cnnbench.hardware import autocast, tf32
-from cnnbench.measure.complexity import complexity
-from cnnbench.measure.copies import building_on_meta
 from cnnbench.models import all_models, get_model, load_torchvision
 from cnnbench.models.densenet import DenseLayer
 from cnnbench.models.efficientnet import TABLE_1 as EFFICIENTNET
@@ -40,7 +39,8 @@ from cnnbench.models.efficientnet import MBConv, compound_scaling
 from cnnbench.models.mobilenet_v2 import InvertedResidual
 from cnnbench.models.resnet import BasicBlock, Bottleneck
 from cnnbench.network import get_network
-from cnnbench.reference import references
+from cnnbench.references import references
+from cnnbench.training.classifier import ImageClassifier, loss_and_logits
 
 MODELS = sorted(all_models())
 TORCHVISION = [name for name in MODELS if get_model(name).torchvision_name]

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
+from cnnbench.counting.copies import untouched_randomness
+from cnnbench.counting.meta import tensors_in
+from cnnbench.counting.operators import base_name
 from cnnbench.errors import Stopped, UserError, unknown
-from cnnbench.measure.copies import untouched_randomness
-from cnnbench.measure.meta import tensors_in
-from cnnbench.measure.operators import base_name
 
 ACTIVATIONS = {
     "relu": "ReLU", "gelu": "GELU", "silu": "SiLU", "hardswish": "hard swish", "hardtanh": "hard tanh",

@@ -8,18 +8,21 @@ images. Trainings differ by chance too, and only several of each network show by
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cnnbench.errors import UserError, unknown
 from cnnbench.explain import Explanation, Picture, Table
+from cnnbench.explain.options import DataOptions
 from cnnbench.files import read_text, reason
-from cnnbench.measure.quality import Counts, accuracy, most_confused
+from cnnbench.options import option
+from cnnbench.quality import Counts, accuracy, most_confused
+from cnnbench.record import Record, load_records
 from cnnbench.registry import split_names
 from cnnbench.stats import discoveries, mean_difference, two_proportions_p, wilson_interval
 
@@ -176,36 +179,36 @@ def differences(first: Sequence[Counts], second: Sequence[Counts]) -> list[Diffe
     return sorted(marked, key=lambda d: -abs(d.first - d.second))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from cnnbench.explain.subjects import add_data_arguments
+@dataclass(frozen=True, kw_only=True)
+class Options(DataOptions):
+    """Show which classes a network mistakes for which, from records, a checkpoint or predictions."""
 
-    add = parser.add_argument
-    add(
-        "records",
-        nargs="*",
-        type=Path,
+    records: tuple[Path, ...] = option(
+        "Records: run folders of `cnnbench bench`, .json or .jsonl files.",
+        default=(),
+        positional=True,
         metavar="RECORDS",
-        help="run folders of `cnnbench bench`, .json or .jsonl files",
     )
-    add(
-        "--models",
+    models: tuple[str, ...] | None = option(
+        "Use only these networks of the records; of two on the same data the difference is shown.",
+        default=None,
         metavar="A,B",
-        help="only these networks of the records; of two on the same data the difference is shown",
     )
-    add("--ckpt_path", type=Path, metavar="FILE", help="a checkpoint of `cnnbench fit`: tests it, and shows the images")
-    add("--predictions", type=Path, metavar="FILE", help="predictions.csv of `cnnbench predict`, with --data")
-    add("--pairs", type=int, default=6, metavar="N", help="mistakes in lists and pictures (default: %(default)s)")
-    add_data_arguments(parser)
+    ckpt_path: Path | None = option(
+        "Checkpoint of `cnnbench fit`: test it, and show the images.", default=None, metavar="FILE"
+    )
+    predictions: Path | None = option(
+        "File predictions.csv of `cnnbench predict`, with --data.", default=None, metavar="FILE"
+    )
+    pairs: int = option("Mistakes in lists and pictures.", default=6, metavar="N", least=1)
 
 
-def explain(arguments: argparse.Namespace) -> Explanation:
+def explain(options: Options) -> Explanation:
     """Says which classes are confused, from records, a checkpoint or predictions."""
-    if arguments.pairs < 1:
-        raise UserError(f"pairs {arguments.pairs} must be at least 1")
-    matrices = _from_records(arguments) if arguments.records else []
+    matrices = _from_records(options) if options.records else []
     explanation = Explanation({"networks": []})
-    if arguments.ckpt_path or arguments.predictions:
-        matrix, picture = _from_images(arguments)
+    if options.ckpt_path or options.predictions:
+        matrix, picture = _from_images(options)
         matrices.append(matrix)
     else:
         picture = None
@@ -215,13 +218,13 @@ def explain(arguments: argparse.Namespace) -> Explanation:
     if not matrices:
         raise UserError("give RECORDS of `cnnbench bench`, or --ckpt_path FILE, or --predictions FILE with --data NAME")
     for matrix in matrices:
-        _describe(matrix, arguments.pairs, explanation)
+        _describe(matrix, options.pairs, explanation)
     if picture is not None:
         explanation.pictures.append(picture)
     for label in dict.fromkeys(m.label for m in matrices):
         same = [m for m in matrices if m.label == label]
         if len(same) == 2:
-            _compare(same[0], same[1], arguments.pairs, explanation)
+            _compare(same[0], same[1], options.pairs, explanation)
         elif len(same) > 2:
             explanation.remarks.append(
                 f"{len(same)} networks on {label}: name two with --models A,B for their difference."
@@ -229,23 +232,15 @@ def explain(arguments: argparse.Namespace) -> Explanation:
     return explanation
 
 
-def _from_records(arguments: argparse.Namespace) -> list[Matrix]:
+def _from_records(options: Options) -> list[Matrix]:
     """A matrix per network, data set and settings; trainings are added up."""
-    from cnnbench.bench.findings import contenders
-    from cnnbench.record import load_records
+    from cnnbench.report.findings import contenders
 
-    records = [r for r in load_records(arguments.records) if r.confusion_matrix is not None]
+    records = [r for r in load_records(options.records) if r.confusion_matrix is not None]
     if not records:
         raise UserError("the records have no confusion matrices; measure quality with `cnnbench bench`")
-    for option, key in (("data", "data_name"), ("models", "model")):
-        asked = getattr(arguments, option)
-        if asked is None:
-            continue
-        there = {getattr(r, key): None for r in records}
-        for name in split_names(asked):
-            if name not in there:
-                raise unknown(f"{key.partition('_')[0]} in the records", name, list(there))
-        records = [r for r in records if getattr(r, key) in split_names(asked)]
+    records = _only(records, "data", "data_name", split_names(options.data or ""))
+    records = _only(records, "model", "model", options.models or ())
     found = []
     for entry in contenders(records):
         runs = [r.confusion_matrix or [] for r in entry.records]
@@ -253,22 +248,38 @@ def _from_records(arguments: argparse.Namespace) -> list[Matrix]:
     return found
 
 
-def _from_images(arguments: argparse.Namespace) -> tuple[Matrix, Picture]:
+def _only(records: Sequence[Record], kind: str, key: str, names: Sequence[str]) -> list[Record]:
+    """Return the records of some data sets or networks; all of them where none is named.
+
+    Raises:
+        UserError: No record has one of the names.
+    """
+    if not names:
+        return list(records)
+    there = list(dict.fromkeys(getattr(record, key) for record in records))
+    for name in names:
+        if name not in there:
+            raise unknown(f"{kind} in the records", name, there)
+    return [record for record in records if getattr(record, key) in names]
+
+
+def _from_images(options: Options) -> tuple[Matrix, Picture]:
     """The matrix of a checkpoint or of predictions, and the images behind its worst cells."""
     import torch
 
     from cnnbench.data import get_data
     from cnnbench.explain.subjects import load_checkpoint, predict
 
-    if arguments.predictions:
-        if arguments.ckpt_path or arguments.data is None:
+    if options.predictions is not None:
+        if options.ckpt_path or options.data is None:
             raise UserError("--predictions goes with --data NAME, and without --ckpt_path")
-        name, probabilities = arguments.predictions.name, _read_predictions(arguments.predictions)
-        data = get_data(arguments.data)(data_dir=arguments.data_dir)
+        name, probabilities = options.predictions.name, _read_predictions(options.predictions)
+        data = get_data(options.data)(data_dir=options.data_dir)
         data.prepare_data()
         data.setup()
     else:
-        subject = load_checkpoint(arguments.ckpt_path, arguments)
+        assert options.ckpt_path is not None
+        subject = load_checkpoint(options.ckpt_path, options)
         if subject.data is None:
             raise UserError("the checkpoint does not say which data it is for; add --data NAME")
         name, data = subject.name, subject.data
@@ -276,8 +287,8 @@ def _from_images(arguments: argparse.Namespace) -> tuple[Matrix, Picture]:
         data.setup()
         probabilities = predict(subject.model, data.test_dataloader()).softmax(1)
     images, labels = data.test_dataloader().split
-    if arguments.predictions:
-        _check_predictions(arguments.predictions, data.class_names, labels.tolist(), data.label)
+    if options.predictions:
+        _check_predictions(options.predictions, data.class_names, labels.tolist(), data.label)
     if probabilities.shape != (len(labels), data.num_classes):
         raise UserError(
             f"the predictions are {tuple(probabilities.shape)}, but {data.label} has {len(labels)} test images of "
@@ -287,7 +298,7 @@ def _from_images(arguments: argparse.Namespace) -> tuple[Matrix, Picture]:
     k = data.num_classes
     counts = torch.bincount(labels * k + predicted, minlength=k * k).reshape(k, k).tolist()
     matrix = Matrix(name, data.label, data.class_names, [counts])
-    return matrix, _worst_images(matrix, images, labels, probabilities, arguments.pairs)
+    return matrix, _worst_images(matrix, images, labels, probabilities, options.pairs)
 
 
 def _read_predictions(path: Path) -> Tensor:
@@ -335,7 +346,7 @@ def _check_predictions(path: Path, names: Sequence[str], labels: Sequence[int], 
 
 def _describe(matrix: Matrix, limit: int, explanation: Explanation) -> None:
     """Adds tables, picture and numbers of one matrix."""
-    from cnnbench.bench.figures import draw_confusion
+    from cnnbench.report.figures import draw_confusion
 
     counts, names = matrix.counts, matrix.classes
     figures, pairs = class_figures(counts, matrix.trainings), confused_pairs(counts, limit, matrix.trainings)
@@ -404,7 +415,7 @@ def _note(matrix: Matrix) -> str:
 
 def _worst_images(matrix: Matrix, images: Tensor, labels: Tensor, probabilities: Tensor, limit: int) -> Picture:
     """The test images behind the most frequent mistakes, the most confident ones first."""
-    from cnnbench.explain.pictures import grid, show
+    from cnnbench.plots.grids import grid, show
 
     confidence, predicted = probabilities.max(1)
     worst = most_confused(matrix.counts, limit)
@@ -464,8 +475,8 @@ def _compare(first: Matrix, second: Matrix, limit: int, explanation: Explanation
 def _draw_difference(first: Matrix, second: Matrix, found: Sequence[Difference]) -> Figure:
     from matplotlib.figure import Figure
 
-    from cnnbench.bench.figures import name_classes
-    from cnnbench.explain.pictures import outline
+    from cnnbench.plots.grids import outline
+    from cnnbench.report.figures import name_classes
 
     shares = [[[n / max(sum(row), 1) for n in row] for row in m.counts] for m in (first, second)]
     points = [[100 * (b - a) for a, b in zip(*rows, strict=True)] for rows in zip(*shares, strict=True)]

@@ -10,12 +10,12 @@ mathematics has it.
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,6 +24,8 @@ import numpy as np
 
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
+from cnnbench.explain.options import ToolOptions
+from cnnbench.options import option
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -279,33 +281,35 @@ def crossover(times: dict[str, dict[str, list[float]]], size: int, kernels: Sequ
     return ahead
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--stride", type=int, default=1, metavar="S", help="of the drawn window (default: %(default)s)")
-    add("--padding", type=int, default=0, metavar="P", help="zeros on each side (default: %(default)s)")
-    add("--dilation", type=int, default=1, metavar="D", help="pixels between taps (default: %(default)s)")
-    add("--convolve", action="store_true", help="flip the kernel: convolution in place of correlation")
-    add("--sizes", default="16,32,64,128,256", metavar="A,B", help="of the race's images (default: %(default)s)")
-    add("--kernels", default="3,5,7,11,15,21,31", metavar="A,B", help="of the race (default: %(default)s)")
-    add("--rounds", type=int, default=5, metavar="N", help="turns of the race; 0 for none (default: %(default)s)")
+@dataclass(frozen=True, kw_only=True)
+class Options(ToolOptions):
+    """Show the sliding window step by step, its matrix, and algorithms for it against each other."""
+
+    stride: int = option("Stride of the drawn window.", default=1, metavar="S")
+    padding: int = option("Zeros on each side.", default=0, metavar="P")
+    dilation: int = option("Pixels between taps.", default=1, metavar="D")
+    convolve: bool = option("Flip the kernel: convolution in place of correlation.", default=False)
+    sizes: str = option("Sizes of the race's images, in pixels.", default="16,32,64,128,256", metavar="A,B")
+    kernels: str = option("Sizes of the race's kernels, in pixels.", default="3,5,7,11,15,21,31", metavar="A,B")
+    rounds: int = option("Turns of the race; 0 for none.", default=5, metavar="N")
 
 
-def explain(arguments: argparse.Namespace) -> Explanation:
+def explain(options: Options) -> Explanation:
     """Draws the sliding window and the matrix on a small image, and races the algorithms."""
-    sizes, kernels = _raced(arguments)
-    settings = Settings.of(arguments.stride, arguments.padding, arguments.dilation, flip=arguments.convolve)
+    sizes, kernels = _raced(options)
+    settings = Settings.of(options.stride, options.padding, options.dilation, flip=options.convolve)
     image = np.zeros((1, 1, 7, 7))
     image[0, 0, 2:5, 2:5] = 1
     kernel = EDGE[None, None]
     places = [max(0, (7 + 2 * p - d * (len(EDGE) - 1) - 1) // s + 1) for s, p, d in zip(*settings[:3], strict=True)]
     if places[0] * places[1] > MOST_PLACES:
         raise UserError(
-            f"padding {arguments.padding} gives {places[0]}x{places[1]} places, more than the {MOST_PLACES} that are "
+            f"padding {options.padding} gives {places[0]}x{places[1]} places, more than the {MOST_PLACES} that are "
             "drawn; use less"
         )
     for name, most in LARGEST_SETTINGS.items():
-        if getattr(arguments, name) > most:
-            raise UserError(f"{name} {getattr(arguments, name)} of the drawn window must be at most {most}")
+        if getattr(options, name) > most:
+            raise UserError(f"{name} {getattr(options, name)} of the drawn window must be at most {most}")
     results = {name: way(image, kernel, settings) for name, way in ALGORITHMS.items()}
     exact = torch_conv2d(image, kernel, settings)
     errors = {name: float(np.abs(found - exact).max()) for name, found in results.items()}
@@ -315,9 +319,7 @@ def explain(arguments: argparse.Namespace) -> Explanation:
         [Table("The same by every algorithm", ("Algorithm", "Largest difference from torch"),
                [(name, f"{error:.2g}") for name, error in errors.items()])],
     )  # fmt: skip
-    what = (
-        "convolution: the kernel is flipped" if arguments.convolve else "correlation, which networks call convolution"
-    )
+    what = "convolution: the kernel is flipped" if options.convolve else "correlation, which networks call convolution"
     window_caption = (
         f"At each place the window's numbers are multiplied by the kernel's and added up ({what}). "
         f"{_answer(out, settings)}"
@@ -340,12 +342,12 @@ def explain(arguments: argparse.Namespace) -> Explanation:
             _draw_matrix(matrix, image[0, 0], out),
         ),
     ]
-    if arguments.rounds:
-        _add_race(explanation, sizes, kernels, arguments.rounds)
+    if options.rounds:
+        _add_race(explanation, sizes, kernels, options.rounds)
     return explanation
 
 
-def _raced(arguments: argparse.Namespace) -> tuple[list[int], list[int]]:
+def _raced(options: Options) -> tuple[list[int], list[int]]:
     """Sizes of images and of kernels for the race.
 
     Raises:
@@ -353,19 +355,19 @@ def _raced(arguments: argparse.Namespace) -> tuple[list[int], list[int]]:
     """
     from cnnbench.registry import whole_numbers
 
-    sizes, kernels = (whole_numbers(name, getattr(arguments, name)) for name in ("sizes", "kernels"))
+    sizes, kernels = (whole_numbers(name, getattr(options, name)) for name in ("sizes", "kernels"))
     for name, values in (("sizes", sizes), ("kernels", kernels)):
-        if len(getattr(arguments, name).split(",")) > len(values):
-            raise UserError(f"{name} '{getattr(arguments, name)}' have a number twice; name each once")
+        if len(getattr(options, name).split(",")) > len(values):
+            raise UserError(f"{name} '{getattr(options, name)}' have a number twice; name each once")
     if any(kernel % 2 == 0 for kernel in kernels):
-        raise UserError(f"kernels '{arguments.kernels}' of the race must be odd, so that the image keeps its size")
-    if not 0 <= arguments.rounds <= MOST_ROUNDS:
-        raise UserError(f"rounds {arguments.rounds} must be from 0, for no race, to {MOST_ROUNDS:,}")
+        raise UserError(f"kernels '{options.kernels}' of the race must be odd, so that the image keeps its size")
+    if not 0 <= options.rounds <= MOST_ROUNDS:
+        raise UserError(f"rounds {options.rounds} must be from 0, for no race, to {MOST_ROUNDS:,}")
     if max(kernels) > max(sizes):
         raise UserError(
             f"kernel {max(kernels)} of the race is larger than its largest image, {max(sizes)}; leave it out"
         )
-    if arguments.rounds and (max(sizes) * max(kernels)) ** 2 > LARGEST_COLUMNS:
+    if options.rounds and (max(sizes) * max(kernels)) ** 2 > LARGEST_COLUMNS:
         raise UserError(
             f"im2col's matrix for images of {max(sizes)}x{max(sizes)} and kernels of {max(kernels)}x{max(kernels)} has "
             f"{(max(sizes) * max(kernels)) ** 2:,} entries; take smaller --sizes or --kernels, of at most "
@@ -406,7 +408,7 @@ def _answer(out: np.ndarray, settings: Settings) -> str:
 def _add_race(explanation: Explanation, sizes: list[int], kernels: list[int], rounds: int) -> None:
     import torch
 
-    from cnnbench.measure.conditions import Conditions, reasons_to_doubt
+    from cnnbench.timing.conditions import Conditions, reasons_to_doubt
 
     with Conditions(torch.device("cpu")) as conditions:
         times = race(sizes, kernels, rounds)
@@ -497,8 +499,8 @@ def _growth(times: dict[str, dict[str, list[float]]], size: int) -> str:
 
 def _window(ax: Any, image: np.ndarray, out: np.ndarray, settings: Settings, step: int, target: Any) -> None:
     """Input with its padding and the window, and the output up to a step."""
-    from cnnbench.bench.drawing import PALETTE
-    from cnnbench.explain.pictures import outline
+    from cnnbench.plots.drawing import PALETTE
+    from cnnbench.plots.grids import outline
 
     py, px = settings.padding
     padded = np.pad(image, ((py, py), (px, px)))
@@ -610,7 +612,7 @@ def _draw_race(
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 
-    from cnnbench.bench.drawing import MARKERS, PALETTE, log_axis
+    from cnnbench.plots.drawing import MARKERS, PALETTE, log_axis
 
     figure = Figure(figsize=(9.6, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)

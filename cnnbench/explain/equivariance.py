@@ -8,9 +8,9 @@ Zhang; 2019; 1904.11486. Classes should not change at all, which is invariance.
 
 from __future__ import annotations
 
-import argparse
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
@@ -21,13 +21,15 @@ from torch import Tensor, nn
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
 from cnnbench.explain.kernels import binomial
+from cnnbench.explain.options import NetworkOptions
+from cnnbench.options import option
 from cnnbench.stats import wilson_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from cnnbench.classifier import ImageClassifier
     from cnnbench.explain.subjects import Subject
+    from cnnbench.training.classifier import ImageClassifier
 
 EXAMPLE = "--ckpt_path results/runs/SimpleCNN-CIFAR10/<date>/checkpoints/last.ckpt"
 LAYER_SHIFT = 8
@@ -314,51 +316,54 @@ def _share(hits: Tensor) -> Share:
     return Share(count / total, *wilson_interval(count, total))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from cnnbench.explain.subjects import add_data_arguments, add_network_arguments
+@dataclass(frozen=True, kw_only=True)
+class Options(NetworkOptions):
+    """Show whether maps and classes follow when the image is shifted, with and without BlurPool."""
 
-    add_network_arguments(parser)
-    add_data_arguments(parser)
-    add = parser.add_argument
-    add("--compare", type=Path, metavar="FILE", help="another checkpoint of `cnnbench fit`, drawn beside the network")
-    add("--train_seconds", type=float, default=0.0, metavar="S", help="train MODEL for about so long, and a copy with "
-        "BlurPool for as many steps, and compare them (default: train nothing)")  # fmt: skip
-    add("--train_steps", type=int, default=0, metavar="N", help="the same for so many steps, whatever the machine")
-    add("--images", type=int, default=1000, metavar="N", help="validation images; test images where no validation "
-        "images are known (default: %(default)s)")  # fmt: skip
-    add("--max_shift", type=int, default=8, metavar="PIXELS", help="of the images (default: %(default)s)")
+    compare: Path | None = option(
+        "Another checkpoint of `cnnbench fit`, drawn beside the network.", default=None, metavar="FILE"
+    )
+    train_seconds: float = option(
+        "Train MODEL for about this many seconds, and a copy with BlurPool for as many steps, and compare them "
+        "(default: train nothing).",
+        default=0.0,
+        metavar="S",
+        least=0,
+    )
+    train_steps: int = option(
+        "Train both for this many steps, whatever the machine (default: train nothing).",
+        default=0,
+        metavar="N",
+        least=0,
+    )
+    images: int = option(
+        "Validation images; test images where no validation images are known.", default=1000, metavar="N", least=1
+    )
+    max_shift: int = option("Largest shift of the images.", default=8, metavar="PIXELS", least=1)
+
+    def __post_init__(self) -> None:
+        if self.train_seconds and self.train_steps:
+            raise UserError("give --train_seconds or --train_steps, not both")
+        trains = self.train_seconds or self.train_steps
+        if trains and not (self.model and self.data):
+            asked = "--train_steps" if self.train_steps else "--train_seconds"
+            raise UserError(f"{asked} trains MODEL on --data; give both, such as SimpleCNN --data CIFAR10")
+        if self.compare and not (self.model or self.ckpt_path):
+            raise UserError("--compare is drawn beside a network; give --ckpt_path FILE too")
 
 
-def explain(arguments: argparse.Namespace) -> Explanation:
+def explain(options: Options) -> Explanation:
     """Measures layers on a photo, and a network on shifted images if one is named."""
-    _check(arguments)
     found = Explanation({"layers": [], "networks": []})
-    _add_layers(found, arguments.seed)
-    if arguments.model or arguments.ckpt_path:
-        _add_networks(found, arguments)
+    _add_layers(found, options.seed)
+    if options.model or options.ckpt_path:
+        _add_networks(found, options)
     else:
         found.remarks.append(
             "With --ckpt_path FILE, or MODEL and --data NAME, the accuracy of a network on shifted images is measured "
             "too; --train_seconds S trains MODEL with and without BlurPool first."
         )
     return found
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    for name in ("images", "max_shift"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"{name} {getattr(arguments, name)} must be at least 1")
-    if not 0 <= arguments.train_seconds < float("inf"):
-        raise UserError(f"train_seconds {arguments.train_seconds} must be a number of seconds, such as 30; 0 is none")
-    if arguments.train_steps < 0:
-        raise UserError(f"train_steps {arguments.train_steps} must be at least 1; 0 is none")
-    if arguments.train_seconds and arguments.train_steps:
-        raise UserError("give --train_seconds or --train_steps, not both")
-    asked = "--train_steps" if arguments.train_steps else "--train_seconds" if arguments.train_seconds else ""
-    if asked and not (arguments.model and arguments.data):
-        raise UserError(f"{asked} trains MODEL on --data; give both, such as SimpleCNN --data CIFAR10")
-    if arguments.compare and not (arguments.model or arguments.ckpt_path):
-        raise UserError("--compare is drawn beside a network; give --ckpt_path FILE too")
 
 
 def _add_layers(found: Explanation, seed: int) -> None:
@@ -409,26 +414,26 @@ def _error(value: float) -> str:
     return "-" if value != value else "0" if value == 0 else f"{value:.1e}" if value < 1e-3 else f"{value:.3f}"
 
 
-def _add_networks(found: Explanation, arguments: argparse.Namespace) -> None:
+def _add_networks(found: Explanation, options: Options) -> None:
     from cnnbench.explain.subjects import find_subject, load_checkpoint
 
-    subject = find_subject(arguments)
+    subject = find_subject(options)
     data = _open(subject)
-    size, most = subject.image_shape[1], arguments.max_shift
+    size, most = subject.image_shape[1], options.max_shift
     if most >= size:
         raise UserError(f"max_shift {most} must be below the image size, {size} pixels")
-    pair = arguments.train_seconds or arguments.train_steps
+    pair = options.train_seconds or options.train_steps
     subjects = [subject._replace(trained=True)] * 2 if pair else [subject]
     models = [(subject.description, subject.model)]
     if pair:
-        models = _trained(arguments, data, found)
-    if arguments.compare:
-        other = load_checkpoint(arguments.compare, arguments)
+        models = _trained(options, data, found)
+    if options.compare:
+        other = load_checkpoint(options.compare, options)
         if other.image_shape != subject.image_shape:
-            raise UserError(f"'{arguments.compare}' takes images of another size or number of channels")
+            raise UserError(f"'{options.compare}' takes images of another size or number of channels")
         subjects.append(other)
         models.append((other.description, other.model))
-    kind, images, labels = _unseen_images(data, subjects, arguments.images)
+    kind, images, labels = _unseen_images(data, subjects, options.images)
     names = [n if [m for m, _ in models].count(n) == 1 else f"{n} ({i})" for i, (n, _) in enumerate(models, 1)]
     curves = [shift_curve(n, model, images, labels, most) for n, (_, model) in zip(names, models, strict=True)]
     found.numbers["networks"] = [_numbers(curve, kind, data) for curve in curves]
@@ -515,7 +520,7 @@ def _augmentation(subjects: Sequence[Subject], names: Sequence[str]) -> str:
     return f"Augmentation of the training images: {'; '.join(parts)}. "
 
 
-def _trained(arguments: argparse.Namespace, data: Any, found: Explanation) -> list[tuple[str, nn.Module]]:
+def _trained(options: Options, data: Any, found: Explanation) -> list[tuple[str, nn.Module]]:
     """MODEL after so many steps or seconds of training, and a copy with BlurPool, from the same weights.
 
     Where seconds are given, a third copy is trained for a moment and thrown away, to know how many steps they are:
@@ -523,14 +528,14 @@ def _trained(arguments: argparse.Namespace, data: Any, found: Explanation) -> li
     """
     import lightning as L
 
-    from cnnbench.bench.run import quiet_lightning
-    from cnnbench.classifier import TimeBudget
+    from cnnbench.benchmark.run import quiet_lightning
     from cnnbench.network import make_classifier
+    from cnnbench.training.classifier import TimeBudget
 
     quiet_lightning()
 
     def fit(model: ImageClassifier, steps: int, callbacks: Sequence[L.Callback] = ()) -> int:
-        L.seed_everything(arguments.seed, workers=True, verbose=False)  # the same batches for all
+        L.seed_everything(options.seed, workers=True, verbose=False)  # the same batches for all
         trainer = L.Trainer(
             max_epochs=-1, max_steps=steps, callbacks=list(callbacks), accelerator="auto", devices=1, logger=False,
             limit_val_batches=0, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
@@ -538,28 +543,29 @@ def _trained(arguments: argparse.Namespace, data: Any, found: Explanation) -> li
         trainer.fit(model, datamodule=data)
         return trainer.global_step
 
-    L.seed_everything(arguments.seed, workers=True, verbose=False)
-    plain = make_classifier(arguments.model, data.num_classes, data.in_channels, data.image_size)
+    L.seed_everything(options.seed, workers=True, verbose=False)
+    assert options.model is not None  # as `Options` checks
+    plain = make_classifier(options.model, data.num_classes, data.in_channels, data.image_size)
     blurred = cast("ImageClassifier", with_blurpool(plain))
-    steps, about = arguments.train_steps, ""
+    steps, about = options.train_steps, ""
     if not steps:
-        probe = TimeBudget(max(arguments.train_seconds * PROBE, 1e-3))
-        steps = max(1, round(fit(copy.deepcopy(plain), -1, [probe]) * arguments.train_seconds / probe.used_s))
-        about = f", about {arguments.train_seconds:g} s"
+        probe = TimeBudget(max(options.train_seconds * PROBE, 1e-3))
+        steps = max(1, round(fit(copy.deepcopy(plain), -1, [probe]) * options.train_seconds / probe.used_s))
+        about = f", about {options.train_seconds:g} s"
     for model in (plain, blurred):
         fit(model, steps)
     found.remarks.append(
-        f"{arguments.model} was trained for {steps:,} steps{about}, and the copy with "
+        f"{options.model} was trained for {steps:,} steps{about}, and the copy with "
         "BlurPool, from the same weights, for as many, with the same batches and learning rates; it takes longer for "
         "them. One seed and a short training: a longer one may tell another story."
     )
     found.numbers["train_steps"] = steps
-    names = (f"{arguments.model}, {steps:,} steps", f"with BlurPool, {steps:,} steps")
+    names = (f"{options.model}, {steps:,} steps", f"with BlurPool, {steps:,} steps")
     return [(name, m.cpu().eval()) for name, m in zip(names, (plain, blurred), strict=True)]
 
 
 def _draw_maps(image: Tensor, measured: Mapping[str, Sequence[tuple[float, float, Tensor]]]) -> Figure:
-    from cnnbench.explain.pictures import grid, show
+    from cnnbench.plots.grids import grid, show
 
     figure, axes = grid(len(measured) + 1, 3, cell=1.9)
     show(axes[0], image[0].permute(1, 2, 0), "photo", "unit")
@@ -572,7 +578,7 @@ def _draw_maps(image: Tensor, measured: Mapping[str, Sequence[tuple[float, float
 def _draw_layers(measured: Mapping[str, Sequence[tuple[float, float, Tensor]]]) -> Figure:
     from matplotlib.figure import Figure
 
-    from cnnbench.bench.drawing import LINES, MARKERS, PALETTE
+    from cnnbench.plots.drawing import LINES, MARKERS, PALETTE
 
     figure = Figure(figsize=(5.7, 6.6), layout="constrained")
     axes = figure.subplots(2, 1, sharey=True)
@@ -599,7 +605,7 @@ def _draw_curves(curves: Sequence[Curve]) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    from cnnbench.bench.drawing import LINES, PALETTE
+    from cnnbench.plots.drawing import LINES, PALETTE
 
     figure = Figure(figsize=(5.7, 5.2), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey="row")

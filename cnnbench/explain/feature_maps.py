@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,8 @@ import numpy as np
 
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
+from cnnbench.explain.options import NetworkOptions
+from cnnbench.options import option
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,41 +29,41 @@ CHANNELS, COLUMNS = 8, 4
 Fields = Mapping[str, Any]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from cnnbench.explain.subjects import add_data_arguments, add_network_arguments
+@dataclass(frozen=True, kw_only=True)
+class Options(NetworkOptions):
+    """Show what layers answer to an image, Grad-CAM, and the patches that excite channels most."""
 
-    add_network_arguments(parser)
-    add_data_arguments(parser)
-    add = parser.add_argument
-    add("--image", type=Path, metavar="FILE", help="image to look at (default: --index 0 of the data, else a photo)")
-    add("--index", type=int, metavar="N", help="training image to look at, in the order of the split")
-    add("--layers", metavar="A,B", help="layers by name (default: the last of every resolution)")
-    add("--before_activation", action="store_true", help="show what goes into a layer's activation function at its end")
-    add("--cam_layer", metavar="NAME", help="layer for Grad-CAM (default: the last of --layers)")
-    add("--patches", type=int, default=6, metavar="K", help="patches for each channel; 0 for none (default: 6)")
-    add("--images", type=int, default=2000, metavar="N", help="training images to take patches from (default: 2000)")
+    image: Path | None = option(
+        "Image to look at (default: --index 0 of the data, else a photo).", default=None, metavar="FILE"
+    )
+    index: int | None = option(
+        "Training image to look at, in the order of the split.", default=None, metavar="N", least=0
+    )
+    layers: str | None = option("Layers by name (default: the last of every resolution).", default=None, metavar="A,B")
+    before_activation: bool = option(
+        "Show what goes into the activation function at the end of a layer.", default=False
+    )
+    cam_layer: str | None = option("Layer for Grad-CAM (default: the last of --layers).", default=None, metavar="NAME")
+    patches: int = option("Patches for each channel; 0 for none.", default=6, metavar="K", least=0)
+    images: int = option("Training images to take patches from.", default=2000, metavar="N", least=1)
 
 
-def explain(arguments: argparse.Namespace) -> Explanation:
+def explain(options: Options) -> Explanation:
     """Draws maps, Grad-CAM and patches of a network."""
+    from cnnbench.counting.complexity import receptive_fields
     from cnnbench.explain import activations
     from cnnbench.explain.grad_cam import show_grad_cam
     from cnnbench.explain.images import find_image
     from cnnbench.explain.patches import show_patches
     from cnnbench.explain.subjects import find_subject
-    from cnnbench.measure.complexity import receptive_fields
 
-    for option, least in (("patches", 0), ("images", 1), ("index", 0)):
-        value = getattr(arguments, option)
-        if value is not None and value < least:
-            raise UserError(f"{option} {value} must be at least {least}")
-    subject = find_subject(arguments)
+    subject = find_subject(options)
     model, shape = subject.model, subject.image_shape
-    asked = [name.strip() for name in arguments.layers.split(",")] if arguments.layers else []
+    asked = [name.strip() for name in options.layers.split(",")] if options.layers else []
     layers = list(dict.fromkeys(asked)) or activations.stages(model, shape)
-    cam_layer = arguments.cam_layer or layers[-1]
+    cam_layer = options.cam_layer or layers[-1]
     activations.check_layers(model, shape, [*layers, cam_layer])
-    shown = find_image(arguments, subject)
+    shown = find_image(options.image, options.index, subject)
     explanation = Explanation({"model": subject.name, "trained": subject.trained, "image": shown.title})
     if subject.caveat and shown.label is not None:
         explanation.remarks.append(subject.caveat)
@@ -70,13 +72,13 @@ def explain(arguments: argparse.Namespace) -> Explanation:
         fields = receptive_fields(model, shape)
     except UserError as error:
         explanation.remarks.append(f"Receptive fields are not known, so that there are no patches: {error}.")
-    _show_maps(subject, shown, layers, arguments.before_activation, fields, explanation)
-    show_grad_cam(subject, shown, cam_layer, arguments.seed, explanation)
-    if arguments.patches and subject.data is None:
+    _show_maps(subject, shown, layers, options.before_activation, fields, explanation)
+    show_grad_cam(subject, shown, cam_layer, options.seed, explanation)
+    if options.patches and subject.data is None:
         explanation.remarks.append("Patches that excite a channel most need a data set; name one with --data.")
-    elif arguments.patches and subject.data is not None and fields:
+    elif options.patches and subject.data is not None and fields:
         chosen = list(dict.fromkeys(layers[i] for i in (0, (len(layers) - 1) // 2, len(layers) - 1)))
-        show_patches(subject, subject.data, chosen, arguments.images, arguments.patches, fields, explanation)
+        show_patches(subject, subject.data, chosen, options.images, options.patches, fields, explanation)
     return explanation
 
 
@@ -126,7 +128,7 @@ def _draw_maps(
     shown: Shown, found: Mapping[str, LayerMap], chosen: Mapping[str, Sequence[int]], before: bool, fields: Fields
 ) -> Figure:
     from cnnbench.explain.patches import field_text
-    from cnnbench.explain.pictures import grid, show
+    from cnnbench.plots.grids import grid, show
 
     most = max(1, *(len(order) for order in chosen.values()))
     columns, rows = 1 + min(most, COLUMNS), -(-most // COLUMNS)
@@ -147,9 +149,9 @@ def _draw_maps(
 
 def _frame(ax: Axes, pixels: np.ndarray, field: Any, place: tuple[int, int]) -> None:
     """Outlines what a unit sees, as far as it lies in the image."""
-    from cnnbench.bench.drawing import PALETTE
     from cnnbench.explain.patches import window
-    from cnnbench.explain.pictures import outline
+    from cnnbench.plots.drawing import PALETTE
+    from cnnbench.plots.grids import outline
 
     if field is None:
         return

@@ -1,6 +1,6 @@
 """The receptive field of a unit, analytic, measured and effective, and what a stack of dilated convolutions covers.
 
-Analytic: followed through the operators of the network (`cnnbench.measure.receptive_field`). Measured: the pixels that
+Analytic: followed through the operators of the network (`cnnbench.counting.receptive_field`). Measured: the pixels that
 a unit's gradient reaches in a copy of the network where every path conducts. Effective: how strongly it reaches them in
 the network as it is (Luo et al. 2016, 1701.04128).
 """
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from cnnbench.blocks import initialise
+from cnnbench.counting.complexity import complexity
+from cnnbench.counting.copies import eager, meta_copy, untouched_randomness, without_global_hooks
+from cnnbench.counting.meta import MetaRun, tensors_in
+from cnnbench.counting.receptive_field import FieldTracker
 from cnnbench.errors import Stopped, UserError, unknown
-from cnnbench.measure.complexity import complexity
-from cnnbench.measure.copies import eager, meta_copy, untouched_randomness, without_global_hooks
-from cnnbench.measure.meta import MetaRun, tensors_in
-from cnnbench.measure.receptive_field import FieldTracker
 
 EFFECTIVE = 1 - 0.9545
 """Share of the peak above which a pixel belongs to the effective field (Luo et al., section 4.1)."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cnnbench.errors import UserError, unknown
 from cnnbench.explain import Explanation, Picture, Table
+from cnnbench.explain.options import NetworkOptions
+from cnnbench.options import option
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,46 +25,43 @@ FEW = 8
 """Filters that are shown where each has a row of its own."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from cnnbench.explain.subjects import add_data_arguments, add_network_arguments
+@dataclass(frozen=True, kw_only=True)
+class Options(NetworkOptions):
+    """Show the filters of a convolution as images, learnt or random."""
 
-    add_network_arguments(parser)
-    add_data_arguments(parser)
-    add = parser.add_argument
-    add("--layer", metavar="NAME", help="convolution to show (default: the first that learns)")
-    add("--sort", default="norm", metavar="norm|network", help="largest norm first, or the network's own order "
-        "(default: %(default)s)")  # fmt: skip
-    add("--filters", type=int, metavar="N", help=f"how many to show (default: 96, or {FEW} where each has a row)")
+    layer: str | None = option("Convolution to show (default: the first that learns).", default=None, metavar="NAME")
+    sort: str = option("Order: norm for the largest first, network for the network's own.", default="norm")
+    filters: int | None = option(
+        f"Filters to show (default: 96, or {FEW} where each has a row).", default=None, metavar="N", least=1
+    )
 
 
-def explain(arguments: argparse.Namespace) -> Explanation:
+def explain(options: Options) -> Explanation:
     """Draws the filters of a convolution and lists those of all convolutions."""
     from cnnbench.explain.subjects import find_subject
 
-    if arguments.sort not in ("norm", "network"):
-        raise unknown("order", arguments.sort, ("norm", "network"))
-    if arguments.filters is not None and arguments.filters < 1:
-        raise UserError(f"filters {arguments.filters} must be at least 1")
-    subject = find_subject(arguments)
+    if options.sort not in ("norm", "network"):
+        raise unknown("order", options.sort, ("norm", "network"))
+    subject = find_subject(options)
     layers = convolutions(subject.model, subject.image_shape)
     fixed = [n for n, layer in layers.items() if not layer.weight.requires_grad]
-    name = arguments.layer or next((n for n in layers if n not in fixed), next(iter(layers)))
+    name = options.layer or next((n for n in layers if n not in fixed), next(iter(layers)))
     if name not in layers:
         raise unknown("convolution", name, [n for n in layers if n.startswith(name)] or list(layers)[:12])
     layer = layers[name]
     weights = layer.weight.detach().float().numpy()
     found = norms(weights)
     count, channels = weights.shape[:2]
-    order = np.argsort(-found, kind="stable") if arguments.sort == "norm" else np.arange(count)
+    order = np.argsort(-found, kind="stable") if options.sort == "norm" else np.arange(count)
     colour = channels == 3 and layer is next(iter(layers.values())) and layer.groups == 1
     rows = not colour and channels > 1
-    shown = order[: arguments.filters or (FEW if rows else 96)].tolist()
+    shown = order[: options.filters or (FEW if rows else 96)].tolist()
     numbers: dict[str, Any] = {
         "model": subject.name, "trained": subject.trained, "layer": name, "shape": list(weights.shape),
-        "groups": layer.groups, "fixed": name in fixed, "order": arguments.sort, "shown": shown,
+        "groups": layer.groups, "fixed": name in fixed, "order": options.sort, "shown": shown,
         "norms": found.tolist(),
     }  # fmt: skip
-    first = "the largest norm first" if arguments.sort == "norm" else "in the network's order"
+    first = "the largest norm first" if options.sort == "norm" else "in the network's order"
     caption = (
         f"{len(shown)} of the {count} filters of {name}, {weights.shape[2]}x{weights.shape[3]}, {first}, with "
         "number and norm (the root of the sum of squares). "
@@ -165,7 +164,7 @@ def _row(name: str, conv: nn.Conv2d) -> tuple[str, ...]:
 
 def _draw(weights: np.ndarray, found: np.ndarray, shown: Sequence[int], colour: bool) -> Figure:
     """A grid of filters of one channel, or of three as colours."""
-    from cnnbench.explain.pictures import grid, show
+    from cnnbench.plots.grids import grid, show
 
     columns = min(range(COLUMNS, COLUMNS // 2, -1), key=lambda n: -len(shown) % n)  # as few empty places as possible
     figure, axes = grid(len(shown), columns, cell=0.7, ratio=weights.shape[2] / weights.shape[3])
@@ -179,7 +178,7 @@ def _draw(weights: np.ndarray, found: np.ndarray, shown: Sequence[int], colour: 
 
 def _draw_rows(weights: np.ndarray, found: np.ndarray, shown: Sequence[int]) -> Figure:
     """A row for each filter, a column for each input channel."""
-    from cnnbench.explain.pictures import grid
+    from cnnbench.plots.grids import grid
 
     columns = min(weights.shape[1], COLUMNS)
     figure, axes = grid(
@@ -200,6 +199,6 @@ def _draw_rows(weights: np.ndarray, found: np.ndarray, shown: Sequence[int]) -> 
 
 def _frame(ax: Axes, weights: np.ndarray) -> None:
     """A thin line around a filter, which may be white."""
-    from cnnbench.explain.pictures import outline
+    from cnnbench.plots.grids import outline
 
     outline(ax, (0, 0), weights.shape[2:], "#999999", linewidth=0.6, clip_on=False)

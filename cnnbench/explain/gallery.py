@@ -1,38 +1,16 @@
-"""The gallery: a small network is trained, and every tool of the course shows what it shows, on one page.
-
-``cnnbench explain gallery``, or ``make gallery``.
-"""
+"""The page of all instruments: its parts in the course's order, and how it is put together."""
 
 from __future__ import annotations
 
-import argparse
-import inspect
 import io
-import os
 import shlex
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from cnnbench.console import note
-from cnnbench.errors import UserError
-from cnnbench.explain import Explanation, Picture, run, save
-from cnnbench.files import write_text
-from cnnbench.reference import weights_file
-from cnnbench.registry import split_names
-from cnnbench.trust import OPTION
+from cnnbench.explain import Explanation, Picture, save
+from cnnbench.pages import data_uri, render
 
-MODEL = "SimpleCNN(convs=5x5,batch_norm=True,dropout=0.0)"
-"""What is trained: the course's network, with filters that are large enough to be looked at."""
-RECIPE = (
-    "--model.optimizer=cnnbench.optimizers.MuonSGD --model.optimizer.lr=0.06 --model.optimizer.matrix_lr=0.03 "
-    "--model.optimizer.vector_lr=0.03 --model.schedule=linear --data.batch_size=128"
-).split()
-"""How: Muon turns filters far from their random start within few epochs, where AdamW leaves them noisy."""
-TRAINED_ON, EPOCHS = "CIFAR10", 3
-SHIPPED, MADE_BY = "SimpleCNN", "cnnbench bench --config experiments/bench/reference-cpu-small.yaml"
-"""The network whose weights the package ships, and what trained it."""
 CHECKPOINT, DATA = "CHECKPOINT", "DATA"
 """Stand for the trained network and its data in the options below."""
 READABLE = 60
@@ -134,140 +112,6 @@ PARTS = (
 """In the course's order, its exercises last. Shifts, of which it speaks at the start, stand where it has pooling."""
 
 
-def main(arguments: Sequence[str], make_parser: Callable[..., Any]) -> int:
-    """Runs ``cnnbench explain gallery``: trains, runs the tools, writes ``index.html``.
-
-    Raises:
-        UserError: An option is wrong, or the data is missing.
-    """
-    parser = make_parser(
-        prog="cnnbench explain gallery",
-        description="Trains a small network and makes one page of all instruments, in the course's order.",
-        epilog="example: cnnbench explain gallery --config experiments/cifar10_speednet.yaml --out gallery",
-        allow_abbrev=False,
-    )
-    _add_arguments(parser)
-    options = parser.parse_args(list(arguments))
-    start = time.perf_counter()
-    folder: Path = options.out
-    if options.weights is not None:
-        trained = _shipped(options)
-    else:
-        how, arguments = _recipe(options)
-        _say(f"training a network, {how}")
-        arguments.append(f"--out={folder / 'runs'}")
-        if options.trust:
-            arguments.append(f"{OPTION}={','.join(options.trust)}")
-        checkpoint = _train(arguments, options.data_dir, folder / "runs")
-        trained = _trained(checkpoint, shlex.join(["cnnbench", "fit", *arguments]), options.trust)
-    shown = []
-    for number, part in enumerate(PARTS, 1):
-        _say(f"[{time.perf_counter() - start:3.0f} s] {number} of {len(PARTS)}: {part.title}")
-        words = trained.words(part)
-        shown.append((part, run(words[0], words[1:], make_parser)))
-    path = folder / "index.html"
-    write_text(path, page(shown, trained))
-    _say(f"gallery: {path}")
-    return 0
-
-
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--data", metavar="NAME", help=f"data set to train on (default: {TRAINED_ON})")
-    add("--data_dir", metavar="DIR", help="folder of the data (default: CNNBENCH_DATA, else data)")
-    add("--epochs", type=int, metavar="N", help=f"of the training (default: {EPOCHS})")
-    add("--config", type=Path, metavar="FILE", help="what to train in place of it, as for `cnnbench fit`")
-    add(
-        "--weights", choices=("reference",), help=f"train nothing: take the weights of {SHIPPED} that the package ships"
-    )
-    add("--out", type=Path, default=Path("results/gallery"), metavar="DIR", help="folder (default: %(default)s)")
-    add(OPTION, type=split_names, default=(), metavar="MODULE", help="modules whose networks --config may name")
-
-
-def _shipped(options: argparse.Namespace) -> Trained:
-    """Return the network whose weights the package ships."""
-    given = next((name for name in ("config", "epochs") if getattr(options, name) is not None), None)
-    if given:
-        raise UserError(f"--{given} is about a training, and --weights reference trains nothing; leave one of them out")
-    checkpoint = weights_file(SHIPPED, options.data or TRAINED_ON)
-    _set_data_dir(options.data_dir)
-    return _trained(checkpoint, MADE_BY)
-
-
-def _set_data_dir(data_dir: str | None) -> None:
-    """Have the tools look for data in a folder too."""
-    if data_dir:
-        os.environ["CNNBENCH_DATA"] = data_dir
-
-
-def _say(text: str) -> None:
-    note(text)
-
-
-def _recipe(options: argparse.Namespace) -> tuple[str, list[str]]:
-    """How to train, in words and as options of ``cnnbench fit``."""
-    from cnnbench.data import get_data
-
-    if options.config is not None:
-        given = next((name for name in ("data", "epochs") if getattr(options, name) is not None), None)
-        if given:
-            raise UserError(f"--{given} is decided by the file of --config; leave it out")
-        if not options.config.is_file():
-            raise UserError(f"config '{options.config}' does not exist; experiments/ has some")
-        return f"by {options.config}", [f"--config={options.config}"]
-    epochs, data = EPOCHS if options.epochs is None else options.epochs, options.data or TRAINED_ON
-    if epochs < 1:
-        raise UserError(f"epochs {epochs} must be at least 1")
-    get_data(data)
-    length = f"{epochs} epoch{'s' if epochs != 1 else ''}"
-    recipe = [f"--model={MODEL}", f"--data={data}", *RECIPE, f"--trainer.max_epochs={epochs}"]
-    return length, recipe
-
-
-def _train(arguments: Sequence[str], data_dir: str | None, runs: Path) -> Path:
-    """Trains as ``cnnbench fit`` does; returns the last checkpoint."""
-    from cnnbench.train import main as train
-
-    before = set(runs.glob("*/*"))
-    _set_data_dir(data_dir)
-    train(["fit", *arguments, "--trainer.enable_progress_bar=false"])
-    (made,) = set(runs.glob("*/*")) - before
-    return made / "checkpoints" / "last.ckpt"
-
-
-def _trained(checkpoint: Path, command: str, trusted: Sequence[str] = ()) -> Trained:
-    """What was trained, by a checkpoint, the command that made it, and modules it may name."""
-    from cnnbench.explain.subjects import load_checkpoint
-
-    subject = load_checkpoint(checkpoint, argparse.Namespace(data=None, data_dir=None, trust=trusted))
-    data = subject.data
-    if data is None:
-        raise UserError(f"checkpoint '{checkpoint}' does not say what it was trained on")
-    data.prepare_data()
-    data.setup()
-    options = [type(data).__name__]
-    if data.image_size != data.default_size:
-        options.append(f"--image_size={data.image_size}")
-    default = inspect.signature(type(data)).parameters.get("in_channels")
-    if default is not None and data.in_channels != default.default:
-        options.append(f"--in_channels={data.in_channels}")
-    trust = [f"{OPTION}={','.join(trusted)}"] if trusted else []
-    return Trained(_written(subject.model), data.label, checkpoint, command, options, trust)
-
-
-def _written(model: Any) -> str:
-    """A network of a checkpoint as it is written on the command line: its name, and arguments that are not defaults."""
-    name = model.display_name
-
-    def plain(value: Any) -> Any:
-        return list(value) if isinstance(value, tuple) else value  # which a file makes of it
-
-    defaults = {key: plain(p.default) for key, p in inspect.signature(type(model).__init__).parameters.items()}
-    chosen = {key: plain(model.hparams[key]) for key in defaults if key in model.hparams and key != "name"}
-    given = [f"{key}={value}" for key, value in chosen.items() if value != defaults[key]]
-    return f"{name}({','.join(given)})" if given else name
-
-
 def page(shown: Sequence[tuple[Part, Explanation]], trained: Trained) -> str:
     """The page, which needs nothing else.
 
@@ -275,7 +119,6 @@ def page(shown: Sequence[tuple[Part, Explanation]], trained: Trained) -> str:
         shown: Parts and what their tools found.
         trained: The network that some of them looked at.
     """
-    from cnnbench.pages import data_uri, render
 
     def picture_uri(picture: Picture) -> str:
         out = io.BytesIO()

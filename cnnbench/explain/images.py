@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -58,23 +58,28 @@ def pixels_of(x: Tensor, data: ImageDataModule | None) -> np.ndarray:
     return image[..., 0] if image.shape[2] == 1 else image
 
 
-def find_image(arguments: argparse.Namespace, subject: Subject) -> Shown:
-    """The image that the options name: a file, a training image, or the photo where there is no data.
+def find_image(image: Path | None, index: int | None, subject: Subject) -> Shown:
+    """Return the image to look at: a file, a training image, or the photo where there is no data.
+
+    Args:
+        image: A file; None for a training image, or the photo.
+        index: Number of a training image, in the order of the split; None for the first.
+        subject: The network, and its data.
 
     Raises:
         UserError: They contradict each other, or it is not there.
     """
     data = subject.data
-    if arguments.image is not None and arguments.index is not None:
+    if image is not None and index is not None:
         raise UserError("give --image or --index, not both")
-    if arguments.index is not None and data is None:
-        raise UserError(f"index {arguments.index} needs a data set; name one with --data, or give --image FILE")
-    if arguments.image is None and data is not None:
-        index = arguments.index or 0
-        x, labels = training_images(data, [index])
+    if index is not None and data is None:
+        raise UserError(f"index {index} needs a data set; name one with --data, or give --image FILE")
+    if image is None and data is not None:
+        number = index or 0
+        x, labels = training_images(data, [number])
         label = int(labels[0])
-        title = f"image {index} of the training set" if subject.caveat else f"training image {index}"
+        title = f"image {number} of the training set" if subject.caveat else f"training image {number}"
         return Shown(x, pixels_of(x[0], data), title, label)
-    photo = image_for(subject.image_shape, read_photo(arguments.image))
+    photo = image_for(subject.image_shape, read_photo(image))
     x = normalised(photo, data)
-    return Shown(x, pixels_of(x[0], data), arguments.image.name if arguments.image else "photo", None)
+    return Shown(x, pixels_of(x[0], data), image.name if image else "photo", None)

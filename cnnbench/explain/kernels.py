@@ -6,9 +6,9 @@ Szeliski, Computer Vision, 2022, chapter 3; unsharp masking as there.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,6 +16,8 @@ import numpy as np
 
 from cnnbench.errors import UserError, unknown
 from cnnbench.explain import Explanation, Picture, Table
+from cnnbench.explain.options import ToolOptions
+from cnnbench.options import option
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -173,41 +175,41 @@ def grey(photo: np.ndarray) -> np.ndarray:
     return photo @ np.array([0.299, 0.587, 0.114])
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("image", nargs="?", type=Path, metavar="IMAGE", help="a PNG or JPEG file (default: a photo of matplotlib's)")
-    add("--kernels", metavar="A,B", help="only these filters; gradient is the magnitude of Sobel's (default: all)")
-    add(
-        "--size",
-        type=int,
-        default=5,
-        metavar="N",
-        help="of box, Gaussian, unsharp mask and cross (default: %(default)s)",
+@dataclass(frozen=True, kw_only=True)
+class Options(ToolOptions):
+    """Filter a photo with classic kernels: Sobel, Laplacian, Gaussian, sharpen, emboss and more."""
+
+    image: Path | None = option(
+        "PNG or JPEG file (default: a photo of matplotlib's).", default=None, positional=True, metavar="IMAGE"
     )
-    add("--sigma", type=float, default=1.0, metavar="X", help="of Gaussian and unsharp mask (default: %(default)s)")
-    add("--colour", action="store_true", help="filter red, green and blue, each for itself (default: brightness)")
-    add("--convolve", action="store_true", help="flip the kernels: convolution in place of correlation")
+    kernels: str | None = option(
+        "Use only these filters; gradient is the magnitude of Sobel's (default: all).", default=None, metavar="A,B"
+    )
+    size: int = option("Size of box, Gaussian, unsharp mask and cross, in pixels.", default=5, metavar="N")
+    sigma: float = option("Width of Gaussian and unsharp mask, in pixels.", default=1.0, metavar="X")
+    colour: bool = option("Filter red, green and blue, each for itself (default: brightness).", default=False)
+    convolve: bool = option("Flip the kernels: convolution in place of correlation.", default=False)
 
 
-def explain(arguments: argparse.Namespace) -> Explanation:
+def explain(options: Options) -> Explanation:
     """Filters a photo with the bank, and shows kernels, results and what each is for."""
     from cnnbench.explain.subjects import read_photo
 
-    kernels = bank(arguments.size, arguments.sigma)
+    kernels = bank(options.size, options.sigma)
     names = [*kernels, "gradient"]
-    chosen = names if arguments.kernels is None else [name.strip() for name in arguments.kernels.split(",")]
+    chosen = names if options.kernels is None else [name.strip() for name in options.kernels.split(",")]
     for name in chosen:
         if name not in names:
             raise unknown("filter", name, names)
         if chosen.count(name) > 1:
             raise UserError(f"filter '{name}' is named twice")
-    if arguments.convolve:
+    if options.convolve:
         kernels["emboss"] = kernels["emboss"]._replace(effect="relief, light from the lower right")
-    photo = _reduced(read_photo(arguments.image))
-    image = photo / 255 if arguments.colour else grey(photo) / 255
-    results = {n: apply(image, k.values, arguments.convolve) for n, k in kernels.items() if n in chosen}
+    photo = _reduced(read_photo(options.image))
+    image = photo / 255 if options.colour else grey(photo) / 255
+    results = {n: apply(image, k.values, options.convolve) for n, k in kernels.items() if n in chosen}
     if "gradient" in chosen:
-        parts = [apply(image, kernels[n].values, arguments.convolve) for n in ("sobel_x", "sobel_y")]
+        parts = [apply(image, kernels[n].values, options.convolve) for n in ("sobel_x", "sobel_y")]
         results["gradient"] = magnitude(*parts)
     wrapped = wrapped_share(grey(photo).round(), kernels["sobel_x"].values)
     rows = [
@@ -216,15 +218,15 @@ def explain(arguments: argparse.Namespace) -> Explanation:
     ]  # fmt: skip
     if "gradient" in chosen:
         rows.append(("gradient", "3x3", "-", "magnitude of Sobel's x and y: edges of all directions"))
-    how = "convolution, the kernel flipped" if arguments.convolve else "correlation, as networks compute it"
+    how = "convolution, the kernel flipped" if options.convolve else "correlation, as networks compute it"
     numbers = {
-        "operation": "convolution" if arguments.convolve else "correlation",
+        "operation": "convolution" if options.convolve else "correlation",
         "kernels": {name: k.values.tolist() for name, k in kernels.items() if name in chosen},
         "share_wrapped_in_8_bits": wrapped,
     }
     signs = (
         "mid-grey is no answer, brighter plus and darker minus in each colour, each picture scaled by itself"
-        if arguments.colour
+        if options.colour
         else "red where it answers with plus, blue with minus, each picture scaled by itself, its strongest 0.3 % cut"
     )
     caption = f"Each filter answers to one local pattern, by {how}"
@@ -236,17 +238,17 @@ def explain(arguments: argparse.Namespace) -> Explanation:
         caption += " The magnitude of Sobel's gradient is drawn from black, 0, to white, its largest value."
     if "sobel_x" in chosen:
         caption += " Sobel x answers to change along x, which is a vertical edge, Sobel y to horizontal ones."
-    if arguments.convolve:
+    if options.convolve:
         caption += " The kernels in the corners are as the bank has them, before they are flipped."
     remarks = [
         f"In 8-bit arithmetic {wrapped:.1%} of the Sobel x values of this photo would be wrong, outside of 0 to 255; "
         "all of this is computed in floating point."
     ]
     blurs = [name for name in ("gaussian", "unsharp_mask") if name in chosen]
-    if blurs and arguments.size < 4 * arguments.sigma:
+    if blurs and options.size < 4 * options.sigma:
         remarks.append(
-            f"{' and '.join(blurs)}: {arguments.size} pixels cut a Gaussian of sigma {arguments.sigma:g} off within "
-            f"two sigma; give --size {2 * math.ceil(2 * arguments.sigma) + 1} or more."
+            f"{' and '.join(blurs)}: {options.size} pixels cut a Gaussian of sigma {options.sigma:g} off within "
+            f"two sigma; give --size {2 * math.ceil(2 * options.sigma) + 1} or more."
         )
     figure = _panel(image, results, kernels)
     return Explanation(
@@ -270,7 +272,7 @@ def _reduced(photo: np.ndarray) -> np.ndarray:
 
 def _panel(image: np.ndarray, results: Mapping[str, np.ndarray], kernels: Mapping[str, Kernel]) -> Figure:
     """The photo and what the filters make of it, each with its kernel in a corner."""
-    from cnnbench.explain.pictures import grid, show
+    from cnnbench.plots.grids import grid, show
 
     figure, axes = grid(len(results) + 1, 5, cell=2.4, ratio=image.shape[0] / image.shape[1])
     show(axes[0], image, "photo", "unit")

@@ -8,12 +8,14 @@ task and a far smaller layer; it is in the table too, under its name.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
+from cnnbench.explain.options import ToolOptions
+from cnnbench.options import option
 from cnnbench.units import plain, short
 
 if TYPE_CHECKING:
@@ -112,25 +114,26 @@ def stacked(in_channels: int, out_channels: int) -> tuple[int, int]:
     return 9 * in_channels * out_channels + 9 * out_channels**2, 25 * in_channels * out_channels
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--in_channels", type=int, default=3, metavar="C", help="of the image (default: %(default)s)")
-    add("--image_size", type=int, default=224, metavar="N", help="in pixels (default: %(default)s)")
-    add("--out_channels", type=int, default=32, metavar="O", help="of the maps (default: %(default)s)")
-    add("--kernel_size", type=int, default=3, metavar="K", help="(default: %(default)s)")
-    add("--stride", type=int, default=1, metavar="S", help="(default: %(default)s)")
-    add(
-        "--padding",
-        type=int,
+@dataclass(frozen=True, kw_only=True)
+class Options(ToolOptions):
+    """Count dense, locally connected and convolutional layers for the same maps."""
+
+    in_channels: int = option("Channels of the image.", default=3, metavar="C")
+    image_size: int = option("Height and width of the image in pixels.", default=224, metavar="N")
+    out_channels: int = option("Number of maps.", default=32, metavar="O")
+    kernel_size: int = option("Height and width of the kernel in pixels.", default=3, metavar="K")
+    stride: int = option("Stride of the window.", default=1, metavar="S")
+    padding: int | None = option(
+        "Zeros on each side (default: half the kernel, which keeps the size of the maps if it is odd).",
+        default=None,
         metavar="P",
-        help="(default: half the kernel, which keeps the size of the maps if it is odd)",
     )
-    add("--units", type=int, default=1000, metavar="U", help="of a dense layer without maps (default: %(default)s)")
+    units: int = option("Units of a dense layer without maps.", default=1000, metavar="U")
 
 
-def explain(arguments: argparse.Namespace) -> Explanation:
+def explain(options: Options) -> Explanation:
     """Counts the weights of layers for the same maps."""
-    a = arguments
+    a = options
     padding = a.kernel_size // 2 if a.padding is None else a.padding
     found = costs(a.in_channels, a.image_size, a.out_channels, a.kernel_size, a.stride, padding, a.units)
     convolution, _, local, dense, per_channel, _ = found
@@ -168,7 +171,7 @@ def explain(arguments: argparse.Namespace) -> Explanation:
 def _draw(found: Sequence[Cost]) -> Figure:
     from matplotlib.figure import Figure
 
-    from cnnbench.bench.drawing import PALETTE
+    from cnnbench.plots.drawing import PALETTE
 
     figure = Figure(figsize=(5.7, 3), layout="constrained")
     cast(Any, figure.get_layout_engine()).set(w_pad=0.12)  # names of layers would touch the edge

@@ -18,8 +18,8 @@ from cnnbench.data.module import ImageDataModule
 from cnnbench.explain import Explanation, Picture
 from cnnbench.explain.activations import record
 from cnnbench.explain.images import BATCH, pixels_of, training_images
-from cnnbench.explain.pictures import show
 from cnnbench.explain.subjects import Subject
+from cnnbench.plots.grids import show
 
 ROWS = 6
 """Channels of a layer in the picture."""

@@ -7,8 +7,8 @@ much wherever a stride exceeds 1, which gives 19 for its own example of 3x3 conv
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +17,8 @@ import numpy as np
 
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
+from cnnbench.explain.options import NetworkOptions
+from cnnbench.options import option
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,38 +48,38 @@ class _Layer(NamedTuple):
     effective: Mapping[str, Effective]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from cnnbench.explain.subjects import add_data_arguments, add_network_arguments
+@dataclass(frozen=True, kw_only=True)
+class Options(NetworkOptions):
+    """Show which part of an image a unit can see, and which part it attends to."""
 
-    add_network_arguments(parser)
-    add_data_arguments(parser)
-    add = parser.add_argument
-    add(
-        "--image",
-        type=Path,
-        metavar="FILE",
-        help="PNG or JPEG to draw the fields on (default: a photo of matplotlib's)",
+    image: Path | None = option(
+        "PNG or JPEG to draw the fields on (default: a photo of matplotlib's).", default=None, metavar="FILE"
     )
-    add("--layers", metavar="A,B", help=f"only these layers (default: {ROWS} of all)")
-    add("--samples", type=int, default=8, metavar="N", help="images for the effective field, of the data if there is "
-        "any, else noise (default: %(default)s)")  # fmt: skip
-    add("--dilations", metavar="'A B'", help="rates of stacks of 3x3 convolutions, drawn in place of or beside MODEL; "
-        f"branches in parallel with plus (default without MODEL: '{STACKS}')")  # fmt: skip
+    layers: str | None = option(f"Show only these layers (default: {ROWS} of all).", default=None, metavar="A,B")
+    samples: int = option(
+        "Images for the effective field, of the data if there is any, else noise.", default=8, metavar="N"
+    )
+    dilations: str | None = option(
+        "Rates of stacks of 3x3 convolutions, drawn in place of or beside MODEL; branches in parallel with plus "
+        f"(default without MODEL: '{STACKS}').",
+        default=None,
+        metavar="'A B'",
+    )
 
 
-def explain(arguments: argparse.Namespace) -> Explanation:
+def explain(options: Options) -> Explanation:
     """Fields of a network's layers on an image, and what stacks of dilated convolutions cover."""
     explanation = Explanation({})
-    if arguments.model is not None or arguments.ckpt_path is not None:
-        _explain_network(arguments, explanation)
-    elif arguments.layers or arguments.image or arguments.data:
+    if options.model is not None or options.ckpt_path is not None:
+        _explain_network(options, explanation)
+    elif options.layers or options.image or options.data:
         raise UserError("give a MODEL, or --ckpt_path FILE, for --layers, --image and --data")
-    if arguments.dilations is not None or not explanation.numbers:
-        _explain_stacks(arguments.dilations or STACKS, explanation)
+    if options.dilations is not None or not explanation.numbers:
+        _explain_stacks(options.dilations or STACKS, explanation)
     return explanation
 
 
-def _explain_network(arguments: argparse.Namespace, explanation: Explanation) -> None:
+def _explain_network(options: Options, explanation: Explanation) -> None:
     from cnnbench.explain.fields import (
         at_initialisation,
         chosen_fields,
@@ -89,19 +91,19 @@ def _explain_network(arguments: argparse.Namespace, explanation: Explanation) ->
     )
     from cnnbench.explain.subjects import find_subject, image_for, read_photo
 
-    if not 1 <= arguments.samples <= MOST_SAMPLES:
-        raise UserError(f"samples {arguments.samples} must be from 1 to {MOST_SAMPLES:,}")
-    photo = read_photo(arguments.image)
-    subject = find_subject(arguments)
+    if not 1 <= options.samples <= MOST_SAMPLES:
+        raise UserError(f"samples {options.samples} must be from 1 to {MOST_SAMPLES:,}")
+    photo = read_photo(options.image)
+    subject = find_subject(options)
     local = layer_fields(subject.model, subject.image_shape)
     beyond = first_without_field(subject.model, subject.image_shape)
-    fields = chosen_fields(local, arguments.layers, ROWS, beyond)
+    fields = chosen_fields(local, options.layers, ROWS, beyond)
     measured = measure_fields(subject.model, subject.image_shape, fields)
-    images, inputs = _inputs(subject, fields, arguments.samples, arguments.seed)
+    images, inputs = _inputs(subject, fields, options.samples, options.seed)
     states = {"trained": subject.model} if subject.trained else {}
-    start = at_initialisation(subject.model, images, fields, arguments.seed if subject.trained else None)
+    start = at_initialisation(subject.model, images, fields, options.seed if subject.trained else None)
     states = {"at initialisation": start, **states}
-    effective = {name: effective_fields(model, images, fields, arguments.seed) for name, model in states.items()}
+    effective = {name: effective_fields(model, images, fields, options.seed) for name, model in states.items()}
     layers = [_Layer(f, measured[f.name], {name: found[f.name] for name, found in effective.items()}) for f in fields]
     explanation.numbers |= {
         "model": subject.name,
@@ -119,7 +121,7 @@ def _explain_network(arguments: argparse.Namespace, explanation: Explanation) ->
         )
     finer = max(1, FINE // images.shape[3])
     picture = image_for((1, finer * images.shape[2], finer * images.shape[3]), photo)[0, 0].numpy()
-    shown = _for_panels(layers) if arguments.layers is None else layers
+    shown = _for_panels(layers) if options.layers is None else layers
     title = f"Fields of units in the middle of {subject.name}"
     explanation.pictures.append(
         Picture("receptive_field", title, _caption(shown, inputs), _draw_fields(picture, shown))
@@ -251,7 +253,7 @@ def _caption(layers: Sequence[_Layer], inputs: str) -> str:
 
 def _draw_fields(image: np.ndarray, layers: Sequence[_Layer]) -> Figure:
     """The image with both fields of every layer; a row per state of the weights."""
-    from cnnbench.explain.pictures import grid
+    from cnnbench.plots.grids import grid
 
     states = list(layers[0].effective)
     figure, axes = grid(len(states) * len(layers), len(layers), cell=2.6, ratio=1.02)
@@ -266,8 +268,8 @@ def _draw_field(ax: Axes, image: np.ndarray, layer: _Layer, found: Effective) ->
     from matplotlib.colors import to_rgb
     from matplotlib.patches import Ellipse
 
-    from cnnbench.bench.drawing import PALETTE
-    from cnnbench.explain.pictures import outline
+    from cnnbench.plots.drawing import PALETTE
+    from cnnbench.plots.grids import outline
 
     spans, (height, width) = _spans(layer.field, found), found.magnitude.shape
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
@@ -301,7 +303,7 @@ def _draw_growth(layers: Sequence[_Layer]) -> Figure:
     """Sizes from layer to layer, and the profile of the last one with its Gaussian."""
     from matplotlib.figure import Figure
 
-    from cnnbench.bench.drawing import PALETTE
+    from cnnbench.plots.drawing import PALETTE
 
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     growth, profile = figure.subplots(1, 2, width_ratios=(1.35, 1))
@@ -401,7 +403,7 @@ def _draw_coverage(maps: Mapping[str, np.ndarray], words: Mapping[str, str]) -> 
     """A panel for every stack, called by its kind."""
     from matplotlib.colors import LogNorm
 
-    from cnnbench.explain.pictures import grid
+    from cnnbench.plots.grids import grid
 
     figure, axes = grid(len(maps), min(3, len(maps)) if len(maps) != 4 else 4, cell=2.5, ratio=1.1)
     for ax, (name, paths) in zip(axes, maps.items(), strict=True):

@@ -8,14 +8,16 @@ to the time at best is the roofline's to say, which is predicted from the machin
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
+from cnnbench.explain.options import ToolOptions
+from cnnbench.options import option
 from cnnbench.units import with_unit
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import nn
 
-    from cnnbench.measure.peaks import Peaks
+    from cnnbench.roofline.peaks import Peaks
 
 EXAMPLE = "--channels 32,128 --resolutions 16"
 BOTH = ("standard", "separable")
@@ -56,35 +58,34 @@ def layer(kind: str, channels: int, kernel_size: int) -> nn.Sequential:
     )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--channels", default="32,64,128,256", metavar="A,B", help="in and out (default: %(default)s)")
-    add("--resolutions", default="8,16,32", metavar="A,B", help="of the maps in pixels (default: %(default)s)")
-    add("--kernel_size", type=int, default=3, metavar="K", help="odd (default: %(default)s)")
-    add("--batch_size", type=int, default=16, metavar="B", help="images per call (default: %(default)s)")
-    add("--rounds", type=int, default=12, metavar="N", help="turns of each layer (default: %(default)s)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
-    add("--precision", default="32-true", help="auto, 32-true, bf16-mixed or 16-mixed (default: %(default)s)")
+@dataclass(frozen=True, kw_only=True)
+class Options(ToolOptions):
+    """Compare depthwise separable with standard convolutions: parameters, multiply-adds, time."""
+
+    channels: str = option("Channels, in and out.", default="32,64,128,256", metavar="A,B")
+    resolutions: str = option("Heights and widths of the maps in pixels.", default="8,16,32", metavar="A,B")
+    kernel_size: int = option("Height and width of the kernels in pixels, odd.", default=3, metavar="K")
+    batch_size: int = option("Images per call.", default=16, metavar="B", least=1)
+    rounds: int = option("Turns of each layer.", default=12, metavar="N", least=1)
+    device: str = option("Device: auto, cpu, cuda, cuda:N or mps.", default="auto")
+    precision: str = option("Number format: auto, 32-true, bf16-mixed or 16-mixed.", default="32-true")
 
 
-def explain(arguments: argparse.Namespace) -> Explanation:
+def explain(options: Options) -> Explanation:
     """Counts and times both kinds of layer over a grid of channels and resolutions."""
     from cnnbench import hardware
-    from cnnbench.measure.peaks import measure_peaks
     from cnnbench.registry import whole_numbers
+    from cnnbench.roofline.peaks import measure_peaks
 
-    numbers = [whole_numbers(name, getattr(arguments, name)) for name in ("channels", "resolutions")]
+    numbers = [whole_numbers(name, getattr(options, name)) for name in ("channels", "resolutions")]
     cases = [Case(*pair) for pair in product(*numbers)]
-    k = arguments.kernel_size
+    k = options.kernel_size
     if k < 1 or k % 2 == 0:
         raise UserError(f"kernel_size {k} must be odd, so that the map keeps its size, such as 3 or 5")
-    for name in ("batch_size", "rounds"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"{name} {getattr(arguments, name)} must be at least 1")
-    device = hardware.choose_device(arguments.device)
-    precision, _ = hardware.choose_precision(arguments.precision, device)
+    device = hardware.choose_device(options.device)
+    precision, _ = hardware.choose_precision(options.precision, device)
     peaks = measure_peaks(device, [precision])
-    results = measure(cases, k, arguments.batch_size, arguments.rounds, device, precision, peaks)
+    results = measure(cases, k, options.batch_size, options.rounds, device, precision, peaks)
     rows = [
         (
             f"{r['channels']}{' (suspect)' if r['suspect'] else ''}", f"{r['resolution']}x{r['resolution']}",
@@ -113,9 +114,9 @@ def explain(arguments: argparse.Namespace) -> Explanation:
         "Training time ÷",
         "Roofline ÷",
     )
-    where = f"{hardware.device_name(device)}, {precision}, {arguments.batch_size} images"
+    where = f"{hardware.device_name(device)}, {precision}, {options.batch_size} images"
     return Explanation(
-        {"kernel_size": k, "device": str(device), "precision": precision, "batch_size": arguments.batch_size,
+        {"kernel_size": k, "device": str(device), "precision": precision, "batch_size": options.batch_size,
          "peaks": peaks.figures(), "cases": results},
         [Table(f"Standard over separable, {k}x{k}; {where}", head, rows)],
         [Picture("separable", "Standard over separable convolutions", _caption(results, where), _draw(results, k))],
@@ -143,9 +144,9 @@ def measure(
     import torch
     from torch import Tensor, nn
 
-    from cnnbench.measure.complexity import complexity
-    from cnnbench.measure.roofline import predicted_seconds
-    from cnnbench.measure.speed import SpeedConfig, Subject, measure_speed, time_ratio
+    from cnnbench.counting.complexity import complexity
+    from cnnbench.roofline.model import predicted_seconds
+    from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed, time_ratio
 
     class Timed(nn.Module):
         """A layer as if within a network: its input gets a gradient; the mean of each channel is its logit."""
@@ -271,7 +272,7 @@ def _draw(results: Sequence[Mapping[str, Any]], kernel_size: int) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullLocator
 
-    from cnnbench.bench.drawing import MARKERS, PALETTE
+    from cnnbench.plots.drawing import MARKERS, PALETTE
 
     figure = Figure(figsize=(9.6, 4.5), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)

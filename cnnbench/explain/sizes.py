@@ -6,10 +6,10 @@ the course asks for.
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
+from cnnbench.explain.options import ToolOptions
 from cnnbench.explain.windows import (
     LARGEST_NUMBER,
     NOTATION,
@@ -35,13 +36,14 @@ from cnnbench.explain.windows import (
     trace_sizes,
     unread_in_words,
 )
+from cnnbench.options import option
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
-    from cnnbench.measure.receptive_field import FieldTracker
+    from cnnbench.counting.receptive_field import FieldTracker
 
 EXAMPLE = "--layers 'conv7/2p3:64 maxpool3/2p1 conv3p1:128' --image_size 224"
 BYTES = 4
@@ -118,7 +120,7 @@ def rows_of_network(model: nn.Module, image_shape: tuple[int, int, int]) -> tupl
     Raises:
         UserError: The network does not run on such images.
     """
-    from cnnbench.measure.complexity import complexity
+    from cnnbench.counting.complexity import complexity
 
     params = {layer.name: layer.params for layer in complexity(model, image_shape, training=False).layers}
     rows, left_out, called = [Row("image", "", image_shape, 0)], Counter[str](), set()
@@ -206,10 +208,10 @@ def _calls(model: nn.Module, image_shape: Sequence[int]) -> list[_Call]:
     """Runs a copy without values and notes layers, and pooling that is no layer, in order."""
     import torch
 
-    from cnnbench.measure.copies import eager, meta_copy, untouched_randomness, without_global_hooks
-    from cnnbench.measure.meta import MetaRun, tensors_in
-    from cnnbench.measure.operators import base_name
-    from cnnbench.measure.receptive_field import FieldTracker
+    from cnnbench.counting.copies import eager, meta_copy, untouched_randomness, without_global_hooks
+    from cnnbench.counting.meta import MetaRun, tensors_in
+    from cnnbench.counting.operators import base_name
+    from cnnbench.counting.receptive_field import FieldTracker
 
     copy = meta_copy(model)[0].eval()
     names = {module: name for name, module in copy.named_modules()}
@@ -297,40 +299,53 @@ def _window(name: str, args: Sequence[Any]) -> Layer | None:
     return None
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("model", nargs="?", metavar="MODEL", help="a name from `cnnbench list`, torchvision:NAME, timm:NAME or "
-        "package.module:callable; arguments in brackets, quoted")  # fmt: skip
-    add("--layers", metavar="'A B'", help=f"a stack of layers, in place of MODEL: {NOTATION}")
-    add("--image_size", metavar="N", help="height and width in pixels, or, with --layers, HEIGHTxWIDTH (default: the "
-        "network's own; 224 with --layers)")  # fmt: skip
-    add("--in_channels", type=int, metavar="C", help="channels of the images (default: the network's own, or 3)")
-    add("--num_classes", type=int, metavar="K", help="number of classes (default: the network's own)")
+@dataclass(frozen=True, kw_only=True)
+class Options(ToolOptions):
+    """Show how large the maps of a network are, layer by layer, with parameters and memory."""
+
+    model: str | None = option(
+        "Network: a name from `cnnbench list`, torchvision:NAME, timm:NAME or package.module:callable; arguments in "
+        "brackets, quoted.",
+        default=None,
+        positional=True,
+        metavar="MODEL",
+    )
+    layers: str | None = option(f"Stack of layers, in place of MODEL: {NOTATION}.", default=None, metavar="'A B'")
+    image_size: str | None = option(
+        "Height and width in pixels, or, with --layers, HEIGHTxWIDTH (default: the network's own; 224 with --layers).",
+        default=None,
+        metavar="N",
+    )
+    in_channels: int | None = option(
+        "Channels of the images (default: the network's own, or 3).", default=None, metavar="C"
+    )
+    num_classes: int | None = option("Number of classes (default: the network's own).", default=None, metavar="K")
 
 
-def explain(arguments: argparse.Namespace) -> Explanation:
+def explain(options: Options) -> Explanation:
     """The table of a network or of a stack of layers, and for known channels a picture of its maps."""
-    if (arguments.model is None) == (arguments.layers is None):
+    if (options.model is None) == (options.layers is None):
         raise UserError("give either a MODEL, or --layers 'conv7/2p3 maxpool3/2p1'")
-    size = _size(arguments.image_size)
-    if arguments.layers is not None:
-        if arguments.num_classes is not None:
+    size = _size(options.image_size)
+    if options.layers is not None:
+        if options.num_classes is not None:
             raise UserError("--num_classes is for a MODEL; layers have their channels as in conv3:64")
-        channels = 3 if arguments.in_channels is None else arguments.in_channels
+        channels = 3 if options.in_channels is None else options.in_channels
         if channels < 1:
             raise UserError(f"in_channels {channels} must be at least 1")
-        layers, size = parse_layers(arguments.layers), size or 224
+        layers, size = parse_layers(options.layers), size or 224
         title = "Stack of layers"
         rows = rows_of_layers(layers, size, channels)
         (height, width), (high, wide) = output_size(size, ()), output_size(size, layers)
         remarks = [f"{height}x{width} pixels become {high}x{wide}."]
     else:
-        from cnnbench.measure.copies import build_without_values
+        from cnnbench.counting.copies import build_without_values
         from cnnbench.network import get_network
 
         if isinstance(size, tuple):
-            raise UserError(f"image_size '{arguments.image_size}': a MODEL takes square images; give one number")
-        network = get_network(arguments.model, arguments.in_channels, size, arguments.num_classes)
+            raise UserError(f"image_size '{options.image_size}': a MODEL takes square images; give one number")
+        assert options.model is not None
+        network = get_network(options.model, options.in_channels, size, options.num_classes)
         title = network.name
         rows, left_out = rows_of_network(build_without_values(network.build)[0], network.image_shape)
         remarks = []
@@ -457,7 +472,7 @@ def _draw(title: str, stages: Mapping[str, Mapping[str, int]]) -> Figure:
     """Blocks above bars of memory and parameters, one column per resolution."""
     from matplotlib.figure import Figure
 
-    from cnnbench.bench.drawing import PALETTE
+    from cnnbench.plots.drawing import PALETTE
 
     figure = Figure(figsize=(max(5.5, 1.15 * len(stages) + 1.2), 5.4), layout="constrained")
     blocks, memory, params = figure.subplots(3, 1, sharex=True, height_ratios=(2.2, 1, 1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Mapping
 from inspect import signature
 from pathlib import Path
@@ -11,12 +10,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from matplotlib import cbook
 from torch import Tensor, nn
 
+from cnnbench.checkpoints import read_checkpoint
+from cnnbench.data import get_data
 from cnnbench.data.module import ImageDataModule
 from cnnbench.errors import UserError
+from cnnbench.explain.options import DataOptions, NetworkOptions
 from cnnbench.images import read_rgb
-from cnnbench.reference import weights_file
+from cnnbench.network import get_network
+from cnnbench.references import weights_file
 from cnnbench.registry import check_arguments
 from cnnbench.trust import Trust
 
@@ -49,76 +54,58 @@ class Subject(NamedTuple):
         return f"{self.name}, {'trained' if self.trained else 'random weights'}"
 
 
-def add_network_arguments(parser: argparse.ArgumentParser, many: bool = False) -> None:
-    """A network by name, or from a checkpoint."""
-    add = parser.add_argument
-    add("model", nargs="?", metavar="MODEL", help="a name from `cnnbench list`, torchvision:NAME, timm:NAME or "
-        "package.module:callable, with random weights; arguments in brackets, quoted")  # fmt: skip
-    add("--ckpt_path", type=Path, metavar="FILE", help="a checkpoint of `cnnbench fit`, in place of MODEL")
-    add("--weights", choices=("reference",), help="take MODEL with trained weights, which the package ships of a few "
-        "small networks")  # fmt: skip
-    add("--in_channels", type=int, metavar="C", help="channels of the images (default: the network's own)")
-    add("--image_size", type=int, metavar="N", help="height and width in pixels (default: the network's own)")
-    add("--num_classes", type=int, metavar="K", help="number of classes (default: the network's own)")
-    add("--seed", type=int, default=0, help="of random weights and choices (default: %(default)s)")
-
-
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """A data set to take images from."""
-    add = parser.add_argument
-    add("--data", metavar="NAME", help="data set of `cnnbench list` (default: that of the checkpoint)")
-    add("--data_dir", metavar="DIR", help="folder of the data (default: CNNBENCH_DATA, else data)")
-
-
-def find_subject(arguments: argparse.Namespace) -> Subject:
-    """The network that the options name, in evaluation mode.
+def find_subject(options: NetworkOptions) -> Subject:
+    """Return the network that the options name, in evaluation mode.
 
     Raises:
         UserError: It is not there, or the options contradict each other.
     """
-    form = {key: getattr(arguments, key) for key in ("in_channels", "image_size", "num_classes")}
-    if (arguments.model is None) == (arguments.ckpt_path is None):
-        raise UserError("give either a MODEL, for random weights, or --ckpt_path FILE, for a trained network")
-    if getattr(arguments, "weights", None) is not None:
-        if arguments.model is None:
-            raise UserError("--weights reference needs MODEL, such as SimpleCNN")
-        arguments = argparse.Namespace(**vars(arguments))
-        arguments.ckpt_path = weights_file(arguments.model, getattr(arguments, "data", None))
-    if arguments.ckpt_path is not None:
-        given = next((key for key, value in form.items() if value is not None), None)
-        if given:
-            raise UserError(f"--{given} is decided by the checkpoint; leave it out")
-        return load_checkpoint(arguments.ckpt_path, arguments)
-    from cnnbench.network import get_network
-
-    data = _data(arguments)
-    if data is not None:
+    options.check_network()
+    path = options.ckpt_path
+    if options.weights is not None:
+        assert options.model is not None
+        path = weights_file(options.model, options.data)
+    if path is not None:
+        for key, value in options.form.items():
+            if value is not None:
+                raise UserError(f"--{key} is decided by the checkpoint; leave it out")
+        return load_checkpoint(path, options)
+    assert options.model is not None
+    form = options.form
+    data = None
+    if options.data is not None:
+        data = _open_data(options.data, options, options.image_size, options.in_channels)
         own = {"in_channels": data.in_channels, "image_size": data.image_size, "num_classes": data.num_classes}
         form |= {key: value for key, value in own.items() if form[key] is None}
-    network = get_network(arguments.model, **form)
-    torch.manual_seed(arguments.seed)
+    network = get_network(options.model, form["in_channels"], form["image_size"], form["num_classes"])
+    torch.manual_seed(options.seed)
     model = network.build().eval()
     return Subject(network.name, model, network.image_shape, False, data)
 
 
-def load_checkpoint(path: Path, arguments: argparse.Namespace) -> Subject:
-    """A trained network from a checkpoint of ``cnnbench fit``, with the data that it was trained on.
+def load_checkpoint(path: Path, options: DataOptions) -> Subject:
+    """Return a trained network from a checkpoint of ``cnnbench fit``, with the data that it was trained on.
 
     Raises:
         UserError: The file is missing, no such checkpoint, or of another version of the network.
     """
-    from cnnbench.checkpoints import read_checkpoint
-
     if not path.exists():
         raise UserError(f"checkpoint '{path}' does not exist; `cnnbench fit` prints the path of the one it wrote")
-    model, stored, options = read_checkpoint(path, Trust.of(getattr(arguments, "trust", ())))
+    model, trained_on, data_options = read_checkpoint(path, Trust.of(options.trust))
     shape = (model.in_channels, model.image_size, model.image_size)
-    own = getattr(arguments, "data", None) in (None, stored)
-    data = _data(arguments, stored, shape, (options or {}) if own else {})
+    own = options.data in (None, trained_on)
+    name = options.data or trained_on
+    data = None
+    if name is not None:
+        data = _open_data(name, options, model.image_size, model.in_channels, (data_options or {}) if own else {})
+        if data.in_channels != model.in_channels:
+            raise UserError(
+                f"the network takes images of {shape[0]} channels, those of {data.label} have {data.in_channels}"
+            )
     caveat = ""
     if data is not None and not own:
-        caveat = f"The network was trained on {stored or 'other data'}, not on {data.title}."
-    elif data is not None and options is None:
+        caveat = f"The network was trained on {trained_on or 'other data'}, not on {data.title}."
+    elif data is not None and data_options is None:
         caveat = (
             f"Images are from the official training set of {data.title}; which of them the network was trained on is "
             "not known, since the checkpoint does not say."
@@ -126,29 +113,28 @@ def load_checkpoint(path: Path, arguments: argparse.Namespace) -> Subject:
     return Subject(model.display_name, model.eval(), shape, True, data, caveat)
 
 
-def _data(
-    arguments: argparse.Namespace,
-    stored: str | None = None,
-    shape: tuple[int, int, int] | None = None,
-    options: Mapping[str, Any] = MappingProxyType({}),
-) -> ImageDataModule | None:
-    """The data set of the options, else of the checkpoint, else None; with images as the network takes them."""
-    from cnnbench.data import get_data
+def _open_data(
+    name: str,
+    options: DataOptions,
+    image_size: int | None,
+    in_channels: int | None,
+    stored: Mapping[str, Any] = MappingProxyType({}),
+) -> ImageDataModule:
+    """Return a data set with images as a network takes them.
 
-    name: str | None = getattr(arguments, "data", None) or stored
-    if name is None or not hasattr(arguments, "data"):
-        return None
+    Args:
+        name: The data set.
+        options: Where its files are.
+        image_size: Height and width in pixels; None for the data set's own.
+        in_channels: Channels; None for the data set's own. Only some data sets have a choice.
+        stored: Arguments that a checkpoint stored for this data set.
+    """
     kind = get_data(name)
-    channels = shape[0] if shape else getattr(arguments, "in_channels", None)
-    size = shape[1] if shape else getattr(arguments, "image_size", None)
-    own: dict[str, Any] = {"in_channels": channels} if channels and "in_channels" in signature(kind).parameters else {}
-    check_arguments(f"data set '{name}' of the checkpoint", kind, options)
-    data = kind(**{**options, "data_dir": arguments.data_dir, "image_size": size, **own})
-    if shape and data.in_channels != shape[0]:
-        raise UserError(
-            f"the network takes images of {shape[0]} channels, those of {data.label} have {data.in_channels}"
-        )
-    return data
+    check_arguments(f"data set '{name}' of the checkpoint", kind, stored)
+    chosen: dict[str, Any] = {**stored, "data_dir": options.data_dir, "image_size": image_size}
+    if in_channels and "in_channels" in signature(kind).parameters:
+        chosen["in_channels"] = in_channels
+    return kind(**chosen)
 
 
 def normalised(images: Tensor, data: ImageDataModule | None) -> Tensor:
@@ -179,8 +165,6 @@ def read_photo(path: Path | None = None) -> np.ndarray:
         UserError: The file is not a PNG or JPEG that can be read, or is too large.
     """
     if path is None:
-        from matplotlib import cbook
-
         path = Path(cbook.get_sample_data(PHOTO, asfileobj=False))
     return read_rgb(path)
 
@@ -195,8 +179,6 @@ def image_for(shape: tuple[int, int, int], photo: np.ndarray) -> Tensor:
     Raises:
         UserError: The network takes another number of channels.
     """
-    import torch.nn.functional as F
-
     channels, height, width = shape
     if channels not in (1, 3):
         raise UserError(f"the network takes images of {channels} channels, a photo has 3 or 1; use --in_channels 3")

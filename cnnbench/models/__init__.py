@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from cnnbench.classifier import ImageClassifier
 from cnnbench.errors import UserError
 from cnnbench.registry import discover, lookup
+from cnnbench.training.classifier import ImageClassifier
 
 
 def all_models() -> dict[str, type[ImageClassifier]]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from cnnbench.blocks import Form, initialise
-from cnnbench.classifier import ImageClassifier
+from cnnbench.training.classifier import ImageClassifier
 
 
 class Conv(NamedTuple):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnbench.blocks import Form, initialise
-from cnnbench.classifier import ImageClassifier, Published
+from cnnbench.training.classifier import ImageClassifier, Published
 
 
 class NormActConv(nn.Sequential):

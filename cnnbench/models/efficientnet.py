@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from cnnbench.blocks import ConvNormAct, Form, SqueezeExcitation, initialise, make_divisible
-from cnnbench.classifier import ImageClassifier
 from cnnbench.errors import UserError
+from cnnbench.training.classifier import ImageClassifier
 
 ALPHA, BETA, GAMMA = 1.2, 1.1, 1.15
 """Of the paper's grid search under alpha * beta^2 * gamma^2 ~ 2 (1.92), so that a step of phi doubles the MACs."""

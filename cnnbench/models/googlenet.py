@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnbench.blocks import ConvNormAct, Form, initialise
-from cnnbench.classifier import ImageClassifier
+from cnnbench.training.classifier import ImageClassifier
 
 
 class Row(NamedTuple):

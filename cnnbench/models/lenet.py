@@ -7,8 +7,8 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from cnnbench.blocks import ConvNormAct, initialise
-from cnnbench.classifier import ImageClassifier, Published
 from cnnbench.errors import unknown
+from cnnbench.training.classifier import ImageClassifier, Published
 
 Convs = Literal["3x3", "3x3-pair", "5x5"]
 Head = Literal["flat", "gap"]

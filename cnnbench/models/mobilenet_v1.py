@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from cnnbench.blocks import ConvNormAct, Form, SeparableConv, initialise, make_divisible
-from cnnbench.classifier import ImageClassifier, Published
+from cnnbench.training.classifier import ImageClassifier, Published
 
 
 class Row(NamedTuple):

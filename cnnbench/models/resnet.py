@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from cnnbench.blocks import ConvNormAct, Form, PadChannels, initialise
-from cnnbench.classifier import ImageClassifier, Published
 from cnnbench.errors import unknown
+from cnnbench.training.classifier import ImageClassifier, Published
 
 Carry = Literal["projection", "padding", "nothing"]
 StrideOn = Literal["3x3", "1x1"]

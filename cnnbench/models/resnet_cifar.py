@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from cnnbench.blocks import ConvNormAct, initialise
-from cnnbench.classifier import ImageClassifier, Published
 from cnnbench.models.resnet import BasicBlock, Carry, Stage, stack
+from cnnbench.training.classifier import ImageClassifier, Published
 
 TABLE_6 = "1512.03385, table 6"
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from cnnbench.blocks import WhiteningConv2d, initialise
-from cnnbench.classifier import ImageClassifier
 from cnnbench.optimizers import MuonSGD
+from cnnbench.training.classifier import ImageClassifier
 
 
 class Group(nn.Module):

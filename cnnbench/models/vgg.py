@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import nn
 
 from cnnbench.blocks import Form, initialise
-from cnnbench.classifier import ImageClassifier, Published
+from cnnbench.training.classifier import ImageClassifier, Published
 
 
 class Stage(NamedTuple):

@@ -1,0 +1,630 @@
+"""Runs a plan: times the networks against each other, then trains and tests cell by cell, a record each.
+
+A run folder holds ``plan.json``, ``speed.json``, ``records/<cell>.json`` and the report. Each file is written
+atomically when it is complete, so that a run may be killed at any time and resumed without repeating a finished cell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning as L
+import torch
+from filelock import FileLock, Timeout
+from lightning.pytorch.loggers.logger import Logger
+from torch import Tensor
+
+from cnnbench import hardware, stopping
+from cnnbench.benchmark.plan import DEFAULT_MEASURES, PLAN_FILE, Cell, Plan, load_plan, save_plan
+from cnnbench.checkpoints import CheckpointFile
+from cnnbench.counting.complexity import CONVENTION, COUNTS, complexity
+from cnnbench.data import get_data
+from cnnbench.data.module import ImageDataModule
+from cnnbench.data.sets import Synthetic
+from cnnbench.errors import DivergedError, MissingDataError, Stopped, UserError
+from cnnbench.files import parse_json, read_text, remove_parts, without_checksum, write_checked_json
+from cnnbench.network import make_classifier
+from cnnbench.quality import accuracy
+from cnnbench.record import Record, environment, load_records, write_record
+from cnnbench.references import percent, reference_of
+from cnnbench.registry import check_arguments
+from cnnbench.schemas import check_speed
+from cnnbench.timing.processes import in_process, in_processes
+from cnnbench.timing.resident import resident_growth
+from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
+from cnnbench.training.classifier import ImageClassifier, TimeBudget, TrainingClock
+from cnnbench.trust import Trust
+
+CURVE_POINTS = 30
+SHORT_STEP_MS, STEPS_PER_CALL = 3.0, 25
+"""On a GPU a network with a shorter step is trained with so many steps in a call of Lightning's loop."""
+_DEFAULTS = {field.name: field.default for field in fields(Plan) if field.default is not MISSING}
+SPEED_FILE = "speed.json"
+
+
+class Display(Protocol):
+    """Who is told how far the run is; see `cnnbench.benchmark.display`."""
+
+    def expect(self, name: str, seconds: float) -> None: ...
+    def update(self, name: str, share: float, text: str = "") -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+class Curve(Logger):
+    """A Lightning logger that keeps the learning curve in memory for the record."""
+
+    name = "curve"
+    version = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points: list[dict[str, float]] = []
+        self.diverged = False
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        wanted = {k: float(v) for k, v in metrics.items() if k.startswith(("train/", "val/"))}
+        self.diverged |= not all(map(math.isfinite, wanted.values()))
+        values = {k: round(v, 5) for k, v in wanted.items() if math.isfinite(v)}
+        if values:
+            self.points.append({"step": step or 0, **values})
+
+
+class _Progress(L.Callback):
+    """Tells the display how far a cell is, twice a second.
+
+    Args:
+        cell: Which.
+        plan: Its settings.
+        display: Who is told.
+        training_part: Expected share of the training in the duration of the cell; the rest is the test.
+    """
+
+    def __init__(self, cell: Cell, plan: Plan, display: Display, training_part: float) -> None:
+        self._cell, self._plan, self._display, self._part = cell, plan, display, training_part
+        self._last = 0.0
+        self._start = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start = time.monotonic()
+
+    def _is_due(self) -> bool:
+        now = time.monotonic()
+        due = now - self._last >= 0.5
+        if due:
+            self._last = now
+        return due
+
+    def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
+        done = arguments[2] / trainer.num_test_batches[0]
+        if self._is_due():
+            self._display.update(self._cell.key, self._part + (1 - self._part) * done, f"test, {done:.0%}")
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        stopping.check()
+        if not self._is_due():
+            return
+        share = training_share(trainer, self._plan)
+        if self._plan.epochs is not None and share > 0:
+            # How long the training takes was a guess before it began; now its pace is known.
+            self._display.expect(self._cell.key, (time.monotonic() - self._start) / (share * self._part))
+        seen = trainer.callback_metrics.get("train/accuracy")
+        text = f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}"
+        if seen is not None:
+            text += f", training accuracy {float(seen):.1%}"
+        self._display.update(self._cell.key, self._part * share, text)
+
+
+def training_share(trainer: L.Trainer, plan: Plan) -> float:
+    """Share of a cell's training that is done, 0 to 1: of its time under a budget, else of the pixels of its images."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, TimeBudget):
+            return min(1.0, callback.progress)
+    together = getattr(trainer.lightning_module, "steps_per_call", None) or 1
+    epochs_done = trainer.global_step / max(1, trainer.num_training_batches * together)
+    epochs = plan.epochs or 1
+    # The images may grow from epoch to epoch; the last size is that of all further epochs.
+    sides = list(getattr(trainer.datamodule, "sizes", ())[:epochs]) or [1]  # type: ignore[attr-defined]
+    sides += sides[-1:] * (epochs - len(sides))
+    pixels = [side**2 for side in sides]
+    whole = min(int(epochs_done), epochs)
+    done = sum(pixels[:whole]) + (epochs_done - whole) * sum(pixels[whole : whole + 1])
+    return min(1.0, done / sum(pixels))
+
+
+def quiet_lightning() -> None:
+    """Keeps Lightning's remarks on hardware and loaders out of the display; errors still come through."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for text in (".*does not have many workers.*", ".*number of training batches.*", ".*LeafSpec.*", ".*no logger.*"):
+        warnings.filterwarnings("ignore", text)
+    warnings.filterwarnings("ignore", module="lightning.*")
+
+
+def open_data(plan: Plan, say: Callable[[str], None]) -> dict[str, ImageDataModule]:
+    """Opens the data sets of a plan; synthetic images stand in for what is missing, and say so.
+
+    Raises:
+        UserError: A data set or one of its options is unknown, or a named data folder does not exist.
+    """
+    opened: dict[str, ImageDataModule] = {}
+    options: dict[str, Any] = {
+        "batch_size": plan.batch_size,
+        "eval_batch_size": plan.eval_batch_size,
+        **(plan.data_options or {}),
+    }
+    for name in plan.data:
+        cls = get_data(name)
+        check_arguments(f"data_options for {name}", cls, plan.data_options or {})
+        try:
+            module = cls(data_dir=plan.data_dir, **options)
+            module.prepare_data()
+        except MissingDataError as error:
+            say(f"{name}: {error}. Going on with SYNTHETIC images, whose accuracy says nothing about {name}")
+            module = Synthetic(in_channels=cls.in_channels, stands_in_for=name, **options)
+        module.setup()
+        opened[name] = module
+    return opened
+
+
+def run(
+    plan: Plan, folder: Path, display: Display, on_record: Callable[[Record], None] = lambda _: None
+) -> list[Record]:
+    """Runs every cell of a plan that has no record yet.
+
+    Args:
+        plan: What to do.
+        folder: Run folder; finished cells in it are kept and not repeated, failed ones are tried again.
+        display: Is told how far the run is.
+        on_record: Is given each new record, when it is on disk.
+
+    Returns:
+        The records of all cells, in the order of the plan; a cell that failed has status ``error``.
+
+    Raises:
+        UserError: The folder holds another run; a finished cell was measured on other data, hardware or settings, so
+            that the two do not compare; or a network cannot take the images of a data set.
+    """
+    quiet_lightning()
+    device = torch.device(plan.device)
+    numbers = hardware.tf32(device, False) if plan.precision == "32-true" else contextlib.nullcontext()
+    with numbers, hardware.cudnn_benchmark(plan.cudnn_benchmark):
+        return _Run(plan, folder, display).execute(on_record)
+
+
+class _Run:
+    """A plan with its data opened and its networks looked up."""
+
+    def __init__(self, plan: Plan, folder: Path, display: Display) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.display = display
+        self.device = torch.device(plan.device)
+        self.environment = {
+            **environment(hardware.device_name(self.device), torch.get_num_threads()),
+            "accelerator": hardware.accelerator_facts(self.device),
+            "allocator": hardware.keep_freed_memory(),
+        }
+        self.data = open_data(plan, display.note)
+        self.facts = {name: module.describe() for name, module in self.data.items()}
+
+    def execute(self, on_record: Callable[[Record], None]) -> list[Record]:
+        # What is refused is refused before anything is built; behind the lock it is looked at again.
+        done = self._finished()
+        for cell in self.plan.cells():
+            if cell.key not in done:
+                self._try_to_build(cell)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                self._check_folder()
+                done = self._finished()
+                remove_parts(self.folder)
+                remove_parts(self.folder / "records")
+                save_plan(self.folder, self.plan)
+                plan = self.plan
+                inference = plan.inference_precision or plan.precision
+                formats = plan.precision if inference == plan.precision else f"{plan.precision}, inference {inference}"
+                self.display.note(f"{self.folder}: {plan.device}, {formats} ({plan.precision_reason})")
+                self._take([cell for cell in plan.cells() if cell.key not in done], done, on_record)
+        except Timeout:
+            raise UserError(
+                f"another process is at work in '{self.folder}'; wait for it, or choose another --out"
+            ) from None
+        return [done[cell.key] for cell in self.plan.cells()]
+
+    def _try_to_build(self, cell: Cell) -> None:
+        """Refuse what cannot be built before the first minute is spent; any other failure becomes the cell's record."""
+        try:
+            self._build(cell).make_optimizer()
+        except (UserError, Stopped):
+            raise
+        except BaseException:
+            return
+
+    def _check_folder(self) -> None:
+        """Raise if another process has started another run here since the command looked.
+
+        Raises:
+            UserError: One has.
+        """
+        if not (self.folder / PLAN_FILE).exists():
+            return
+        # The names are those of this plan, if it is the same; then the user has named them already.
+        if load_plan(self.folder, Trust(typed=frozenset(self.plan.models))) != self.plan:
+            raise UserError(
+                f"'{self.folder}' holds another run; add --resume to go on with it, or choose another --out"
+            )
+
+    def _take(self, pending: Sequence[Cell], done: dict[str, Record], on_record: Callable[[Record], None]) -> None:
+        """Measures the cells that are missing, and keeps a record of each."""
+        for cell in pending:
+            self.display.expect(cell.key, sum(self._expected_s(cell, {})))
+        speed = self._speed(pending) if "speed" in self.plan.measures and pending else {}
+        for cell in pending:
+            self.display.expect(cell.key, sum(self._expected_s(cell, speed.get(self._pair(cell), {}))))
+        for cell in pending:
+            stopping.check()
+            record = self._run_cell(cell, speed.get(self._pair(cell), {}))
+            write_record(self.folder / "records" / f"{cell.key}.json", record)
+            done[cell.key] = record
+            on_record(record)
+
+    def _finished(self) -> dict[str, Record]:
+        """Return the records of finished cells.
+
+        Raises:
+            UserError: A record is damaged, is not of this plan, or was measured on something else than is here now.
+        """
+        cells = {cell.key: cell for cell in self.plan.cells()}
+        done = {}
+        for file in sorted((self.folder / "records").glob("*.json")):
+            if file.name.startswith("."):
+                continue
+            if file.is_dir():
+                raise UserError(f"'{file}' is a folder in the place of a record; take it away")
+            (record,) = load_records([file])
+            if record.key in cells and file.stem != record.key:
+                raise UserError(f"'{file}' is a second record of {record.key}; take it away")
+            if record.key not in cells:
+                raise UserError(f"'{file}' is the record of {record.key}, which is not of this run; take it away")
+            if record.status == "ok":
+                self._check_same(record, cells[record.key])
+                done[record.key] = record
+        return done
+
+    def _check_same(self, record: Record, cell: Cell) -> None:
+        """Raise unless a record was measured on the data, with the settings and on the machine of now."""
+        label = self.facts[cell.data]["label"]
+        if record.data["label"] != label:
+            raise UserError(
+                f"{record.key} was measured on {record.data['label']}, but the data is now {label}; start a new run"
+            )
+        what = _differs(record.environment, self.environment)
+        if what:
+            raise UserError(
+                f"{record.key} was measured with {what} {record.environment[what]}, not {self.environment[what]}; "
+                "start a new run"
+            )
+        here = {"config": self._config(cell), "data": _plain(self.facts[cell.data])}
+        for part, now in here.items():
+            before = getattr(record, part)
+            for key in dict.fromkeys([*now, *before]):
+                # A record from before there was a setting was measured with what is its default.
+                then, is_now = (values.get(key, _DEFAULTS.get(key, "not said")) for values in (before, now))
+                if then != is_now:
+                    raise UserError(
+                        f"{record.key} was measured with {part}.{key} {then}, but now it is {is_now}; start a new run"
+                    )
+
+    def _config(self, cell: Cell) -> dict[str, Any]:
+        """Return how a cell is measured, for its record."""
+        settings = asdict(self.plan)
+        for name in ("models", "data", "seeds", "data_dir", "keep_weights"):
+            del settings[name]
+        # A test of fewer images than a batch has one batch of all of them.
+        settings["eval_batch_size"] = min(settings["eval_batch_size"], self.facts[cell.data]["test_images"])
+        fixed = {"memory_format": "channels_last", "mode": "eager", "macs_convention": CONVENTION}
+        return _plain(settings | fixed)
+
+    def _pair(self, cell: Cell) -> str:
+        """The network and the images that it really sees."""
+        return f"{cell.model} on {self.facts[cell.data]['label']}"
+
+    def _build(self, cell: Cell) -> ImageClassifier:
+        data = self.data[cell.data]
+        return make_classifier(
+            cell.model,
+            data.num_classes,
+            data.in_channels,
+            data.image_size,
+            learning_rate=self.plan.learning_rate,
+            recipe=self.plan.recipe,
+        )
+
+    def _image_shape(self, cell: Cell) -> tuple[int, int, int]:
+        data = self.data[cell.data]
+        return data.in_channels, data.image_size, data.image_size
+
+    def _speed(self, pending: Sequence[Cell]) -> dict[str, dict[str, Any]]:
+        """Times all networks of the grid against each other, or reads what an interrupted run has timed."""
+        stored = self._stored_speed(pending)
+        if stored is not None:
+            return stored
+        config = SpeedConfig(
+            self.device,
+            self.plan.precision,
+            self.plan.speed_batch_size,
+            self.plan.batch_size,
+            cudnn_benchmark=self.plan.cudnn_benchmark,
+            inference_precision=self.plan.inference_precision,
+        )
+        subjects = self.subjects()
+        self.display.expect("speed", 6.0 * len(subjects))
+        if self.plan.processes > 1:
+            figures = in_processes(self.plan.processes, config, _figures_of, self.plan, on_start=self._say_process)
+        else:
+            figures = measure_speed(subjects, config, partial(self.display.update, "speed"))
+        if "memory" in self.plan.measures:
+            for pair in (pair for pair in subjects if "error" not in figures[pair]):
+                self.display.update("speed", 1.0, f"memory of {pair}")
+                figures[pair]["resident_bytes"] = in_process(_growth_of, config, self.plan, pair)
+        self.display.update("speed", 1.0)
+        write_checked_json(self.folder / SPEED_FILE, {"figures": figures, "environment": self.environment})
+        return figures
+
+    def _stored_speed(self, pending: Sequence[Cell]) -> dict[str, dict[str, Any]] | None:
+        """Return the times that an interrupted run has taken; None, with a line, where they are to be taken again."""
+        path = self.folder / SPEED_FILE
+        if not path.exists() and not path.is_symlink():
+            return None
+        where = f"'{path}'"
+        try:
+            value = parse_json(read_text(path, "file of times"), where)
+            if not isinstance(value, dict):
+                raise UserError(f"{where} is not a table of figures")
+            stored = without_checksum(value, where, check=False)
+            check_speed(stored, where)
+            without_checksum(value, where)
+        except UserError as error:
+            self.display.note(f"timing all networks again, since their times cannot be used: {error}")
+            return None
+        pairs = dict.fromkeys(self._pair(cell) for cell in pending)
+        missing = [pair for pair in pairs if pair not in stored["figures"]]
+        failed = [pair for pair in pairs if "error" in stored["figures"].get(pair, {})]
+        changed = _differs(stored["environment"], self.environment)
+        if not missing and not failed and not changed:
+            return stored["figures"]
+        if changed:
+            reason = f"{changed} has changed"
+        elif missing:
+            reason = f"there are none of {', '.join(missing)}"
+        else:
+            reason = f"it failed for {', '.join(failed)}"
+        self.display.note(f"timing all networks again, since {reason}")
+        return None
+
+    def _say_process(self, index: int) -> None:
+        count = self.plan.processes
+        self.display.update("speed", index / count, f"process {index + 1} of {count}")
+
+    def subjects(self) -> dict[str, Subject]:
+        """What is timed: each network on the images of each data set."""
+        return {
+            self._pair(cell): Subject(
+                partial(self._build, cell),
+                self._image_shape(cell),
+                self.data[cell.data].num_classes,
+                ImageClassifier.make_optimizer,
+                images=partial(_some_images, self.data[cell.data]),
+            )
+            for cell in self.plan.cells()
+        }
+
+    def _expected_s(self, cell: Cell, speed: Mapping[str, Any]) -> tuple[float, float]:
+        """Rough duration of training and test of a cell in seconds, for the display."""
+        facts = self.facts[cell.data]
+        training = self.plan.budget_s
+        if training is None:
+            training = facts["train_images"] * (self.plan.epochs or 1) / speed.get("train_images_per_s", 1000.0)
+        return training + 0.5, facts["test_images"] / speed.get("images_per_s", 1000.0) + 0.1
+
+    def _run_cell(self, cell: Cell, speed: Mapping[str, Any]) -> Record:
+        found: dict[str, Any] = {"measures": {}, "skipped": {}}
+        status, reason = "ok", ""
+        try:
+            self._measure(cell, speed, found)
+        except Stopped:
+            raise
+        except BaseException as error:  # whatever a network raises becomes its record; the other cells go on
+            status, reason = "error", f"{type(error).__name__}: {error}".splitlines()[0]
+        record = Record(
+            model=cell.model,
+            data=self.facts[cell.data],
+            seed=cell.seed,
+            status=status,
+            reason=reason,
+            config=self._config(cell),
+            environment=self.environment,
+            **found,
+        )
+        seed = f", seed {cell.seed}" if len(self.plan.seeds) > 1 else ""
+        self.display.update(cell.key, 1.0)
+        self.display.note(f"{self._pair(cell)}{seed}: {_outcome(record)}")
+        return record
+
+    def _measure(self, cell: Cell, speed: Mapping[str, Any], found: dict[str, Any]) -> None:
+        """Takes the measures of a cell, each into `found` as soon as it is there."""
+        L.seed_everything(cell.seed, workers=True, verbose=False)
+        model = self._build(cell)
+        measures = found["measures"]
+        if "complexity" in self.plan.measures:
+            try:
+                cost = complexity(model, self._image_shape(cell))
+            except UserError as error:  # such as control flow that depends on values; it can be trained all the same
+                found["skipped"]["complexity"] = f"{cell.model}: {error}"
+            else:
+                measures |= {name: getattr(cost, name) for name in COUNTS}
+                if cost.uncounted:
+                    found["skipped"]["operators"] = f"not counted: {', '.join(cost.uncounted)}"
+        measures |= {key: value for key, value in speed.items() if value is not None and key != "error"}
+        found["skipped"] |= {name: "not asked for" for name in DEFAULT_MEASURES if name not in self.plan.measures}
+        if speed and "peak_memory_bytes" not in measures:
+            found["skipped"]["peak_memory_bytes"] = f"not measured on {self.device.type}"
+        if "quality" in self.plan.measures:
+            found["training"] = self._train(cell, model, measures)
+            matrix = model.test_confusion_counts()
+            seen, images = sum(map(sum, matrix)), self.facts[cell.data]["test_images"]
+            if seen != images:
+                raise RuntimeError(f"the test counted {seen} of {images} images")
+            found["confusion_matrix"] = matrix
+            measures |= accuracy(matrix)
+            if "train_quality" in self.plan.measures:
+                learnt = self._confusion_in_training_images(cell, model)
+                measures |= {**accuracy(learnt, "train"), "train_accuracy_images": sum(map(sum, learnt))}
+        if "error" in speed:
+            raise RuntimeError(f"timing failed: {speed['error']}")
+
+    def _train(self, cell: Cell, model: ImageClassifier, measures: Mapping[str, Any]) -> dict[str, Any]:
+        """Trains a network under the budget and tests it; says how the training went."""
+        together = model.steps_per_call or self._steps_per_call(measures)
+        model.take_steps_together(together)
+        plan, facts, data = self.plan, self.facts[cell.data], self.data[cell.data]
+        curve = Curve()
+        train_s, test_s = self._expected_s(cell, measures)
+        callbacks: list[L.Callback] = [_Progress(cell, plan, self.display, train_s / (train_s + test_s))]
+        clock = TrainingClock() if plan.budget_s is None else TimeBudget(plan.budget_s)
+        callbacks.insert(0, clock)
+        trainer = L.Trainer(
+            accelerator=self.device.type,
+            devices=[self.device.index or 0] if self.device.type == "cuda" else 1,
+            precision=plan.precision,  # type: ignore[arg-type]
+            max_epochs=-1 if plan.epochs is None else plan.epochs,
+            callbacks=callbacks,
+            logger=curve,
+            log_every_n_steps=_log_interval(plan, facts, measures),
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            plugins=[CheckpointFile()],
+        )
+        try:
+            trainer.fit(model, datamodule=data)
+        except DivergedError:
+            curve.diverged = True
+        steps = trainer.global_step
+        diverged = curve.diverged or not all(bool(p.isfinite().all()) for p in model.parameters())
+        trainer.test(model, datamodule=data, verbose=False)
+        if plan.keep_weights:
+            cls = type(model)
+            # As in a checkpoint of `fit`, so that every command that reads one knows which network it is.
+            model.hparams["_class_path"] = f"{cls.__module__}.{cls.__qualname__}"
+            trainer.save_checkpoint(self.folder / "weights" / f"{cell.key}.ckpt", weights_only=True)
+        batch = min(plan.batch_size, facts["train_images"])
+        images, whole_epoch = steps * batch, facts["full_train_images"] // batch * batch
+        epochs = images / facts["train_images"]
+        return {
+            "seconds": clock.used_s,
+            "steps": steps,
+            "images": images,
+            "epochs": epochs,
+            "full_epochs": facts["full_epochs"],
+            "converged": images >= facts["full_epochs"] * whole_epoch and not diverged,
+            "diverged": diverged,
+            "recipe": model.training_words,
+            "peak_lr": model.learning_rate,
+            "curve": curve.points,
+            "steps_per_call": together,
+        }
+
+    def _steps_per_call(self, measures: Mapping[str, Any]) -> int | None:
+        """Return how many steps Lightning's loop takes in a call, where a GPU's step is shorter than one of the loop.
+
+        The loop needs 0.5 to 0.8 ms of the host for each, beside the launching. A step in 16-mixed waits for its scale.
+        """
+        step_ms = measures.get("train_step_ms_median", math.inf)
+        short = self.device.type == "cuda" and self.plan.precision != "16-mixed" and step_ms < SHORT_STEP_MS
+        return STEPS_PER_CALL if short else None
+
+    def _confusion_in_training_images(self, cell: Cell, model: ImageClassifier) -> list[list[int]]:
+        """Counts on the first training images, without augmentation, as many as the test set has at most."""
+        data = self.data[cell.data]
+        matrix = torch.zeros(data.num_classes, data.num_classes, dtype=torch.long)
+        model.to(self.device).eval()  # Lightning has moved it back
+        for images, labels in data.first_training_batches(limit=self.facts[cell.data]["test_images"]):
+            with torch.inference_mode(), hardware.autocast(self.plan.precision, self.device):
+                predicted = model(images.to(self.device, memory_format=torch.channels_last)).argmax(1).cpu()
+            matrix += torch.bincount(labels * data.num_classes + predicted, minlength=matrix.numel()).view_as(matrix)
+        return matrix.tolist()
+
+
+class _Silent:
+    """The display of a process that only times."""
+
+    def expect(self, name: str, seconds: float) -> None: ...
+    def update(self, name: str, share: float, text: str = "") -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+def _figures_of(config: SpeedConfig, plan: Plan) -> dict[str, dict[str, Any]]:
+    """In a process of its own: the times of the networks of a plan."""
+    quiet_lightning()
+    return measure_speed(_Run(plan, Path(), _Silent()).subjects(), config)
+
+
+def _growth_of(config: SpeedConfig, plan: Plan, pair: str) -> int:
+    """In a process of its own: what training a network takes of the system's memory."""
+    quiet_lightning()
+    return resident_growth(_Run(plan, Path(), _Silent()).subjects()[pair], replace(config, warmup_s=0.0))
+
+
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    """Return values as they are when a record is read again: lists, no tuples."""
+    return json.loads(json.dumps(value))
+
+
+def _differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first thing in which two environments differ so that their figures do not compare."""
+    return next((what for what in ("device", "threads", "packages") if before[what] != now[what]), None)
+
+
+def _outcome(record: Record) -> str:
+    if record.status == "error":
+        return f"failed: {record.reason}"
+    if not record.training:
+        return "measured"
+    training = record.training
+    if training["diverged"]:
+        return "training diverged"
+    text = f"test accuracy {record.measures['test_accuracy']:.1%} after {training['epochs']:.2g} epochs"
+    if training["converged"]:
+        return text
+    known = reference_of(record)
+    full = f"; after the reference training {percent(known.accuracy)}" if known is not None else ""
+    return f"{text} in {training['seconds']:.0f} s, not converged{full}"
+
+
+def _log_interval(plan: Plan, facts: Mapping[str, Any], measures: Mapping[str, Any]) -> int:
+    """Steps between points of the learning curve, for about `CURVE_POINTS` of them."""
+    if plan.budget_s is not None:
+        images = plan.budget_s * measures.get("train_images_per_s", 1000.0)
+    else:
+        images = float(facts["train_images"] * (plan.epochs or 1))
+    return max(1, round(images / plan.batch_size / CURVE_POINTS))
+
+
+def _some_images(data: ImageDataModule, count: int) -> Tensor:
+    """The first training images, at most so many, (N, C, H, W), normalised."""
+    return torch.cat([images for images, _ in data.first_training_batches(count)])

@@ -1,0 +1,159 @@
+"""A whole benchmark: the settings that were asked for become a plan in a run folder, and the plan becomes records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from cnnbench import hardware
+from cnnbench.benchmark.display import LiveDisplay
+from cnnbench.benchmark.plan import (
+    DEFAULT_DATA,
+    DEFAULT_MEASURES,
+    DEFAULT_MODELS,
+    PLAN_FILE,
+    Plan,
+    conflicts,
+    load_plan,
+    parse_budget,
+)
+from cnnbench.benchmark.run import run
+from cnnbench.console import stdout_kept
+from cnnbench.data import get_data
+from cnnbench.data.sources import resolve_data_dir
+from cnnbench.errors import UserError
+from cnnbench.models import all_models
+from cnnbench.network import get_network
+from cnnbench.record import Record
+from cnnbench.report.tracking import Mode, Tracker, resolve_mode
+from cnnbench.trust import Trust
+
+__all__ = ["PLAN_FILE", "ROOT", "Session"]
+
+ROOT = Path("results/bench")
+CPU_BUDGET_S, GPU_BUDGET_S = 30.0, 120.0
+
+
+class Session:
+    """A benchmark that is to be started or resumed. Nothing is written before `run`.
+
+    Args:
+        settings: What was asked for, by the names of `Plan`; ``budget`` is a text such as 60s, ``models`` may be
+            ``("all",)``, ``device`` and ``precision`` may be ``auto``. The rest has defaults that fit this machine.
+        out: Run folder; None for a new one, or for the newest when resuming.
+        resume: Whether to continue the run in that folder.
+        trust: What the user named, for networks from outside the package that the stored plan has.
+
+    Attributes:
+        folder: The run folder.
+        plan: The settings, with nothing left to be chosen.
+
+    Raises:
+        UserError: A setting is wrong, the folder cannot be used, or a resumed run was started with other settings.
+    """
+
+    def __init__(
+        self, settings: Mapping[str, Any], out: Path | None = None, resume: bool = False, trust: Trust | None = None
+    ) -> None:
+        self.folder = _newest_run(out) if resume else _new_folder(out)
+        asked = _resolved(settings)
+        if resume:
+            self.plan = load_plan(self.folder, trust)
+            different = conflicts(self.plan, asked)
+            if different:
+                raise UserError(
+                    f"the run in '{self.folder}' was started with {'; '.join(different)}; resume it without this option"
+                )
+        else:
+            self.plan = _with_defaults(asked)
+        _check_names(self.plan)
+
+    def run(self, wandb: Mode = "off") -> list[Record]:
+        """Measure every cell that has no record yet, and return all records."""
+        mode = resolve_mode(wandb, self.folder)
+        if mode == "off":
+            with stdout_kept(), LiveDisplay() as display:
+                return run(self.plan, self.folder, display)
+        tracker = Tracker(mode, self.folder)
+        with stdout_kept(), LiveDisplay() as display:
+            records = run(self.plan, self.folder, display, tracker.log_cell)
+        for record in records:  # those of an interrupted run that had not been logged
+            tracker.log_cell(record)
+        tracker.log_comparison(records)
+        return records
+
+
+def _newest_run(out: Path | None) -> Path:
+    if out is not None:
+        return out
+    runs = sorted(path.parent for path in ROOT.glob(f"*/{PLAN_FILE}"))
+    if not runs:
+        raise UserError(f"there is no run in '{ROOT}' to resume; leave out --resume, or name one with --out")
+    return runs[-1]
+
+
+def _new_folder(out: Path | None) -> Path:
+    if out is None:
+        return ROOT / datetime.now().strftime("%Y%m%d-%H%M%S")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"'{out}' is a file; name a folder with --out")
+    if (out / PLAN_FILE).exists():
+        raise UserError(f"'{out}' holds a run already; add --resume to go on with it, or choose another --out")
+    return out
+
+
+def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that were given, in the terms of a plan."""
+    asked = dict(settings)
+    if asked.get("models") == ("all",):
+        asked["models"] = tuple(all_models())
+    if "budget" in asked:
+        asked["budget_s"] = parse_budget(str(asked.pop("budget")))
+        if "epochs" in asked:
+            raise UserError("--budget and --epochs exclude each other; give one")
+    if "device" in asked:
+        asked["device"] = str(hardware.choose_device(asked["device"]))
+    if "precision" in asked:
+        device = hardware.choose_device(asked.get("device", "auto"))
+        asked["precision"], asked["precision_reason"] = hardware.choose_precision(asked["precision"], device)
+    return asked
+
+
+def _with_defaults(asked: Mapping[str, Any]) -> Plan:
+    """Return the plan, in which the defaults of this machine stand for what was not asked for."""
+    device = hardware.choose_device(asked.get("device", "auto"))
+    precision, reason = hardware.choose_precision("auto", device)
+    batch_size, train_batch_size = hardware.default_batch_sizes(device)
+    budget_s: float | None = CPU_BUDGET_S if device.type == "cpu" else GPU_BUDGET_S
+    if "epochs" in asked:
+        budget_s = None
+    defaults: dict[str, Any] = {
+        "models": DEFAULT_MODELS,
+        "data": DEFAULT_DATA,
+        "seeds": (0,),
+        "measures": DEFAULT_MEASURES,
+        "budget_s": budget_s,
+        "epochs": None,
+        "device": str(device),
+        "precision": precision,
+        "precision_reason": reason,
+        "batch_size": train_batch_size,
+        "speed_batch_size": batch_size,
+        "eval_batch_size": 500,
+        "cudnn_benchmark": device.type == "cuda",
+    }
+    settings = defaults | dict(asked)
+    settings["inference_precision"] = hardware.inference_precision(settings["precision"])
+    return Plan(**settings)
+
+
+def _check_names(plan: Plan) -> None:
+    """Raise UserError for wrong names, folders and devices, before a run folder is made."""
+    for name in plan.models:
+        get_network(name)
+    for name in plan.data:
+        get_data(name)
+    resolve_data_dir(plan.data_dir)
+    hardware.choose_device(plan.device)

@@ -1,0 +1,115 @@
+"""The command `cnnbench bench`: a grid of networks and data sets, a record per cell, and a report."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from cnnbench.commands.report import WandbMode, show_report
+from cnnbench.errors import Stopped
+from cnnbench.options import option
+from cnnbench.trust import Trust, check_network, current, words
+
+EXAMPLE = "--models LeNet5,ResNet18 --data CIFAR10 --budget 60s"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Count, time, train and test every network on every data set under an equal budget."""
+
+    EXCLUSIVE: ClassVar = (("budget", "epochs"),)
+    """Options of which a config file's gives way when the command line has the other."""
+
+    config: Path | None = option(
+        "YAML file with these options; the command line overrides it.", default=None, metavar="FILE"
+    )
+    models: tuple[str, ...] | None = option(
+        "Networks: names of `cnnbench list`, all, torchvision:NAME, timm:NAME or package.module:callable "
+        "(default: LeNet5,VGG16,ResNet18,MobileNetV1).",
+        default=None,
+        metavar="A,B",
+    )
+    data: tuple[str, ...] | None = option("Data sets (default: MNIST,CIFAR10).", default=None, metavar="A,B")
+    measures: tuple[str, ...] | None = option(
+        "Measures to take, of complexity, speed, quality (default: these three), train_quality and memory.",
+        default=None,
+        metavar="A,B",
+    )
+    seeds: tuple[int, ...] | None = option(
+        "Random seeds; each is a training of its own, as in --seeds 0,1,2 (default: 0).", default=None, metavar="0,1,2"
+    )
+    budget: str | None = option(
+        "Training time per cell, such as 60s, 5m or 2h (default: 30s on a CPU, 120s on a GPU).",
+        default=None,
+        metavar="TIME",
+    )
+    epochs: int | None = option("Epochs of training per cell, in place of a time.", default=None, metavar="N")
+    device: str | None = option("Device: auto, cpu, cuda, cuda:N or mps (default: auto).", default=None)
+    precision: str | None = option(
+        "Number format of training: auto, 32-true, bf16-mixed or 16-mixed (default: auto).", default=None
+    )
+    batch_size: int | None = option(
+        "Images per training step (default: 32 on a CPU, 256 on a GPU).", default=None, metavar="N"
+    )
+    speed_batch_size: int | None = option(
+        "Images per batch when throughput is timed (default: 128 on a CPU, 1024 on a GPU).", default=None, metavar="N"
+    )
+    processes: int | None = option(
+        "Fresh processes that share the rounds of the timing; from 4 on two runs compare by them (default: 1).",
+        default=None,
+        metavar="N",
+    )
+    eval_batch_size: int | None = option("Images per step in the test (default: 500).", default=None, metavar="N")
+    learning_rate: float | None = option(
+        "Peak learning rate for all networks (default: each network's own).", default=None, metavar="X"
+    )
+    recipe: str | None = option(
+        "Training recipe for all networks: sgd or muon (default: each network's own).", default=None, metavar="NAME"
+    )
+    data_dir: str | None = option(
+        "Folder of the data (default: CNNBENCH_DATA, else data).", default=None, metavar="DIR"
+    )
+    data_options: dict[str, Any] | None = option(
+        "Arguments of the data sets as YAML or JSON, such as '{image_size: 28}'.", default=None, metavar="TABLE"
+    )
+    keep_weights: bool = option("Keep the trained weights of each cell in the run folder.", default=False)
+    out: Path | None = option("Run folder (default: a new one in results/bench).", default=None, metavar="DIR")
+    resume: bool = option("Continue the newest run, or that of --out.", default=False)
+    trust: tuple[str, ...] = option(
+        "Modules whose networks a plan or YAML file may name, such as mynets.", default=(), metavar="MODULE"
+    )
+    wandb: WandbMode = option("Log to W&B too.", default="off")
+    json: bool = option("Print one JSON document on stdout.", default=False)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of the plan that were given."""
+        others = {"config", "out", "resume", "trust", "wandb", "json"}
+        named = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in others}
+        # By identity: 0 is equal to False, and has been given.
+        return {name: value for name, value in named.items() if value is not None and value is not False}
+
+
+def check_file(values: Mapping[str, Any], where: str) -> None:
+    """Raise UserError where a configuration names a network whose code is not trusted."""
+    for name in values.get("models", ()):
+        check_network(name, where, current() or Trust())
+
+
+def run(options: Options) -> int:
+    """Run or resume a benchmark and print its report; return 1 when a cell failed."""
+    from cnnbench.benchmark.session import PLAN_FILE, Session
+
+    trust = Trust.of(options.trust, typed=options.models or ())
+    session = Session(options.settings(), options.out, options.resume, trust)
+    try:
+        records = session.run(options.wandb)
+        show_report(records, session.folder, options.json)
+    except Stopped as stop:
+        if (session.folder / PLAN_FILE).is_file():
+            folder = shlex.quote(str(session.folder))
+            stop.hint = f"go on with: cnnbench bench --resume --out {folder}{words(session.plan.models)}"
+        raise
+    return 1 if any(record.status == "error" for record in records) else 0

@@ -1,0 +1,96 @@
+"""The command `cnnbench explain`: the instruments of a course, each a command of its own."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from cnnbench.console import out, out_json, out_text, show, stdout_kept
+from cnnbench.errors import UserError
+from cnnbench.explain import TOOLS, Explanation, tool, write_picture
+from cnnbench.options import parse
+
+CAPTION_WIDTH = 110
+
+
+def main(words: Sequence[str]) -> int:
+    """Run a tool: write its pictures, and print its tables or one JSON document.
+
+    Args:
+        words: The command line after ``explain``.
+
+    Raises:
+        UserError: An option, a name, a file or a value is wrong.
+    """
+    if not words or words[0] in ("-h", "--help"):
+        out_text(_overview())
+        return 0
+    name, *rest = words
+    command = f"cnnbench explain {name}"
+    if name == "gallery":
+        from cnnbench.commands import gallery
+
+        return gallery.run(parse(gallery.Options, rest, command, gallery.EXAMPLE))
+    module = tool(name)
+    return _run_tool(module, parse(module.Options, rest, command, module.EXAMPLE))
+
+
+def _run_tool(module: Any, options: Any) -> int:
+    from cnnbench.plots.drawing import plain_text
+
+    check_folder(options.out)
+    # What a network of the user's prints is not part of the document, and no name in a picture is a formula.
+    with stdout_kept(), plain_text():
+        explanation: Explanation = module.explain(options)
+        try:
+            paths = [write_picture(picture, options.out) for picture in explanation.pictures]
+        except OSError as error:
+            raise UserError(f"cannot write to '{options.out}': {error}; name another folder with --out") from error
+    if options.json:
+        pictures = []
+        for path, picture in zip(paths, explanation.pictures, strict=True):
+            pictures.append({"file": str(path), "title": picture.title, "caption": picture.caption})
+        out_json(explanation.numbers | {"pictures": pictures})
+        return 0
+    _print_tables(explanation)
+    for path, picture in zip(paths, explanation.pictures, strict=True):
+        out(f"{path}: {picture.title}")
+        out_text(textwrap.fill(picture.caption, CAPTION_WIDTH, initial_indent="  ", subsequent_indent="  "))
+    return 0
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UserError unless pictures can be written to a folder, before anything is computed."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"'{there}' is a file; name a folder with --out")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"'{there}' cannot be written to; name another folder with --out")
+
+
+def _print_tables(explanation: Explanation) -> None:
+    for table in explanation.tables:
+        drawn = Table(title=table.title, title_justify="left", title_style="bold", header_style="bold")
+        for index, title in enumerate(table.head):
+            drawn.add_column(title, justify="right" if table.numeric(index) else "left", overflow="fold")
+        for row in table.rows:
+            drawn.add_row(*row)
+        show(drawn)
+    for line in explanation.further_remarks():
+        out(line)
+
+
+def _overview() -> str:
+    """Return the help of the command: its tools."""
+    lines = ["usage: cnnbench explain TOOL ...", "", "The instruments, in the order of a course on CNNs:", ""]
+    for name, text in TOOLS.items():
+        lines.append(f"  {name:<17} {text}")
+    lines.append(f"  {'gallery':<17} all of them on one page, with a freshly trained network")
+    lines += ["", "`cnnbench explain TOOL --help` has the options. Pictures go to results/explain, or to --out."]
+    lines += ["", "example: cnnbench explain kernels photo.jpg"]
+    return "\n".join(lines)

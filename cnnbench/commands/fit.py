@@ -1,0 +1,423 @@
+"""``cnnbench fit | validate | test | predict``: LightningCLI with short names and a folder per run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import ProgressBar as Bar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from cnnbench import hardware, stopping
+from cnnbench.benchmark.run import quiet_lightning
+from cnnbench.blocks import has_depthwise
+from cnnbench.checkpoints import CheckpointFile
+from cnnbench.commands.fit_arguments import (
+    LINKED,
+    Parser,
+    Refused,
+    allowed_imports,
+    check_files,
+    check_names,
+    explain,
+    foreign_classes,
+    values_of,
+    with_named_checkpoint,
+    with_network_options,
+    with_reference_weights,
+    with_run_config,
+)
+from cnnbench.console import note
+from cnnbench.counting.complexity import complexity
+from cnnbench.data import all_data
+from cnnbench.data.module import ImageDataModule
+from cnnbench.errors import Stopped, UserError
+from cnnbench.files import reason, safe_name, write_text
+from cnnbench.models import all_models
+from cnnbench.network import External
+from cnnbench.report.tracking import Mode, resolve_mode
+from cnnbench.text import to_csv
+from cnnbench.training.callbacks import BestCheckpoint, LastCheckpoint, ProgressBar, SaveConfig, Stage
+from cnnbench.training.classifier import ImageClassifier, TrainingClock
+from cnnbench.trust import OPTION, foreign_module
+
+
+class CLI(LightningCLI):
+    """Short class names, arguments of the network linked to the data, and defaults that leave a trace of each run."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        for key in LINKED:
+            parser.link_arguments(f"data.{key}", f"model.init_args.{key}", apply_on="instantiate")
+        parser.add_argument("--out", default="results/runs", help="Folder in which each run makes a folder of its own.")
+        parser.add_argument(
+            "--wandb", type=Literal["off", "offline", "online"], default="off",
+            help="Log to W&B too; without a key it is offline.",
+        )  # fmt: skip
+        parser.add_argument(
+            OPTION,
+            default="",
+            help="Modules whose classes a checkpoint or a configuration may name, such as mynets; only typed here.",
+        )
+        # Not as callbacks of the parser, which would add them where the Trainer's options do not allow them.
+        parser.add_class_arguments(LearningRateMonitor, "lr_monitor")
+        parser.add_class_arguments(BestCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/accuracy",
+                "checkpoint.mode": "max",
+                "checkpoint.filename": "best",
+                "checkpoint.auto_insert_metric_name": False,
+            }
+        )
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        self.clock, self.stage = TrainingClock(), Stage()
+        self._choose_precision(config.trainer)  # refuses what the device has not
+        if self.subcommand != "fit" and config.ckpt_path is None:
+            raise UserError(f"--ckpt_path missing: {self.subcommand} needs a trained network; `cnnbench fit` makes one")
+        if _class_name(config.model) == ImageClassifier.__name__:
+            raise UserError("model.class_path is missing: name a network of `cnnbench list`, such as LeNet5")
+        model = values_of(sys.argv, "--model")
+        if model and model[-1].rsplit(".", 1)[-1] != _class_name(config.model):  # LightningCLI takes the checkpoint's
+            raise UserError(f"the checkpoint is of {_class_name(config.model)}, not of {model[-1]}; leave out --model")
+        names = values_of(sys.argv, "--model.name")
+        if names and names[-1] != config.model.init_args.get("name"):
+            raise UserError(
+                f"the checkpoint is of {config.model.init_args.name}, not of {names[-1]}; leave out --model"
+            )
+        if config.wandb != "off" and config.trainer.logger not in (None, True):
+            raise UserError("--wandb and --trainer.logger exclude each other; put a WandbLogger into trainer.logger")
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise _user_error(error) from error
+
+    def _choose_precision(self, trainer: Any, compiled_depthwise: bool = False) -> tuple[str, str] | None:
+        """The precision and why, unless it is one that only Lightning knows."""
+        asked = {None: "auto", "16": "16-mixed", 16: "16-mixed"}.get(trainer.precision, trainer.precision)
+        if asked not in hardware.PRECISIONS:
+            return None
+        return hardware.choose_precision(asked, _lightning_device(trainer.accelerator), compiled_depthwise)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Reads the data, then claims a run folder: what is refused leaves no folder behind."""
+        config = self.config[self.subcommand]
+        compiled_depthwise = self.model.compile_mode is not None and has_depthwise(self.model)
+        chosen = self._choose_precision(config.trainer, compiled_depthwise)
+        if chosen is not None:
+            kwargs["precision"] = config.trainer.precision = chosen[0]
+            choices = f"precision {chosen[0]}: {chosen[1]}; memory format {str(self.model.memory_format)[6:]}"
+            _say(choices)
+            self.save_config_kwargs["choices"] = choices
+        if self.model.steps_per_call is not None:
+            for name, none in (("gradient_clip_val", (None, 0)), ("accumulate_grad_batches", (1,))):
+                value = config.trainer.get(name)
+                if value not in none:
+                    raise UserError(f"trainer.{name} {value} does not go with steps_per_call; leave out one of them")
+        self.datamodule.prepare_data()
+        self.datamodule.setup()
+        if self.subcommand == "fit":
+            _try_sizes(self.model, self.datamodule)
+        folder = self.folder = _run_folder(config)
+        try:
+            return self._trainer_in(folder, kwargs)
+        except BaseException:
+            _remove_run(folder)
+            raise
+
+    def _trainer_in(self, folder: Path, kwargs: dict[str, Any]) -> L.Trainer:
+        """Return the Trainer of a run folder, with the loggers, callbacks and plugins of every run."""
+        config = self.config[self.subcommand]
+        _say(f"data: {self.datamodule.label}")
+        if self.subcommand == "fit" and _has_no_end(config.trainer):
+            kwargs["max_epochs"] = self.datamodule.full_epochs
+            _say(
+                f"{kwargs['max_epochs']} epochs, a full training on this data; --trainer.max_epochs sets another number"
+            )
+        if config.trainer.logger in (None, True) and not config.trainer.barebones:
+            # A trial run logs nothing, so there is nothing to upload either.
+            kwargs["logger"] = _loggers("off" if config.trainer.fast_dev_run else config.wandb, folder)
+        kwargs["callbacks"] = self._callbacks(config.trainer, folder)
+        plugins = self.config_init[self.subcommand].trainer.plugins or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, CheckpointFile()]
+        return super().instantiate_trainer(default_root_dir=str(folder), **kwargs)
+
+    def _callbacks(self, trainer: Any, folder: Path) -> list[L.Callback]:
+        """Return the user's callbacks and those of every run, as far as the options of the Trainer allow them."""
+        config = self.config_init[self.subcommand]
+        own = config.trainer.callbacks or []
+        callbacks = [*(own if isinstance(own, list) else [own]), self.clock, self.stage]
+        if trainer.barebones:
+            return callbacks
+        if trainer.logger is not False and trainer.fast_dev_run is False:
+            callbacks.append(config.lr_monitor)
+        if trainer.enable_checkpointing is not False:
+            callbacks += [config.checkpoint, LastCheckpoint()]
+            self.stage.keep = folder / "checkpoints" / "last.ckpt"
+        if trainer.enable_progress_bar is not False and not any(isinstance(c, Bar) for c in callbacks):
+            callbacks.append(ProgressBar())
+        return callbacks
+
+    def before_fit(self) -> None:
+        data = self.datamodule
+        name, shape = self.model.display_name, (data.in_channels, data.image_size, data.image_size)
+        try:
+            cost = complexity(self.model, shape, training=False)
+        except UserError as error:  # such as control flow that depends on values; it can be trained all the same
+            _say(f"{name} is not counted: {error}")
+        else:
+            size = "x".join(map(str, shape))
+            _say(f"{name} at {size}: {cost.params:,} parameters, {cost.macs:,} MACs per image")
+        own = self.config[self.subcommand].model.init_args.get("optimizer") is not None
+        rate = "" if own else f"; peak learning rate {self.model.learning_rate:g}"
+        _say(f"recipe: {self.model.training_words}{rate}")
+
+    def fit(self, model: ImageClassifier, **options: Any) -> None:
+        """Train; a signal stops the training after a whole step, with its state in ``last.ckpt``."""
+        # Several processes do not stop after the same step, and none may wait for the others.
+        defer = stopping.deferred() if self.trainer.world_size == 1 else contextlib.nullcontext()
+        try:
+            with defer:
+                self._restoring(self.trainer.fit, model, **options)
+        except Stopped as stop:
+            if not self.stage.started:
+                _remove_run(self.folder)
+            last = self.stage.keep
+            if last is not None and last.exists():
+                stop.hint = f"go on with: {self._command('fit', last)}"
+            raise
+
+    def validate(self, model: ImageClassifier, **options: Any) -> None:
+        self._restoring(self.trainer.validate, model, **options)
+
+    def test(self, model: ImageClassifier, **options: Any) -> None:
+        self._restoring(self.trainer.test, model, **options)
+
+    def _restoring(self, run: Callable[..., Any], model: ImageClassifier, **options: Any) -> Any:
+        """Run a part of the Trainer; what goes wrong before its first batch is said to be the checkpoint's fault."""
+        try:
+            return run(model, **options)
+        except Exception as error:
+            if self.stage.started:
+                raise
+            _remove_run(self.folder)  # refused before anything was done
+            path = self.config[self.subcommand].ckpt_path
+            if isinstance(error, UserError) or path is None:
+                raise
+            text = f"{type(error).__name__}: {reason(error)}"
+            raise UserError(f"checkpoint '{path}' cannot be used for {self.subcommand}: {text}") from error
+
+    def _command(self, subcommand: str, checkpoint: Path) -> str:
+        """Return a command that can be pasted into a shell, with what it needs to name."""
+        config = self.config[self.subcommand]
+        modules = [*foreign_classes(config.as_dict()), foreign_module(_network_name(config.model))]
+        named = ",".join(dict.fromkeys(module for module in modules if module))
+        foreign = f" {OPTION} {named}" if named else ""
+        return f"cnnbench {subcommand} --ckpt_path {shlex.quote(os.path.relpath(checkpoint))}{foreign}"
+
+    def after_fit(self) -> None:
+        _say(f"run folder: {self.trainer.default_root_dir}")
+        if self.stage.steps in (None, self.trainer.global_step):
+            _say("nothing was left to train: the checkpoint is of a finished training")
+        else:
+            _say(f"{self.trainer.global_step:,} steps in {self.clock.used_s:,.1f} s of training")
+        saved = sorted(self.trainer.checkpoint_callbacks, key=lambda c: isinstance(c, LastCheckpoint))
+        paths = [Path(path) for c in saved if (path := getattr(c, "best_model_path", ""))]
+        existing = next((path for path in paths if path.exists()), None)
+        if existing is not None:
+            _say(f"test it:    {self._command('test', existing)}")
+
+    def predict(self, model: ImageClassifier, datamodule: ImageDataModule, **options: Any) -> None:
+        """Writes the class probabilities of the test images, in the data's order, into the run folder."""
+        if self.trainer.world_size > 1:
+            raise UserError("predict writes one file from one device; add --trainer.devices 1")
+        batches = self._restoring(self.trainer.predict, model, datamodule=datamodule, **options) or []
+        if not batches:
+            _remove_run(self.folder)
+            raise UserError("predict saw no image; give a larger --trainer.limit_predict_batches, or leave it out")
+        path = Path(self.trainer.default_root_dir) / "predictions.csv"
+        names = datamodule.class_names
+        labels = datamodule.test_dataloader().split.labels.tolist()
+        rows: list[Sequence[Any]] = [["image", "true", "predicted", *names]]
+        probabilities = torch.cat(cast("list[torch.Tensor]", batches)).tolist()
+        if len(probabilities) < len(labels):
+            _say(f"the first {len(probabilities):,} of {len(labels):,} test images were predicted")
+        for index, (label, row) in enumerate(zip(labels, probabilities, strict=False)):
+            rows.append([index, names[label], names[row.index(max(row))], *(f"{p:.6g}" for p in row)])
+        write_text(path, to_csv(rows))
+        _say(f"predictions: {path}")
+
+
+def _try_sizes(model: ImageClassifier, data: ImageDataModule) -> None:
+    """Raise unless the network takes images of every size that training will have.
+
+    Raises:
+        UserError: It does not take one of them.
+    """
+    training = model.training
+    for size in dict.fromkeys(data.sizes):
+        images = torch.zeros(1, data.in_channels, size, size)
+        try:
+            with torch.inference_mode():
+                model.eval()(images.contiguous(memory_format=model.memory_format))
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"data.sizes {size}: {model.display_name} does not take images of {size}x{size} ({reason(error)}); "
+                "leave that size out, or take a network with global pooling"
+            ) from error
+        finally:
+            model.train(training)
+
+
+def _has_no_end(trainer: Any) -> bool:
+    if trainer.fast_dev_run or trainer.max_time is not None:
+        return False
+    return trainer.max_epochs is None and trainer.max_steps in (None, -1)
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    note(text)
+
+
+def _user_error(error: BaseException) -> UserError:
+    """The user's error among the causes of what jsonargparse or Lightning raised, else their message in a line."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return explain(str(error))
+
+
+def _lightning_device(accelerator: Any) -> torch.device:
+    wants_gpu = accelerator in ("auto", "gpu", "cuda")
+    return torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
+
+
+def _class_name(config: Any) -> str:
+    return str(config.class_path).rsplit(".", 1)[-1]
+
+
+def _network_name(config: Any) -> str:
+    """What the network is called; one from elsewhere by its own name."""
+    return str(config.init_args.name) if _class_name(config) == External.__name__ else _class_name(config)
+
+
+def _run_folder(config: Any) -> Path:
+    """Makes a new folder ``OUT/<network>-<data>/<time>``; only the first of several processes does."""
+    name = f"{_network_name(config.model)}-{_class_name(config.data)}"
+    base = Path(config.out) / safe_name(name)
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    for suffix in ("", *(f"-{i}" for i in range(2, 100))):
+        folder = base / f"{stamp}{suffix}"
+        if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+            return folder
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise UserError(f"no free name for a run folder in '{base}'; choose another --out")
+
+
+def _remove_run(folder: Path) -> None:
+    """Remove a run folder that this command has made, and the folders above it that are empty then."""
+    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    for parent in list(folder.parents)[:3]:
+        with contextlib.suppress(OSError):  # it is not empty
+            parent.rmdir()
+
+
+def _loggers(asked: Mode, folder: Path) -> list[Logger]:
+    # Lightning puts checkpoints where the first logger writes: empty name and version make that the run folder.
+    loggers: list[Logger] = [CSVLogger(save_dir=folder, name="", version="")]
+    mode = resolve_mode(asked, folder)
+    if mode != "off":
+        name = f"{folder.parent.name}-{folder.name}"
+        loggers.append(
+            WandbLogger(
+                save_dir=folder.resolve(),
+                project="cnnbench",
+                name=name,
+                offline=mode == "offline",
+                mode=mode,
+                resume="allow",
+            )
+        )
+    return loggers
+
+
+def main(arguments: list[str]) -> None:
+    """Runs one of the four subcommands.
+
+    Args:
+        arguments: Subcommand and options, as on the command line.
+
+    Raises:
+        UserError: An option, a name, a file or a value is wrong.
+    """
+    quiet_lightning()
+    hardware.keep_freed_memory()
+    all_models(), all_data()  # names are known to the parser once their classes are imported
+    arguments = with_named_checkpoint(with_reference_weights(with_network_options(arguments)))
+    arguments = with_run_config(arguments)
+    check_files(arguments)
+    check_names(arguments)
+    before = sys.argv
+    sys.argv = [before[0], *arguments]  # from here LightningCLI reads them, and DDP what to start other ranks with
+    try:
+        with allowed_imports():
+            _start()
+    except Refused as refusal:
+        raise explain(refusal.message) from None
+    except MisconfigurationException as error:
+        raise _user_error(error) from error
+    except Exception as error:
+        # wandb is slow to import and may be missing, so that it is imported only by a training that logs to it.
+        wandb = sys.modules.get("wandb")
+        if wandb is None or not isinstance(error, wandb.errors.Error):
+            raise
+        reason = " ".join(str(error).split())
+        raise UserError(f"W&B cannot be reached ({reason}); use --wandb offline, or wandb login") from error
+    finally:
+        sys.argv = before
+
+
+def _start() -> None:
+    CLI(
+        ImageClassifier,
+        ImageDataModule,
+        parser_class=Parser,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        save_config_callback=SaveConfig,
+        save_config_kwargs={"save_to_log_dir": False},
+        trainer_defaults={"num_sanity_val_steps": 0, "enable_model_summary": False},
+        parser_kwargs={"prog": "cnnbench"},
+    )

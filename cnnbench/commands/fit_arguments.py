@@ -1,0 +1,327 @@
+"""The command line of ``cnnbench fit``: what short names and words in it stand for, and what its parser says of errors.
+
+Everything that the arguments name is checked here before anything of it is imported or built.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import inspect
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jsonargparse
+import lightning as L
+from lightning.pytorch.cli import LightningArgumentParser
+
+from cnnbench.checkpoints import check_training_state, network_of, open_checkpoint
+from cnnbench.console import note
+from cnnbench.data import all_data
+from cnnbench.errors import UserError, unknown
+from cnnbench.files import read_yaml, safe_name
+from cnnbench.models import all_models
+from cnnbench.network import External, parse_name
+from cnnbench.references import weights_file
+from cnnbench.trust import OPTION, Trust, check_config, current
+
+LINKED = ("num_classes", "in_channels", "image_size")
+"""Arguments of the network that come from the data."""
+
+
+class Refused(SystemExit):
+    """Carries the parser's message past jsonargparse, which catches every other kind of error to try something else."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(2)
+        self.message = message
+
+
+class Parser(LightningArgumentParser):
+    """Refuses abbreviations, and leaves its messages to `explain`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise Refused(message)
+
+
+def explain(message: str) -> UserError:
+    """Turns a message of jsonargparse, which may have many lines, into one line with a hint."""
+    text = " ".join(message.split())
+    denied = re.search(r"Importing '([^']+)' is not allowed", text)
+    if denied:
+        module = denied[1].rpartition(".")[0]
+        return UserError(
+            f"a configuration names '{denied[1]}', which is none of the networks, data sets and classes of "
+            f"Lightning and torch that a file may name; if you trust its code, add {OPTION} {module}"
+        )
+    key = re.search(r'Parser key "([^"]+)"', text)
+    name = key.group(1) if key else ""
+    value = re.search(r"(?:Given value|Got value): (.*)$", text)
+    given = value.group(1).strip() if value else ""
+    no_class = re.search(r"(?:Expected a dot import path string|[Uu]nable to import[^:]*): ([\w.:]+)", text)
+    if no_class and name in ("model", "data"):
+        kind, valid = _TABLES[name]()
+        if name == "model" and ":" in no_class.group(1).rstrip(":"):
+            text = f"in a file write class_path: External and init_args: {{name: '{no_class.group(1)}'}}"
+            return UserError(f"model '{no_class.group(1)}': {text}")
+        if no_class.group(1) not in valid:
+            return unknown(kind, no_class.group(1), valid)
+    if no_class:
+        return UserError(f"{name} '{no_class.group(1)}' is no class that can be imported; write a name such as AdamW")
+    option = re.search(r"(?:[Oo]ption|unrecognized arguments:) ['\"]?-*([\w.]+)", text)
+    if option and ("accept" in text or "unrecognized" in text):
+        return _unknown_option(option.group(1))
+    file = re.search(r"File does not exist: '?([^']+)", text)
+    if file:
+        return UserError(f"{name or 'file'} '{file.group(1)}' does not exist")
+    required = re.search(r"arguments are required: (.*)$", text)
+    if required:
+        missing = [part.split(".")[-1] for part in required.group(1).split(", ")]
+        return UserError(f"--{' and --'.join(missing)} missing; name one, or give a --config with it")
+    types = re.findall(r"<class '([\w.]+)'>", text)
+    if name and given and types:
+        kinds = " or ".join(dict.fromkeys("null, for nothing," if t == "NoneType" else t for t in types))
+        return UserError(f"{name} '{given}' is not valid; it must be {kinds}")
+    return UserError(text if len(text) <= 400 else text[:399] + "…")
+
+
+_TABLES: dict[str, Callable[[], tuple[str, Iterable[str]]]] = {
+    "model": lambda: ("model", all_models()),
+    "data": lambda: ("data set", all_data()),
+}
+
+
+def _unknown_option(option: str) -> UserError:
+    near = difflib.get_close_matches(option, _options(), n=1, cutoff=0.7)
+    hint = f"did you mean '{near[0]}'?" if near else "`cnnbench fit --help` lists the options"
+    return UserError(f"unknown option '{option}'; {hint}")
+
+
+def _options() -> list[str]:
+    """Every option with its prefix, and the arguments of networks and data sets also without it."""
+    names = ["config", "seed_everything", "out", "wandb", "ckpt_path", "model", "data", "trainer"]
+    names += [f"trainer.{name}" for name in inspect.signature(L.Trainer.__init__).parameters if name != "self"]
+    for prefix, classes in (("model", all_models().values()), ("data", all_data().values())):
+        for base in {base for cls in classes for base in cls.__mro__ if base.__module__.startswith("cnnbench")}:
+            for name in inspect.signature(base).parameters:
+                names += [name, f"{prefix}.{name}"]
+    return names
+
+
+def with_named_checkpoint(arguments: list[str]) -> list[str]:
+    """Replace ``--ckpt_path last`` or ``best`` by the file of the newest run that was meant, and say which it is.
+
+    Raises:
+        UserError: There is no such run.
+    """
+    paths = values_of(arguments, "--ckpt_path")
+    if not paths or paths[-1] not in ("last", "best", "hpc"):
+        return arguments
+    word = paths[-1]
+    out = Path((values_of(arguments, "--out") or ["results/runs"])[-1])
+    model, data = ((values_of(arguments, option) or ["*"])[-1] for option in ("--model", "--data"))
+    name = "-".join(part if part == "*" else safe_name(part) for part in (model, data))
+    found = sorted(out.glob(f"{name}/*/checkpoints/{word}.ckpt"), key=lambda path: path.stat().st_mtime)
+    if word == "hpc" or not found:
+        raise UserError(
+            f"--ckpt_path {word}: there is no run with such a checkpoint in '{out / name}'; name the file, which "
+            "`cnnbench fit` prints"
+        )
+    note(f"checkpoint: {found[-1]}")
+    return [*_without_option(arguments, "--ckpt_path"), f"--ckpt_path={found[-1]}"]
+
+
+def with_reference_weights(arguments: list[str]) -> list[str]:
+    """Replace ``--weights reference`` by the checkpoint that the package ships of the network and data named.
+
+    Raises:
+        UserError: There is none, or a training was to start with it.
+    """
+    values = values_of(arguments, "--weights")
+    if not values:
+        return arguments
+    if values[-1] != "reference":
+        raise UserError(f"--weights {values[-1]} is not known; there is only: --weights reference")
+    if arguments[:1] == ["fit"] or values_of(arguments, "--ckpt_path"):
+        raise UserError("--weights reference is for test, validate and predict, in place of --ckpt_path; leave it out")
+    models, data = (values_of(arguments, option) for option in ("--model", "--data"))
+    if not models:
+        raise UserError("--weights reference needs --model NAME, such as LeNet5, and --data NAME")
+    path = weights_file(models[-1], data[-1] if data else None)
+    rest = [*_without_option(arguments, "--weights"), f"--ckpt_path={path}"]
+    # A data set is named before its own options.
+    return rest if data else [rest[0], "--data", path.stem.removeprefix(f"{models[-1]}-"), *rest[1:]]
+
+
+def _without_option(arguments: list[str], flag: str) -> Iterator[str]:
+    """The arguments without an option and its value."""
+    skip = False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument == flag:
+            skip = True
+        elif not argument.startswith(f"{flag}="):
+            yield argument
+
+
+def with_run_config(arguments: list[str]) -> list[str]:
+    """Add the run's own configuration where a checkpoint is given and nothing says which network it is."""
+    paths = values_of(arguments, "--ckpt_path")
+    if not paths or paths[-1] in ("", "null"):
+        return arguments
+    checkpoint = Path(paths[-1])
+    if not checkpoint.exists():
+        raise UserError(f"checkpoint '{checkpoint}' does not exist; `cnnbench fit` prints the path of the one it wrote")
+    if any(a.split("=")[0] in ("--config", "-c", "--model") for a in arguments):
+        return arguments
+    # A metric's name with a slash in the name of a checkpoint makes a folder more.
+    for folder in checkpoint.resolve().parents[:4]:
+        if (folder / "config.yaml").is_file():
+            return [arguments[0], f"--config={folder / 'config.yaml'}", *arguments[1:]]
+    raise UserError(f"no config.yaml beside checkpoint '{checkpoint}'; add --config FILE, or --model NAME --data NAME")
+
+
+def check_files(arguments: list[str]) -> None:
+    """Raise unless the configurations and the checkpoint that the arguments name can be read, and the network that the
+    checkpoint names may be built.
+
+    Raises:
+        UserError: One of them is damaged, or names code that the user has not named.
+    """
+    named = [*values_of(arguments, "--config"), *values_of(arguments, "-c")]
+    for option in ("--model", "--data", "--trainer"):
+        named += [value for value in values_of(arguments, option) if re.search(r"\.(ya?ml|json)$", value)]
+    for text in named:
+        if not text.lstrip().startswith("{"):  # the values themselves, typed
+            check_config(Path(text))
+    for text in values_of(arguments, "--ckpt_path")[-1:]:
+        if text not in ("", "null"):
+            stored, where = open_checkpoint(Path(text)), f"checkpoint '{text}'"
+            if "_class_path" in stored["hyper_parameters"]:
+                network_of(stored, where, current() or Trust())
+            if arguments[0] == "fit":
+                check_training_state(stored, where)
+
+
+_ALLOWED = (
+    *(
+        "cnnbench.models",
+        "cnnbench.data",
+        "cnnbench.network.External",
+        "cnnbench.optimizers",
+        "cnnbench.training.callbacks",
+    ),
+    *("torch.optim", "torch.nn", "torchmetrics"),
+    *(f"lightning.pytorch.{room}" for room in ("callbacks", "loggers", "profilers", "plugins", "accelerators")),
+    *("lightning.pytorch.strategies", "lightning.fabric.plugins", "lightning.fabric.strategies"),
+    *("lightning.fabric.accelerators", "lightning.fabric.loggers"),
+)
+"""Where the classes are that a configuration may name."""
+
+
+_CLOSED: set[str] = set()
+"""Names that an earlier command line in this process allowed; they are denied by name since."""
+
+
+def foreign_classes(values: Any) -> Iterator[str]:
+    """Yield the modules of the classes in a configuration that a file may not name."""
+    if isinstance(values, dict):
+        path = values.get("class_path")
+        if isinstance(path, str) and not path.startswith(tuple(f"{allowed}." for allowed in _ALLOWED) + _ALLOWED):
+            yield path.rpartition(".")[0]
+        for value in values.values():
+            yield from foreign_classes(value)
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            yield from foreign_classes(value)
+
+
+@contextlib.contextmanager
+def allowed_imports() -> Iterator[None]:
+    """Have the parser import inside only classes of `_ALLOWED`, and what the user has named on the command line.
+
+    Every name in a configuration passes here before anything is imported, in whatever corner of it, in whichever file,
+    and also in JSON within a text.
+    """
+    trust = current()
+    if trust is None:
+        yield
+        return
+    names = [*trust.modules, *trust.typed]
+    dotted = [name for name in names if all(part.isidentifier() for part in name.split("."))]
+    dotted += [name for name in _CLOSED if trust.covers(name.rpartition(".")[0])]
+    own = [name for name in dict.fromkeys(dotted) if name.partition(".")[0] != "jsonargparse"]
+    jsonargparse.set_parsing_settings(
+        import_path_denylist=["*"],
+        import_path_allowlist=[*_ALLOWED, *own],
+        instantiate_subclass_spec_in_any=False,  # a class where anything may stand could be any class
+    )
+    try:
+        yield
+    finally:
+        # The settings are of the whole process; what this command line allowed does not hold for the next one.
+        closed = [name for name in own if name not in _ALLOWED]
+        _CLOSED.update(closed)
+        jsonargparse.set_parsing_settings(import_path_denylist=closed)
+
+
+def values_of(arguments: list[str], flag: str) -> list[str]:
+    """What the arguments give for an option, as ``--flag value`` or ``--flag=value``."""
+    values = [b for a, b in itertools.pairwise(arguments) if a == flag]
+    return values + [a.split("=", 1)[1] for a in arguments if a.startswith(f"{flag}=")]
+
+
+def with_network_options(arguments: list[str]) -> list[str]:
+    """Turns ``--model NAME(key=value)`` and ``--model torchvision:NAME`` into options that the parser has."""
+    found: list[str] = []
+    for argument in _split_flag("--model", arguments):
+        if found[-1:] == ["--model"] and ":" in argument:
+            found += [External.__name__, f"--model.name={argument}"]
+        elif found[-1:] == ["--model"] and "(" in argument:
+            name, options = parse_name(argument)
+            found += [name, *(f"--model.{key}={_as_option(value)}" for key, value in options.items())]
+        else:
+            found.append(argument)
+    return found
+
+
+def _as_option(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _split_flag(flag: str, arguments: list[str]) -> Iterator[str]:
+    """The arguments with ``FLAG=VALUE`` as two."""
+    for argument in arguments:
+        if argument.startswith(f"{flag}="):
+            yield from argument.split("=", 1)
+        else:
+            yield argument
+
+
+def check_names(arguments: list[str]) -> None:
+    """Refuses early what would be found late or not at all: unknown names, and arguments that the data decides."""
+    pairs = [*itertools.pairwise(arguments), *(a.split("=", 1) for a in arguments if "=" in a)]
+    for flag, value in pairs:
+        if flag in ("--model", "--data") and re.fullmatch(r"\w+", value):
+            kind, valid = _TABLES[flag[2:]]()
+            if value not in valid and value != External.__name__:
+                raise unknown(kind, value, valid)
+        if flag.removeprefix("--model.").removeprefix("init_args.") in LINKED and flag.startswith("--model."):
+            raise _decided_by_data(flag)
+        if flag in ("--config", "-c") and Path(value).is_file():
+            network = (read_yaml(Path(value), "config") or {}).get("model")
+            given = (network.get("init_args") or network) if isinstance(network, dict) else {}
+            for name in set(LINKED) & set(given):
+                raise _decided_by_data(f"model.{name} in '{value}'")
+
+
+def _decided_by_data(what: str) -> UserError:
+    return UserError(f"{what} is decided by the data; set data.image_size, or take another data set")

@@ -1,0 +1,177 @@
+"""The command `cnnbench explain gallery`: train a small network, and show it with every tool on one page."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cnnbench.console import note
+from cnnbench.errors import UserError
+from cnnbench.explain import run as run_tool
+from cnnbench.explain.gallery import PARTS, Trained, page
+from cnnbench.explain.options import DataOptions
+from cnnbench.files import write_text
+from cnnbench.options import option
+from cnnbench.references import weights_file
+from cnnbench.trust import OPTION
+
+EXAMPLE = "--config experiments/cifar10_speednet.yaml --out gallery"
+MODEL = "SimpleCNN(convs=5x5,batch_norm=True,dropout=0.0)"
+"""The network that is trained: the course's, with filters that are large enough to be looked at."""
+RECIPE = (
+    "--model.optimizer=cnnbench.optimizers.MuonSGD --model.optimizer.lr=0.06 --model.optimizer.matrix_lr=0.03 "
+    "--model.optimizer.vector_lr=0.03 --model.schedule=linear --data.batch_size=128"
+).split()
+"""Options of its training. Muon turns filters far from their random start within a few epochs; AdamW leaves them
+noisy."""
+TRAINED_ON, EPOCHS = "CIFAR10", 3
+SHIPPED, MADE_BY = "SimpleCNN", "cnnbench bench --config experiments/bench/reference-cpu-small.yaml"
+"""The network whose weights the package ships, and the command that trained it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Train a small network and make one page of all instruments, in the course's order."""
+
+    data: str | None = option(f"Data set to train on (default: {TRAINED_ON}).", default=None, metavar="NAME")
+    data_dir: str | None = option(
+        "Folder of the data (default: CNNBENCH_DATA, else data).", default=None, metavar="DIR"
+    )
+    epochs: int | None = option(f"Epochs of the training (default: {EPOCHS}).", default=None, metavar="N", least=1)
+    config: Path | None = option(
+        "YAML file of what to train in place of that, as for `cnnbench fit`.", default=None, metavar="FILE"
+    )
+    weights: Literal["reference"] | None = option(
+        f"Train nothing: take the weights of {SHIPPED} that the package ships.", default=None
+    )
+    out: Path = option("Folder of the page.", default=Path("results/gallery"), metavar="DIR")
+    trust: tuple[str, ...] = option("Modules whose networks --config may name.", default=(), metavar="MODULE")
+
+    def __post_init__(self) -> None:
+        if self.weights is not None:
+            for name in ("config", "epochs"):
+                if getattr(self, name) is not None:
+                    raise UserError(
+                        f"--{name} is about a training, and --weights reference trains nothing; leave one of them out"
+                    )
+        if self.config is not None:
+            for name in ("data", "epochs"):
+                if getattr(self, name) is not None:
+                    raise UserError(f"--{name} is decided by the file of --config; leave it out")
+            if not self.config.is_file():
+                raise UserError(f"config '{self.config}' does not exist; experiments/ has some")
+
+
+def run(options: Options) -> int:
+    """Train, run the tools and write ``index.html``.
+
+    Raises:
+        UserError: The data is missing.
+    """
+    start = time.perf_counter()
+    if options.data_dir:  # the tools look for data there too
+        os.environ["CNNBENCH_DATA"] = options.data_dir
+    if options.weights is not None:
+        checkpoint = weights_file(SHIPPED, options.data or TRAINED_ON)
+        trained = describe_training(checkpoint, MADE_BY)
+    else:
+        runs = options.out / "runs"
+        recipe = _recipe(options)
+        note(f"training a network, {_length(options)}")
+        fit_options = [*recipe, f"--out={runs}"]
+        if options.trust:
+            fit_options.append(f"{OPTION}={','.join(options.trust)}")
+        checkpoint = train(fit_options, runs)
+        trained = describe_training(checkpoint, shlex.join(["cnnbench", "fit", *fit_options]), options.trust)
+    shown = []
+    for number, part in enumerate(PARTS, 1):
+        note(f"[{time.perf_counter() - start:3.0f} s] {number} of {len(PARTS)}: {part.title}")
+        words = trained.words(part)
+        shown.append((part, run_tool(words[0], words[1:])))
+    path = options.out / "index.html"
+    write_text(path, page(shown, trained))
+    note(f"gallery: {path}")
+    return 0
+
+
+def _length(options: Options) -> str:
+    """Return words for how the network is trained."""
+    if options.config is not None:
+        return f"by {options.config}"
+    epochs = options.epochs or EPOCHS
+    return f"{epochs} epoch{'s' if epochs != 1 else ''}"
+
+
+def _recipe(options: Options) -> list[str]:
+    """Return the options of ``cnnbench fit`` that train the network."""
+    from cnnbench.data import get_data
+
+    if options.config is not None:
+        return [f"--config={options.config}"]
+    data = options.data or TRAINED_ON
+    get_data(data)  # refuses an unknown name
+    return [f"--model={MODEL}", f"--data={data}", *RECIPE, f"--trainer.max_epochs={options.epochs or EPOCHS}"]
+
+
+def train(fit_options: Sequence[str], runs: Path) -> Path:
+    """Train as ``cnnbench fit`` does, and return the last checkpoint.
+
+    Args:
+        fit_options: Options of ``cnnbench fit``.
+        runs: The folder that these name for run folders.
+    """
+    from cnnbench.commands.fit import main as fit
+
+    before = set(runs.glob("*/*"))
+    fit(["fit", *fit_options, "--trainer.enable_progress_bar=false"])
+    (made,) = set(runs.glob("*/*")) - before
+    return made / "checkpoints" / "last.ckpt"
+
+
+def describe_training(checkpoint: Path, command: str, trusted: Sequence[str] = ()) -> Trained:
+    """Return what the page says of a trained network.
+
+    Args:
+        checkpoint: The trained network.
+        command: The command that trained it.
+        trusted: Modules that the checkpoint may name.
+    """
+    from cnnbench.explain.subjects import load_checkpoint
+
+    subject = load_checkpoint(checkpoint, DataOptions(trust=tuple(trusted)))
+    data = subject.data
+    if data is None:
+        raise UserError(f"checkpoint '{checkpoint}' does not say what it was trained on")
+    data.prepare_data()
+    data.setup()
+    data_words = [type(data).__name__]
+    if data.image_size != data.default_size:
+        data_words.append(f"--image_size={data.image_size}")
+    default = inspect.signature(type(data)).parameters.get("in_channels")
+    if default is not None and data.in_channels != default.default:
+        data_words.append(f"--in_channels={data.in_channels}")
+    trust = [f"{OPTION}={','.join(trusted)}"] if trusted else []
+    return Trained(written_name(subject.model), data.label, checkpoint, command, data_words, trust)
+
+
+def written_name(model: Any) -> str:
+    """Return a network as it is written on the command line: its name, and arguments that are not defaults."""
+    chosen = []
+    for key, parameter in inspect.signature(type(model).__init__).parameters.items():
+        if key == "name" or key not in model.hparams:
+            continue
+        value = _as_list(model.hparams[key])
+        if value != _as_list(parameter.default):
+            chosen.append(f"{key}={value}")
+    return f"{model.display_name}({','.join(chosen)})" if chosen else str(model.display_name)
+
+
+def _as_list(value: Any) -> Any:
+    """Return a tuple as the list that a checkpoint makes of it."""
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,85 @@
+"""The command `cnnbench list`: the networks of the zoo, what they cost and how good they are, and the data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from cnnbench.catalog import SIZES, load_catalog
+from cnnbench.console import make_console, out, out_json, out_text, show
+from cnnbench.options import option
+from cnnbench.units import short
+
+EXAMPLE = "--json"
+PIPE_WIDTH = 200
+ROOM_FOR_IDEAS = 150
+"""Characters of a line from which on the key ideas have a column."""
+ROOM_FOR_BOTH_SIZES = 110
+"""Characters of a line from which on the costs at 224 pixels have columns."""
+LEGEND = """\
+32: 3x32x32 images, 10 classes; 224: 3x224x224 images, 1000 classes. Depth: weighted layers on the longest path, at 224.
+Params: those that inference uses. Accuracies: top-1, in %.
+Published: the best that its source states, one crop of 224 pixels if not said otherwise; V2: torchvision's newer
+recipe. Recipes differ, so the rows do not compare. Reference: after a long training here, at 32x32, the mean over
+seeds; a JPEG copy of CIFAR-10 has pixels that differ a little from the originals. `cnnbench list --json` has titles and
+sources."""
+_COUNTS = {"Params": "params", "MACs": "macs"}
+_ACCURACIES = {"Published": "published", "Reference": "measured"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """List the networks, what they cost and how good they are, and the data sets."""
+
+    json: bool = option("Print one JSON document on stdout.", default=False)
+
+
+def run(options: Options) -> int:
+    """Print the catalogue."""
+    catalog = load_catalog()
+    if options.json:
+        out_json({key: catalog[key] for key in ("models", "data")})
+        return 0
+    width = make_console(pipe_width=PIPE_WIDTH).width
+    show(_table(catalog["models"], width), pipe_width=PIPE_WIDTH)
+    out_text(LEGEND)
+    for name, facts in catalog["data"].items():
+        out(f"data  {name:10} {facts['summary']}")
+    return 0
+
+
+def _table(models: Mapping[str, Mapping[str, Any]], width: int) -> Table:
+    """Return the table; in a narrow terminal without the columns that need the most room."""
+    with_ideas = width >= ROOM_FOR_IDEAS
+    sizes = list(SIZES) if width >= ROOM_FOR_BOTH_SIZES else ["32"]
+    table = Table(header_style="bold")
+    table.add_column("Model", no_wrap=True)
+    table.add_column("Year", no_wrap=True)
+    if with_ideas:
+        table.add_column("Key idea")
+    table.add_column("Depth", justify="right", no_wrap=True)
+    for size in sizes:
+        for title in _COUNTS:
+            table.add_column(f"{title} {size}", justify="right", no_wrap=True)
+    for title in _ACCURACIES:
+        table.add_column(title, overflow="fold")
+    for name, facts in models.items():
+        cells = [name, str(facts["year"] or "-")]
+        if with_ideas:
+            cells.append(facts["key_idea"] or facts["summary"])
+        cells.append(str(facts["depth"]))
+        for size in sizes:
+            cells += [short(facts[f"{figure}_{size}"]) for figure in _COUNTS.values()]
+        for key in _ACCURACIES.values():
+            cells.append("\n".join(_accuracy(entry) for entry in facts[key]) or "-")
+        table.add_row(*cells)
+    return table
+
+
+def _accuracy(entry: Mapping[str, Any]) -> str:
+    """Return an accuracy in per cent with the data that it is of; errors below 2 % have two digits."""
+    digits = 2 if entry["accuracy"] >= 98 else 1
+    return f"{entry['accuracy']:.{digits}f} {entry['data']}"

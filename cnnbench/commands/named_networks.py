@@ -1,0 +1,56 @@
+"""The options that name networks and the images that they take, shared by `count` and `speed`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cnnbench.console import note
+from cnnbench.errors import UserError
+from cnnbench.options import option
+
+if TYPE_CHECKING:
+    from cnnbench.network import Network
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """Networks by name, and their images."""
+
+    models: tuple[str, ...] = option(
+        "Networks: names from `cnnbench list`, all, torchvision:NAME, timm:NAME or package.module:callable; arguments "
+        "in brackets, quoted: 'VGG16(batch_norm=True)'.",
+        positional=True,
+        metavar="MODEL",
+    )
+    in_channels: int | None = option("Channels of the images (default: the network's own).", default=None, metavar="C")
+    image_size: int | None = option(
+        "Height and width of the images in pixels (default: 32 for the zoo, that of the published weights for "
+        "torchvision and timm, else 224).",
+        default=None,
+        metavar="N",
+    )
+    num_classes: int | None = option("Number of classes (default: the network's own).", default=None, metavar="K")
+
+
+def find_networks(options: NetworkOptions) -> list[Network]:
+    """Return the networks that the options name, with a note when they take images of different sizes.
+
+    Raises:
+        UserError: A name is unknown, or comes twice.
+    """
+    from cnnbench.models import all_models
+    from cnnbench.network import get_network
+
+    names = list(all_models()) if options.models == ("all",) else list(options.models)
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"models name '{name}' twice; leave one out")
+    networks = [get_network(name, options.in_channels, options.image_size, options.num_classes) for name in names]
+    sizes = list(dict.fromkeys(str(network.image_size) for network in networks))
+    if len(sizes) > 1:
+        note(
+            f"the networks take images of {', '.join(sizes)} pixels and do not compare; "
+            "--image_size N gives all the same"
+        )
+    return networks

@@ -1,0 +1,74 @@
+"""The command `cnnbench report`: tables, pictures and a page from records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cnnbench.console import make_console, note, out_json
+from cnnbench.options import option
+from cnnbench.record import Record, load_records, write_lines
+
+EXAMPLE = "results/bench/20260101-120000 --out report"
+WandbMode = Literal["off", "offline", "online"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Make the terminal table, Markdown, CSV, PNG pictures and one self-contained page from records."""
+
+    records: tuple[Path, ...] = option(
+        "Records: run folders, .json or .jsonl files.", positional=True, metavar="RECORDS"
+    )
+    out: Path | None = option(
+        "Folder of the report (default: the run folder, else results/report).", default=None, metavar="DIR"
+    )
+    wandb: WandbMode = option("Log the records to W&B too.", default="off")
+    export: Path | None = option("Write the records as JSON lines to this new file too.", default=None, metavar="FILE")
+    json: bool = option("Print one JSON document on stdout.", default=False)
+
+
+def run(options: Options) -> int:
+    """Write a report and print its table."""
+    records = load_records(options.records)
+    if options.export is not None:
+        write_lines(options.export, records)
+    folder = options.out or _default_folder(options.records)
+    if options.wandb != "off":
+        _log(records, folder, options.wandb)
+    show_report(records, folder, options.json)
+    return 0
+
+
+def _default_folder(paths: Sequence[Path]) -> Path:
+    """Return the run folder, if that is all that was named."""
+    if len(paths) == 1 and paths[0].is_dir():
+        return paths[0]
+    return Path("results/report")
+
+
+def _log(records: Sequence[Record], folder: Path, asked_mode: WandbMode) -> None:
+    """Log records and their comparison to W&B."""
+    from cnnbench.report.tracking import Tracker, resolve_mode
+
+    mode = resolve_mode(asked_mode, folder)
+    assert mode != "off"
+    folder.mkdir(parents=True, exist_ok=True)
+    tracker = Tracker(mode, folder)
+    for record in records:
+        tracker.log_cell(record)
+    tracker.log_comparison(records)
+
+
+def show_report(records: Sequence[Record], folder: Path, as_json: bool) -> None:
+    """Write the report of records into a folder, and print the table or one JSON document."""
+    from cnnbench.report.outputs import Report, json_document, print_table, write_report
+
+    files = write_report(records, folder)
+    if as_json:
+        out_json(json_document(records))
+    else:
+        print_table(Report(records), make_console())
+    note(f"report: {files[0]}")

@@ -1,0 +1,484 @@
+"""What a network costs on paper, in inference and in training, counted operator by operator without running it.
+
+A copy without values runs on the meta device; every operator, also those of functional calls and of the backward
+graph, passes through the table of `cnnbench.counting.operators` and is booked to the module that called it. What the
+table does not have is listed by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from cnnbench.counting import operators
+from cnnbench.counting.copies import (
+    eager,
+    meta_copy,
+    unregistered_modules,
+    untouched_randomness,
+    without_global_hooks,
+)
+from cnnbench.counting.meta import MetaRun, tensors_in
+from cnnbench.counting.receptive_field import Field, FieldTracker
+from cnnbench.errors import Stopped, UserError
+
+CONVENTION = (
+    "1 MAC = 1 multiply-add = 2 FLOPs; convolutions and matrix products only; bias excluded; one image; inference; "
+    "training MACs are those of forward, input gradients and weight gradients"
+)
+# What a record of a benchmark keeps.
+COUNTS = ("params", "macs", "flops", "activations", "other_ops", "train_macs")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Share of one module: what it does itself, without its children.
+
+    Attributes:
+        name: Path of the module, empty for the network itself.
+        type: Its class.
+        output_shape: Shape of its output for one image, without the batch; None if it was not called.
+        params: Parameters that it holds; a shared one belongs to the module that comes first.
+        macs: Multiply-adds of all its calls for one image.
+        other_ops: Its other arithmetic.
+        train_macs: Multiply-adds of a training step per image, forward and backward; None if not asked for.
+        calls: How often it ran in inference.
+        receptive_field: ``size``, ``jump`` and ``start`` in pixels; ``"image"`` if it sees all of any image; None
+            where it is not defined.
+    """
+
+    name: str
+    type: str
+    output_shape: tuple[int, ...] | None
+    params: int
+    macs: int
+    other_ops: int
+    train_macs: int | None
+    calls: int
+    receptive_field: dict[str, Any] | str | None
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """What one image costs.
+
+    Attributes:
+        params: Weights and biases, frozen or not; a shared one counts once.
+        trainable_params: Those that want a gradient.
+        macs: Multiply-adds of convolutions and matrix products in inference, bias excluded.
+        other_ops: Other arithmetic in inference: bias, normalisation, activations, pooling, element-wise.
+        activations: Values that convolutions and matrix products put out (Radosavovic et al. 2020, arXiv 2003.13678).
+        train_forward_macs: Multiply-adds of the forward pass in training mode, auxiliary heads included.
+        train_macs: Those of a training step per image: forward, gradients of inputs, gradients of weights. Loss and
+            optimizer have none.
+        receptive_field: Of the last map whose units see different parts of the image; see `Layer`.
+        depth: Convolutions and linear layers on the longest path from image to output, a shared one as often as it
+            runs; branches that run beside it do not count. None for images without extents, or where it is lost.
+        batch_linear: Whether 8 images cost exactly 8 times the MACs of one, and the forward pass of 4 in training
+            twice that of 2.
+        uncounted: Operators without a rule, with their number of calls, hooks that were left out, and objects that the
+            copy shares with the network.
+        remarks: What else has to be known, such as that the cost does not grow with the batch.
+        layers: Modules in the order of their first call. Their parameters, MACs, other operations and training MACs
+            add up to those of the network.
+    """
+
+    params: int
+    trainable_params: int
+    macs: int
+    other_ops: int
+    activations: int
+    train_forward_macs: int | None
+    train_macs: int | None
+    receptive_field: dict[str, Any] | str | None
+    depth: int | None
+    batch_linear: bool
+    uncounted: tuple[str, ...]
+    remarks: tuple[str, ...]
+    layers: tuple[Layer, ...]
+
+    @property
+    def flops(self) -> int:
+        """Twice the MACs."""
+        return 2 * self.macs
+
+    def figures(self) -> dict[str, Any]:
+        """Everything but the layers, for records and JSON."""
+        found = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "layers"}
+        return found | {"flops": self.flops, "uncounted": list(self.uncounted), "remarks": list(self.remarks)}
+
+
+def complexity(model: nn.Module, image_shape: Sequence[int], training: bool = True) -> Complexity:
+    """Counts what a network costs for one image.
+
+    The network itself is neither run nor changed: a copy without values is, on the meta device, in inference with 1 and
+    8 images, in training with 2 and 4, since batch norm may need more than one. Of what is spent once per batch,
+    whatever its size, one image bears all.
+
+    Args:
+        model: Any network that takes one batch of images and returns tensors.
+        image_shape: Channels and extents of one image, such as (C, H, W); (C, L) and (C, D, H, W) work too.
+        training: Whether to count a training step as well; its figures are None otherwise.
+
+    Raises:
+        UserError: The network does not run on such images, or needs their values; the message names the module.
+    """
+    if any(not isinstance(n, int) or n < 1 for n in image_shape):
+        raise UserError(f"image_shape {tuple(image_shape)} must be channels and extents, whole numbers of at least 1")
+    with torch.inference_mode(False), without_global_hooks() as global_hooks:
+        return _Passes(model, tuple(image_shape), global_hooks).complexity(training)
+
+
+def receptive_fields(model: nn.Module, image_shape: Sequence[int]) -> dict[str, dict[str, Any] | str | None]:
+    """The receptive field of the first output of every module that runs, by name; see `Layer`.
+
+    `complexity` lists layers that cost something; this has blocks too. Arguments and errors are the same.
+    """
+    with torch.inference_mode(False), without_global_hooks() as global_hooks:
+        passes = _Passes(model, tuple(image_shape), global_hooks)
+        fields_of = passes.inference(1).fields
+        return {n: passes.shown(fields_of[m]) for n, m in passes.model.named_modules() if m in fields_of}
+
+
+_CONVOLUTIONS = frozenset(getattr(torch, f"conv{kind}{dims}d") for kind in ("", "_transpose") for dims in (1, 2, 3))
+
+
+class ComplexConvolutions(TorchFunctionMode):
+    """Knows when a complex convolution runs, of which torch makes three real ones (Gauss's trick).
+
+    A complex multiply-add counts as one, as in a complex matrix product, so the first of the three is booked and the
+    rest of the trick is not. It is on only where there are complex numbers, since it slows every call of torch.
+
+    Attributes:
+        on: Whether complex convolutions are looked for.
+        needed: Whether a complex tensor has been seen while it was off.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on = self.needed = False
+        self._inside = False
+        self._booked = False
+        self._skipped_nodes: set[int] = set()
+
+    def __enter__(self) -> ComplexConvolutions:
+        self._skipped_nodes.clear()
+        if self.on:
+            super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.on:
+            super().__exit__(*error)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        is_complex = func in _CONVOLUTIONS and any(isinstance(a, Tensor) and a.is_complex() for a in args[:2])
+        if not is_complex:
+            return func(*args, **(kwargs or {}))
+        self._inside, self._booked = True, False
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self._inside = False
+
+    def skips(self, operator: Any, out: Any, backward_node: Any) -> bool:
+        """Return whether an operator is not to be booked, since it is part of the trick."""
+        if not self.on:
+            self.needed = self.needed or (isinstance(out, Tensor) and out.is_complex())
+            return False
+        if backward_node is not None:
+            return backward_node._sequence_nr() in self._skipped_nodes
+        if not self._inside:
+            return False
+        if operator.overloadpacket is torch.ops.aten.convolution and not self._booked:
+            self._booked = True
+            return False
+        self._skipped_nodes.add(torch._C._autograd._get_sequence_nr() - 1)
+        return True
+
+
+class _Books:
+    """Costs of one pass, by module."""
+
+    def __init__(self) -> None:
+        self.macs: Counter[nn.Module] = Counter()
+        self.other: Counter[nn.Module] = Counter()
+        self.calls: Counter[nn.Module] = Counter()
+        self.shapes: dict[nn.Module, tuple[int, ...] | None] = {}
+        self.fields: dict[nn.Module, Field | None] = {}
+        self.unknown: Counter[str] = Counter()
+        self.activations = 0
+        self.forward_macs = 0
+        self.has_backward = False
+        self.depth: int | None = None
+
+    def total(self, column: str) -> int:
+        return sum(getattr(self, column).values())
+
+
+class _Training(NamedTuple):
+    """Training steps of two images, and of four if a part is spent once per batch."""
+
+    two: _Books
+    four: _Books | None
+
+    def of_one(self, cost: Callable[[_Books], int]) -> int:
+        """The cost of one image."""
+        return cost(self.two) // 2 if self.four is None else (3 * cost(self.two) - cost(self.four)) // 2
+
+
+def _per_image(one: tuple[int, ...] | None, eight: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """A shape without the batch, if that comes first."""
+    if not one or not eight:
+        return one
+    return one[1:] if eight == (8 * one[0], *one[1:]) else one
+
+
+class _Passes:
+    """Passes of the copy of a network; each fills books of its own."""
+
+    def __init__(self, model: nn.Module, image_shape: tuple[int, ...], left_out: Sequence[str] = ()) -> None:
+        self.image_shape = image_shape
+        self.model = model
+        self._stack = [model]
+        self._failed: tuple[BaseException, nn.Module] | None = None  # the innermost module that raised
+        self._unregistered = unregistered_modules(model)
+        self._random_in: dict[str, None] = {}  # passes whose forward drew random numbers
+        self._complex = ComplexConvolutions()
+        with self._refusing():
+            self.model, more = meta_copy(model)
+            self._left_out = (*more, *left_out)
+        self._books = _Books()
+        self._fields: FieldTracker | None = None
+        self._module_of_node: dict[int, nn.Module] = {}
+        self._rules: dict[Any, operators.Rule | None] = {}
+        self._mode = MetaRun(self._book)
+        for module in self.model.modules():
+            module.register_forward_pre_hook(self._enter)
+            module.register_forward_hook(self._leave, always_call=True)
+        self._states = [(module, dict(module.__dict__), dict(module._buffers)) for module in self.model.modules()]
+
+    def complexity(self, training: bool) -> Complexity:
+        one = self.inference(1)
+        if self._complex.needed:
+            self._complex.on = True
+            one = self.inference(1)
+        eight = self.inference(8)
+        macs = one.total("macs")
+        linear, remarks = eight.total("macs") == 8 * macs, []
+        if not linear:
+            remarks.append(f"8 images cost {eight.total('macs'):,} MACs, which is not 8 times the {macs:,} of one")
+        train: _Training | None = None
+        if training:
+            train, more = self.train()
+            linear = linear and train is not None and train.four is None
+            remarks += more
+        remarks += self._warnings()
+        unknown = one.unknown | train.two.unknown if train else one.unknown
+        layers = tuple(self.layers(one, eight, train))
+        return Complexity(
+            params=sum(layer.params for layer in layers),
+            trainable_params=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            macs=macs,
+            other_ops=one.total("other"),
+            activations=one.activations,
+            train_forward_macs=train.of_one(lambda books: books.forward_macs) if train else None,
+            train_macs=train.of_one(lambda books: books.total("macs")) if train else None,
+            receptive_field=self.receptive_field(one),
+            depth=one.depth,
+            batch_linear=linear,
+            uncounted=(*(f"{name} ({calls} calls)" for name, calls in sorted(unknown.items())), *self._left_out),
+            remarks=tuple(remarks),
+            layers=layers,
+        )
+
+    def _warnings(self) -> Iterator[str]:
+        """What makes a count of something else than the user may think."""
+        if self._unregistered:
+            several = f" and {len(self._unregistered) - 3} more" if len(self._unregistered) > 3 else ""
+            yield (
+                f"{', '.join(self._unregistered[:3])}{several}: layers in a plain list, tuple or dict run, but their "
+                "weights are not counted, not trained and not saved; use nn.ModuleList or nn.ModuleDict"
+            )
+        if self._random_in:
+            yield (
+                f"the forward pass draws random numbers in {' and '.join(self._random_in)}: what it does may differ "
+                "from call to call, and the counts are those of one draw"
+            )
+
+    def train(self) -> tuple[_Training | None, list[str]]:
+        """Counts training steps, of as many batch sizes as it takes to know the cost of one image."""
+        two, check = self.training(2), self.training(4, backward=False)
+        remarks = []
+        if not two.has_backward and any(p.requires_grad for p in self.model.parameters()):
+            remarks.append("no output of the network leads back to its parameters: the training step is forward only")
+        if check.forward_macs == 2 * two.forward_macs:  # backward, product by product, grows as forward does
+            return _Training(two, None), remarks
+        four, six = self.training(4), self.training(6)
+        totals = [books.total("macs") for books in (two, four, six)]
+        if totals[2] - totals[1] != totals[1] - totals[0]:
+            remarks.append(f"training steps of 2, 4 and 6 images cost {totals} MACs, so that one image has no cost")
+            return None, remarks
+        remarks.append(
+            f"{(2 * totals[0] - totals[1]):,} MACs of a training step are spent once for any number of images"
+        )
+        return _Training(two, four), remarks
+
+    def inference(self, batch: int) -> _Books:
+        self.model.eval()
+        self._fields = None
+        with self._pass(batch) as x, torch.no_grad():
+            if batch == 1 and len(self.image_shape) > 1:
+                self._fields = FieldTracker(x)
+            outputs = list(tensors_in(self.model(x)))
+            if not outputs:
+                raise TypeError("its forward returns no tensor")
+            if self._fields is not None:
+                depths = [self._fields.depth_of(t) for t in outputs]
+                self._books.depth = None if None in depths else max(d for d in depths if d is not None)
+        return self._books
+
+    def training(self, batch: int, backward: bool = True) -> _Books:
+        self.model.train()
+        self._fields = None
+        with self._pass(batch) as x, torch.enable_grad():
+            outputs = [t for t in tensors_in(self.model(x)) if t.requires_grad]
+            self._books.forward_macs = self._books.total("macs")
+            self._books.has_backward = bool(outputs)
+            if outputs and backward:
+                self._stack = [self.model]
+                torch.autograd.backward(outputs, [torch.empty_like(t) for t in outputs])
+        self.model.zero_grad(set_to_none=True)
+        return self._books
+
+    @contextlib.contextmanager
+    def _pass(self, batch: int) -> Iterator[Tensor]:
+        """One pass, with new books, the images for it, and the network as it was afterwards."""
+        self._books = _Books()
+        self._stack = [self.model]
+        self._module_of_node = {}
+        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+        try:
+            with self._refusing(), untouched_randomness() as have_drawn, eager(), self._complex, self._mode:
+                yield torch.empty(batch, *self.image_shape, device="meta", dtype=dtype)
+                if have_drawn():
+                    self._random_in["training" if self.model.training else "inference"] = None
+        finally:
+            for module, attributes, buffers in self._states:
+                training = module.training
+                module.__dict__.clear()
+                module.__dict__.update(attributes, training=training)
+                module._buffers.clear()
+                module._buffers.update(buffers)
+
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Whatever goes wrong inside becomes one line that says where."""
+        try:
+            yield
+        except (UserError, Stopped):
+            raise
+        except BaseException as error:
+            raise self._refusal(error) from error
+
+    def layers(self, one: _Books, eight: _Books, train: _Training | None) -> Iterator[Layer]:
+        """Modules that ran or hold parameters."""
+        order = {module: index for index, module in enumerate(one.calls)}
+        names = {module: name for name, module in self.model.named_modules()}
+        seen: set[int] = set()
+        found = []
+        for module, name in names.items():
+            params = [p for p in module.parameters(recurse=False) if id(p) not in seen]
+            seen |= {id(p) for p in params}
+            layer = Layer(
+                name=name,
+                type=type(module).__name__,
+                output_shape=_per_image(one.shapes.get(module), eight.shapes.get(module)),
+                params=sum(p.numel() for p in params),
+                macs=one.macs[module],
+                other_ops=one.other[module],
+                train_macs=train.of_one(lambda books, module=module: books.macs[module]) if train else None,  # type: ignore[misc]
+                calls=one.calls[module],
+                receptive_field=self.shown(one.fields.get(module)),
+            )
+            has_cost = layer.params or layer.macs or layer.other_ops or layer.train_macs
+            if has_cost or (layer.calls and not any(module.children())):
+                found.append((order.get(module, len(order)), layer))
+        return (layer for _, layer in sorted(found, key=lambda pair: pair[0]))
+
+    def receptive_field(self, one: _Books) -> dict[str, Any] | str | None:
+        """That of the last map whose units see different parts; if there is none after a whole one, the whole."""
+        for field in reversed(one.fields.values()):
+            if field is None or field.whole or (field.local and field.pure):
+                return self.shown(field)
+        return None
+
+    def shown(self, field: Field | None) -> dict[str, Any] | str | None:
+        """A field as records have it."""
+        if field is None or not field.pure:
+            return None
+        covers = all(a.low <= 0 and a.high >= n for a, n in zip(field.axes, self.image_shape[1:], strict=True))
+        return "image" if field.whole or (covers and not field.local) else field.as_dict()
+
+    def _refusal(self, error: BaseException) -> UserError:
+        names = {module: name for name, module in self.model.named_modules()}
+        failed = self._failed[1] if self._failed and self._failed[0] is error else self._stack[-1]
+        text = " ".join(str(error).split())[:300]
+        values = "meta tensor", "data-dependent", "item()", "data is not allocated"
+        hint = (
+            "; it needs the values of a tensor, which counting does not have" if any(v in text for v in values) else ""
+        )
+        images = "x".join(map(str, self.image_shape)) + (" in training" if self.model.training else "")
+        return UserError(
+            f"cannot count {type(self.model).__name__} on images of {images}: in "
+            f"{names.get(failed) or 'its forward'}: {type(error).__name__}: {text}{hint}"
+        )
+
+    def _enter(self, module: nn.Module, inputs: Any) -> None:
+        self._stack.append(module)
+        self._books.calls[module] += 1
+
+    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._stack.pop()
+        error = sys.exc_info()[1]
+        if error is not None and (self._failed is None or self._failed[0] is not error):
+            self._failed = error, module
+        if module not in self._books.shapes:
+            first = next(tensors_in(output), None)
+            self._books.shapes[module] = None if first is None else tuple(first.shape)
+            if self._fields is not None and first is not None:
+                self._books.fields[module] = self._fields.field_of(first)
+
+    def _book(self, operator: Any, args: Any, out: Any) -> None:
+        """Books an operator to the module that runs; in the backward pass, to that of the operator it belongs to."""
+        if operator not in self._rules:
+            self._rules[operator] = operators.rule_of(operator)
+        rule, books = self._rules[operator], self._books
+        node = torch._C._current_autograd_node()
+        backward = node is not None and not torch.is_grad_enabled()
+        if backward:
+            module = self._module_of_node.get(node._sequence_nr(), self.model)
+        else:
+            module = self._stack[-1]
+            self._module_of_node.setdefault(torch._C._autograd._get_sequence_nr() - 1, module)
+        cost = rule(args, out) if rule is not None else None
+        if self._fields is not None:
+            self._fields(operator, args, out, bool(cost and cost.macs))
+        if self._complex.skips(operator, out, node if backward else None):
+            return
+        if cost is None:
+            books.unknown[str(operator)] += 1
+            return
+        if cost.macs:
+            books.macs[module] += cost.macs
+            books.activations += 0 if backward else out.numel()
+        if cost.other:
+            books.other[module] += cost.other

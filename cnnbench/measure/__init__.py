@@ -1,1 +1,0 @@
-"""Measures: functions from a network to figures whose names carry units."""

@@ -1,0 +1,321 @@
+"""The options of a command, described once, as the fields of a frozen dataclass.
+
+`parse` reads the words of a command line into such a dataclass and, for commands that have ``--config``, a YAML file of
+the same options. Both pass through `convert`, so a value means the same in either, and a program can build the
+dataclass itself. Nothing below `cnnbench.commands` sees a parser.
+
+Example:
+    >>> @dataclass(frozen=True, kw_only=True)
+    ... class Options:
+    ...     "Count networks."
+    ...     models: tuple[str, ...] = option("Names of networks.", positional=True, metavar="MODEL")
+    ...     batch_size: int | None = option("Images per training step.", default=None, least=1)
+    >>> parse(Options, ["VGG16", "--batch_size", "8"], "cnnbench count")
+    Options(models=('VGG16',), batch_size=8)
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from cnnbench.errors import UserError, unknown
+from cnnbench.files import parse_yaml, read_yaml
+from cnnbench.registry import split_names
+
+T = TypeVar("T")
+
+_LARGEST = 2**63
+_TYPED_ONLY = {"config", "trust"}
+"""Options that a file must not set."""
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a field says about its option beside type and default."""
+
+    help: str
+    metavar: str | None
+    least: float | None
+    most: float | None
+    positional: bool
+
+
+def option(
+    help: str,
+    *,
+    default: Any = MISSING,
+    metavar: str | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    positional: bool = False,
+) -> Any:
+    """Return a dataclass field that is an option of a command.
+
+    The type of the field decides how its value is read: ``bool`` is a flag, ``tuple[str, ...]`` names between commas
+    (or, as a positional, words), ``Literal`` one of its choices, ``dict[str, Any]`` a table in YAML; ``int``,
+    ``float``, ``str`` and ``Path`` are single values.
+
+    Args:
+        help: What the option does, as a full phrase.
+        default: Value when it is not given; without one the option is required.
+        metavar: Placeholder of the value in the help.
+        least: Smallest valid number.
+        most: Largest valid number.
+        positional: Whether it is given without a name.
+    """
+    facts = _Facts(help, metavar, least, most, positional)
+    return dataclasses.field(default=default, metadata={"option": facts})
+
+
+def parse(
+    cls: type[T],
+    words: Sequence[str],
+    command: str,
+    example: str = "",
+    check_file: Callable[[Mapping[str, Any], str], None] | None = None,
+) -> T:
+    """Read a command line into a dataclass of options.
+
+    Args:
+        cls: The dataclass; the first paragraph of its docstring introduces the help.
+        words: The command line, without the command.
+        command: The command, as in ``cnnbench count``.
+        example: Options of an example, shown at the end of the help.
+        check_file: Called with the values of a ``--config`` file and with words for where they stand, before they are
+            used.
+
+    Raises:
+        UserError: An option is unknown, missing or has an invalid value.
+        SystemExit: ``--help`` was asked for; the help has been printed.
+    """
+    parser = _make_parser(cls, command, example)
+    raw = vars(parser.parse_args(list(words)))
+    known = dict(_fields(cls))
+    given = {name: convert(cls, name, value) for name, value in raw.items()}
+    if "config" in given:
+        stored = _read_config(cls, given["config"], known)
+        if check_file is not None:
+            check_file(stored, f"config '{given['config']}'")
+        for group in getattr(cls, "EXCLUSIVE", ()):
+            if any(name in given for name in group):  # the command line decides between these
+                stored = {name: value for name, value in stored.items() if name not in group}
+        given = stored | given
+    return cls(**given)
+
+
+def convert(cls: type, name: str, value: Any, where: str = "") -> Any:
+    """Return the value of an option in the type of its field.
+
+    Args:
+        cls: The dataclass of options.
+        name: The field.
+        value: Text from a command line, or whatever stands in a YAML file.
+        where: The place, such as "config 'bench.yaml'"; empty for the command line.
+
+    Raises:
+        UserError: The value is not of that type, or out of range.
+    """
+    facts: _Facts = dict(_fields(cls))[name].metadata["option"]
+    kind = _kind_of(cls, name)
+    try:
+        if not kind.many:
+            return _single(kind, value, name, facts)
+        parts = split_names(value) if isinstance(value, str) else value
+        if not isinstance(parts, (list, tuple)):
+            parts = [parts]
+        return tuple(_single(kind, part, name, facts) for part in parts)
+    except UserError as error:
+        if where:
+            raise UserError(f"{where}: {error}") from None
+        raise
+
+
+def _single(kind: _Kind, value: Any, name: str, facts: _Facts) -> Any:
+    """Return one value as a type, checked against choices and range."""
+    if value is False and "off" in kind.choices:  # YAML reads the word off as false
+        value = "off"
+    if kind.many and kind.type is str and not isinstance(value, str):
+        raise UserError(f"{name} {value!r} is not a name")
+    result = _CONVERTERS[kind.type](value, name)
+    if kind.choices and result not in kind.choices:
+        raise unknown(name, str(result), kind.choices)
+    if facts.least is not None and result < facts.least:
+        raise UserError(f"{name} {value} must be at least {facts.least:g}")
+    if facts.most is not None and result > facts.most:
+        raise UserError(f"{name} {value} must be at most {facts.most:g}")
+    return result
+
+
+def _to_int(value: Any, name: str) -> int:
+    # True is an int to Python, and 2.5 would be cut.
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise UserError(f"{name} '{value}' is not a whole number")
+    try:
+        number = int(value)
+    except ValueError:
+        raise UserError(f"{name} '{value}' is not a whole number") from None
+    if not -_LARGEST <= number < _LARGEST:
+        raise UserError(f"{name} '{value}' is not a whole number of 64 bits")
+    return number
+
+
+def _to_float(value: Any, name: str) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"{name} '{value}' is not a number")
+    return number
+
+
+def _to_bool(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise UserError(f"{name} '{value}' is not true or false")
+    return value
+
+
+def _to_str(value: Any, name: str) -> str:
+    if isinstance(value, (list, tuple, dict)):
+        raise UserError(f"{name} '{value}' is not a single value")
+    return str(value)
+
+
+def _to_path(value: Any, name: str) -> Path:
+    return Path(_to_str(value, name))
+
+
+def _to_table(value: Any, name: str) -> dict[str, Any]:
+    hint = "write for example '{image_size: 28, augment: false}'"
+    if isinstance(value, str):
+        try:
+            value = parse_yaml(value, name)
+        except UserError as error:
+            raise UserError(f"{error}; {hint}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{name} '{value}' is not a table; {hint}")
+    return value
+
+
+_CONVERTERS: dict[Any, Callable[[Any, str], Any]] = {
+    int: _to_int,
+    float: _to_float,
+    bool: _to_bool,
+    str: _to_str,
+    Path: _to_path,
+    dict: _to_table,
+}
+
+
+def _fields(cls: type) -> Iterator[tuple[str, Field]]:
+    """Yield the options of a dataclass, its own before those of its bases, which several commands share."""
+    own = {field.name: field for field in dataclasses.fields(cls) if "option" in field.metadata}
+    seen = set()
+    for base in cls.__mro__:
+        for name in vars(base).get("__annotations__", {}):
+            if name in own and name not in seen:
+                seen.add(name)
+                yield name, own[name]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How the value of an option is read: the type of a single one, its choices, and whether it takes several."""
+
+    type: Any
+    choices: tuple[str, ...] = ()
+    many: bool = False
+
+
+def _kind_of(cls: type, name: str) -> _Kind:
+    annotation = typing.get_type_hints(cls)[name]
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        (annotation,) = (part for part in typing.get_args(annotation) if part is not type(None))
+    origin = typing.get_origin(annotation)
+    if origin is tuple:
+        return _Kind(typing.get_args(annotation)[0], many=True)
+    if origin is typing.Literal:
+        return _Kind(str, typing.get_args(annotation))
+    return _Kind(origin or annotation)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that says in one line what is wrong, and which option was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, rest = super().parse_known_args(args, namespace)
+        if rest:
+            typed = rest[0].split("=")[0]
+            near = difflib.get_close_matches(typed, self._option_string_actions, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"`{self.prog} --help` lists the options"
+            raise UserError(f"unknown option '{typed}'; {hint}")
+        return parsed, rest
+
+
+def _make_parser(cls: type, command: str, example: str) -> _Parser:
+    parser = _Parser(
+        prog=command,
+        description=" ".join(str(cls.__doc__).split("\n\n")[0].split()),
+        epilog=f"example: {command} {example}".rstrip() if example else None,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    for name, field in _fields(cls):
+        facts: _Facts = field.metadata["option"]
+        kind = _kind_of(cls, name)
+        settings: dict[str, Any] = {"help": _help(field, facts)}
+        if facts.positional:
+            required = field.default is MISSING
+            settings["metavar"] = facts.metavar or name.upper()
+            if kind.many:
+                settings["nargs"] = "+" if required else "*"
+            elif not required:
+                settings["nargs"] = "?"
+            parser.add_argument(name, **settings)
+        elif kind.type is bool:
+            parser.add_argument(f"--{name}", action="store_true", **settings)
+        else:
+            choices = "{" + ",".join(kind.choices) + "}" if kind.choices else None
+            settings["metavar"] = facts.metavar or choices or name.upper()
+            parser.add_argument(f"--{name}", **settings)
+    return parser
+
+
+def _help(field: Field, facts: _Facts) -> str:
+    """Return the help of an option with its default, unless the text says it already."""
+    text = facts.help
+    silent = field.default in (MISSING, None, False, ()) or "default:" in text
+    if not silent:
+        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        text = f"{text.rstrip('.')} (default: {default})."
+    return text.replace("%", "%%")
+
+
+def _read_config(cls: type, path: Path, known: Mapping[str, Field]) -> dict[str, Any]:
+    """Return the options of a YAML file, converted; those that are null count as not given."""
+    stored = read_yaml(path, "config")
+    where = f"config '{path}'"
+    if stored is None:
+        raise UserError(f"{where} is empty; write for example: models: [LeNet5, ResNet18]")
+    if not isinstance(stored, dict):
+        raise UserError(f"{where} is not a list of `option: value` lines")
+    values = {}
+    for key, value in stored.items():
+        if key not in known or key in _TYPED_ONLY:
+            valid = [name for name in known if name not in _TYPED_ONLY]
+            raise UserError(f"{where}: {unknown('key', str(key), valid)}")
+        if value is not None:
+            values[key] = convert(cls, key, value, where)
+    return values

@@ -1,0 +1,1 @@
+"""How pictures are drawn: one style and one set of helpers for reports and `explain`."""

@@ -1,0 +1,171 @@
+"""Reference accuracies: what networks of the zoo reach after a long training, from records that the package ships.
+
+A benchmark's budget can end long before a network has learnt what it can; then its accuracy says how fast it learns on
+one machine, and ranks networks in another order than everybody knows. So wherever such an accuracy is shown, that of
+the reference training stands beside it.
+
+``references/records.jsonl`` has the records of ``experiments/bench/reference*.yaml``, and beside it are the weights of
+a few small networks. `python -m cnnbench.catalog RUN` takes both over from run folders.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cnnbench.errors import UserError
+from cnnbench.files import write_text
+from cnnbench.record import Record, as_lines, load_records
+
+FOLDER = Path(__file__).parent
+FILE = FOLDER / "records.jsonl"
+CATALOG = Path(__file__).parents[1] / "models" / "catalog.json"
+
+
+class Reference(NamedTuple):
+    """The accuracy of a network after its reference training.
+
+    Attributes:
+        model: Name of the network.
+        label: What the data is called.
+        accuracy: Share of the test set that is right, 0 to 1; the mean over seeds.
+        low: The lowest over the seeds, or of one seed the lower end of its 95 % interval.
+        high: The highest, likewise.
+        seeds: How many trainings there are.
+        epochs: How often they saw the training images.
+        created: Day of the newest, as in 2026-11-29.
+        device: Where they ran.
+    """
+
+    model: str
+    label: str
+    accuracy: float
+    low: float
+    high: float
+    seeds: int
+    epochs: float
+    created: str
+    device: str
+
+    @property
+    def words(self) -> str:
+        """The accuracy with what it is of, for captions and sentences."""
+        seeds = "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"
+        return f"{percent(self.accuracy)} ({self.epochs:.0f} epochs, {seeds}, {self.created}, {self.device})"
+
+
+def percent(share: float) -> str:
+    """Return a share in per cent, with two decimals from 98 % on."""
+    return f"{100 * share:.{2 if share >= 0.98 else 1}f} %"
+
+
+@functools.cache
+def references() -> dict[tuple[str, str, int, int], Reference]:
+    """Return all references by network, label of the data, channels and image size; none where the file is missing."""
+    if not FILE.is_file():
+        return {}
+    groups: dict[tuple[str, str, int, int], list[Record]] = {}
+    for record in load_records([FILE]):
+        groups.setdefault(_key(record), []).append(record)
+    return {key: _summed_up(records) for key, records in groups.items()}
+
+
+@functools.cache
+def _published() -> dict[tuple[str, str], dict[str, Any]]:
+    """Return published accuracies by network and data set, from the kept catalogue of the zoo."""
+    try:
+        kept = json.loads(CATALOG.read_text(encoding="utf-8"))["models"]
+        return {(name, found["data"]): found for name, entry in kept.items() for found in entry["published"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def published_words(model: str, label: str) -> str:
+    """Return what has been published of a network on a data set, with its source; empty if nothing is known."""
+    found = _published().get((model, label.partition(" (")[0]))
+    return "" if found is None else f"published {found['accuracy']:g} % ({found['source']})"
+
+
+def reference_of(record: Record) -> Reference | None:
+    """Return the reference of the network and data of a record, if there is one that was trained for longer."""
+    found = references().get(_key(record))
+    if found is None or record.training.get("converged", True):
+        return None
+    return found if found.epochs > record.training.get("epochs", 0.0) else None
+
+
+def is_as_long_as_the_reference(record: Record) -> bool:
+    """Return whether there is a reference, and a record's training took as many epochs as it, or is it."""
+    found = references().get(_key(record))
+    return found is not None and record.training.get("epochs", 0.0) >= found.epochs
+
+
+def _key(record: Record) -> tuple[str, str, int, int]:
+    data = record.data
+    return record.model, data["label"], data.get("num_classes", 0), data.get("image_size", 0)
+
+
+def _summed_up(records: Sequence[Record]) -> Reference:
+    values = [record.measures["test_accuracy"] for record in records]
+    low, high = min(values), max(values)
+    if len(values) == 1:
+        low, high = (records[0].measures[f"test_accuracy_{end}"] for end in ("low", "high"))
+    newest = max(records, key=lambda record: record.created)
+    return Reference(
+        newest.model,
+        newest.data["label"],
+        statistics.fmean(values),
+        low,
+        high,
+        len(values),
+        newest.training["epochs"],
+        newest.created[:10],
+        newest.environment["device"],
+    )
+
+
+def take_over(paths: Sequence[Path]) -> list[Record]:
+    """Add the records of run folders or files to those of the package, each in place of an older one of its cell.
+
+    Only what says how good a network is stays in them: no times, and no measurements of one machine.
+
+    Raises:
+        UserError: A record has no accuracy on real data, or its training diverged.
+    """
+    kept = {record.key: record for record in (load_records([FILE]) if FILE.is_file() else [])}
+    new = load_records(list(paths))
+    for record in new:
+        if record.status != "ok" or record.confusion_matrix is None or record.data["synthetic"]:
+            raise UserError(f"{record.key} is no training on real data; leave it out")
+        if record.training["diverged"]:
+            raise UserError(f"the training of {record.key} diverged; leave it out")
+        kept[record.key] = record
+    write_text(FILE, as_lines(kept[key] for key in sorted(kept)))
+    references.cache_clear()
+    return new
+
+
+def weights_file(model: str, data: str | None) -> Path:
+    """Return the checkpoint that the package ships of a network.
+
+    Args:
+        model: Name of the network.
+        data: Name of the data set that it was trained on, such as ``MNIST``; None for the only one.
+
+    Raises:
+        UserError: There is none, or there are several.
+    """
+    there = sorted(path.stem for path in FOLDER.glob("*.ckpt"))
+    found = [name for name in there if name == f"{model}-{data}" or (data is None and name.startswith(f"{model}-"))]
+    if len(found) == 1:
+        return FOLDER / f"{found[0]}.ckpt"
+    if found:
+        sets = " or ".join(name.removeprefix(f"{model}-") for name in found)
+        raise UserError(f"--weights reference: {model} was trained on {sets}; add --data NAME")
+    on = f" on {data}" if data else ""
+    known = ", ".join(there) or "none in this package"
+    raise UserError(f"--weights reference: there are no weights of {model}{on}; there are {known}")

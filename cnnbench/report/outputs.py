@@ -1,0 +1,350 @@
+"""The report: a terminal table, Markdown, CSV, one HTML page and PNG pictures, all from records and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cnnbench import text
+from cnnbench.console import note
+from cnnbench.files import write_text
+from cnnbench.pages import render
+from cnnbench.plots.drawing import MANY
+from cnnbench.record import Record
+from cnnbench.report import provenance
+from cnnbench.report.columns import Column, columns_of
+from cnnbench.report.findings import listed, over_seeds, reference_sentences, said, setting
+from cnnbench.report.pictures import Drawn, draw_pictures
+
+MANY_ROWS = 30
+"""Rows from which a table says at its foot again what its columns are."""
+MANY_MATRICES = 12
+"""Confusion matrices of which more are folded away."""
+CSV_SETTINGS = ("precision", "inference_precision", "budget_s", "batch_size", "speed_batch_size")
+CSV_TRAINING = ("seconds", "steps", "epochs", "converged")
+TEXT_COLUMNS_OF_SEEDS = 2
+SEEDS_MEANING = "Test accuracy over seeds: mean, standard deviation (n - 1), lowest and highest."
+LEFT_OUT_WHEN_NARROW = (
+    "flops", "data", "activations", "train_images_per_s", "test_accuracy_interval", "train_accuracy", "budget",
+    "epochs", "resident_bytes", "peak_memory_bytes", "images_per_s",
+)  # fmt: skip
+"""Columns that the terminal table does without, one after the other, until it fits; data sets then head their rows."""
+LONGEST_MODEL = 40
+"""Characters of a network's name that the terminal table gives a line."""
+
+
+def _timed(record: Record) -> Mapping[str, Any]:
+    """Return the samples of a record's times, by kind of work; empty where nothing was timed."""
+    return record.measures.get("samples_ms") or {}
+
+
+class Report:
+    """Everything that the formats share: which columns have content, what is to be warned of, what was used.
+
+    Args:
+        records: Cells of one or several runs.
+    """
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        labels = dict.fromkeys(r.data["label"] for r in records)
+        places = {label: place for place, label in enumerate(labels)}
+        self.records = sorted(records, key=lambda r: places[r.data["label"]])
+
+    @cached_property
+    def columns(self) -> list[Column]:
+        """Columns in which some cell has content; seed and budget only where they differ."""
+        return columns_of(self.records)
+
+    @cached_property
+    def models(self) -> list[str]:
+        """Networks by their order of appearance."""
+        return list(dict.fromkeys(r.model for r in self.records))
+
+    @cached_property
+    def over_seeds(self) -> list[list[str]]:
+        """Accuracies over seeds, the head first; empty where no network has two."""
+        return over_seeds(self.records)
+
+    def rows(self) -> list[list[str]]:
+        """Return the cells of the table, a row per record."""
+        return [[c.show(r) for c in self.columns] for r in self.records]
+
+    @property
+    def synthetic(self) -> bool:
+        return any(r.data["synthetic"] for r in self.records)
+
+    @property
+    def title(self) -> str:
+        return "cnnbench report" + (" on SYNTHETIC data" if self.synthetic else "")
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What a reader has to know before believing a number."""
+        return provenance.warnings(self.records)
+
+    @cached_property
+    def references(self) -> list[str]:
+        """What the networks reach after their reference training, where that of these records was short."""
+        return reference_sentences(self.records)
+
+    @cached_property
+    def facts(self) -> list[tuple[str, str]]:
+        """Machine, versions, data and settings, each as a name and what was used, joined where records differ."""
+        return provenance.facts(self.records)
+
+    @cached_property
+    def groups(self) -> dict[str, list[tuple[Record, list[str]]]]:
+        """Records with their rows, by data set."""
+        groups: dict[str, list[tuple[Record, list[str]]]] = {}
+        for record, row in zip(self.records, self.rows(), strict=True):
+            groups.setdefault(record.data["label"], []).append((record, row))
+        return groups
+
+    @property
+    def lead(self) -> str:
+        """One sentence on what was measured where."""
+        networks = f"{len(self.models):,} networks"
+        if len(self.models) <= MANY:
+            networks = ", ".join(self.models)
+        devices = dict.fromkeys(str(said(r.environment, "device")) for r in self.records)
+        formats = dict.fromkeys(str(setting(r, "inference_precision")) for r in self.records if "latency" in _timed(r))
+        timed = f"; inference timed in {listed(formats, ' and ')}" if formats else ""
+        return (
+            f"{networks} on {listed(self.groups, ' and ')}; {listed(devices, ' and ')}{timed}; "
+            f"{self.records[0].created[:10]}"
+        )
+
+
+def print_table(report: Report, console: Console) -> None:
+    """Print the tables and what has to be known about them."""
+    columns = _fitting(report, console.width)
+    table = Table(title=report.title, title_justify="left", title_style="bold", header_style="bold")
+    table.show_footer = len(report.records) > MANY_ROWS
+    for c in columns:
+        justify: Literal["left", "right"] = "right" if c.numeric else "left"
+        widest = LONGEST_MODEL if c.key == "model" else None
+        table.add_column(c.title, justify=justify, overflow="fold", footer=c.title, max_width=widest)
+    for label, rows in report.groups.items():
+        table.add_section()
+        if not any(c.key == "data" for c in columns):
+            table.add_row(Text(text.printable(label), style="bold"))
+        for record, _ in rows:
+            table.add_row(*(Text(text.printable(c.show(record))) for c in columns))
+    console.print(table)
+    if len(columns) < len(report.columns):
+        console.print("(more columns in a wider terminal, and in the report)", markup=False)
+    if report.over_seeds:
+        _print_seeds(report.over_seeds, console)
+    for line in report.warnings:
+        console.print(Text(text.printable(line)))
+
+
+def _fitting(report: Report, width: int) -> list[Column]:
+    """Columns of the terminal table: the less important ones are left out until no cell needs a second line."""
+
+    def needed(column: Column) -> int:
+        longest = max(len(cell) for cell in (column.title, *map(column.show, report.records)))
+        return 3 + (min(longest, LONGEST_MODEL) if column.key == "model" else longest)
+
+    columns = list(report.columns)
+    widths = {column.key: needed(column) for column in columns}
+    for key in LEFT_OUT_WHEN_NARROW:
+        if 1 + sum(widths[column.key] for column in columns) <= width:
+            break
+        columns = [c for c in columns if c.key != key]
+    return columns
+
+
+def _print_seeds(rows: Sequence[Sequence[str]], console: Console) -> None:
+    table = Table(title="Over seeds", title_justify="left", title_style="bold", header_style="bold")
+    for index, title in enumerate(rows[0]):
+        table.add_column(title, justify="left" if index < TEXT_COLUMNS_OF_SEEDS else "right", overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*(Text(text.printable(cell)) for cell in row))
+    console.print(table)
+
+
+def to_csv(report: Report) -> str:
+    """Return one row per cell with every figure at full precision; keys are those of the records."""
+    scalars: dict[str, None] = {}
+    for r in report.records:
+        scalars |= dict.fromkeys(k for k, v in r.measures.items() if not isinstance(v, (dict, list)))
+    head = ["model", "data", "label", "synthetic", "seed", "status", "reason", "device", "threads"]
+    head += [*CSV_SETTINGS, "suspect", *(f"train_{k}" for k in CSV_TRAINING), *scalars]
+    rows: list[list[Any]] = [head]
+    for r in report.records:
+        row: list[Any] = [r.model, r.data_name, r.data["label"], r.data["synthetic"], r.seed, r.status, r.reason]
+        row += [r.environment.get("device"), r.environment.get("threads")]
+        row += [setting(r, name) for name in CSV_SETTINGS]
+        row.append("; ".join(r.measures.get("suspect", ())))
+        row += [r.training.get(k) for k in CSV_TRAINING]
+        row += [r.measures.get(k) for k in scalars]
+        rows.append(row)
+    return text.to_csv(rows)
+
+
+class MarkdownPage:
+    """A Markdown document in the making; every method escapes the texts that it is given."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def heading(self, title: str, level: int = 2) -> None:
+        """Add a heading with an empty line below."""
+        self._lines += [f"{'#' * level} {text.markdown(title)}", ""]
+
+    def paragraph(self, sentence: str) -> None:
+        """Add a paragraph with an empty line below."""
+        self._lines += [text.markdown(sentence), ""]
+
+    def quote(self, sentence: str) -> None:
+        """Add a quoted paragraph, which warnings are."""
+        self._lines += [f"> {text.markdown(sentence)}", ""]
+
+    def table(self, rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> None:
+        """Add a table, its head first.
+
+        Args:
+            rows: Cells.
+            numeric: Whether a column is set to the right.
+        """
+        self._lines += [*text.markdown_table(rows, numeric), ""]
+
+    def bullets(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Add a list of names and what is to be said of them."""
+        self._lines += [f"- **{text.markdown(name)}**: {text.markdown(value)}" for name, value in pairs]
+        self._lines.append("")
+
+    def picture(self, name: str) -> None:
+        """Add a picture of the folder ``figures``.
+
+        Args:
+            name: Of the file without suffix, as `cnnbench.files.safe_name` makes them.
+        """
+        self._lines += [f"![{text.markdown(name)}](figures/{quote(name)}.png)", ""]
+
+    @contextlib.contextmanager
+    def folded(self, summary: str) -> Iterator[None]:
+        """Fold what the block adds away under a summary."""
+        self._lines += [f"<details><summary>{html.escape(text.printable(summary))}</summary>", ""]
+        yield
+        self._lines += ["</details>", ""]
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines).rstrip("\n") + "\n"
+
+
+def to_markdown(report: Report, drawn: Drawn | None = None) -> str:
+    """Return the report as Markdown.
+
+    Args:
+        report: What is to be said.
+        drawn: The pictures that lie beside it in ``figures/``; None for a report without pictures.
+    """
+    page = MarkdownPage()
+    page.heading(report.title, 1)
+    for line in [*report.warnings, *(drawn.failures if drawn else ())]:
+        page.quote(line)
+    page.table([[c.title for c in report.columns], *report.rows()], [c.numeric for c in report.columns])
+    for sentence in report.references:
+        page.paragraph(sentence)
+    if report.over_seeds:
+        page.heading("Over seeds")
+        page.paragraph(SEEDS_MEANING)
+        numeric = [index >= TEXT_COLUMNS_OF_SEEDS for index in range(len(report.over_seeds[0]))]
+        page.table(report.over_seeds, numeric)
+    if drawn:
+        _add_pictures(page, drawn)
+    page.heading("What the columns mean")
+    page.bullets((c.title, c.meaning) for c in report.columns)
+    page.heading("How it was measured")
+    page.bullets(report.facts)
+    return str(page)
+
+
+def _add_pictures(page: MarkdownPage, drawn: Drawn) -> None:
+    page.heading("Pictures")
+    for picture in drawn.comparisons:
+        page.picture(picture.name)
+        for sentence in picture.caption:
+            page.paragraph(sentence)
+    for sentence in drawn.notes:
+        page.paragraph(sentence)
+    if drawn.more_matrices:
+        page.paragraph(drawn.more_matrices)
+    fold: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if len(drawn.matrices) > MANY_MATRICES:
+        fold = page.folded(f"{len(drawn.matrices)} confusion matrices")
+    with fold:
+        for picture in drawn.matrices:
+            page.picture(picture.name)
+
+
+def to_html(report: Report, drawn: Drawn | None = None) -> str:
+    """Return one page that needs nothing else: styles and pictures are inside.
+
+    Args:
+        report: What is to be said.
+        drawn: The pictures; None for a page without any.
+    """
+    return render(
+        "report",
+        report=report,
+        drawn=drawn or Drawn(),
+        many_matrices=MANY_MATRICES,
+        text_columns_of_seeds=TEXT_COLUMNS_OF_SEEDS,
+        seeds_meaning=SEEDS_MEANING,
+        zip=zip,
+    )
+
+
+def write_report(records: Sequence[Record], folder: Path) -> list[Path]:
+    """Write ``results.csv``, ``figures/*.png``, ``report.md`` and ``report.html`` into a folder, in this order.
+
+    A picture that cannot be drawn is left out, with a line on stderr and in the report.
+
+    Returns:
+        The files, the page first.
+
+    Raises:
+        OSError: A file cannot be written; those before it are there.
+    """
+    report = Report(records)
+    table, markdown, page = (folder / name for name in ("results.csv", "report.md", "report.html"))
+    write_text(table, to_csv(report))
+    drawn = draw_pictures(report.records, folder / "figures")
+    for line in drawn.failures:
+        note(line)
+    write_text(markdown, to_markdown(report, drawn))
+    write_text(page, to_html(report, drawn))
+    return [page, markdown, table, *drawn.files]
+
+
+def json_document(records: Sequence[Record]) -> dict[str, Any]:
+    """Return the document of ``--json``: measures at the top level of each cell, under the command's own names."""
+    cells = []
+    for r in records:
+        cells.append(
+            {
+                "model": r.model,
+                "data": r.data,
+                "seed": r.seed,
+                "status": r.status,
+                "reason": r.reason,
+                **{k: v for k, v in r.measures.items() if k != "samples_ms"},
+                "confusion_matrix": r.confusion_matrix,
+                "training": {k: v for k, v in r.training.items() if k != "curve"},
+                "config": r.config,
+                "environment": r.environment,
+            }
+        )
+    return {"schema": 1, "cells": cells}

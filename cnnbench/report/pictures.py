@@ -1,0 +1,333 @@
+"""The pictures of a report, drawn one at a time: each is made, saved and dropped before the next.
+
+A picture that cannot be drawn costs only itself. The page and the texts then say which one, and why.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from cnnbench.files import reason, write_bytes
+from cnnbench.pages import data_uri
+from cnnbench.plots.drawing import MOST_PANELS, plain_text
+from cnnbench.record import Record
+from cnnbench.report import figures
+from cnnbench.report.findings import (
+    Contender,
+    contenders,
+    first_sentences,
+    front_sentences,
+    left_out_sentences,
+    measured,
+    speed_sentences,
+)
+from cnnbench.report.matrices import DPI_OF_MANY, MatrixPainter
+
+MOST_MATRICES = 36
+"""Confusion matrices that stand on the page; all are in the folder of pictures."""
+LARGEST_SVG = 250_000
+"""Bytes of an SVG picture on the page; a larger one stands there as PNG, which does not grow with the networks."""
+LARGEST_PNG = 250_000
+"""Bytes of a PNG picture on the page; a larger one stands there as WebP."""
+MOST_VECTORS = 300
+"""Records from which comparisons are not even tried as SVG, which would be larger."""
+DPI = 160
+MOST_PIXELS = 5_000_000
+"""Pixels of a picture; where there are many panels, their resolution is lower."""
+
+
+class Sheet(Protocol):
+    """A drawn picture that can be saved."""
+
+    def png(self) -> bytes:
+        """Return it as a PNG file."""
+
+    def svg(self) -> bytes:
+        """Return it as an SVG file."""
+
+
+@dataclass(frozen=True)
+class FigureSheet:
+    """A figure that can be saved."""
+
+    figure: Figure
+
+    def png(self) -> bytes:
+        """Return the figure as a PNG file of at most `MOST_PIXELS`."""
+        width, height = self.figure.get_size_inches()
+        return self._save("png", min(DPI, math.sqrt(MOST_PIXELS / (width * height))))
+
+    def svg(self) -> bytes:
+        """Return the figure as an SVG file."""
+        return self._save("svg", None)
+
+    def _save(self, kind: str, dpi: float | None) -> bytes:
+        out = io.BytesIO()
+        if dpi is None:
+            self.figure.savefig(out, format=kind, metadata={"Date": None})
+        else:
+            self.figure.savefig(out, format=kind, dpi=dpi)
+        return out.getvalue()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that can be drawn.
+
+    Attributes:
+        name: File name without suffix.
+        draw: Makes it; None where the records have nothing for it.
+        describe: Makes the text for those who cannot see it.
+        caption: Makes the sentences below it, which also say what it leaves out.
+        matrix: Whether it is the confusion matrix of a cell, not a comparison.
+        vectors: Whether it can be small as SVG.
+    """
+
+    name: str
+    draw: Callable[[], Sheet | None]
+    describe: Callable[[], str]
+    caption: Callable[[], list[str]] = list
+    matrix: bool = False
+    vectors: bool = True
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture that was drawn and stands on the page.
+
+    Attributes:
+        name: File name without suffix.
+        uri: The picture itself, as an address.
+        alt: A text for those who cannot see it.
+        caption: Sentences below it.
+    """
+
+    name: str
+    uri: str
+    alt: str
+    caption: Sequence[str]
+
+
+@dataclass
+class Drawn:
+    """What came of drawing the pictures of a report.
+
+    Attributes:
+        comparisons: Pictures that compare networks.
+        matrices: Confusion matrices, at most `MOST_MATRICES`.
+        all_matrices: How many were drawn.
+        failures: A sentence per picture that could not be drawn.
+        notes: What is to be said of pictures that have nothing to show.
+        files: What was written.
+    """
+
+    comparisons: list[Shown] = field(default_factory=list)
+    matrices: list[Shown] = field(default_factory=list)
+    all_matrices: int = 0
+    failures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+
+    @property
+    def more_matrices(self) -> str:
+        """A sentence on the matrices that are in the folder alone; empty if there are none."""
+        if self.all_matrices == len(self.matrices):
+            return ""
+        return (
+            f"The page has the first {len(self.matrices)} of {self.all_matrices:,} confusion matrices; "
+            f"the other {self.all_matrices - len(self.matrices):,} are in the folder figures/."
+        )
+
+
+def draw_pictures(records: Sequence[Record], folder: Path) -> Drawn:
+    """Draw all pictures of a report and write them to a folder as PNG files.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    drawn = Drawn()
+    failures: list[str] = []
+    with plain_text():
+        for picture in all_pictures(records):
+            page = not picture.matrix or len(drawn.matrices) < MOST_MATRICES
+            try:
+                png, shown = _make(picture, page, drawn)
+            except Exception as error:  # whatever goes wrong in a picture, the report has everything else
+                failures.append(failure(picture, error))
+                continue
+            finally:
+                if not picture.matrix:
+                    gc.collect()  # the parts of a figure refer to each other, and would stay for long
+            if png is None:
+                continue
+            path = folder / f"{picture.name}.png"
+            write_bytes(path, png)
+            drawn.files.append(path)
+            drawn.all_matrices += picture.matrix
+            if shown:
+                (drawn.matrices if picture.matrix else drawn.comparisons).append(shown)
+    drawn.failures += first_sentences(failures, "more pictures could not be drawn")
+    return drawn
+
+
+def failure(picture: Picture, error: Exception) -> str:
+    """Return one line that says which picture could not be drawn, and why."""
+    return f"The picture {picture.name} could not be drawn ({type(error).__name__}: {reason(error)})."
+
+
+def _make(picture: Picture, page: bool, drawn: Drawn) -> tuple[bytes | None, Shown | None]:
+    """Draw a picture, once per format; None where there is nothing to show, or it is not to stand on the page."""
+    sheet = picture.draw()
+    caption = picture.caption()
+    if sheet is None:
+        drawn.notes += caption
+        return None, None
+    png = sheet.png()
+    if not page:
+        return png, None
+    svg = sheet.svg() if picture.vectors else b""
+    if 0 < len(svg) <= LARGEST_SVG:
+        uri = data_uri(svg, "image/svg+xml")
+    elif len(png) <= LARGEST_PNG:
+        uri = data_uri(png, "image/png")
+    else:
+        uri = data_uri(_webp(png), "image/webp")
+    return png, Shown(picture.name, uri, picture.describe(), caption)
+
+
+def _webp(png: bytes) -> bytes:
+    """Return a picture as WebP, a fifth of the size of a PNG with many points."""
+    out = io.BytesIO()
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+        image.save(out, "webp", quality=90)
+    return out.getvalue()
+
+
+def all_pictures(records: Sequence[Record]) -> Iterator[Picture]:
+    """Yield the pictures of a report: the comparisons, then the confusion matrix of each cell that has one."""
+    yield from comparisons(records)
+    painter = MatrixPainter(DPI if len(records) <= MOST_MATRICES else DPI_OF_MANY)
+    for name, record in zip(matrix_names(records), records, strict=True):
+        if record.confusion_matrix is not None:
+            yield matrix_picture(name, record, painter, vectors=len(records) <= MOST_MATRICES)
+
+
+def matrix_picture(name: str, record: Record, painter: MatrixPainter, vectors: bool = True) -> Picture:
+    """Return the picture of the confusion matrix of a cell.
+
+    Args:
+        name: File name without suffix.
+        record: The cell.
+        painter: Draws it; one painter for many matrices is much quicker.
+        vectors: Whether it stands on the page as SVG, which takes four times as much room.
+    """
+
+    def describe() -> str:
+        mistakes = figures.confusion_sentence(record)
+        return f"Confusion matrix of {record.model} on {record.data['label']}; {mistakes}"
+
+    def draw() -> Sheet | None:
+        return painter if painter.draw(record) else None
+
+    return Picture(name, draw, describe, matrix=True, vectors=vectors)
+
+
+def comparisons(records: Sequence[Record]) -> list[Picture]:
+    """Return the pictures that compare networks."""
+    found = []
+    vectors = len(records) <= MOST_VECTORS
+
+    def references_caption() -> list[str]:
+        entries = figures.with_references(records, figures.LATENCY)
+        words = "These are the accuracies of reference trainings, whose length is said under the table."
+        return [words, *_panels_left_out(entries)]
+
+    found.append(
+        Picture(
+            "reference_latency",
+            lambda: _sheet(figures.reference_against(records, figures.LATENCY)),
+            lambda: f"Test accuracy after a full training against {figures.COSTS[figures.LATENCY][0]}",
+            references_caption,
+            vectors=vectors,
+        )
+    )
+    for cost, (title, name) in figures.COSTS.items():
+        found.append(_accuracy_picture(records, cost, title, name))
+
+    def speed_caption() -> list[str]:
+        keys = ("macs", figures.LATENCY)
+        entries = measured(contenders(records), *keys)
+        return [*speed_sentences(records), *left_out_sentences(records, *keys), *_panels_left_out(entries)]
+
+    def curves_caption() -> list[str]:
+        return _labels_left_out(len(figures.with_curves(records)))
+
+    found.append(
+        Picture(
+            "macs_latency",
+            lambda: _sheet(figures.latency_against_macs(records)),
+            lambda: "Latency of one image against multiply-adds (MACs) per image",
+            speed_caption,
+            vectors=vectors,
+        )
+    )
+    found.append(
+        Picture(
+            "learning_curves",
+            lambda: _sheet(figures.learning_curves(records)),
+            lambda: "Training accuracy against training images seen",
+            curves_caption,
+            vectors=vectors,
+        )
+    )
+    return found
+
+
+def _accuracy_picture(records: Sequence[Record], cost: str, title: str, name: str) -> Picture:
+    def caption() -> list[str]:
+        keys = (cost, "test_accuracy")
+        entries = measured(contenders(records), *keys)
+        return [*front_sentences(records, cost), *left_out_sentences(records, *keys), *_panels_left_out(entries)]
+
+    return Picture(
+        name,
+        lambda: _sheet(figures.accuracy_against(records, cost)),
+        lambda: f"Test accuracy against {title}",
+        caption,
+        vectors=len(records) <= MOST_VECTORS,
+    )
+
+
+def _panels_left_out(entries: Sequence[Contender]) -> list[str]:
+    return _labels_left_out(len({e.label for e in entries}))
+
+
+def _labels_left_out(labels: int) -> list[str]:
+    if labels <= MOST_PANELS:
+        return []
+    return [f"The picture has the first {MOST_PANELS} of {labels:,} data sets; the table has all."]
+
+
+def _sheet(figure: Figure | None) -> FigureSheet | None:
+    return None if figure is None else FigureSheet(figure)
+
+
+def matrix_names(records: Sequence[Record]) -> list[str]:
+    """Return a file name for the confusion matrix of each record; numbered where runs have the same cell."""
+    seen: Counter[str] = Counter()
+    names = []
+    for record in records:
+        seen[record.key] += 1
+        number = seen[record.key]
+        names.append(f"confusion_{record.key}" if number == 1 else f"confusion_{record.key}-{number}")
+    return names

@@ -1,0 +1,183 @@
+"""What has to be known beside the figures: warnings, and with what they were measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from cnnbench.record import Record
+from cnnbench.report.findings import (
+    NOT_SAID,
+    SETTINGS,
+    SURROUNDINGS,
+    budget,
+    first_sentences,
+    listed,
+    packages,
+    said,
+    setting,
+)
+
+
+def warnings(records: Sequence[Record]) -> list[str]:
+    """What a reader has to know before believing a number."""
+    return [
+        *_synthetic(records),
+        *_trainings(records),
+        *first_sentences(list(_diverged(records)), "more trainings diverged"),
+        *first_sentences(list(_suspects(records)), "more reasons to suspect times; see results.csv"),
+        *_differences(records),
+        *first_sentences(list(_failures(records)), "more cells failed; see results.csv"),
+    ]
+
+
+def _synthetic(records: Sequence[Record]) -> Iterator[str]:
+    labels = listed(dict.fromkeys(r.data["label"] for r in records if r.data["synthetic"]))
+    if labels:
+        yield (
+            f"SYNTHETIC data: {labels}. These images are drawn by a formula; accuracy on them says nothing about "
+            "photographs or handwriting. Costs and speed are those of real images of the same size."
+        )
+
+
+def _trainings(records: Sequence[Record]) -> Iterator[str]:
+    short = [r for r in records if not r.training.get("converged", True)]
+    if short:
+        budgets = listed(dict.fromkeys(budget(r) for r in short))
+        yield (
+            f"* Not converged: trained for a budget of {budgets}, less than a full training. These accuracies "
+            "compare how far the networks come within the budget on this machine, not how good they are in the end."
+        )
+
+
+def _diverged(records: Sequence[Record]) -> Iterator[str]:
+    for r in records:
+        if r.training.get("diverged"):
+            yield f"Training of {r.model} on {r.data['label']} diverged: its loss was not a number."
+
+
+def _suspects(records: Sequence[Record]) -> Iterator[str]:
+    reasons: dict[str, dict[str, None]] = {}
+    for r in records:
+        for reason in r.measures.get("suspect", ()):
+            reasons.setdefault(reason, {})[f"{r.model} on {r.data['label']}"] = None
+    cells = len({(r.model, r.data["label"]) for r in records})
+    for reason, names in reasons.items():
+        which = "all" if len(names) == cells else listed(names)
+        yield f"? Suspect times ({which}): {reason}. Time them again before believing small differences."
+
+
+def _differences(records: Sequence[Record]) -> Iterator[str]:
+    for what in SETTINGS:
+        values = list(dict.fromkeys(str(setting(r, what)) for r in records))
+        if len(values) > 1:
+            yield f"The records differ in {what} ({listed(values)}): not every row compares with every other."
+    for what in SURROUNDINGS:
+        if len({str(r.environment.get(what)) for r in records}) > 1:
+            yield f"The records come from more than one {what}: speed does not compare between them."
+
+
+def _failures(records: Sequence[Record]) -> Iterator[str]:
+    for r in records:
+        if r.status == "error":
+            yield f"{r.model} on {r.data['label']} failed: {r.reason}"
+
+
+def facts(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """Machine, versions, data and settings, each as a name and what was used, joined where records differ."""
+    rows: dict[str, dict[str, None]] = {}
+    for r in records:
+        for name, value in _facts(r):
+            rows.setdefault(name, {})[value] = None
+    rates: dict[float, dict[str, None]] = {}
+    for r in records:
+        if "peak_lr" in r.training:
+            rates.setdefault(r.training["peak_lr"], {})[r.model] = None
+    found = [(name, listed(values, "; ")) for name, values in rows.items()]
+    if rates:
+        rows_of_rates = (f"{rate:g} {listed(models)}" for rate, models in rates.items())
+        place = list(rows).index("Recipe") + 1  # records that name a learning rate have a training
+        found.insert(place, ("Peak learning rate", listed(rows_of_rates, "; ")))
+    return found
+
+
+def _old_augmentation(augment: bool) -> str:
+    """What records said with one bit until 2026-11-23."""
+    return "random shift and mirroring" if augment else "none"
+
+
+def _facts(r: Record) -> list[tuple[str, str]]:
+    env, config, data = r.environment, r.config, r.data
+    facts = [
+        ("Device", f"{said(env, 'device')} ({said(config, 'device')})"),
+        *[(f"GPU {name}", str(value)) for name, value in (env.get("accelerator") or {}).items()],
+        ("Machine", _machine(env)),
+        ("Software", f"Python {said(env, 'python')}, {packages(r) or 'packages not said'}"),
+        ("Commit", _commit(env)),
+        ("Numbers", _numbers(config)),
+        ("Batch size", _batch_sizes(config)),
+        ("Data", _data(data)),
+    ]
+    if r.training:
+        facts += [("Budget", f"{budget(r)} per cell"), ("Recipe", str(said(r.training, "recipe")))]
+    if JPEG_COPY in str(data["label"]):
+        facts.append(("Data", JPEG_MEANING))
+    facts += [("Not measured", f"{name}: {reason}") for name, reason in r.skipped.items()]
+    if config.get("macs_convention"):
+        facts.append(("Counting", str(config["macs_convention"])))
+    facts.append(("Date", r.created[:10]))
+    return facts
+
+
+def _machine(env: Mapping[str, Any]) -> str:
+    cores, threads, memory = (said(env, name) for name in ("cpu_cores", "threads", "memory_gib"))
+    return f"{cores} CPU cores, {threads} threads, {memory} GiB memory, {said(env, 'os')}"
+
+
+def _commit(env: Mapping[str, Any]) -> str:
+    if not env.get("commit"):
+        return "not known"
+    changes = " with local changes" if env.get("dirty") else ""
+    return f"{env['commit'][:12]}{changes}"
+
+
+def _numbers(config: Mapping[str, Any]) -> str:
+    reason = f" ({config['precision_reason']})" if config.get("precision_reason") else ""
+    mode = f", {config['mode']}" if config.get("mode") else ""
+    search = ", cuDNN's search for kernels on" if config.get("cudnn_benchmark") else ""
+    inference = config.get("inference_precision")
+    timed = f"; inference is timed in {inference}" if inference not in (None, config.get("precision")) else ""
+    return f"{said(config, 'precision')}{reason}{timed}, memory format {said(config, 'memory_format')}{mode}{search}"
+
+
+def _batch_sizes(config: Mapping[str, Any]) -> str:
+    test = f", {config['eval_batch_size']} in the test" if config.get("eval_batch_size") else ""
+    training, speed = said(config, "batch_size"), said(config, "speed_batch_size")
+    return f"{training} in training, {speed} for images/s{test}, 1 for latency"
+
+
+JPEG_COPY = "JPEG copy"
+JPEG_MEANING = (
+    "JPEG copy: class folders of CIFAR-10's images that somebody saved as JPEG files, whose pixels differ a little "
+    "from the originals; accuracies are not those of the original files"
+)
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    label = str(data["label"])
+    if not data.get("train_images"):
+        return label
+    training, validation, test = (_images(data, f"{split}_images") for split in ("train", "val", "test"))
+    size = said(data, "image_size")
+    augmentation = data.get("augmentation")
+    if augmentation is None:
+        augmentation = _old_augmentation(data["augment"]) if "augment" in data else NOT_SAID
+    return (
+        f"{label}: {training} training, {validation} validation and {test} test images, "
+        f"{said(data, 'in_channels')}x{size}x{size}, augmentation: {augmentation}, "
+        f"full training {said(data, 'full_epochs')} epochs"
+    )
+
+
+def _images(data: Mapping[str, Any], name: str) -> str:
+    return f"{data[name]:,}" if data.get(name) is not None else NOT_SAID

@@ -1,0 +1,360 @@
+"""What a network asks of a machine, arithmetic and memory, and what that says of its time: the roofline.
+
+A pass runs without values, on tensors that know their type, so that autocast's casts are in it; every operator is
+costed by the table of `cnnbench.counting.operators`, and moves what it reads and writes. It takes at least the longer
+of the two: its arithmetic at the peak, its bytes at the bandwidth (Williams et al. 2009, 10.1145/1498765.1498785).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cnnbench.counting import operators
+from cnnbench.counting.copies import eager, meta_copy, untouched_randomness, without_global_hooks
+from cnnbench.counting.meta import tensors_in
+from cnnbench.errors import Stopped, UserError, unknown
+from cnnbench.hardware import INFERENCE_PRECISIONS, PRECISIONS, autocast, weights_type
+from cnnbench.roofline.peaks import Peaks
+from cnnbench.units import plain
+
+TRAFFIC_CONVENTION = (
+    "operations are 2 per multiply-add of convolutions and matrix products, and 1 per element and step of other "
+    "arithmetic; bytes are what every operator that is no view reads and writes, weights included, nothing fused; the "
+    "roofline's time of an operator is the longer of its operations at the peak and its bytes at the rate of a copy of "
+    "that size"
+)
+LAUNCH_SHARE = 0.5
+"""Share of the time that is spent per call, whatever its images, from which on a network is launch-bound."""
+POOR = 0.25
+"""Share of the roofline below which the evidence says that the kernels themselves are slow."""
+FARTHEST = 0.1
+"""Share of the roofline below which neither memory nor arithmetic is called the limit."""
+
+
+class Work(NamedTuple):
+    """One call of an operator.
+
+    Attributes:
+        kind: Of `operators.KINDS`.
+        flops: Twice its multiply-adds.
+        other_ops: Its other arithmetic.
+        moved_bytes: What it reads and writes.
+    """
+
+    kind: str
+    flops: int
+    other_ops: int
+    moved_bytes: int
+
+    def seconds(self, peaks: Peaks, precision: str) -> tuple[float, float]:
+        """The least time of its arithmetic, and of its memory."""
+        operations = self.flops + self.other_ops
+        return operations / peaks.of(precision), peaks.seconds_to_move(self.moved_bytes)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one pass asks for.
+
+    Attributes:
+        batch_size: Its images.
+        precision: In Lightning's words.
+        works: Operators in their order; those that move nothing are left out.
+        uncounted: Operators whose arithmetic is not known, with their calls.
+    """
+
+    batch_size: int
+    precision: str
+    works: tuple[Work, ...]
+    uncounted: tuple[str, ...] = ()
+
+    @property
+    def flops(self) -> int:
+        return sum(work.flops for work in self.works)
+
+    @property
+    def other_ops(self) -> int:
+        return sum(work.other_ops for work in self.works)
+
+    @property
+    def moved_bytes(self) -> int:
+        return sum(work.moved_bytes for work in self.works)
+
+    @property
+    def operations(self) -> int:
+        return self.flops + self.other_ops
+
+    @property
+    def intensity(self) -> float:
+        """Operations per byte."""
+        return self.operations / max(self.moved_bytes, 1)
+
+    def by_kind(self) -> dict[str, Load]:
+        """Its parts, by kind of layer, in the order of `operators.KINDS`; kinds that it has not are left out."""
+        parts: dict[str, list[Work]] = defaultdict(list)
+        for work in self.works:
+            parts[work.kind].append(work)
+        return {k: Load(self.batch_size, self.precision, tuple(parts[k])) for k in operators.KINDS if k in parts}
+
+    def seconds(self, peaks: Peaks) -> float:
+        """The roofline's time: the sum over operators, one after the other."""
+        return sum(max(work.seconds(peaks, self.precision)) for work in self.works)
+
+    def memory_share(self, peaks: Peaks) -> float:
+        """Share of that time in operators whose memory takes longer than their arithmetic."""
+        times = [work.seconds(peaks, self.precision) for work in self.works]
+        return sum(memory for arithmetic, memory in times if memory > arithmetic) / max(sum(map(max, times)), 1e-30)
+
+
+def layer_traffic(
+    model: nn.Module, image_shape: Sequence[int], batch_size: int, precision: str = "32-true", training: bool = False
+) -> Load:
+    """Traces a pass of a network, which is neither run nor changed. Operators and autocast are those of the CPU.
+
+    Args:
+        model: Any network that takes one batch of images and returns tensors.
+        image_shape: Channels and extents of one image.
+        batch_size: Images.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``, or of inference ``bf16-true`` or ``16-true``.
+        training: Whether it is forward in training mode and backward, without loss and optimizer, not inference.
+
+    Raises:
+        UserError: An argument is none of these, or the network does not run on such images.
+    """
+    valid = [name for name in (*PRECISIONS, *INFERENCE_PRECISIONS) if name != "auto"]
+    if precision not in valid:
+        raise unknown("precision", precision, valid)
+    if batch_size < 1:
+        raise UserError(f"batch_size {batch_size} must be at least 1")
+    try:
+        return _trace(model, image_shape, batch_size, precision, training)
+    except (UserError, Stopped):
+        raise
+    except BaseException as error:  # whatever forward or backward of somebody else's network raises
+        text = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"cannot trace {type(model).__name__} with {batch_size} images of {'x'.join(map(str, image_shape))}: "
+            f"{type(error).__name__}: {text}"
+        ) from error
+
+
+def _trace(model: nn.Module, image_shape: Sequence[int], batch_size: int, precision: str, training: bool) -> Load:
+    tracer = _Tracer()
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.inference_mode(False), untouched_randomness(), without_global_hooks(), eager(), fake:
+        copy = meta_copy(model, "cpu")[0].train(training)
+        if precision in INFERENCE_PRECISIONS:
+            _cast(copy, weights_type(precision))
+        dtype = next((p.dtype for p in copy.parameters() if p.is_floating_point()), torch.float32)
+        images = torch.empty(batch_size, *image_shape, dtype=dtype)
+        with tracer:
+            with torch.set_grad_enabled(training), autocast(precision, torch.device("cpu")):
+                outputs = [t for t in tensors_in(copy(images)) if t.requires_grad]
+            if training and outputs:
+                torch.autograd.backward(outputs, [torch.empty_like(t) for t in outputs])
+    uncounted = tuple(f"{name} ({calls} calls)" for name, calls in sorted(tracer.unknown.items()))
+    return Load(batch_size, precision, tuple(tracer.works), uncounted)
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give parameters and buffers in floating point another type; ``Module.to`` cannot in a `FakeTensorMode`."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_floating_point():
+                module._parameters[name] = nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_floating_point():
+                module._buffers[name] = buffer.to(dtype)
+
+
+class _Tracer(TorchDispatchMode):
+    """Notes the work of every operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.works: list[Work] = []
+        self.unknown: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not operators.moves_data(func):
+            return out
+        rule = operators.rule_of(func)
+        if rule is None:
+            self.unknown[str(func)] += 1
+        cost = rule(args, out) if rule is not None else operators.FREE
+        kind = operators.kind_of(func, args)
+        moved = _bytes((args, kwargs or {})) + _bytes(out)
+        self.works.append(Work(kind, 2 * cost.macs, cost.other, moved))
+        return out
+
+
+def _bytes(values: Any) -> int:
+    """Bytes of distinct tensors; what a dimension of stride 0 repeats counts once."""
+    distinct = {id(t): t for t in tensors_in(values)}
+    return sum(_own_elements(t) * t.element_size() for t in distinct.values())
+
+
+def _own_elements(tensor: Tensor) -> int:
+    count = 1
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        count *= size if stride or not size else 1
+    return count
+
+
+def predicted_seconds(
+    model: nn.Module, image_shape: Sequence[int], batch_size: int, peaks: Peaks, precision: str, training: bool = False
+) -> float:
+    """The time that the roofline allows a pass of a network; see `layer_traffic`."""
+    return layer_traffic(model, image_shape, batch_size, precision, training).seconds(peaks)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What limits a pass.
+
+    Attributes:
+        bound: ``launch-bound``, ``memory-bound``, ``compute-bound``, or ``not determined`` where nothing tells apart
+            what is spent per call, or where the kernels are so far below the roofline that it is neither.
+        evidence: Why, in one sentence.
+        intensity: Operations per byte.
+        measured_s: What it took.
+        predicted_s: What the roofline allows.
+        of_peak_flops: Achieved share of the peak arithmetic.
+        of_peak_bandwidth: Achieved share of the rate of copying memory; above 1 where caches serve it.
+        of_roofline: Predicted over measured time.
+        memory_share: Share of the predicted time in operators that memory limits.
+        per_call_share: Share of the measured time that is spent per call, not per image; None if not known.
+    """
+
+    bound: str
+    evidence: str
+    intensity: float
+    measured_s: float
+    predicted_s: float
+    of_peak_flops: float
+    of_peak_bandwidth: float
+    of_roofline: float
+    memory_share: float
+    per_call_share: float | None
+
+    def figures(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Timed(NamedTuple):
+    """A pass and its measured time."""
+
+    load: Load
+    seconds: float
+
+
+def bound(
+    timed: Timed,
+    peaks: Peaks,
+    other: Timed | None = None,
+    graph_s: float | None = None,
+    device_s: float | None = None,
+) -> Verdict:
+    """What limits a pass: launching its operators, memory, or arithmetic.
+
+    It is launch-bound if half of its time or more does not grow with the work: by the part of it in which the GPU waits
+    for the host, or by what a CUDA graph of it saves, or else by the straight line of time over images through two
+    batch sizes, less the part of its start that the roofline explains, such as reading the weights. Otherwise it is
+    bound by what limits the larger part of the roofline's time.
+    With neither a graph nor another batch size, that is said only of passes that spend half of their time or more as
+    the roofline allows; and never of those that spend less than a tenth so.
+
+    Args:
+        timed: The pass, with its time.
+        peaks: Of the machine.
+        other: The same network with another number of images.
+        graph_s: Time of the pass as a CUDA graph; it too begins with a launch that the GPU waits for.
+        device_s: What the GPU itself takes for the pass, the shorter of launched in advance and as a graph.
+
+    Raises:
+        UserError: A time is not above 0, or both passes have the same number of images.
+    """
+    load, seconds = timed
+    for value in (seconds, graph_s, device_s, other.seconds if other else None):
+        if value is not None and not value > 0:
+            raise UserError(f"time {value} s must be above 0")
+    predicted, memory_share = load.seconds(peaks), load.memory_share(peaks)
+    arithmetic = load.operations / seconds / peaks.of(load.precision)
+    bandwidth = load.moved_bytes / seconds / peaks.bytes_per_s
+    by_line = _per_call_share(timed, peaks, other) if other is not None else None
+    share = by_line
+    without_host_s = device_s if device_s is not None else graph_s
+    if without_host_s is not None:
+        # A pass with more launches than a queue holds, or one that reads values, waits for the host there too; then
+        # the straight line knows better.
+        share = max(0.0, 1 - without_host_s / seconds, by_line or 0.0)
+    if share is not None and share >= LAUNCH_SHARE:
+        name = "launch-bound"
+    elif predicted / seconds < (LAUNCH_SHARE if share is None else FARTHEST):
+        name = "not determined"
+    else:
+        name = "memory-bound" if memory_share > 0.5 else "compute-bound"
+    poor = predicted / seconds < POOR
+    facts = [
+        f"the roofline allows {_ms(predicted)}, measured {_ms(seconds)}, {percent(predicted / seconds)} of it"
+        + (", so the kernels themselves are slow" if share is not None and share < LAUNCH_SHARE and poor else ""),
+        f"{load.intensity:.3g} FLOP/byte, {percent(arithmetic)} of the peak arithmetic and "
+        f"{percent(bandwidth)} of memory's rate" + (" (caches serve it)" if bandwidth > 1 else ""),
+        f"{percent(memory_share)} of the roofline's time is in operators that memory limits",
+    ]
+    if device_s is not None:
+        facts.append(f"the GPU itself works {_ms(device_s)}, {percent(max(0.0, 1 - device_s / seconds))} less")
+    if graph_s is not None:
+        facts.append(f"as a CUDA graph {_ms(graph_s)}, {percent(max(0.0, 1 - graph_s / seconds))} less")
+    if share is None and name == "not determined":
+        facts.append("a second batch size would tell what is spent per call: give a --batch_size above 1")
+    if other is not None:
+        few, many = sorted((timed, other), key=lambda t: t.load.batch_size)
+        times = many.load.batch_size / few.load.batch_size
+        spent = "" if by_line is None or by_line != share else f", {percent(by_line)} of this pass spent per call"
+        facts.append(f"{times:g} times the images take {many.seconds / few.seconds:.3g} times as long{spent}")
+    evidence = f"{name}: {'; '.join(facts)}"
+    return Verdict(
+        name,
+        evidence,
+        load.intensity,
+        seconds,
+        predicted,
+        arithmetic,
+        bandwidth,
+        predicted / seconds,
+        memory_share,
+        share,
+    )
+
+
+def _per_call_share(timed: Timed, peaks: Peaks, other: Timed) -> float:
+    """Share of the time that neither grows with the images nor is in the roofline."""
+    images = other.load.batch_size - timed.load.batch_size
+    if not images:
+        raise UserError(f"both passes have {timed.load.batch_size} images; the slope needs two batch sizes")
+
+    def start(here: float, there: float) -> float:
+        """Time of no images at all, by the straight line, which does not fall."""
+        return here - max(0.0, (there - here) / images) * timed.load.batch_size
+
+    extra = start(timed.seconds, other.seconds) - start(timed.load.seconds(peaks), other.load.seconds(peaks))
+    return min(1.0, max(0.0, extra / timed.seconds))
+
+
+def percent(share: float) -> str:
+    """A share in per cent, with two digits where it is small."""
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
+
+
+def _ms(seconds: float) -> str:
+    return f"{plain(1e3 * seconds)} ms"

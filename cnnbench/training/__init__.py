@@ -1,0 +1,1 @@
+"""Training: the base of all networks, its callbacks, and checkpoints."""

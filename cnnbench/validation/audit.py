@@ -1,0 +1,304 @@
+"""The audit: our counts beside those of other counters, and a named cause for every difference.
+
+A difference that its causes (see `cnnbench.validation.counters`) do not explain to the last digit is an error: exit
+code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import io
+import json
+import logging
+import statistics
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from cnnbench.counting.complexity import complexity
+from cnnbench.counting.copies import build_without_values
+from cnnbench.errors import UserError
+from cnnbench.models import all_models
+from cnnbench.network import Network, get_network
+from cnnbench.validation import interleave, ratio, run, training_step, write_race
+from cnnbench.validation.calls import record_calls
+from cnnbench.validation.counters import COUNTERS, TIMED, Subject
+
+TORCHVISION = (
+    "alexnet vgg11 vgg16 vgg16_bn googlenet inception_v3 resnet18 resnet34 resnet50 resnet101 resnet152 "
+    "resnext50_32x4d wide_resnet50_2 densenet121 densenet169 densenet201 squeezenet1_1 mobilenet_v2 "
+    "mobilenet_v3_small mobilenet_v3_large mnasnet1_0 shufflenet_v2_x1_0 efficientnet_b0 efficientnet_v2_s "
+    "regnet_x_400mf regnet_y_400mf convnext_tiny vit_b_16 swin_t"
+).split()
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A count that is not ours, and why.
+
+    Attributes:
+        causes: Amount by cause; ours and all of them add up to the other count, unless something is unexplained.
+    """
+
+    network: str
+    counter: str
+    count: int
+    ours: int
+    causes: dict[str, int]
+
+    @property
+    def unexplained(self) -> int:
+        return self.count - self.ours - sum(self.causes.values())
+
+
+def _published(subject: Subject) -> Iterator[Disagreement]:
+    """What torchvision prints beside its weights: MACs in millions, and parameters."""
+    from torchvision import models
+
+    name = subject.network.name.removeprefix("torchvision:")
+    meta = models.get_model_weights(name).DEFAULT.meta
+    million = 10**6
+    ours, theirs = round(subject.macs / million) * million, round(1000 * meta["_ops"]) * million
+    yield Disagreement(subject.network.name, "published MACs", theirs, ours, {})
+    heads = sum(p.numel() for n, p in subject.model.named_parameters() if n.lower().startswith("aux"))
+    params = sum(p.numel() for p in subject.model.parameters())
+    left_out = {"auxiliary heads": -heads} if heads and meta["num_params"] < params else {}
+    yield Disagreement(subject.network.name, "published parameters", meta["num_params"], params, left_out)
+
+
+def compare(subject: Subject) -> list[Disagreement]:
+    """The counts of all others for one network."""
+    found = []
+    for name, (count, explain) in COUNTERS.items():
+        ours = subject.train_macs if "training" in name else subject.macs
+        causes = {cause: amount for cause, amount in explain(subject).items() if amount}
+        found.append(Disagreement(subject.network.name, name, count(subject), ours, causes))
+    if subject.network.name.startswith("torchvision:"):
+        found += _published(subject)
+    return found
+
+
+# Time.
+
+
+def audit(network: Network, rounds: int) -> tuple[list[Disagreement], dict[str, list[float]]]:
+    """Counts and times one network with every counter.
+
+    Returns:
+        The comparison, and milliseconds per counter and round; ``training step`` is a real one with one image, two for
+        a network whose batch norm refuses one.
+    """
+    shape = network.image_shape
+    real = network.build()
+    model = build_without_values(network.build)[0].to("meta")
+    cost = complexity(model, shape)
+    assert cost.train_macs is not None
+    subject = Subject(network, model, real, record_calls(model, shape), cost.macs, cost.train_macs)
+    found = compare(subject)
+    real.train()
+    try:
+        step = training_step(real, torch.randn(1, *shape))
+        step()
+    except ValueError:  # "Expected more than 1 value per channel when training"
+        step = training_step(real, torch.randn(2, *shape))
+    subjects: dict[str, Callable[[], object]] = {
+        "ours": lambda: complexity(model, shape, training=False),
+        "ours, training": lambda: complexity(model, shape),
+        "training step": step,
+    }
+    subjects |= {name: functools.partial(COUNTERS[name][0], subject) for name in TIMED}
+    return found, interleave(subjects, rounds)
+
+
+# Report.
+
+
+def disagreement_table(found: Sequence[Disagreement]) -> Table:
+    """One row per count that is not ours."""
+    table = Table(title="Counts that differ, and why", title_justify="left", title_style="bold", header_style="bold")
+    for title in ("Network", "Counter", "Count", "Ours", "Difference", "Causes"):
+        table.add_column(title, justify="left" if title in ("Network", "Counter", "Causes") else "right")
+    previous = ""
+    for d in found:
+        if d.count == d.ours:
+            continue
+        if d.network != previous:
+            table.add_section()
+        causes = [f"{name} {amount:+,}" for name, amount in d.causes.items()]
+        if d.unexplained:
+            causes.append(f"[bold red]UNEXPLAINED {d.unexplained:+,}[/]")
+        shown = d.network if d.network != previous else ""
+        table.add_row(shown, d.counter, f"{d.count:,}", f"{d.ours:,}", f"{d.count - d.ours:+,}", "; ".join(causes))
+        previous = d.network
+    return table
+
+
+def summary(found: Sequence[Disagreement], times: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict[str, Any]]:
+    """One row per counter: how often it agrees, what it differs by, and its time over all networks."""
+    ours = _totals(times, "ours")
+    names = list(dict.fromkeys(d.counter for d in found))
+    rows: list[dict[str, Any]] = [{"name": "cnnbench", **_time_row(times, "ours", ours)}]
+    rows.append({"name": "cnnbench, training too", **_time_row(times, "ours, training", ours)})
+    rows.append({"name": "(a real training step of one image)", **_time_row(times, "training step", ours)})
+    for name in names:
+        mine = [d for d in found if d.counter == name]
+        percent: dict[str, list[float]] = {}
+        for d in mine:
+            for cause, amount in d.causes.items():
+                unit = d.ours * (2 if "factor 2" in d.causes and cause != "factor 2" else 1)
+                percent.setdefault(cause, []).append(100 * amount / unit)
+        rows.append(
+            {
+                "name": name,
+                "networks": len(mine),
+                "equal": sum(d.count - d.causes.get("factor 2", 0) == d.ours for d in mine),
+                "unexplained": sum(d.unexplained != 0 for d in mine),
+                "causes": {c: {"networks": len(v), "most": max(v, key=abs)} for c, v in percent.items()},
+                **(_time_row(times, name, ours) if all(name in t for t in times.values()) else {}),
+            }
+        )
+    return rows
+
+
+def _totals(times: Mapping[str, Mapping[str, Sequence[float]]], name: str) -> list[float]:
+    """Milliseconds over all networks, round by round."""
+    return [sum(round_ms) for round_ms in zip(*(t[name] for t in times.values()), strict=True)]
+
+
+def _time_row(times: Mapping[str, Mapping[str, Sequence[float]]], name: str, ours: Sequence[float]) -> dict[str, Any]:
+    total = _totals(times, name)
+    return {"total_ms_median": statistics.median(total), "times_ours": ratio(total, ours)}
+
+
+LETTERS = {
+    "factor 2": "x 2",
+    "bias": "b",
+    "normalisation": "n",
+    "activation": "a",
+    "pooling": "p",
+    "element-wise": "e",
+    "counted twice": "t",
+    "missing functional": "f",
+    "one position for all": "o",
+    "transposed by outputs": "v",
+    "auxiliary heads": "h",
+    "grouped gradient": "g",
+}
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """The tables of the README, from what the audit wrote."""
+    lines = [
+        "| Counter | Equal | Differs by (largest share in one network; networks) | Unexplained | Time | of ours |",
+        "| --- | ---: | --- | ---: | ---: | ---: |",
+    ]
+    for row in document["rows"]:
+        causes = [f"{cause} ({c['most']:+,.4g} %; {c['networks']})" for cause, c in row.get("causes", {}).items()]
+        equal = f"{row['equal']} of {row['networks']}" if "networks" in row else ""
+        time = ("", "")
+        if "total_ms_median" in row:
+            time = (f"{row['total_ms_median'] / 1000:.2f} s", f"x {row['times_ours']['median']:.2f}")
+        unexplained = str(row.get("unexplained", ""))
+        lines.append(f"| {row['name']} | {equal} | {', '.join(causes)} | {unexplained} | {time[0]} | {time[1]} |")
+    legend = ", ".join(f"{letter} {cause}" for cause, letter in LETTERS.items())
+    others = ("FlopCounterMode", "ptflops", "torchinfo", "fvcore", "FlopCounterMode, training", "published parameters")
+    lines += ["", f"Causes: {legend}. A figure without letters is equal to the last digit.", ""]
+    lines.append("| Network | MACs | " + " | ".join(others[:4]) + " | Training MACs | " + " | ".join(others[4:]) + " |")
+    lines.append("| --- | ---: |" + " --- |" * 4 + " ---: | --- | --- |")
+    by_network: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for d in document["comparisons"]:
+        by_network.setdefault(d["network"], {})[d["counter"]] = d
+    for network, mine in by_network.items():
+        cells = [_cell(mine.get(other)) for other in others]
+        ours = [f"{mine[other]['ours']:,}" for other in ("FlopCounterMode", "FlopCounterMode, training")]
+        lines.append(f"| {network} | {ours[0]} | {' | '.join(cells[:4])} | {ours[1]} | {' | '.join(cells[4:])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(d: Mapping[str, Any] | None) -> str:
+    """One count of another: equal, or by how much it differs, and the letters of the causes."""
+    if d is None:
+        return ""
+    rest = d["count"] - d["ours"] - d["causes"].get("factor 2", 0)
+    unit = d["ours"] * (2 if "factor 2" in d["causes"] else 1)
+    percent = 100 * rest / unit
+    difference = "" if not rest else f"{percent:+.2f} %" if abs(percent) >= 0.01 else f"{percent:+.1g} %"
+    unexplained = d["count"] - d["ours"] != sum(d["causes"].values())
+    letters = " ".join(LETTERS[cause] for cause in d["causes"]) + (" UNEXPLAINED" if unexplained else "")
+    return f"{difference} {letters}".strip() or "equal"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the audit; exit code 1 on an unexplained difference."""
+    parser = argparse.ArgumentParser(prog="python -m cnnbench.validation.audit", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of timing (default: 3)")
+    parser.add_argument("--models", nargs="+", metavar="MODEL", help="instead of the zoo and 29 of torchvision")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        raise UserError(f"rounds {options.rounds} must be at least 1")
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    names = options.models or [*all_models(), *(f"torchvision:{name}" for name in TORCHVISION)]
+    console = Console(width=None if sys.stdout.isatty() else 170)
+    found: list[Disagreement] = []
+    times: dict[str, dict[str, list[float]]] = {}
+    for name in names:
+        network = get_network(name)
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        with contextlib.redirect_stdout(io.StringIO()):  # ptflops talks
+            comparison, times[name] = audit(network, options.rounds)
+        found += comparison
+    rows = summary(found, times)
+    console.print(disagreement_table(found))
+    return _conclude(found, times, rows)
+
+
+def _conclude(
+    found: Sequence[Disagreement], times: Mapping[str, Mapping[str, Sequence[float]]], rows: list[dict[str, Any]]
+) -> int:
+    """Prints what the figures say, and writes them."""
+    exact = [
+        row
+        for row in rows
+        if {"causes", "times_ours"} <= set(row) and set(row["causes"]) <= {"factor 2"} and "training" not in row["name"]
+    ]
+    rival = min(exact, key=lambda row: row["times_ours"]["median"])
+    steps = {name: ratio(t["ours, training"], t["training step"]) for name, t in times.items()}
+    dearer = [name for name, r in steps.items() if r["median"] >= 1]
+    unexplained = [d for d in found if d.unexplained]
+    goals = {
+        "every difference explained": not unexplained,
+        f"inference count no slower than {rival['name']}": rival["times_ours"]["median"] >= 1,
+        "training count cheaper than a training step": not dearer,
+    }
+    print(
+        f"networks: {len(times)}; differences: {sum(d.count != d.ours for d in found)}; unexplained: {len(unexplained)}"
+    )
+    factor = rival["times_ours"]["median"]
+    print(f"the fastest other counter that is right, {rival['name']}, takes {factor:.2f} times as long as ours")
+    total = ratio(_totals(times, "ours, training"), _totals(times, "training step"))["median"]
+    print(f"the training count of all takes {total:.2f} times as long as a training step of one image of all")
+    for name in dearer:
+        factor = steps[name]["median"]
+        print(f"the training count of {name} takes {factor:.2f} times as long as a training step of one image")
+    ratios = {f"{row['name']} / cnnbench": row["times_ours"] for row in rows[1:] if "times_ours" in row}
+    ratios |= {f"training count / training step, {name}": r for name, r in steps.items()}
+    medians = {name: {k: round(statistics.median(v), 2) for k, v in t.items()} for name, t in times.items()}
+    path = write_race("audit", rows, ratios, goals, median_ms=medians, comparisons=[vars(d) for d in found])
+    print(markdown(json.loads(path.read_text(encoding="utf-8"))))
+    print(f"written: {path}")
+    for d in unexplained:
+        print(f"unexplained: {d.counter} on {d.network}: {d.unexplained:+,}", file=sys.stderr)
+    return 1 if unexplained else 0
+
+
+if __name__ == "__main__":
+    run("audit", main)

@@ -1,0 +1,197 @@
+"""Images per second of data loaders: ours, torchvision's usual pipeline, airbench's, and what copying memory allows.
+
+All give the same batches: random crops of images padded by 4 pixels, mirrored at random and normalised, for CIFAR-10 in
+batches of 128; normalised images of 28x28 for MNIST in batches of 64. The images are random, since their content does
+not change the time. Nobody trains on the batches meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision import datasets, transforms
+
+from cnnbench.data.batches import Augmentation, Split, TensorBatches
+from cnnbench.data.sets import CIFAR10, MNIST
+from cnnbench.errors import UserError
+from cnnbench.hardware import choose_device, cudnn_benchmark, device_name, synchronise
+from cnnbench.validation import interleave, ratio, write_race
+from cnnbench.validation import run as run_race
+
+PEER = "torchvision"
+GOALS = {"CIFAR-10": 40, "MNIST": 75}
+"""Times the images per second of torchvision's pipeline without workers."""
+
+
+class _Cifar(datasets.CIFAR10):
+    """torchvision's data set, with its own way of giving an image, over images that are in memory already."""
+
+    def __init__(self, split: Split, transform: Callable[[Any], Tensor]) -> None:
+        self.data = split.images.permute(0, 2, 3, 1).numpy()
+        self.targets = split.labels.tolist()
+        self.transform, self.target_transform = transform, None
+
+
+class _Mnist(datasets.MNIST):
+    """Likewise."""
+
+    def __init__(self, split: Split, transform: Callable[[Any], Tensor]) -> None:
+        self.data, self.targets = split.images[:, 0], split.labels
+        self.transform, self.target_transform = transform, None
+
+
+def _split(count: int, channels: int, size: int) -> Split:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
+    return Split(images, torch.randint(10, (count,), generator=generator))
+
+
+class _Race:
+    """Loaders of one data set, each a function that goes through its images once, with how many there are."""
+
+    def __init__(self, split: Split, peer_images: int, batch_size: int, device: torch.device) -> None:
+        self.split, self.batch_size, self.device = split, batch_size, device
+        self.first = Split(split.images[:peer_images], split.labels[:peer_images])
+        self.subjects: dict[str, tuple[Callable[[], None], int]] = {}
+
+    def add(self, name: str, batches: Iterable[Any], images: int) -> None:
+        def once() -> None:
+            for x, y in batches:
+                x.to(self.device), y.to(self.device)
+            synchronise(self.device)
+
+        self.subjects[name] = once, images // self.batch_size * self.batch_size
+
+    def add_ours(
+        self, name: str, augmentation: Augmentation | None, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        on_device = Split(*(t.to(self.device) for t in self.split))
+        batches = TensorBatches(on_device, self.batch_size, True, mean, std, augmentation=augmentation)
+        self.add(name, batches, len(self.split.labels))
+
+    def add_peer(self, name: str, data: Any, workers: int = 0) -> None:
+        loader: DataLoader = DataLoader(
+            data, self.batch_size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
+        )
+        self.add(name, loader, len(data))
+
+    def add_copy(self, name: str) -> None:
+        """A clone of each batch as float32, from memory to memory of the device."""
+        batch = torch.zeros(self.batch_size, *self.split.images.shape[1:], device=self.device)
+        count = len(self.split.labels)
+
+        def once() -> None:
+            for _ in range(count // self.batch_size):
+                batch.clone()
+            synchronise(self.device)
+
+        self.subjects[name] = once, count // self.batch_size * self.batch_size
+
+    def run(self, rounds: int) -> dict[str, list[float]]:
+        """Images per second by loader and round."""
+        times_ms = interleave({name: once for name, (once, _) in self.subjects.items()}, rounds)
+        return {name: [1000 * self.subjects[name][1] / t for t in times] for name, times in times_ms.items()}
+
+
+def _cifar(device: torch.device, folder: Path) -> _Race:
+    mean, std = CIFAR10.mean, CIFAR10.std
+    race = _Race(_split(50_000, 3, 32), 5_000, 128, device)
+    race.add_ours("cnnbench", Augmentation(), mean, std)
+    race.add_ours("cnnbench, cutout", Augmentation(cutout=8), mean, std)
+    crop = transforms.RandomCrop(32, 4, padding_mode="reflect")
+    steps = [crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(mean, std)]
+    peers = _Cifar(race.first, transforms.Compose(steps))
+    race.add_peer(PEER, peers)
+    race.add_peer(f"{PEER}, 2 workers", peers, workers=2)
+    race.add("airbench", _airbench(race.split, folder, device), len(race.split.labels))
+    race.add_copy("memory copy")
+    return race
+
+
+def _airbench(split: Split, folder: Path, device: torch.device) -> Iterable[Any]:
+    """The loader of the package airbench over the same images."""
+    package = airbench()
+    write_for_airbench(split, folder / "train.pt")
+    augmentation = {"flip": True, "translate": 4}
+    return package.CifarLoader(str(folder), train=True, batch_size=128, aug=augmentation, gpu=device)
+
+
+def airbench() -> Any:
+    """The package airbench, which only the races need.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    try:
+        # Its import switches cuDNN's search for kernels on, for the whole process.
+        with cudnn_benchmark(torch.backends.cudnn.benchmark):
+            return importlib.import_module("airbench")
+    except ImportError as error:
+        raise UserError(f"the race needs airbench ({error}); install it with: pip install 'cnnbench[dev]'") from error
+
+
+def write_for_airbench(split: Split, path: Path) -> None:
+    """Writes images as airbench's loader reads them: (N, H, W, C) in uint8."""
+    images = split.images.permute(0, 2, 3, 1).contiguous()
+    torch.save({"images": images, "labels": split.labels, "classes": CIFAR10.class_names}, path)
+
+
+def _mnist(device: torch.device) -> _Race:
+    mean, std = MNIST.mean, MNIST.std
+    race = _Race(_split(60_000, 1, 28), 10_000, 64, device)
+    race.add_ours("cnnbench", None, mean, std)
+    peers = _Mnist(race.first, transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)]))
+    race.add_peer(PEER, peers)
+    race.add_peer(f"{PEER}, 2 workers", peers, workers=2)
+    race.add_copy("memory copy")
+    return race
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Races the loaders, prints the table and writes ``results/races/data.json``."""
+    parser = argparse.ArgumentParser(prog="python -m cnnbench.validation.data", description=__doc__)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        raise UserError(f"rounds {options.rounds} must be at least 1")
+    device = choose_device(options.device)
+    rows: list[dict[str, Any]] = []
+    ratios: dict[str, dict[str, float]] = {}
+    goals: dict[str, bool] = {}
+    print(f"{device_name(device)}, {torch.get_num_threads()} threads, {options.rounds} rounds in turns")
+    print("| Data | Loader | Images/s | Lowest | Highest | Times torchvision |")
+    print("| --- | --- | ---: | ---: | ---: | ---: |")
+    with tempfile.TemporaryDirectory() as folder:
+        for title, race in (("CIFAR-10", _cifar(device, Path(folder))), ("MNIST", _mnist(device))):
+            print(f"racing {title}", file=sys.stderr)
+            rates = race.run(options.rounds)
+            for name, found in rates.items():
+                row = {"data": title, "loader": name, "median": statistics.median(found), "rates": found}
+                rows.append(row)
+                key = f"{name} / {PEER}, {title}"
+                ratios[key] = ratio(found, rates[PEER])
+                shown = (statistics.median(found), min(found), max(found))
+                cells = " | ".join(f"{float(f'{value:.3g}'):,.0f}" for value in shown)
+                times = f"{ratios[key]['median']:,.{0 if ratios[key]['median'] >= 10 else 1}f}"
+                print(f"| {title} | {name} | {cells} | {times} |")
+            ours = (name for name in rates if name.startswith("cnnbench"))
+            for name in ours:
+                goal = f"{title}: {name} at least {GOALS[title]} times {PEER} without workers"
+                goals[goal] = ratios[f"{name} / {PEER}, {title}"]["median"] >= GOALS[title]
+    print(f"written: {write_race('data', rows, ratios, goals, device)}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_race("data", main)

@@ -1,0 +1,474 @@
+"""Does everything that needs a GPU work there, and are its numbers possible? In at most eight minutes.
+
+Each stage is a process of its own with a limit of its own, so that one that dies costs only itself. Its numbers are set
+beside the range that an NVIDIA H200 should show; on another device they are printed without one. `--device cpu` runs
+the stages that need no GPU in tiny sizes, which tests this command itself.
+
+It needs no virtual environment: ``python3 -m cnnbench.validation.gpu`` where torch, lightning and the other libraries
+of ``pyproject.toml`` are; not wandb. Two stages need packages of their own, and fail at once where these are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import torch
+
+from cnnbench.console import note, out
+from cnnbench.errors import UserError
+from cnnbench.files import write_json
+from cnnbench.hardware import choose_device, device_name
+from cnnbench.record import environment, load_records
+from cnnbench.validation import FOLDER
+from cnnbench.validation import run as run_race
+
+LIMIT_S = 480
+LAST_LINES = 15
+"""Lines of the log of a stage that failed."""
+GPU_TESTS = ("measure", "memory", "roofline", "data", "bench", "races", "zoo")
+"""Files with tests that need a GPU."""
+Numbers = dict[str, float]
+
+
+class Range(NamedTuple):
+    """What a number should be on an H200.
+
+    Attributes:
+        low, high: The ends.
+        source: Where they come from.
+    """
+
+    low: float
+    high: float
+    source: str
+
+
+_SHEET = "NVIDIA's data sheet, dense, less what products reach"
+_MEASURED = "measured on such a card before this project ran there"
+_ROOFLINE = "estimated from the roofline and the number of launches"
+_MEANING = "what it means"
+RANGES_OF: dict[str, dict[str, Range]] = {
+    "probes": {
+        "bf16 TFLOP/s": Range(700, 900, _MEASURED),
+        "fp16 TFLOP/s": Range(700, 900, _MEASURED),
+        "tf32 TFLOP/s": Range(330, 480, _SHEET),
+        "fp32 TFLOP/s": Range(42, 62, _SHEET),
+        "copy of memory TB/s": Range(4.0, 4.6, _MEASURED),
+        "copy of 16 MiB TB/s": Range(4.6, 30, "from the cache, so faster than memory"),
+        "empty call wall us": Range(8, 40, _MEASURED),
+        "empty call device us": Range(0.5, 8, "a kernel alone"),
+        "error of a product, TF32 off": Range(0, 1e-6, "float32 has 24 bits"),
+        "error of a product, TF32 on": Range(1e-4, 1e-2, "TF32 has 11 bits"),
+        "graph against eager, largest difference": Range(0, 1e-4, _MEANING),
+        "product after a refused graph": Range(64, 64, _MEANING),
+        "driver looks": Range(4, 10, "four a second"),
+        "clock MHz": Range(1000, 2000, _SHEET),
+        "peak of a step over four times its weights": Range(0.95, 1.3, "weights, gradients and two moments"),
+        "peak memory of LeNet5, graph over eager": Range(0.8, 1.3, "the same tensors"),
+        "yardstick ms": Range(4, 30, "7 by its arithmetic, in a memory format that cuDNN likes least"),
+        "waits per step of fit": Range(0, 0.2, "nothing in a step reads a value"),
+        "steps after a resume": Range(40, 40, _MEANING),
+        "fit, steps in one call, difference from the plain": Range(0, 1e-3, "the same steps in another order of sums"),
+        "fit, compiled steps, difference from the plain": Range(0, 1e-2, "the same steps in another order of sums"),
+        "fit, 16-mixed, difference from the plain": Range(0, 2e-2, "float16 has 11 bits; the weights move by a tenth"),
+        "whitening, difference from the CPU": Range(0, 1e-2, _MEANING),
+        "MuonSGD, difference from the CPU": Range(0, 2e-2, "bfloat16 against float32"),
+        "seconds of a first compilation": Range(0.5, 60, _MEASURED),
+    },
+    "grid": {
+        "latency ms LeNet5": Range(0.05, 0.3, _ROOFLINE),
+        "latency ms VGG16": Range(0.2, 0.9, _ROOFLINE),
+        "latency ms ResNet18": Range(0.4, 1.6, _ROOFLINE),
+        "latency ms MobileNetV1": Range(0.5, 2.0, _ROOFLINE),
+        "images/s LeNet5": Range(4e6, 18e6, _ROOFLINE),
+        "images/s VGG16": Range(250e3, 730e3, _ROOFLINE),
+        "images/s ResNet18": Range(130e3, 372e3, _ROOFLINE),
+        "images/s MobileNetV1": Range(150e3, 900e3, _ROOFLINE),
+        "train images/s LeNet5": Range(150e3, 600e3, _ROOFLINE),
+        "train images/s VGG16": Range(75e3, 235e3, _ROOFLINE),
+        "train images/s ResNet18": Range(38e3, 105e3, _ROOFLINE),
+        "train images/s MobileNetV1": Range(45e3, 160e3, _ROOFLINE),
+    },
+    "recipe": {
+        "recipe: ours, seconds": Range(1.0, 4.5, _ROOFLINE),
+        "recipe: airbench, seconds": Range(1.5, 3.0, "its own page, from an A100"),
+        "recipe: ours over airbench": Range(0.5, 2.2, _ROOFLINE),
+        "recipe: our accuracy %": Range(90.0, 95.0, "airbench's 94 with test-time augmentation, less the JPEG copy"),
+        "recipe: airbench's accuracy %": Range(90.0, 95.0, "its own page, less the JPEG copy"),
+    },
+    "ways": {
+        "training step, float32 over TF32": Range(2, 6, _ROOFLINE),
+        "training step, bf16 over TF32": Range(0.5, 0.95, _ROOFLINE),
+        "latency, graph over eager": Range(0.15, 0.7, _ROOFLINE),
+        "inference, compiled over eager": Range(0.4, 1.0, _ROOFLINE),
+    },
+    "limits": {
+        "of the roofline, ResNet18": Range(0.35, 1.0, "above 1 the peaks are too low"),
+    },
+    "training": {
+        "training in bench over the timed step, LeNet5": Range(0.5, 1.1, _ROOFLINE),
+        "training in bench over the timed step, ResNet18": Range(0.9, 1.1, _ROOFLINE),
+    },
+}
+"""What each stage has to find."""
+RANGES = {name: value for found in RANGES_OF.values() for name, value in found.items()}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the check.
+
+    Attributes:
+        name: In `--stages`.
+        limit_s: After so many seconds it is ended.
+        commands: What it runs, one after the other, in the output folder.
+        numbers: Reads what they have found there.
+        needs_gpu: Whether it is left out on a CPU.
+        packages: Modules that it imports beside those of the package.
+    """
+
+    name: str
+    limit_s: int
+    commands: Sequence[Sequence[str]]
+    numbers: Callable[[Path], Numbers]
+    needs_gpu: bool = False
+    packages: Sequence[str] = ()
+
+
+def stages(device: str, repository: Path) -> list[Stage]:
+    """Return the stages in their order: by what they are worth for each second."""
+    python = sys.executable
+    cnnbench = (python, "-m", "cnnbench")
+    small = device == "cpu"
+    data = ("--data", "Synthetic" if small else "CIFAR10")
+    one = ("--models", "LeNet5", "--speed_batch_size", "8", "--batch_size", "8") if small else ()
+    grid = (*cnnbench, "bench", "--device", device, *data, *one, "--measures", "complexity,speed", "--out", "grid")
+    names = ("LeNet5",) if small else ("LeNet5", "ResNet18", "MobileNetV1")
+    sizes = ("--batch_size", "8", "--train_batch_size", "8") if small else ()
+    limits = (*cnnbench, "speed", *names, "--device", device, "--limits", "--rounds", "6" if small else "24", *sizes)
+    train = (*cnnbench, "bench", "--device", device, "--models", "LeNet5" if small else "LeNet5,ResNet18")
+    files = [str(repository / "tests" / f"test_{name}.py") for name in GPU_TESTS]
+    pytest = (python, "-m", "pytest", *files, "-m", "gpu", "-q", "-p", "no:cacheprovider", "-p", "no:xdist")
+    speed = (*cnnbench, "speed", "ResNet18", "--device", device, "--rounds", "24")
+    return [
+        Stage(
+            "probes",
+            90,
+            [(python, "-m", "cnnbench.validation.gpu_probes", "--device", device, "--out", "probes.json")],
+            _probes,
+        ),
+        Stage("grid", 150, [grid], _grid),
+        Stage(
+            "recipe",
+            90,
+            [(python, "-m", "cnnbench.validation.recipes", "--rounds", "3", "--project", str(repository))],
+            _recipe,
+            needs_gpu=True,
+            packages=("airbench",),
+        ),
+        Stage(
+            "ways",
+            140,
+            [
+                (*speed, "--precision", "32-true,tf32,bf16-mixed,16-mixed,bf16-true", "--records", "formats.jsonl"),
+                (*speed, "--precision", "bf16-true", "--mode", "all", "--records", "modes.jsonl"),
+            ],
+            _ways,
+            needs_gpu=True,
+        ),
+        Stage("limits", 60, [(*limits, "--out", "limits", "--records", "limits.jsonl")], _limits),
+        Stage(
+            "training",
+            90,
+            [(*train, *data, "--budget", "2s" if small else "8s", *one[2:], "--out", "training")],
+            _training,
+        ),
+        # What its tests find the other stages mostly show too, and it takes the longest.
+        Stage(
+            "tests",
+            300,
+            [(*pytest, "--continue-on-collection-errors", "--rootdir", str(repository))],
+            _nothing,
+            needs_gpu=True,
+            packages=("pytest", "hypothesis"),
+        ),
+    ]
+
+
+# What the stages have found
+
+
+def _nothing(folder: Path) -> Numbers:
+    return {}
+
+
+def _probes(folder: Path) -> Numbers:
+    found = json.loads((folder / "probes.json").read_text(encoding="utf-8"))["probes"]
+    return {name: value for row in found.values() for name, value in row["numbers"].items()}
+
+
+def _grid(folder: Path) -> Numbers:
+    records = load_records([folder / "grid"])
+    titles = {"latency ms": "latency_ms_median", "images/s": "images_per_s", "train images/s": "train_images_per_s"}
+    found = {
+        f"{title} {record.model}": record.measures[key]
+        for record in records
+        for title, key in titles.items()
+        if key in record.measures
+    }
+    return found | {"suspect rows": float(sum(bool(record.measures.get("suspect")) for record in records))}
+
+
+def _recipe(folder: Path) -> Numbers:
+    found = json.loads((folder / FOLDER / "recipes.json").read_text(encoding="utf-8"))
+    rows = {row["training"]: row["results"] for row in found["rows"]}
+
+    def mean(side: str, key: str) -> float:
+        return sum(result[key] for result in rows[side]) / len(rows[side])
+
+    return {
+        "recipe: ours, seconds": mean("cnnbench", "training_s"),
+        "recipe: airbench, seconds": mean("airbench", "training_s"),
+        "recipe: ours over airbench": found["ratios"]["cnnbench / airbench"]["median"],
+        "recipe: our accuracy %": 100 * mean("cnnbench", "accuracy"),
+        "recipe: airbench's accuracy %": 100 * mean("airbench", "accuracy"),
+    }
+
+
+def _ways(folder: Path) -> Numbers:
+    files = [path for path in (folder / "formats.jsonl", folder / "modes.jsonl") if path.is_file()]
+    by_way = {(r.config["precision"], r.config["mode"]): r.measures for r in load_records(files)}
+    step, eager = "train_step_ms_median", ("bf16-true", "eager")
+    wanted = {
+        "training step, float32 over TF32": (step, ("32-true", "eager"), ("tf32", "eager")),
+        "training step, bf16 over TF32": (step, ("bf16-mixed", "eager"), ("tf32", "eager")),
+        "latency, graph over eager": ("latency_ms_median", ("bf16-true", "cuda-graph"), eager),
+        "inference, compiled over eager": ("inference_ms_median", ("bf16-true", "compile"), eager),
+    }
+    return {
+        name: by_way[first][key] / by_way[second][key]
+        for name, (key, first, second) in wanted.items()
+        if key in by_way.get(first, {}) and key in by_way.get(second, {})
+    }
+
+
+def _limits(folder: Path) -> Numbers:
+    found = {}
+    for record in load_records([folder / "limits.jsonl"]):
+        verdict = (record.measures.get("limits") or {}).get("inference")
+        if verdict is not None:
+            found[f"of the roofline, {record.model}"] = verdict["of_roofline"]
+    return found
+
+
+def _training(folder: Path) -> Numbers:
+    found = {}
+    for record in load_records([folder / "training"]):
+        rate = record.training["images"] / record.training["seconds"]
+        # A loop does not wait for each step either, so that the queued steps are those to compare with.
+        timed = record.measures.get("train_images_per_s_queued", record.measures["train_images_per_s"])
+        share = rate / timed
+        found[f"training in bench over the timed step, {record.model}"] = share
+    return found
+
+
+# Running them
+
+
+@dataclass
+class Outcome:
+    """How a stage went: ``PASS``, ``FAIL`` or ``SKIP``, in how many seconds, with what numbers, and why."""
+
+    name: str
+    status: str
+    seconds: float
+    numbers: Numbers
+    reason: str = ""
+
+
+def run_stage(stage: Stage, folder: Path, device: str, left_s: float, environ: Mapping[str, str]) -> Outcome:
+    """Run the commands of a stage, each with its output in the stage's log."""
+    if stage.needs_gpu and device == "cpu":
+        return Outcome(stage.name, "SKIP", 0.0, {}, "it needs a CUDA device")
+    missing = [name for name in stage.packages if find_spec(name) is None]
+    if missing:
+        return Outcome(stage.name, "FAIL", 0.0, {}, f"it needs {' and '.join(missing)}, which pip installs")
+    if left_s < 10:
+        return Outcome(stage.name, "FAIL", 0.0, {}, "no time was left; run it alone with --stages")
+    start = time.monotonic()
+    limit_s = min(stage.limit_s, left_s)
+    reason = ""
+    with (folder / f"{stage.name}.log").open("w", encoding="utf-8") as log:
+        for command in stage.commands:
+            try:
+                code = _run(command, folder, environ, log, max(limit_s - (time.monotonic() - start), 1))
+            except subprocess.TimeoutExpired:
+                reason = reason or f"it was still at work after {limit_s:.0f} s"
+                break
+            if code:
+                reason = reason or f"exit code {code}"
+    numbers: Numbers = {}
+    try:
+        numbers = stage.numbers(folder)
+    except Exception as error:  # whatever is missing in one stage, the others go on
+        reason = reason or f"no numbers: {type(error).__name__}: {error}"
+    return Outcome(stage.name, "FAIL" if reason else "PASS", time.monotonic() - start, numbers, reason)
+
+
+def not_found(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return the names of the numbers that stages should have found, and have not."""
+    return [
+        name
+        for outcome in outcomes
+        for name in RANGES_OF.get(outcome.name, ())
+        if outcome.status != "SKIP" and name not in outcome.numbers
+    ]
+
+
+def _run(command: Sequence[str], folder: Path, environ: Mapping[str, str], log: IO[str], limit_s: float) -> int:
+    """Run a command and return its exit code; at its limit it is killed with all that it started.
+
+    Raises:
+        subprocess.TimeoutExpired: It was still at work.
+    """
+    process = subprocess.Popen(
+        command, cwd=folder, env=dict(environ), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        return process.wait(limit_s)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+
+
+def lines_of(outcomes: Sequence[Outcome], has_ranges: bool) -> Iterator[str]:
+    """Yield one line per stage and per number."""
+    for outcome in outcomes:
+        yield f"{outcome.status} {outcome.name} {outcome.seconds:.0f} s {outcome.reason}".rstrip()
+    for outcome in outcomes:
+        for name, value in outcome.numbers.items():
+            expected = RANGES.get(name) if has_ranges else None
+            if expected is None:
+                yield f"{name} {value:.4g}"
+                continue
+            word = "ok" if expected.low <= value <= expected.high else "OUT"
+            yield f"{name} {value:.4g} [{expected.low:g}, {expected.high:g}] {word}"
+
+
+def out_of_range(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return the names of the numbers that are not within their range."""
+    numbers = {name: value for outcome in outcomes for name, value in outcome.numbers.items()}
+    return [name for name, r in RANGES.items() if name in numbers and not r.low <= numbers[name] <= r.high]
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack an archive of data sets into a folder."""
+    with tarfile.open(archive) as packed:
+        packed.extractall(folder, filter="data")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the stages, print the lines, and write ``summary.json``; 1 if a stage failed or a number is out of range."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cnnbench.validation.gpu", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu to test this command (default: cuda)")
+    parser.add_argument("--stages", metavar="A,B", help="only these (default: all)")
+    parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds for everything (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=FOLDER / "gpu", metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="an archive of data sets, such as .tar.xz, to unpack")
+    options = parser.parse_args(arguments)
+    device = choose_device(options.device)
+    kind = device.type
+    repository = Path(__file__).resolve().parents[2]
+    every = stages(kind, repository)
+    wanted = [stage.name for stage in every] if options.stages is None else options.stages.split(",")
+    unknown = [name for name in wanted if name not in {stage.name for stage in every}]
+    if unknown:
+        raise UserError(f"unknown stage '{unknown[0]}'; there are {', '.join(stage.name for stage in every)}")
+    folder = options.out.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [str(repository), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    if device.index:
+        # Every stage then sees this device alone, the tests and airbench too.
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        environ["CUDA_VISIBLE_DEVICES"] = visible[device.index] if len(visible) > device.index else str(device.index)
+    start = time.monotonic()
+    outcomes = []
+    # The data has tens of thousands of files, and does not belong to the results.
+    with tempfile.TemporaryDirectory(prefix="cnnbench-data-") as data:
+        if options.data is not None:
+            _unpack(options.data, Path(data))
+            environ["CNNBENCH_DATA"] = data
+        for stage in every:
+            if stage.name not in wanted:
+                continue
+            _remove_what_is_made_anew(stage, folder)
+            note(f"{stage.name} ...")
+            left_s = options.limit - (time.monotonic() - start)
+            outcomes.append(run_stage(stage, folder, kind, left_s, environ))
+    return _conclude(outcomes, folder, device, time.monotonic() - start)
+
+
+def _remove_what_is_made_anew(stage: Stage, folder: Path) -> None:
+    """Remove what an earlier check has left, which would be read again, or which no command writes over."""
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    for command in stage.commands:
+        for option in ("--out", "--records"):
+            if option in command:
+                path = folder / command[list(command).index(option) + 1]
+                shutil.rmtree(path, ignore_errors=True)
+                if path.is_file():
+                    path.unlink()
+
+
+def _conclude(outcomes: Sequence[Outcome], folder: Path, device: torch.device, seconds: float) -> int:
+    has_ranges = device.type == "cuda" and "H200" in device_name(device)
+    for outcome in outcomes:
+        log = folder / f"{outcome.name}.log"
+        if outcome.status == "FAIL" and log.is_file():
+            out(f"--- the last lines of {log}")
+            for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]:
+                out(line)
+    lines = list(lines_of(outcomes, has_ranges))
+    for line in lines:
+        out(line)
+    bad = out_of_range(outcomes) if has_ranges else []
+    missing = not_found(outcomes) if has_ranges else []
+    for name in missing:
+        out(f"{name} was not found")
+    failed = [outcome.name for outcome in outcomes if outcome.status == "FAIL"]
+    verdict = "short" if bad or failed or missing else "met"
+    summary = {
+        "machine": environment(device_name(device), torch.get_num_threads()),
+        "stages": [vars(outcome) for outcome in outcomes],
+        "ranges": {name: r._asdict() for name, r in RANGES.items()} if has_ranges else {},
+        "out_of_range": bad,
+        "not_found": missing,
+        "verdict": verdict,
+        "seconds": round(seconds, 1),
+    }
+    write_json(folder / "summary.json", summary)
+    out(f"{verdict}: {len(failed)} stages failed, {len(bad)} numbers are out of range, {len(missing)} are missing")
+    out(f"written: {folder / 'summary.json'}, after {seconds:.0f} s")
+    return int(verdict == "short")
+
+
+if __name__ == "__main__":
+    run_race("gpu", main)

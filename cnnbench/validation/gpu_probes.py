@@ -1,0 +1,383 @@
+"""Small questions that only a device can answer, each tried by itself, so that one that fails costs no other.
+
+`cnnbench.validation.gpu` runs this in a process of its own and sets what it prints beside the ranges that are expected.
+On a CPU the same code runs in tiny sizes, and what needs a GPU is skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import platform
+import shutil
+import statistics
+import sysconfig
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from cnnbench import hardware
+from cnnbench.benchmark.run import quiet_lightning
+from cnnbench.checkpoints import CheckpointFile
+from cnnbench.console import note
+from cnnbench.data.sets import Synthetic
+from cnnbench.files import write_json
+from cnnbench.models import get_model
+from cnnbench.optimizers import MuonSGD, adamw
+from cnnbench.record import environment
+from cnnbench.roofline.peaks import measure_peaks
+from cnnbench.timing.gpu_state import GpuState
+from cnnbench.timing.graphs import capture
+from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
+from cnnbench.timing.stopwatch import Stopwatch
+from cnnbench.timing.work import Way, settle
+from cnnbench.validation import bare_trainer
+from cnnbench.validation import run as run_race
+
+Numbers = dict[str, float]
+MIB = 2**20
+
+
+class Skipped(Exception):  # noqa: N818
+    """A probe needs what this device has not."""
+
+
+def _needs_gpu(device: torch.device) -> None:
+    if device.type != "cuda":
+        raise Skipped("it needs a CUDA device")
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Return what a reader of the numbers has to know of the machine."""
+    found: dict[str, Any] = environment(hardware.device_name(device), torch.get_num_threads())
+    found |= {"accelerator": hardware.accelerator_facts(device), "libc": " ".join(platform.libc_ver())}
+    include = sysconfig.get_paths()["include"]
+    found["compiler"] = shutil.which("gcc") or shutil.which("cc") or "none"
+    found["python_headers"] = (Path(include) / "Python.h").is_file()
+    return found
+
+
+def empty_call(device: torch.device) -> Numbers:
+    """Time a call that does next to nothing: what waiting and launching take."""
+    watch, x = Stopwatch(device), torch.zeros(8, device=device)
+    walls = []
+    for _ in range(200):
+        watch.begin()
+        x.add_(1)
+        walls.append(watch.end().wall_ms)
+    found = {"empty call wall us": 1e3 * sorted(walls)[100]}
+    if watch.has_queue:
+        laps = [watch.queued(lambda: x.add_(1), walls[-1]).device_ms or 0.0 for _ in range(20)]
+        found["empty call device us"] = 1e3 * sorted(laps)[10]
+    return found
+
+
+def products_and_copies(device: torch.device) -> Numbers:
+    """Measure the peaks that the roofline uses."""
+    tiny: dict[str, Any] = {} if device.type == "cuda" else {"sizes": (128,), "copied_bytes": 2**22, "probe_s": 0.01}
+    peaks = measure_peaks(device, **tiny)
+    found = {f"{name} TFLOP/s": rate / 1e12 for name, rate in peaks.flops_per_s.items()}
+    found["copy of memory TB/s"] = peaks.bytes_per_s / 1e12
+    sizes = {size: rate for size, rate in peaks.cached if size == 2 * 2**24}
+    return found | {f"copy of {size // 2 // MIB} MiB TB/s": rate / 1e12 for size, rate in sizes.items()}
+
+
+def tf32_is_off(device: torch.device) -> Numbers:
+    """Compare products with float64: by their error one sees in which format they were computed."""
+    _needs_gpu(device)
+    a, b = (torch.randn(1024, 1024, device=device) for _ in range(2))
+    exact = a.double() @ b.double()
+    found = {}
+    for allowed in (False, True):
+        with hardware.tf32(device, allowed):
+            error = float(((a @ b).double() - exact).norm() / exact.norm())
+        found[f"error of a product, TF32 {'on' if allowed else 'off'}"] = error
+    return found
+
+
+def graph_of_a_training_step(device: torch.device) -> Numbers:
+    """Train a small network eagerly and as a graph, and compare the weights."""
+    _needs_gpu(device)
+    torch.manual_seed(0)
+    twin = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)).to(device)
+    net = copy.deepcopy(twin)
+    batches = [torch.randn(16, 3, 8, 8, device=device) for _ in range(6)]
+    labels = torch.randint(10, (16,), device=device)
+
+    def step_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
+        optimizer = adamw(model.parameters(), lr=1e-3, capturable=True)
+
+        def step(x: Tensor) -> Tensor:
+            loss = nn.functional.cross_entropy(model(x), labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss.detach()
+
+        return step
+
+    eager = step_of(twin)
+    replay, _ = capture(step_of(net), batches[0])
+    # The recording has taken three steps, with the first batch.
+    for x in [batches[0]] * 3 + batches:
+        eager(x)
+    for x in batches:
+        replay(x)
+    pairs = zip(twin.parameters(), net.parameters(), strict=True)
+    return {"graph against eager, largest difference": max(float((a - b).abs().max()) for a, b in pairs)}
+
+
+class _Reads(nn.Module):
+    """A network that reads a value of its own from the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(192, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear(x.flatten(1))
+        return out if out.sum().item() > -1e9 else -out
+
+
+def graph_that_reads(device: torch.device) -> Numbers:
+    """Ask for a graph of a network that cannot be one: it is refused, and the process works on."""
+    _needs_gpu(device)
+    config = SpeedConfig(device, "32-true", 8, 8, rounds=2, warmup_s=0.0)
+    found = measure_speed({"reads": Subject(_Reads, (3, 8, 8), 10, way=Way("32-true", mode="cuda-graph"))}, config)
+    if "time it in mode eager" not in found["reads"].get("error", ""):
+        raise RuntimeError(f"it was not refused: {found['reads'].get('error', 'it was timed')}")
+    torch.cuda.empty_cache()
+    return {
+        "product after a refused graph": float(
+            (torch.ones(64, 64, device=device) @ torch.ones(64, 64, device=device))[0, 0]
+        )
+    }
+
+
+def driver(device: torch.device) -> Numbers:
+    """Ask the driver while the device works."""
+    _needs_gpu(device)
+    state = GpuState(device)
+    x = torch.randn(4096, 4096, device=device)
+    end = time.monotonic() + 1.5
+    while time.monotonic() < end:
+        x @ x
+        torch.cuda.synchronize(device)
+    state.stop()
+    found = state.figures()
+    if "gpu_state_error" in found:
+        raise RuntimeError(found["gpu_state_error"])
+    return {name: float(found[key]) for name, key in (("driver looks", "gpu_looks"), ("clock MHz", "clock_mhz"))}
+
+
+def peak_memory(device: torch.device) -> Numbers:
+    """Measure the memory of a training step of a network whose weights are known."""
+    _needs_gpu(device)
+    config = SpeedConfig(device, "32-true", 2, 2, rounds=1, warmup_s=0.0)
+    settle(config.way, config)
+    megabytes = 64
+    width = megabytes * MIB // 4 // 192
+    subject = Subject(lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, width, bias=False)), (3, 8, 8), 10)
+    found = measure_speed({"a": subject}, config)["a"]
+    # Weights, gradients and AdamW's two moments.
+    return {"peak of a step over four times its weights": found["peak_memory_bytes"] / (4 * 4 * 192 * width)}
+
+
+def graph_memory(device: torch.device) -> Numbers:
+    """Measure the memory of a training step as a CUDA graph beside that of one which is launched; and the yardstick."""
+    _needs_gpu(device)
+    config = SpeedConfig(device, "bf16-mixed", 256, 256, rounds=3, fewest_rounds=3)
+    ways = {mode: Way("bf16-mixed", mode=mode) for mode in ("eager", "cuda-graph")}
+    subjects = {mode: Subject(lambda: get_model("LeNet5")(), (3, 32, 32), 10, way=way) for mode, way in ways.items()}
+    found = measure_speed(subjects, config)
+    peaks = {mode: found[mode]["peak_memory_bytes"] for mode in ways}
+    yardstick = [sample for samples in found["eager"]["samples_ms"]["yardstick"] for sample in samples]
+    return {
+        "peak memory of LeNet5, graph over eager": peaks["cuda-graph"] / peaks["eager"],
+        "yardstick ms": statistics.median(yardstick),
+    }
+
+
+def _fit(
+    device: torch.device,
+    model: L.LightningModule,
+    folder: Path,
+    path: str | None = None,
+    callbacks: Sequence[L.Callback] = (),
+    **options: Any,
+) -> L.Trainer:
+    data = Synthetic(in_channels=1, train_images=640, test_images=20, val_fraction=0.0, batch_size=32)
+    trainer = bare_trainer(
+        device,
+        callbacks,
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        plugins=[CheckpointFile()],
+        **options,
+    )
+    trainer.fit(model, datamodule=data, ckpt_path=path)
+    return trainer
+
+
+def waits_per_step(device: torch.device) -> Numbers:
+    """Count how often the training loop waits for the device."""
+    _needs_gpu(device)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        try:
+            model = get_model("LeNet5")(in_channels=1)
+            _fit(device, model, Path(folder), callbacks=[_Watch()], max_epochs=1, log_every_n_steps=1000)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    waits = sum("synchronizing" in str(warning.message) for warning in seen)
+    return {"waits per step of fit": waits / (_Watch.LAST - _Watch.FIRST)}
+
+
+class _Watch(L.Callback):
+    """Has torch warn of waits from the end of one step to that of another: the start and the end copy and read."""
+
+    FIRST, LAST = 1, 18
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.FIRST:
+            torch.cuda.set_sync_debug_mode("warn")
+        if trainer.global_step == self.LAST:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def resume(device: torch.device) -> Numbers:
+    """Go on on this device with a training that began on the CPU."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        first = _fit(torch.device("cpu"), get_model("LeNet5")(in_channels=1), folder, max_epochs=1)
+        first.save_checkpoint(folder / "half.ckpt")
+        second = _fit(device, get_model("LeNet5")(in_channels=1), folder, str(folder / "half.ckpt"), max_epochs=2)
+        return {"steps after a resume": float(second.global_step)}
+
+
+def ways_of_fit(device: torch.device) -> Numbers:
+    """Train the same network from the same seed in each way that `fit` has, and compare the weights."""
+    ways: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "steps in one call": ({"steps_per_call": 5}, {"precision": "32-true"}),
+        "compiled steps": ({"compile_mode": "default"}, {"precision": "32-true"}),
+    }
+    if device.type == "cuda":
+        ways["16-mixed"] = ({}, {"precision": "16-mixed"})
+    plain = _trained(device, {}, {"precision": "32-true"})
+    found = {}
+    for name, (of_model, of_trainer) in ways.items():
+        weights = _trained(device, of_model, of_trainer)
+        found[f"fit, {name}, difference from the plain"] = float((weights - plain).norm() / plain.norm())
+    return found
+
+
+def _trained(device: torch.device, of_model: Mapping[str, Any], of_trainer: Mapping[str, Any]) -> Tensor:
+    """Return all weights of LeNet5 after an epoch of 20 steps."""
+    L.seed_everything(0)
+    model = get_model("LeNet5")(in_channels=1, **of_model)
+    with tempfile.TemporaryDirectory() as folder:
+        _fit(device, model, Path(folder), max_epochs=1, **of_trainer)
+    return torch.cat([p.detach().cpu().flatten() for p in model.parameters()])
+
+
+def whitening(device: torch.device) -> Numbers:
+    """Whiten SpeedNet's first layer by the same images here and on the CPU."""
+    torch.manual_seed(0)
+    images = torch.randn(256, 3, 32, 32).cumsum(2)
+    weights = []
+    for place in (torch.device("cpu"), device):
+        torch.manual_seed(0)
+        layer: Any = get_model("SpeedNet")().features[0]  # type: ignore[index]
+        layer.to(place).whiten(images.to(place))
+        weights.append(layer.weight.detach().cpu())
+    # A direction has no sign.
+    products = torch.stack([w.flatten(1)[: w.shape[0] // 2] for w in weights])
+    gram = [p.T @ p for p in products]
+    return {"whitening, difference from the CPU": float((gram[0] - gram[1]).norm() / gram[0].norm())}
+
+
+def muon(device: torch.device) -> Numbers:
+    """Take steps of MuonSGD on the CPU in float32, and here as the device does it, in bfloat16 where it can."""
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(32, 16, 3, 3, generator=generator), torch.randn(64, 16, 3, 3, generator=generator)]
+    gradients = [[torch.randn(p.shape, generator=generator) for p in start] for _ in range(3)]
+    ends = []
+    for place, bfloat16 in ((torch.device("cpu"), False), (device, None)):
+        filters = [nn.Parameter(p.clone().to(place)) for p in start]
+        optimizer = MuonSGD(filters, bfloat16=bfloat16)
+        for of_step in gradients:
+            for p, gradient in zip(filters, of_step, strict=True):
+                p.grad = gradient.to(place)
+            optimizer.step()
+        ends.append(torch.cat([p.detach().cpu().flatten() for p in filters]))
+    return {"MuonSGD, difference from the CPU": float((ends[0] - ends[1]).norm() / ends[0].norm())}
+
+
+def compilation(device: torch.device) -> Numbers:
+    """Compile a small network."""
+    hardware.check_compiler(device)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).to(device)
+    start = time.perf_counter()
+    torch.compile(net)(torch.randn(4, 3, 8, 8, device=device))
+    hardware.synchronise(device)
+    return {"seconds of a first compilation": time.perf_counter() - start}
+
+
+PROBES: Mapping[str, Callable[[torch.device], Numbers]] = {
+    probe.__name__.replace("_", " "): probe
+    for probe in (
+        *(
+            empty_call,
+            products_and_copies,
+            tf32_is_off,
+            graph_of_a_training_step,
+            graph_that_reads,
+            driver,
+            peak_memory,
+            graph_memory,
+        ),
+        *(waits_per_step, resume, ways_of_fit, whitening, muon, compilation),
+    )
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Try every probe and write what each found, or why it found nothing."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cnnbench.validation.gpu_probes", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    options = parser.parse_args(arguments)
+    device = hardware.choose_device(options.device)
+    quiet_lightning()
+    found: dict[str, Any] = {"machine": machine(device), "probes": {}}
+    for name, probe in PROBES.items():
+        start = time.perf_counter()
+        row: dict[str, Any]
+        try:
+            row = {"status": "PASS", "numbers": probe(device)}
+        except Skipped as reason:
+            row = {"status": "SKIP", "reason": str(reason), "numbers": {}}
+        except Exception as error:
+            text = " ".join(str(error).split())
+            row = {"status": "FAIL", "reason": f"{type(error).__name__}: {text}", "numbers": {}}
+        row["seconds"] = round(time.perf_counter() - start, 2)
+        found["probes"][name] = row
+        note(f"{row['status']} {name} {row['seconds']} s {row.get('reason', '')}")
+        # Written after each, so that one that ends the process leaves the others'.
+        write_json(options.out, found)
+    return int(any(row["status"] == "FAIL" for row in found["probes"].values()))
+
+
+if __name__ == "__main__":
+    run_race("gpu-probes", main)

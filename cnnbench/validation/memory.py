@@ -1,0 +1,123 @@
+"""The estimate of a training step's memory beside what a real step takes.
+
+Every step runs in a process of its own. On a GPU the peak is the allocator's. On a CPU there are two: the sum of what
+torch's allocator reports to its profiler, and the growth of the resident memory, which also has the workspaces of the
+kernels and what the C library keeps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from cnnbench.counting.copies import build_without_values
+from cnnbench.counting.memory import training_memory
+from cnnbench.errors import UserError
+from cnnbench.hardware import choose_device
+from cnnbench.network import get_network
+from cnnbench.timing.resident import resident_growth
+from cnnbench.timing.work import SpeedConfig, Subject, Way, settle
+from cnnbench.validation import run as run_race
+from cnnbench.validation import training_step, write_race
+
+CASES = [
+    *((name, 128) for name in ("LeNet5", "SimpleCNN", "VGG16", "ResNet18", "MobileNetV1")),
+    *((f"torchvision:{name}", 16) for name in ("resnet50", "densenet121", "mobilenet_v2")),
+]
+STEPS = 3
+MIB = 2**20
+
+
+def measure(name: str, batch_size: int, precision: str, device: torch.device) -> dict[str, int]:
+    """Runs training steps of a network.
+
+    Returns:
+        Peaks in bytes: ``allocated`` by torch, and on a CPU ``resident``, the growth of the process.
+    """
+    network = get_network(name)
+
+    def run() -> None:
+        step = training_step(
+            network.build().to(device), torch.randn(batch_size, *network.image_shape, device=device), precision
+        )
+        for _ in range(STEPS):
+            step()
+
+    if device.type == "cuda":
+        # A small network first: cuBLAS and cuDNN keep workspaces for the process, which are no part of the estimate.
+        config = SpeedConfig(device, precision, 2, 2, warmup_s=0.0)
+        settle(config.way, config, ("training",))
+        gc.collect()
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        return {"allocated": torch.cuda.max_memory_allocated(device) - before}
+    subject = Subject(network.build, network.image_shape, network.num_classes or 1, way=Way(precision, False))
+    resident = resident_growth(subject, SpeedConfig(device, precision, batch_size, batch_size, warmup_s=0.0))
+    gc.collect()
+    return {"allocated": _profiled_peak(run), "resident": resident}
+
+
+def _profiled_peak(run: Callable[[], None]) -> int:
+    """The most that torch's CPU allocator had handed out at once within a call."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    assert profiler.profiler is not None
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compares the cases and writes ``results/races/memory.json``."""
+    parser = argparse.ArgumentParser(prog="python -m cnnbench.validation.memory", description=__doc__)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--measure", nargs=3, metavar=("MODEL", "BATCH", "PRECISION"), help="one case, in this process")
+    options = parser.parse_args(arguments)
+    device = choose_device(options.device)
+    if options.measure:
+        name, batch_size, precision = options.measure
+        print(json.dumps(measure(name, int(batch_size), precision, device)))
+        return 0
+    rows: list[dict[str, Any]] = []
+    print("| Network | Batch | Precision | Estimate MiB | Allocated MiB | of estimate | Resident MiB | of estimate |")
+    print("| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |")
+    for name, batch_size in CASES:
+        for precision in ("32-true", "bf16-mixed"):
+            network = get_network(name)
+            model, _ = build_without_values(network.build)
+            estimate = training_memory(model, network.image_shape, batch_size, precision)
+            command = [sys.executable, "-m", "cnnbench.validation.memory", "--device", str(device), "--measure"]
+            done = subprocess.run([*command, name, str(batch_size), precision], capture_output=True, text=True)
+            if done.returncode:
+                raise UserError(f"{name} with {batch_size} images failed: {done.stderr.strip().splitlines()[-1]}")
+            found = json.loads(done.stdout.splitlines()[-1])
+            row = {"name": name, "batch_size": batch_size, "precision": precision, **estimate.figures()}
+            row |= {f"measured_{key}_bytes": value for key, value in found.items()}
+            rows.append(row)
+            sizes = [found.get(key) for key in ("allocated", "resident")]
+            shown = [f"{size / MIB:,.1f} | {size / estimate.peak_bytes:.2f}" if size else "- | -" for size in sizes]
+            print(f"| {name} | {batch_size} | {precision} | {estimate.peak_bytes / MIB:,.1f} | {' | '.join(shown)} |")
+    ratios = {
+        f"allocated / estimate, {r['name']}, {r['precision']}": r["measured_allocated_bytes"] / r["peak_bytes"]
+        for r in rows
+    }
+    spread = {key: {"median": value, "low": value, "high": value} for key, value in ratios.items()}
+    goals = {"allocated within 10 % of the estimate": all(0.9 <= value <= 1.1 for value in ratios.values())}
+    print(f"written: {write_race('memory', rows, spread, goals, device)}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_race("memory", main)

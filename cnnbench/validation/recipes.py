@@ -1,0 +1,212 @@
+"""SpeedNet's recipes for a GPU beside airbench's own trainings: time and accuracy on one card, in turns.
+
+Each side trains once before anything counts, since the first training of a process chooses kernels and fills caches.
+Training and evaluation are timed apart. The training times of both span the same: from the data set in memory, before
+the network is made, to the last step; airbench reads its test images from a file within it. airbench trains by
+Jordan's recipe of SGD and lookahead, without Lightning. Both accuracies are given without and with test-time
+augmentation, the same six views of each image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+
+from cnnbench import hardware
+from cnnbench.benchmark.run import quiet_lightning
+from cnnbench.data import get_data
+from cnnbench.data.module import ImageDataModule
+from cnnbench.errors import UserError
+from cnnbench.models import get_model
+from cnnbench.quality import accuracy
+from cnnbench.training.classifier import ImageClassifier, TrainingClock
+from cnnbench.validation import fit_trainer, interleave, ratio, write_race
+from cnnbench.validation import run as run_race
+from cnnbench.validation.data import airbench, write_for_airbench
+
+GOALS = (94, 96)
+MOST_TIMES = 1.15
+"""Times airbench's training that ours may take."""
+Result = dict[str, float]
+
+
+def make_data(settings: Mapping[str, Any]) -> ImageDataModule:
+    """Makes the data module of an experiment's YAML."""
+    return get_data(settings["data"]["class_path"])(**settings["data"].get("init_args", {}))
+
+
+def make_network(settings: Mapping[str, Any], data: ImageDataModule) -> ImageClassifier:
+    """Makes the network of an experiment's YAML for the data."""
+    options = dict(settings["model"].get("init_args", {}))
+    optimizer = options.pop("optimizer", None)
+    if optimizer is not None:
+        module, _, name = optimizer["class_path"].rpartition(".")
+        options["optimizer"] = partial(getattr(importlib.import_module(module), name), **optimizer["init_args"])
+    sizes = {key: getattr(data, key) for key in ("num_classes", "in_channels", "image_size")}
+    return get_model(settings["model"]["class_path"])(**options, **sizes)
+
+
+def train_ours(settings: Mapping[str, Any], seed: int, device: torch.device) -> Result:
+    """Train and test as `cnnbench fit` and `test` do, without checkpoints; seconds of each, and the accuracy."""
+    L.seed_everything(seed, workers=True, verbose=False)
+    data = make_data(settings)
+    data.prepare_data()
+    data.setup()
+    clock = TrainingClock()
+    start = time.perf_counter()
+    model = make_network(settings, data)
+    # Without checkpoints, which airbench does not write either. The Trainer may switch cuDNN's search on.
+    trainer_of_fit = fit_trainer(device, [clock], checkpoints=False, **settings["trainer"])
+    with hardware.cudnn_benchmark(False), trainer_of_fit as trainer:
+        trainer.fit(model, datamodule=data)
+        hardware.synchronise(device)
+        fitted = time.perf_counter()
+        model.test_views = "one"
+        trainer.test(model, datamodule=data, verbose=False)
+        hardware.synchronise(device)
+        evaluation_s = time.perf_counter() - fitted
+        plain = accuracy(model.test_confusion_counts())["test_accuracy"]
+        model.test_views = "mirror and shift"  # airbench's views
+        trainer.test(model, datamodule=data, verbose=False)
+    return {
+        "training_s": fitted - start,
+        "steps_s": clock.used_s,
+        "evaluation_s": evaluation_s,
+        "accuracy": plain,
+        "accuracy_augmented": accuracy(model.test_confusion_counts())["test_accuracy"],
+    }
+
+
+def train_airbench(goal: int, folder: Path, device: torch.device) -> Result:
+    """Trains and tests by airbench's own functions, with the files of `write_airbench_files`."""
+    package = airbench()
+    train = {94: package.train94, 96: package.train96}[goal]
+    recipe = importlib.import_module(f"airbench.lib_airbench{goal}").hyp
+    options = {"batch_size": recipe["opt"]["batch_size"], "aug": recipe["aug"], "altflip": True}
+    with working_in(folder), hardware.cudnn_benchmark(True):  # as airbench does when it is imported
+        loader = package.CifarLoader("cifar10", train=True, **options)
+        hardware.synchronise(device)
+        start = time.perf_counter()
+        net = train(loader, verbose=False)
+        hardware.synchronise(device)
+        trained = time.perf_counter()
+        tests = package.CifarLoader("cifar10", train=False, batch_size=2000)
+    hardware.synchronise(device)
+    loaded = time.perf_counter()
+    plain = package.evaluate(net, tests, tta_level=0)
+    evaluated = time.perf_counter()
+    augmented = package.evaluate(net, tests, tta_level=2)
+    return {
+        "training_s": trained - start,
+        "evaluation_s": evaluated - loaded,
+        "accuracy": plain,
+        "accuracy_augmented": augmented,
+    }
+
+
+def write_airbench_files(folder: Path) -> str:
+    """Writes CIFAR-10 as airbench looks for it: ``cifar10/train.pt`` and ``test.pt``.
+
+    Returns:
+        What the data is to be called.
+    """
+    data = get_data("CIFAR10")(val_fraction=0.0)
+    data.prepare_data()
+    (folder / "cifar10").mkdir(parents=True)
+    for name, split in zip(("train", "test"), data.load(), strict=True):
+        write_for_airbench(split, folder / "cifar10" / f"{name}.pt")
+    return data.label
+
+
+@contextlib.contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Another working folder for a while: airbench reads its test images from the current one."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def race(ours: Callable[[], Result], theirs: Callable[[], Result], rounds: int) -> dict[str, list[Result]]:
+    """Runs both in turns, the first time of each without counting."""
+    found: dict[str, list[Result]] = {"cnnbench": [], "airbench": []}
+    ways = {
+        "cnnbench": lambda: found["cnnbench"].append(ours()),
+        "airbench": lambda: found["airbench"].append(theirs()),
+    }
+    interleave(ways, rounds)
+    return {name: results[1:] for name, results in found.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Races the recipes, prints the table and writes ``results/races/recipes.json``."""
+    parser = argparse.ArgumentParser(prog="python -m cnnbench.validation.recipes", description=__doc__)
+    parser.add_argument("--goal", type=int, choices=GOALS, default=94)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--project", type=Path, default=Path(), metavar="DIR", help="the project's folder (default: this)"
+    )
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        raise UserError(f"rounds {options.rounds} must be at least 1")
+    if not torch.cuda.is_available():
+        raise UserError("airbench trains on a CUDA GPU only, and torch sees none; run this where there is one")
+    device = torch.device("cuda", 0)
+    quiet_lightning()
+    config = options.project / "experiments" / f"cifar10_speednet_{options.goal}.yaml"
+    if not config.is_file():
+        raise UserError(f"'{config}' is not there; run this in the project's folder, or name it with --project")
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    seeds = iter(range(options.rounds + 1))
+    with tempfile.TemporaryDirectory() as folder:
+        label = write_airbench_files(Path(folder))
+        found = race(
+            lambda: train_ours(settings, next(seeds), device),
+            lambda: train_airbench(options.goal, Path(folder), device),
+            options.rounds,
+        )
+    print(f"{hardware.device_name(device)}, {label}, {options.rounds} trainings each in turns, after one that warms up")
+    print(
+        "| Training | Training s | Lowest | Highest | Of it steps s | Evaluation s | Accuracy % | with augmentation % |"
+    )
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for name, results in found.items():
+        columns = {key: [r[key] for r in results] for key in results[0]}
+        times = columns["training_s"]
+        augmented = columns.get("accuracy_augmented")
+        cells = [f"{statistics.median(times):.2f}", f"{min(times):.2f}", f"{max(times):.2f}"]
+        medians = {key: f"{statistics.median(values):.2f}" for key, values in columns.items()}
+        cells += [medians.get(key, "") for key in ("steps_s", "evaluation_s")]
+        cells += [f"{100 * statistics.mean(a):.2f}" if a else "" for a in (columns["accuracy"], augmented)]
+        print(f"| {name} | {' | '.join(cells)} |")
+    times_s = {name: [r["training_s"] for r in results] for name, results in found.items()}
+    share = ratio(times_s["cnnbench"], times_s["airbench"])
+    mean = statistics.mean(r["accuracy_augmented"] for r in found["cnnbench"])
+    goals = {
+        f"training at most {MOST_TIMES} times airbench's": share["median"] <= MOST_TIMES,
+        f"accuracy with test-time augmentation at least {options.goal} %": 100 * mean >= options.goal,
+    }
+    rows = [{"training": name, "results": results} for name, results in found.items()]
+    print(f"cnnbench / airbench: {share['median']:.2f} ({share['low']:.2f} to {share['high']:.2f})")
+    path = write_race("recipes", rows, {"cnnbench / airbench": share}, goals, device, data=label, goal=options.goal)
+    print(f"written: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_race("recipes", main)

@@ -1,0 +1,199 @@
+"""What Lightning adds to a training step: the same steps in a hand-written loop and through the Trainer, in turns.
+
+Every way trains the same network from the same start on the same batches out of memory, with the recipe's optimizer and
+schedule. The first is the bare loop; the others are our Trainer with less and less left out, and with several steps in
+one call of Lightning's loop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from torch import nn
+
+from cnnbench import hardware
+from cnnbench.benchmark.run import quiet_lightning
+from cnnbench.data.batches import Split, TensorBatches
+from cnnbench.data.sets import Synthetic
+from cnnbench.errors import UserError
+from cnnbench.models import get_model
+from cnnbench.training.classifier import ImageClassifier, loss_and_logits, lr_factor
+from cnnbench.validation import bare_trainer, fit_trainer, interleave, ratio, write_race
+from cnnbench.validation import run as run_race
+
+CHUNK = 50
+MOST_MS, MOST_CHUNKED_MS = 0.5, 0.05
+"""Milliseconds that `fit` may add to a step that does next to nothing, alone and with `CHUNK` steps in a call."""
+
+
+class Linear(ImageClassifier):
+    """The smallest classifier: what its training costs is what training costs around a network."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.features = nn.Flatten()
+        self.classifier = nn.Linear(self.in_channels * self.image_size**2, self.num_classes)
+
+
+class Goal(NamedTuple):
+    """A network, and the share of the bare loop's speed that `fit` is to reach with it, if any."""
+
+    network: type[ImageClassifier]
+    batch_size: int
+    steps: int
+    share: float | None
+
+
+CASES = (
+    Goal(Linear, 64, 1000, None),
+    Goal(get_model("SimpleCNN"), 64, 100, 0.95),
+    Goal(get_model("ResNet18"), 128, 8, 0.98),
+)
+
+
+class _Clock(L.Callback):
+    """Measures the time from the end of the first call to the end of the last, before the checkpoint of the epoch."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._start, self._first = 0.0, -1
+        self.step_ms = 0.0
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if self._first < 0:
+            hardware.synchronise(self._device)
+            self._start, self._first = time.perf_counter(), trainer.global_step
+        elif trainer.global_step == trainer.max_steps:
+            hardware.synchronise(self._device)
+            self.step_ms = 1000 * (time.perf_counter() - self._start) / (trainer.global_step - self._first)
+
+
+class _Case:
+    """A network with its data and the ways to train it; each returns milliseconds per step."""
+
+    def __init__(self, goal: Goal, device: torch.device) -> None:
+        self.network, self.batch_size, self.device = goal.network, goal.batch_size, device
+        self.steps = goal.steps if device.type == "cpu" else 1000
+        self.precision, _ = hardware.choose_precision("auto", device)
+        images = self.batch_size * (self.steps + CHUNK)
+        self.data = Synthetic(train_images=images, test_images=10, val_fraction=0.0, batch_size=self.batch_size)
+        self.data.setup()
+
+    def ways(self) -> dict[str, Callable[[], float]]:
+        ways: dict[str, Callable[[], float]] = {"bare loop": self.bare, "fit": self.fit}
+        if self.steps >= 2 * CHUNK:
+            ways |= {
+                f"fit, steps_per_call {CHUNK}": lambda: self.fit(CHUNK),
+                "Trainer without bar, log and checkpoint": self.lean,
+            }
+        return ways
+
+    def _model(self, **options: Any) -> ImageClassifier:
+        torch.manual_seed(0)
+        return self.network(**options)
+
+    def bare(self) -> float:
+        """What one writes without Lightning."""
+        model = self._model().to(self.device, memory_format=torch.channels_last).train()
+        optimizer = model.make_optimizer()
+        total = self.steps + 1
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: lr_factor(step / total, model.warmup, "linear")
+        )
+        data = self.data
+        data.trainer = None
+        split = Split(*(t.to(self.device) for t in data.train_dataloader().split))
+        loader = TensorBatches(split, self.batch_size, True, data.mean, data.std, augmentation=data.augmentation)
+        start = 0.0
+        for step, (images, labels) in enumerate(loader):
+            if step == 1:
+                hardware.synchronise(self.device)
+                start = time.perf_counter()
+            if step == total:
+                break
+            with hardware.autocast(self.precision, self.device):
+                loss = loss_and_logits(model(images), labels)[0]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+        hardware.synchronise(self.device)
+        return 1000 * (time.perf_counter() - start) / self.steps
+
+    def fit(self, steps_per_call: int | None = None) -> float:
+        """As `cnnbench fit` does it: progress bar, CSV log, learning-rate monitor, checkpoints, metrics."""
+        clock = _Clock(self.device)
+        with fit_trainer(self.device, [clock], max_steps=self.steps + (steps_per_call or 1)) as trainer:
+            trainer.fit(self._model(steps_per_call=steps_per_call), datamodule=self.data)
+        return clock.step_ms
+
+    def lean(self) -> float:
+        """Lightning's loop and the metrics, nothing else."""
+        clock = _Clock(self.device)
+        nothing = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        bare_trainer(self.device, [clock], max_steps=self.steps + 1, **nothing).fit(self._model(), datamodule=self.data)
+        return clock.step_ms
+
+    def run(self, rounds: int) -> dict[str, list[float]]:
+        """Milliseconds per step, by way and round."""
+        found: dict[str, list[float]] = {name: [] for name in self.ways()}
+
+        def measured(name: str, way: Callable[[], float]) -> Callable[[], None]:
+            return lambda: found[name].append(way())
+
+        interleave({name: measured(name, way) for name, way in self.ways().items()}, rounds)
+        return {name: times[1:] for name, times in found.items()}  # the first call of each does not count
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Races the ways, prints the table and writes ``results/races/training.json``."""
+    parser = argparse.ArgumentParser(prog="python -m cnnbench.validation.training", description=__doc__)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        raise UserError(f"rounds {options.rounds} must be at least 1")
+    device = hardware.choose_device(options.device)
+    quiet_lightning()
+    hardware.keep_freed_memory()
+    rows: list[dict[str, Any]] = []
+    ratios: dict[str, dict[str, float]] = {}
+    goals: dict[str, bool] = {}
+    print(f"{hardware.device_name(device)}, {torch.get_num_threads()} threads, {options.rounds} rounds in turns")
+    print("| Network | Batch | Way | ms a step | Adds ms | Of the bare loop's speed |")
+    print("| --- | ---: | --- | ---: | ---: | ---: |")
+    for goal in CASES:
+        case = _Case(goal, device)
+        name = goal.network.__name__
+        print(f"racing {name}", file=sys.stderr)
+        found = case.run(options.rounds)
+        bare = found["bare loop"]
+        for way, times in found.items():
+            key = f"bare loop / {way}, {name}"
+            ratios[key] = ratio(bare, times)
+            added = statistics.median(t - b for t, b in zip(times, bare, strict=True))
+            rows.append(
+                {"network": name, "batch_size": goal.batch_size, "way": way, "step_ms": times, "adds_ms": added}
+            )
+            print(
+                f"| {name} | {goal.batch_size} | {way} | {statistics.median(times):.3f} | {added:.3f} | "
+                f"{ratios[key]['median']:.3f} |"
+            )
+            if goal.share is not None and way == "fit":
+                goals[f"{name}: fit at least {goal.share} of the bare loop"] = ratios[key]["median"] >= goal.share
+            if goal.share is None and way.startswith("fit"):
+                most = MOST_MS if way == "fit" else MOST_CHUNKED_MS
+                goals[f"{name}: {way} adds at most {most} ms a step"] = added <= most
+    print(f"written: {write_race('training', rows, ratios, goals, device, precision=case.precision)}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_race("training", main)

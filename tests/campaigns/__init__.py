@@ -1,0 +1,1 @@
+"""Campaigns against the program: damaged input, kills at random moments, reports of thousands of records."""

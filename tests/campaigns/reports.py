@@ -1,0 +1,184 @@
+"""The report of 2,000 records: how long it takes, and how much memory.
+
+The records are variants of committed ones, in four mixtures that are hard in different ways. `cnnbench report` makes
+the report of each mixture in a fresh process, start-up and reading of the records included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cnnbench.errors import UserError
+from cnnbench.files import reason
+from cnnbench.record import Record, load_records, write_lines
+from cnnbench.validation import run as run_race
+from cnnbench.validation import write_race
+
+RECORDS = 2000
+LONGEST_S = 120.0
+LARGEST_MB = 600.0
+LARGEST_PAGE_MB = 8.0
+SOURCE = Path("experiments/results")
+MEASURE = """
+import json, os, sys, time
+start = time.perf_counter()
+silent = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+process = os.posix_spawn(sys.executable, [sys.executable, *sys.argv[1:]], os.environ, file_actions=silent)
+_, status, usage = os.wait4(process, 0)
+print(json.dumps([os.waitstatus_to_exitcode(status), time.perf_counter() - start,
+                  usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024]))
+"""
+"""Starts a command from a small process: the system counts the memory of the one that starts it as the command's."""
+REPORT = "import sys; from cnnbench.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def _changed(record: Record, generator: random.Random, **data: Any) -> Record:
+    """Return a record with other costs and times, whose figures still agree with each other."""
+    measures = {key: value for key, value in record.measures.items() if key != "samples_ms"}
+    size, slowness = 10 ** generator.uniform(-1, 1), 10 ** generator.uniform(-0.5, 0.5)
+    for key in ("macs", "params", "activations"):
+        if key in measures:
+            measures[key] = max(1, round(measures[key] * size))
+    if "macs" in measures:
+        measures["flops"] = 2 * measures["macs"]
+    for key in measures:
+        if key.startswith(("latency_ms", "inference_ms", "train_step_ms")):
+            measures[key] *= size * slowness
+        elif key.endswith("images_per_s"):
+            measures[key] /= size * slowness
+    return replace(record, measures=measures, data={**record.data, **data})
+
+
+def models(records: Sequence[Record], generator: random.Random) -> list[Record]:
+    """Return records of as many networks, each of a family of its own, with long names."""
+    made = []
+    for index in range(RECORDS):
+        letters = "".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=8)).capitalize()
+        name = f"{letters}Net{index}(width_multiplier={1 + index / RECORDS},dropout=0.5)"
+        made.append(replace(_changed(generator.choice(records), generator), model=name))
+    return made
+
+
+def seeds(records: Sequence[Record], generator: random.Random) -> list[Record]:
+    """Return records of 20 networks with 100 seeds each."""
+    networks = [_changed(generator.choice(records), generator) for _ in range(20)]
+    made = []
+    for index in range(RECORDS):
+        number, seed = index % 20, index // 20
+        made.append(replace(networks[number], model=f"ResNet{number}", seed=seed))
+    return made
+
+
+def settings(records: Sequence[Record], generator: random.Random) -> list[Record]:
+    """Return records of 5 networks, each with 400 other batch sizes, precisions and budgets."""
+    networks = [_changed(generator.choice(records), generator) for _ in range(5)]
+    made = []
+    for index in range(RECORDS):
+        number, variant = index % 5, index // 5
+        config = dict(networks[number].config)
+        config |= {
+            "speed_batch_size": 1 + variant,
+            "precision": ("32-true", "bf16-mixed", "16-mixed")[variant % 3],
+            "budget_s": 10.0 + variant,
+            "epochs": None,
+        }
+        measures = dict(networks[number].measures)
+        # A record whose throughput is not that of its batch is refused.
+        if "inference_ms_median" in measures:
+            measures["images_per_s"] = 1e3 * (1 + variant) / measures["inference_ms_median"]
+        made.append(replace(networks[number], model=f"VGG{number}", config=config, measures=measures))
+    return made
+
+
+def copies(records: Sequence[Record], generator: random.Random) -> list[Record]:
+    """Return copies of the records under other names, on 20 data sets."""
+    made = []
+    for index in range(RECORDS):
+        record = records[index % len(records)]
+        label = f"{record.data['label']} {1 + index % 20}"
+        made.append(replace(_changed(record, generator, label=label), model=f"{record.model}_{index // 100}"))
+    return made
+
+
+MIXTURES: Mapping[str, Callable[[Sequence[Record], random.Random], list[Record]]] = {
+    "networks": models,
+    "seeds": seeds,
+    "settings": settings,
+    "copies": copies,
+}
+
+
+def measure(records: Path, out: Path) -> dict[str, float]:
+    """Make the report of a file of records in a fresh process.
+
+    Returns:
+        Seconds on the clock and of the processor, peak memory and the size of the page in MB, and the number of files.
+
+    Raises:
+        UserError: The command failed.
+    """
+    report = ["-c", REPORT, "report", str(records), "--out", str(out)]
+    done = subprocess.run([sys.executable, "-c", MEASURE, *report], capture_output=True, text=True)
+    if done.returncode == 0:
+        code, seconds, cpu_s, peak_mb = json.loads(done.stdout)
+    else:
+        code = done.returncode
+    if code != 0:
+        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise UserError(f"the report of '{records.name}' ended with {code}: {last[0]}")
+    return {
+        "seconds": seconds,
+        "cpu_s": cpu_s,
+        "peak_mb": peak_mb,
+        "page_mb": (out / "report.html").stat().st_size / 1e6,
+        "files": sum(path.is_file() for path in out.rglob("*")),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the reports and write ``results/races/reports.json``."""
+    parser = argparse.ArgumentParser(prog="python -m campaigns.reports", description=__doc__)
+    parser.add_argument("--records", type=Path, default=SOURCE, help="folder of the records that are varied")
+    parser.add_argument("--mixtures", nargs="+", choices=list(MIXTURES), default=list(MIXTURES), help="default: all")
+    options = parser.parse_args(arguments)
+    files = sorted(options.records.glob("*.jsonl"))
+    if not files:
+        raise UserError(f"'{options.records}' has no records (*.jsonl); name their folder with --records")
+    originals = load_records(files)
+    rows: list[dict[str, Any]] = []
+    print(f"| Mixture of {RECORDS:,} | Seconds | CPU seconds | Peak MB | Page MB | Files |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.mixtures:
+            path = Path(folder) / f"{name}.jsonl"
+            try:
+                write_lines(path, MIXTURES[name](originals, random.Random(0)))
+            except OSError as error:
+                raise UserError(f"'{path}' cannot be written: {reason(error)}") from error
+            found = measure(path, Path(folder) / name)
+            rows.append({"mixture": name, "records": RECORDS, **found})
+            times = f"{found['seconds']:.1f} | {found['cpu_s']:.1f}"
+            sizes = f"{found['peak_mb']:.0f} | {found['page_mb']:.1f} | {found['files']:,.0f}"
+            print(f"| {name} | {times} | {sizes} |", flush=True)
+    goals = {
+        f"less than {LONGEST_S:g} s": all(row["seconds"] < LONGEST_S for row in rows),
+        f"less than {LARGEST_MB:g} MB": all(row["peak_mb"] < LARGEST_MB for row in rows),
+        f"page of less than {LARGEST_PAGE_MB:g} MB": all(row["page_mb"] < LARGEST_PAGE_MB for row in rows),
+    }
+    for goal, met in goals.items():
+        print(f"{goal}: {'met' if met else 'short'}")
+    print(f"written: {write_race('reports', rows, {}, goals)}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_race("reports", main)
