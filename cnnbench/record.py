@@ -31,6 +31,8 @@ SCHEMA = 1
 STATUSES = ("ok", "error")
 NOT_RECORDS = ("plan.json", "speed.json")
 """JSON files of a run folder that are something else."""
+KINDS = ("latency", "inference", "training")
+"""Kinds of work that are timed: one image, a batch of inference, a training step."""
 PACKAGES = ("cnnbench", "torch", "torchvision", "lightning", "torchmetrics", "wandb")
 
 

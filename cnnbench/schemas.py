@@ -76,6 +76,7 @@ class Config(_Strict):
     speed_batch_size: Positive
     eval_batch_size: Positive | None = None
     precision_reason: AnyText | None = None
+    network: Text | None = None
     memory_format: Text | None = None
     mode: Text | None = None
     learning_rate: Above0 | None = None
@@ -101,6 +102,7 @@ class Environment(_Strict):
     dirty: bool | None = None
     accelerator: dict[str, AnyText | int | float | bool | None] | None = None
     allocator: Text | None = None
+    peaks: dict[str, JsonValue] | None = None
 
 
 class Point(_Strict):

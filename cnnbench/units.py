@@ -24,6 +24,11 @@ def plain(value: float) -> str:
     return f"{value:#.3g}".rstrip(".") if abs(value) < 1000 else f"{value:,.0f}"
 
 
+def percent(share: float) -> str:
+    """A share in per cent, with two digits where it is small."""
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
+
+
 def with_unit(value: float, unit: str) -> str:
     """A number and its unit with the prefix of its size, such as 179 GFLOP/s."""
     number, prefix = scaled(value)

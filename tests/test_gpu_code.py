@@ -247,7 +247,7 @@ def test_peaks_that_cannot_be_measured_again_cost_no_figures(
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return first.pop()
 
-    monkeypatch.setattr("cnnbench.commands.speed_limits.peaks_now", peaks_now)
+    monkeypatch.setattr("cnnbench.roofline.bounds.peaks_now", peaks_now)
     options = (
         "--device=cpu --precision=32-true --batch_size=2 --train_batch_size=2 --rounds=1 --out=p --records=r.jsonl"
     )

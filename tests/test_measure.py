@@ -29,10 +29,11 @@ from cnnbench.cli import main
 from cnnbench.errors import UserError
 from cnnbench.models import get_model
 from cnnbench.quality import Confusion, accuracy, most_confused
+from cnnbench.report.speeds import time_ratio
 from cnnbench.timing.conditions import Conditions, reasons_to_doubt
 from cnnbench.timing.gpu_state import GpuState, summary
 from cnnbench.timing.processes import in_process, in_processes, pooled
-from cnnbench.timing.speed import KINDS, SpeedConfig, Stopwatch, Subject, Way, measure_speed, time_ratio
+from cnnbench.timing.speed import KINDS, SpeedConfig, Stopwatch, Subject, Way, measure_speed
 from cnnbench.timing.stopwatch import Lap
 from cnnbench.timing.sweep import sweep
 

@@ -1,115 +1,297 @@
-"""The timing behind `cnnbench speed`: options become networks and ways of running them, which are timed and shown."""
+"""The timing behind `cnnbench speed`: options become networks and ways of running them, and these become records."""
 
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cnnbench import hardware
-from cnnbench.commands import speed_limits as limits
 from cnnbench.commands.named_networks import find_networks
 from cnnbench.commands.speed import Options
-from cnnbench.commands.speed_tables import Row, document, print_tables, records, way_words
-from cnnbench.console import note, out_json, stdout_kept
+from cnnbench.console import note, out, out_json, show, stdout_kept
 from cnnbench.errors import Stopped, UserError, unknown
+from cnnbench.files import replacing
 from cnnbench.network import Network
-from cnnbench.record import write_lines
+from cnnbench.record import Record, environment, write_lines
 from cnnbench.registry import split_names
+from cnnbench.report.roofs import draw_roofs
+from cnnbench.report.speeds import SUSPECT, all_ratios, sentences, tables, way_words
+from cnnbench.roofline.bounds import CONVENTION, Survey, peaks_now, survey
 from cnnbench.roofline.peaks import hardware_precisions
 from cnnbench.timing.processes import in_process, in_processes
 from cnnbench.timing.resident import resident_growth
 from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
-from cnnbench.timing.sweep import Sweep, sweep
+from cnnbench.timing.sweep import sweep
 from cnnbench.timing.work import MODES, Way
 from cnnbench.training.classifier import loss_and_logits
 
 DEFAULT_OUT = Path("results/speed")
-_GRAPH = " as a CUDA graph"
+PICTURE = "roofline.png"
+PIPE_WIDTH = 200
 FORMATS = {"channels_last": True, "contiguous": False}
+_GRAPH = " as a CUDA graph"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network and the way it runs; None where there is one way only, so that its name is enough."""
+
+    network: Network
+    way: Way | None
+
+    @property
+    def name(self) -> str:
+        return self.network.name if self.way is None else f"{self.network.name} [{self.way.words}]"
 
 
 def speed(options: Options) -> int:
-    """Times networks and prints what was found; 1 when one of them failed."""
+    """Time networks and print the figures; return 1 when one of them failed."""
     config, ways = _config(options)
-    if options.memory and config.device.type != "cpu":
-        raise UserError("--memory is for the CPU; on a GPU the peak memory is always in the table")
-    without = next((way for way in (way or config.way for way in ways) if "training" not in way.kinds), None)
-    if options.memory and without is not None:
-        raise UserError(f"--memory is that of training steps, and in {without.precision} there are none; leave out one")
-    if options.memory and any(way and way.mode == "compile" for way in ways):
-        raise UserError("--memory would find what the compiler takes; leave out --mode compile")
-    for option, used in (("limits", options.limits), ("sweep", options.sweep)):
-        if used and (len(ways) > 1 or options.processes > 1):
-            raise UserError(f"--{option} is for one way and one process; leave out --processes, or the other ways")
-    out = limits.make_folder(options.out or DEFAULT_OUT) if options.limits else DEFAULT_OUT
+    _check_ways(options, config, ways)
+    out_folder = _make_folder(options.out or DEFAULT_OUT, "out") if options.limits else DEFAULT_OUT
     networks = find_networks(options)
     if options.records is not None:
-        limits.make_folder(options.records.parent, "records")
+        _make_folder(options.records.parent, "records")
     rows = [Row(network, way) for network in networks for way in ways]
     hardware.keep_freed_memory()
-    limited = None
-    sweeps: dict[str, Sweep] = {}
     with stdout_kept():  # what a network of the user's prints is not part of the document
-        if options.processes > 1:
-            figures = in_processes(
-                options.processes, config, _figures_of, options, [(row.network.name, row.way) for row in rows],
-                on_start=lambda n: note(f"process {n + 1} of {options.processes}"),
-            )  # fmt: skip
-        else:
-            subjects = {row.name: _subject(row) for row in rows}
-            before = limits.peaks_now(config) if options.limits else None
-            graphs = _as_graphs(subjects, config) if options.limits else {}
-            everything = _measured(subjects | graphs, config)
-            figures = {name: everything[name] for name in subjects}
-            if before is not None:
-                where = f"{hardware.device_name(config.device)}, {way_words(rows, config)}, {config.batch_size} images"
-                replayed = {name: everything[name + _GRAPH] for name in subjects if name + _GRAPH in everything}
-                limited = limits.find(subjects, figures, config, before, out, where, replayed)
-            if options.sweep:
-                there = {name: subject for name, subject in subjects.items() if "error" not in figures[name]}
-                sweeps = sweep(there, config, _most_images(options, config), _say)
-        if options.memory:
-            for row in (row for row in rows if "error" not in figures[row.name]):
-                note(f"memory of {row.name}")
-                figures[row.name] |= in_process(_growth_of, config, options, [(row.network.name, row.way)])
-    failed = {name: found["error"] for name, found in figures.items() if "error" in found}
+        figures, survey_of_limits = _measure(options, config, rows)
+    records = _records(config, rows, figures, survey_of_limits)
+    picture = None
+    if survey_of_limits is not None and survey_of_limits.limits:
+        picture = _draw_roofline(records, out_folder)
     if options.records is not None:
-        write_lines(options.records, records(config, rows, figures, limited, sweeps))
+        write_lines(options.records, records)
         note(f"records: {options.records}")
     if options.json:
-        out_json(document(config, rows, figures, limited, sweeps))
+        out_json(_document(config, rows, records, picture))
     else:
-        print_tables(options.processes, config, rows, figures, limited, sweeps)
-    for name, reason in failed.items():
-        note(f"{name} failed: {reason}")
-    unlimited = limited.failed if limited is not None else {}
-    for name, reason in unlimited.items():
-        note(f"what limits {name} was not found: {reason}")
-    return 1 if failed or unlimited else 0
+        show(*tables(records), pipe_width=PIPE_WIDTH)
+        for line in sentences(records):
+            out(line)
+        if picture is not None:
+            out(f"{picture}: achieved against possible, by network and kind of layer")
+    failed = False
+    for record in records:
+        if record.status == "error":
+            note(f"{record.model} failed: {record.reason}")
+            failed = True
+        if "limits" in record.skipped:
+            note(f"what limits {record.model} was not found: {record.skipped['limits']}")
+            failed = True
+    return 1 if failed else 0
 
 
-def _as_graphs(subjects: Mapping[str, Any], config: SpeedConfig) -> dict[str, Any]:
-    """The same networks as CUDA graphs, which are not launched operator by operator; none where there cannot be any."""
-    if config.device.type != "cuda":
-        return {}
-    return {
-        name + _GRAPH: replace(
-            subject,
-            way=replace(subject.way or config.way, mode="cuda-graph"),
-            kinds=("latency", "inference"),
+def _check_ways(options: Options, config: SpeedConfig, ways: Sequence[Way | None]) -> None:
+    """Raise UserError where options do not go with the device or with the ways."""
+    chosen = [way or config.way for way in ways]
+    if options.memory:
+        if config.device.type != "cpu":
+            raise UserError("--memory is for the CPU; on a GPU the peak memory is always in the table")
+        for way in chosen:
+            if "training" not in way.kinds:
+                raise UserError(
+                    f"--memory is that of training steps, and in {way.precision} there are none; leave out one"
+                )
+            if way.mode == "compile":
+                raise UserError("--memory would find what the compiler takes; leave out --mode compile")
+    for name, used in (("limits", options.limits), ("sweep", options.sweep)):
+        if used and (len(ways) > 1 or options.processes > 1):
+            raise UserError(f"--{name} is for one way and one process; leave out --processes, or the other ways")
+
+
+def _make_folder(folder: Path, option: str) -> Path:
+    """Make a folder for what an option of the command is to write, before anything is timed.
+
+    Raises:
+        UserError: It cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{option} {folder} cannot be made: {error.strerror}; give another --{option}") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{option} {folder} is closed to writing; give another --{option}")
+    return folder
+
+
+def _measure(
+    options: Options, config: SpeedConfig, rows: Sequence[Row]
+) -> tuple[dict[str, dict[str, Any]], Survey | None]:
+    """Return the figures of every row by its name, and what limits the networks if that was asked for."""
+    found_limits = None
+    if options.processes > 1:
+        named = [(row.network.name, row.way) for row in rows]
+        figures = in_processes(
+            options.processes,
+            config,
+            _figures_of,
+            options,
+            named,
+            on_start=lambda number: note(f"process {number + 1} of {options.processes}"),
         )
-        for name, subject in subjects.items()
+    else:
+        subjects = {row.name: _subject(row) for row in rows}
+        before = peaks_now(config) if options.limits else None
+        graphs = _as_graphs(subjects, config) if options.limits else {}
+        everything = measure_speed(subjects | graphs, config, _say)
+        figures = {name: everything[name] for name in subjects}
+        if before is not None:
+            replayed = {name: everything[name + _GRAPH] for name in subjects if name + _GRAPH in everything}
+            found_limits = survey(subjects, figures, config, before, replayed)
+        if options.sweep:
+            working = {name: subject for name, subject in subjects.items() if "error" not in figures[name]}
+            for name, swept in sweep(working, config, _most_images(options, config), _say).items():
+                figures[name]["sweep"] = asdict(swept)
+    if options.memory:
+        for row in rows:
+            if "error" not in figures[row.name]:
+                note(f"memory of {row.name}")
+                figures[row.name] |= in_process(_growth_of, config, options, [(row.network.name, row.way)])
+    return figures, found_limits
+
+
+def _records(
+    config: SpeedConfig, rows: Sequence[Row], figures: Mapping[str, Mapping[str, Any]], limits: Survey | None
+) -> list[Record]:
+    """Return a record per row; its name has the way that the network runs where there are several."""
+    machine = _machine(config, limits)
+    records = []
+    for row in rows:
+        way = row.way or config.way
+        settings = {
+            "budget_s": None,
+            "epochs": None,
+            "device": str(config.device),
+            "measures": ["speed"],
+            "network": row.network.name,
+            "precision": way.precision,
+            "inference_precision": way.precision_of("inference"),
+            "memory_format": "channels_last" if way.channels_last else "contiguous",
+            "mode": way.mode,
+            "cudnn_benchmark": way.cudnn_benchmark,
+            "batch_size": config.train_batch_size,
+            "speed_batch_size": config.batch_size,
+        }
+        measures = {key: value for key, value in figures[row.name].items() if value is not None}
+        error = measures.pop("error", "")
+        skipped = {}
+        if limits is not None and row.name in limits.limits:
+            measures["limits"] = limits.limits[row.name]
+        if limits is not None and row.name in limits.failed:
+            skipped["limits"] = limits.failed[row.name]
+        status = "error" if error else "ok"
+        data = _random_images(row.network)
+        records.append(Record(row.name, data, 0, status, settings, machine, error, measures, skipped))
+    return records
+
+
+def _random_images(network: Network) -> dict[str, Any]:
+    """Return what a record says of its data, for images that are noise."""
+    none = dict.fromkeys(("train_images", "val_images", "test_images", "full_train_images", "full_epochs"), 0)
+    return {
+        "name": "noise",
+        "label": f"random images of {'x'.join(map(str, network.image_shape))}",
+        "synthetic": False,
+        "class_names": [],
+        "in_channels": network.in_channels,
+        "image_size": network.image_size,
+        "augment": False,
+        **none,
     }
 
 
-def _measured(subjects: Mapping[str, Any], config: SpeedConfig) -> dict[str, dict[str, Any]]:
+def _machine(config: SpeedConfig, limits: Survey | None) -> dict[str, Any]:
+    """Return the machine, the software, and the peaks if they were measured."""
+    facts = hardware.accelerator_facts(config.device)
+    machine = {
+        **environment(hardware.device_name(config.device), torch.get_num_threads()),
+        # The way of each row decides whether TF32 is allowed, whatever torch's flags are now.
+        "accelerator": {name: value for name, value in facts.items() if not name.startswith("tf32")},
+        "allocator": hardware.keep_freed_memory(),
+    }
+    if limits is not None:
+        machine["peaks"] = {
+            **limits.peaks.figures(),
+            "number_format": limits.peaks.format_of(config.way.precision_of("inference")),
+            "suspect": list(limits.doubts),
+        }
+    return machine
 
-    return measure_speed(subjects, config, _say)
+
+def _draw_roofline(records: Sequence[Record], folder: Path) -> Path:
+    """Draw what the networks reach below the roof of the machine, from their records."""
+    limits = {record.model: record.measures["limits"] for record in records if "limits" in record.measures}
+    first = records[0]
+    peaks = first.environment["peaks"]
+    title = f"{first.environment['device']}, {way_words(records)}, {first.config['speed_batch_size']} images"
+    if peaks["suspect"] or any(record.measures.get("suspect") for record in records if record.model in limits):
+        title += SUSPECT
+    path = folder / PICTURE
+    with replacing(path) as file:
+        draw_roofs(limits, peaks, peaks["number_format"], title).savefig(file, format="png", dpi=160)
+    return path
+
+
+def _document(
+    config: SpeedConfig, rows: Sequence[Row], records: Sequence[Record], picture: Path | None
+) -> dict[str, Any]:
+    """Return everything that was measured, for JSON."""
+    networks = []
+    for row, record in zip(rows, records, strict=True):
+        figures = {key: value for key, value in record.measures.items() if key not in ("limits", "sweep")}
+        if record.reason:
+            figures["error"] = record.reason
+        networks.append(
+            {
+                "row": record.model,
+                "model": row.network.name,
+                "in_channels": row.network.in_channels,
+                "image_size": row.network.image_size,
+                "num_classes": row.network.num_classes,
+                "way": vars(row.way) if row.way else None,
+                **figures,
+            }
+        )
+    machine = dict(records[0].environment)
+    peaks = machine.pop("peaks", None)
+    document = {
+        "config": {**vars(config), "device": str(config.device)},
+        "environment": machine,
+        "networks": networks,
+        "ratios": all_ratios(records),
+    }
+    if peaks is not None:
+        document["limits"] = {
+            "convention": CONVENTION,
+            "peaks": {key: value for key, value in peaks.items() if key not in ("number_format", "suspect")},
+            "suspect": peaks["suspect"],
+            "number_format": peaks["number_format"],
+            "networks": {r.model: r.measures["limits"] for r in records if "limits" in r.measures},
+            "failed": {r.model: r.skipped["limits"] for r in records if "limits" in r.skipped},
+            "picture": str(picture) if picture else None,
+        }
+    swept = {record.model: record.measures["sweep"] for record in records if "sweep" in record.measures}
+    if swept:
+        document["sweep"] = swept
+    return document
+
+
+def _as_graphs(subjects: Mapping[str, Subject], config: SpeedConfig) -> dict[str, Subject]:
+    """Return the same networks as CUDA graphs, whose operators are not launched one by one; none on a CPU."""
+    if config.device.type != "cuda":
+        return {}
+    graphs = {}
+    for name, subject in subjects.items():
+        way = replace(subject.way or config.way, mode="cuda-graph")
+        graphs[name + _GRAPH] = replace(subject, way=way, kinds=("latency", "inference"))
+    return graphs
 
 
 def _say(share: float, text: str) -> None:
@@ -207,7 +389,7 @@ def _figures_of(
     """In a process of its own: the figures of the rows."""
     hardware.keep_freed_memory()
     with stdout_kept():
-        return _measured({row.name: _subject(row) for row in _rows(options, ways)}, config)
+        return measure_speed({row.name: _subject(row) for row in _rows(options, ways)}, config, _say)
 
 
 def _growth_of(config: SpeedConfig, options: Options, ways: Sequence[tuple[str, Way | None]]) -> dict[str, Any]:

@@ -145,8 +145,9 @@ def measure(
     from torch import Tensor, nn
 
     from cnnbench.counting.complexity import complexity
+    from cnnbench.report.speeds import time_ratio
     from cnnbench.roofline.model import predicted_seconds
-    from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed, time_ratio
+    from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
 
     class Timed(nn.Module):
         """A layer as if within a network: its input gets a gradient; the mean of each channel is its logit."""

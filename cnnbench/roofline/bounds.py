@@ -1,20 +1,21 @@
-"""What limits timed networks: their loads, peaks and times together, for the command `speed`."""
+"""What limits timed networks: their loads, the peaks of the machine and their times together."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cnnbench.console import note
 from cnnbench.counting import operators
-from cnnbench.errors import UserError
+from cnnbench.errors import Stopped, UserError
 from cnnbench.hardware import (
     INFERENCE_PRECISIONS,
     cudnn_benchmark,
@@ -25,14 +26,98 @@ from cnnbench.hardware import (
     weights_type,
 )
 from cnnbench.roofline.model import TRAFFIC_CONVENTION, Load, Timed, bound, layer_traffic
-from cnnbench.roofline.peaks import PEAK_CONVENTION, Peaks
+from cnnbench.roofline.peaks import PEAK_CONVENTION, Peaks, hardware_precisions, measure_peaks
+from cnnbench.timing.conditions import Conditions, reasons_to_doubt
 from cnnbench.timing.work import SpeedConfig, Subject
 
 CONVENTION = f"{TRAFFIC_CONVENTION}; {PEAK_CONVENTION}"
+_KINDS = ("inference", "latency")
 _PASSES = 3
 _SLEEP_CYCLES = 100_000_000
 """About 50 ms of a GPU's clock."""
 _OPERATORS_IN_QUEUE = 200
+
+
+class Survey(NamedTuple):
+    """What limits several networks.
+
+    Attributes:
+        peaks: Peaks of the machine, the better of before and after the timing.
+        doubts: Reasons to doubt the peaks.
+        limits: Figures of `find_limits`, by network.
+        failed: Reasons why a network has none, by network.
+    """
+
+    peaks: Peaks
+    doubts: Sequence[str]
+    limits: Mapping[str, dict[str, Any]]
+    failed: Mapping[str, str]
+
+
+def peaks_now(config: SpeedConfig) -> tuple[Peaks, list[str]]:
+    """Measure the peaks of the device, for all number formats that it is made for and those that are timed.
+
+    Returns:
+        The peaks, and reasons to doubt them.
+    """
+    note("peaks of this machine")
+    precisions = dict.fromkeys([config.precision, config.way.precision_of("inference")])
+    precisions |= dict.fromkeys(hardware_precisions(config.device))
+    with Conditions(config.device) as conditions:
+        peaks = measure_peaks(config.device, list(precisions))
+    return peaks, reasons_to_doubt(conditions.figures())
+
+
+def survey(
+    subjects: Mapping[str, Subject],
+    figures: Mapping[str, Mapping[str, Any]],
+    config: SpeedConfig,
+    before: tuple[Peaks, list[str]],
+    graphs: Mapping[str, Mapping[str, Any]],
+) -> Survey:
+    """Find what limits networks that were timed.
+
+    Args:
+        subjects: The networks by name.
+        figures: Figures of `measure_speed`.
+        config: How they were timed.
+        before: Result of `peaks_now` from before the timing.
+        graphs: Figures of the same networks as CUDA graphs, where there are any.
+    """
+    peaks, doubts = before
+    try:
+        again, doubts_again = peaks_now(config)
+        peaks = peaks.best(again)
+        if not doubts_again:  # one quiet look is enough
+            doubts = []
+    except RuntimeError as error:  # a network has broken the device; the figures of the others are there
+        doubts = [*doubts, f"the peaks were not measured again: {type(error).__name__}: {error}"]
+    limits: dict[str, dict[str, Any]] = {}
+    failed: dict[str, str] = {}
+    for name, subject in subjects.items():
+        if "error" in figures[name]:
+            continue
+        note(f"what limits {name}")
+        graph = graphs.get(name, {})
+        graph_s = {kind: graph[f"{kind}_ms_median"] / 1e3 for kind in _KINDS if f"{kind}_ms_median" in graph}
+        try:
+            device_s = _device_seconds(figures[name], graph)
+            limits[name] = find_limits(subject, figures[name], config, peaks, graph_s, device_s)
+        except Stopped:
+            raise
+        except BaseException as error:  # whatever a network does wrong is its own failure, not the others'
+            failed[name] = " ".join(str(error).split())
+    return Survey(peaks, doubts, limits, failed)
+
+
+def _device_seconds(figures: Mapping[str, Any], graph: Mapping[str, Any]) -> dict[str, float]:
+    """Return the least time that the GPU itself takes for each kind of work, eager or as a graph."""
+    seconds = {}
+    for kind in _KINDS:
+        key = f"{kind}_ms_device"
+        if key in figures:
+            seconds[kind] = min(f[key] for f in (figures, graph) if key in f) / 1e3
+    return seconds
 
 
 def find_limits(

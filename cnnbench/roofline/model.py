@@ -23,7 +23,7 @@ from cnnbench.counting.meta import tensors_in
 from cnnbench.errors import Stopped, UserError, unknown
 from cnnbench.hardware import INFERENCE_PRECISIONS, PRECISIONS, autocast, weights_type
 from cnnbench.roofline.peaks import Peaks
-from cnnbench.units import plain
+from cnnbench.units import percent, plain
 
 TRAFFIC_CONVENTION = (
     "operations are 2 per multiply-add of convolutions and matrix products, and 1 per element and step of other "
@@ -349,11 +349,6 @@ def _per_call_share(timed: Timed, peaks: Peaks, other: Timed) -> float:
 
     extra = start(timed.seconds, other.seconds) - start(timed.load.seconds(peaks), other.load.seconds(peaks))
     return min(1.0, max(0.0, extra / timed.seconds))
-
-
-def percent(share: float) -> str:
-    """A share in per cent, with two digits where it is small."""
-    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def _ms(seconds: float) -> str:

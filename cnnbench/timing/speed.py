@@ -21,12 +21,13 @@ import torch
 
 from cnnbench.errors import Stopped
 from cnnbench.hardware import INFERENCE_PRECISIONS, cudnn_benchmark, on_device, random_generator, synchronise, tf32
-from cnnbench.stats import FEWEST_ROUNDS, Interval, median_interval, paired_ratio
+from cnnbench.record import KINDS
+from cnnbench.stats import median_interval
 from cnnbench.timing.conditions import Conditions, reasons_to_doubt
 from cnnbench.timing.stopwatch import Stopwatch
-from cnnbench.timing.work import FEWEST_CALLS, KINDS, SpeedConfig, Subject, Timed, Way, settle
+from cnnbench.timing.work import FEWEST_CALLS, SpeedConfig, Subject, Timed, Way, settle
 
-__all__ = ["KINDS", "SpeedConfig", "Stopwatch", "Subject", "Way", "measure_speed", "time_ratio"]
+__all__ = ["KINDS", "SpeedConfig", "Stopwatch", "Subject", "Way", "measure_speed"]
 MOST_DRIFT = 0.02
 """Change of a time from the first half of the rounds to the second below which it is not called a drift."""
 _TREND = 2.576
@@ -235,26 +236,6 @@ class _Yardstick:
     def take_turn(self) -> None:
         self._call()
         self.rounds_ms.append([round(self._call(), 4) for _ in range(FEWEST_CALLS)])
-
-
-def time_ratio(first: Mapping[str, Any], second: Mapping[str, Any], kind: str) -> Interval:
-    """How many times as long the first network takes as the second, from the paired rounds of one `measure_speed`.
-
-    Rounds of several processes count as they are, unless there are enough processes: then each gives one value, so that
-    what differs from process to process, such as where memory lies, is in the interval.
-
-    Args:
-        first: Figures of one network.
-        second: Figures of another, of the same call of `measure_speed`.
-        kind: Of `KINDS`.
-    """
-    rounds = [[statistics.median(times) for times in figures["samples_ms"][kind]] for figures in (first, second)]
-    processes = first.get("process_rounds", [])
-    if len(processes) < FEWEST_ROUNDS:
-        return paired_ratio(*rounds)
-    ends = list(itertools.accumulate(processes))
-    spans = list(zip([0, *ends], ends, strict=False))
-    return paired_ratio(*([statistics.median(times[a:b]) for a, b in spans] for times in rounds))
 
 
 def _drifts(rounds_ms: Mapping[str, list[list[float]]]) -> list[str]:

@@ -26,13 +26,12 @@ from cnnbench.hardware import (
     weights_type,
 )
 from cnnbench.optimizers import adamw
+from cnnbench.record import KINDS
 from cnnbench.stats import median_deviation, median_interval
 from cnnbench.timing.graphs import capture
 from cnnbench.timing.stopwatch import Lap, Stopwatch
 from cnnbench.training.classifier import loss_and_logits
 
-KINDS = ("latency", "inference", "training")
-"""One image, a batch of inference, a training step."""
 KEYS = {"latency": "latency_ms", "inference": "inference_ms", "training": "train_step_ms"}
 """What the times of a kind are called in records."""
 PARTS = ("forward", "backward", "optimizer")

@@ -29,9 +29,10 @@ from cnnbench.models import get_model
 from cnnbench.network import get_network
 from cnnbench.record import Record, environment
 from cnnbench.report.compare import TIMES, compare
+from cnnbench.report.speeds import time_ratio
 from cnnbench.stats import Interval, median_deviation, wilson_interval
 from cnnbench.timing.processes import in_process, pooled
-from cnnbench.timing.speed import KINDS, SpeedConfig, Subject, measure_speed, time_ratio
+from cnnbench.timing.speed import KINDS, SpeedConfig, Subject, measure_speed
 from cnnbench.validation import run, write_race
 
 PLANTED = 0.05

@@ -1,0 +1,302 @@
+"""What records say about speed: tables and sentences of `cnnbench speed`, and ratios of two networks."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from cnnbench.record import KINDS, Record
+from cnnbench.stats import FEWEST_ROUNDS, Interval, paired_ratio
+from cnnbench.units import percent, plain, with_unit
+
+SUSPECT = " (suspect)"
+COLUMNS = {
+    "Latency ms": "latency_ms_median",
+    "p10": "latency_ms_p10",
+    "p90": "latency_ms_p90",
+    "Images/s": "images_per_s",
+    "Images/s, queued": "images_per_s_queued",
+    "Train images/s": "train_images_per_s",
+    "Train images/s, queued": "train_images_per_s_queued",
+    "Cold start ms": "cold_start_ms",
+    "Peak MiB": "peak_memory_bytes",
+}
+STEP_COLUMNS = {
+    "Forward ms": "train_forward_ms",
+    "Backward ms": "train_backward_ms",
+    "Optimizer ms": "train_optimizer_ms",
+    "Reserved MiB": "peak_reserved_bytes",
+    "Latency, device ms": "latency_ms_device",
+    "Batch, device ms": "inference_ms_device",
+    "Step, device ms": "train_step_ms_device",
+    "Resident MiB": "resident_bytes",
+}
+"""The second table."""
+LIMITED = ("inference", "latency")
+"""Kinds of work of which is said what limits them."""
+_WAY = ("precision", "inference_precision", "memory_format", "mode", "cudnn_benchmark")
+"""Settings that make a way of running a network."""
+
+
+def time_ratio(first: Mapping[str, Any], second: Mapping[str, Any], kind: str) -> Interval:
+    """Return the ratio of the first network's time to the second's, from the rounds in which both were timed.
+
+    Rounds of a few processes count as they are. With `FEWEST_ROUNDS` processes or more each gives one value, so that
+    what differs from process to process, such as where memory lies, is in the interval.
+
+    Args:
+        first: Measures of one network.
+        second: Measures of another, of the same run.
+        kind: One of `KINDS`.
+    """
+    a, b = ([statistics.median(times) for times in measures["samples_ms"][kind]] for measures in (first, second))
+    processes = first.get("process_rounds", [])
+    if len(processes) < FEWEST_ROUNDS:
+        return paired_ratio(a, b)
+    ends = list(itertools.accumulate(processes))
+    spans = list(zip([0, *ends], ends, strict=False))
+    of_first = [statistics.median(a[start:end]) for start, end in spans]
+    of_second = [statistics.median(b[start:end]) for start, end in spans]
+    return paired_ratio(of_first, of_second)
+
+
+def all_ratios(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Return the ratio of every pair of records that may be ranked, by kind of work."""
+    ratios = []
+    for group in _groups(records):
+        for a, b in itertools.combinations(group, 2):
+            row: dict[str, Any] = {"first": a.model, "second": b.model}
+            for kind in KINDS:
+                if _both_have(kind, a, b):
+                    row[kind] = time_ratio(a.measures, b.measures, kind)._asdict()
+            ratios.append(row)
+    return ratios
+
+
+def tables(records: Sequence[Record]) -> list[Table]:
+    """Return the tables of a timing: times, parts of a training step, ratios, what limits, batch sizes."""
+    drawn = [_figure_table("", records, _filled(COLUMNS, records))]
+    parts = _filled(STEP_COLUMNS, records)
+    if parts:
+        drawn.append(_figure_table("A training step, and memory", records, parts))
+    drawn += [_ratio_table(group) for group in _groups(records) if len(group) > 1]
+    limited = [record for record in records if "limits" in record.measures]
+    if limited:
+        drawn.append(_limits_table(limited))
+    swept = [record for record in records if "sweep" in record.measures]
+    if swept:
+        drawn.append(_sweep_table(swept))
+    return drawn
+
+
+def sentences(records: Sequence[Record]) -> Iterator[str]:
+    """Yield how the networks were timed, what limits them, and what is doubtful."""
+    config = records[0].config
+    processes = max((len(record.measures.get("process_rounds", ())) for record in records), default=0)
+    shared = f" of {processes} processes" if processes > 1 else ""
+    rounds = max((len(record.measures["samples_ms"]["latency"]) for record in _timed(records)), default=0)
+    yield (
+        f"{records[0].environment['device']}, {way_words(records)}; latency at 1 image, throughput at "
+        f"{config['speed_batch_size']}, a training step (forward, backward, AdamW) at {config['batch_size']} images; "
+        f"medians of {rounds} rounds{shared} in random order; ratios from paired rounds with 95 % intervals"
+    )
+    if processes < FEWEST_ROUNDS and any(len(group) > 1 for group in _groups(records)):
+        yield (
+            "these intervals are of this run alone: in another process memory lies elsewhere, and ratios differ by "
+            f"some per cent more; --processes {FEWEST_ROUNDS} has that in them"
+        )
+    if "peaks" in records[0].environment:
+        yield from _limit_sentences(records)
+    for record in records:
+        if "sweep" in record.measures:
+            yield f"batches of {record.model}: {record.measures['sweep']['end']}"
+    for reason, names in _suspects({record.model: record.measures for record in records}).items():
+        yield f"suspect ({', '.join(names)}): {reason}"
+    points = {}
+    for record in records:
+        for point in record.measures.get("sweep", {}).get("batches", ()):
+            points[f"{record.model}, {point['batch_size']} images"] = point
+    for reason, names in _suspects(points).items():
+        yield f"suspect ({'; '.join(names)}): {reason}"
+
+
+def way_words(records: Sequence[Record]) -> str:
+    """Return in words how the networks ran."""
+    if len({_way(record) for record in records}) > 1:
+        return "ways as named"
+    first = records[0]
+    name = first.config["network"]
+    if first.model != name:
+        return first.model.removeprefix(f"{name} [").removesuffix("]")
+    config = first.config
+    formats = config["precision"]
+    if config["inference_precision"] != formats:
+        formats = f"{config['inference_precision']} (training {formats})"
+    benchmark = ", cuDNN benchmark" if config["cudnn_benchmark"] else ""
+    return f"{formats}, {config['memory_format']}{benchmark}"
+
+
+def _way(record: Record) -> tuple[Any, ...]:
+    return tuple(record.config[name] for name in _WAY)
+
+
+def _timed(records: Sequence[Record]) -> list[Record]:
+    return [record for record in records if record.status == "ok"]
+
+
+def _groups(records: Sequence[Record]) -> list[list[Record]]:
+    """Return the records that may be ranked: networks that run in the same way, and the ways of each network."""
+    timed = _timed(records)
+    by_way: dict[Any, list[Record]] = {}
+    by_network: dict[str, list[Record]] = {}
+    for record in timed:
+        by_way.setdefault(_way(record), []).append(record)
+        by_network.setdefault(record.config["network"], []).append(record)
+    if len(by_way) == 1:
+        return list(by_way.values())
+    return [*by_way.values(), *by_network.values()]
+
+
+def _both_have(kind: str, *records: Record) -> bool:
+    """Return whether a kind of work was timed for two records; in 16-bit weights there is no training."""
+    return all(kind in record.measures["samples_ms"] for record in records)
+
+
+def _filled(columns: Mapping[str, str], records: Sequence[Record]) -> dict[str, str]:
+    """Return the columns without those that only a GPU has and no record here."""
+    optional = {*STEP_COLUMNS.values(), *(key for key in columns.values() if key.endswith("_queued"))}
+    kept = {}
+    for title, key in columns.items():
+        if key not in optional or any(record.measures.get(key) is not None for record in records):
+            kept[title] = key
+    return kept
+
+
+def _figure_table(title: str, records: Sequence[Record], columns: Mapping[str, str]) -> Table:
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    table.add_column("Model", overflow="fold")
+    table.add_column("Image")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for record in records:
+        size = record.data["image_size"]
+        cells = [_shown(key, record.measures.get(key)) for key in columns.values()]
+        table.add_row(_marked(record), f"{record.data['in_channels']}x{size}x{size}", *cells)
+    return table
+
+
+def _ratio_table(group: Sequence[Record]) -> Table:
+    """Return the times of some records as multiples of those of the first."""
+    first, *others = group
+    title = f"Times as multiples of {first.model}'s{SUSPECT if first.measures.get('suspect') else ''}"
+    table = Table(title=Text(title), title_justify="left", header_style="bold")  # brackets of a way are no markup
+    table.add_column("Model", overflow="fold")
+    for kind in KINDS:
+        table.add_column(kind.capitalize(), justify="right")
+    for record in others:
+        cells = []
+        for kind in KINDS:
+            there = _both_have(kind, record, first)
+            cells.append(_ratio_words(time_ratio(record.measures, first.measures, kind)) if there else "-")
+        table.add_row(_marked(record), *cells)
+    return table
+
+
+def _ratio_words(ratio: Interval) -> str:
+    if ratio.low is None or ratio.high is None:
+        return f"{plain(ratio.estimate)}, too few rounds"
+    verdict = "" if ratio.differs else ", no difference found"
+    return f"{plain(ratio.estimate)} ({plain(ratio.low)} to {plain(ratio.high)}){verdict}"
+
+
+def _sweep_table(records: Sequence[Record]) -> Table:
+    """Return inference by batch size."""
+    table = Table(title="Inference by batch size", title_justify="left", header_style="bold")
+    for name in ("Model", "Batch", "ms", "95 % interval", "Images/s"):
+        table.add_column(name, justify="left" if name == "Model" else "right")
+    for record in records:
+        for point in record.measures["sweep"]["batches"]:
+            low, high = point["inference_ms_low"], point["inference_ms_high"]
+            table.add_row(
+                record.model + (SUSPECT if point.get("suspect") else ""),
+                f"{point['batch_size']}{', alone' if point.get('alone') else ''}",
+                f"{point['inference_ms_median']:#.4g}",
+                "-" if low is None else f"{plain(low)} to {plain(high)}",
+                _shown("images_per_s", point["images_per_s"]),
+            )
+    return table
+
+
+def _limits_table(records: Sequence[Record]) -> Table:
+    """Return the verdicts of a batch and of one image, with the achieved shares of the peaks."""
+    table = Table(title="What limits inference", title_justify="left", header_style="bold")
+    table.add_column("Model", overflow="fold")
+    last = records[-1].measures["limits"]
+    for kind in LIMITED:
+        table.add_column(f"At {_images(last[kind])}: FLOP/byte", justify="right")
+        for column in ("of peak", "of memory's rate", "of roofline"):
+            table.add_column(column, justify="right")
+        table.add_column("Bound")
+    for record in records:
+        cells = []
+        for kind in LIMITED:
+            verdict = record.measures["limits"][kind]
+            cells.append(f"{verdict['intensity']:.3g}")
+            cells += [percent(verdict[f"of_{key}"]) for key in ("peak_flops", "peak_bandwidth", "roofline")]
+            cells.append(verdict["bound"])
+        table.add_row(_marked(record), *cells)
+    return table
+
+
+def _limit_sentences(records: Sequence[Record]) -> Iterator[str]:
+    """Yield the peaks of the machine, and the evidence of each verdict."""
+    peaks = records[0].environment["peaks"]
+    rates = ", ".join(f"{name} {with_unit(rate, 'FLOP/s')}" for name, rate in peaks["flops_per_s"].items())
+    of_memory = peaks["bytes_per_s"]
+    fast = max((rate for _, rate in peaks["cached"]), default=of_memory)
+    within = f", within caches up to {with_unit(fast, 'B/s')}" if fast > of_memory else ""
+    yield (
+        f"peaks measured in this run: {rates}; copying {peaks['copied_bytes'] / 2**20:,.0f} MiB "
+        f"{with_unit(of_memory, 'B/s')}{within}"
+    )
+    for reason in peaks["suspect"]:
+        yield f"suspect peaks: {reason}"
+    for record in records:
+        limits = record.measures.get("limits")
+        if limits is None:
+            continue
+        for kind in reversed(LIMITED):
+            yield f"{record.model} at {_images(limits[kind])}: {limits[kind]['evidence']}"
+        if limits["uncounted"]:
+            yield f"{record.model}: arithmetic not counted: {', '.join(limits['uncounted'])}"
+
+
+def _images(verdict: Mapping[str, Any]) -> str:
+    return "1 image" if verdict["batch_size"] == 1 else f"{verdict['batch_size']} images"
+
+
+def _marked(record: Record) -> str:
+    """Return the name, with a mark where there are reasons to doubt the figures."""
+    return record.model + SUSPECT if record.measures.get("suspect") else record.model
+
+
+def _suspects(measures: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return names by the reasons to doubt their times."""
+    names: dict[str, list[str]] = {}
+    for name, values in measures.items():
+        for reason in values.get("suspect", ()):
+            names.setdefault(reason, []).append(name)
+    return names
+
+
+def _shown(key: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if key.endswith("_bytes"):
+        return f"{value / 2**20:,.0f}"
+    return plain(value)
