@@ -1,7 +1,81 @@
-"""cnnbench: which convolutional network, at what cost, how good, and why.
+"""Which convolutional network, at what cost, how good, and why.
 
-The package imports nothing heavy here; ``cnnbench.models``, ``cnnbench.data``, ``cnnbench.measure`` and
-``cnnbench.bench`` are the rooms, and ARCHITECTURE.md is the floor plan.
+Networks and data sets are attributes of the package, and so are the four questions that it answers::
+
+    from cnnbench import CIFAR10, ResNet18, bench, count, speed
+
+    print(count(ResNet18()))                         # parameters, multiply-adds, receptive field
+    print(speed("ResNet18", "MobileNetV1"))          # latency, throughput, ratios with intervals
+    print(bench(models="LeNet5", data="MNIST", epochs=1))
+
+    import lightning
+    lightning.Trainer(max_epochs=1).fit(ResNet18(), CIFAR10())
+
+Everything is imported when it is asked for, so ``import cnnbench`` takes no time. ARCHITECTURE.md is the floor plan.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cnnbench import data, models
+    from cnnbench.api import bench, count, speed
+    from cnnbench.data.module import ImageDataModule
+    from cnnbench.network import External
+    from cnnbench.record import Record, load_records
+    from cnnbench.report.compare import compare
+    from cnnbench.training.classifier import ImageClassifier
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "bench": "cnnbench.api",
+    "count": "cnnbench.api",
+    "speed": "cnnbench.api",
+    "compare": "cnnbench.report.compare",
+    "External": "cnnbench.network",
+    "ImageClassifier": "cnnbench.training.classifier",
+    "ImageDataModule": "cnnbench.data.module",
+    "Record": "cnnbench.record",
+    "load_records": "cnnbench.record",
+}
+_ROOMS = ("data", "models")
+"""Packages whose networks and data sets are attributes here."""
+
+__all__ = [
+    "External",
+    "ImageClassifier",
+    "ImageDataModule",
+    "Record",
+    "__version__",
+    "bench",
+    "compare",
+    "count",
+    "data",
+    "load_records",
+    "models",
+    "speed",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Return a function, a class or a room of the package, imported on its first use."""
+    if name in _ROOMS:
+        return importlib.import_module(f"cnnbench.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if not name.startswith("_"):
+        for room in _ROOMS:
+            listed = importlib.import_module(f"cnnbench.{room}").listed()
+            if name in listed:
+                return listed[name]
+    raise AttributeError(f"module 'cnnbench' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    names = set(__all__)
+    for room in _ROOMS:
+        names |= importlib.import_module(f"cnnbench.{room}").listed().keys()
+    return sorted(names)

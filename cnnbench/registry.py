@@ -6,7 +6,7 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -99,6 +99,24 @@ def discover(package: ModuleType, base: type[T]) -> dict[str, type[T]]:
                 raise RuntimeError(f"{name} is defined in {found[name].__module__} and in {module.__name__}")
             found[name] = value
     return {name: found[name] for name in sorted(found, key=natural)}
+
+
+def attribute(module: str, name: str, table: Callable[[], Mapping[str, T]]) -> T:
+    """Return a listed class as an attribute of its package, for that package's ``__getattr__``.
+
+    Args:
+        module: Name of the package.
+        name: The attribute.
+        table: Returns the listed classes by name; not called for private names.
+
+    Raises:
+        AttributeError: There is no such class.
+    """
+    if not name.startswith("_"):
+        classes = table()
+        if name in classes:
+            return classes[name]
+    raise AttributeError(f"module '{module}' has no attribute '{name}'")
 
 
 def split_names(text: str) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from cnnbench.network import Network
 from cnnbench.record import Record, environment, write_lines
 from cnnbench.registry import split_names
 from cnnbench.report.roofs import draw_roofs
-from cnnbench.report.speeds import SUSPECT, all_ratios, sentences, tables, way_words
+from cnnbench.report.speeds import SUSPECT, WAY, all_ratios, sentences, tables, way_words
 from cnnbench.roofline.bounds import CONVENTION, Survey, peaks_now, survey
 from cnnbench.roofline.peaks import hardware_precisions
 from cnnbench.timing.processes import in_process, in_processes
@@ -52,25 +52,19 @@ class Row:
 
 def speed(options: Options) -> int:
     """Time networks and print the figures; return 1 when one of them failed."""
-    config, ways = _config(options)
-    _check_ways(options, config, ways)
-    out_folder = _make_folder(options.out or DEFAULT_OUT, "out") if options.limits else DEFAULT_OUT
-    networks = find_networks(options)
+    if options.limits:
+        make_folder(options.out or DEFAULT_OUT, "out")
     if options.records is not None:
-        _make_folder(options.records.parent, "records")
-    rows = [Row(network, way) for network in networks for way in ways]
-    hardware.keep_freed_memory()
-    with stdout_kept():  # what a network of the user's prints is not part of the document
-        figures, survey_of_limits = _measure(options, config, rows)
-    records = _records(config, rows, figures, survey_of_limits)
+        make_folder(options.records.parent, "records")
+    records = time_networks(options, find_networks(options))
     picture = None
-    if survey_of_limits is not None and survey_of_limits.limits:
-        picture = _draw_roofline(records, out_folder)
+    if any("limits" in record.measures for record in records):
+        picture = _draw_roofline(records, options.out or DEFAULT_OUT)
     if options.records is not None:
         write_lines(options.records, records)
         note(f"records: {options.records}")
     if options.json:
-        out_json(_document(config, rows, records, picture))
+        out_json(_document(records, picture))
     else:
         show(*tables(records), pipe_width=PIPE_WIDTH)
         for line in sentences(records):
@@ -86,6 +80,25 @@ def speed(options: Options) -> int:
             note(f"what limits {record.model} was not found: {record.skipped['limits']}")
             failed = True
     return 1 if failed else 0
+
+
+def time_networks(options: Options, networks: Sequence[Network]) -> list[Record]:
+    """Time networks in all ways that the options name, and return a record per network and way.
+
+    Args:
+        options: How to time; its networks are not read, unless fresh processes are asked for, which build them by name.
+        networks: What to time.
+
+    Raises:
+        UserError: An option does not go with another, with the device, or with a network.
+    """
+    config, ways = _config(options)
+    _check_ways(options, config, ways)
+    rows = [Row(network, way) for network in networks for way in ways]
+    hardware.keep_freed_memory()
+    with stdout_kept():  # what a network of the user's prints is not part of the document
+        figures, limits = _measure(options, config, rows)
+    return _records(config, rows, figures, limits)
 
 
 def _check_ways(options: Options, config: SpeedConfig, ways: Sequence[Way | None]) -> None:
@@ -106,7 +119,7 @@ def _check_ways(options: Options, config: SpeedConfig, ways: Sequence[Way | None
             raise UserError(f"--{name} is for one way and one process; leave out --processes, or the other ways")
 
 
-def _make_folder(folder: Path, option: str) -> Path:
+def make_folder(folder: Path, option: str) -> Path:
     """Make a folder for what an option of the command is to write, before anything is timed.
 
     Raises:
@@ -239,30 +252,25 @@ def _draw_roofline(records: Sequence[Record], folder: Path) -> Path:
     return path
 
 
-def _document(
-    config: SpeedConfig, rows: Sequence[Row], records: Sequence[Record], picture: Path | None
-) -> dict[str, Any]:
+def _document(records: Sequence[Record], picture: Path | None) -> dict[str, Any]:
     """Return everything that was measured, for JSON."""
     networks = []
-    for row, record in zip(rows, records, strict=True):
-        figures = {key: value for key, value in record.measures.items() if key not in ("limits", "sweep")}
+    for record in records:
+        row = {
+            "row": record.model,
+            "model": record.config["network"],
+            "in_channels": record.data["in_channels"],
+            "image_size": record.data["image_size"],
+            "way": {name: record.config[name] for name in WAY},
+        }
+        row |= {key: value for key, value in record.measures.items() if key not in ("limits", "sweep")}
         if record.reason:
-            figures["error"] = record.reason
-        networks.append(
-            {
-                "row": record.model,
-                "model": row.network.name,
-                "in_channels": row.network.in_channels,
-                "image_size": row.network.image_size,
-                "num_classes": row.network.num_classes,
-                "way": vars(row.way) if row.way else None,
-                **figures,
-            }
-        )
+            row["error"] = record.reason
+        networks.append(row)
     machine = dict(records[0].environment)
     peaks = machine.pop("peaks", None)
     document = {
-        "config": {**vars(config), "device": str(config.device)},
+        "config": records[0].config,
         "environment": machine,
         "networks": networks,
         "ratios": all_ratios(records),

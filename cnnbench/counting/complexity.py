@@ -8,6 +8,7 @@ table does not have is listed by name.
 from __future__ import annotations
 
 import contextlib
+import html
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -109,6 +110,38 @@ class Complexity:
     def flops(self) -> int:
         """Twice the MACs."""
         return 2 * self.macs
+
+    def __str__(self) -> str:
+        """Return a table of ten lines."""
+        return "\n".join(f"{title:<17} {value:>16} {remark}".rstrip() for title, value, remark in self._rows())
+
+    def _repr_html_(self) -> str:
+        """Return the same table for a notebook."""
+        rows = []
+        for cells in self._rows():
+            rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+        return f"<table>{''.join(rows)}</table>"
+
+    def _rows(self) -> list[tuple[str, str, str]]:
+        """Return title, value and remark of each figure."""
+        frozen = self.params - self.trainable_params
+        ratio = f"{self.train_macs / self.macs:.4g} x inference" if self.macs and self.train_macs else ""
+        field = self.receptive_field
+        if isinstance(field, dict):
+            field = "x".join(f"{n:g}" for n in field["size"]) if isinstance(field["size"], list) else field["size"]
+        uncounted = ", ".join(self.uncounted)
+        return [
+            ("parameters", f"{self.params:,}", f"{frozen:,} of them frozen" if frozen else ""),
+            ("MACs", f"{self.macs:,}", "multiply-adds of one image"),
+            ("FLOPs", f"{self.flops:,}", "twice the MACs"),
+            ("training MACs", "-" if self.train_macs is None else f"{self.train_macs:,}", ratio),
+            ("other operations", f"{self.other_ops:,}", "normalisation, activations, pooling, bias"),
+            ("activations", f"{self.activations:,}", "outputs of convolutions and matrix products"),
+            ("receptive field", "-" if field is None else str(field), "pixels, of the last map"),
+            ("depth", "-" if self.depth is None else str(self.depth), "layers with weights on the longest path"),
+            ("modules", str(len(self.layers)), "that compute or hold parameters"),
+            ("not counted", uncounted or "nothing", ""),
+        ]
 
     def figures(self) -> dict[str, Any]:
         """Everything but the layers, for records and JSON."""

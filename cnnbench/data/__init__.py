@@ -5,12 +5,21 @@ from __future__ import annotations
 import sys
 
 from cnnbench.data.module import ImageDataModule
-from cnnbench.registry import discover, lookup
+from cnnbench.registry import attribute, discover, lookup
 
 
 def all_data() -> dict[str, type[ImageDataModule]]:
     """Every data set by name, in alphabetical order."""
     return discover(sys.modules[__name__], ImageDataModule)  # type: ignore[type-abstract]
+
+
+listed = all_data
+"""The same under the name that it has in `cnnbench.models` too."""
+
+
+def __getattr__(name: str) -> type[ImageDataModule]:
+    """Return a listed data set, as in ``from cnnbench.data import MNIST``."""
+    return attribute(__name__, name, all_data)
 
 
 def get_data(name: str) -> type[ImageDataModule]:

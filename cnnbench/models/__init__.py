@@ -13,13 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from cnnbench.errors import UserError
-from cnnbench.registry import discover, lookup
+from cnnbench.registry import attribute, discover, lookup
 from cnnbench.training.classifier import ImageClassifier
 
 
 def all_models() -> dict[str, type[ImageClassifier]]:
     """Every listed architecture by name, in alphabetical order."""
     return discover(sys.modules[__name__], ImageClassifier)
+
+
+listed = all_models
+"""The same under the name that it has in `cnnbench.data` too."""
+
+
+def __getattr__(name: str) -> type[ImageClassifier]:
+    """Return a listed architecture, as in ``from cnnbench.models import VGG16``."""
+    return attribute(__name__, name, all_models)
 
 
 def get_model(name: str) -> type[ImageClassifier]:

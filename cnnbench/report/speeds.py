@@ -39,7 +39,7 @@ STEP_COLUMNS = {
 """The second table."""
 LIMITED = ("inference", "latency")
 """Kinds of work of which is said what limits them."""
-_WAY = ("precision", "inference_precision", "memory_format", "mode", "cudnn_benchmark")
+WAY = ("precision", "inference_precision", "memory_format", "mode", "cudnn_benchmark")
 """Settings that make a way of running a network."""
 
 
@@ -142,7 +142,7 @@ def way_words(records: Sequence[Record]) -> str:
 
 
 def _way(record: Record) -> tuple[Any, ...]:
-    return tuple(record.config[name] for name in _WAY)
+    return tuple(record.config[name] for name in WAY)
 
 
 def _timed(records: Sequence[Record]) -> list[Record]:
