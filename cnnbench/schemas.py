@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, create_model
 
 from cnnbench.errors import UserError, unknown
+from cnnbench.measures import Kind, figures
 
 # Bounds far beyond anything that is measured, within which every reader can compute.
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -146,32 +147,17 @@ class _Measures(_Strict):
 
 
 TIMED = ("latency_ms", "inference_ms", "train_step_ms")
-ENDS = ("median", "low", "high", "p10", "p90", "mad", "device")
-_COUNTS = (
-    *("params", "macs", "flops", "activations", "other_ops", "train_macs", "train_accuracy_images"),
-    *("peak_memory_bytes", "peak_reserved_bytes", "resident_bytes"),
-)
-_TIMES = (
-    *(f"{kind}_{end}" for kind in TIMED for end in ENDS if end != "mad"),
-    *("train_forward_ms", "train_backward_ms", "train_optimizer_ms", "cold_start_ms"),
-    *("images_per_s", "train_images_per_s", "images_per_s_queued", "train_images_per_s_queued"),
-)
-_SPREADS = tuple(f"{kind}_mad" for kind in TIMED)
-_SHARES = tuple(f"{split}_accuracy{end}" for split in ("test", "train") for end in ("", "_low", "_high"))
-
-
-def _optional(names: Sequence[str], kind: Any) -> dict[str, Any]:
-    return dict.fromkeys(names, (kind | None, None))
-
-
-Measures = create_model(
-    "Measures",
-    __base__=_Measures,
-    **_optional(_COUNTS, Count),
-    **_optional(_TIMES, Above0),
-    **_optional(_SPREADS, Amount),
-    **_optional(_SHARES, Share),
-)
+_TYPES: dict[Kind, Any] = {
+    "count": Count,
+    "number": float,
+    "amount": Amount,
+    "ms": Above0,
+    "per second": Above0,
+    "bytes": Count,
+    "share": Share,
+}
+_numbers: dict[str, Any] = {key: (_TYPES[figure.kind] | None, None) for key, figure in figures().items()}
+Measures = create_model("Measures", __base__=_Measures, **_numbers)
 
 
 class RecordFile(_Strict):

@@ -363,7 +363,7 @@ def test_a_picture_that_fails_costs_only_itself(
 
     complete = {path.name for path in write_report(RECORDS, Path("whole"))}
     for place in ("figures", "matrices", "pictures"):
-        monkeypatch.setattr(f"cnnbench.bench.{place}.{what}", fail, raising=False)
+        monkeypatch.setattr(f"cnnbench.report.{place}.{what}", fail, raising=False)
     if what == "savefig":
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
     capsys.readouterr()

@@ -14,13 +14,12 @@ from typing import Any, ClassVar, NamedTuple
 
 from cnnbench.errors import UserError, unknown
 from cnnbench.files import parse_json, read_text, without_checksum, write_checked_json
+from cnnbench.measures import MEASURES
 from cnnbench.record import cell_key
 from cnnbench.trust import Trust, check_network
 
 DEFAULT_MODELS = ("LeNet5", "VGG16", "ResNet18", "MobileNetV1")
 DEFAULT_DATA = ("MNIST", "CIFAR10")
-MEASURES = ("complexity", "speed", "quality", "train_quality", "memory")
-DEFAULT_MEASURES = MEASURES[:3]
 PLAN_FILE = "plan.json"
 RECIPE_NAMES = ("sgd", "muon")
 """Names of `cnnbench.optimizers.RECIPES`, here without torch."""
@@ -104,8 +103,8 @@ class Plan:
         for measure in self.measures:
             if measure not in MEASURES:
                 raise unknown("measure", measure, MEASURES)
-        if "train_quality" in self.measures and "quality" not in self.measures:
-            raise UserError("train_quality is taken after a training; add quality to the measures")
+            if MEASURES[measure].trained and "quality" not in self.measures:
+                raise UserError(f"{measure} is taken after a training; add quality to the measures")
         if self.keep_weights and "quality" not in self.measures:
             raise UserError("keep_weights keeps what a training ends with; add quality to the measures")
         if "memory" in self.measures and ("speed" not in self.measures or self.device != "cpu"):

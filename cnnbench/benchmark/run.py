@@ -25,14 +25,16 @@ from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor
 
 from cnnbench import hardware, stopping
-from cnnbench.benchmark.plan import DEFAULT_MEASURES, PLAN_FILE, Cell, Plan, load_plan, save_plan
+from cnnbench.benchmark.plan import PLAN_FILE, Cell, Plan, load_plan, save_plan
 from cnnbench.checkpoints import CheckpointFile
-from cnnbench.counting.complexity import CONVENTION, COUNTS, complexity
+from cnnbench.counting.complexity import CONVENTION
 from cnnbench.data import get_data
 from cnnbench.data.module import ImageDataModule
 from cnnbench.data.sets import Synthetic
 from cnnbench.errors import DivergedError, MissingDataError, Stopped, UserError
 from cnnbench.files import parse_json, read_text, remove_parts, without_checksum, write_checked_json
+from cnnbench.measures import DEFAULT_MEASURES, MEASURES
+from cnnbench.measures import Subject as MeasuredNetwork
 from cnnbench.network import make_classifier
 from cnnbench.quality import accuracy
 from cnnbench.record import Record, environment, load_records, write_record
@@ -469,15 +471,7 @@ class _Run:
         L.seed_everything(cell.seed, workers=True, verbose=False)
         model = self._build(cell)
         measures = found["measures"]
-        if "complexity" in self.plan.measures:
-            try:
-                cost = complexity(model, self._image_shape(cell))
-            except UserError as error:  # such as control flow that depends on values; it can be trained all the same
-                found["skipped"]["complexity"] = f"{cell.model}: {error}"
-            else:
-                measures |= {name: getattr(cost, name) for name in COUNTS}
-                if cost.uncounted:
-                    found["skipped"]["operators"] = f"not counted: {', '.join(cost.uncounted)}"
+        self._take_measures(cell, model, found, trained=False)
         measures |= {key: value for key, value in speed.items() if value is not None and key != "error"}
         found["skipped"] |= {name: "not asked for" for name in DEFAULT_MEASURES if name not in self.plan.measures}
         if speed and "peak_memory_bytes" not in measures:
@@ -490,11 +484,34 @@ class _Run:
                 raise RuntimeError(f"the test counted {seen} of {images} images")
             found["confusion_matrix"] = matrix
             measures |= accuracy(matrix)
+            self._take_measures(cell, model, found, trained=True)
             if "train_quality" in self.plan.measures:
                 learnt = self._confusion_in_training_images(cell, model)
                 measures |= {**accuracy(learnt, "train"), "train_accuracy_images": sum(map(sum, learnt))}
         if "error" in speed:
             raise RuntimeError(f"timing failed: {speed['error']}")
+
+    def _take_measures(self, cell: Cell, model: ImageClassifier, found: dict[str, Any], trained: bool) -> None:
+        """Take those measures that are functions of the network, of its weights before or after the training."""
+        subject = MeasuredNetwork(
+            cell.model,
+            model,
+            self._image_shape(cell),
+            self.data[cell.data],
+            self.plan.device,
+            self.plan.precision,
+        )
+        for name in self.plan.measures:
+            measure = MEASURES[name]
+            if not measure.take or measure.trained != trained:
+                continue
+            try:
+                taken = measure.taken(subject)
+            except UserError as error:  # such as control flow that depends on values; it can be trained all the same
+                found["skipped"][name] = f"{cell.model}: {error}"
+                continue
+            found["measures"] |= taken.figures
+            found["skipped"] |= taken.skipped
 
     def _train(self, cell: Cell, model: ImageClassifier, measures: Mapping[str, Any]) -> dict[str, Any]:
         """Trains a network under the budget and tests it; says how the training went."""

@@ -11,7 +11,6 @@ from cnnbench import hardware
 from cnnbench.benchmark.display import LiveDisplay
 from cnnbench.benchmark.plan import (
     DEFAULT_DATA,
-    DEFAULT_MEASURES,
     DEFAULT_MODELS,
     PLAN_FILE,
     Plan,
@@ -24,6 +23,7 @@ from cnnbench.console import stdout_kept
 from cnnbench.data import get_data
 from cnnbench.data.sources import resolve_data_dir
 from cnnbench.errors import UserError
+from cnnbench.measures import DEFAULT_MEASURES
 from cnnbench.models import all_models
 from cnnbench.network import get_network
 from cnnbench.record import Record

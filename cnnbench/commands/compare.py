@@ -30,7 +30,8 @@ class Options:
 
 def run(options: Options) -> int:
     """Print the comparison; return 1 when it does not pass the gate."""
-    from cnnbench.report.compare import Gate, compare, remarks, table
+    from cnnbench.report.compare import compare
+    from cnnbench.report.gate import Gate, remarks, table
 
     changes = compare(load_records([options.a]), load_records([options.b]))
     gate = Gate(changes, options.gate)

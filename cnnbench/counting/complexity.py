@@ -30,13 +30,12 @@ from cnnbench.counting.copies import (
 from cnnbench.counting.meta import MetaRun, tensors_in
 from cnnbench.counting.receptive_field import Field, FieldTracker
 from cnnbench.errors import Stopped, UserError
+from cnnbench.measures import COMPLEXITY, Subject, Taken
 
 CONVENTION = (
     "1 MAC = 1 multiply-add = 2 FLOPs; convolutions and matrix products only; bias excluded; one image; inference; "
     "training MACs are those of forward, input gradients and weight gradients"
 )
-# What a record of a benchmark keeps.
-COUNTS = ("params", "macs", "flops", "activations", "other_ops", "train_macs")
 
 
 @dataclass(frozen=True)
@@ -168,6 +167,13 @@ def complexity(model: nn.Module, image_shape: Sequence[int], training: bool = Tr
         raise UserError(f"image_shape {tuple(image_shape)} must be channels and extents, whole numbers of at least 1")
     with torch.inference_mode(False), without_global_hooks() as global_hooks:
         return _Passes(model, tuple(image_shape), global_hooks).complexity(training)
+
+
+def take_complexity(subject: Subject) -> Taken:
+    """Take the measure `complexity` of a benchmark."""
+    cost = complexity(subject.model, subject.image_shape)
+    skipped = {"operators": f"not counted: {', '.join(cost.uncounted)}"} if cost.uncounted else {}
+    return Taken({figure.key: getattr(cost, figure.key) for figure in COMPLEXITY.figures}, skipped)
 
 
 def receptive_fields(model: nn.Module, image_shape: Sequence[int]) -> dict[str, dict[str, Any] | str | None]:

@@ -1,10 +1,15 @@
-"""Columns of the report: where a value comes from, how it is shown and what it means."""
+"""Columns of the report: where a value comes from, how it is shown and what it means.
+
+Which figures there are is said in `cnnbench.measures`; here is how they look.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+from cnnbench.measures import MEASURES, Figure, Kind, figures
 from cnnbench.record import Record
 from cnnbench.references import percent, reference_of
 from cnnbench.report.findings import budget
@@ -24,63 +29,50 @@ class Column:
     numeric: bool = True
 
 
-def _number(key: str, pattern: str, scale: float = 1.0) -> Callable[[Record], str]:
-    def show(record: Record) -> str:
-        value = record.measures.get(key)
-        return DASH if value is None else pattern.format(value * scale)
-
-    return show
-
-
-def _significant(key: str) -> Callable[[Record], str]:
-    def show(record: Record) -> str:
-        value = record.measures.get(key)
-        return DASH if value is None else f"{value:#.3g}".rstrip(".")
-
-    return show
+def _shown(figure: Figure, record: Record) -> str:
+    """Return a figure of a record as tables show it; times that are suspect have a question mark."""
+    value = record.measures.get(figure.key)
+    if value is None:
+        return DASH
+    if figure.kind == "share":
+        low, high = (record.measures.get(f"{figure.key}_{end}", value) for end in ("low", "high"))
+        return f"{value * 100:.{_decimals(high - low)}f}"
+    text = _FORMATS[figure.kind](value)
+    timed = figure.kind in ("ms", "per second")
+    return f"{text}?" if timed and record.measures.get("suspect") else text
 
 
-def _count(key: str) -> Callable[[Record], str]:
-    def show(record: Record) -> str:
-        value = record.measures.get(key)
-        return DASH if value is None else short(value)
-
-    return show
+def _decimals(width: float) -> int:
+    """Return the digits of a percentage that its interval, of this width as a share, leaves a meaning."""
+    return 2 if 0 < width < 0.01 else 1
 
 
-def _rate(key: str) -> Callable[[Record], str]:
-    def show(record: Record) -> str:
-        value = record.measures.get(key)
-        return DASH if value is None else f"{float(f'{value:.3g}'):,.0f}" if value >= 10 else f"{value:.2g}"
-
-    return show
+def _significant(value: float) -> str:
+    return f"{value:#.3g}".rstrip(".")
 
 
-def _timed(show: Callable[[Record], str]) -> Callable[[Record], str]:
-    """The same with a question mark where the times are suspect."""
-
-    def marked(record: Record) -> str:
-        shown = show(record)
-        return f"{shown}?" if shown != DASH and record.measures.get("suspect") else shown
-
-    return marked
+def _rate(value: float) -> str:
+    return f"{float(f'{value:.3g}'):,.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def _percent(key: str) -> Callable[[Record], str]:
-    def show(record: Record) -> str:
-        value = record.measures.get(key)
-        if value is None:
-            return DASH
-        low, high = (record.measures.get(f"{key}_{end}", value) for end in ("low", "high"))
-        return f"{value * 100:.{2 if 0 < high - low < 0.01 else 1}f}"
+def _mebibytes(value: float) -> str:
+    return f"{value / 2**20:,.0f}"
 
-    return show
+
+_FORMATS: dict[Kind, Callable[[float], str]] = {
+    "count": short,
+    "number": _significant,
+    "amount": _significant,
+    "ms": _significant,
+    "per second": _rate,
+    "bytes": _mebibytes,
+}
 
 
 def _accuracy(record: Record) -> str:
     if record.status == "error":
         return "failed"
-    shown = _percent("test_accuracy")(record)
+    shown = _shown(figures()["test_accuracy"], record)
     return shown if shown == DASH or record.training.get("converged", True) else f"{shown}*"
 
 
@@ -102,66 +94,43 @@ def _epochs(record: Record) -> str:
     return DASH if epochs is None else f"{epochs:#.2g}" if epochs < 10 else f"{epochs:.0f}"
 
 
+def _figure_column(figure: Figure) -> Column:
+    show = _accuracy if figure.key == "test_accuracy" else partial(_shown, figure)
+    return Column(figure.title, figure.key, show, figure.meaning)
+
+
+def _figure_columns(trained: bool) -> list[Column]:
+    """Return the columns of figures, of those measures that are about the trained network or of the others."""
+    columns = []
+    for measure in MEASURES.values():
+        if measure.trained == trained:
+            columns += [_figure_column(figure) for figure in measure.figures if figure.title]
+    return columns
+
+
 COLUMNS = (
     Column("Model", "model", lambda r: r.model, "Architecture; the command cnnbench list says more.", numeric=False),
     Column("Data", "data", lambda r: r.data["label"], "The images that were used.", numeric=False),
     Column("Seed", "seed", lambda r: str(r.seed), "Seed of initialisation, order of the batches and augmentation."),
-    Column("Params", "params", _count("params"), "Weights and biases, frozen or not; a shared one counts once."),
-    Column(
-        "MACs", "macs", _count("macs"),
-        "Multiply-adds of one image in inference; convolutions and matrix products only, bias excluded.",
-    ),
-    Column("FLOPs", "flops", _count("flops"), "Floating-point operations: exactly twice the MACs."),
-    Column(
-        "Activations", "activations", _count("activations"),
-        "Values that convolutions and matrix products put out for one image: a proxy of memory traffic.",
-    ),
-    Column(
-        "Latency ms", "latency_ms_median", _timed(_significant("latency_ms_median")),
-        "One image through the network, batch size 1: median over interleaved rounds. A question mark: suspect, "
-        "for the reason above the table.",
-    ),
-    Column(
-        "Images/s", "images_per_s", _timed(_rate("images_per_s")),
-        "Inference throughput at a large batch (size below), from the median time of a batch.",
-    ),
-    Column(
-        "Train images/s", "train_images_per_s", _timed(_rate("train_images_per_s")),
-        "Throughput of a whole training step (forward, backward, the recipe's optimizer) at the batch size of "
-        "training, without data loading.",
-    ),
-    Column(
-        "Peak MiB", "peak_memory_bytes", _number("peak_memory_bytes", "{:,.0f}", 2**-20),
-        "Largest memory allocated on the GPU in a training step: weights, gradients, optimizer state, activations, "
-        "without the images.",
-    ),
-    Column(
-        "Resident MiB", "resident_bytes", _number("resident_bytes", "{:,.0f}", 2**-20),
-        "By how much the resident memory of a fresh process grows at most in training steps, with images, the "
-        "workspaces of kernels and what the C library keeps.",
-    ),
+    *_figure_columns(trained=False),
     Column("Budget", "budget", budget, "How long each network was trained."),
     Column("Epochs", "epochs", _epochs, "How often training saw the training images within the budget."),
+    *_figure_columns(trained=True),
     Column(
-        "Train accuracy %", "train_accuracy", _percent("train_accuracy"),
-        "Share of training images (the first ones of the training split, as many as the test set has at most) that are "
-        "classified right after the last step, in evaluation mode and without augmentation.",
-    ),
-    Column(
-        "Accuracy %", "test_accuracy", _accuracy,
-        "Share of the test set, whole, that is classified right after the last step of training; no choice among "
-        "epochs. A star: a short training, fewer epochs than a full one, so not converged.",
-    ),
-    Column(
-        "95 % interval", "test_accuracy_interval", _interval,
+        "95 % interval",
+        "test_accuracy_interval",
+        _interval,
         "Wilson interval of the accuracy for the size of the test set; the spread between seeds is not in it.",
     ),
     Column(
-        "Reference %", "reference_accuracy", _reference,
+        "Reference %",
+        "reference_accuracy",
+        _reference,
         "What the network reaches after its reference training, from the records that the package ships; the mean over "
         "seeds. It stands beside a short training, which says how fast a network learns and not how good it is.",
     ),
-)  # fmt: skip
+)
+"""Columns of every table. Those of figures are the rows of `cnnbench.measures` that have a title."""
 
 
 def columns_of(records: Sequence[Record]) -> list[Column]:

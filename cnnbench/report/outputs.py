@@ -17,6 +17,7 @@ from rich.text import Text
 from cnnbench import text
 from cnnbench.console import note
 from cnnbench.files import write_text
+from cnnbench.measures import figures
 from cnnbench.pages import render
 from cnnbench.plots.drawing import MANY
 from cnnbench.record import Record
@@ -175,9 +176,7 @@ def _print_seeds(rows: Sequence[Sequence[str]], console: Console) -> None:
 
 def to_csv(report: Report) -> str:
     """Return one row per cell with every figure at full precision; keys are those of the records."""
-    scalars: dict[str, None] = {}
-    for r in report.records:
-        scalars |= dict.fromkeys(k for k, v in r.measures.items() if not isinstance(v, (dict, list)))
+    scalars = [key for key in figures() if any(key in r.measures for r in report.records)]
     head = ["model", "data", "label", "synthetic", "seed", "status", "reason", "device", "threads"]
     head += [*CSV_SETTINGS, "suspect", *(f"train_{k}" for k in CSV_TRAINING), *scalars]
     rows: list[list[Any]] = [head]

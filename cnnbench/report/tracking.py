@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from cnnbench.console import note
 from cnnbench.errors import UserError
 from cnnbench.files import write_text
+from cnnbench.measures import figures
 from cnnbench.plots.drawing import plain_text
 from cnnbench.record import Record
 from cnnbench.report.matrices import MatrixPainter
@@ -137,7 +138,7 @@ class Tracker:
             plot = wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": record.key})
             run.log({"confusion_matrix": plot})
             _log_picture(run, "confusion_matrix_image", matrix_picture(record.key, record, MatrixPainter()))
-        run.summary.update({k: v for k, v in record.measures.items() if not isinstance(v, (dict, list))})
+        run.summary.update({key: record.measures[key] for key in figures() if key in record.measures})
         run.summary.update({k: v for k, v in record.training.items() if not isinstance(v, (dict, list))})
         run.summary.update({"status": record.status, "synthetic": record.data["synthetic"]})
         run.finish(exit_code=0 if record.status == "ok" else 1)
@@ -148,7 +149,7 @@ class Tracker:
 
         report = Report(records)
         run = self._start("comparison", "comparison", {"cells": [r.key for r in records], "facts": dict(report.facts)})
-        keys = list(dict.fromkeys(k for r in records for k, v in r.measures.items() if isinstance(v, (int, float))))
+        keys = [key for key in figures() if any(key in r.measures for r in records)]
         rows = [[r.model, r.data["label"], r.seed, r.status, *(r.measures.get(k) for k in keys)] for r in records]
         run.log({"comparison": wandb.Table(columns=["model", "data", "seed", "status", *keys], data=rows)})
         for picture in comparisons(report.records):

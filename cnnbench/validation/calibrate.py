@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 from cnnbench import hardware
 from cnnbench.errors import UserError
+from cnnbench.measures import figures
 from cnnbench.models import get_model
 from cnnbench.network import get_network
 from cnnbench.record import Record, environment
-from cnnbench.report.compare import TIMES, compare
+from cnnbench.report.compare import compare
 from cnnbench.report.speeds import time_ratio
 from cnnbench.stats import Interval, median_deviation, wilson_interval
 from cnnbench.timing.processes import in_process, pooled
@@ -293,7 +294,8 @@ def _verdicts(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], device: to
         return [Record(name, data, 0, "ok", {}, machine, measures=run[name]) for name in DEFAULT]
 
     changes = [change for a, b in pairs for change in compare(records(a), records(b))]
-    return [change.verdict for change in changes if change.figure in TIMES.values()]
+    times = {key for key, figure in figures().items() if figure.compared == "rounds"}
+    return [change.verdict for change in changes if change.figure in times]
 
 
 def _between(runs: Sequence[dict[str, Any]], kind: str) -> float:

@@ -1,0 +1,245 @@
+"""Every measure that can be taken, and every figure that it gives, one row each.
+
+The benchmark takes the measures by this table, records are checked against it, and table, page, CSV, `compare` and W&B
+show the figures as it says. A new measure is a function and its rows here: the function is named by ``take`` as
+``module:function``, gets a `Subject`, and returns its figures as `Taken`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+Kind = Literal["count", "number", "amount", "ms", "per second", "bytes", "share"]
+"""What a figure is: a whole number, any number, one of at least 0, milliseconds, images per second, bytes, or a share
+from 0 to 1."""
+Work = Literal["latency", "inference", "training"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a record.
+
+    Attributes:
+        key: Name in records, JSON and CSV; it has the unit.
+        kind: What it is, which decides how it is checked and shown.
+        title: Heading of its column in tables; empty for none.
+        meaning: What it is, as a full sentence for the legend.
+        better: Whether less or more of it is better; empty where neither is.
+        compared: How two runs are compared: ``exact`` for a figure without spread, ``rounds`` for a time by its paired
+            rounds, ``processes`` for one value per process, ``seeds`` for an accuracy; empty for not at all.
+        work: The kind of work that it is of, whose batch size and number format must agree before two runs compare.
+    """
+
+    key: str
+    kind: Kind
+    title: str = ""
+    meaning: str = ""
+    better: Literal["less", "more", ""] = ""
+    compared: Literal["exact", "rounds", "processes", "seeds", ""] = ""
+    work: Work | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a measure is taken of.
+
+    Attributes:
+        name: Name of the network.
+        model: The network, on the CPU; trained, for a measure that is about the trained network.
+        image_shape: Channels, height and width of its images.
+        data: The data set, an `ImageDataModule`.
+        device: Where the benchmark computes, such as ``cpu`` or ``cuda:0``.
+        precision: Number format of training and test, in Lightning's words.
+    """
+
+    name: str
+    model: Any
+    image_shape: tuple[int, int, int]
+    data: Any
+    device: str
+    precision: str
+
+
+class Taken(NamedTuple):
+    """What a measure found: figures by key, and what could not be found, with the reason."""
+
+    figures: Mapping[str, Any]
+    skipped: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Something that a benchmark can find out about a network on a data set.
+
+    Attributes:
+        name: Word of ``--measures``.
+        figures: What it gives.
+        default: Whether it is taken unless the user says otherwise.
+        trained: Whether it is about the trained network, so that a training comes first.
+        take: The function that takes it, ``module:function``; empty for those that the run takes itself, because they
+            concern several networks at once or the training.
+    """
+
+    name: str
+    figures: tuple[Figure, ...]
+    default: bool = True
+    trained: bool = False
+    take: str = ""
+
+    def taken(self, subject: Subject) -> Taken:
+        """Take the measure of a network.
+
+        Raises:
+            UserError: The network cannot be measured; the run then goes on without these figures.
+        """
+        module, _, function = self.take.partition(":")
+        result: Taken = getattr(importlib.import_module(module), function)(subject)
+        return result
+
+
+def _spread(prefix: str, work: Work, median_title: str = "", meaning: str = "") -> tuple[Figure, ...]:
+    """Return the figures of a time: its median, the interval of that, deciles, deviation, and the GPU's own time."""
+    median = Figure(f"{prefix}_median", "ms", median_title, meaning, "less", "rounds", work)
+    others = [Figure(f"{prefix}_{end}", "ms") for end in ("low", "high", "p10", "p90", "device")]
+    return (median, *others, Figure(f"{prefix}_mad", "amount"))
+
+
+COMPLEXITY = Measure(
+    "complexity",
+    (
+        Figure(
+            "params",
+            "count",
+            "Params",
+            "Weights and biases, frozen or not; a shared one counts once.",
+            compared="exact",
+        ),
+        Figure(
+            "macs",
+            "count",
+            "MACs",
+            "Multiply-adds of one image in inference; convolutions and matrix products only, bias excluded.",
+            compared="exact",
+        ),
+        Figure("flops", "count", "FLOPs", "Floating-point operations: exactly twice the MACs."),
+        Figure("train_macs", "count", compared="exact"),
+        Figure(
+            "activations",
+            "count",
+            "Activations",
+            "Values that convolutions and matrix products put out for one image: a proxy of memory traffic.",
+            compared="exact",
+        ),
+        Figure("other_ops", "count"),
+    ),
+    take="cnnbench.counting.complexity:take_complexity",
+)
+SPEED = Measure(
+    "speed",
+    (
+        *_spread(
+            "latency_ms",
+            "latency",
+            "Latency ms",
+            "One image through the network, batch size 1: median over interleaved rounds. A question mark: suspect, "
+            "for the reason above the table.",
+        ),
+        *_spread("inference_ms", "inference"),
+        Figure(
+            "images_per_s",
+            "per second",
+            "Images/s",
+            "Inference throughput at a large batch (size below), from the median time of a batch.",
+        ),
+        *_spread("train_step_ms", "training"),
+        Figure(
+            "train_images_per_s",
+            "per second",
+            "Train images/s",
+            "Throughput of a whole training step (forward, backward, the recipe's optimizer) at the batch size of "
+            "training, without data loading.",
+        ),
+        Figure("images_per_s_queued", "per second"),
+        Figure("train_images_per_s_queued", "per second"),
+        Figure("train_forward_ms", "ms"),
+        Figure("train_backward_ms", "ms"),
+        Figure("train_optimizer_ms", "ms"),
+        Figure("cold_start_ms", "ms", better="less", compared="processes", work="latency"),
+        Figure(
+            "peak_memory_bytes",
+            "bytes",
+            "Peak MiB",
+            "Largest memory allocated on the GPU in a training step: weights, gradients, optimizer state, activations, "
+            "without the images.",
+            "less",
+            "exact",
+            "training",
+        ),
+        Figure("peak_reserved_bytes", "bytes"),
+    ),
+)
+MEMORY = Measure(
+    "memory",
+    (
+        Figure(
+            "resident_bytes",
+            "bytes",
+            "Resident MiB",
+            "By how much the resident memory of a fresh process grows at most in training steps, with images, the "
+            "workspaces of kernels and what the C library keeps.",
+        ),
+    ),
+    default=False,
+)
+QUALITY = Measure(
+    "quality",
+    (
+        Figure(
+            "test_accuracy",
+            "share",
+            "Accuracy %",
+            "Share of the test set, whole, that is classified right after the last step of training; no choice among "
+            "epochs. A star: a short training, fewer epochs than a full one, so not converged.",
+            "more",
+            "seeds",
+        ),
+        Figure("test_accuracy_low", "share"),
+        Figure("test_accuracy_high", "share"),
+    ),
+    trained=True,
+)
+TRAIN_QUALITY = Measure(
+    "train_quality",
+    (
+        Figure(
+            "train_accuracy",
+            "share",
+            "Train accuracy %",
+            "Share of training images (the first ones of the training split, as many as the test set has at most) that "
+            "are classified right after the last step, in evaluation mode and without augmentation.",
+        ),
+        Figure("train_accuracy_low", "share"),
+        Figure("train_accuracy_high", "share"),
+        Figure("train_accuracy_images", "count"),
+    ),
+    default=False,
+    trained=True,
+)
+
+MEASURES = {measure.name: measure for measure in (COMPLEXITY, SPEED, MEMORY, TRAIN_QUALITY, QUALITY)}
+"""Measures by the word of ``--measures``, in the order of their columns."""
+DEFAULT_MEASURES = tuple(name for name, measure in MEASURES.items() if measure.default)
+
+
+def figures() -> dict[str, Figure]:
+    """Return every figure by its key."""
+    return {figure.key: figure for measure in MEASURES.values() for figure in measure.figures}
+
+
+def measure_of(key: str) -> str:
+    """Return the name of the measure that gives a figure."""
+    return next(name for name, measure in MEASURES.items() if any(figure.key == key for figure in measure.figures))
