@@ -80,7 +80,7 @@ def test_data_set_example_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (data.image_size, data.num_classes, len(data.class_names), data.label) == (32, 10, 10, "Fashion-MNIST")
 
 
-@pytest.mark.parametrize("call", ["complexity(", "load_torchvision("])
+@pytest.mark.parametrize("call", ["count(nn", "load_torchvision("])
 def test_example_holds(call: str) -> None:
     exec(compile(_example(call), "README.md", "exec"), {})
 

@@ -1,0 +1,109 @@
+"""Options as dataclasses: one reading of command line and YAML, one line for what is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from cnnbench.commands import bench
+from cnnbench.errors import UserError
+from cnnbench.options import option, parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Do something with models.
+
+    More that the help does not show.
+    """
+
+    models: tuple[str, ...] = option("Names.", positional=True, metavar="MODEL")
+    config: Path | None = option("YAML file.", default=None, metavar="FILE")
+    seeds: tuple[int, ...] = option("Random seeds.", default=(0,), metavar="0,1")
+    size: int | None = option("Size in pixels.", default=None, least=1, most=9)
+    rate: float = option("Rate.", default=0.5, least=0)
+    order: Literal["off", "norm"] = option("Order.", default="norm")
+    table: dict[str, Any] | None = option("Table.", default=None)
+    fast: bool = option("Be fast.", default=False)
+
+
+def test_words_become_values_of_their_types() -> None:
+    words = ["A(b=1,c=2)", "D", "--seeds", "0,1", "--size=3", "--rate", "1e-3", "--table", "{a: 1}", "--fast"]
+    options = parse(Options, words, "x")
+    assert options == Options(models=("A(b=1,c=2)", "D"), seeds=(0, 1), size=3, rate=1e-3, table={"a": 1}, fast=True)
+    assert parse(Options, ["A"], "x") == Options(models=("A",))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "the following arguments are required: MODEL"),
+        (["A", "--size", "0"], "size 0 must be at least 1"),
+        (["A", "--size", "10"], "size 10 must be at most 9"),
+        (["A", "--size", "2.5"], "size '2.5' is not a whole number"),
+        (["A", "--size", "9" * 30], "is not a whole number of 64 bits"),
+        (["A", "--seeds", "0,x"], "seeds 'x' is not a whole number"),
+        (["A", "--rate", "nan"], "rate 'nan' is not a number"),
+        (["A", "--rate=-1"], "rate -1 must be at least 0"),
+        (["A", "--order", "nrom"], "unknown order 'nrom'; did you mean 'norm'? valid: off, norm"),
+        (["A", "--table", "[1]"], "table '[1]' is not a table; write for example"),
+        (["A", "--sise", "3"], "unknown option '--sise'; did you mean '--size'?"),
+        (["A", "--si", "3"], "unknown option '--si'"),  # no abbreviations
+        (["A", "--size"], "expected one argument"),
+    ],
+)
+def test_what_is_wrong_is_one_line(words: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse(Options, words, "x")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_means_the_same_and_the_command_line_overrides_it() -> None:
+    Path("x.yaml").write_text("seeds: [3, 4]\nsize: 7\norder: off\ntable: {a: 1}\nfast: true\nrate:\n")
+    options = parse(Options, ["A", "--config=x.yaml", "--size=2"], "x")
+    expected = Options(
+        models=("A",), config=Path("x.yaml"), seeds=(3, 4), size=2, order="off", table={"a": 1}, fast=True
+    )
+    assert options == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seeds: 1.5", "config 'x.yaml': seeds '1.5' is not a whole number"),
+        ("fast: 1", "config 'x.yaml': fast '1' is not true or false"),
+        ("order: nrom", "config 'x.yaml': unknown order 'nrom'"),
+        ("config: y.yaml", "config 'x.yaml': unknown key 'config'"),
+        ("sise: 3", "config 'x.yaml': unknown key 'sise'; did you mean 'size'?"),
+        ("- size", "config 'x.yaml' is not a list of `option: value` lines"),
+    ],
+)
+def test_what_is_wrong_in_a_file_names_the_file(text: str, message: str) -> None:
+    Path("x.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        parse(Options, ["A", "--config=x.yaml"], "x")
+    assert message in str(error.value)
+
+
+def test_help_has_description_defaults_and_example(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        parse(Options, ["--help"], "cnnbench x", "A --size 3")
+    text = capsys.readouterr().out
+    assert "Do something with models." in text
+    assert "More that the help" not in text
+    assert "Random seeds (default: 0)." in text
+    assert "example: cnnbench x A --size 3" in text
+
+
+def test_of_options_that_exclude_each_other_the_command_line_decides() -> None:
+    Path("x.yaml").write_text("budget: 30s\nmodels: [LeNet5]\n")
+    options = parse(bench.Options, ["--config=x.yaml", "--epochs=2"], "x")
+    assert options.settings() == {"models": ("LeNet5",), "epochs": 2}
+
+
+def test_zero_counts_as_given() -> None:
+    assert parse(bench.Options, ["--epochs=0"], "x").settings() == {"epochs": 0}
