@@ -5,7 +5,7 @@ GPU_PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench bench-smoke bench-speed bench-ways bench-zoo audit race-data race-training race-recipes race-memory race-reports calibrate fuzz chaos gallery catalog gpu-check test test-gpu test-slow lint train report clean
+.PHONY: help setup bench bench-smoke bench-speed bench-ways bench-zoo audit race-data race-training race-recipes race-memory race-reports calibrate fuzz chaos gallery catalog gpu-check test test-gpu test-slow docs lint train report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ test-gpu: .venv/ready  ## the tests that need a CUDA GPU
 
 test-slow: .venv/ready  ## the tests that take minutes: every network of torchvision, each of its stages measured
 	$(BIN)/python -m pytest -n auto -m slow $(ARGS)
+
+docs: .venv/ready  ## the documentation as a site in site/, with its links checked
+	$(BIN)/python -m mkdocs build --strict --quiet $(ARGS)
 
 lint: .venv/ready  ## style, types and the order of imports
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -22,6 +22,8 @@ from cnnbench.report.outputs import Report, to_markdown
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+DOCUMENTS = PAGES | {name: (ROOT / name).read_text() for name in ("ARCHITECTURE.md", "CONTRIBUTING.md", "README.md")}
 RESULTS = ROOT / "experiments" / "results" / "2026-11-23-cpu.jsonl"
 
 
@@ -38,7 +40,7 @@ def test_sentences_on_the_zoo_are_those_of_the_committed_records() -> None:
     assert len(records) == 34
     log = (ROOT / "experiments" / "README.md").read_text()
     for sentence in speed_sentences(records):
-        assert sentence in README
+        assert sentence in PAGES["docs/networks.md"]
         assert sentence in log
     assert " ".join(s for cost in ("macs", "latency_ms_median") for s in front_sentences(records, cost)) in log
 
@@ -80,18 +82,24 @@ def test_data_set_example_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (data.image_size, data.num_classes, len(data.class_names), data.label) == (32, 10, 10, "Fashion-MNIST")
 
 
-@pytest.mark.parametrize("call", ["count(nn", "load_torchvision("])
+@pytest.mark.parametrize("call", ["count(nn", "load_torchvision(", "load_records"])
 def test_example_holds(call: str) -> None:
-    exec(compile(_example(call), "README.md", "exec"), {})
+    exec(compile(_example(call), "document", "exec"), {})
+
+
+def test_readme_is_short_and_its_first_example_is_lightning_s() -> None:
+    assert len(README.splitlines()) <= 200
+    assert "lightning.Trainer(max_epochs=1).fit(ResNet18(), CIFAR10())" in _example("Trainer")
 
 
 def _example(contains: str) -> str:
-    """The first block of Python in the README that has these words."""
-    return next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if contains in block)
+    """Return the first block of Python in the README, then in the pages, that has these words."""
+    text = "\n".join([README, *PAGES.values()])
+    return next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if contains in block)
 
 
 def test_a_new_file_is_a_new_network_everywhere(tmp_path: Path) -> None:
-    """The README's example of an architecture, one file in a copy of the package, in every command; and as a folder."""
+    """The example of an architecture, one file in a copy of the package, in every command; and as a folder."""
     shutil.copytree(ROOT / "cnnbench", tmp_path / "cnnbench")
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     models = tmp_path / "cnnbench" / "models"
@@ -151,8 +159,7 @@ def test_a_network_of_the_user_s_works_in_every_command(capsys: pytest.CaptureFi
 
 def test_documents_name_only_what_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for name in ("README.md", "ARCHITECTURE.md", "experiments/README.md", "docs/counting.md"):
-        text = (ROOT / name).read_text()
+    for name, text in (DOCUMENTS | {"experiments/README.md": (ROOT / "experiments/README.md").read_text()}).items():
         for target in re.findall(r"\bmake ([a-z][a-z-]*)", text):
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target} in {name}"
         for command in re.findall(r"^cnnbench ([a-z]+)", text, re.MULTILINE):
@@ -163,3 +170,16 @@ def test_documents_name_only_what_exists() -> None:
             assert ((ROOT / name).parent / path).exists(), f"{path} in {name}"
         for path in re.findall(r"experiments/[\w/]+\.yaml", text):
             assert (ROOT / path).is_file(), f"{path} in {name}"
+
+
+def test_the_commands_of_the_documents_have_their_options(capsys: pytest.CaptureFixture) -> None:
+    """Every option that a document gives to one of our own commands is in the help of that command."""
+    for name, text in DOCUMENTS.items():
+        for line in re.findall(r"^cnnbench (?!fit|test|validate|predict)[^\n]*", text, re.MULTILINE):
+            words = line.split(" #")[0].split()
+            command = words[1:3] if words[1] == "explain" else words[1:2]
+            with pytest.raises(SystemExit):
+                main([*command, "--help"])
+            shown = capsys.readouterr().out
+            for option in re.findall(r"(--[a-z_]+)", " ".join(words)):
+                assert re.search(rf"{option}\b", shown), f"{option} of '{line}' in {name}"
