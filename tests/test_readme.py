@@ -38,7 +38,7 @@ def test_table_is_that_of_the_committed_records() -> None:
 def test_sentences_on_the_zoo_are_those_of_the_committed_records() -> None:
     records = load_records([RESULTS.with_name("2026-11-23-cpu-zoo.jsonl")])
     assert len(records) == 34
-    log = (ROOT / "experiments" / "README.md").read_text()
+    log = (ROOT / "experiments" / "LOG.md").read_text()
     for sentence in speed_sentences(records):
         assert sentence in PAGES["docs/networks.md"]
         assert sentence in log
@@ -46,7 +46,7 @@ def test_sentences_on_the_zoo_are_those_of_the_committed_records() -> None:
 
 
 def test_the_table_of_references_is_that_of_the_shipped_records() -> None:
-    log = (ROOT / "experiments" / "README.md").read_text()
+    log = (ROOT / "experiments" / "LOG.md").read_text()
     records = load_records([ROOT / "cnnbench" / "references" / "records.jsonl"])
     assert records
     for record in records:
@@ -63,7 +63,7 @@ def test_the_table_of_references_is_that_of_the_shipped_records() -> None:
 
 
 def test_tables_of_studies_are_those_of_the_committed_records() -> None:
-    log = (ROOT / "experiments" / "README.md").read_text()
+    log = (ROOT / "experiments" / "LOG.md").read_text()
     files = sorted((RESULTS.parent / "studies").glob("*.jsonl"))
     recipes = sorted(RESULTS.parent.glob("*speednet*.jsonl"))
     assert files
@@ -159,7 +159,10 @@ def test_a_network_of_the_user_s_works_in_every_command(capsys: pytest.CaptureFi
 
 def test_documents_name_only_what_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for name, text in (DOCUMENTS | {"experiments/README.md": (ROOT / "experiments/README.md").read_text()}).items():
+    for name, text in (
+        DOCUMENTS
+        | {f"experiments/{name}": (ROOT / "experiments" / name).read_text() for name in ("LOG.md", "README.md")}
+    ).items():
         for target in re.findall(r"\bmake ([a-z][a-z-]*)", text):
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target} in {name}"
         for command in re.findall(r"^cnnbench ([a-z]+)", text, re.MULTILINE):
