@@ -23,7 +23,8 @@ from cnnbench.report.outputs import Report, to_markdown
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
-DOCUMENTS = PAGES | {name: (ROOT / name).read_text() for name in ("ARCHITECTURE.md", "CONTRIBUTING.md", "README.md")}
+NAMES = ("ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "experiments/LOG.md", "experiments/README.md")
+DOCUMENTS = PAGES | {name: (ROOT / name).read_text() for name in NAMES}
 RESULTS = ROOT / "experiments" / "results" / "2026-11-23-cpu.jsonl"
 
 
