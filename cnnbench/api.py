@@ -1,4 +1,4 @@
-"""The questions that the package answers, as functions: what a network costs, how fast it is, how good it gets."""
+"""Python functions for the questions that the package answers: what a network costs, how fast and how good it is."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from cnnbench.training.classifier import ImageClassifier
 
 
 def count(network: nn.Module | str, image_shape: Sequence[int] | None = None, *, training: bool = True) -> Complexity:
-    """Return what a network costs for one image, exact to the last multiply-add. It is neither run nor changed.
+    """Return what a network costs for one image, counted exactly; the network is neither run nor changed.
 
     Args:
-        network: Any module that takes a batch of images, or a name as on the command line: ``"VGG16"``,
+        network: Module that takes a batch of images, or the name of a network as on the command line: ``"VGG16"``,
             ``"torchvision:resnet50"``, ``"timm:NAME"``, ``"package.module:callable"``.
-        image_shape: Channels, height and width of one image, (C, H, W); None for the network's own, which those of this
-            package and named ones have.
+        image_shape: Channels, height and width of one image, (C, H, W). None stands for the network's own shape, which
+            is known for networks of this package and for networks by name only.
         training: Whether to count a training step too.
 
     Raises:
-        UserError: The name is unknown, or the network does not run on such images.
+        UserError: The name is unknown, the image shape is missing, or the network does not run on such images.
 
     Example:
         >>> from cnnbench import LeNet5, count
@@ -46,15 +46,17 @@ def count(network: nn.Module | str, image_shape: Sequence[int] | None = None, *,
 
 
 def speed(*networks: nn.Module | str, image_shape: Sequence[int] | None = None, **options: Any) -> Results:
-    """Time networks against each other, in turns, and return a record of each.
+    """Time networks against each other, in turns, and return a record for each of them.
+
+    Several precisions, memory formats or modes make several records per network.
 
     Args:
-        networks: Modules, of which copies are timed, or names as on the command line.
-        image_shape: Channels, height and width of one image, (C, H, W); None for each network's own.
+        networks: Modules, of which copies are timed, or names of networks as on the command line.
+        image_shape: Channels, height and width of one image, (C, H, W); None for the own shape of each network.
         options: Options of ``cnnbench speed`` by name, such as ``batch_size=64`` or ``mode="eager,compile"``.
 
     Raises:
-        UserError: A name, an option or a value is wrong, or a network does not run on such images.
+        UserError: A name, an option or a value is wrong.
 
     Example:
         >>> print(speed("ResNet18", "MobileNetV1", rounds=12))  # doctest: +SKIP
@@ -84,10 +86,12 @@ def bench(
 ) -> Results:
     """Count, time, train and test networks on data sets under an equal budget, and return a record of each cell.
 
+    A cell is one network on one data set with one random seed.
+
     Args:
-        models: Names of networks, as on the command line; None for the four default ones.
+        models: Names of networks, as on the command line; None for the four default networks.
         data: Names of data sets; None for MNIST and CIFAR10.
-        out: Run folder; None for a new one in ``results/bench``.
+        out: Run folder; None for a new folder in ``results/bench``, or for the newest run if `resume` is set.
         resume: Whether to continue the run in that folder.
         settings: Other options of ``cnnbench bench`` by name, such as ``budget="60s"`` or ``seeds=(0, 1, 2)``.
 
@@ -102,7 +106,7 @@ def bench(
 
 
 def _named(name: str, image_shape: Sequence[int] | None) -> Network:
-    """Return a network by name; of a shape that is given, images must be square."""
+    """Return a network by its name, for images of a shape, which must be square, or of the network's own shape."""
     if image_shape is None:
         return get_network(name)
     channels, height, width = image_shape
@@ -112,6 +116,7 @@ def _named(name: str, image_shape: Sequence[int] | None) -> Network:
 
 
 def _shape_of(module: nn.Module, image_shape: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the image shape that the caller passed, or else the one that the module states."""
     if image_shape is not None:
         return tuple(image_shape)
     if isinstance(module, ImageClassifier):
@@ -120,7 +125,7 @@ def _shape_of(module: nn.Module, image_shape: Sequence[int] | None) -> tuple[int
 
 
 def _network_of(module: nn.Module, image_shape: Sequence[int] | None) -> Network:
-    """Return a module as a network that can be built again and again."""
+    """Return a module as a `Network`, which can be built several times; each time it is a copy of the module."""
     channels, height, width = _shape_of(module, image_shape)
     if height != width:
         raise UserError(f"image_shape {(channels, height, width)}: networks are timed on square images")

@@ -1,6 +1,6 @@
 """Building blocks that several architectures share, and the one place where weights are initialised.
 
-Plain ``nn.Module`` code: nothing here knows about Lightning, data or training.
+This is plain ``nn.Module`` code: nothing here knows about Lightning, data or training.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ Form = Literal["auto", "cifar", "imagenet"]
 
 
 def resolve_form(form: Form, image_size: int) -> Literal["cifar", "imagenet"]:
-    """Decides between the two published shapes of a network.
+    """Return which of its two published forms a network has.
 
     Args:
-        form: ``"cifar"`` keeps the resolution in the stem, ``"imagenet"`` is the paper's network for 224x224
-            images, ``"auto"`` takes the former for images below 64 pixels.
+        form: Form that the user chose. ``"cifar"`` keeps the resolution in the stem, ``"imagenet"`` is the paper's
+            network for 224x224 images, and ``"auto"`` chooses ``"cifar"`` for images below 64 pixels.
         image_size: Height and width of the images in pixels.
 
     Raises:
-        UserError: The form is none of these.
+        UserError: The form is unknown.
     """
     if form not in get_args(Form):
         raise unknown("form", str(form), get_args(Form))
@@ -36,25 +36,28 @@ def resolve_form(form: Form, image_size: int) -> Literal["cifar", "imagenet"]:
 
 
 Activation = Callable[..., nn.Module]
+"""Class of an activation, or a function that builds one; it takes ``inplace``."""
 
 
 class ConvNormAct(nn.Sequential):
     """Convolution, batch normalisation, activation: the unit that most networks after 2015 repeat.
 
-    The convolution has no bias where batch normalisation follows, whose shift makes it redundant. Padding is
-    ``dilation * (kernel_size // 2)``, so that stride 1 keeps the resolution with an odd kernel.
+    If batch normalisation follows, the convolution has no bias by default, since the shift of the normalisation makes
+    it redundant. The padding is ``dilation * (kernel_size // 2)``, so that stride 1 keeps the resolution with an odd
+    kernel.
 
     Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
+        in_channels: Number of input channels.
+        out_channels: Number of output channels.
         kernel_size: Height and width of the filters.
         stride: Step of the filters in pixels.
-        groups: Parts of the channels that do not see each other; ``in_channels`` for a depthwise convolution.
-        dilation: Distance of a filter's elements in pixels; 2 lets a 3x3 filter see 5x5 (Yu, Koltun 2016, 1511.07122).
+        groups: Number of groups of channels that are convolved separately; ``in_channels`` for a depthwise convolution.
+        dilation: Distance between the elements of a filter in pixels; with 2 a 3x3 filter covers 5x5 pixels (Yu, Koltun
+            2016, 1511.07122).
         norm: Whether batch normalisation follows.
-        act: Class of the activation; None for none.
+        act: Class of the activation; None for no activation.
         bias: Whether the convolution has a bias; unset, only without batch normalisation.
-        eps: What batch normalisation adds to the variance.
+        eps: Constant that batch normalisation adds to the variance.
     """
 
     def __init__(
@@ -85,7 +88,7 @@ class ConvNormAct(nn.Sequential):
 class SeparableConv(nn.Sequential):
     """Depthwise separable convolution: one 3x3 filter per channel, then a 1x1 convolution that mixes channels.
 
-    Costs ``1/out_channels + 1/9`` of the standard 3x3 convolution (Howard et al. 2017, equation 5).
+    It takes ``1/out_channels + 1/9`` of the MACs of a standard 3x3 convolution (Howard et al. 2017, equation 5).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
@@ -96,7 +99,12 @@ class SeparableConv(nn.Sequential):
 
 
 class PadChannels(nn.Module):
-    """Takes every stride-th pixel and adds channels of zeros: ResNet's shortcut without parameters, its option A."""
+    """ResNet's shortcut without parameters, option A of the paper: subsampling and zero padding of the channels.
+
+    Args:
+        extra: Number of channels of zeros that are appended.
+        stride: Step in pixels: every stride-th row and column is kept.
+    """
 
     def __init__(self, extra: int, stride: int) -> None:
         super().__init__()
@@ -107,9 +115,14 @@ class PadChannels(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Weighs every channel by what the whole map has in all of them; Hu, Shen, Sun; 2017; 1709.01507.
+    """Squeeze-and-excitation, which scales each channel by a weight from the means of all channels of the feature map.
 
-    With SiLU between the two layers, as in EfficientNet; the paper has ReLU.
+    The block is from Hu, Shen, Sun 2017, 1709.01507. Between its two layers it has SiLU, as in EfficientNet; the paper
+    has ReLU.
+
+    Args:
+        channels: Number of input and output channels.
+        squeezed: Number of channels between the two layers.
     """
 
     def __init__(self, channels: int, squeezed: int) -> None:
@@ -128,13 +141,13 @@ class SqueezeExcitation(nn.Module):
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling; Chen, Papandreou, Schroff, Adam; 2017; 1706.05587.
 
-    One 1x1 convolution, a dilated 3x3 convolution per rate and the average of the whole map see the same input at
-    several scales; a 1x1 convolution joins them (torchvision's has dropout after it). The map's average is normalised
-    over the batch alone, so that training needs at least two images.
+    Several branches see the same input at different scales: a 1x1 convolution, a dilated 3x3 convolution per rate, and
+    the average of the whole feature map. A 1x1 convolution joins them; torchvision adds dropout after it. The average
+    is one value per image and channel, so its batch normalisation needs at least two images in training.
 
     Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of every branch and of the output.
+        in_channels: Number of input channels.
+        out_channels: Number of channels of each branch and of the output.
         rates: Dilations of the 3x3 convolutions.
     """
 
@@ -146,22 +159,24 @@ class ASPP(nn.Module):
         self.project = ConvNormAct((len(rates) + 2) * out_channels, out_channels, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps x, (N, C, H, W), to (N, out_channels, H, W)."""
+        """Return the joined branches, (N, out_channels, H, W), for a feature map x, (N, C, H, W)."""
         average = self.average(x).expand(-1, -1, *x.shape[2:])
         return cast(Tensor, self.project(torch.cat([*(branch(x) for branch in self.branches), average], 1)))
 
 
 class WhiteningConv2d(nn.Conv2d):
-    """A frozen convolution that puts out the principal components of patches and their negatives, once whitened.
+    """Frozen convolution whose output is the whitened principal components of the patches, and their negatives.
 
     Its filters are eigenvectors of the patches' covariance, so that they need not be learnt (Jordan 2024, 2404.00498).
+    They are random until `whiten` or `set_basis` sets them.
 
     Args:
-        in_channels: Channels of the input; the output has ``2 * in_channels * kernel_size**2``.
+        in_channels: Number of input channels; the output has ``2 * in_channels * kernel_size**2`` channels.
         kernel_size: Height and width of a patch.
     """
 
     whitened: Tensor
+    """Whether `whiten` has set the filters; a buffer, so that checkpoints keep it."""
 
     def __init__(self, in_channels: int, kernel_size: int = 2) -> None:
         super().__init__(in_channels, 2 * in_channels * kernel_size**2, kernel_size, bias=False)
@@ -169,40 +184,49 @@ class WhiteningConv2d(nn.Conv2d):
         self.register_buffer("whitened", torch.tensor(False))
 
     def whiten(self, images: Tensor, epsilon: float = 5e-4) -> None:
-        """Sets the filters so that the components of these images' patches have unit variance.
+        """Set the filters so that the principal components of these images' patches have unit variance.
 
         Args:
             images: Normalised images, (N, C, H, W).
-            epsilon: Added to the variances, so that noise is not blown up.
+            epsilon: Constant that is added to the variances, so that noise is not amplified.
         """
         patches = F.unfold(images.float(), self.kernel_size).transpose(1, 2).flatten(0, 1)  # (N * positions, C * k * k)
+        # The second moments serve as the covariance, since the mean of normalised images is close to 0. Projecting on
+        # an eigenvector and dividing by the square root of its eigenvalue gives a component of variance 1.
         values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
         self.set_basis(vectors.T / (values[:, None] + epsilon).sqrt())
         self.whitened.fill_(True)
 
     def set_basis(self, basis: Tensor) -> None:
-        """Sets the filters: the rows of the basis, (C * k * k, C * k * k), and their negatives."""
+        """Set the filters to the rows of a basis, (C * k * k, C * k * k), and their negatives."""
         with torch.no_grad():
             self.weight.copy_(torch.cat([basis, -basis]).view_as(self.weight))
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
-    """Rounds a scaled number of channels to a multiple, at most a tenth below (MobileNetV2 and EfficientNet do so)."""
+    """Round a scaled number of channels to a multiple of a divisor, never below 90 % of the number.
+
+    MobileNetV2 and EfficientNet round their widths in this way.
+
+    Args:
+        channels: Number of channels after scaling, not necessarily whole.
+        divisor: Divisor of the result, and its minimum.
+    """
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
 def has_depthwise(model: nn.Module) -> bool:
-    """Whether a network has convolutions each of whose filters sees one channel of several."""
+    """Return whether a network has depthwise convolutions, that is, filters that each see one of several channels."""
     convs = (m for m in model.modules() if isinstance(m, nn.Conv2d))
     return any(1 < conv.groups == conv.in_channels for conv in convs)
 
 
 def initialise(module: nn.Module) -> None:
-    """Initialises one layer; use as ``network.apply(initialise)``.
+    """Initialise the parameters of one layer; use it as ``network.apply(initialise)``.
 
-    He initialisation (He et al. 2015, arXiv 1502.01852) with fan-in, which for a grouped convolution is
-    ``in_channels / groups * kernel area``; batch normalisation starts as the identity; biases are zero.
+    Weights get He initialisation (He et al. 2015, arXiv 1502.01852) with fan-in, which for a grouped convolution is
+    ``in_channels / groups * kernel area``. Batch normalisation starts with factors of 1 and offsets of 0. Biases are 0.
     """
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")

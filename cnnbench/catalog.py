@@ -1,8 +1,8 @@
-"""The catalogue of the zoo: figures that are kept in the package, so that `cnnbench list` is quick.
+"""Catalogue of the zoo: figures that are stored in the package, so that `cnnbench list` is fast.
 
-`make catalog` counts every architecture and writes ``models/catalog.json``; an entry holds as long as the module of its
-architecture, and those that this builds on, are the same. What is new or changed is counted on the spot, which needs
-torch.
+`make catalog` counts every architecture and writes ``models/catalog.json``. An entry stays valid as long as the module
+of its architecture, and the modules that this one builds on, do not change. An architecture that is new or has changed
+is counted when the catalogue is loaded, which needs torch.
 """
 
 from __future__ import annotations
@@ -28,15 +28,19 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).parent
 FILE = PACKAGE / "models" / "catalog.json"
 PAPER = re.compile(r"(?P<title>.+); (?P<authors>.+); (?P<year>\d{4})(?:; (?P<arxiv>\d{4}\.\d{4,5}))?\.")
+"""Form of the first paragraph in the docstring of an architecture that has a paper."""
 SIZES = {"32": (32, 10), "224": (224, 1000)}
-"""Image size and classes of the two forms that are counted."""
+"""Forms of a network that are counted, by name: image size in pixels and number of classes."""
 
 
 def sources(room: str = "models") -> dict[str, str]:
-    """Fingerprints of the modules that define architectures, or data sets, by their names.
+    """Return fingerprints of the modules that define architectures or data sets, by the name of the module.
 
-    That of an architecture contains what it builds on: the blocks, the classifier, every module of the folder that it
-    mentions.
+    The fingerprint of an architecture also covers the code that it builds on: the blocks, the classifier, and every
+    module of the folder that its source mentions.
+
+    Args:
+        room: Folder of the modules: ``models`` or ``data``.
     """
     texts = {f.stem: f.read_bytes() for f in sorted((PACKAGE / room).glob("*.py")) if f.name != "__init__.py"}
     for init in sorted((PACKAGE / room).glob("*/__init__.py")):
@@ -45,6 +49,7 @@ def sources(room: str = "models") -> dict[str, str]:
     if room == "models":
         shared = b"".join((PACKAGE / name).read_bytes() for name in ("blocks.py", "training/classifier.py"))
 
+    # A module counts as mentioned if its name is a word of the source, in an import or anywhere else.
     def whole(name: str, seen: frozenset[str] = frozenset()) -> bytes:
         below = {word.decode() for word in re.findall(rb"[a-zA-Z]\w*", texts[name])} & texts.keys()
         return texts[name] + b"".join(whole(n, seen | {name}) for n in sorted(below - seen - {name}))
@@ -53,7 +58,11 @@ def sources(room: str = "models") -> dict[str, str]:
 
 
 def load_catalog() -> dict[str, Any]:
-    """The catalogue: entries as they are kept, and counted anew where a file of the zoo is new or has changed."""
+    """Return the catalogue, with stored entries, and with new entries for modules that are new or have changed.
+
+    Returns:
+        ``models``: entries of the networks by name, in natural order; ``data``: entries of the data sets by name.
+    """
     kept = _kept()
     modules, data_modules = sources(), sources("data")
     fresh = {name for name, fingerprint in modules.items() if kept["modules"].get(name) != fingerprint}
@@ -61,7 +70,7 @@ def load_catalog() -> dict[str, Any]:
     if fresh:
         note(f"counting the networks of {', '.join(sorted(fresh))}, new or changed; `make catalog` keeps the figures")
         models |= count_models(fresh)
-    # Reading records takes a tenth of a second, so that they are read again only where they have changed.
+    # Reading the records takes a tenth of a second, so they are read again only if they have changed.
     if kept["records"] != records_fingerprint():
         measured = measured_accuracies()
         models = {name: {**entry, "measured": measured.get(name, [])} for name, entry in models.items()}
@@ -70,7 +79,7 @@ def load_catalog() -> dict[str, Any]:
 
 
 def _kept() -> dict[str, Any]:
-    """What is kept; nothing where the file is missing or broken."""
+    """Return the stored catalogue, or an empty one if its file is missing or broken."""
     try:
         kept = json.loads(FILE.read_text(encoding="utf-8"))
         return {key: kept[key] for key in ("modules", "data_modules", "models", "data", "records")}
@@ -80,7 +89,11 @@ def _kept() -> dict[str, Any]:
 
 
 def count_models(modules: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Entries of the architectures that these modules of the zoo define."""
+    """Return the catalogue entries of all architectures that some modules of the zoo define, by name.
+
+    Args:
+        modules: Names of the modules, as in `sources`.
+    """
     from cnnbench.models import all_models
 
     measured = measured_accuracies()
@@ -93,7 +106,7 @@ def count_models(modules: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def _paper(cls: type[ImageClassifier]) -> dict[str, Any]:
-    """What the docstring of the class, or of the family that it belongs to, says of the paper."""
+    """Return what the docstring of a class, or of the family that the class belongs to, says about its paper."""
     texts = [first_paragraph(base) for base in cls.__mro__ if base.__doc__]
     found = next((m for m in map(PAPER.fullmatch, texts) if m), None)
     return {
@@ -108,17 +121,18 @@ def _paper(cls: type[ImageClassifier]) -> dict[str, Any]:
 
 
 def first_paragraph(cls: type) -> str:
-    """The first paragraph of a docstring as one line."""
+    """Return the first paragraph of a class's docstring as one line."""
     return " ".join(str(cls.__doc__).strip().split("\n\n")[0].split())
 
 
 def _accuracies(cls: type[ImageClassifier]) -> Iterator[dict[str, Any]]:
-    """The best published accuracies: on ImageNet torchvision's, on other data what the class says."""
-    own = vars(cls)  # an architecture derived from another has not its accuracy
+    """Yield the best published accuracies: torchvision's for ImageNet, and the class's own for other data."""
+    own = vars(cls)  # attributes of the class itself: a derived architecture does not inherit an accuracy
     if own.get("torchvision_name"):
         from torchvision.models import get_model_weights
 
         weights = get_model_weights(own["torchvision_name"])
+        # Weights called FEATURES are those of a backbone without a classifier, so they have no accuracy.
         best = max(weights, key=lambda w: w.meta["_metrics"]["ImageNet-1K"]["acc@1"] if "FEATURES" not in w.name else 0)
         accuracy = best.meta["_metrics"]["ImageNet-1K"]["acc@1"]
         data = "ImageNet" + " V2" * best.name.endswith("V2")
@@ -130,6 +144,7 @@ def _accuracies(cls: type[ImageClassifier]) -> Iterator[dict[str, Any]]:
 
 
 def _costs(cls: type[ImageClassifier]) -> dict[str, int | None]:
+    """Return parameters and MACs of an architecture in each form of `SIZES`, and its depth in the last form."""
     from cnnbench.counting.complexity import complexity
     from cnnbench.counting.copies import building_on_meta
 
@@ -138,18 +153,19 @@ def _costs(cls: type[ImageClassifier]) -> dict[str, int | None]:
         with building_on_meta():
             model = cls(image_size=size, num_classes=classes)
         cost = complexity(model, (3, size, size), training=False)
-        unused = sum(layer.params for layer in cost.layers if layer.output_shape is None)  # auxiliary heads
+        # Layers that inference does not call, such as auxiliary heads, are left out of the parameters.
+        unused = sum(layer.params for layer in cost.layers if layer.output_shape is None)
         found |= {"depth": cost.depth, f"params_{suffix}": cost.params - unused, f"macs_{suffix}": cost.macs}
     return found
 
 
 def records_fingerprint() -> str:
-    """Return a fingerprint of the reference records."""
+    """Return a fingerprint of the reference records, or an empty text if there are none."""
     return hashlib.sha256(RECORDS.read_bytes()).hexdigest()[:16] if RECORDS.is_file() else ""
 
 
 def measured_accuracies() -> dict[str, list[dict[str, Any]]]:
-    """Return the reference accuracies of every network at 32x32, by its name."""
+    """Return the reference accuracies, in per cent, of every network at 32x32 pixels, by the name of the network."""
     by_model: dict[str, list[dict[str, Any]]] = {}
     for (model, label, _, size), found in sorted(references().items()):
         if size == 32:
@@ -159,13 +175,14 @@ def measured_accuracies() -> dict[str, list[dict[str, Any]]]:
 
 
 def describe_data() -> dict[str, Any]:
+    """Return the catalogue entries of all data sets, by name."""
     from cnnbench.data import all_data
 
     return {name: {"summary": first_paragraph(cls)} for name, cls in all_data().items()}
 
 
 def _take_over(runs: Sequence[Path], weights: Sequence[str]) -> None:
-    """Make the records of run folders the references of the package, with the weights of some networks."""
+    """Copy records from run folders into the package as references, with the weights of some networks (seed 0)."""
     from cnnbench.checkpoints import write_halved
 
     for record in take_over(runs):
@@ -177,7 +194,11 @@ def _take_over(runs: Sequence[Path], weights: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Take reference records over, count everything and write the catalogue."""
+    """Take over reference records, count every architecture and write the catalogue.
+
+    Args:
+        arguments: Words of the command line; None for those of this process.
+    """
     parser = argparse.ArgumentParser(prog="python -m cnnbench.catalog", description="Count the zoo again.")
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders whose records are references")
     parser.add_argument("--weights", default="", metavar="A,B", help="networks whose weights, seed 0, are kept too")

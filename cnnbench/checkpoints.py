@@ -1,8 +1,8 @@
-"""Checkpoints: written whole or not at all, and read as data.
+"""Checkpoints: written completely or not at all, and read as data that runs no code.
 
-A checkpoint is a zip archive with a checksum for each part, which torch does not look at; here damage is found before
-anything is used. Nothing in it is run: tensors and plain values alone are unpickled, and the network that it names is
-built only if `cnnbench.trust` allows it.
+A checkpoint is a zip archive with a checksum for each part. torch ignores these checksums; here they are verified
+before anything is used. Only tensors and plain values are unpickled, and the network that a checkpoint names is built
+only if `cnnbench.trust` allows it.
 """
 
 from __future__ import annotations
@@ -33,18 +33,21 @@ MADE_BY = "`cnnbench fit` makes checkpoints"
 
 
 def open_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint: check that it is not damaged, and unpickle tensors and plain values alone.
+    """Return the content of a checkpoint after verifying it; only tensors and plain values are unpickled.
+
+    Args:
+        path: Path of the checkpoint.
 
     Returns:
-        What Lightning stored, with ``state_dict`` and ``hyper_parameters``; tensors are on the CPU.
+        Dictionary that Lightning stored, with ``state_dict`` and ``hyper_parameters``; its tensors are on the CPU.
 
     Raises:
-        UserError: It is damaged, or not a checkpoint.
+        UserError: The file is damaged, or is not a checkpoint.
     """
     check_regular(path, "checkpoint")
     try:
         with zipfile.ZipFile(path) as archive:
-            # torch stores the parts as they are; a compressed one could be far larger than the file.
+            # torch never compresses the parts; a compressed part could expand to far more than the size of the file.
             if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
                 raise UserError(f"checkpoint '{path}' has compressed parts, which torch never writes; {MADE_BY}")
             damaged = archive.testzip()
@@ -56,9 +59,9 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint '{path}' is damaged: the checksum of its part '{damaged}' is wrong; use another")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about kinds of tensors that are refused below
+            warnings.simplefilter("ignore")  # warnings about kinds of tensors that are refused below
             stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises whatever the bytes make it raise
+    except Exception as error:  # damaged bytes can make the unpickler raise anything
         text = reason(error).partition(". ")[0]
         raise UserError(f"'{path}' is not a checkpoint of `cnnbench fit`: {text}; {MADE_BY}") from error
     _check_parts(path, stored)
@@ -66,7 +69,7 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _check_parts(path: Path, stored: Any) -> None:
-    """Raise unless the parts that everybody reads are there and of their types."""
+    """Raise UserError unless the weights and the arguments of the network exist and have the right types."""
     if not isinstance(stored, dict) or not {"state_dict", "hyper_parameters"} <= stored.keys():
         raise UserError(f"'{path}' is not a checkpoint of `cnnbench fit`: it has no weights or no network; {MADE_BY}")
     weights, options = stored["state_dict"], stored["hyper_parameters"]
@@ -77,29 +80,29 @@ def _check_parts(path: Path, stored: Any) -> None:
             raise UserError(f"weight {name} in checkpoint '{path}' is {value.dtype}, which no network here has")
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise UserError(f"weight {name} in checkpoint '{path}' is not finite; use an earlier checkpoint")
-    # Lightning's own class of attributes is a dict.
+    # Lightning stores the arguments as a class of its own that derives from dict.
     if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
         raise UserError(f"'{path}' is not a checkpoint of `cnnbench fit`: it does not say how the network is built")
 
 
 class CheckpointFile(TorchCheckpointIO):
-    """Writes checkpoints beside their place and renames them, and checks those that it reads.
+    """Lightning plugin that writes a checkpoint beside its final path, renames it, and verifies what it reads.
 
-    Lightning's own writes into the temporary folder of the system and moves the file, which over a border of file
-    systems is a copy onto the good checkpoint: stopped in the middle, neither is left.
+    Lightning's own plugin writes into the temporary folder of the system and moves the file. Between two file systems
+    such a move is a copy over the previous checkpoint, so an interruption destroys both.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         if storage_options is not None:
             raise TypeError("storage_options are not used for files")
-        if "://" in str(path):  # a store that is no file system has its own way of being whole
+        if "://" in str(path):  # a remote store writes complete files in its own way
             super().save_checkpoint(checkpoint, path)
             return
         with replacing(Path(path)) as file:
             try:
                 torch.save(checkpoint, file)
-            except RuntimeError as error:  # what torch makes of a file that it cannot write
-                file.write(bytes(2**20))  # a disk that is full says so here
+            except RuntimeError as error:  # torch raises this for any file that it cannot write
+                file.write(bytes(2**20))  # on a full disk this raises the real error
                 file.flush()
                 raise OSError(errno.EIO, reason(error), str(path)) from error
 
@@ -110,7 +113,11 @@ class CheckpointFile(TorchCheckpointIO):
 
 
 def write_halved(source: Path, target: Path) -> None:
-    """Write a checkpoint anew with weights in half precision, which take half the bytes.
+    """Write a copy of a checkpoint with its weights in half precision, which halves their size.
+
+    Args:
+        source: Path of the checkpoint.
+        target: Path of the copy.
 
     Raises:
         UserError: The checkpoint is damaged, or a weight is too large for half precision.
@@ -125,12 +132,12 @@ def write_halved(source: Path, target: Path) -> None:
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint of ``cnnbench fit`` has.
+    """Content of a checkpoint of ``cnnbench fit``.
 
     Attributes:
-        model: The network, on the CPU.
-        data: Name of the data set that it was trained on, if it is one of ours.
-        data_options: The arguments of that data set; None in a checkpoint of before they were stored.
+        model: Trained network, on the CPU.
+        data: Name of the data set that the network was trained on; None if it is not one of this package.
+        data_options: Arguments of that data set; None if the checkpoint is older than this entry.
     """
 
     model: ImageClassifier
@@ -139,19 +146,21 @@ class Checkpoint(NamedTuple):
 
 
 def read_checkpoint(path: Path, trust: Trust | None = None) -> Checkpoint:
-    """Build the network of a checkpoint that ``cnnbench fit`` wrote, and return it with what it says of its data.
+    """Return the network of a checkpoint that ``cnnbench fit`` wrote, together with its data set.
 
     Args:
-        path: The file.
-        trust: What the user named on the command line, for a network from outside the package.
+        path: Path of the checkpoint.
+        trust: Names that the user typed on the command line, which allow a network from outside the package.
 
     Raises:
-        UserError: The file is not such a checkpoint, it names code from outside, or its network is now another one.
+        UserError: The file is not such a checkpoint, it names foreign code that the user does not trust, or its weights
+            no longer fit the network that it names.
     """
     stored = open_checkpoint(path)
     where = f"checkpoint '{path}'"
     factory, options = network_of(stored, where, trust or Trust())
     model = _built(factory, options, stored["state_dict"], where)
+    # Lightning stores the state of a data module under the name of its class.
     data = next((key for key in stored if key in all_data()), None)
     given = stored.get("datamodule_hyper_parameters")
     data_options = None
@@ -161,15 +170,15 @@ def read_checkpoint(path: Path, trust: Trust | None = None) -> Checkpoint:
 
 
 def network_of(stored: Mapping[str, Any], where: str, trust: Trust) -> tuple[type[ImageClassifier], dict[str, Any]]:
-    """Return the class of the network that a checkpoint names, and its arguments, all of them checked.
+    """Return the class of the network that a checkpoint names, and its arguments, after checking all of them.
 
     Args:
-        stored: Of `open_checkpoint`.
-        where: The file, for the message.
-        trust: What the user named on the command line.
+        stored: Content of the checkpoint, from `open_checkpoint`.
+        where: Name of the file, for messages.
+        trust: Names that the user typed on the command line.
 
     Raises:
-        UserError: The class is not one of this package or of the user's words, or an argument is not one of its.
+        UserError: The class is neither one of this package nor trusted by the user, or an argument is not valid for it.
     """
     options = {key: value for key, value in stored["hyper_parameters"].items() if key != "_instantiator"}
     factory = _class_of(options.pop("_class_path", None), where, trust)
@@ -177,7 +186,7 @@ def network_of(stored: Mapping[str, Any], where: str, trust: Trust) -> tuple[typ
         check_network(str(options.get("name")), where, trust)
     check_arguments(f"the network in {where}", factory, options)
     for key, value in options.items():
-        # Sizes from a file decide how much memory is taken, before the weights show that they are wrong.
+        # A wrong size in the file would allocate too much memory before the weights show that it is wrong.
         if isinstance(value, int) and value > LARGEST:
             raise UserError(f"{where}: {key} {value} is larger than any network here has ({LARGEST:,})")
         if key in ("num_classes", "in_channels", "image_size") and isinstance(value, int) and value < 1:
@@ -186,10 +195,14 @@ def network_of(stored: Mapping[str, Any], where: str, trust: Trust) -> tuple[typ
 
 
 def check_training_state(stored: Mapping[str, Any], where: str) -> None:
-    """Raise unless a checkpoint has what a training goes on with, not weights alone.
+    """Raise UserError unless a checkpoint has the whole state that a training needs to resume, not just weights.
+
+    Args:
+        stored: Content of the checkpoint, from `open_checkpoint`.
+        where: Name of the file, for the message.
 
     Raises:
-        UserError: Something is missing, or is not what Lightning stores.
+        UserError: A part of the state is missing, or is not what Lightning stores.
     """
     kinds: dict[str, type] = {
         "loops": dict,
@@ -212,9 +225,10 @@ def check_training_state(stored: Mapping[str, Any], where: str) -> None:
 
 
 def _class_of(path: Any, where: str, trust: Trust) -> type[ImageClassifier]:
-    """Return the class of a network that a checkpoint names: one of the zoo, or of a module that the user trusts."""
+    """Return the class of the network that a checkpoint names, from this package or from code that the user trusts."""
     if not isinstance(path, str):
         raise UserError(f"{where} does not name its network; {MADE_BY}")
+    # The networks of this package need no trust of the user's.
     known = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in (*all_models().values(), External)}
     if path in known:
         return known[path]
@@ -236,11 +250,12 @@ def _class_of(path: Any, where: str, trust: Trust) -> type[ImageClassifier]:
 def _built(
     factory: type[ImageClassifier], options: dict[str, Any], weights: Mapping[str, Tensor], where: str
 ) -> ImageClassifier:
-    """Build a network from values of a file and give it its weights."""
+    """Build a network from the arguments in a checkpoint, and load its weights."""
+    # A copy without values (device meta) shows wrong weights before the network takes any memory.
     try:
         with torch.device("meta"):
             shapes = {name: tuple(value.shape) for name, value in factory(**options).state_dict().items()}
-    except Exception:  # a constructor that computes with its weights; it is built below
+    except Exception:  # the constructor needs the values of its weights; then only the build below can tell
         shapes = None
     if shapes is not None:
         _check_shapes(factory, shapes, weights, where)
@@ -255,9 +270,9 @@ def _built(
 
 
 MOST_STEPS = 2**53
-"""Steps and epochs of a training that a checkpoint may have."""
+"""Largest number of steps, or of epochs, that the state in a checkpoint may claim."""
 LARGEST = 100_000
-"""Largest whole number among the arguments of a network in a checkpoint, such as its classes or channels."""
+"""Largest whole number that a checkpoint may have as an argument of its network, such as classes or channels."""
 
 
 def _check_shapes(

@@ -1,4 +1,8 @@
-"""The ``cnnbench`` command: a table of commands, each a module of `cnnbench.commands` that is imported once chosen."""
+"""The ``cnnbench`` command: it looks up a subcommand in a table and runs the module that implements it.
+
+Each subcommand of this package is a module of `cnnbench.commands`, which is imported only when the subcommand is
+chosen. Subcommands that do not need torch, such as ``list``, therefore start without it.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ TRAINING = {
     "test": "run the test set, once, whole",
     "predict": "compute class probabilities of the test set",
 }
-"""Commands of LightningCLI, which reads their options itself."""
+"""Subcommands that LightningCLI runs, with their help texts; LightningCLI parses their options itself."""
 COMMANDS = {
     "bench": "measure networks on data sets, a record per cell, and report",
     "report": "make tables, pictures and a page from records",
@@ -34,17 +38,24 @@ COMMANDS = {
     "compare": "compare the records of two runs: costs, times, accuracy, each with its interval and a verdict",
     "list": "list the networks, what they cost and how good they are, and the data sets",
 }
-"""Commands of this package. A module of `cnnbench.commands` has ``Options``, a dataclass as in `cnnbench.options`;
-``EXAMPLE``, a command line; and ``run(options)``, which returns the exit code. Where a file may give options, it also
-has ``check_file``. The module of `explain`, whose tools are commands themselves, has ``main(words)`` instead."""
+"""Subcommands of this package, with their help texts.
+
+Each is a module of `cnnbench.commands` that defines ``Options``, a dataclass as in `cnnbench.options`; ``EXAMPLE``, the
+options of an example command line; and ``run(options)``, which returns the exit code. A module whose options may come
+from a file can also define ``check_file``; see `cnnbench.options.parse`. The module of ``explain`` defines
+``main(words)`` instead, because its tools are subcommands themselves.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code.
+    """Run a subcommand and return its exit code.
+
+    Args:
+        arguments: Words of the command line after ``cnnbench``; None for those of this process.
 
     Returns:
-        0; 1 when a cell or a gate failed; 2 on bad input, and where something cannot be written; 128 and the number of
-        the signal that stopped it.
+        0 on success; 1 if a benchmark cell, a network or a gate failed; 2 for bad input, for a file that cannot be read
+        or written, and for too little memory; 128 plus the number of the signal that stopped the command.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -56,16 +67,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         refusal(error)
     except Stopped as stop:
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # the others do not know what the first one kept
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # only the first of several processes knows what was kept
             note(f"cnnbench: stopped by {stop}; {stop.hint}")
         return stop.exit_code
-    except KeyboardInterrupt:  # not by a signal, which raises Stopped
+    except KeyboardInterrupt:  # not from a signal, since that raises Stopped
         note("cnnbench: interrupted")
         return 130
     except BrokenPipeError:
+        # The reader of a pipe, such as `head`, has seen enough; that is no failure.
         _close_stdout()
         return 0
     except OSError as error:
+        # An error that names no file is taken to come from writing to stdout.
         if error.filename is None:
             _close_stdout()
         refusal(_about_files(error))
@@ -97,19 +110,22 @@ def _run(words: Sequence[str]) -> int:
 
 
 def run_command(module: Any, words: Sequence[str], command: str) -> int:
-    """Read the options of a command's module and run it.
+    """Parse the options of a subcommand, run it and return its exit code.
 
     Args:
-        module: A module with ``Options``, ``EXAMPLE`` and ``run``.
-        words: The command line after the command.
-        command: The command, as in ``cnnbench count``.
+        module: Module of the subcommand, with ``Options``, ``EXAMPLE`` and ``run``.
+        words: Words of the command line after the subcommand.
+        command: Full name of the command, such as ``cnnbench count``.
+
+    Raises:
+        UserError: An option is unknown, missing or invalid, or the subcommand cannot do what is asked.
     """
     options = parse(module.Options, words, command, module.EXAMPLE, getattr(module, "check_file", None))
     return int(module.run(options))
 
 
 def _overview() -> str:
-    """Return the help of the command itself."""
+    """Return the help of ``cnnbench`` itself: the list of its subcommands."""
     lines = ["usage: cnnbench COMMAND ...", "", "Which CNN, at what cost, how good, and why.", ""]
     for name, text in COMMANDS.items():
         lines.append(f"  {name:<9} {text}")
@@ -121,13 +137,13 @@ def _overview() -> str:
 
 
 def _close_stdout() -> None:
-    """Have what is still to be written go nowhere, so that Python does not fail on it once more at the end."""
-    with contextlib.suppress(OSError, ValueError):  # a stdout that is no file, as in tests
+    """Redirect stdout to the null device, so that Python's flush at exit does not raise the same error again."""
+    with contextlib.suppress(OSError, ValueError):  # stdout without a file descriptor, as in tests
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _about_files(error: OSError) -> str:
-    """Return one line that says which file could not be written or read, and what to do."""
+    """Return one line that names the file that could not be written or read, and says what to do."""
     name = f"'{error.filename}'" if error.filename is not None else "the output"
     mends = {
         errno.ENOSPC: "make room on the disk, or choose another folder with --out",

@@ -1,7 +1,7 @@
-"""The terminal: every line and table that the commands print goes through here, so that it is safe to show.
+"""Terminal output: every line and table that a command prints passes through this module, so that it is safe to show.
 
-A name from a file may hold control characters, which would move the cursor or clear the screen. `printable` shows them
-as escapes. Colours and layout are rich's own and are not touched.
+A name from a file may contain control characters, which could move the cursor or clear the screen. `printable` shows
+them as escapes. Colours and layout are made by rich and stay as they are.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 PIPE_WIDTH = 160
-"""Characters of a line where the output is no terminal."""
+"""Line width, in characters, if the output is not a terminal."""
 LONGEST_REFUSAL = 3000
-"""Characters of the line that says why a command ended."""
+"""Largest length, in characters, of the line that says why a command ended."""
 
 
 def out(line: str = "") -> None:
-    """Print one line on stdout."""
+    """Print one line on stdout; line breaks within it are shown as escapes."""
     _print(printable(line))
 
 
 def out_text(text: str) -> None:
-    """Print a text of several lines on stdout."""
+    """Print text on stdout that may have several lines."""
     _print(printable(text, lines=True))
 
 
 def out_json(document: Any) -> None:
-    """Print one JSON document on stdout."""
+    """Print a value as one JSON document on stdout."""
     _print(to_json(document))
 
 
 def _print(text: str, end: str = "\n") -> None:
-    """Print on stdout.
+    """Print text on stdout.
 
     Raises:
-        OSError: It is closed, by a network of the user's for example.
+        OSError: Stdout is closed, for example by the code of a user's network.
     """
     if sys.stdout.closed:
         raise OSError(errno.EBADF, "it is closed")
@@ -51,17 +51,17 @@ def _print(text: str, end: str = "\n") -> None:
 
 
 def note(line: str) -> None:
-    """Print one line on stderr, at once."""
+    """Print one line on stderr, without buffering."""
     print(printable(line), file=sys.stderr, flush=True)
 
 
 def refusal(error: object) -> None:
-    """Print the line that ends a command; a value in it that is thousands of characters long is cut."""
+    """Print on stderr the line that says why a command ended; a very long line is shortened in the middle."""
     note(shortened(f"cnnbench: {error}", LONGEST_REFUSAL))
 
 
 class _Beside(io.TextIOBase):
-    """A stdout for code of the user's: what it prints goes to stderr, and closing it closes nothing."""
+    """Stand-in for stdout while a user's code runs: its text goes to stderr, and closing it has no effect."""
 
     encoding = "utf-8"
 
@@ -80,24 +80,28 @@ class _Beside(io.TextIOBase):
 
 @contextlib.contextmanager
 def stdout_kept() -> Iterator[None]:
-    """Keep stdout for the results inside: what networks of the user's print goes to stderr."""
+    """Reserve stdout for results: inside the block, text that a user's network prints goes to stderr."""
     with contextlib.redirect_stdout(_Beside()):
         yield
 
 
 def make_console(stderr: bool = False, pipe_width: int = PIPE_WIDTH) -> Console:
-    """Return a rich console whose text is printable.
+    """Return a rich console that shows control characters as escapes.
 
     Args:
-        stderr: Whether it writes to stderr, not to stdout.
-        pipe_width: Characters of a line where the output is no terminal.
+        stderr: Whether to write to stderr instead of stdout.
+        pipe_width: Line width, in characters, if the output is not a terminal.
+
+    Raises:
+        OSError: The output is closed.
     """
-    # rich takes a third of the start-up time of the commands that print no table.
+    # Imported here, since importing rich would be a third of the start-up time of commands that print no table.
     from rich.console import Console
     from rich.segment import Segment
 
     class SafeConsole(Console):
-        # Plain strings, before their width is measured; then all that is left, such as rich's own Text.
+        # Plain strings are escaped before rich measures their width. `render` then escapes everything else, such as
+        # rich's own Text.
         def render_str(self, text: str, **options: Any) -> Any:
             return super().render_str(printable(text, lines=True), **options)
 
@@ -112,9 +116,14 @@ def make_console(stderr: bool = False, pipe_width: int = PIPE_WIDTH) -> Console:
 
 
 def show(*tables: RenderableType, pipe_width: int = PIPE_WIDTH) -> None:
-    """Print tables on stdout; see `make_console`."""
+    """Print tables on stdout.
+
+    Args:
+        tables: Tables, or other objects that rich can render.
+        pipe_width: Line width, in characters, if the output is not a terminal.
+    """
     console = make_console(pipe_width=pipe_width)
-    # Captured first: rich would end the process itself when the reader of a pipe hangs up.
+    # Capture first, then print: if the reader of a pipe hangs up, rich would end the process itself.
     with console.capture() as capture:
         for table in tables:
             console.print(table, markup=False, highlight=False)

@@ -1,7 +1,7 @@
-"""Errors that a user can mend: one line that names the bad value, the valid ones and what to do.
+"""Errors that a user can correct: one line that names the bad value, the valid values and what to do.
 
-The command prints a `UserError` on stderr without a traceback and exits with 2; library code raises it as the
-`ValueError` that it is.
+The command prints a `UserError` on stderr without a traceback and exits with code 2. For a program that uses the
+package, it is a `ValueError`.
 """
 
 from __future__ import annotations
@@ -11,32 +11,32 @@ import signal
 from collections.abc import Iterable
 
 LONGEST_SHOWN = 200
-"""Characters of a wrong name that a message repeats."""
+"""Largest number of characters of a wrong name that a message repeats."""
 
 
 class UserError(ValueError):
-    """Bad input; the message is one complete line for the person who typed it."""
+    """Error about bad input; its message is one complete line for the person who made the input."""
 
 
 class DivergedError(UserError):
-    """The loss of a training is no longer a number."""
+    """Error of a training whose loss or weights are no longer finite."""
 
 
 class MissingDataError(UserError):
-    """A data set is neither on disk nor to be had by download; the message says what was tried."""
+    """Error about a data set that is not on the disk and cannot be downloaded; its message says what was tried."""
 
 
 class Stopped(BaseException):
-    """A signal asked the program to stop.
+    """Exception that a signal raises to stop the program.
 
-    It is no `Exception` and no `KeyboardInterrupt`, so that neither the handling of a network's failure nor Lightning's
-    of Ctrl-C takes it for its own.
+    It derives from `BaseException` and not from `Exception` or `KeyboardInterrupt`. Code that handles errors of a
+    network, and Lightning's handling of Ctrl-C, therefore do not catch it.
 
     Args:
-        number: Of the signal.
+        number: Number of the signal.
 
     Attributes:
-        hint: How to go on, for the person who stopped it; a caller that knows sets it.
+        hint: Advice on how to go on, for the person who stopped the program; callers that know better replace it.
     """
 
     def __init__(self, number: int) -> None:
@@ -46,17 +46,17 @@ class Stopped(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """The shell's convention: 130 for SIGINT, 143 for SIGTERM."""
+        """Return 128 plus the number of the signal, as shells do: 130 for SIGINT, 143 for SIGTERM."""
         return 128 + self.number
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
-    """Builds the error for a name that is not among the valid ones, with the nearest as a hint.
+    """Return the error for a name that is not valid, with the closest valid name as a hint.
 
     Args:
-        kind: What the name stands for, such as ``"model"``.
-        name: What the user wrote.
-        valid: Every accepted name.
+        kind: Kind of thing that the name should stand for, such as ``"model"``.
+        name: Name that the user wrote.
+        valid: All valid names.
     """
     names = list(valid)
     folded = {n.lower(): n for n in names}

@@ -1,7 +1,7 @@
-"""Files: what is read is checked, and what is written is there whole or not at all.
+"""Reading and writing of files: input is checked, and output is written whole or not at all.
 
-Nothing that a file says is run. Reading ends in a `UserError` that names the file; writing raises `OSError` with the
-name of the file, which the command turns into one line.
+Nothing in a file is executed. A failed read raises a `UserError` that names the file. A failed write raises an
+`OSError` with the name of the file, which the command turns into one line.
 """
 
 from __future__ import annotations
@@ -22,20 +22,27 @@ from typing import IO, Any
 from cnnbench.errors import UserError
 
 LONGEST_NAME = 150
-"""Bytes of a file name that is made from other names; file systems allow 255, and suffixes are added to it."""
+"""Largest length, in bytes, of a file name that is made from other names.
+
+File systems allow 255 bytes, and suffixes are added to the name.
+"""
 LONGEST_DOCUMENT = 256 * 2**20
-"""Bytes of a JSON or YAML file that is still read."""
+"""Largest size, in bytes, of a JSON, YAML or other text file that is read."""
 MOST_YAML_NODES = 100_000
-"""Values in a YAML file once its aliases are written out: a few lines of aliases can stand for billions."""
+"""Largest number of values in a YAML file after its aliases are expanded; a few lines of aliases can mean billions."""
 MOST_LEVELS = 50
-"""Levels of lists and tables within each other in a JSON or YAML file; ours have six."""
+"""Deepest nesting of lists and tables in a JSON or YAML file; the project's own files have six levels."""
 _HASH = 10
+"""Number of hexadecimal digits of the hash at the end of a shortened file name."""
 CHECKSUM = "checksum"
-"""Key of a JSON object that has the checksum over all others."""
+"""Key of a JSON object whose value is the checksum over all other keys and values."""
 
 
 def safe_name(text: str) -> str:
-    """Return a file name for a text: letters, digits, dots and dashes; a long text is cut and ends in its hash."""
+    """Return a file name for a text: letters, digits, dots, dashes and underscores.
+
+    A name longer than `LONGEST_NAME` is cut and ends in a hash of the text.
+    """
     name = re.sub(r"[^\w.-]", "_", text)
     if len(name.encode()) <= LONGEST_NAME:
         return name
@@ -44,21 +51,21 @@ def safe_name(text: str) -> str:
 
 
 def check_regular(path: Path, what: str) -> None:
-    """Raise unless a path is a file with content of its own; reading a pipe or a device may never end.
+    """Raise UserError unless a path is a regular file, because reading a pipe or a device may never end.
 
     Args:
-        path: What is going to be read.
-        what: What it is to be, for the message.
+        path: File that is going to be read.
+        what: Kind of file, for the message, such as "config".
 
     Raises:
-        UserError: It is missing, a folder, a pipe, a device, or cannot be looked at.
+        UserError: The path is missing, is a folder, a pipe or a device, or cannot be examined.
     """
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
         dangling = ", it links to nothing" if path.is_symlink() else ""
         raise UserError(f"{what} '{path}' does not exist{dangling}") from None
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+    except (OSError, ValueError) as error:  # ValueError: the name contains a zero byte
         raise UserError(f"{what} '{path}' cannot be read: {reason(error)}") from error
     if stat.S_ISDIR(mode):
         raise UserError(f"{what} '{path}' is a folder; name a file")
@@ -67,16 +74,20 @@ def check_regular(path: Path, what: str) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """Return what went wrong in one line, without the name of the file that the system's errors repeat."""
+    """Return one line that says what went wrong, without the file name that system errors contain."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split())[:300] or type(error).__name__
 
 
 def read_text(path: Path, what: str) -> str:
-    """Read a text file in UTF-8.
+    """Return the content of a text file in UTF-8.
+
+    Args:
+        path: File to read.
+        what: Kind of file, for the message, such as "config".
 
     Raises:
-        UserError: It cannot be read, is not UTF-8, or is too large.
+        UserError: The file cannot be read, is not UTF-8, or is too large.
     """
     check_regular(path, what)
     try:
@@ -91,19 +102,20 @@ def read_text(path: Path, what: str) -> str:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """Parse a JSON document strictly: no NaN, no infinity, no key twice.
+    """Return the value of a JSON document, parsed strictly: no NaN, no infinity, no duplicate key.
 
     Args:
-        text: The document.
-        where: The file, and the line in it if there are several documents, for the message.
+        text: Text of the document.
+        where: Name of the file for the message, with the line if the file holds several documents.
 
     Raises:
-        UserError: It is not JSON.
+        UserError: The text is not such a document, or its values are nested too deeply.
     """
     try:
         value = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
+        # json.loads accepts half of a surrogate pair, which cannot be written to a file later.
         if _HALF_OF_A_PAIR.search(text):
-            json.dumps(value, ensure_ascii=False).encode()  # raises where the other half is missing
+            json.dumps(value, ensure_ascii=False).encode()  # raises if the other half is missing
     except RecursionError:
         raise UserError(f"{where} is not JSON that can be read: its values are nested too deeply") from None
     except UnicodeEncodeError:
@@ -116,10 +128,11 @@ def parse_json(text: str, where: str) -> Any:
 
 
 _HALF_OF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+"""Start of the escape of a UTF-16 surrogate, which is a character only together with its other half."""
 
 
 def _levels(value: Any) -> int:
-    """Return how many levels of lists and tables a value has; counting stops soon after `MOST_LEVELS`."""
+    """Return how many levels of lists and tables a value has; counting stops once there are more than `MOST_LEVELS`."""
     level, layer = 0, [value]
     while layer and level <= MOST_LEVELS:
         below: list[Any] = []
@@ -151,36 +164,39 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Read a JSON file strictly; see `parse_json`.
+    """Return the value of a JSON file, parsed strictly as by `parse_json`.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: The file cannot be read, or its content is not such a document.
     """
     return parse_json(read_text(path, what), f"{what} '{path}'")
 
 
 def checksum(value: dict[str, Any]) -> str:
-    """Return a checksum over a JSON object, whatever the order of its keys."""
+    """Return a checksum over a JSON object that does not depend on the order of its keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def with_checksum(value: dict[str, Any]) -> dict[str, Any]:
-    """Return a JSON object as it will be read again, with a checksum over its content."""
+    """Return a JSON object in the form in which it will be read again, with a checksum over its content."""
+    # Writing and reading turns tuples into lists and keys into text; the checksum must be that of the result.
     plain = json.loads(json.dumps(value, allow_nan=False))
     return plain | {CHECKSUM: checksum(plain)}
 
 
 def without_checksum(value: dict[str, Any], where: str, check: bool = True) -> dict[str, Any]:
-    """Return a JSON object without its checksum; files of before 2026-11-28 have none.
+    """Return a JSON object without its checksum, after comparing the checksum with the content.
+
+    An object without a checksum is accepted, because files from before 2026-11-28 have none.
 
     Args:
-        value: The object.
-        where: The file, for the message.
-        check: Whether the checksum, where there is one, must be right.
+        value: JSON object as it was read.
+        where: Name of the file, for the message.
+        check: Whether to compare the checksum.
 
     Raises:
-        UserError: It is not that of the content.
+        UserError: The checksum is not that of the content.
     """
     content = {key: part for key, part in value.items() if key != CHECKSUM}
     if check and CHECKSUM in value and value[CHECKSUM] != checksum(content):
@@ -192,28 +208,33 @@ def without_checksum(value: dict[str, Any], where: str, check: bool = True) -> d
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """Read a YAML file: plain values alone, no key twice, aliases that stand for a bounded number of values.
+    """Return the value of a YAML file: only plain values, no duplicate key, a limited number of aliased values.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: The file cannot be read, or its content is not such a document.
     """
     return parse_yaml(read_text(path, what), f"{what} '{path}'")
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Parse a YAML document as `read_yaml` does.
+    """Return the value of a YAML document, with the same limits as `read_yaml`.
+
+    Args:
+        text: Text of the document.
+        where: Name of the file or option, for the message.
 
     Raises:
-        UserError: It is not such a document.
+        UserError: The text is not such a document.
     """
-    import yaml  # the light commands read no YAML
+    import yaml  # imported here, because light commands read no YAML
 
     loader = None
     try:
-        loader = yaml.SafeLoader(text)  # looks at the characters at once
+        loader = yaml.SafeLoader(text)  # raises for characters that YAML does not allow
         node = loader.get_single_node()
         if node is None:
             return None
+        # Check the parsed nodes before any value is constructed from them.
         _written_out(node, {}, where)
         value = loader.construct_document(node)
         if _levels(value) > MOST_LEVELS:
@@ -227,7 +248,7 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = error.problem_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
         raise UserError(f"{where} is not YAML that can be read: {place}{error.problem or reason(error)}") from error
-    except Exception as error:  # the constructors of YAML's own types raise KeyError, AttributeError and others
+    except Exception as error:  # constructors of YAML's own types may raise KeyError, AttributeError and others
         raise UserError(f"{where} is not YAML that can be read: {reason(error)}") from error
     finally:
         if loader is not None:
@@ -235,22 +256,31 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def _written_out(node: Any, sizes: dict[int, int], where: str) -> int:
-    """Count the values of a YAML node with its aliases written out; refuse double keys and zero characters."""
+    """Return the number of values in a YAML node with its aliases expanded.
+
+    Raises UserError for too many values, a duplicate key, a zero character, and a value that contains itself.
+
+    Args:
+        node: Node of the parsed document.
+        sizes: Results so far, by the identity of a node, since an aliased node is met several times.
+        where: Name of the file or option, for the message.
+    """
     import yaml
 
     if id(node) in sizes:
         if sizes[id(node)] < 0:
             raise UserError(f"{where} is not YAML that can be read: a value contains itself")
         return sizes[id(node)]
-    sizes[id(node)] = -1  # being counted
+    sizes[id(node)] = -1  # marks a node whose count has begun: meeting it again means that it contains itself
     below: list[Any] = []
     if isinstance(node, yaml.ScalarNode) and "\0" in node.value:
-        # No name of a file may have one, and Python raises wherever such a text is taken for a file.
+        # No file name can contain one, and Python raises wherever such a text is used as a file name.
         raise UserError(f"{where}: line {node.start_mark.line + 1} has a zero character in a value; take it out")
     if isinstance(node, yaml.SequenceNode):
         below = list(node.value)
     elif isinstance(node, yaml.MappingNode):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        # The merge key << may occur several times.
         for key in keys:
             if keys.count(key) > 1 and key != "<<":
                 raise UserError(f"{where}: the key '{key}' is there twice; leave one out")
@@ -264,14 +294,17 @@ def _written_out(node: Any, sizes: dict[int, int], where: str) -> int:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a binary file that takes the place of `path` when the block ends without an error.
+    """Open a binary file that replaces `path` when the block ends without an error.
 
-    It is written beside its place, so that the last step is a rename within one file system, which is whole or not at
-    all whenever the process is killed; its content is on the disk before that. What processes that are no more have
-    left in the folder of files that they were writing is removed on the way.
+    The content goes to a temporary file in the same folder and is flushed to the disk. The last step is a rename within
+    one file system. It happens completely or not at all, even if the process is killed. Temporary files that dead
+    processes left in the folder are removed first.
+
+    Yields:
+        Binary file to write to.
 
     Raises:
-        OSError: It cannot be written; the error has the name of the file. What was there stays.
+        OSError: The file cannot be written. The error has its name, and an existing file stays unchanged.
     """
     part: Path | None = None
     try:
@@ -284,7 +317,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(part, 0o644)  # mkstemp's files are for the owner alone
+        os.chmod(part, 0o644)  # mkstemp makes files that only their owner can read
         os.replace(part, path)
         part = None
         _sync_folder(path.parent)
@@ -297,12 +330,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _this_machine() -> str:
-    """Return a short mark of this machine: on a shared disk the numbers of processes are those of several."""
+    """Return a short hash of the machine's name, because process ids on a shared disk come from several machines."""
     return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 def _remove_left_behind(folder: Path) -> None:
-    """Remove the unfinished files of processes of this machine that are no more."""
+    """Remove unfinished files of processes on this machine that no longer exist."""
     for part in folder.glob(f".*.{_this_machine()}-*.part"):
         number = part.name.rpartition(f".{_this_machine()}-")[2].partition(".")[0]
         if number.isdigit() and not _is_alive(int(number)):
@@ -311,11 +344,11 @@ def _remove_left_behind(folder: Path) -> None:
 
 
 def _is_alive(process: int) -> bool:
-    """Return whether there is a process of a number; where that cannot be known, True."""
-    if os.name != "posix":  # on Windows the same call would end the process
+    """Return whether a process with this id exists, or True if that cannot be known."""
+    if os.name != "posix":  # on Windows os.kill would end the process
         return True
     try:
-        os.kill(process, 0)
+        os.kill(process, 0)  # signal 0 is not delivered: the system only checks that the process exists
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
@@ -324,7 +357,8 @@ def _is_alive(process: int) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the system write the new name of a file to the disk; some file systems cannot, and rename in order."""
+    """Flush the new name of a file to the disk."""
+    # Some file systems cannot do this; they keep renames in order.
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -334,32 +368,35 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all; see `replacing`."""
+    """Write a file, whole or not at all; see `replacing`."""
     with replacing(path) as file:
         file.write(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8 so that it is there whole or not at all; see `replacing`."""
+    """Write a text file in UTF-8, whole or not at all; see `replacing`."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON document so that it is there whole or not at all.
+    """Write a value as a JSON document, whole or not at all; see `replacing`.
 
     Raises:
-        ValueError: A number is not finite.
+        ValueError: A number in the value is not finite.
     """
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_checked_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON object with a checksum over its content; see `without_checksum`."""
+    """Write a JSON object with a checksum over its content, which `without_checksum` compares when it is read."""
     write_json(path, with_checksum(value))
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what a killed process left of files that it was writing; call it while nobody else writes there."""
+    """Remove the unfinished files that killed processes left in a folder.
+
+    Call it only while no other process writes to the folder, because files that are being written are removed too.
+    """
     for part in folder.glob(".*.part"):
         with contextlib.suppress(OSError):
             part.unlink()

@@ -1,4 +1,8 @@
-"""Which device and which number format, decided once in an entry point, with the reason in words."""
+"""The device and the number format of a run, and torch's switches that decide how it computes.
+
+An entry point chooses device and number format once; the reason for the number format is kept in words, for records.
+Switches are set by context managers, which restore the earlier values.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +24,18 @@ import torch
 from cnnbench.errors import UserError, unknown
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
-"""Of a training, in Lightning's words; ``auto`` is this machine's best."""
+"""Number formats of a training, by Lightning's names; ``auto`` is the best one for this machine."""
 INFERENCE_PRECISIONS = ("bf16-true", "16-true")
-"""Further ones, in which weights and images have 16 bits too: for inference, not for training."""
+"""Further number formats for inference only, in which weights and images have 16 bits too."""
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def choose_device(name: str) -> torch.device:
-    """Turns ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` into a device that is there.
+    """Return the device that a name means, if this machine has it.
+
+    Args:
+        name: ``auto`` (the first CUDA device if there is one, otherwise the CPU), ``cpu``, ``cuda``, ``cuda:N`` or
+            ``mps``.
 
     Raises:
         UserError: The name is unknown, or this machine has no such device.
@@ -51,18 +59,18 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device, compiled_depthwise: bool = False) -> tuple[str, str]:
-    """Chooses the number format for training and measuring.
+    """Choose the number format for training and measuring.
 
     Args:
-        name: One of `PRECISIONS`; ``auto`` takes bfloat16 where the hardware computes with it.
-        device: Where the networks run.
-        compiled_depthwise: Whether it is for one network, with depthwise convolutions, that is compiled.
+        name: One of `PRECISIONS`; ``auto`` chooses bfloat16 if the hardware computes with it.
+        device: Device on which the networks run.
+        compiled_depthwise: Whether the choice is for a single network that is compiled and has depthwise convolutions.
 
     Returns:
-        The precision in Lightning's words, and why.
+        The number format by Lightning's name, and the reason for it in words.
 
     Raises:
-        UserError: The name is unknown, or the format has no use on the device.
+        UserError: The name is unknown, or the format is of no use on the device.
     """
     if name not in PRECISIONS:
         raise unknown("precision", name, PRECISIONS)
@@ -82,25 +90,25 @@ def choose_precision(name: str, device: torch.device, compiled_depthwise: bool =
 
 
 def inference_precision(precision: str) -> str:
-    """Return the number format that a network is deployed in if it was trained in a precision.
+    """Return the number format in which a network is deployed, from the precision of its training.
 
-    Autocast keeps the weights in float32 and casts them in every call, which is made for training: in inference the
-    casts can take longer than the arithmetic, so nobody deploys it.
+    The two differ for mixed precision. Autocast keeps the weights in float32 and casts them in every call, as training
+    needs it. In inference these casts can take longer than the arithmetic, so networks are not deployed with autocast.
     """
     return {"bf16-mixed": "bf16-true", "16-mixed": "16-true"}.get(precision, precision)
 
 
 def default_batch_sizes(device: torch.device) -> tuple[int, int]:
-    """Images per batch of throughput, and per training step, unless the user says how many."""
+    """Return the default numbers of images per batch of the inference throughput, and per training step."""
     return (128, 32) if device.type == "cpu" else (1024, 256)
 
 
 def check_compiler(device: torch.device) -> None:
-    """Refuses ``torch.compile`` where the machine lacks what it needs.
+    """Raise UserError if this machine lacks what ``torch.compile`` needs for the device.
 
     Raises:
-        UserError: There is no compiler: of C++ for a CPU, of C for a GPU, whose launcher Triton compiles with Python's
-            headers, which are missing.
+        UserError: A compiler is missing, which is one of C++ for a CPU and one of C for a GPU; or, for a GPU, Python's
+            headers are missing, with which Triton compiles the code that launches its kernels.
     """
     language, variable, usual = ("C++", "CXX", "g++") if device.type == "cpu" else ("C", "CC", "gcc")
     compilers = (os.environ.get(variable) or usual, "clang++" if device.type == "cpu" else "clang")
@@ -118,7 +126,7 @@ def check_compiler(device: torch.device) -> None:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the processor has bfloat16 instructions, by the flags that Linux shows (elsewhere: no)."""
+    """Return whether the processor has bfloat16 instructions, by the flags that Linux lists; False on other systems."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -127,16 +135,17 @@ def cpu_has_bf16() -> bool:
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:
-    """Return whether a device has instructions for bfloat16: GPUs from Ampere on, and CPUs as `cpu_has_bf16` says."""
+    """Return whether a device has instructions for bfloat16: GPUs since Ampere, and CPUs by `cpu_has_bf16`."""
+    # Compute capability 8.0 is Ampere.
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and cpu_has_bf16()
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """The context in which a forward pass runs at a precision, as Lightning's Trainer would run it.
+    """Return the context in which a forward pass runs in a precision, as Lightning's Trainer would run it.
 
-    With ``bf16-true`` and ``16-true`` it is none: weights and images have the type of `weights_type`.
+    For ``bf16-true`` and ``16-true`` the context does nothing: weights and images must have the type of `weights_type`.
     """
     if precision in ("32-true", "tf32", *INFERENCE_PRECISIONS):
         return contextlib.nullcontext()
@@ -151,8 +160,10 @@ def weights_type(precision: str) -> torch.dtype:
 
 @contextlib.contextmanager
 def numbers(precision: str, device: torch.device) -> Iterator[None]:
-    """Inside, a network computes in a precision: by autocast, and on a CUDA device with TF32 only if that is asked for
-    by ``tf32``; ``32-true`` is float32 alone."""
+    """Run the body in a precision: by `autocast`, or for ``32-true`` and ``tf32`` with TF32 off or on.
+
+    TF32 exists on CUDA devices only; ``32-true`` is float32 without TF32.
+    """
     if precision in ("32-true", "tf32"):
         with tf32(device, precision == "tf32"):
             yield
@@ -162,13 +173,17 @@ def numbers(precision: str, device: torch.device) -> Iterator[None]:
 
 
 def random_generator(device: torch.device, seed: int) -> torch.Generator:
-    """Return a generator on a CUDA device, where drawing takes far less time than on the host, else on the CPU."""
+    """Return a random generator for inputs of a device.
+
+    The generator is on a CUDA device itself, where drawing takes far less time than on the host, and on the CPU for all
+    other devices.
+    """
     return torch.Generator(device if device.type == "cuda" else "cpu").manual_seed(seed)
 
 
 @contextlib.contextmanager
 def tf32(device: torch.device, allowed: bool) -> Iterator[None]:
-    """Inside, a CUDA device computes float32 in TF32, or does not; the flags are put back."""
+    """Run the body with TF32 allowed or forbidden for float32 on a CUDA device; the flags are restored afterwards."""
     if device.type != "cuda":
         yield
         return
@@ -181,32 +196,40 @@ def tf32(device: torch.device, allowed: bool) -> Iterator[None]:
 
 
 class _Tf32(NamedTuple):
-    """Torch's switches for TF32.
+    """Values of torch's switches for TF32.
 
-    There are older ones, which are booleans, and since torch 2.9 newer ones, which are names (``"tf32"``, ``"ieee"``,
-    ``"none"`` for what a wider switch says). Torch raises an error wherever one is read that disagrees with the other,
-    as Lightning and the compiler do; so both are set, to the same.
+    The older switches are booleans. Since torch 2.9 there are also newer ones, whose values are ``"tf32"``, ``"ieee"``
+    and ``"none"`` (use the value of a wider switch). Torch raises an error when a switch is read that disagrees with
+    its counterpart, and both Lightning and the compiler read them. Both kinds are therefore set, to the same value.
+
+    Attributes:
+        convolutions: Value for convolutions.
+        products: Value for matrix products.
+        recurrent: Value for recurrent networks.
     """
 
     convolutions: str
     products: str
     recurrent: str
     oldest: str = "highest"
-    """Of ``set_float32_matmul_precision``, which has two words for TF32: ``high`` and ``medium``."""
+    """Value of ``set_float32_matmul_precision``, in which both ``high`` and ``medium`` stand for TF32."""
 
     @classmethod
     def both(cls, allowed: bool) -> _Tf32:
+        """Return the values that allow or forbid TF32 everywhere."""
         word = "tf32" if allowed else "ieee"
         return cls(word, word, word, "high" if allowed else "highest")
 
     @classmethod
     def now(cls) -> _Tf32:
+        """Return the present values."""
         cudnn: Any = torch.backends.cudnn
         matmul: Any = torch.backends.cuda.matmul
         if hasattr(matmul, "fp32_precision"):
             words = cudnn.conv.fp32_precision, matmul.fp32_precision, cudnn.rnn.fp32_precision
             oldest = "high" if words[1] == "tf32" else "highest"
-            with contextlib.suppress(RuntimeError):  # where somebody has set the newer switch to something else
+            # Torch raises the error if other code has set a newer switch to something else.
+            with contextlib.suppress(RuntimeError):
                 oldest = torch.get_float32_matmul_precision()
             return cls(*words, oldest)
         names = {True: "tf32", False: "ieee"}
@@ -214,10 +237,11 @@ class _Tf32(NamedTuple):
         return cls(convolutions, names[matmul.allow_tf32], convolutions, torch.get_float32_matmul_precision())
 
     def set(self) -> None:
+        """Set torch's switches, the older and the newer ones, to these values."""
         cudnn: Any = torch.backends.cudnn
         matmul: Any = torch.backends.cuda.matmul
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # some versions advertise the newer names where the older are set
+            warnings.simplefilter("ignore")  # some versions warn about the newer switches when the older ones are set
             torch.set_float32_matmul_precision(self.oldest)
             cudnn.allow_tf32 = self.convolutions == "tf32"
         if hasattr(matmul, "fp32_precision"):
@@ -227,10 +251,11 @@ class _Tf32(NamedTuple):
 
 @contextlib.contextmanager
 def cudnn_benchmark(on: bool) -> Iterator[None]:
-    """Inside, cuDNN tries its kernels for each new shape of a convolution and takes the fastest, or does not.
+    """Run the body with cuDNN's search for the fastest kernel of each new convolution shape switched on or off.
 
-    The flag is put back. Torch keeps one answer for each shape, whichever way it was found, so that the first setting
-    of a process holds for a shape: what compares both needs a process for each.
+    The flag is restored afterwards. Torch stores one choice of kernel for each shape of a convolution, with or without
+    a search. The first setting in a process therefore decides for a shape, and a comparison of both settings needs a
+    process for each.
     """
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = on
@@ -241,30 +266,36 @@ def cudnn_benchmark(on: bool) -> Iterator[None]:
 
 
 def keep_freed_memory() -> str:
-    """Has the C library keep the memory that tensors free, for the next ones, where it is glibc.
+    """Make the C library keep the memory that tensors free for the next tensors, if the library is glibc.
 
-    Otherwise each large tensor of a step on the CPU is new memory from the system, which has to be filled with zeros a
-    page at a time; that is up to a quarter of the training time of small networks. The price is somewhat more memory
-    in use, since blocks of different sizes leave gaps.
+    Otherwise each large tensor of a step on the CPU gets new memory from the system, which has to be filled with zeros
+    page by page. That takes up to a quarter of the training time of small networks. In return, somewhat more memory is
+    in use, because blocks of different sizes leave gaps.
 
     Returns:
-        What holds now, for records.
+        A description, for records, of what happens to freed memory from now on.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library
         return "the system's"
-    no_mapping, never_trim, step = mallopt(-4, 0), mallopt(-1, 2**31 - 1), mallopt(-2, 2**28)  # M_MMAP_MAX and so on
+    # These are parameters of mallopt(3). M_MMAP_MAX (-4) of 0 gives no tensor a mapping of its own, which would go back
+    # to the system when it is freed. The largest M_TRIM_THRESHOLD (-1) returns the top of the heap only beyond 2 GiB.
+    # M_TOP_PAD (-2) asks the system for 256 MiB more than needed each time that the heap grows.
+    no_mapping, never_trim, step = mallopt(-4, 0), mallopt(-1, 2**31 - 1), mallopt(-2, 2**28)
     return "glibc, freed memory kept" if no_mapping and never_trim and step else "the system's"
 
 
 def on_device(device: torch.device) -> AbstractContextManager:
-    """Return the context in which a CUDA device is the current one, for calls that name none; nothing on others."""
+    """Return a context in which a CUDA device is the current one, for calls that name no device.
+
+    For other devices the context does nothing.
+    """
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def synchronise(device: torch.device) -> None:
-    """Waits until the device has done what it was given."""
+    """Wait until the device has finished all of its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -272,8 +303,10 @@ def synchronise(device: torch.device) -> None:
 
 
 def accelerator_facts(device: torch.device) -> dict[str, object]:
-    """Versions and switches that decide how a GPU computes, but for those that the way of a network sets; empty on a
-    CPU."""
+    """Return the versions and switches that decide how a GPU computes, for records; empty for other devices.
+
+    Switches that the timing sets for each network (`cnnbench.timing.work.Way`) are not included.
+    """
     if device.type != "cuda":
         return {}
     return {
@@ -286,7 +319,7 @@ def accelerator_facts(device: torch.device) -> dict[str, object]:
 
 
 def device_name(device: torch.device) -> str:
-    """The product name of the device."""
+    """Return the product name of a CUDA device, or that of the processor for any other device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:

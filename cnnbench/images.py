@@ -1,11 +1,11 @@
-"""Image files: opened as PNG or JPEG by content, checked, decoded whole, and turned into 8-bit RGB.
+"""Image files: recognised as PNG or JPEG by their content, checked, decoded whole, and converted to 8-bit RGB.
 
-Nothing else in the package opens an image file. Pillow alone goes by content over some forty formats, among them
-PostScript, for which it starts Ghostscript, so that a file named ``x.jpg`` could run a program.
+No other module of the package opens an image file. Left to itself, Pillow recognises some forty formats by their
+content. One of them is PostScript, for which Pillow starts Ghostscript, so a file named ``x.jpg`` could run a program.
 
-What is found: any byte of a PNG that was changed (each chunk has a checksum), and files that are cut off. What is not:
-most changes inside the compressed data of a JPEG, which has no checksum. libjpeg goes on with other pixels and says so
-in a minority of cases only; a stored checksum of the pixels is the one way to notice.
+The checks detect every changed byte of a PNG, because each of its chunks has a checksum, and every file that is cut
+off. They do not detect most changes inside the compressed data of a JPEG, which has no checksum: libjpeg continues with
+wrong pixels and reports a problem in a minority of cases only. Only a stored checksum of the pixels would reveal those.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from cnnbench.files import check_regular, reason
 
 FORMATS = ("PNG", "JPEG")
 LARGEST_FILE = 256 * 2**20
-"""Bytes of an image file that is still read."""
+"""Largest size, in bytes, of an image file that is read."""
 LARGEST_IMAGE = 89_478_485
-"""Pixels of an image that is still decoded; above it Pillow warns of files that are made to fill the memory."""
+"""Largest number of pixels of an image that is decoded; above it Pillow warns of files made to fill the memory."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _COLOUR_TYPES = {2: "colour", 4: "grey with transparency", 6: "colour with transparency"}
-"""Kinds of PNG of which Pillow drops the lower eight of sixteen bits."""
+"""Colour types of PNG for which Pillow drops the lower eight of sixteen bits per value."""
 _OTHERS = {
     b"GIF8": "a GIF image",
     b"BM": "a BMP image",
@@ -43,20 +43,22 @@ _OTHERS = {
     b"%PDF": "a PDF document",
     b"<": "a text such as HTML or SVG",
 }
-"""Starts of files that are often found under an image's name."""
+"""First bytes of other kinds of files that often have the name of an image file."""
 _MEND = "give a PNG or JPEG file"
 
 
 def open_image(path: Path, what: str = "image", mend: str = _MEND) -> Image.Image:
-    """Return an image file, decoded whole; its ``format`` is PNG, or JPEG, or MPO for a JPEG with further pictures.
+    """Return the image in a file, decoded whole.
+
+    Its ``format`` is PNG, or JPEG, or MPO, which is Pillow's name for a JPEG with further pictures.
 
     Args:
-        path: The file.
-        what: What it is, for messages.
-        mend: What to do about a file that cannot be used, for messages.
+        path: Image file.
+        what: Kind of image, for messages.
+        mend: Advice on a file that cannot be used, for messages.
 
     Raises:
-        UserError: It is not a regular file, not PNG or JPEG by content, damaged, an animation, or too large.
+        UserError: The file is not a regular file, not PNG or JPEG by content, damaged, an animation, or too large.
     """
     content = _read(path, what, mend)
     if content.startswith(_PNG):
@@ -68,6 +70,7 @@ def open_image(path: Path, what: str = "image", mend: str = _MEND) -> Image.Imag
     if problem:
         raise _unreadable(path, what, problem, mend)
     try:
+        # Pillow's warning about an image that is too large becomes an error; all its other warnings are hidden.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -80,25 +83,26 @@ def open_image(path: Path, what: str = "image", mend: str = _MEND) -> Image.Imag
         raise UserError(
             f"{what} '{path}' has {count} pixels; give one of at most {LARGEST_IMAGE:,}, such as 4000x3000"
         ) from error
-    except Exception as error:  # decoders raise whatever their arithmetic on damaged bytes leads to
+    except Exception as error:  # a decoder may raise anything on damaged bytes
         raise _unreadable(path, what, reason(error), mend) from error
 
 
 def to_rgb(image: Image.Image, path: Path) -> np.ndarray:
-    """Return an image as (H, W, 3), uint8.
+    """Return an image as an array, (H, W, 3), uint8.
 
-    It is turned as its EXIF data say. What is transparent becomes white. Sixteen bits of grey are scaled, not cut.
+    The image is rotated as its EXIF data say. Transparent parts become white. Grey values of 16 bits are scaled to 8
+    bits instead of being clipped.
 
     Args:
-        image: From `open_image`.
-        path: Its file, for messages.
+        image: Image from `open_image`.
+        path: File of the image, for messages.
 
     Raises:
-        UserError: Its EXIF data are damaged, or its mode is none that PNG and JPEG have.
+        UserError: The EXIF data are damaged, or the image has a mode that PNG and JPEG do not have.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of values in EXIF data that Pillow passes over
+            warnings.simplefilter("ignore")  # about EXIF values that Pillow skips
             ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):
             return _from_16_bits(image)
@@ -114,21 +118,21 @@ def to_rgb(image: Image.Image, path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
     except UserError:
         raise
-    except Exception as error:  # EXIF data are a file format of their own, damaged in as many ways
+    except Exception as error:  # EXIF data are a file format of their own, and damaged ones may raise anything
         raise _unreadable(path, "image", reason(error), _MEND) from error
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """Return an image file as (H, W, 3), uint8; see `open_image` and `to_rgb`.
+    """Return the image in a file as an array, (H, W, 3), uint8; see `open_image` and `to_rgb`.
 
     Raises:
-        UserError: It cannot be used.
+        UserError: The file cannot be used.
     """
     return to_rgb(open_image(path), path)
 
 
 def _read(path: Path, what: str, mend: str) -> bytes:
-    """Read a file whole, once, so that what is checked is what is decoded."""
+    """Return the content of a file, read only once, so that the bytes that are checked are those that are decoded."""
     check_regular(path, what)
     try:
         size = path.stat().st_size
@@ -147,7 +151,7 @@ def _unreadable(path: Path, what: str, problem: str, mend: str) -> UserError:
 
 
 def _name_of(content: bytes) -> str:
-    """Return what a file is that is neither PNG nor JPEG, as far as its start tells."""
+    """Return the kind of a file that is neither PNG nor JPEG, judged by its first bytes."""
     for start, name in _OTHERS.items():
         if content[:100].lstrip().startswith(start):
             return name
@@ -155,10 +159,10 @@ def _name_of(content: bytes) -> str:
 
 
 def _problem_of_png(content: bytes) -> str:
-    """Walk the chunks of a PNG and return what is wrong with it, or an empty text.
+    """Return what is wrong with a PNG, or an empty text, after checking each of its chunks.
 
-    A chunk is its length, a name of four letters, its data, and a CRC-32 of name and data (PNG specification, 5.3).
-    Pillow does not check those of the pixels.
+    A chunk consists of its length (4 bytes), a name of four letters, its data, and a CRC-32 over name and data (PNG
+    specification, section 5.3). Pillow does not check the CRC of the chunks that hold the pixels.
     """
     at = len(_PNG)
     while True:
@@ -169,10 +173,13 @@ def _problem_of_png(content: bytes) -> str:
             return "it is cut off"
         if zlib.crc32(memoryview(content)[at + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
             return f"it is damaged: the checksum of its part {name!r} is wrong"
+        # The header chunk: its data begin at byte 8 of the chunk, with width and height (4 bytes each), then bit depth
+        # and colour type.
         if name == b"IHDR" and length == 13:
             depth, kind = content[at + 16], content[at + 17]
             if depth == 16 and kind in _COLOUR_TYPES:
                 return f"it has 16 bits per value in {_COLOUR_TYPES[kind]}; save it with 8"
+        # The animation control chunk, whose data begin with the number of frames.
         if name == b"acTL" and int.from_bytes(content[at + 8 : at + 12], "big") > 1:
             return "it is an animation; save the one picture that is meant"
         if name == b"IEND":
@@ -181,10 +188,11 @@ def _problem_of_png(content: bytes) -> str:
 
 
 def _from_16_bits(image: Image.Image) -> np.ndarray:
-    """Return a grey image of 16 bits as (H, W, 3), uint8; Pillow's own conversion would cut at 255."""
+    """Return a 16-bit grey image as an array, (H, W, 3), uint8; Pillow's own conversion would clip it at 255."""
     values = np.asarray(image).astype(np.float64).clip(0, 65535)
+    # A PNG may declare one grey value as transparent; it becomes white.
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         values[values == transparent] = 65535
-    grey = (values / 257).round().astype(np.uint8)
+    grey = (values / 257).round().astype(np.uint8)  # 65535 / 257 = 255
     return np.stack([grey] * 3, axis=2)

@@ -1,8 +1,10 @@
-"""Every measure that can be taken, and every figure that it gives, one row each.
+"""The measures that a benchmark can take, and the figures that each of them gives, one row per figure.
 
-The benchmark takes the measures by this table, records are checked against it, and table, page, CSV, `compare` and W&B
-show the figures as it says. A new measure is a function and its rows here: the function is named by ``take`` as
-``module:function``, gets a `Subject`, and returns its figures as `Taken`.
+The benchmark takes the measures of this table, records are checked against it, and all outputs (tables, HTML page, CSV,
+`compare`, W&B) show the figures as this table says.
+
+A new measure needs a function and its rows here. ``take`` names the function as ``module:function``. The function
+receives a `Subject` and returns its figures as `Taken`.
 """
 
 from __future__ import annotations
@@ -14,24 +16,27 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 Kind = Literal["count", "number", "amount", "ms", "per second", "bytes", "share"]
-"""What a figure is: a whole number, any number, one of at least 0, milliseconds, images per second, bytes, or a share
+"""Kind of value: a whole number, any number, a number of at least 0, milliseconds, images per second, bytes, or a share
 from 0 to 1."""
 Work = Literal["latency", "inference", "training"]
+"""Kind of work that is timed: one image, a batch of inference, or a training step."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of a record.
+    """The description of one figure of a record.
 
     Attributes:
-        key: Name in records, JSON and CSV; it has the unit.
-        kind: What it is, which decides how it is checked and shown.
-        title: Heading of its column in tables; empty for none.
-        meaning: What it is, as a full sentence for the legend.
-        better: Whether less or more of it is better; empty where neither is.
-        compared: How two runs are compared: ``exact`` for a figure without spread, ``rounds`` for a time by its paired
-            rounds, ``processes`` for one value per process, ``seeds`` for an accuracy; empty for not at all.
-        work: The kind of work that it is of, whose batch size and number format must agree before two runs compare.
+        key: Name of the figure in records, JSON and CSV; it contains the unit.
+        kind: Kind of value, which decides how it is checked and shown.
+        title: Heading of the figure's column in tables; empty if it has no column.
+        meaning: Explanation of the figure for the legend.
+        better: Whether a lower or a higher value is better; empty if neither is.
+        compared: Method by which two runs are compared: ``exact`` for a figure without spread, ``rounds`` for a time
+            that is compared round by round, ``processes`` for one value per process, ``seeds`` for an accuracy; empty
+            if the figure is not compared.
+        work: Kind of work that the figure belongs to. Its batch size and number format must agree before two runs are
+            compared.
     """
 
     key: str
@@ -45,14 +50,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a measure is taken of.
+    """The network that a measure is taken of, with its data and device.
 
     Attributes:
         name: Name of the network.
-        model: The network, on the CPU; trained, for a measure that is about the trained network.
-        image_shape: Channels, height and width of its images.
-        data: The data set, an `ImageDataModule`.
-        device: Where the benchmark computes, such as ``cpu`` or ``cuda:0``.
+        model: Network on the CPU; already trained if the measure needs a trained network.
+        image_shape: Channels, height and width of the images.
+        data: Data set, an `ImageDataModule`.
+        device: Device on which the benchmark computes, such as ``cpu`` or ``cuda:0``.
         precision: Number format of training and test, in Lightning's words.
     """
 
@@ -65,7 +70,12 @@ class Subject:
 
 
 class Taken(NamedTuple):
-    """What a measure found: figures by key, and what could not be found, with the reason."""
+    """The result of a measure.
+
+    Attributes:
+        figures: Values by key of the figure.
+        skipped: Reasons why figures could not be determined, by name.
+    """
 
     figures: Mapping[str, Any]
     skipped: Mapping[str, str] = MappingProxyType({})
@@ -73,15 +83,15 @@ class Taken(NamedTuple):
 
 @dataclass(frozen=True)
 class Measure:
-    """Something that a benchmark can find out about a network on a data set.
+    """A property of a network on a data set that a benchmark can measure.
 
     Attributes:
-        name: Word of ``--measures``.
-        figures: What it gives.
-        default: Whether it is taken unless the user says otherwise.
-        trained: Whether it is about the trained network, so that a training comes first.
-        take: The function that takes it, ``module:function``; empty for those that the run takes itself, because they
-            concern several networks at once or the training.
+        name: Name of the measure in ``--measures``.
+        figures: Figures that the measure gives.
+        default: Whether the measure is taken unless the user chooses others.
+        trained: Whether the measure needs the trained network, so that training comes first.
+        take: Function that takes the measure, as ``module:function``. It is empty for measures that the benchmark
+            takes itself, because they concern several networks at once or the training.
     """
 
     name: str
@@ -91,18 +101,22 @@ class Measure:
     take: str = ""
 
     def taken(self, subject: Subject) -> Taken:
-        """Take the measure of a network.
+        """Take the measure of a network by calling the function that `take` names.
+
+        Args:
+            subject: Network with its data and device.
 
         Raises:
-            UserError: The network cannot be measured; the run then goes on without these figures.
+            UserError: The network cannot be measured; the benchmark then goes on without these figures.
         """
+        # The module is imported only now, so that commands that only show records do not load torch.
         module, _, function = self.take.partition(":")
         result: Taken = getattr(importlib.import_module(module), function)(subject)
         return result
 
 
 def _spread(prefix: str, work: Work, median_title: str = "", meaning: str = "") -> tuple[Figure, ...]:
-    """Return the figures of a time: its median, the interval of that, deciles, deviation, and the GPU's own time."""
+    """Return the figures of a time: median with interval, deciles, the GPU's own time, and absolute deviation."""
     median = Figure(f"{prefix}_median", "ms", median_title, meaning, "less", "rounds", work)
     others = [Figure(f"{prefix}_{end}", "ms") for end in ("low", "high", "p10", "p90", "device")]
     return (median, *others, Figure(f"{prefix}_mad", "amount"))
@@ -231,15 +245,20 @@ TRAIN_QUALITY = Measure(
 )
 
 MEASURES = {measure.name: measure for measure in (COMPLEXITY, SPEED, MEMORY, TRAIN_QUALITY, QUALITY)}
-"""Measures by the word of ``--measures``, in the order of their columns."""
+"""Measures by their name in ``--measures``, in the order of their columns."""
 DEFAULT_MEASURES = tuple(name for name, measure in MEASURES.items() if measure.default)
+"""Names of the measures that are taken unless the user chooses others."""
 
 
 def figures() -> dict[str, Figure]:
-    """Return every figure by its key."""
+    """Return the figures of all measures by key."""
     return {figure.key: figure for measure in MEASURES.values() for figure in measure.figures}
 
 
 def measure_of(key: str) -> str:
-    """Return the name of the measure that gives a figure."""
+    """Return the name of the measure that gives a figure.
+
+    Args:
+        key: Key of a figure, as in `figures`.
+    """
     return next(name for name, measure in MEASURES.items() if any(figure.key == key for figure in measure.figures))

@@ -1,7 +1,8 @@
-"""Any network by name: the zoo's, torchvision's, timm's, or the user's own.
+"""Networks by name: those of the zoo, torchvision and timm, and the user's own.
 
-``NAME``, ``torchvision:NAME``, ``timm:NAME`` or ``package.module:callable``, each with arguments in brackets if wanted,
-such as ``VGG16(batch_norm=True)`` or ``torchvision:googlenet(aux_logits=False)``. Never with pretrained weights.
+A name has the form ``NAME``, ``torchvision:NAME``, ``timm:NAME`` or ``package.module:callable``. Arguments may follow
+in brackets, as in ``VGG16(batch_norm=True)`` or ``torchvision:googlenet(aux_logits=False)``. Networks are built with
+random weights, never with pretrained ones.
 """
 
 from __future__ import annotations
@@ -30,20 +31,20 @@ from cnnbench.training.classifier import ImageClassifier, loss_and_logits
 from cnnbench.trust import check_network, current
 
 _MADE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-"""Networks that were built and still exist: two of them must not share their weights."""
+"""Networks that were built and still exist; a callable that returns one of them again is refused."""
 FORMS = "a name from `cnnbench list`, torchvision:NAME, timm:NAME or package.module:callable"
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network that is not built yet, and the images that it takes.
+    """Network that is not built yet, and the shape of its images.
 
     Attributes:
-        name: As the user wrote it.
-        in_channels: Channels of the images.
-        image_size: Height and width in pixels.
-        num_classes: Classes; None if the network does not say.
-        build: Makes it, with random weights.
+        name: Name as the user wrote it.
+        in_channels: Number of channels of the images.
+        image_size: Height and width of the images in pixels.
+        num_classes: Number of classes; None if it is not known before the network is built.
+        build: Function that builds the network with random weights.
     """
 
     name: str
@@ -54,32 +55,35 @@ class Network:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        """Return the shape of an image, (C, H, W)."""
         return (self.in_channels, self.image_size, self.image_size)
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What the user asked for; None is the network's own default."""
+    """Sizes that the user asked for; None stands for the network's own default."""
 
     in_channels: int | None
     image_size: int | None
     num_classes: int | None
 
     def given(self) -> dict[str, int]:
+        """Return the sizes that are not None."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
 class External(ImageClassifier):
-    """A network that is not of the zoo, trained and measured as those of the zoo are.
+    """A network from outside the zoo, trained and measured like those of the zoo.
 
-    Of an `ImageClassifier` of the user's only layers and peak learning rate count here; its own training code runs in
-    `bench`, and with ``fit --model package.module.Class``.
+    If the network is an `ImageClassifier` of the user's, this class uses only its layers and its peak learning rate.
+    Its own training code runs in `bench`, and with ``fit --model package.module.Class``.
 
     Args:
-        name: ``torchvision:NAME``, ``timm:NAME`` or ``package.module:callable``, with arguments in brackets if wanted.
+        name: Name as ``torchvision:NAME``, ``timm:NAME`` or ``package.module:callable``, optionally with arguments in
+            brackets.
 
     Raises:
-        UserError: There is no such network, or it does not take such images, or does not give a logit per class.
+        UserError: The network does not exist, does not accept these images, or does not return one logit per class.
     """
 
     def __init__(self, name: str, **kwargs: Any) -> None:
@@ -89,7 +93,9 @@ class External(ImageClassifier):
                 f"'{name}' names no network from elsewhere; give torchvision:NAME, timm:NAME or module:callable"
             )
         self.name = name
+        # A callable may lack arguments for these sizes; `_try` shows whether the network fits all the same.
         self.features = get_network(name, self.in_channels, self.image_size, self.num_classes, strict=False).build()
+        # Only a network that is built under device meta on purpose may have weights without values.
         if torch.get_default_device().type != "meta" and any(p.is_meta for p in self.features.parameters()):
             raise UserError(f"model '{name}' has no values (device meta); let it make its weights on the CPU")
         self.classifier = nn.Identity()
@@ -102,12 +108,18 @@ class External(ImageClassifier):
         return self.name
 
     def forward(self, x: Tensor) -> Any:
-        """Computes logits, (N, K), from images x, (N, C, H, W); in training also those of auxiliary heads."""
+        """Compute logits, (N, K), from images x, (N, C, H, W); in training also those of auxiliary heads."""
         output = super().forward(x)
         return output[0] if isinstance(output, tuple) and not self.training else output
 
     def _try(self) -> None:
-        """Takes a step with a few images, so that a network that does not fit is refused before anything is spent."""
+        """Run a training pass and an evaluation pass on a few images, so that an unsuitable network is refused early.
+
+        Afterwards training modes, buffers and the CPU's random state are as before, and gradients are cleared.
+
+        Raises:
+            UserError: A pass fails, or the network does not return one logit per class.
+        """
         training = {module: module.training for module in self.modules()}
         buffers = {buffer: buffer.clone() for buffer in self.buffers()}
         self.to(memory_format=self.memory_format)
@@ -121,7 +133,7 @@ class External(ImageClassifier):
             raise UserError(f"model '{self.name}': {error}") from error
         except Stopped:
             raise
-        except BaseException as error:  # whatever a network of somebody else's raises
+        except BaseException as error:  # foreign code may raise anything
             text = " ".join(str(error).split())[:300]
             hint = "try another image_size of the data, or another network"
             if "does not require grad" in text:
@@ -153,17 +165,17 @@ class External(ImageClassifier):
 
 
 def make_classifier(name: str, num_classes: int, in_channels: int, image_size: int, **options: Any) -> ImageClassifier:
-    """Builds a network by name, ready for training.
+    """Build a network by name, ready for training.
 
     Args:
-        name: See the module.
-        num_classes: Classes of the data.
-        in_channels: Channels of the images.
+        name: Name in one of the forms that this module describes.
+        num_classes: Number of classes of the data.
+        in_channels: Number of channels of the images.
         image_size: Height and width of the images in pixels.
-        options: Further arguments of `ImageClassifier`.
+        options: Further arguments of `ImageClassifier`; those that are None are left out.
 
     Raises:
-        UserError: There is no such network, or it does not fit the data.
+        UserError: The network does not exist, or it does not fit the data.
     """
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     plain, arguments = parse_name(name)
@@ -178,7 +190,7 @@ def make_classifier(name: str, num_classes: int, in_channels: int, image_size: i
                 "its own; leave out the recipe"
             )
         external.features.learning_rate = external.learning_rate
-        return external.features  # with its own training code
+        return external.features  # the user's class, with its own training code
     return cast(ImageClassifier, _from_zoo(name, plain, _merged(name, arguments, given), _Wanted(**sizes)).build())
 
 
@@ -189,18 +201,19 @@ def get_network(
     num_classes: int | None = None,
     strict: bool = True,
 ) -> Network:
-    """Finds a network.
+    """Return the network with this name, not built yet.
 
     Args:
-        name: See the module.
-        in_channels: Channels of the images; the network's own number if None.
-        image_size: Height and width in pixels; if None, 32 for the zoo, what the published weights take for
-            torchvision and timm, and the default of the user's own, else 224.
-        num_classes: Number of classes; the network's own if None.
-        strict: Whether to refuse what a callable of the user's has no argument for.
+        name: Name in one of the forms that this module describes.
+        in_channels: Number of channels of the images; None for the network's own.
+        image_size: Height and width of the images in pixels; None for 32 in the zoo, for the size of the published
+            weights in torchvision and timm, and for the default of the user's callable, or 224 without one.
+        num_classes: Number of classes; None for the network's own.
+        strict: Whether to raise an error if the user's callable has no argument for a requested number of channels or
+            classes.
 
     Raises:
-        UserError: There is no such network, or it cannot be had in this form.
+        UserError: The network does not exist, or does not take these arguments.
     """
     wanted = _Wanted(in_channels, image_size, num_classes)
     for option, value in wanted.given().items():
@@ -220,19 +233,21 @@ def get_network(
 
 
 def parse_name(name: str) -> tuple[str, dict[str, Any]]:
-    """Splits ``name(key=value, ...)``; a value is a Python literal or a bare word.
+    """Split ``name(key=value, ...)`` into the name and its arguments; a value is a Python literal or a bare word.
 
     Raises:
-        UserError: It is not of this form.
+        UserError: The text does not have this form.
     """
     match = re.fullmatch(r"\s*([^()]+?)\s*(?:\((.*)\))?\s*", name, re.DOTALL)
     if match is None:
         raise UserError(f"cannot read model '{name}'; give {FORMS}, arguments as in ResNet18(form=imagenet)")
     plain, text = match.groups()
+    # With its bare words in quotes, the text is a call in Python's syntax, which Python's own parser can read.
     quoted = re.sub(r"(?<==)\s*([\w.+-]+)\s*(?=,|$)", _quoted, text or "")
     try:
         call = cast(ast.Call, ast.parse(f"f({quoted})", mode="eval").body)
         values = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        # Positional arguments, ** and repeated names are not accepted.
         if call.args or None in [k.arg for k in call.keywords] or len(values) < len(call.keywords):
             raise ValueError
     except (SyntaxError, ValueError):
@@ -247,11 +262,15 @@ _LITERALS = {
     **dict.fromkeys(("false", "no", "off"), "False"),
     **dict.fromkeys(("none", "null"), "None"),
 }
-"""Words of YAML."""
+"""Python's literal for each word of YAML that stands for true, false or none."""
 
 
 def _quoted(word: re.Match[str]) -> str:
-    """A bare word such as ``cifar`` or ``3x3`` as a string; a number, or a word for true, false or none, as such."""
+    """Return a bare word as Python source.
+
+    A word such as ``cifar`` or ``3x3`` becomes a string. Numbers, and the words for true, false and none, keep their
+    value.
+    """
     if word[1].lower() in _LITERALS:
         return _LITERALS[word[1].lower()]
     try:
@@ -288,6 +307,7 @@ def _from_torchvision(name: str, plain: str, arguments: dict[str, Any], wanted: 
     valid = models.list_models(module=models)
     if plain not in valid:
         raise _unknown("torchvision model", plain, valid)
+    # Size of the images that the published weights take.
     takes = models.get_model_weights(plain).DEFAULT.transforms.keywords.get("crop_size", 224)
     size = wanted.image_size or arguments.get("image_size") or takes
     options = {"weights": None} | arguments
@@ -322,14 +342,14 @@ def _from_timm(name: str, plain: str, arguments: dict[str, Any], wanted: _Wanted
             return timm.create_model(plain, pretrained=False, **kwargs)
         try:
             return timm.create_model(plain, pretrained=False, **kwargs | {"img_size": size})
-        except TypeError:  # a network without a fixed size
+        except TypeError:  # a network for any size has no argument img_size
             return timm.create_model(plain, pretrained=False, **kwargs)
 
     return Network(name, channels, size, classes, _checked(name, make, options))
 
 
 def _unknown(kind: str, name: str, valid: Sequence[str]) -> UserError:
-    """The error for one of very many names: only those that are near are shown."""
+    """Return the error for an unknown name where many are valid: the message shows only the similar ones."""
     near = difflib.get_close_matches(name, valid, n=8, cutoff=0.4) or list(valid)[:8]
     return UserError(f"{unknown(kind, name, near)}, and {len(valid) - len(near)} more")
 
@@ -340,13 +360,14 @@ def _from_callable(
     trust = current()
     if trust is not None:
         check_network(name, "a file", trust)
+    # Modules in the working folder can be imported, as with `python -m`.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
         found = importlib.import_module(module)
     except Stopped:
         raise
-    except BaseException as error:  # a module of the user's may raise anything
+    except BaseException as error:  # the user's module may raise anything
         text = " ".join(str(error).split())[:300]
         raise UserError(
             f"cannot import '{module}' of model '{name}': {type(error).__name__}: {text}; a model is {FORMS}"
@@ -359,16 +380,18 @@ def _from_callable(
             n for n, v in vars(found).items() if callable(v) and not n.startswith("_") and not isinstance(v, nn.Module)
         ]
         raise _unknown(f"callable of module '{module}':", attribute, public)
-    if inspect.isbuiltin(factory):  # such as os._exit, which would end the process in silence
+    if inspect.isbuiltin(factory):  # such as os._exit, which would end the process silently
         raise UserError(
             f"'{name}' is a function that is not written in Python, which makes no network; give a class or function "
             "that does"
         )
     try:
         accepted = dict(inspect.signature(factory).parameters)
-    except ValueError:  # a function that is not written in Python does not say what it takes
+    except ValueError:  # a function that is not written in Python may have no signature
         accepted = {}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    # A size goes to the argument of its name. Without such an argument, a callable with ** may still accept the size;
+    # unless `strict`, it is only offered, so that the callable may refuse it.
     options, offered = dict(arguments), {}
     for option, value in wanted.given().items():
         if option in accepted or (takes_any and strict and option != "image_size"):
@@ -377,6 +400,7 @@ def _from_callable(
             offered[option] = arguments.get(option, value)
         elif option != "image_size" and strict:
             raise UserError(f"'{name}' takes no {option}; leave out --{option}, or give it such an argument")
+    # Integers among the arguments and the defaults are the sizes for which the network is built.
     own = {n: p.default for n, p in accepted.items() if isinstance(p.default, int)} | options
     return Network(
         name,
@@ -388,7 +412,13 @@ def _from_callable(
 
 
 def _with_what_it_takes(factory: Callable[..., Any], offered: dict[str, Any], **options: Any) -> Any:
-    """Calls a function that may take any argument, without those of the offered ones that it then refuses."""
+    """Call a function with ``**`` arguments, and leave out those of the offered arguments that it refuses.
+
+    Args:
+        factory: Function to call.
+        offered: Arguments that may be left out.
+        options: Arguments that must be passed.
+    """
     while True:
         try:
             return factory(**{**offered, **options})
@@ -400,6 +430,7 @@ def _with_what_it_takes(factory: Callable[..., Any], offered: dict[str, Any], **
 
 
 def _merged(name: str, arguments: dict[str, Any], options: dict[str, Any], option: str = "") -> dict[str, Any]:
+    """Return the arguments in a name together with options; raise UserError where the two contradict each other."""
     for key, value in options.items():
         if arguments.get(key, value) != value:
             raise UserError(
@@ -409,16 +440,16 @@ def _merged(name: str, arguments: dict[str, Any], options: dict[str, Any], optio
 
 
 def _checked(name: str, factory: Callable[..., Any], options: dict[str, Any]) -> Callable[[], nn.Module]:
-    """A builder whose failure is one line."""
+    """Return a function that builds a network and turns every failure into a UserError of one line."""
 
     def build() -> nn.Module:
         try:
             with warnings.catch_warnings(), _settings_kept():
-                warnings.simplefilter("ignore", FutureWarning)  # torchvision on its own initialisation
+                warnings.simplefilter("ignore", FutureWarning)  # torchvision warns about its own initialisation
                 model = factory(**options)
         except (UserError, Stopped):
             raise
-        except BaseException as error:  # whatever a constructor of somebody else's raises
+        except BaseException as error:  # a foreign constructor may raise anything
             text = " ".join(str(error).split())[:300]
             hint = f"; give arguments in brackets, as in '{name}(a=1)'" if "missing" in text and not options else ""
             raise UserError(f"cannot build model '{name}': {type(error).__name__}: {text}{hint}") from error
@@ -435,7 +466,7 @@ def _checked(name: str, factory: Callable[..., Any], options: dict[str, Any]) ->
 
 @contextlib.contextmanager
 def _settings_kept() -> Iterator[None]:
-    """Undoes what a constructor does to torch as a whole, so that the networks measured beside it are not changed."""
+    """Restore torch's global settings after a constructor, so that it does not affect other networks."""
     dtype, threads, gradients, seed = (
         torch.get_default_dtype(),
         torch.get_num_threads(),
@@ -454,9 +485,14 @@ def _settings_kept() -> Iterator[None]:
 
 
 def _with_channels(model: nn.Module, channels: int) -> nn.Module:
-    """Gives the first convolution of a network for colour images another number of input channels."""
+    """Give a network for colour images another number of input channels by replacing its first convolution.
+
+    Raises:
+        UserError: The first convolution does not have 3 input channels, or has groups.
+    """
     if channels == 3:
         return model
+    # The first convolution in the order of definition is taken for the one that sees the images.
     for name, conv in model.named_modules():
         if isinstance(conv, nn.Conv2d):
             if conv.in_channels != 3 or conv.groups != 1:

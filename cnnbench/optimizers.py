@@ -1,4 +1,8 @@
-"""Optimizers that torch does not have for convolutions."""
+"""Optimizers and training recipes: Muon for convolution filters, AdamW in one kernel on a GPU, and recipes by name.
+
+Muon replaces the momentum of a layer by a nearly orthogonal matrix. ``torch.optim.Muon`` takes matrices only, so this
+file has a version for filters.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +19,14 @@ from cnnbench.errors import UserError
 
 
 class Recipe(NamedTuple):
-    """How networks of every kind can be trained, in place of each architecture's own recipe.
+    """Recipe with which networks of every kind can be trained, in place of each architecture's own recipe.
 
     Attributes:
-        words: The optimizer in words, for records.
+        words: Description of the optimizer, for records.
         peak_lr: Peak of the learning rate.
-        warmup: Share of the training in which the rate rises.
+        warmup: Share of the training in which the learning rate rises.
         label_smoothing: Share of the target that is spread over all classes.
-        build: Builds the optimizer of a network for a peak of the learning rate.
+        build: Function that builds the optimizer from a network and the peak of the learning rate.
     """
 
     words: str
@@ -37,10 +41,12 @@ def _sgd(network: nn.Module, lr: float) -> torch.optim.Optimizer:
 
 
 def _muon(network: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """Build Muon for a network that normalises what its filters give, since it sets their length to 1.
+    """Build Muon for a network in which a normalisation follows every convolution.
+
+    Muon keeps the length of the filters fixed, which makes no difference if a normalisation follows them.
 
     Raises:
-        UserError: The network has convolutions that no normalisation follows.
+        UserError: The network has fewer normalisations than convolutions.
     """
     kinds = [type(module).__name__ for module in network.modules()]
     filters = sum(kind.startswith("Conv") for kind in kinds)
@@ -54,7 +60,7 @@ def _muon(network: nn.Module, lr: float) -> torch.optim.Optimizer:
 
 
 MUON_HEAD_LR = 1.7
-"""Rate of SGD for the classifier and for vectors in recipe ``muon``, as a multiple of that of the filters."""
+"""Learning rate of SGD for matrices and vectors in the recipe ``muon``, as a multiple of the rate for the filters."""
 RECIPES = {
     "sgd": Recipe("SGD with Nesterov momentum 0.9, weight decay 0.0005", 0.1, 0.15, 0.0, _sgd),
     "muon": Recipe("Muon for the filters, SGD with Nesterov momentum for the rest", 0.06, 0.05, 0.1, _muon),
@@ -62,50 +68,53 @@ RECIPES = {
 """Recipes by name."""
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the quintic iteration; they are Jordan's, for speed: the singular values end near 1, not at 1."""
+"""Coefficients of the quintic Newton-Schulz iteration (Jordan et al. 2024), chosen for speed: the singular values end
+near 1 and do not converge to 1."""
 
 
 def adamw(params: ParamsT, fused: bool = True, **options: Any) -> torch.optim.AdamW:
-    """Return torch's AdamW, with a single kernel for all parameters where they are all on CUDA devices.
+    """Return torch's AdamW, with one fused kernel for all parameters if they are all on CUDA devices.
 
-    The fused kernel reads and writes each parameter once, where the default has a dozen passes over lists of them.
+    The fused kernel reads and writes each parameter once; torch's default makes a dozen passes over the parameters.
 
     Args:
-        params: Parameters, or groups of them.
-        fused: Whether it may be fused; where gradients are clipped in ``16-mixed`` it must not.
-        options: Of ``torch.optim.AdamW``.
+        params: Parameters, or groups of parameters.
+        fused: Whether the optimizer may be fused; False is necessary if gradients are clipped in ``16-mixed``.
+        options: Further options of ``torch.optim.AdamW``.
     """
     groups = list(params)
     tensors = [p for group in groups for p in (group["params"] if isinstance(group, dict) else [group])]
     on_cuda = bool(tensors) and all(isinstance(p, Tensor) and p.is_cuda for p in tensors)
-    # None lets torch choose; False would step tensor by tensor.
+    # None lets torch choose; with False it would update one tensor after the other.
     return torch.optim.AdamW(groups, fused=True if fused and on_cuda else None, **options)  # type: ignore[arg-type]
 
 
 class MuonSGD(torch.optim.Optimizer):
     """Muon for convolution filters, SGD with Nesterov momentum for everything else.
 
-    Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) takes the Nesterov momentum of a layer as a
-    matrix with a row per filter and puts all its singular values near 1, so that a step moves every direction alike.
-    ``torch.optim.Muon`` is for matrices only; this one takes filters, and can keep their length.
+    Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) writes the Nesterov momentum of a layer as a
+    matrix with one row per filter, and brings all of its singular values near 1. A step then moves the weights by about
+    the same amount in every direction. ``torch.optim.Muon`` takes matrices only; this class takes filters, and can keep
+    their length fixed.
 
     Args:
-        params: Parameters; those with more than two axes are filters, those with two matrices, the rest vectors. Groups
-            may not have options of their own.
+        params: Parameters, or groups of parameters without options of their own. Parameters with more than two axes are
+            treated as filters, those with two axes as matrices, and the rest as vectors.
         lr: Learning rate of the filters, whose update has singular values near 1.
-        momentum: Of the filters.
-        newton_schulz_steps: Iterations that bring the singular values near 1.
-        unit_filters: Scale the filters of each layer to a mean square length of 1 before each step. For layers that a
-            normalisation follows, to which the length is nothing; the learning rate is then the angle of a step.
-        matrix_lr: SGD's learning rate of matrices, such as the classifier's.
-        vector_lr: SGD's learning rate of vectors: biases, factors and offsets of normalisations.
+        momentum: Nesterov momentum of the filters.
+        newton_schulz_steps: Number of iterations that bring the singular values near 1.
+        unit_filters: Whether the filters of each layer are scaled to a mean square length of 1 before each step. This
+            is for layers that a normalisation follows, after which the length of the filters makes no difference. The
+            learning rate is then the angle of a step.
+        matrix_lr: Learning rate of SGD for matrices, such as the weights of the classifier.
+        vector_lr: Learning rate of SGD for vectors: biases, and the factors and offsets of normalisations.
         sgd_momentum: Nesterov momentum of SGD.
-        weight_decay: Of SGD, on matrices.
-        bfloat16: Whether the Newton-Schulz iteration computes in bfloat16; None for where the device has instructions
-            for it, since the products of wide layers would otherwise take as long as the network.
+        weight_decay: Weight decay of SGD for matrices.
+        bfloat16: Whether the Newton-Schulz iteration computes in bfloat16. None chooses it if the device has
+            instructions for it; without it, the matrix products of wide layers would take as long as the network.
 
     Raises:
-        UserError: An argument is out of its range.
+        UserError: An argument is out of its range, or a group has options of its own.
     """
 
     def __init__(
@@ -140,7 +149,8 @@ class MuonSGD(torch.optim.Optimizer):
             kinds["filters" if p.ndim > 2 else "matrices" if p.ndim == 2 else "vectors"].append(p)
         if bfloat16 is None and kinds["filters"]:
             bfloat16 = hardware.computes_in_bfloat16(kinds["filters"][0].device)
-        # In the group, so that a checkpoint keeps it and a training goes on as it began.
+        # The settings are stored in the group, so that a checkpoint keeps them and a resumed training continues as it
+        # began.
         muon = {
             "bfloat16": bfloat16,
             "lr": lr,
@@ -158,13 +168,13 @@ class MuonSGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Does one step.
+        """Update all parameters that have a gradient.
 
         Args:
-            closure: Computes the gradients and returns the loss.
+            closure: Function that computes the gradients and returns the loss.
 
         Returns:
-            What the closure returns.
+            The result of the closure; None without a closure.
         """
         loss = None
         if closure is not None:
@@ -177,22 +187,34 @@ class MuonSGD(torch.optim.Optimizer):
         return loss
 
     def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        """Step the parameters of a group, all at once: on a GPU, launching is what many small steps would wait for."""
+        """Update the parameters of a group, all at once.
+
+        On a GPU, many small updates would mostly wait for their launches.
+
+        Args:
+            params: Parameters that have a gradient.
+            group: Settings of the group.
+        """
         gradients = [cast(Tensor, p.grad) for p in params]
         if group.get("weight_decay"):
             gradients = list(torch._foreach_add(gradients, params, alpha=group["weight_decay"]))
         updates = self._nesterov(params, gradients, group["momentum"])
         if group["kind"] == "filters":
             if group["unit_filters"]:
+                # A layer of n filters gets the norm sqrt(n), so that the mean of the filters' squared lengths is 1.
                 factors = torch._foreach_reciprocal(torch._foreach_norm(params))
                 torch._foreach_mul_(factors, [len(p) ** 0.5 for p in params])
                 torch._foreach_mul_(params, factors)
-            # Checkpoints from before there was the choice have none; they were trained in float32.
+            # Older checkpoints do not have the setting "bfloat16"; they were trained in float32.
             updates = _orthogonalised(updates, group["newton_schulz_steps"], group.get("bfloat16", False))
         torch._foreach_add_(params, updates, alpha=-group["lr"])
 
     def _nesterov(self, params: list[Tensor], gradients: list[Tensor], momentum: float) -> list[Tensor]:
-        """Return the gradients with Nesterov's momentum, and keep the momentum."""
+        """Update the momentum of the parameters, and return their gradients with Nesterov momentum.
+
+        With the momentum factor m, the buffer becomes m * buffer + gradient, and the result is gradient + m * buffer,
+        as in torch's SGD.
+        """
         for p in params:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
@@ -203,7 +225,7 @@ class MuonSGD(torch.optim.Optimizer):
 
 
 def _orthogonalised(updates: list[Tensor], steps: int, bfloat16: bool) -> list[Tensor]:
-    """Return `orthogonalise` of updates of filters, those of one shape together."""
+    """Return the result of `orthogonalise` for the update of each layer; layers of one shape share a call."""
     found = list(updates)
     shapes: dict[tuple[torch.Size, torch.device, torch.dtype], list[int]] = defaultdict(list)
     for index, update in enumerate(updates):
@@ -219,23 +241,27 @@ def orthogonalise(matrices: Tensor, steps: int, bfloat16: bool = False) -> Tenso
     """Bring the singular values of matrices near 1 and keep their singular vectors, by Newton-Schulz iteration.
 
     Args:
-        matrices: (..., rows, columns).
-        steps: Iterations; with 5, singular values are between 0.7 and 1.2 but for those that were near 0.
-        bfloat16: Whether to compute in bfloat16, as Jordan's own code does: a singular value differs by about 1 %,
-            which is less than the iteration leaves it away from 1.
+        matrices: Matrices, (..., rows, columns).
+        steps: Number of iterations. After 5 iterations the singular values are between 0.7 and 1.2, except those that
+            were near 0.
+        bfloat16: Whether to compute in bfloat16, as Jordan's own code does. This changes a singular value by about 1 %,
+            which is less than the distance from 1 that the iteration leaves.
 
     Returns:
-        Of the shape and type of ``matrices``.
+        Matrices with the shape and type of ``matrices``.
     """
     a, b, c = NEWTON_SCHULZ
-    # The products are as large as the smaller side, so that it has to be the rows.
+    # The products below have one row and one column per row of x, so the smaller side has to be the rows.
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     shape = x.shape
     # baddbmm takes exactly one axis before the two of a matrix.
     x = x.reshape(-1, *shape[-2:])
     x = x.bfloat16() if bfloat16 else x
+    # The Frobenius norm is at least the largest singular value, so that all singular values start between 0 and 1.
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    # One iteration is x <- a x + (b g + c g g) x with g = x x^T. It leaves the singular vectors as they are, and maps
+    # each singular value s to a s + b s^3 + c s^5.
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

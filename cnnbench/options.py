@@ -1,8 +1,9 @@
-"""The options of a command, described once, as the fields of a frozen dataclass.
+"""Options of a command, each declared once, as a field of a frozen dataclass.
 
-`parse` reads the words of a command line into such a dataclass and, for commands that have ``--config``, a YAML file of
-the same options. Both pass through `convert`, so a value means the same in either, and a program can build the
-dataclass itself. Nothing below `cnnbench.commands` sees a parser.
+`parse` turns the words of a command line into such a dataclass. For a command with ``--config`` it also reads a YAML
+file of the same options. Values from both pass through `convert`, so a value has the same meaning in either place. A
+Python program can create the dataclass directly. Code outside `cnnbench.commands` receives the dataclass and never sees
+an argument parser.
 
 Example:
     >>> @dataclass(frozen=True, kw_only=True)
@@ -35,18 +36,19 @@ T = TypeVar("T")
 
 _LARGEST = 2**63
 _TYPED_ONLY = {"config", "trust"}
-"""Options that a file must not set."""
+"""Options that are valid on the command line only, never in a file."""
 
 
 @dataclass(frozen=True)
 class _Facts:
-    """What a field says about its option beside type and default."""
+    """Properties of an option that the type and the default of its field do not express."""
 
     help: str
     metavar: str | None
     least: float | None
     most: float | None
     positional: bool
+    is_config: bool
 
 
 def option(
@@ -57,22 +59,24 @@ def option(
     least: float | None = None,
     most: float | None = None,
     positional: bool = False,
+    is_config: bool = False,
 ) -> Any:
-    """Return a dataclass field that is an option of a command.
+    """Return a dataclass field that declares an option of a command.
 
-    The type of the field decides how its value is read: ``bool`` is a flag, ``tuple[str, ...]`` names between commas
-    (or, as a positional, words), ``Literal`` one of its choices, ``dict[str, Any]`` a table in YAML; ``int``,
-    ``float``, ``str`` and ``Path`` are single values.
+    The type of the field decides how its value is read. ``bool`` is a flag. ``tuple[str, ...]`` is a list of names
+    separated by commas, or by spaces if the option is positional. ``Literal`` is one of its choices.
+    ``dict[str, Any]`` is a table in YAML. ``int``, ``float``, ``str`` and ``Path`` are single values.
 
     Args:
-        help: What the option does, as a full phrase.
-        default: Value when it is not given; without one the option is required.
-        metavar: Placeholder of the value in the help.
+        help: Description of what the option does, as a full phrase.
+        default: Value if the option is not set. Only a positional option may be without a default; it is then required.
+        metavar: Placeholder for the value in the help.
         least: Smallest valid number.
         most: Largest valid number.
-        positional: Whether it is given without a name.
+        positional: Whether the value is given by its position, without the option's name.
+        is_config: Whether the value is a YAML file of the command's own options.
     """
-    facts = _Facts(help, metavar, least, most, positional)
+    facts = _Facts(help, metavar, least, most, positional, is_config)
     return dataclasses.field(default=default, metadata={"option": facts})
 
 
@@ -83,46 +87,50 @@ def parse(
     example: str = "",
     check_file: Callable[[Mapping[str, Any], str], None] | None = None,
 ) -> T:
-    """Read a command line into a dataclass of options.
+    """Parse a command line into a dataclass of options.
+
+    A value on the command line overrides the value in a ``--config`` file. The dataclass may have a class attribute
+    ``EXCLUSIVE`` with groups of options that exclude each other. If the command line sets one option of such a group,
+    the file's values for all options of the group are ignored.
 
     Args:
-        cls: The dataclass; the first paragraph of its docstring introduces the help.
-        words: The command line, without the command.
-        command: The command, as in ``cnnbench count``.
-        example: Options of an example, shown at the end of the help.
-        check_file: Called with the values of a ``--config`` file and with words for where they stand, before they are
-            used.
+        cls: Dataclass of options; the first paragraph of its docstring is the description in the help.
+        words: Words of the command line after the command.
+        command: Full name of the command, such as ``cnnbench count``.
+        example: Options of an example command line, shown at the end of the help.
+        check_file: Function that may refuse the values of a ``--config`` file. It is called before they are used, with
+            the values and with a phrase that names the file.
 
     Raises:
-        UserError: An option is unknown, missing or has an invalid value.
-        SystemExit: ``--help`` was asked for; the help has been printed.
+        UserError: An option is unknown or missing, or has an invalid value.
+        SystemExit: The words contain ``--help``; the help is printed first.
     """
     parser = _make_parser(cls, command, example)
     raw = vars(parser.parse_args(list(words)))
     known = dict(_fields(cls))
     given = {name: convert(cls, name, value) for name, value in raw.items()}
-    if "config" in given:
-        stored = _read_config(cls, given["config"], known)
+    for path in [given[name] for name in given if known[name].metadata["option"].is_config]:
+        stored = _read_config(cls, path, known)
         if check_file is not None:
-            check_file(stored, f"config '{given['config']}'")
+            check_file(stored, f"config '{path}'")
         for group in getattr(cls, "EXCLUSIVE", ()):
-            if any(name in given for name in group):  # the command line decides between these
+            if any(name in given for name in group):  # the command line decides for the whole group
                 stored = {name: value for name, value in stored.items() if name not in group}
         given = stored | given
     return cls(**given)
 
 
 def convert(cls: type, name: str, value: Any, where: str = "") -> Any:
-    """Return the value of an option in the type of its field.
+    """Return the value of an option, converted to the type of its field.
 
     Args:
-        cls: The dataclass of options.
-        name: The field.
-        value: Text from a command line, or whatever stands in a YAML file.
-        where: The place, such as "config 'bench.yaml'"; empty for the command line.
+        cls: Dataclass of options.
+        name: Name of the field.
+        value: Text from a command line, or any value from a YAML file.
+        where: Source of the value for the message, such as "config 'bench.yaml'"; empty for the command line.
 
     Raises:
-        UserError: The value is not of that type, or out of range.
+        UserError: The value cannot be converted to the type, is none of the choices, or is out of range.
     """
     facts: _Facts = dict(_fields(cls))[name].metadata["option"]
     kind = _kind_of(cls, name)
@@ -140,8 +148,8 @@ def convert(cls: type, name: str, value: Any, where: str = "") -> Any:
 
 
 def _single(kind: _Kind, value: Any, name: str, facts: _Facts) -> Any:
-    """Return one value as a type, checked against choices and range."""
-    if value is False and "off" in kind.choices:  # YAML reads the word off as false
+    """Return one value, converted to the option's type and checked against its choices and its range."""
+    if value is False and "off" in kind.choices:  # YAML reads the bare word off as false
         value = "off"
     if kind.many and kind.type is str and not isinstance(value, str):
         raise UserError(f"{name} {value!r} is not a name")
@@ -156,7 +164,7 @@ def _single(kind: _Kind, value: Any, name: str, facts: _Facts) -> Any:
 
 
 def _to_int(value: Any, name: str) -> int:
-    # True is an int to Python, and 2.5 would be cut.
+    # Python accepts True as an int, and int(2.5) would drop the fraction without a word.
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise UserError(f"{name} '{value}' is not a whole number")
     try:
@@ -169,6 +177,7 @@ def _to_int(value: Any, name: str) -> int:
 
 
 def _to_float(value: Any, name: str) -> float:
+    # NaN stands for every value that is not a number, so that one check refuses it together with the infinities.
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
@@ -217,7 +226,7 @@ _CONVERTERS: dict[Any, Callable[[Any, str], Any]] = {
 
 
 def _fields(cls: type) -> Iterator[tuple[str, Field]]:
-    """Yield the options of a dataclass, its own before those of its bases, which several commands share."""
+    """Yield the name and the field of each option: first a class's own options, then those that it inherits."""
     own = {field.name: field for field in dataclasses.fields(cls) if "option" in field.metadata}
     seen = set()
     for base in cls.__mro__:
@@ -229,7 +238,7 @@ def _fields(cls: type) -> Iterator[tuple[str, Field]]:
 
 @dataclass(frozen=True)
 class _Kind:
-    """How the value of an option is read: the type of a single one, its choices, and whether it takes several."""
+    """Rule for reading an option: type of a single value, valid choices, and whether it takes several values."""
 
     type: Any
     choices: tuple[str, ...] = ()
@@ -238,6 +247,7 @@ class _Kind:
 
 def _kind_of(cls: type, name: str) -> _Kind:
     annotation = typing.get_type_hints(cls)[name]
+    # `int | None` is read as int: None only stands for an option that is not set.
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         (annotation,) = (part for part in typing.get_args(annotation) if part is not type(None))
     origin = typing.get_origin(annotation)
@@ -249,7 +259,7 @@ def _kind_of(cls: type, name: str) -> _Kind:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that says in one line what is wrong, and which option was probably meant."""
+    """Argument parser whose errors are one line and suggest the option that was probably meant."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
@@ -269,6 +279,7 @@ def _make_parser(cls: type, command: str, example: str) -> _Parser:
         prog=command,
         description=" ".join(str(cls.__doc__).split("\n\n")[0].split()),
         epilog=f"example: {command} {example}".rstrip() if example else None,
+        # An option that is not typed stays out of the result, so that a file or the dataclass can supply its value.
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
@@ -289,22 +300,22 @@ def _make_parser(cls: type, command: str, example: str) -> _Parser:
         else:
             choices = "{" + ",".join(kind.choices) + "}" if kind.choices else None
             settings["metavar"] = facts.metavar or choices or name.upper()
-            parser.add_argument(f"--{name}", **settings)
+            parser.add_argument(f"--{name}", required=field.default is MISSING, **settings)
     return parser
 
 
 def _help(field: Field, facts: _Facts) -> str:
-    """Return the help of an option with its default, unless the text says it already."""
+    """Return the help text of an option with its default added, unless there is none or the text states it already."""
     text = facts.help
     silent = field.default in (MISSING, None, False, ()) or "default:" in text
     if not silent:
         default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         text = f"{text.rstrip('.')} (default: {default})."
-    return text.replace("%", "%%")
+    return text.replace("%", "%%")  # argparse formats help texts with the % operator
 
 
 def _read_config(cls: type, path: Path, known: Mapping[str, Field]) -> dict[str, Any]:
-    """Return the options of a YAML file, converted; those that are null count as not given."""
+    """Return the options in a YAML file, converted to their types; an option that is null counts as not set."""
     stored = read_yaml(path, "config")
     where = f"config '{path}'"
     if stored is None:

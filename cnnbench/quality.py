@@ -1,4 +1,4 @@
-"""What a confusion matrix says: accuracy with its interval, and what is mistaken for what."""
+"""Figures from a confusion matrix: the accuracy with its interval, and the most frequent mistakes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ from typing import NamedTuple
 from cnnbench.stats import wilson_interval
 
 Counts = Sequence[Sequence[int]]
+"""Confusion matrix of image counts, (K, K); rows are true classes, columns are predicted classes."""
 
 
 def accuracy(confusion: Counts, split: str = "test") -> dict[str, float]:
-    """Accuracy from integer counts, with the 95 % Wilson score interval (Wilson 1927) for test images as drawn.
+    """Return the accuracy with its 95 % Wilson score interval (Wilson 1927), computed from image counts.
 
-    The interval is about the test set's size; it does not contain the spread between training seeds.
+    The interval treats the test images as a random sample, so its width depends on the size of the test set. It does
+    not include the spread between training seeds.
 
     Args:
-        confusion: Counts, rows are true classes, columns predictions.
-        split: The images that were counted; the figures are named after it.
+        confusion: Confusion matrix, (K, K); rows are true classes, columns are predicted classes.
+        split: Name of the split that was counted; the keys of the figures begin with it.
+
+    Returns:
+        The figures ``<split>_accuracy``, ``<split>_accuracy_low`` and ``<split>_accuracy_high``, as shares.
     """
     total = sum(map(sum, confusion))
     correct = sum(row[index] for index, row in enumerate(confusion))
@@ -26,7 +31,14 @@ def accuracy(confusion: Counts, split: str = "test") -> dict[str, float]:
 
 
 class Confusion(NamedTuple):
-    """One kind of mistake: true class, predicted class, how many images, and the share of the true class."""
+    """One kind of mistake.
+
+    Attributes:
+        true: Index of the true class.
+        predicted: Index of the predicted class.
+        images: Number of images with this mistake.
+        share: Share of the images of the true class.
+    """
 
     true: int
     predicted: int
@@ -35,7 +47,7 @@ class Confusion(NamedTuple):
 
 
 def most_confused(confusion: Counts, limit: int = 3) -> list[Confusion]:
-    """The most frequent mistakes, most frequent first; fewer where there are fewer kinds."""
+    """Return the most frequent kinds of mistakes, at most `limit` of them, in falling order of frequency."""
     mistakes = [
         Confusion(i, j, count, count / sum(row))
         for i, row in enumerate(confusion)

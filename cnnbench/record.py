@@ -1,6 +1,7 @@
-"""Records: what was measured, on what, with what. Every picture, table and comparison is made from them alone.
+"""Records of a benchmark: what was measured, on which data, with which settings and machine.
 
-No torch is needed to read them. A record in a file has a checksum over its content, so that damage and edits are found.
+Every picture, table and comparison is made from records alone. Reading them does not need torch. In a file, each record
+has a checksum over its content, which reveals damage and edits.
 """
 
 from __future__ import annotations
@@ -28,30 +29,38 @@ from cnnbench.files import (
 )
 
 SCHEMA = 1
+"""Version of the format of records that this package reads and writes."""
 STATUSES = ("ok", "error")
 NOT_RECORDS = ("plan.json", "speed.json")
-"""JSON files of a run folder that are something else."""
+"""JSON files of a run folder that are not records."""
 KINDS = ("latency", "inference", "training")
 """Kinds of work that are timed: one image, a batch of inference, a training step."""
 PACKAGES = ("cnnbench", "torch", "torchvision", "lightning", "torchmetrics", "wandb")
+"""Packages whose versions a record names."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One cell of a benchmark: a network on a data set with a seed.
+    """The record of one cell of a benchmark: a network on a data set with a seed.
 
     Attributes:
-        model: Name of the architecture.
+        model: Name of the network.
         data: Facts about the data, with ``name``, ``label``, ``synthetic`` and ``class_names``.
         seed: Seed of initialisation and training.
-        status: ``ok``, or ``error`` with the reason in `reason`.
-        config: What was asked for and what was chosen: budget, device, precision, batch sizes.
-        measures: Figures by name; names carry units. See the report's legend for what each means.
-        skipped: Measures that do not apply here, with the reason.
+        status: Outcome, ``ok`` or ``error``.
+        config: Settings that were asked for or chosen: budget, device, precision, batch sizes.
+        environment: Machine, versions of packages, and commit.
+        reason: Error message if the status is ``error``, else empty.
+        measures: Figures by key, which contains the unit; `cnnbench.measures` explains them.
+        skipped: Reasons why figures or whole measures are missing, by name.
         training: Steps, epochs, seconds, recipe, learning curve, and whether it was a full training.
-        confusion_matrix: Integer counts on the test set, rows are true classes; absent if not measured.
-        environment: Machine, versions, commit.
-        created: Time of writing, UTC, ISO 8601.
+        confusion_matrix: Numbers of test images, (K, K); rows are true classes, columns are predicted classes. None if
+            not measured.
+        created: Time of creation in UTC, in the format of ISO 8601.
+        schema: Version of the format.
+
+    Raises:
+        ValueError: The schema or status is unknown, or the confusion matrix does not count every test image.
     """
 
     model: str
@@ -80,22 +89,29 @@ class Record:
 
     @property
     def key(self) -> str:
-        """Name of the cell, unique in a run; safe in file names."""
+        """Return the name of the cell, which is unique in a run and safe in file names."""
         return cell_key(self.model, self.data["name"], self.seed, self.data.get("stands_in_for"))
 
     @property
     def data_name(self) -> str:
-        """Name of the data set that was asked for; where synthetic data stands in, the label says so."""
+        """Return the name of the data set that was asked for, also if synthetic data stands in for it."""
         return self.data.get("stands_in_for") or self.data["name"]
 
 
 def cell_key(model: str, data: str, seed: int, stands_in_for: str | None = None) -> str:
-    """Name of a cell: model, data set that was asked for, seed."""
+    """Return the name of a cell, made from network, data set and seed.
+
+    Args:
+        model: Name of the network.
+        data: Name of the data set that was used.
+        seed: Seed of initialisation and training.
+        stands_in_for: Name of the data set that was asked for, if synthetic data stands in for it.
+    """
     return safe_name(f"{model}-{stands_in_for or data}-seed{seed}")
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Write a record as one JSON document with a checksum; the file is there whole or not at all."""
+    """Write a record as one JSON document with a checksum; an interrupted write leaves no partial file."""
     write_checked_json(path, asdict(record))
 
 
@@ -103,7 +119,7 @@ def write_lines(path: Path, records: Iterable[Record]) -> None:
     """Write records as JSON lines to a new file.
 
     Raises:
-        UserError: The file exists; records are never overwritten.
+        UserError: The file exists already, and records are never overwritten.
     """
     if os.path.lexists(path):
         raise UserError(f"'{path}' exists and records are never overwritten; choose another name")
@@ -111,29 +127,30 @@ def write_lines(path: Path, records: Iterable[Record]) -> None:
 
 
 def as_lines(records: Iterable[Record]) -> str:
-    """Return records as JSON lines, each with a checksum."""
+    """Return the records as JSON lines, each with a checksum."""
     lines = [json.dumps(with_checksum(asdict(record)), ensure_ascii=False, allow_nan=False) for record in records]
     return "".join(f"{line}\n" for line in lines)
 
 
 def parse_record(value: Any, where: str = "the record") -> Record:
-    """Build a record from its JSON object.
+    """Return the record that a JSON object describes.
 
     Args:
-        value: What was read.
-        where: The file, and the line in it, for the message.
+        value: Value that was read from JSON.
+        where: Name of the file, with the line if there are several records, for the error message.
 
     Raises:
-        UserError: It is not a record of this schema, its figures contradict each other, or they are not those that
-            were written.
+        UserError: The value is not a record of this schema, its figures contradict each other, or its checksum is
+            wrong.
     """
-    # pydantic takes a tenth of a second to import, which commands that read no records do not spend.
+    # Importing pydantic takes a tenth of a second, which commands that read no records should not spend.
     from cnnbench.schemas import check_record
 
     if not isinstance(value, dict) or not {"model", "data", "schema"} <= value.keys():
         raise UserError(f"{where} is not a record file of cnnbench; name a run folder or a file of its records")
     if value["schema"] != SCHEMA:
         raise UserError(f"{where} has record schema {value['schema']!r}; this version reads {SCHEMA}")
+    # The checksum comes last: a wrong value or a contradiction is reported before a wrong checksum.
     content = without_checksum(value, where, check=False)
     check_record(content, where)
     without_checksum(value, where)
@@ -141,10 +158,16 @@ def parse_record(value: Any, where: str = "the record") -> Record:
 
 
 def load_records(paths: Iterable[Path]) -> list[Record]:
-    """Read records from JSON files, JSON-lines files and run folders (their ``records/``), those by date.
+    """Read the records of JSON files, JSON-lines files and run folders.
+
+    Args:
+        paths: Files, run folders (with a subfolder ``records``) or folders of record files.
+
+    Returns:
+        The records in the order of the paths; those of a folder are sorted by time of creation.
 
     Raises:
-        UserError: A path does not exist or holds no record, or a file is not one.
+        UserError: A path does not exist or holds no record, or a file is not a valid record file.
     """
     records: list[Record] = []
     for path in paths:
@@ -164,7 +187,7 @@ def load_records(paths: Iterable[Path]) -> list[Record]:
 
 
 def _record_files(folder: Path) -> list[Path]:
-    """The record files of a run folder, or of a folder of such files; hidden ones are not among them."""
+    """Return the record files of a run folder, or of a folder of such files, without hidden files."""
     own = [file for file in sorted((folder / "records").glob("*.json")) if not file.name.startswith(".")]
     if own:
         return own
@@ -178,7 +201,7 @@ def _load_file(file: Path) -> list[Record]:
     if file.suffix != ".jsonl":
         return [parse_record(parse_json(text, where), where)]
     records = []
-    # Only line feeds end a record: texts may hold other characters that count as line breaks.
+    # Only a line feed ends a record: texts may contain other characters at which `str.splitlines` breaks lines.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             place = f"{where}, line {number}"
@@ -189,11 +212,11 @@ def _load_file(file: Path) -> list[Record]:
 
 
 def environment(device: str, threads: int) -> dict[str, Any]:
-    """Describes the machine and the software.
+    """Return facts about the machine and the software, for records.
 
     Args:
         device: Product name of the device that is measured.
-        threads: Threads that torch computes with on the CPU.
+        threads: Number of threads that torch uses on the CPU.
     """
     return {
         "device": device,
@@ -223,7 +246,7 @@ def _memory_gib() -> float | None:
 
 
 def _commit() -> dict[str, Any]:
-    """Commit of the source tree, when the package runs from one."""
+    """Return the commit of the source tree and whether it has local changes; None for both outside a git checkout."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return {"commit": None, "dirty": None}

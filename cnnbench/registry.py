@@ -1,4 +1,8 @@
-"""Names without a list to maintain: a public subclass in a file of the folder is registered by being there."""
+"""Registry of classes by name, without a list to maintain.
+
+A public subclass of a base class is registered because its module lies in the folder of the package; `discover` imports
+the folder and collects the classes. The other functions look up names and check arguments.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +20,20 @@ T = TypeVar("T")
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """Key for sorting names so that numbers in them count by value: ResNet18 before ResNet101."""
+    """Return a sort key that compares the numbers in names by value, so that ResNet18 comes before ResNet101."""
     return [(int(part), "") if part.isdigit() else (-1, part.lower()) for part in re.split(r"(\d+)", name)]
 
 
 def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
-    """Finds a name in a table.
+    """Return the entry of a table under a name.
+
+    Args:
+        kind: Kind of thing that the table lists, for the message, such as "model".
+        name: Name to look up.
+        table: Entries by name.
 
     Raises:
-        UserError: It is not there; the message has the nearest name and all valid ones.
+        UserError: The table has no such name; the message has the closest name and all valid ones.
     """
     if name not in table:
         raise unknown(kind, name, table)
@@ -32,15 +41,15 @@ def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
 
 
 def check_arguments(whose: str, cls: type, arguments: Mapping[str, Any]) -> None:
-    """Checks names and types of arguments against the constructor of a class and of what it derives from.
+    """Check names and types of arguments against the constructors of a class and of its base classes.
 
     Args:
-        whose: What has the arguments, for messages.
-        cls: The class.
-        arguments: Values by name.
+        whose: Owner of the arguments, for messages.
+        cls: Class that the arguments are for.
+        arguments: Values by the name of the argument.
 
     Raises:
-        UserError: One of them is not there, or is not of its type.
+        UserError: The class has no argument of a name, a required argument is missing, or a value has the wrong type.
     """
     if not arguments:
         return
@@ -49,6 +58,7 @@ def check_arguments(whose: str, cls: type, arguments: Mapping[str, Any]) -> None
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, skip={"optimizer", "lr_scheduler"})
     valid = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
+    # Each argument is parsed together with the required ones, because the parser refuses a class without these.
     needed = {
         name: arguments.get(name)
         for name, parameter in inspect.signature(cls).parameters.items()
@@ -62,6 +72,7 @@ def check_arguments(whose: str, cls: type, arguments: Mapping[str, Any]) -> None
         try:
             parser.parse_object(needed | {name: value})
         except ArgumentError as error:
+            # The message of jsonargparse names each type that it tried; the error below lists them in one line.
             kinds = re.findall(
                 r"Expected an? (?:<class ')?(?:typing\.)?(.*?)(?:'>)?(?:\. Got value.*)?$", str(error), re.M
             )
@@ -73,19 +84,19 @@ def check_arguments(whose: str, cls: type, arguments: Mapping[str, Any]) -> None
 
 
 def discover(package: ModuleType, base: type[T]) -> dict[str, type[T]]:
-    """Imports every module of a package and collects the public subclasses of a base class that it defines.
+    """Import every module of a package and return the public subclasses of a base class that the modules define.
 
-    A folder counts as a module that defines what it imports from its own files.
+    A subfolder counts as one module, and the classes that it imports from its own files count as defined in it.
 
     Args:
-        package: The package whose folder is searched.
-        base: What the classes derive from; it is not listed itself, nor are names that start with an underscore.
+        package: Package whose folder is searched.
+        base: Base class; the result contains neither it nor a class whose name starts with an underscore.
 
     Returns:
-        Classes by name, in alphabetical order, numbers by value.
+        Classes by name, in alphabetical order, with the numbers in names ordered by value.
 
     Raises:
-        RuntimeError: Two modules define a class of the same name, so that the name would be ambiguous.
+        RuntimeError: Two modules define a class of the same name, which would make the name ambiguous.
     """
     found: dict[str, type[T]] = {}
     for info in pkgutil.iter_modules(package.__path__):
@@ -93,6 +104,7 @@ def discover(package: ModuleType, base: type[T]) -> dict[str, type[T]]:
         for name, value in vars(module).items():
             if not isinstance(value, type) or not issubclass(value, base) or value is base:
                 continue
+            # Skip a class that the module only imports from elsewhere.
             if not f"{value.__module__}.".startswith(f"{module.__name__}.") or name.startswith("_"):
                 continue
             if name in found:
@@ -102,15 +114,15 @@ def discover(package: ModuleType, base: type[T]) -> dict[str, type[T]]:
 
 
 def attribute(module: str, name: str, table: Callable[[], Mapping[str, T]]) -> T:
-    """Return a listed class as an attribute of its package, for that package's ``__getattr__``.
+    """Return a registered class as an attribute of its package, for the ``__getattr__`` of the package.
 
     Args:
         module: Name of the package.
-        name: The attribute.
-        table: Returns the listed classes by name; not called for private names.
+        name: Name of the attribute.
+        table: Function that returns the registered classes by name; it is not called for private names.
 
     Raises:
-        AttributeError: There is no such class.
+        AttributeError: No class of this name is registered.
     """
     if not name.startswith("_"):
         classes = table()
@@ -120,7 +132,7 @@ def attribute(module: str, name: str, table: Callable[[], Mapping[str, T]]) -> T
 
 
 def split_names(text: str) -> tuple[str, ...]:
-    """Splits at commas, but not at those between brackets."""
+    """Return the parts of a text between commas, stripped and without empty ones; brackets keep their commas."""
     parts, depth = [""], 0
     for character in text:
         depth += (character in "([{") - (character in ")]}")
@@ -132,10 +144,14 @@ def split_names(text: str) -> tuple[str, ...]:
 
 
 def whole_numbers(name: str, text: str) -> list[int]:
-    """Numbers of at least one between commas, sorted, each once.
+    """Return the whole numbers in a list separated by commas, sorted and without duplicates.
+
+    Args:
+        name: Name of the option, for the message.
+        text: List of whole numbers of at least 1, such as "16,32".
 
     Raises:
-        UserError: The text is something else.
+        UserError: The text is not such a list.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):

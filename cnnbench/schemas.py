@@ -1,8 +1,8 @@
-"""What the files of this project may contain: one typed schema for each kind, and one line for what does not fit.
+"""Schemas of the files of this project, and checks that report what does not fit in a single line.
 
-A file is data that may be damaged, edited or made by somebody else. Types, ranges, missing and unknown keys are checked
-by pydantic; contradictions between figures are checked below. Importing this module takes a tenth of a second, so
-modules import it when they read a file, and commands that read none stay light.
+A file is data that may be damaged, edited or made by somebody else. pydantic checks types, ranges, missing keys and
+unknown keys; the functions below check that the figures of a record do not contradict each other. Importing this module
+takes a tenth of a second, so other modules import it only when they read a file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, c
 from cnnbench.errors import UserError, unknown
 from cnnbench.measures import Kind, figures
 
-# Bounds far beyond anything that is measured, within which every reader can compute.
+# These bounds lie far beyond anything that is measured, and numbers within them are safe to compute with.
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
 Side = Annotated[int, Field(ge=1, le=100_000)]
@@ -30,19 +30,21 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Text = Annotated[str, Field(min_length=1, max_length=20_000)]
 AnyText = Annotated[str, Field(max_length=100_000)]
 Fact = float | int | bool | AnyText | list[float] | list[int] | None
-"""What the machine did meanwhile: a number, a word, or a pair of numbers."""
+"""Condition of the machine during a measurement: a number, a text, or a list of numbers."""
 Rounds = list[Annotated[list[Above0], Field(min_length=1)]] | list[Above0]
-"""Times by round; records from before 2026-11-24 have them in one list."""
+"""Times in milliseconds, one list per round; records from before 2026-11-24 have them in one list."""
 _ROUNDING = 2e-4
-"""Milliseconds by which a stored sample may differ from the one that a median was taken of."""
+"""Milliseconds by which a stored sample may differ from the sample that the median was computed from."""
 
 
 class _Strict(BaseModel):
+    """A schema that accepts no unknown keys, no texts in place of numbers, and neither NaN nor infinity."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Data(_Strict):
-    """The images of a record."""
+    """The data set of a record."""
 
     name: Text
     label: Text
@@ -65,7 +67,7 @@ class Data(_Strict):
 
 
 class Config(_Strict):
-    """How the cell of a record was measured."""
+    """The settings with which a record was measured."""
 
     budget_s: Above0 | None
     epochs: Positive | None
@@ -89,7 +91,7 @@ class Config(_Strict):
 
 
 class Environment(_Strict):
-    """Machine and software of a record."""
+    """The machine and software of a record."""
 
     device: Text
     threads: Positive
@@ -117,7 +119,7 @@ class Point(_Strict):
 
 
 class Training(_Strict):
-    """How the training of a cell went; all or nothing is there."""
+    """The facts about a training; a record has either all required ones, or no training at all."""
 
     seconds: Amount
     steps: Count
@@ -133,7 +135,7 @@ class Training(_Strict):
 
 
 class _Measures(_Strict):
-    """Figures that are not plain numbers; the numbers are added below."""
+    """The figures of a record that are not plain numbers; `Measures` adds the numbers."""
 
     samples_ms: dict[str, Rounds] | None = None
     cold_ms: dict[str, Above0] | None = None
@@ -147,6 +149,7 @@ class _Measures(_Strict):
 
 
 TIMED = ("latency_ms", "inference_ms", "train_step_ms")
+"""Beginnings of the keys of times, in the order of latency, inference and training."""
 _TYPES: dict[Kind, Any] = {
     "count": Count,
     "number": float,
@@ -158,10 +161,11 @@ _TYPES: dict[Kind, Any] = {
 }
 _numbers: dict[str, Any] = {key: (_TYPES[figure.kind] | None, None) for key, figure in figures().items()}
 Measures = create_model("Measures", __base__=_Measures, **_numbers)
+"""Schema of the figures of a record: those above, and an optional number per row of `cnnbench.measures`."""
 
 
 class RecordFile(_Strict):
-    """A record as it lies in a file."""
+    """A record as a file stores it."""
 
     model: Text
     data: Data
@@ -179,29 +183,29 @@ class RecordFile(_Strict):
 
 
 class FailedTiming(_Strict):
-    """What `speed.json` has of a network that could not be timed."""
+    """The entry of ``speed.json`` for a network that could not be timed."""
 
     error: AnyText
 
 
 class SpeedFile(_Strict):
-    """``speed.json`` of a run folder."""
+    """The content of ``speed.json`` in a run folder: the times of all networks."""
 
     figures: dict[str, dict[str, JsonValue]]
     environment: Environment
 
 
 def check(schema: type[BaseModel], value: Any, where: str, mend: str) -> None:
-    """Raise unless a value has the form of a schema.
+    """Raise UserError unless a value fits a schema.
 
     Args:
-        schema: One of the classes above.
-        value: What was read from JSON or YAML.
-        where: The file, and the line in it if it has several documents.
-        mend: What the user can do.
+        schema: Schema, one of the classes above.
+        value: Value that was read from JSON or YAML.
+        where: Name of the file, with the line if it has several documents.
+        mend: Advice on what the user can do.
 
     Raises:
-        UserError: It has not; the one line has file, place, value, what is valid, and the mend.
+        UserError: The value does not fit; the message is one line with file, place, value, valid values and advice.
     """
     try:
         schema.model_validate(value)
@@ -212,9 +216,9 @@ def check(schema: type[BaseModel], value: Any, where: str, mend: str) -> None:
 
 
 def _in_words(schema: type[BaseModel], error: ValidationError) -> str:
-    """The first thing that is wrong, in words."""
+    """Return the most telling of the errors that pydantic found, in words."""
+    # For a union, pydantic reports an error for every alternative; the deepest one belongs to the intended alternative.
     found = sorted(error.errors(include_url=False), key=lambda e: (-len(e["loc"]), e["type"] == "missing"))
-    # Of a union, pydantic says what is wrong with every alternative; the deepest one is the one that was meant.
     first = found[0]
     place = _shortened(".".join(str(part) for part in first["loc"] if not _is_alternative(part))) or "the document"
     if first["type"] == "missing":
@@ -225,12 +229,13 @@ def _in_words(schema: type[BaseModel], error: ValidationError) -> str:
             return f"{place} is not a key that this version knows"
         keys = [field.alias or key for key, field in schema.model_fields.items()]
         return str(unknown("key", name, keys))
+    # The message lists what pydantic expects at this place, at most three alternatives of a union.
     kinds = dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in found if e["loc"][:1] == first["loc"][:1])
     return f"{place} is {_shown(first['input'])}: {' or '.join(list(kinds)[:3])}"
 
 
 def _is_alternative(part: Any) -> bool:
-    """Whether a part of a place is the name that pydantic gives an alternative of a union, not a key of the file."""
+    """Return whether a part of an error's place is pydantic's name for an alternative of a union, not a key."""
     return isinstance(part, str) and (part in _ALTERNATIVES or "[" in part)
 
 
@@ -246,14 +251,18 @@ def _shortened(text: str) -> str:
 
 
 def check_record(value: Any, where: str) -> None:
-    """Raise unless an object read from JSON is a record whose figures do not contradict each other.
+    """Raise UserError unless an object is a record whose figures do not contradict each other.
+
+    Args:
+        value: Object that was read from JSON.
+        where: Name of the file, with the line if there are several records.
 
     Raises:
-        UserError: It is not.
+        UserError: The object does not fit the schema of records, or contradicts itself.
     """
     mend = "measure it again, or leave it out"
     is_object = isinstance(value, dict)
-    # A cell that was not trained has an empty object there.
+    # The record of a cell that was not trained has an empty object as its training.
     filled = {key: part for key, part in value.items() if key != "training" or part != {}} if is_object else value
     check(RecordFile, filled, where, mend)
     for contradiction in contradictions(value):
@@ -261,7 +270,7 @@ def check_record(value: Any, where: str) -> None:
 
 
 def contradictions(record: Mapping[str, Any]) -> Iterator[str]:
-    """Say what of a record, whose types are right, cannot be true together."""
+    """Yield a sentence for each contradiction in a record that fits its schema."""
     reason = record.get("reason", "")
     if (record["status"] == "error") != bool(reason):
         yield f"status is '{record['status']}' and reason is '{reason}': errors have a reason, others have none"
@@ -278,6 +287,7 @@ def contradictions(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _data(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield contradictions between the facts about the data and the settings."""
     data, config = record["data"], record["config"]
     if data["name"] == "Synthetic" and not data["synthetic"]:
         yield "data.synthetic is False, but data.name is 'Synthetic'"
@@ -292,7 +302,7 @@ def _data(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _rates(record: Mapping[str, Any], measures: Mapping[str, Any]) -> Iterator[str]:
-    """Say whether a throughput is not that of the median time of its batch."""
+    """Yield each throughput that does not follow from the median time of its batch."""
     kinds = (
         ("images_per_s", "inference_ms_median", "speed_batch_size"),
         ("train_images_per_s", "train_step_ms_median", "batch_size"),
@@ -300,12 +310,14 @@ def _rates(record: Mapping[str, Any], measures: Mapping[str, Any]) -> Iterator[s
     for rate, time, size in kinds:
         if measures.get(rate) is None or measures.get(time) is None:
             continue
+        # Images per second are the batch size divided by the median time of a batch in seconds.
         expected = 1e3 * record["config"][size] / measures[time]
         if not math.isclose(measures[rate], expected, rel_tol=1e-3):
             yield f"measures.{rate} is {measures[rate]:g}, but {size} images in {time} make {expected:g}"
 
 
 def _confusion(record: Mapping[str, Any], measures: Mapping[str, Any]) -> Iterator[str]:
+    """Yield contradictions between the confusion matrix, the classes, the test images and the accuracy."""
     data, matrix = record["data"], record.get("confusion_matrix")
     classes = len(data["class_names"])
     if data.get("num_classes") not in (None, classes):
@@ -330,10 +342,11 @@ def _confusion(record: Mapping[str, Any], measures: Mapping[str, Any]) -> Iterat
 
 
 def measures_contradictions(measures: Mapping[str, Any]) -> Iterator[str]:
-    """Say what of the figures of a network, whose types are right, cannot be true together."""
+    """Yield a sentence for each contradiction between the figures of a network that fit their schema."""
     macs, flops = measures.get("macs"), measures.get("flops")
     if macs is not None and flops is not None and flops != 2 * macs:
         yield f"measures.flops is {flops}: it should be twice the macs, {macs}"
+    # The values of these keys must not fall: lower end, value, upper end.
     orders = [(f"{split}_accuracy_low", f"{split}_accuracy", f"{split}_accuracy_high") for split in ("test", "train")]
     for kind in TIMED:
         orders += [
@@ -349,9 +362,9 @@ def measures_contradictions(measures: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _rounds(measures: Mapping[str, Any]) -> Iterator[str]:
-    """Say whether kinds of work have unlike numbers of rounds, since times are compared round by round."""
+    """Yield contradictions between numbers of rounds, which must agree because times are compared round by round."""
     samples = measures.get("samples_ms") or {}
-    if "yardstick" not in samples:  # of before times were kept by round
+    if "yardstick" not in samples:  # from before times were stored by round
         return
     counts = {kind: len(rounds) for kind, rounds in samples.items()}
     if len(set(counts.values())) > 1:
@@ -362,7 +375,7 @@ def _rounds(measures: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _samples(measures: Mapping[str, Any], kind: str, key: str) -> Iterator[str]:
-    """Say whether a median is not that of its samples."""
+    """Yield a sentence if a median is not the median of its samples."""
     rounds, median = (measures.get("samples_ms") or {}).get(kind), measures.get(key)
     if rounds is None or median is None:
         return
@@ -374,12 +387,14 @@ def _samples(measures: Mapping[str, Any], kind: str, key: str) -> Iterator[str]:
 
 
 def _training(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield contradictions between the steps, images and epochs of a training."""
     training, data = record.get("training") or {}, record["data"]
     if not training:
         return
     steps = [point["step"] for point in training["curve"]]
     if steps != sorted(steps) or any(step > training["steps"] for step in steps):
         yield f"training.curve has steps {str(steps)[:60]}: they should rise to {training['steps']} at most"
+    # A training set smaller than the batch size makes one batch of all its images.
     batch = min(record["config"]["batch_size"], data["train_images"])
     if training["images"] != training["steps"] * batch:
         yield f"training.images is {training['images']}, which is not {training['steps']} steps of {batch} images"
@@ -388,10 +403,14 @@ def _training(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def check_speed(value: Any, where: str) -> None:
-    """Raise unless an object read from JSON has the form of ``speed.json`` and its figures are possible.
+    """Raise UserError unless an object fits ``speed.json`` and its figures do not contradict each other.
+
+    Args:
+        value: Object that was read from JSON.
+        where: Name of the file.
 
     Raises:
-        UserError: It has not.
+        UserError: The object does not fit the schema, or its figures contradict each other.
     """
     mend = "delete the file, and the networks are timed again"
     check(SpeedFile, value, where, mend)

@@ -1,7 +1,8 @@
-"""How a command stops on Ctrl-C, SIGTERM or SIGHUP: cleanly, with a line that says how to go on, and its exit code.
+"""Stopping on Ctrl-C, SIGTERM or SIGHUP: cleanly, with a line that says how to go on, and with an exit code.
 
-A signal raises `Stopped` wherever the program is; a file that is being written is removed by `files.replacing`. Inside
-`deferred`, which training uses, the signal waits for a moment at which the state is whole: `check` is called there.
+A signal raises `Stopped` wherever the program is, and `files.replacing` then removes a file that is being written.
+``cnnbench fit`` trains inside `deferred`. There the first signal waits until the end of a step, when the state of the
+training is complete and a callback calls `check`.
 """
 
 from __future__ import annotations
@@ -16,18 +17,20 @@ from cnnbench.console import note
 from cnnbench.errors import Stopped
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that stop a command, as far as the platform has them."""
 
 
 class _State:
-    """What has been asked for in this process."""
+    """Signal state of this process."""
 
     pending: int | None = None
-    """A signal that has come and has not raised yet, or whose exception was swallowed on its way."""
+    """Number of a signal that has arrived and has not raised yet, or whose exception was swallowed on its way."""
     deferring: bool = False
+    """Whether the first signal waits for the next call of `check`."""
 
 
 def _handle(number: int, _: FrameType | None) -> None:
-    # A second signal does not wait: the first one may be waiting for a step that takes long.
+    # A second signal does not wait, because the step that the first one waits for may take long.
     if _State.deferring and _State.pending is None:
         _State.pending = number
         note(f"{signal.Signals(number).name}: stopping after this step; once more stops at once")
@@ -38,7 +41,8 @@ def _handle(number: int, _: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Have signals raise `Stopped` inside; a signal that was ignored before, as by nohup, stays ignored."""
+    """Let signals raise `Stopped` inside the block; a signal that was ignored before, as under nohup, stays ignored."""
+    # Python allows only the main thread to set signal handlers.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -56,7 +60,7 @@ def stoppable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Have the first signal inside wait for the next call of `check`."""
+    """Delay the first signal inside the block until the next call of `check`."""
     before, _State.deferring = _State.deferring, True
     try:
         yield
@@ -65,15 +69,15 @@ def deferred() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raise `Stopped` if a signal has come that has not stopped the program yet.
+    """Raise `Stopped` if a signal has arrived that has not stopped the program yet.
 
     Raises:
-        Stopped: One has.
+        Stopped: A signal has arrived.
     """
     if _State.pending is not None:
         raise Stopped(_State.pending)
 
 
 def is_pending() -> bool:
-    """Return whether a signal waits for `check`."""
+    """Return whether a signal is waiting for `check`."""
     return _State.pending is not None

@@ -1,7 +1,7 @@
-r"""Text that leaves the program: for a terminal, JSON, Markdown and CSV.
+r"""Text for output: for the terminal, JSON, Markdown and CSV.
 
-Names, labels and reasons may come from a file that somebody else wrote. They are made safe here, by the writer of each
-format, so that no caller has to remember it. The HTML pages do the same in `cnnbench.pages`.
+Names, labels and error messages may come from a file that somebody else wrote. The function that writes a format also
+escapes what is unsafe in that format, so that no caller has to remember it. `cnnbench.pages` does the same for HTML.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-# Control characters move a terminal's cursor or set its title. Marks of writing direction make a name read as another
-# one. Half of a surrogate pair cannot be encoded. All are shown as an escape such as \x1b.
+# Control characters can move a terminal's cursor or set its title. Marks of writing direction can make one name look
+# like another. Half of a surrogate pair cannot be encoded in UTF-8. All of them are shown as escapes such as \x1b.
 _CONTROL = "\x00-\x1f\x7f-\x9f"
 _DIRECTION = "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
 _SURROGATES = "\ud800-\udfff"
@@ -24,19 +24,23 @@ _UNSAFE_BUT_LINES = re.compile(f"(?![\n\t])[{_CONTROL}{_DIRECTION}{_SURROGATES}]
 
 
 def printable(text: str, lines: bool = False) -> str:
-    r"""Return the text with every character that is not to be printed shown as an escape, such as ``\x1b``.
+    r"""Return the text with every unsafe character replaced by a visible escape, such as ``\x1b``.
 
     Args:
         text: Any text.
-        lines: Whether line breaks and tabs stay; otherwise they become escapes too, and the result is one line.
+        lines: Whether to keep line breaks and tabs; otherwise they become escapes too, and the result is one line.
     """
     return (_UNSAFE_BUT_LINES if lines else _UNSAFE).sub(_escaped, text)
 
 
 def shortened(text: str, most: int) -> str:
-    """Return the text with its middle left out if it has more than so many characters.
+    """Return the text, with its middle left out if it is too long.
 
-    The ends are kept: a message begins with the place and ends with what to do.
+    Both ends are kept, because an error message begins with the place of the error and ends with what to do.
+
+    Args:
+        text: Any text.
+        most: Number of characters that are kept; the mark ``[...]`` for the omission is added to them.
     """
     if len(text) <= most:
         return text
@@ -50,20 +54,24 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def to_json(value: Any, indent: int | None = 1) -> str:
-    """Return a JSON document that can be printed.
+    """Return a value as a JSON document that is safe to print.
 
-    Unprintable characters become JSON's own escapes, and numbers that are not finite, which JSON lacks, null.
+    Unsafe characters become JSON escapes. NaN and the infinities become null, because JSON has no such numbers.
+
+    Args:
+        value: Value of the types that JSON has.
+        indent: Number of spaces per level; None for a document in one line.
     """
     try:
         text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     except ValueError:
         text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
-    # json.dumps escapes control characters up to \x1f itself, so the line breaks that are left are those of the layout.
+    # json.dumps escapes control characters up to \x1f itself, so the remaining line breaks belong to the layout.
     return _UNSAFE_BUT_LINES.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def _finite(value: Any) -> Any:
-    """Return the value with None in place of numbers that are not finite."""
+    """Return the value with None in place of every number that is not finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -73,15 +81,17 @@ def _finite(value: Any) -> Any:
     return value
 
 
-# Characters that mean something in Markdown wherever they stand. A colon is not among them, since names have many.
+# Characters that have a meaning anywhere in a line of Markdown. A colon is not escaped, since many names contain one.
+# Instead the slashes after it are, and the dot after www, so that Markdown makes no link of a web address.
 _MARKDOWN = re.compile(r"[\\`*_\[\]<>|~&@$]|(?<=:)//|(?<=\bwww)\.", re.IGNORECASE)
-# Characters that begin a heading, a list or a rule; a number does so only before a space, so that 57.7 stays as it is.
+# Characters that begin a heading, a list or a rule at the start of a line. A number begins a list only if a dot or a
+# bracket and then a space follow, so 57.7 stays as it is.
 _MARKDOWN_START = re.compile(r"^([#+=-]|\d+(?=[.)](?:\s|$)))")
 
 
 def markdown(text: str) -> str:
-    """Return a text of one line that Markdown shows as it is: no HTML, links, emphasis or further table cells."""
-    # Four spaces at the start would make it a block of code.
+    """Return a text as one line that Markdown shows literally: no HTML, links, emphasis or additional table cells."""
+    # Strip the line, because four spaces at its start would make it a block of code.
     line = printable(" ".join(text.splitlines()).strip())
     plain = _MARKDOWN.sub(lambda match: "\\" + match.group(), line)
     return _MARKDOWN_START.sub(lambda m: f"{m[1]}\\" if m[1].isdigit() else f"\\{m[1]}", plain)
@@ -91,22 +101,27 @@ def markdown_table(rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> li
     """Return the lines of a Markdown table.
 
     Args:
-        rows: Cells as plain text, the head first.
-        numeric: Whether a column is set to the right.
+        rows: Rows of cells in plain text; the first row is the header.
+        numeric: For each column, whether it is aligned to the right.
     """
     marks = ["---:" if right else "---" for right in numeric]
     lines = ["| " + " | ".join(markdown(cell) for cell in row) + " |" for row in rows]
     return [lines[0], "| " + " | ".join(marks) + " |", *lines[1:]]
 
 
-# A spreadsheet takes a cell that begins so for a formula, which can start programs; the last four are full-width forms.
+# A spreadsheet takes a cell that begins with one of these characters for a formula, and a formula can start programs.
+# The last four are the full-width forms of = + - @.
 _FORMULA = re.compile(r"^[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]")
 
 
 def to_csv(rows: Iterable[Sequence[Any]]) -> str:
     """Return rows as comma-separated values.
 
-    Texts are printable and never a formula: what looks like one gets an apostrophe in front. None is an empty cell.
+    Text is made printable. Text that a spreadsheet would take for a formula gets an apostrophe in front. None becomes
+    an empty cell.
+
+    Args:
+        rows: Rows of cells: text, numbers or None.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

@@ -1,13 +1,13 @@
-"""Which code a file may name.
+"""Trust: which code a file may name.
 
-A checkpoint, a plan, or a YAML file names networks and classes, and building them runs their code. A file that
-somebody else made must not decide what runs here. So a name that comes from a file is accepted if it is one of this
-package or of the libraries that it builds on; anything else only if the user names it on the command line, by typing
-the same name or its module with ``--trust``.
+A checkpoint, a benchmark plan or a YAML file names networks and classes, and building these runs their code. A file
+that somebody else made must not decide which code runs here. A name from a file is therefore accepted only if it
+belongs to this package or to a library that the package builds on. Any other name is accepted only if the user typed it
+on the command line, either the name itself or its module after ``--trust``.
 
-Names are checked at the two places through which all of them pass: where a network ``module:callable`` is imported
-(`cnnbench.network`), and where the parser of ``cnnbench fit`` imports a class (`cnnbench.commands.fit_arguments`).
-Whether a name was typed or came from a file is not told apart there: a name that was typed is trusted.
+All names pass through two places, and both check them. `cnnbench.network` imports a network ``module:callable``.
+`cnnbench.commands.fit_arguments` sets up the parser of ``cnnbench fit``, which imports classes. Neither place needs to
+know whether a name was typed or comes from a file, because a typed name is trusted.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from cnnbench.registry import split_names
 
 OPTION = "--trust"
 LIBRARIES = ("cnnbench", "torch", "torchvision", "timm")
-"""Packages whose code a trusted module may hand on."""
+"""Packages whose classes and functions a trusted module may import and offer under its own name."""
 TABLES = ("torchvision", "timm")
-"""Sources of networks that are a fixed table of names, as in ``torchvision:resnet18``."""
+"""Sources that offer networks from a fixed table of names, as in ``torchvision:resnet18``."""
 
 
 @dataclass(frozen=True)
 class Trust:
-    """What the user named on this command line.
+    """Modules and names that the user trusts, because they are on the command line.
 
     Attributes:
-        modules: Of ``--trust``.
-        typed: Words of the command line, each of which may be a name that a file has too.
+        modules: Modules after ``--trust``.
+        typed: Words of the command line; a name in a file is trusted if it is one of these words.
     """
 
     modules: frozenset[str] = frozenset()
@@ -48,8 +48,12 @@ class Trust:
     def of(cls, modules: Iterable[str] = (), typed: Iterable[str] = ()) -> Trust:
         """Return the trust in modules and in typed names.
 
+        Args:
+            modules: Names of the modules to trust.
+            typed: Names that the user typed.
+
         Raises:
-            UserError: One of the modules is not written as a module.
+            UserError: The name of a module is not a dotted Python name.
         """
         named = frozenset(name.strip() for name in modules)
         for name in named:
@@ -59,10 +63,10 @@ class Trust:
 
     @classmethod
     def in_arguments(cls, arguments: Sequence[str]) -> Trust:
-        """Return the trust that a command line gives: the modules of ``--trust``, and every word of it.
+        """Return the trust that a command line gives: the modules after ``--trust``, and every word as a typed name.
 
         Raises:
-            UserError: One of the modules is not written as a module.
+            UserError: The name of a module is not a dotted Python name.
         """
         modules: list[str] = []
         typed: set[str] = set()
@@ -70,7 +74,7 @@ class Trust:
             name, equals, value = argument.partition("=")
             typed |= {argument, value, *split_names(argument), *split_names(value)}
             for text in (argument, value):
-                if text[:1] in ("{", "["):  # values written as JSON
+                if text[:1] in ("{", "["):  # a value written as JSON, whose names are typed too
                     typed |= set(re.findall(r"[\w.]+(?::\w+)?", text))
             if name == OPTION:
                 given = value if equals else "".join(arguments[index + 1 : index + 2])
@@ -78,19 +82,19 @@ class Trust:
         return cls.of(modules, typed)
 
     def covers(self, module: str) -> bool:
-        """Return whether a module, or a package that it lies in, is trusted."""
+        """Return whether a module, or a package that contains it, is trusted."""
         return any(module == known or module.startswith(f"{known}.") for known in self.modules)
 
 
 class _Policy:
-    """What holds in this process; None in programs of the user's, which say themselves what they call."""
+    """Trust that is enforced in this process; None in a user's own program, which decides itself what it calls."""
 
     trust: Trust | None = None
 
 
 @contextlib.contextmanager
 def enforced(trust: Trust) -> Iterator[None]:
-    """Have networks and classes inside be those of the package, of its libraries, or trusted."""
+    """Enforce trust inside the block: a network or class must be of the package, of its libraries, or trusted."""
     before, _Policy.trust = _Policy.trust, trust
     try:
         yield
@@ -99,33 +103,40 @@ def enforced(trust: Trust) -> Iterator[None]:
 
 
 def current() -> Trust | None:
-    """Return the trust that is enforced, if one is."""
+    """Return the trust that is enforced, or None if none is."""
     return _Policy.trust
 
 
 def words(names: Iterable[str]) -> str:
-    """Return the option that a command needs to read these names of networks from a file, with a space in front."""
+    """Return the ``--trust`` option that a command needs to read these network names from a file.
+
+    Args:
+        names: Names of networks.
+
+    Returns:
+        The option with a space in front, or an empty string if none of the names needs it.
+    """
     modules = dict.fromkeys(module for name in names if (module := foreign_module(name)))
     return f" {OPTION} {','.join(modules)}" if modules else ""
 
 
 def foreign_module(name: str) -> str | None:
-    """Return the module of a network's name ``module:callable``; None for those of the zoo, torchvision and timm."""
+    """Return the module in a network name ``module:callable``, or None for a name of the zoo, torchvision or timm."""
     plain = name.partition("(")[0]
     module, colon, _ = plain.rpartition(":")
     return module.strip() if colon and module.strip() not in TABLES else None
 
 
 def check_network(name: str, where: str, trust: Trust) -> None:
-    """Raise unless a network that a file names may be built.
+    """Raise UserError unless a network that a file names may be built.
 
     Args:
-        name: As in `cnnbench.network`.
-        where: The file, for the message.
-        trust: What the user named.
+        name: Name of the network, in one of the forms of `cnnbench.network`.
+        where: Name of the file, for the message.
+        trust: Modules and names that the user trusts.
 
     Raises:
-        UserError: It is code from outside, and the user has not named it.
+        UserError: The code of the network lies outside the package, and the user does not trust it.
     """
     module = foreign_module(name)
     if module is None or name in trust.typed:
@@ -139,8 +150,9 @@ def check_network(name: str, where: str, trust: Trust) -> None:
 
 
 def _check_origin(name: str, module: str, where: str, trust: Trust) -> None:
-    """Refuse what a trusted module has only imported, such as a function that starts programs."""
+    """Raise UserError for a callable that a trusted module only imports, such as a function that starts programs."""
     attribute = name.partition("(")[0].rpartition(":")[2].strip()
+    # `__module__` names the module that defines the callable, which may be another than the one that offers it.
     found = getattr(_imported(module), attribute, None)
     origin = str(getattr(found, "__module__", None))
     if found is not None and not trust.covers(origin) and origin.partition(".")[0] not in LIBRARIES:
@@ -151,19 +163,24 @@ def _check_origin(name: str, module: str, where: str, trust: Trust) -> None:
 
 
 def _imported(module: str) -> Any:
+    """Return a module, imported with the working folder on the search path, or None if it cannot be imported."""
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
         return importlib.import_module(module)
-    except Exception:  # said by whoever builds the network
+    except Exception:  # reported when the network is built
         return None
 
 
 def check_config(path: Path, seen: frozenset[Path] = frozenset()) -> None:
-    """Raise unless a YAML file of ``cnnbench fit``, and those that it refers to, can be read and give no trust.
+    """Raise UserError unless a YAML file of ``cnnbench fit``, and the files it refers to, are valid and grant no trust.
+
+    Args:
+        path: YAML file.
+        seen: Resolved paths of the files that led to this one, so that files that refer to each other do not loop.
 
     Raises:
-        UserError: They cannot, or do.
+        UserError: A file cannot be read, sets ``trust``, or has another value where a table of options must be.
     """
     values = read_yaml(path, "config")
     where = f"config '{path}'"
@@ -180,14 +197,15 @@ def check_config(path: Path, seen: frozenset[Path] = frozenset()) -> None:
                 f"{where}: init_args of {owner} is {str(options)[:60]}; it must be a table of `argument: value`"
             )
     for text in _texts(values):
-        # jsonargparse reads a file in place of a value, beside the file that names it or in the working folder.
+        # jsonargparse replaces a value that is a file name by the content of the file. It looks for the file beside the
+        # file that names it and in the working folder.
         for file in (path.parent / text, Path(text)) if re.search(r"\.(ya?ml|json)$", text) else ():
             if file.is_file() and file.resolve() not in seen | {path.resolve()}:
                 check_config(file, seen | {path.resolve()})
 
 
 def _options_of_classes(value: Any, owner: str = "a class") -> Iterator[tuple[str, Any]]:
-    """Yield what stands as ``init_args``, at any depth, each with what it belongs to."""
+    """Yield each value of a key ``init_args`` at any depth, preceded by the class or key that it belongs to."""
     if isinstance(value, Mapping):
         if "init_args" in value:
             yield str(value.get("class_path", owner))[:60], value["init_args"]
@@ -199,6 +217,7 @@ def _options_of_classes(value: Any, owner: str = "a class") -> Iterator[tuple[st
 
 
 def _texts(value: Any) -> Iterator[str]:
+    """Yield every text among the values of nested tables and lists."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):

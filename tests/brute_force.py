@@ -1,7 +1,8 @@
-"""Multiply-adds of a convolution by doing it: plain loops over numbers, each multiplication counted as it happens.
+"""Multiply-adds of a convolution by brute force: plain loops over numbers, which count each multiplication they do.
 
-Written for the tests alone, from the definition of the operation, with no formula for the number of operations and
-nothing of the package. Padding is a number that is multiplied like any other, which is the usual convention.
+This code is for the tests only. It follows the definition of the operation, and uses neither a formula for the number
+of operations nor code of the package. A padding value is multiplied like any other number, which is the usual
+convention.
 """
 
 from __future__ import annotations
@@ -14,12 +15,20 @@ from torch import Tensor
 
 
 class Loops:
-    """A convolution that is done number by number, and its gradients.
+    """A convolution and its gradients, computed number by number.
 
     Args:
-        x: Input, (N, C, ...), of a few numbers.
-        weight: As torch has it: (O, C / groups, ...), or (C, O / groups, ...) where transposed.
-        out_size: Extents of the output.
+        x: Input, (N, C, ...), with few numbers, since every one of them is a step of a Python loop.
+        weight: Weight in the layout of torch: (O, C / groups, ...), or (C, O / groups, ...) if transposed.
+        out_size: Spatial extents of the output.
+        stride: Stride in each spatial dimension.
+        padding: Padding in each spatial dimension.
+        dilation: Dilation in each spatial dimension.
+        groups: Number of groups of channels.
+        transposed: Whether this is a transposed convolution.
+
+    Attributes:
+        multiplications: Number of multiplications so far.
     """
 
     def __init__(
@@ -34,17 +43,22 @@ class Loops:
         self.out_shape = (x.shape[0], channels, *out_size)
 
     def _meetings(self) -> Iterator[tuple[tuple[int, ...], tuple[int, ...] | None, tuple[int, ...] | None]]:
-        """Every weight at every place where it is applied: index of the weight, of the input, of the output.
+        """Yield every weight at every position where it is applied: index of the weight, of the input, of the output.
 
-        An index is None where the window leaves the input, or the output of a transposed convolution.
+        The index of the input is None where the kernel reaches into the padding. For a transposed convolution the index
+        of the output is None where the kernel reaches beyond the output.
         """
         x, weight = self.x, self.weight
-        walked = x.shape[2:] if self.transposed else self.out_size  # the positions at which the kernel is put down
+        # The kernel has one position per element of the output, and reads from the input. In a transposed convolution
+        # it has one position per element of the input, and writes to the output.
+        walked = x.shape[2:] if self.transposed else self.out_size
         other = self.out_size if self.transposed else x.shape[2:]
         per_group_first = weight.shape[0] // self.groups
         for n in range(x.shape[0]):
             for position in itertools.product(*map(range, walked)):
                 for tap in itertools.product(*map(range, weight.shape[2:])):
+                    # The index in the other tensor that this element of the kernel reaches, by definition:
+                    # position * stride - padding + tap * dilation.
                     reached = tuple(
                         p * s - pad + t * d
                         for p, s, pad, t, d in zip(position, self.stride, self.padding, tap, self.dilation, strict=True)
@@ -65,7 +79,7 @@ class Loops:
         return a * b
 
     def forward(self) -> Tensor:
-        """The output; the sum over all places where a weight meets an input."""
+        """Return the output; each of its elements is a sum of products of a weight and an input."""
         out = torch.zeros(self.out_shape, dtype=self.x.dtype)
         nothing = torch.zeros((), dtype=self.x.dtype)
         for w, i, o in self._meetings():
@@ -75,7 +89,7 @@ class Loops:
         return out
 
     def input_gradient(self, grad: Tensor) -> Tensor:
-        """The gradient of the input, from that of the output."""
+        """Return the gradient of the loss with respect to the input, from that with respect to the output."""
         result, nothing = torch.zeros_like(self.x), torch.zeros((), dtype=grad.dtype)
         for w, i, o in self._meetings():
             product = self._multiply(self.weight[w], nothing if o is None else grad[o])
@@ -84,7 +98,7 @@ class Loops:
         return result
 
     def weight_gradient(self, grad: Tensor) -> Tensor:
-        """The gradient of the weight, from that of the output."""
+        """Return the gradient of the loss with respect to the weight, from that with respect to the output."""
         result, nothing = torch.zeros_like(self.weight), torch.zeros((), dtype=grad.dtype)
         for w, i, o in self._meetings():
             product = self._multiply(nothing if i is None else self.x[i], nothing if o is None else grad[o])

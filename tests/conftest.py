@@ -1,4 +1,4 @@
-"""Shared pieces: no test uses the network or the machine's data, and each works in a folder of its own."""
+"""Shared fixtures and helpers: no test uses the internet or the machine's data, and each works in its own folder."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from cnnbench.quality import accuracy
 from cnnbench.record import Record
 
 CLASSES = get_data("CIFAR10").class_names
-# The same random cases in every run; HYPOTHESIS_PROFILE=default looks for new ones.
+# Hypothesis tries the same random cases in every run; HYPOTHESIS_PROFILE=default makes it look for new ones.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Runs a test in a fresh folder, without the user's data, cache, keys or mirrors."""
+    """Run each test in a fresh folder, without the user's data, cache, keys or mirrors."""
     monkeypatch.chdir(tmp_path)
     for name in ("CNNBENCH_DATA", "CNNBENCH_MIRROR", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setattr("sys.argv", ["cnnbench"])
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # which the import of airbench switches on
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # importing airbench switches it on
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tests run side by side, and threads that wait for each other's cores are slow
+    torch.set_num_threads(1)  # tests run in parallel, and threads that wait for each other's cores are slow
     yield
     torch.set_num_threads(threads)
 
 
 @pytest.fixture
 def class_folders(tmp_path: Path) -> Path:
-    """A data folder with CIFAR-10 as JPEG class folders: two training images and one test image per class."""
+    """Return a data folder with CIFAR-10 as JPEG class folders: two training images and one test image per class."""
     for split, count in (("train", 2), ("test", 1)):
         for label, name in enumerate(CLASSES):
             folder = tmp_path / "data" / "cifar10-images" / split / name
@@ -61,14 +61,23 @@ FULL_TRAINING = {
     "peak_lr": 0.003,
     "curve": [{"step": 9, "train/accuracy": 0.5, "train/loss": 1.2}, {"step": 31, "train/accuracy": 0.8}],
 }
-"""A training of 100 images that is as long as that of `make_record` is not."""
+"""Training entry of a record, for a full training on 100 images; the training in `make_record` is shorter."""
 
 
 def make_record(
     model: str = "LeNet5", data: str | dict = "MNIST", synthetic: bool = False, **changes: object
 ) -> Record:
-    """A record of a cell with three classes and ten test images, nine of them right unless a matrix says otherwise."""
-    if isinstance(data, dict):  # all facts of the data
+    """Return a record of a benchmark cell with three classes and ten test images.
+
+    Nine of the images are classified correctly, unless `changes` has another confusion matrix.
+
+    Args:
+        model: Name of the network.
+        data: Name of the data set, or the whole data entry of the record.
+        synthetic: Whether synthetic images stand in for the data set.
+        changes: Fields of the record that replace the default ones.
+    """
+    if isinstance(data, dict):  # the whole data entry
         changes["data"], data = data, str(data["name"])
     facts = {
         "name": "Synthetic" if synthetic else data,

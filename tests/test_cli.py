@@ -24,6 +24,7 @@ from conftest import make_record
 
 from cnnbench import catalog, hardware
 from cnnbench.cli import main
+from cnnbench.commands.fit_arguments import values_of
 from cnnbench.commands.speed import Options
 from cnnbench.commands.speed_run import _config
 from cnnbench.data import get_data, sources
@@ -167,6 +168,11 @@ def test_light_commands_import_nothing_heavy(tmp_path: Path) -> None:
     for arguments in (["report", str(tmp_path), "--json"], ["list"], ["list", "--json"], []):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+def test_the_last_of_several_values_is_that_of_the_parser() -> None:
+    words = ["--ckpt_path=a", "--ckpt_path", "b", "--other", "--ckpt_path=c", "--ckpt_path"]
+    assert values_of(words, "--ckpt_path") == ["a", "b", "c"]
 
 
 def test_short_names_in_a_config_are_known_to_a_fresh_process() -> None:

@@ -178,6 +178,16 @@ def test_a_wave_that_a_stride_cannot_hold_is_blurred_away(stride: int) -> None:
     assert found[..., 2:-2, 2:-2].abs().max() < 0.07
 
 
+def test_a_convolution_that_serves_twice_is_blurred_twice() -> None:
+    convolution = nn.Conv2d(2, 2, 3, stride=2, padding=1)
+    model = nn.Sequential(convolution, nn.ReLU(), convolution)
+    blurred = with_blurpool(model)
+    x = torch.randn(1, 2, 32, 32)
+    assert blurred(x).shape == model(x).shape == (1, 2, 8, 8)
+    assert sum(isinstance(module, BlurPool) for module in blurred.modules()) == 2
+    assert sum(p.numel() for p in blurred.parameters()) == sum(p.numel() for p in model.parameters())
+
+
 def test_a_pooling_that_serves_twice_is_blurred_twice() -> None:
     pool = nn.MaxPool2d(2)
     copy = with_blurpool(nn.Sequential(pool, pool))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from cnnbench.commands import bench
+from cnnbench.commands import bench, gallery
 from cnnbench.errors import UserError
 from cnnbench.options import option, parse
 
@@ -21,7 +21,7 @@ class Options:
     """
 
     models: tuple[str, ...] = option("Names.", positional=True, metavar="MODEL")
-    config: Path | None = option("YAML file.", default=None, metavar="FILE")
+    config: Path | None = option("YAML file.", default=None, metavar="FILE", is_config=True)
     seeds: tuple[int, ...] = option("Random seeds.", default=(0,), metavar="0,1")
     size: int | None = option("Size in pixels.", default=None, least=1, most=9)
     rate: float = option("Rate.", default=0.5, least=0)
@@ -107,3 +107,19 @@ def test_of_options_that_exclude_each_other_the_command_line_decides() -> None:
 
 def test_zero_counts_as_given() -> None:
     assert parse(bench.Options, ["--epochs=0"], "x").settings() == {"epochs": 0}
+
+
+def test_a_file_that_is_not_of_the_own_options_is_only_a_path() -> None:
+    Path("fit.yaml").write_text("seed_everything: 0\nmodel: LeNet5\n")
+    assert parse(gallery.Options, ["--config=fit.yaml"], "x").config == Path("fit.yaml")
+
+
+def test_an_option_without_default_is_required() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Needy:
+        """Need a size."""
+
+        size: int = option("Size.")
+
+    with pytest.raises(UserError, match="required: --size"):
+        parse(Needy, [], "x")

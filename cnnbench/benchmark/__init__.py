@@ -1,1 +1,1 @@
-"""From a plan to records: the grid is resolved, run cell by cell, and resumed."""
+"""A whole benchmark: the plan of a grid of networks, data sets and seeds, its cell-by-cell run, and its resumption."""

@@ -1,4 +1,4 @@
-"""The live display of a benchmark: one bar over the whole run with the time left, and a line per finished step."""
+"""The live display of a benchmark: one bar for the whole run with the time left, and one line per finished step."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from cnnbench.console import make_console
 from cnnbench.text import printable
 
 SILENT_S = 60.0
-"""Seconds without a line after which a log is told how far the run is."""
+"""Seconds without a line after which the progress is printed as a line, where stderr is not a terminal."""
 
 
 class LiveDisplay:
-    """Shows on stderr how far a run is; where stderr is no terminal, by notes and a line each minute without one.
+    """Progress display of a run on stderr, as a bar on a terminal and as lines elsewhere.
 
-    Use as a context manager. Work is announced with its expected seconds, from which the time left follows; announcing
-    it again corrects the expectation.
+    Where stderr is not a terminal, it prints only the notes, and a line about the progress after `SILENT_S` seconds
+    without a note. Use the display as a context manager. Each piece of work is announced with its expected seconds,
+    from which the time left is computed; a second announcement corrects the first.
+
+    Args:
+        console: Console to print to; None for stderr.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -50,12 +54,12 @@ class LiveDisplay:
         self._progress.stop()
 
     def expect(self, name: str, seconds: float) -> None:
-        """Announce a piece of work and how long it should take."""
+        """Announce a piece of work by its name and its expected duration in seconds."""
         self._expected_s[name] = max(seconds, 0.1)
         self._share.setdefault(name, 0.0)
 
     def update(self, name: str, share: float, text: str = "") -> None:
-        """Set the share of a piece of work that is done, 0 to 1, and what is going on."""
+        """Set the share of a piece of work that is done, 0 to 1, and a text about what it is doing."""
         self._share[name] = share
         total = sum(self._expected_s.values())
         left = sum(seconds * (1 - self._share[key]) for key, seconds in self._expected_s.items())
@@ -70,7 +74,7 @@ class LiveDisplay:
             self.note(f"{name}: {text}, about {_clock(left)} left")
 
     def note(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a line that stays on the screen, after the time since the start."""
         minutes = _clock(time.monotonic() - self._start)
         line = f"[{minutes}] {printable(text)}"
         self._console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
@@ -78,5 +82,6 @@ class LiveDisplay:
 
 
 def _clock(seconds: float) -> str:
+    """Return a duration as minutes and seconds, such as ``2:05``."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}"

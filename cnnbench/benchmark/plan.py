@@ -1,6 +1,6 @@
-"""What a benchmark is to do: its settings, checked and resolved before anything runs, and its grid of cells.
+"""The plan of a benchmark: its settings, checked and resolved before anything runs, and its grid of cells.
 
-The plan is the first file of a run folder; resuming a run reads it and refuses to mix two plans.
+The plan is the first file in a run folder. A resumed run reads it, and stops if it was asked for another plan.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ DEFAULT_MODELS = ("LeNet5", "VGG16", "ResNet18", "MobileNetV1")
 DEFAULT_DATA = ("MNIST", "CIFAR10")
 PLAN_FILE = "plan.json"
 RECIPE_NAMES = ("sgd", "muon")
-"""Names of `cnnbench.optimizers.RECIPES`, here without torch."""
+"""Names of the recipes in `cnnbench.optimizers.RECIPES`, repeated here so that this module does not import torch."""
 RESERVED = {"batch_size", "eval_batch_size", "data_dir", "stands_in_for"}
-"""Arguments of the data sets that the plan decides itself."""
+"""Arguments of the data sets that the plan sets itself, so that ``data_options`` must not name them."""
 INFERENCE_FORMATS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true")
 """Number formats in which inference may be timed."""
 LARGEST_BATCH = 2**20
-"""Images per batch beyond which a number is taken for a slip."""
+"""Largest number of images per batch; a larger number is treated as a typing error."""
 MOST_PROCESSES = 1000
+"""Largest number of processes for the timing."""
 
 
 class Cell(NamedTuple):
-    """One record's worth of work."""
+    """One cell of the grid, whose measurement becomes one record."""
 
     model: str
     data: str
@@ -41,29 +42,32 @@ class Cell(NamedTuple):
 
     @property
     def key(self) -> str:
+        """Return the name of the cell, which is unique in a run and can be used in file names."""
         return cell_key(*self)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The settings of a run, with nothing left to be chosen.
+    """Settings of a run, with nothing left to choose.
 
     Attributes:
-        models, data, seeds: The grid.
-        measures: Which of `MEASURES` to take.
-        budget_s: Seconds of training per cell; None when `epochs` is the budget.
-        epochs: Epochs of training per cell; None when `budget_s` is the budget.
-        device: Where: ``cpu``, ``cuda:0``.
-        precision: Number format of training and test, in Lightning's words.
-        precision_reason: Why that one.
+        models: Names of the networks. Models, data and seeds span the grid.
+        data: Names of the data sets.
+        seeds: Random seeds of the trainings.
+        measures: Names of the measures to take, from `MEASURES`.
+        budget_s: Seconds of training per cell; None if `epochs` is the budget.
+        epochs: Epochs of training per cell; None if `budget_s` is the budget.
+        device: Name of the device on which the networks run, such as ``cpu`` or ``cuda:0``.
+        precision: Number format of training and test, by Lightning's name.
+        precision_reason: Reason for this number format, in words.
         batch_size: Images per training step, in training and in timing.
         speed_batch_size: Images per batch of the inference throughput.
         eval_batch_size: Images per step in the test.
-        learning_rate: Peak learning rate for all; None for each architecture's own.
-        recipe: Name of one of `cnnbench.optimizers.RECIPES`; None for each architecture's own.
-        data_dir: Folder of the data; None for CNNBENCH_DATA or ``data``.
-        processes: Fresh processes that share the rounds of the timing; 1 for the process of the run itself.
+        learning_rate: Peak learning rate of all networks; None for the default of each architecture.
+        recipe: Name of a recipe in `cnnbench.optimizers.RECIPES`; None for the recipe of each architecture.
+        data_dir: Folder of the data; None for the environment variable CNNBENCH_DATA or, without it, ``data``.
         data_options: Further arguments of the data sets, such as ``image_size``.
+        processes: Number of fresh processes that share the rounds of the timing; with 1, the run's own process times.
         inference_precision: Number format in which inference is timed; None for that of the training.
         cudnn_benchmark: Whether cuDNN tries its kernels for each shape and takes the fastest.
         keep_weights: Whether the trained weights of each cell are kept in the run folder.
@@ -91,7 +95,7 @@ class Plan:
     keep_weights: bool = False
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
-    """How `load_plan` has pydantic read one: no unknown keys, no other types."""
+    """Options of pydantic for `load_plan`: unknown keys and values of another type are errors."""
 
     def __post_init__(self) -> None:
         for name in ("models", "data", "seeds", "measures"):
@@ -112,6 +116,7 @@ class Plan:
                 "memory is how much a process on the CPU grows in the timed step: add speed to the measures, and "
                 "--device cpu; on a GPU speed has the peak memory"
             )
+        # A key is also the file name of a record, in which special characters become underscores.
         keys = [cell.key for cell in self.cells()]
         if len(set(keys)) < len(keys):
             raise UserError(
@@ -144,16 +149,16 @@ class Plan:
             raise UserError(f"processes {self.processes} is more than {MOST_PROCESSES}; 6 are enough for an interval")
 
     def cells(self) -> Iterator[Cell]:
-        """The grid, data set by data set, so that each is loaded once."""
+        """Yield the cells of the grid, data set by data set."""
         for data, seed, model in itertools.product(self.data, self.seeds, self.models):
             yield Cell(model, data, seed)
 
 
 def parse_budget(text: str) -> float:
-    """Reads ``90``, ``90s``, ``1.5m`` or ``2h`` as seconds.
+    """Return the seconds that a text such as ``90``, ``90s``, ``1.5m`` or ``2h`` means.
 
     Raises:
-        UserError: It is none of these.
+        UserError: The text is not a positive time.
     """
     units = {"s": 1, "m": 60, "h": 3600}
     number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
@@ -167,7 +172,7 @@ def parse_budget(text: str) -> float:
 
 
 def save_plan(folder: Path, plan: Plan) -> None:
-    """Write the plan of a run folder, with a checksum over it."""
+    """Write a plan into a run folder, with a checksum over its content."""
     write_checked_json(folder / PLAN_FILE, asdict(plan))
 
 
@@ -176,10 +181,11 @@ def load_plan(folder: Path, trust: Trust | None = None) -> Plan:
 
     Args:
         folder: The run folder.
-        trust: What the user named on the command line, for networks from outside the package.
+        trust: Code from outside the package that the user named on the command line as trusted.
 
     Raises:
-        UserError: There is none, it is damaged or of another version, or it names code that the user has not named.
+        UserError: The folder has no plan, the plan is damaged or comes from another version, or it names code from
+            outside the package that the user has not named.
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -206,7 +212,12 @@ def load_plan(folder: Path, trust: Trust | None = None) -> Plan:
 
 
 def conflicts(stored: Plan, asked: Mapping[str, Any]) -> Sequence[str]:
-    """Settings in which a resumed run was asked for something else than it was started with."""
+    """Return, in words, the settings in which a resumed run was asked for something other than it was started with.
+
+    Args:
+        stored: Plan with which the run was started.
+        asked: Settings for the resumed run, by their names in `Plan`.
+    """
     known = {f.name for f in fields(Plan)} - {"precision_reason", "inference_precision"}
     return [
         f"{name} {getattr(stored, name)}, not {value}"

@@ -1,7 +1,7 @@
-"""Runs a plan: times the networks against each other, then trains and tests cell by cell, a record each.
+"""The run of a plan: networks are timed against each other, then trained and tested cell by cell, with one record each.
 
 A run folder holds ``plan.json``, ``speed.json``, ``records/<cell>.json`` and the report. Each file is written
-atomically when it is complete, so that a run may be killed at any time and resumed without repeating a finished cell.
+atomically once it is complete. A run may therefore be killed at any time, and a resumed run repeats no finished cell.
 """
 
 from __future__ import annotations
@@ -48,14 +48,16 @@ from cnnbench.training.classifier import ImageClassifier, TimeBudget, TrainingCl
 from cnnbench.trust import Trust
 
 CURVE_POINTS = 30
+"""Approximate number of points of a learning curve."""
 SHORT_STEP_MS, STEPS_PER_CALL = 3.0, 25
-"""On a GPU a network with a shorter step is trained with so many steps in a call of Lightning's loop."""
+"""Limit for a short training step, and the number of steps per call of Lightning's loop that a GPU takes below it."""
 _DEFAULTS = {field.name: field.default for field in fields(Plan) if field.default is not MISSING}
+"""Default values of the settings of a plan, by name."""
 SPEED_FILE = "speed.json"
 
 
 class Display(Protocol):
-    """Who is told how far the run is; see `cnnbench.benchmark.display`."""
+    """Interface through which a run shows its progress; see `cnnbench.benchmark.display`."""
 
     def expect(self, name: str, seconds: float) -> None: ...
     def update(self, name: str, share: float, text: str = "") -> None: ...
@@ -63,7 +65,12 @@ class Display(Protocol):
 
 
 class Curve(Logger):
-    """A Lightning logger that keeps the learning curve in memory for the record."""
+    """Lightning logger that keeps the learning curve in memory for the record.
+
+    Attributes:
+        points: Logged values, each point with its ``step``; values that are not finite are left out.
+        diverged: Whether a logged value was not finite.
+    """
 
     name = "curve"
     version = 0
@@ -84,12 +91,12 @@ class Curve(Logger):
 
 
 class _Progress(L.Callback):
-    """Tells the display how far a cell is, twice a second.
+    """Callback that shows the progress of a cell on the display, at most twice a second.
 
     Args:
-        cell: Which.
-        plan: Its settings.
-        display: Who is told.
+        cell: Cell that is trained and tested.
+        plan: Plan of the run.
+        display: Display that shows the progress.
         training_part: Expected share of the training in the duration of the cell; the rest is the test.
     """
 
@@ -102,6 +109,7 @@ class _Progress(L.Callback):
         self._start = time.monotonic()
 
     def _is_due(self) -> bool:
+        """Return whether half a second has passed since the last time that the answer was yes."""
         now = time.monotonic()
         due = now - self._last >= 0.5
         if due:
@@ -119,7 +127,7 @@ class _Progress(L.Callback):
             return
         share = training_share(trainer, self._plan)
         if self._plan.epochs is not None and share > 0:
-            # How long the training takes was a guess before it began; now its pace is known.
+            # Before the training its duration was a guess; now it follows from the time so far.
             self._display.expect(self._cell.key, (time.monotonic() - self._start) / (share * self._part))
         seen = trainer.callback_metrics.get("train/accuracy")
         text = f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}"
@@ -129,14 +137,18 @@ class _Progress(L.Callback):
 
 
 def training_share(trainer: L.Trainer, plan: Plan) -> float:
-    """Share of a cell's training that is done, 0 to 1: of its time under a budget, else of the pixels of its images."""
+    """Return the share of a cell's training that is done, 0 to 1.
+
+    With a time budget it is the share of the time, otherwise the share of the pixels of all training images.
+    """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, TimeBudget):
             return min(1.0, callback.progress)
     together = getattr(trainer.lightning_module, "steps_per_call", None) or 1
     epochs_done = trainer.global_step / max(1, trainer.num_training_batches * together)
     epochs = plan.epochs or 1
-    # The images may grow from epoch to epoch; the last size is that of all further epochs.
+    # The images may grow from epoch to epoch; the last listed size is used for all further epochs. An epoch counts as
+    # many parts of the work as its images have pixels.
     sides = list(getattr(trainer.datamodule, "sizes", ())[:epochs]) or [1]  # type: ignore[attr-defined]
     sides += sides[-1:] * (epochs - len(sides))
     pixels = [side**2 for side in sides]
@@ -146,7 +158,7 @@ def training_share(trainer: L.Trainer, plan: Plan) -> float:
 
 
 def quiet_lightning() -> None:
-    """Keeps Lightning's remarks on hardware and loaders out of the display; errors still come through."""
+    """Keep Lightning's messages about hardware and data loaders out of the display; errors are still shown."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for text in (".*does not have many workers.*", ".*number of training batches.*", ".*LeafSpec.*", ".*no logger.*"):
@@ -155,7 +167,14 @@ def quiet_lightning() -> None:
 
 
 def open_data(plan: Plan, say: Callable[[str], None]) -> dict[str, ImageDataModule]:
-    """Opens the data sets of a plan; synthetic images stand in for what is missing, and say so.
+    """Open the data sets of a plan; synthetic images stand in for a missing data set, and a note says so.
+
+    Args:
+        plan: Plan of the run.
+        say: Function that shows a note to the user.
+
+    Returns:
+        The opened data modules, by the name of the data set that was asked for.
 
     Raises:
         UserError: A data set or one of its options is unknown, or a named data folder does not exist.
@@ -183,20 +202,20 @@ def open_data(plan: Plan, say: Callable[[str], None]) -> dict[str, ImageDataModu
 def run(
     plan: Plan, folder: Path, display: Display, on_record: Callable[[Record], None] = lambda _: None
 ) -> list[Record]:
-    """Runs every cell of a plan that has no record yet.
+    """Run every cell of a plan that has no record yet.
 
     Args:
-        plan: What to do.
-        folder: Run folder; finished cells in it are kept and not repeated, failed ones are tried again.
-        display: Is told how far the run is.
-        on_record: Is given each new record, when it is on disk.
+        plan: Plan of the run.
+        folder: Run folder; finished cells in it are kept and not repeated, and failed cells are tried again.
+        display: Display that shows the progress.
+        on_record: Callback that gets each new record after it has been written to disk.
 
     Returns:
-        The records of all cells, in the order of the plan; a cell that failed has status ``error``.
+        The records of all cells, in the order of the plan; a cell that failed has the status ``error``.
 
     Raises:
-        UserError: The folder holds another run; a finished cell was measured on other data, hardware or settings, so
-            that the two do not compare; or a network cannot take the images of a data set.
+        UserError: The folder holds another run; a finished cell was measured with other data, hardware or settings, so
+            that the two cannot be compared; or a network cannot take the images of a data set.
     """
     quiet_lightning()
     device = torch.device(plan.device)
@@ -206,7 +225,7 @@ def run(
 
 
 class _Run:
-    """A plan with its data opened and its networks looked up."""
+    """Run of a plan: its folder, its display, its opened data sets, and the environment and facts for its records."""
 
     def __init__(self, plan: Plan, folder: Path, display: Display) -> None:
         self.plan = plan
@@ -222,7 +241,8 @@ class _Run:
         self.facts = {name: module.describe() for name, module in self.data.items()}
 
     def execute(self, on_record: Callable[[Record], None]) -> list[Record]:
-        # What is refused is refused before anything is built; behind the lock it is looked at again.
+        """Measure the cells without a record, and return the records of all cells; see `run`."""
+        # Errors are raised here, before the run folder is made. The records are read again under the lock.
         done = self._finished()
         for cell in self.plan.cells():
             if cell.key not in done:
@@ -247,7 +267,10 @@ class _Run:
         return [done[cell.key] for cell in self.plan.cells()]
 
     def _try_to_build(self, cell: Cell) -> None:
-        """Refuse what cannot be built before the first minute is spent; any other failure becomes the cell's record."""
+        """Raise UserError early, before any measurement, if the network of a cell cannot be built or trained.
+
+        All other errors are ignored here; they come again when the cell is measured, and are then part of its record.
+        """
         try:
             self._build(cell).make_optimizer()
         except (UserError, Stopped):
@@ -256,21 +279,27 @@ class _Run:
             return
 
     def _check_folder(self) -> None:
-        """Raise if another process has started another run here since the command looked.
+        """Raise UserError if another process has started another run in the folder since the command's first check.
 
         Raises:
-            UserError: One has.
+            UserError: The folder holds another plan.
         """
         if not (self.folder / PLAN_FILE).exists():
             return
-        # The names are those of this plan, if it is the same; then the user has named them already.
+        # If the stored plan is the same, the user has already named its networks. They therefore count as typed.
         if load_plan(self.folder, Trust(typed=frozenset(self.plan.models))) != self.plan:
             raise UserError(
                 f"'{self.folder}' holds another run; add --resume to go on with it, or choose another --out"
             )
 
     def _take(self, pending: Sequence[Cell], done: dict[str, Record], on_record: Callable[[Record], None]) -> None:
-        """Measures the cells that are missing, and keeps a record of each."""
+        """Measure the cells without a record, and write a record of each.
+
+        Args:
+            pending: Cells to measure.
+            done: Records by the key of the cell, to which the new ones are added.
+            on_record: Callback that gets each new record.
+        """
         for cell in pending:
             self.display.expect(cell.key, sum(self._expected_s(cell, {})))
         speed = self._speed(pending) if "speed" in self.plan.measures and pending else {}
@@ -287,7 +316,8 @@ class _Run:
         """Return the records of finished cells.
 
         Raises:
-            UserError: A record is damaged, is not of this plan, or was measured on something else than is here now.
+            UserError: A record is damaged, does not belong to this plan, or was measured with other data, settings or
+                hardware than the present ones.
         """
         cells = {cell.key: cell for cell in self.plan.cells()}
         done = {}
@@ -307,7 +337,7 @@ class _Run:
         return done
 
     def _check_same(self, record: Record, cell: Cell) -> None:
-        """Raise unless a record was measured on the data, with the settings and on the machine of now."""
+        """Raise UserError if a record was measured with other data, settings or hardware than the present ones."""
         label = self.facts[cell.data]["label"]
         if record.data["label"] != label:
             raise UserError(
@@ -323,7 +353,7 @@ class _Run:
         for part, now in here.items():
             before = getattr(record, part)
             for key in dict.fromkeys([*now, *before]):
-                # A record from before there was a setting was measured with what is its default.
+                # A record that is older than a setting was measured with the default of that setting.
                 then, is_now = (values.get(key, _DEFAULTS.get(key, "not said")) for values in (before, now))
                 if then != is_now:
                     raise UserError(
@@ -331,17 +361,17 @@ class _Run:
                     )
 
     def _config(self, cell: Cell) -> dict[str, Any]:
-        """Return how a cell is measured, for its record."""
+        """Return the settings with which a cell is measured, for its record."""
         settings = asdict(self.plan)
         for name in ("models", "data", "seeds", "data_dir", "keep_weights"):
             del settings[name]
-        # A test of fewer images than a batch has one batch of all of them.
+        # If the test set is smaller than a batch, all of its images are one batch.
         settings["eval_batch_size"] = min(settings["eval_batch_size"], self.facts[cell.data]["test_images"])
         fixed = {"memory_format": "channels_last", "mode": "eager", "macs_convention": CONVENTION}
         return _plain(settings | fixed)
 
     def _pair(self, cell: Cell) -> str:
-        """The network and the images that it really sees."""
+        """Return the name of a network with the images that it really sees, which may be synthetic ones."""
         return f"{cell.model} on {self.facts[cell.data]['label']}"
 
     def _build(self, cell: Cell) -> ImageClassifier:
@@ -360,7 +390,11 @@ class _Run:
         return data.in_channels, data.image_size, data.image_size
 
     def _speed(self, pending: Sequence[Cell]) -> dict[str, dict[str, Any]]:
-        """Times all networks of the grid against each other, or reads what an interrupted run has timed."""
+        """Time all networks of the grid against each other, or read the times of an interrupted run.
+
+        Returns:
+            The figures of each network on each data set, by `_pair`.
+        """
         stored = self._stored_speed(pending)
         if stored is not None:
             return stored
@@ -387,7 +421,10 @@ class _Run:
         return figures
 
     def _stored_speed(self, pending: Sequence[Cell]) -> dict[str, dict[str, Any]] | None:
-        """Return the times that an interrupted run has taken; None, with a line, where they are to be taken again."""
+        """Return the times of an interrupted run, or None if there are none that can be used.
+
+        If there are times that cannot be used, a note says why.
+        """
         path = self.folder / SPEED_FILE
         if not path.exists() and not path.is_symlink():
             return None
@@ -422,7 +459,7 @@ class _Run:
         self.display.update("speed", index / count, f"process {index + 1} of {count}")
 
     def subjects(self) -> dict[str, Subject]:
-        """What is timed: each network on the images of each data set."""
+        """Return the networks to time, each with the images of each data set, by `_pair`."""
         return {
             self._pair(cell): Subject(
                 partial(self._build, cell),
@@ -435,7 +472,7 @@ class _Run:
         }
 
     def _expected_s(self, cell: Cell, speed: Mapping[str, Any]) -> tuple[float, float]:
-        """Rough duration of training and test of a cell in seconds, for the display."""
+        """Return the approximate seconds of the training and of the test of a cell, for the display."""
         facts = self.facts[cell.data]
         training = self.plan.budget_s
         if training is None:
@@ -443,13 +480,14 @@ class _Run:
         return training + 0.5, facts["test_images"] / speed.get("images_per_s", 1000.0) + 0.1
 
     def _run_cell(self, cell: Cell, speed: Mapping[str, Any]) -> Record:
+        """Measure a cell and return its record; an error becomes part of the record, with the measures before it."""
         found: dict[str, Any] = {"measures": {}, "skipped": {}}
         status, reason = "ok", ""
         try:
             self._measure(cell, speed, found)
         except Stopped:
             raise
-        except BaseException as error:  # whatever a network raises becomes its record; the other cells go on
+        except BaseException as error:  # whatever a network raises becomes part of its record; the other cells go on
             status, reason = "error", f"{type(error).__name__}: {error}".splitlines()[0]
         record = Record(
             model=cell.model,
@@ -467,7 +505,13 @@ class _Run:
         return record
 
     def _measure(self, cell: Cell, speed: Mapping[str, Any], found: dict[str, Any]) -> None:
-        """Takes the measures of a cell, each into `found` as soon as it is there."""
+        """Take the measures of a cell, and put each into ``found`` immediately, so that a later error does not lose it.
+
+        Args:
+            cell: Cell to measure.
+            speed: Figures of the timing; empty if the plan has none.
+            found: Fields of the record, which are filled here.
+        """
         L.seed_everything(cell.seed, workers=True, verbose=False)
         model = self._build(cell)
         measures = found["measures"]
@@ -492,7 +536,14 @@ class _Run:
             raise RuntimeError(f"timing failed: {speed['error']}")
 
     def _take_measures(self, cell: Cell, model: ImageClassifier, found: dict[str, Any], trained: bool) -> None:
-        """Take those measures that are functions of the network, of its weights before or after the training."""
+        """Take the measures that are functions of one network, either before its training or after it.
+
+        Args:
+            cell: Cell to measure.
+            model: Network of the cell.
+            found: Fields of the record, to which the figures are added.
+            trained: Whether to take the measures of the trained network or those that need no training.
+        """
         subject = MeasuredNetwork(
             cell.model,
             model,
@@ -507,14 +558,16 @@ class _Run:
                 continue
             try:
                 taken = measure.taken(subject)
-            except UserError as error:  # such as control flow that depends on values; it can be trained all the same
+            except UserError as error:
+                # The measure does not apply, for example because control flow depends on values. The network can be
+                # trained all the same.
                 found["skipped"][name] = f"{cell.model}: {error}"
                 continue
             found["measures"] |= taken.figures
             found["skipped"] |= taken.skipped
 
     def _train(self, cell: Cell, model: ImageClassifier, measures: Mapping[str, Any]) -> dict[str, Any]:
-        """Trains a network under the budget and tests it; says how the training went."""
+        """Train a network within the budget, test it, and return the facts about the training for the record."""
         together = model.steps_per_call or self._steps_per_call(measures)
         model.take_steps_together(together)
         plan, facts, data = self.plan, self.facts[cell.data], self.data[cell.data]
@@ -546,10 +599,12 @@ class _Run:
         trainer.test(model, datamodule=data, verbose=False)
         if plan.keep_weights:
             cls = type(model)
-            # As in a checkpoint of `fit`, so that every command that reads one knows which network it is.
+            # The class is stored as in a checkpoint of `fit`, so that every command that reads a checkpoint knows which
+            # network it holds.
             model.hparams["_class_path"] = f"{cls.__module__}.{cls.__qualname__}"
             trainer.save_checkpoint(self.folder / "weights" / f"{cell.key}.ckpt", weights_only=True)
         batch = min(plan.batch_size, facts["train_images"])
+        # In training an epoch has whole batches only, so its last images may be left out.
         images, whole_epoch = steps * batch, facts["full_train_images"] // batch * batch
         epochs = images / facts["train_images"]
         return {
@@ -567,28 +622,33 @@ class _Run:
         }
 
     def _steps_per_call(self, measures: Mapping[str, Any]) -> int | None:
-        """Return how many steps Lightning's loop takes in a call, where a GPU's step is shorter than one of the loop.
+        """Return the number of training steps per call of Lightning's loop; None for the usual single step.
 
-        The loop needs 0.5 to 0.8 ms of the host for each, beside the launching. A step in 16-mixed waits for its scale.
+        For each call, the loop needs 0.5 to 0.8 ms of the host in addition to the launches. Several short steps of a
+        GPU therefore share a call. A step in 16-mixed is excluded, because it waits for its loss scale.
         """
         step_ms = measures.get("train_step_ms_median", math.inf)
         short = self.device.type == "cuda" and self.plan.precision != "16-mixed" and step_ms < SHORT_STEP_MS
         return STEPS_PER_CALL if short else None
 
     def _confusion_in_training_images(self, cell: Cell, model: ImageClassifier) -> list[list[int]]:
-        """Counts on the first training images, without augmentation, as many as the test set has at most."""
+        """Return the confusion matrix on the first training images, without augmentation, as integer counts.
+
+        There are at most as many images as in the test set. Rows of the matrix are true classes.
+        """
         data = self.data[cell.data]
         matrix = torch.zeros(data.num_classes, data.num_classes, dtype=torch.long)
-        model.to(self.device).eval()  # Lightning has moved it back
+        model.to(self.device).eval()  # Lightning has moved it back to the CPU
         for images, labels in data.first_training_batches(limit=self.facts[cell.data]["test_images"]):
             with torch.inference_mode(), hardware.autocast(self.plan.precision, self.device):
                 predicted = model(images.to(self.device, memory_format=torch.channels_last)).argmax(1).cpu()
+            # Each pair of a true and a predicted class has one index into the flattened matrix.
             matrix += torch.bincount(labels * data.num_classes + predicted, minlength=matrix.numel()).view_as(matrix)
         return matrix.tolist()
 
 
 class _Silent:
-    """The display of a process that only times."""
+    """Display that shows nothing, for a process that only times or measures memory."""
 
     def expect(self, name: str, seconds: float) -> None: ...
     def update(self, name: str, share: float, text: str = "") -> None: ...
@@ -596,28 +656,29 @@ class _Silent:
 
 
 def _figures_of(config: SpeedConfig, plan: Plan) -> dict[str, dict[str, Any]]:
-    """In a process of its own: the times of the networks of a plan."""
+    """Return the times of the networks of a plan; this runs in a process of its own."""
     quiet_lightning()
     return measure_speed(_Run(plan, Path(), _Silent()).subjects(), config)
 
 
 def _growth_of(config: SpeedConfig, plan: Plan, pair: str) -> int:
-    """In a process of its own: what training a network takes of the system's memory."""
+    """Return the growth of resident memory by training a network, in bytes; this runs in a process of its own."""
     quiet_lightning()
     return resident_growth(_Run(plan, Path(), _Silent()).subjects()[pair], replace(config, warmup_s=0.0))
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:
-    """Return values as they are when a record is read again: lists, no tuples."""
+    """Return values as they are after reading a record again, with lists in place of tuples."""
     return json.loads(json.dumps(value))
 
 
 def _differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first thing in which two environments differ so that their figures do not compare."""
+    """Return the first property that makes the figures of two environments incomparable, or None if there is none."""
     return next((what for what in ("device", "threads", "packages") if before[what] != now[what]), None)
 
 
 def _outcome(record: Record) -> str:
+    """Return the result of a cell in words, for a note on the display."""
     if record.status == "error":
         return f"failed: {record.reason}"
     if not record.training:
@@ -634,7 +695,7 @@ def _outcome(record: Record) -> str:
 
 
 def _log_interval(plan: Plan, facts: Mapping[str, Any], measures: Mapping[str, Any]) -> int:
-    """Steps between points of the learning curve, for about `CURVE_POINTS` of them."""
+    """Return the number of steps between points of the learning curve, for about `CURVE_POINTS` points."""
     if plan.budget_s is not None:
         images = plan.budget_s * measures.get("train_images_per_s", 1000.0)
     else:
@@ -643,5 +704,5 @@ def _log_interval(plan: Plan, facts: Mapping[str, Any], measures: Mapping[str, A
 
 
 def _some_images(data: ImageDataModule, count: int) -> Tensor:
-    """The first training images, at most so many, (N, C, H, W), normalised."""
+    """Return the first training images, at most ``count`` of them, normalised, (N, C, H, W)."""
     return torch.cat([images for images, _ in data.first_training_batches(count)])

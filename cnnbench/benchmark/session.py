@@ -1,4 +1,4 @@
-"""A whole benchmark: the settings that were asked for become a plan in a run folder, and the plan becomes records."""
+"""A whole benchmark: the user's settings become a plan in a run folder, and the plan becomes records."""
 
 from __future__ import annotations
 
@@ -33,22 +33,25 @@ from cnnbench.trust import Trust
 __all__ = ["PLAN_FILE", "ROOT", "Session"]
 
 ROOT = Path("results/bench")
+"""Folder for the run folders of benchmarks that name none."""
 CPU_BUDGET_S, GPU_BUDGET_S = 30.0, 120.0
+"""Default training time per cell on a CPU and on a GPU, in seconds."""
 
 
 class Session:
-    """A benchmark that is to be started or resumed. Nothing is written before `run`.
+    """A benchmark to be started or resumed, which writes nothing before `run`.
 
     Args:
-        settings: What was asked for, by the names of `Plan`; ``budget`` is a text such as 60s, ``models`` may be
-            ``("all",)``, ``device`` and ``precision`` may be ``auto``. The rest has defaults that fit this machine.
-        out: Run folder; None for a new one, or for the newest when resuming.
+        settings: Settings that the user asked for, by their names in `Plan`. In place of ``budget_s`` there is
+            ``budget``, a text such as ``60s``; ``models`` may be ``("all",)``; ``device`` and ``precision`` may be
+            ``auto``. Settings that are left out get defaults that fit this machine.
+        out: Run folder; None for a new folder or, if a run is resumed, for the folder of the newest run.
         resume: Whether to continue the run in that folder.
-        trust: What the user named, for networks from outside the package that the stored plan has.
+        trust: Code from outside the package that the user named as trusted, for networks in the stored plan.
 
     Attributes:
         folder: The run folder.
-        plan: The settings, with nothing left to be chosen.
+        plan: The settings, with nothing left to choose.
 
     Raises:
         UserError: A setting is wrong, the folder cannot be used, or a resumed run was started with other settings.
@@ -71,7 +74,11 @@ class Session:
         _check_names(self.plan)
 
     def run(self, wandb: Mode = "off") -> list[Record]:
-        """Measure every cell that has no record yet, and return all records."""
+        """Measure every cell that has no record yet, and return all records.
+
+        Args:
+            wandb: Whether to log the records to Weights & Biases, and how.
+        """
         mode = resolve_mode(wandb, self.folder)
         if mode == "off":
             with stdout_kept(), LiveDisplay() as display:
@@ -79,7 +86,8 @@ class Session:
         tracker = Tracker(mode, self.folder)
         with stdout_kept(), LiveDisplay() as display:
             records = run(self.plan, self.folder, display, tracker.log_cell)
-        for record in records:  # those of an interrupted run that had not been logged
+        # Records of an interrupted run may not have been logged; the tracker skips all that have been.
+        for record in records:
             tracker.log_cell(record)
         tracker.log_comparison(records)
         return records
@@ -105,7 +113,11 @@ def _new_folder(out: Path | None) -> Path:
 
 
 def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that were given, in the terms of a plan."""
+    """Return the user's settings with the names and values of a plan.
+
+    Raises:
+        UserError: Settings exclude each other, or this machine lacks the device or the precision.
+    """
     asked = dict(settings)
     if asked.get("models") == ("all",):
         asked["models"] = tuple(all_models())
@@ -122,7 +134,7 @@ def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_defaults(asked: Mapping[str, Any]) -> Plan:
-    """Return the plan, in which the defaults of this machine stand for what was not asked for."""
+    """Return a plan with the user's settings, and with the defaults of this machine for all others."""
     device = hardware.choose_device(asked.get("device", "auto"))
     precision, reason = hardware.choose_precision("auto", device)
     batch_size, train_batch_size = hardware.default_batch_sizes(device)
@@ -150,7 +162,7 @@ def _with_defaults(asked: Mapping[str, Any]) -> Plan:
 
 
 def _check_names(plan: Plan) -> None:
-    """Raise UserError for wrong names, folders and devices, before a run folder is made."""
+    """Raise UserError for a wrong name, folder or device, before a run folder is made."""
     for name in plan.models:
         get_network(name)
     for name in plan.data:

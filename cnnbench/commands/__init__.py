@@ -1,1 +1,1 @@
-"""The commands, one file each: `add_arguments` adds the options, a function of the same name runs it."""
+"""The subcommands of ``cnnbench``, one module each. `cnnbench.cli.COMMANDS` says what such a module defines."""

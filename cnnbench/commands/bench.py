@@ -1,4 +1,4 @@
-"""The command `cnnbench bench`: a grid of networks and data sets, a record per cell, and a report."""
+"""The command `cnnbench bench`: measure a grid of networks and data sets, keep a record per cell, and report."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Options:
     """Count, time, train and test every network on every data set under an equal budget."""
 
     EXCLUSIVE: ClassVar = (("budget", "epochs"),)
-    """Options of which a config file's gives way when the command line has the other."""
+    """Groups of options that exclude each other: one of them on the command line overrides all of them in a file."""
 
     config: Path | None = option(
-        "YAML file with these options; the command line overrides it.", default=None, metavar="FILE"
+        "YAML file with these options; the command line overrides it.", default=None, metavar="FILE", is_config=True
     )
     models: tuple[str, ...] | None = option(
         "Networks: names of `cnnbench list`, all, torchvision:NAME, timm:NAME or package.module:callable "
@@ -85,21 +85,26 @@ class Options:
     json: bool = option("Print one JSON document on stdout.", default=False)
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings of the plan that were given."""
+        """Return the settings of the benchmark plan that the user has set, by name."""
         others = {"config", "out", "resume", "trust", "wandb", "json"}
         named = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in others}
-        # By identity: 0 is equal to False, and has been given.
+        # Compare by identity: 0 equals False, but it is a value that the user has set.
         return {name: value for name, value in named.items() if value is not None and value is not False}
 
 
 def check_file(values: Mapping[str, Any], where: str) -> None:
-    """Raise UserError where a configuration names a network whose code is not trusted."""
+    """Raise UserError if a configuration names a network whose code is not trusted.
+
+    Args:
+        values: Options in the configuration file, by name.
+        where: Name of the file, for the message.
+    """
     for name in values.get("models", ()):
         check_network(name, where, current() or Trust())
 
 
 def run(options: Options) -> int:
-    """Run or resume a benchmark and print its report; return 1 when a cell failed."""
+    """Run or resume a benchmark and print its report; return 1 if a cell failed."""
     from cnnbench.benchmark.session import PLAN_FILE, Session
 
     trust = Trust.of(options.trust, typed=options.models or ())

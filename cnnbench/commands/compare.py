@@ -1,4 +1,4 @@
-"""The command `cnnbench compare`: two sets of records against each other, figure by figure."""
+"""The command `cnnbench compare`: compare two sets of records, figure by figure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Print the comparison; return 1 when it does not pass the gate."""
+    """Print the comparison of two sets of records; return 1 if it does not pass the gate."""
     from cnnbench.report.compare import compare
     from cnnbench.report.gate import Gate, remarks, table
 

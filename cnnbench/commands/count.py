@@ -1,4 +1,4 @@
-"""The command `cnnbench count`: what networks cost on paper, as a table or as one JSON document."""
+"""The command `cnnbench count`: count what networks cost, without running them, as tables or as one JSON document."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from cnnbench.options import option
 
 EXAMPLE = "VGG16 torchvision:resnet50 --image_size 224 --num_classes 1000 --per_layer"
 PIPE_WIDTH = 200
+"""Line width, in characters, if the output is not a terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Options(NetworkOptions):
 
 
 def run(options: Options) -> int:
-    """Count networks and print the figures."""
+    """Count networks and print the figures; return 0."""
     from cnnbench.counting import tables
     from cnnbench.counting.complexity import CONVENTION
 
@@ -49,7 +50,7 @@ def run(options: Options) -> int:
     step = None
     if options.batch_size is not None:
         step = tables.Step(options.batch_size, options.precision or "32-true", options.optimizer or "adamw")
-    with stdout_kept():  # what a network of the user's prints is not part of the document
+    with stdout_kept():  # text that a user's network prints must not get into the document
         counts = [tables.count_network(network, not options.no_training, step) for network in networks]
     if options.json:
         out_json({"convention": CONVENTION, "networks": [count.document(options.per_layer) for count in counts]})

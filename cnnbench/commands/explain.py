@@ -1,4 +1,4 @@
-"""The command `cnnbench explain`: the instruments of a course, each a command of its own."""
+"""The command `cnnbench explain`: run a teaching tool of a course on CNNs; each tool has options of its own."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from cnnbench.explain import TOOLS, Explanation, tool, write_picture
 from cnnbench.options import parse
 
 CAPTION_WIDTH = 110
+"""Line width of captions in the terminal, in characters."""
 
 
 def main(words: Sequence[str]) -> int:
     """Run a tool: write its pictures, and print its tables or one JSON document.
 
     Args:
-        words: The command line after ``explain``.
+        words: Words of the command line after ``explain``.
+
+    Returns:
+        The exit code, 0.
 
     Raises:
         UserError: An option, a name, a file or a value is wrong.
@@ -41,10 +45,12 @@ def main(words: Sequence[str]) -> int:
 
 
 def _run_tool(module: Any, options: Any) -> int:
+    """Run the module of a tool, write its pictures, print its results and return the exit code."""
     from cnnbench.plots.drawing import plain_text
 
     check_folder(options.out)
-    # What a network of the user's prints is not part of the document, and no name in a picture is a formula.
+    # Text that a user's network prints must not get into the document, and matplotlib must not take a name with dollar
+    # signs for a formula.
     with stdout_kept(), plain_text():
         explanation: Explanation = module.explain(options)
         try:
@@ -65,7 +71,8 @@ def _run_tool(module: Any, options: Any) -> int:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise UserError unless pictures can be written to a folder, before anything is computed."""
+    """Raise UserError unless pictures can be written to a folder; to be called before anything is computed."""
+    # The folder may not exist yet: then its closest existing parent decides.
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
         raise UserError(f"'{there}' is a file; name a folder with --out")
@@ -86,7 +93,7 @@ def _print_tables(explanation: Explanation) -> None:
 
 
 def _overview() -> str:
-    """Return the help of the command: its tools."""
+    """Return the help of ``cnnbench explain``: the list of its tools."""
     lines = ["usage: cnnbench explain TOOL ...", "", "The instruments, in the order of a course on CNNs:", ""]
     for name, text in TOOLS.items():
         lines.append(f"  {name:<17} {text}")

@@ -1,4 +1,7 @@
-"""``cnnbench fit | validate | test | predict``: LightningCLI with short names and a folder per run."""
+"""The commands ``cnnbench fit | validate | test | predict``: LightningCLI with short names and a folder per run.
+
+`cnnbench.commands.fit_arguments` rewrites and checks the command line before LightningCLI parses it here.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ from cnnbench.trust import OPTION, foreign_module
 
 
 class CLI(LightningCLI):
-    """Short class names, arguments of the network linked to the data, and defaults that leave a trace of each run."""
+    """LightningCLI with short class names, network sizes linked to the data, and logs and checkpoints for every run."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for key in LINKED:
@@ -72,7 +75,8 @@ class CLI(LightningCLI):
             default="",
             help="Modules whose classes a checkpoint or a configuration may name, such as mynets; only typed here.",
         )
-        # Not as callbacks of the parser, which would add them where the Trainer's options do not allow them.
+        # These are not registered as callbacks of the parser, because Lightning would then add them even if the options
+        # of the Trainer do not allow them. `_callbacks` adds them instead.
         parser.add_class_arguments(LearningRateMonitor, "lr_monitor")
         parser.add_class_arguments(BestCheckpoint, "checkpoint")
         parser.set_defaults(
@@ -87,13 +91,14 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         self.clock, self.stage = TrainingClock(), Stage()
-        self._choose_precision(config.trainer)  # refuses what the device has not
+        self._choose_precision(config.trainer)  # raises early if the device does not support the precision
         if self.subcommand != "fit" and config.ckpt_path is None:
             raise UserError(f"--ckpt_path missing: {self.subcommand} needs a trained network; `cnnbench fit` makes one")
         if _class_name(config.model) == ImageClassifier.__name__:
             raise UserError("model.class_path is missing: name a network of `cnnbench list`, such as LeNet5")
+        # With a checkpoint, LightningCLI builds the network that the checkpoint names, whatever the command line says.
         model = values_of(sys.argv, "--model")
-        if model and model[-1].rsplit(".", 1)[-1] != _class_name(config.model):  # LightningCLI takes the checkpoint's
+        if model and model[-1].rsplit(".", 1)[-1] != _class_name(config.model):
             raise UserError(f"the checkpoint is of {_class_name(config.model)}, not of {model[-1]}; leave out --model")
         names = values_of(sys.argv, "--model.name")
         if names and names[-1] != config.model.init_args.get("name"):
@@ -110,14 +115,14 @@ class CLI(LightningCLI):
             raise _user_error(error) from error
 
     def _choose_precision(self, trainer: Any, compiled_depthwise: bool = False) -> tuple[str, str] | None:
-        """The precision and why, unless it is one that only Lightning knows."""
+        """Return the precision and the reason for it, or None for a precision that only Lightning knows."""
         asked = {None: "auto", "16": "16-mixed", 16: "16-mixed"}.get(trainer.precision, trainer.precision)
         if asked not in hardware.PRECISIONS:
             return None
         return hardware.choose_precision(asked, _lightning_device(trainer.accelerator), compiled_depthwise)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Reads the data, then claims a run folder: what is refused leaves no folder behind."""
+        """Return the Trainer; the data is read before the run folder is made, so bad data leaves no folder behind."""
         config = self.config[self.subcommand]
         compiled_depthwise = self.model.compile_mode is not None and has_depthwise(self.model)
         chosen = self._choose_precision(config.trainer, compiled_depthwise)
@@ -143,7 +148,7 @@ class CLI(LightningCLI):
             raise
 
     def _trainer_in(self, folder: Path, kwargs: dict[str, Any]) -> L.Trainer:
-        """Return the Trainer of a run folder, with the loggers, callbacks and plugins of every run."""
+        """Return the Trainer for a run folder, with the loggers, callbacks and plugins that every run has."""
         config = self.config[self.subcommand]
         _say(f"data: {self.datamodule.label}")
         if self.subcommand == "fit" and _has_no_end(config.trainer):
@@ -152,7 +157,7 @@ class CLI(LightningCLI):
                 f"{kwargs['max_epochs']} epochs, a full training on this data; --trainer.max_epochs sets another number"
             )
         if config.trainer.logger in (None, True) and not config.trainer.barebones:
-            # A trial run logs nothing, so there is nothing to upload either.
+            # A trial run (fast_dev_run) logs nothing, so there is nothing to upload.
             kwargs["logger"] = _loggers("off" if config.trainer.fast_dev_run else config.wandb, folder)
         kwargs["callbacks"] = self._callbacks(config.trainer, folder)
         plugins = self.config_init[self.subcommand].trainer.plugins or []
@@ -162,7 +167,7 @@ class CLI(LightningCLI):
         return super().instantiate_trainer(default_root_dir=str(folder), **kwargs)
 
     def _callbacks(self, trainer: Any, folder: Path) -> list[L.Callback]:
-        """Return the user's callbacks and those of every run, as far as the options of the Trainer allow them."""
+        """Return the user's callbacks, and those callbacks of every run that the options of the Trainer allow."""
         config = self.config_init[self.subcommand]
         own = config.trainer.callbacks or []
         callbacks = [*(own if isinstance(own, list) else [own]), self.clock, self.stage]
@@ -178,11 +183,12 @@ class CLI(LightningCLI):
         return callbacks
 
     def before_fit(self) -> None:
+        """Print the size and the cost of the network, and the training recipe."""
         data = self.datamodule
         name, shape = self.model.display_name, (data.in_channels, data.image_size, data.image_size)
         try:
             cost = complexity(self.model, shape, training=False)
-        except UserError as error:  # such as control flow that depends on values; it can be trained all the same
+        except UserError as error:  # such as control flow that depends on values; the network can still be trained
             _say(f"{name} is not counted: {error}")
         else:
             size = "x".join(map(str, shape))
@@ -192,8 +198,9 @@ class CLI(LightningCLI):
         _say(f"recipe: {self.model.training_words}{rate}")
 
     def fit(self, model: ImageClassifier, **options: Any) -> None:
-        """Train; a signal stops the training after a whole step, with its state in ``last.ckpt``."""
-        # Several processes do not stop after the same step, and none may wait for the others.
+        """Train; a signal stops the training after a complete step, and ``last.ckpt`` keeps its state."""
+        # Several processes would not all stop after the same step, and those that go on would wait for the others.
+        # With several processes a signal therefore stops each of them at once.
         defer = stopping.deferred() if self.trainer.world_size == 1 else contextlib.nullcontext()
         try:
             with defer:
@@ -213,13 +220,24 @@ class CLI(LightningCLI):
         self._restoring(self.trainer.test, model, **options)
 
     def _restoring(self, run: Callable[..., Any], model: ImageClassifier, **options: Any) -> Any:
-        """Run a part of the Trainer; what goes wrong before its first batch is said to be the checkpoint's fault."""
+        """Run a method of the Trainer; if it starts from a checkpoint, an early error is reported as the checkpoint's.
+
+        An early error is one that occurs before the first batch.
+
+        Args:
+            run: Method of the Trainer.
+            model: Network.
+            options: Further arguments of the method.
+
+        Raises:
+            UserError: The checkpoint cannot be used.
+        """
         try:
             return run(model, **options)
         except Exception as error:
             if self.stage.started:
                 raise
-            _remove_run(self.folder)  # refused before anything was done
+            _remove_run(self.folder)  # nothing has been computed yet
             path = self.config[self.subcommand].ckpt_path
             if isinstance(error, UserError) or path is None:
                 raise
@@ -227,7 +245,7 @@ class CLI(LightningCLI):
             raise UserError(f"checkpoint '{path}' cannot be used for {self.subcommand}: {text}") from error
 
     def _command(self, subcommand: str, checkpoint: Path) -> str:
-        """Return a command that can be pasted into a shell, with what it needs to name."""
+        """Return a command for a checkpoint that can be pasted into a shell, with the ``--trust`` that it needs."""
         config = self.config[self.subcommand]
         modules = [*foreign_classes(config.as_dict()), foreign_module(_network_name(config.model))]
         named = ",".join(dict.fromkeys(module for module in modules if module))
@@ -235,6 +253,7 @@ class CLI(LightningCLI):
         return f"cnnbench {subcommand} --ckpt_path {shlex.quote(os.path.relpath(checkpoint))}{foreign}"
 
     def after_fit(self) -> None:
+        """Print the run folder, the steps, the training time, and the command that tests the checkpoint."""
         _say(f"run folder: {self.trainer.default_root_dir}")
         if self.stage.steps in (None, self.trainer.global_step):
             _say("nothing was left to train: the checkpoint is of a finished training")
@@ -247,7 +266,11 @@ class CLI(LightningCLI):
             _say(f"test it:    {self._command('test', existing)}")
 
     def predict(self, model: ImageClassifier, datamodule: ImageDataModule, **options: Any) -> None:
-        """Writes the class probabilities of the test images, in the data's order, into the run folder."""
+        """Write the class probabilities of the test images, in the order of the data, into the run folder.
+
+        Raises:
+            UserError: The Trainer has several devices, or no image was predicted.
+        """
         if self.trainer.world_size > 1:
             raise UserError("predict writes one file from one device; add --trainer.devices 1")
         batches = self._restoring(self.trainer.predict, model, datamodule=datamodule, **options) or []
@@ -268,11 +291,7 @@ class CLI(LightningCLI):
 
 
 def _try_sizes(model: ImageClassifier, data: ImageDataModule) -> None:
-    """Raise unless the network takes images of every size that training will have.
-
-    Raises:
-        UserError: It does not take one of them.
-    """
+    """Raise UserError unless the network accepts images of every size that the training will use."""
     training = model.training
     for size in dict.fromkeys(data.sizes):
         images = torch.zeros(1, data.in_channels, size, size)
@@ -302,7 +321,7 @@ def _say(text: str) -> None:
 
 
 def _user_error(error: BaseException) -> UserError:
-    """The user's error among the causes of what jsonargparse or Lightning raised, else their message in a line."""
+    """Return the UserError among the causes of an error of jsonargparse or Lightning, or else one made of its text."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UserError):
@@ -321,12 +340,16 @@ def _class_name(config: Any) -> str:
 
 
 def _network_name(config: Any) -> str:
-    """What the network is called; one from elsewhere by its own name."""
+    """Return the name of the network; a network from outside the zoo has the name that the user wrote."""
     return str(config.init_args.name) if _class_name(config) == External.__name__ else _class_name(config)
 
 
 def _run_folder(config: Any) -> Path:
-    """Makes a new folder ``OUT/<network>-<data>/<time>``; only the first of several processes does."""
+    """Create the folder ``OUT/<network>-<data>/<time>`` and return it; only the first of several processes creates it.
+
+    Raises:
+        UserError: All names for this second are taken.
+    """
     name = f"{_network_name(config.model)}-{_class_name(config.data)}"
     base = Path(config.out) / safe_name(name)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -343,17 +366,17 @@ def _run_folder(config: Any) -> Path:
 
 
 def _remove_run(folder: Path) -> None:
-    """Remove a run folder that this command has made, and the folders above it that are empty then."""
+    """Remove a run folder that this command has made, and the folders above it if they are then empty."""
     if int(os.environ.get("LOCAL_RANK", 0)) > 0:
         return
     shutil.rmtree(folder, ignore_errors=True)
     for parent in list(folder.parents)[:3]:
-        with contextlib.suppress(OSError):  # it is not empty
+        with contextlib.suppress(OSError):  # raised if the folder is not empty
             parent.rmdir()
 
 
 def _loggers(asked: Mode, folder: Path) -> list[Logger]:
-    # Lightning puts checkpoints where the first logger writes: empty name and version make that the run folder.
+    # Lightning stores checkpoints where the first logger writes. An empty name and version make that the run folder.
     loggers: list[Logger] = [CSVLogger(save_dir=folder, name="", version="")]
     mode = resolve_mode(asked, folder)
     if mode != "off":
@@ -372,23 +395,24 @@ def _loggers(asked: Mode, folder: Path) -> list[Logger]:
 
 
 def main(arguments: list[str]) -> None:
-    """Runs one of the four subcommands.
+    """Run one of the four subcommands.
 
     Args:
-        arguments: Subcommand and options, as on the command line.
+        arguments: Subcommand and its options, as on the command line.
 
     Raises:
         UserError: An option, a name, a file or a value is wrong.
     """
     quiet_lightning()
     hardware.keep_freed_memory()
-    all_models(), all_data()  # names are known to the parser once their classes are imported
+    all_models(), all_data()  # the parser knows the names of classes that have been imported
     arguments = with_named_checkpoint(with_reference_weights(with_network_options(arguments)))
     arguments = with_run_config(arguments)
     check_files(arguments)
     check_names(arguments)
     before = sys.argv
-    sys.argv = [before[0], *arguments]  # from here LightningCLI reads them, and DDP what to start other ranks with
+    # LightningCLI parses sys.argv, and DDP starts the processes of other ranks with it.
+    sys.argv = [before[0], *arguments]
     try:
         with allowed_imports():
             _start()
@@ -397,7 +421,7 @@ def main(arguments: list[str]) -> None:
     except MisconfigurationException as error:
         raise _user_error(error) from error
     except Exception as error:
-        # wandb is slow to import and may be missing, so that it is imported only by a training that logs to it.
+        # wandb is slow to import and may be missing, so only a training that logs to it imports it.
         wandb = sys.modules.get("wandb")
         if wandb is None or not isinstance(error, wandb.errors.Error):
             raise

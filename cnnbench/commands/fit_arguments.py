@@ -1,6 +1,6 @@
-"""The command line of ``cnnbench fit``: what short names and words in it stand for, and what its parser says of errors.
+"""The command line of ``cnnbench fit``: short forms are expanded, names are checked, and errors are put in plain words.
 
-Everything that the arguments name is checked here before anything of it is imported or built.
+Everything that the arguments name is checked here before any of it is imported or built.
 """
 
 from __future__ import annotations
@@ -30,11 +30,14 @@ from cnnbench.references import weights_file
 from cnnbench.trust import OPTION, Trust, check_config, current
 
 LINKED = ("num_classes", "in_channels", "image_size")
-"""Arguments of the network that come from the data."""
+"""Arguments of the network whose values come from the data set."""
 
 
 class Refused(SystemExit):
-    """Carries the parser's message past jsonargparse, which catches every other kind of error to try something else."""
+    """Exception that carries a message of the parser through jsonargparse.
+
+    It is a `SystemExit`, because jsonargparse catches every other kind of error and then tries something else.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(2)
@@ -42,7 +45,7 @@ class Refused(SystemExit):
 
 
 class Parser(LightningArgumentParser):
-    """Refuses abbreviations, and leaves its messages to `explain`."""
+    """Parser that accepts no abbreviated options and raises `Refused` for an error, so that `explain` can reword it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
@@ -52,7 +55,11 @@ class Parser(LightningArgumentParser):
 
 
 def explain(message: str) -> UserError:
-    """Turns a message of jsonargparse, which may have many lines, into one line with a hint."""
+    """Return a UserError of one line with a hint, for a message of jsonargparse, which may have many lines.
+
+    Args:
+        message: Message of the parser. Its parts, such as the option and the value, are found by regular expressions.
+    """
     text = " ".join(message.split())
     denied = re.search(r"Importing '([^']+)' is not allowed", text)
     if denied:
@@ -61,11 +68,13 @@ def explain(message: str) -> UserError:
             f"a configuration names '{denied[1]}', which is none of the networks, data sets and classes of "
             f"Lightning and torch that a file may name; if you trust its code, add {OPTION} {module}"
         )
+    # The option and the value that the message is about, if it names them.
     key = re.search(r'Parser key "([^"]+)"', text)
     name = key.group(1) if key else ""
     value = re.search(r"(?:Given value|Got value): (.*)$", text)
     given = value.group(1).strip() if value else ""
     no_class = re.search(r"(?:Expected a dot import path string|[Uu]nable to import[^:]*): ([\w.:]+)", text)
+    # A network or data set that is unknown, or the short form of an external network, which files cannot use.
     if no_class and name in ("model", "data"):
         kind, valid = _TABLES[name]()
         if name == "model" and ":" in no_class.group(1).rstrip(":"):
@@ -85,6 +94,7 @@ def explain(message: str) -> UserError:
     if required:
         missing = [part.split(".")[-1] for part in required.group(1).split(", ")]
         return UserError(f"--{' and --'.join(missing)} missing; name one, or give a --config with it")
+    # A value of the wrong type: name the types that are valid.
     types = re.findall(r"<class '([\w.]+)'>", text)
     if name and given and types:
         kinds = " or ".join(dict.fromkeys("null, for nothing," if t == "NoneType" else t for t in types))
@@ -96,6 +106,7 @@ _TABLES: dict[str, Callable[[], tuple[str, Iterable[str]]]] = {
     "model": lambda: ("model", all_models()),
     "data": lambda: ("data set", all_data()),
 }
+"""Functions that return the kind of thing that ``--model`` or ``--data`` names, for messages, and the valid names."""
 
 
 def _unknown_option(option: str) -> UserError:
@@ -105,7 +116,7 @@ def _unknown_option(option: str) -> UserError:
 
 
 def _options() -> list[str]:
-    """Every option with its prefix, and the arguments of networks and data sets also without it."""
+    """Return every option with its prefix, and the arguments of networks and data sets also without the prefix."""
     names = ["config", "seed_everything", "out", "wandb", "ckpt_path", "model", "data", "trainer"]
     names += [f"trainer.{name}" for name in inspect.signature(L.Trainer.__init__).parameters if name != "self"]
     for prefix, classes in (("model", all_models().values()), ("data", all_data().values())):
@@ -116,10 +127,12 @@ def _options() -> list[str]:
 
 
 def with_named_checkpoint(arguments: list[str]) -> list[str]:
-    """Replace ``--ckpt_path last`` or ``best`` by the file of the newest run that was meant, and say which it is.
+    """Replace ``--ckpt_path last`` or ``best`` by that file of the newest matching run, and print which file it is.
+
+    A run matches if it lies in the folder of ``--out`` and is of the network and data set that the arguments name.
 
     Raises:
-        UserError: There is no such run.
+        UserError: No such run has the checkpoint.
     """
     paths = values_of(arguments, "--ckpt_path")
     if not paths or paths[-1] not in ("last", "best", "hpc"):
@@ -139,10 +152,10 @@ def with_named_checkpoint(arguments: list[str]) -> list[str]:
 
 
 def with_reference_weights(arguments: list[str]) -> list[str]:
-    """Replace ``--weights reference`` by the checkpoint that the package ships of the network and data named.
+    """Replace ``--weights reference`` by the checkpoint that the package ships for the network and data set.
 
     Raises:
-        UserError: There is none, or a training was to start with it.
+        UserError: The package has no such checkpoint, the subcommand is ``fit``, or other options do not go with it.
     """
     values = values_of(arguments, "--weights")
     if not values:
@@ -156,12 +169,12 @@ def with_reference_weights(arguments: list[str]) -> list[str]:
         raise UserError("--weights reference needs --model NAME, such as LeNet5, and --data NAME")
     path = weights_file(models[-1], data[-1] if data else None)
     rest = [*_without_option(arguments, "--weights"), f"--ckpt_path={path}"]
-    # A data set is named before its own options.
+    # The name of the data set must precede the options of the data set, so it follows the subcommand directly.
     return rest if data else [rest[0], "--data", path.stem.removeprefix(f"{models[-1]}-"), *rest[1:]]
 
 
 def _without_option(arguments: list[str], flag: str) -> Iterator[str]:
-    """The arguments without an option and its value."""
+    """Yield the arguments without an option and its value."""
     skip = False
     for argument in arguments:
         if skip:
@@ -173,7 +186,11 @@ def _without_option(arguments: list[str], flag: str) -> Iterator[str]:
 
 
 def with_run_config(arguments: list[str]) -> list[str]:
-    """Add the run's own configuration where a checkpoint is given and nothing says which network it is."""
+    """Add the configuration of the run that wrote the checkpoint, unless the arguments name a configuration or network.
+
+    Raises:
+        UserError: The checkpoint does not exist, or no configuration lies in the folders above it.
+    """
     paths = values_of(arguments, "--ckpt_path")
     if not paths or paths[-1] in ("", "null"):
         return arguments
@@ -182,7 +199,8 @@ def with_run_config(arguments: list[str]) -> list[str]:
         raise UserError(f"checkpoint '{checkpoint}' does not exist; `cnnbench fit` prints the path of the one it wrote")
     if any(a.split("=")[0] in ("--config", "-c", "--model") for a in arguments):
         return arguments
-    # A metric's name with a slash in the name of a checkpoint makes a folder more.
+    # The run folder is two levels up, or more: a checkpoint named after a metric such as val/accuracy has a slash in
+    # its name, which makes one more folder.
     for folder in checkpoint.resolve().parents[:4]:
         if (folder / "config.yaml").is_file():
             return [arguments[0], f"--config={folder / 'config.yaml'}", *arguments[1:]]
@@ -190,17 +208,17 @@ def with_run_config(arguments: list[str]) -> list[str]:
 
 
 def check_files(arguments: list[str]) -> None:
-    """Raise unless the configurations and the checkpoint that the arguments name can be read, and the network that the
-    checkpoint names may be built.
+    """Check that the files that the arguments name can be read, and that the network of a checkpoint may be built.
 
     Raises:
-        UserError: One of them is damaged, or names code that the user has not named.
+        UserError: A configuration or checkpoint is damaged or names code that the user does not trust, or the
+            checkpoint of a training that is to go on has weights only.
     """
     named = [*values_of(arguments, "--config"), *values_of(arguments, "-c")]
     for option in ("--model", "--data", "--trainer"):
         named += [value for value in values_of(arguments, option) if re.search(r"\.(ya?ml|json)$", value)]
     for text in named:
-        if not text.lstrip().startswith("{"):  # the values themselves, typed
+        if not text.lstrip().startswith("{"):  # not a file: the values themselves, typed as JSON
             check_config(Path(text))
     for text in values_of(arguments, "--ckpt_path")[-1:]:
         if text not in ("", "null"):
@@ -224,15 +242,15 @@ _ALLOWED = (
     *("lightning.pytorch.strategies", "lightning.fabric.plugins", "lightning.fabric.strategies"),
     *("lightning.fabric.accelerators", "lightning.fabric.loggers"),
 )
-"""Where the classes are that a configuration may name."""
+"""Modules and classes that a configuration may name: the class itself, or any class of the module."""
 
 
 _CLOSED: set[str] = set()
-"""Names that an earlier command line in this process allowed; they are denied by name since."""
+"""Names that an earlier command line in this process allowed, and that are denied by name since then."""
 
 
 def foreign_classes(values: Any) -> Iterator[str]:
-    """Yield the modules of the classes in a configuration that a file may not name."""
+    """Yield the modules of the classes in a configuration that a file may name only if the user trusts them."""
     if isinstance(values, dict):
         path = values.get("class_path")
         if isinstance(path, str) and not path.startswith(tuple(f"{allowed}." for allowed in _ALLOWED) + _ALLOWED):
@@ -246,15 +264,17 @@ def foreign_classes(values: Any) -> Iterator[str]:
 
 @contextlib.contextmanager
 def allowed_imports() -> Iterator[None]:
-    """Have the parser import inside only classes of `_ALLOWED`, and what the user has named on the command line.
+    """Restrict the parser's imports inside the block to `_ALLOWED` and to what the user named on the command line.
 
-    Every name in a configuration passes here before anything is imported, in whatever corner of it, in whichever file,
-    and also in JSON within a text.
+    The parser applies the restriction to every name before it imports anything: in every file, at any depth, and also
+    in JSON within a text.
     """
     trust = current()
     if trust is None:
         yield
         return
+    # Of the typed words only dotted names can be modules or classes. A name that was denied after an earlier command
+    # line is allowed again if the user trusts its module now.
     names = [*trust.modules, *trust.typed]
     dotted = [name for name in names if all(part.isidentifier() for part in name.split("."))]
     dotted += [name for name in _CLOSED if trust.covers(name.rpartition(".")[0])]
@@ -262,25 +282,33 @@ def allowed_imports() -> Iterator[None]:
     jsonargparse.set_parsing_settings(
         import_path_denylist=["*"],
         import_path_allowlist=[*_ALLOWED, *own],
-        instantiate_subclass_spec_in_any=False,  # a class where anything may stand could be any class
+        instantiate_subclass_spec_in_any=False,  # a value for an argument of type Any could otherwise name any class
     )
     try:
         yield
     finally:
-        # The settings are of the whole process; what this command line allowed does not hold for the next one.
+        # The settings hold for the whole process, but what this command line allowed must not hold for the next one.
         closed = [name for name in own if name not in _ALLOWED]
         _CLOSED.update(closed)
         jsonargparse.set_parsing_settings(import_path_denylist=closed)
 
 
 def values_of(arguments: list[str], flag: str) -> list[str]:
-    """What the arguments give for an option, as ``--flag value`` or ``--flag=value``."""
-    values = [b for a, b in itertools.pairwise(arguments) if a == flag]
-    return values + [a.split("=", 1)[1] for a in arguments if a.startswith(f"{flag}=")]
+    """Return the values of an option, written ``--flag value`` or ``--flag=value``, in the order of the command line.
+
+    The parser takes the last one, so what is checked here has to be the last one too.
+    """
+    values = []
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+        if argument == flag and following is not None:
+            values.append(following)
+        elif argument.startswith(f"{flag}="):
+            values.append(argument.partition("=")[2])
+    return values
 
 
 def with_network_options(arguments: list[str]) -> list[str]:
-    """Turns ``--model NAME(key=value)`` and ``--model torchvision:NAME`` into options that the parser has."""
+    """Replace ``--model NAME(key=value)`` and ``--model torchvision:NAME`` by options that the parser knows."""
     found: list[str] = []
     for argument in _split_flag("--model", arguments):
         if found[-1:] == ["--model"] and ":" in argument:
@@ -298,7 +326,7 @@ def _as_option(value: Any) -> str:
 
 
 def _split_flag(flag: str, arguments: list[str]) -> Iterator[str]:
-    """The arguments with ``FLAG=VALUE`` as two."""
+    """Yield the arguments, with ``FLAG=VALUE`` split into two."""
     for argument in arguments:
         if argument.startswith(f"{flag}="):
             yield from argument.split("=", 1)
@@ -307,7 +335,11 @@ def _split_flag(flag: str, arguments: list[str]) -> Iterator[str]:
 
 
 def check_names(arguments: list[str]) -> None:
-    """Refuses early what would be found late or not at all: unknown names, and arguments that the data decides."""
+    """Check names and arguments that the parser would refuse late or not at all.
+
+    Raises:
+        UserError: A network or data set is unknown, or an argument is set that the data decides.
+    """
     pairs = [*itertools.pairwise(arguments), *(a.split("=", 1) for a in arguments if "=" in a)]
     for flag, value in pairs:
         if flag in ("--model", "--data") and re.fullmatch(r"\w+", value):

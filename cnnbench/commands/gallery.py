@@ -1,4 +1,4 @@
-"""The command `cnnbench explain gallery`: train a small network, and show it with every tool on one page."""
+"""The command `cnnbench explain gallery`: train a small network, and show it with every teaching tool on one page."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ from cnnbench.trust import OPTION
 
 EXAMPLE = "--config experiments/cifar10_speednet.yaml --out gallery"
 MODEL = "SimpleCNN(convs=5x5,batch_norm=True,dropout=0.0)"
-"""The network that is trained: the course's, with filters that are large enough to be looked at."""
+"""Network that is trained: the one of the course, with filters that are large enough to be looked at."""
 RECIPE = (
     "--model.optimizer=cnnbench.optimizers.MuonSGD --model.optimizer.lr=0.06 --model.optimizer.matrix_lr=0.03 "
     "--model.optimizer.vector_lr=0.03 --model.schedule=linear --data.batch_size=128"
 ).split()
-"""Options of its training. Muon turns filters far from their random start within a few epochs; AdamW leaves them
-noisy."""
+"""Options of the training. Muon moves the filters far away from their random start within a few epochs; with AdamW they
+stay noisy."""
 TRAINED_ON, EPOCHS = "CIFAR10", 3
+"""Data set and number of epochs of the training, by default."""
 SHIPPED, MADE_BY = "SimpleCNN", "cnnbench bench --config experiments/bench/reference-cpu-small.yaml"
-"""The network whose weights the package ships, and the command that trained it."""
+"""Network whose weights the package ships, and the command that trained it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +70,13 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Train, run the tools and write ``index.html``.
+    """Train a network or take the shipped weights, run every tool and write ``index.html``; return 0.
 
     Raises:
         UserError: The data is missing.
     """
     start = time.perf_counter()
-    if options.data_dir:  # the tools look for data there too
+    if options.data_dir:  # the tools take the folder from the environment
         os.environ["CNNBENCH_DATA"] = options.data_dir
     if options.weights is not None:
         checkpoint = weights_file(SHIPPED, options.data or TRAINED_ON)
@@ -101,7 +102,7 @@ def run(options: Options) -> int:
 
 
 def _length(options: Options) -> str:
-    """Return words for how the network is trained."""
+    """Return words for how the network is trained: by which file, or for how many epochs."""
     if options.config is not None:
         return f"by {options.config}"
     epochs = options.epochs or EPOCHS
@@ -115,16 +116,16 @@ def _recipe(options: Options) -> list[str]:
     if options.config is not None:
         return [f"--config={options.config}"]
     data = options.data or TRAINED_ON
-    get_data(data)  # refuses an unknown name
+    get_data(data)  # raises for an unknown name
     return [f"--model={MODEL}", f"--data={data}", *RECIPE, f"--trainer.max_epochs={options.epochs or EPOCHS}"]
 
 
 def train(fit_options: Sequence[str], runs: Path) -> Path:
-    """Train as ``cnnbench fit`` does, and return the last checkpoint.
+    """Train with ``cnnbench fit`` and return the last checkpoint.
 
     Args:
         fit_options: Options of ``cnnbench fit``.
-        runs: The folder that these name for run folders.
+        runs: Folder for run folders, which must be that of ``--out`` in the options.
     """
     from cnnbench.commands.fit import main as fit
 
@@ -135,12 +136,15 @@ def train(fit_options: Sequence[str], runs: Path) -> Path:
 
 
 def describe_training(checkpoint: Path, command: str, trusted: Sequence[str] = ()) -> Trained:
-    """Return what the page says of a trained network.
+    """Return what the page says about a trained network.
 
     Args:
-        checkpoint: The trained network.
-        command: The command that trained it.
-        trusted: Modules that the checkpoint may name.
+        checkpoint: Checkpoint of the trained network.
+        command: Command line that trained it.
+        trusted: Modules whose networks the checkpoint may name.
+
+    Raises:
+        UserError: The checkpoint does not name the data set of its training.
     """
     from cnnbench.explain.subjects import load_checkpoint
 
@@ -161,7 +165,7 @@ def describe_training(checkpoint: Path, command: str, trusted: Sequence[str] = (
 
 
 def written_name(model: Any) -> str:
-    """Return a network as it is written on the command line: its name, and arguments that are not defaults."""
+    """Return a network as it is written on the command line: its name, with the arguments that are not defaults."""
     chosen = []
     for key, parameter in inspect.signature(type(model).__init__).parameters.items():
         if key == "name" or key not in model.hparams:
@@ -173,5 +177,5 @@ def written_name(model: Any) -> str:
 
 
 def _as_list(value: Any) -> Any:
-    """Return a tuple as the list that a checkpoint makes of it."""
+    """Return a tuple as a list, which is what a checkpoint makes of it, and any other value unchanged."""
     return list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""The command `cnnbench list`: the networks of the zoo, what they cost and how good they are, and the data sets."""
+"""The command `cnnbench list`: list the networks of the zoo with their costs and accuracies, and the data sets."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from cnnbench.units import short
 
 EXAMPLE = "--json"
 PIPE_WIDTH = 200
+"""Line width, in characters, if the output is not a terminal."""
 ROOM_FOR_IDEAS = 150
-"""Characters of a line from which on the key ideas have a column."""
+"""Smallest line width, in characters, at which the table has a column for the key ideas."""
 ROOM_FOR_BOTH_SIZES = 110
-"""Characters of a line from which on the costs at 224 pixels have columns."""
+"""Smallest line width, in characters, at which the table has columns for the costs at 224 pixels."""
 LEGEND = """\
 32: 3x32x32 images, 10 classes; 224: 3x224x224 images, 1000 classes. Depth: weighted layers on the longest path, at 224.
 Params: those that inference uses. Accuracies: top-1, in %.
@@ -27,7 +28,9 @@ recipe. Recipes differ, so the rows do not compare. Reference: after a long trai
 seeds; a JPEG copy of CIFAR-10 has pixels that differ a little from the originals. `cnnbench list --json` has titles and
 sources."""
 _COUNTS = {"Params": "params", "MACs": "macs"}
+"""Titles of the columns of costs, and the starts of their keys in the catalogue."""
 _ACCURACIES = {"Published": "published", "Reference": "measured"}
+"""Titles of the columns of accuracies, and their keys in the catalogue."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Print the catalogue."""
+    """Print the catalogue of the zoo; return 0."""
     catalog = load_catalog()
     if options.json:
         out_json({key: catalog[key] for key in ("models", "data")})
@@ -52,7 +55,7 @@ def run(options: Options) -> int:
 
 
 def _table(models: Mapping[str, Mapping[str, Any]], width: int) -> Table:
-    """Return the table; in a narrow terminal without the columns that need the most room."""
+    """Return the table of the networks; in a narrow terminal it lacks the columns that need the most room."""
     with_ideas = width >= ROOM_FOR_IDEAS
     sizes = list(SIZES) if width >= ROOM_FOR_BOTH_SIZES else ["32"]
     table = Table(header_style="bold")
@@ -80,6 +83,6 @@ def _table(models: Mapping[str, Mapping[str, Any]], width: int) -> Table:
 
 
 def _accuracy(entry: Mapping[str, Any]) -> str:
-    """Return an accuracy in per cent with the data that it is of; errors below 2 % have two digits."""
+    """Return an accuracy in per cent with the name of its data set, with two decimals from 98 % on, else with one."""
     digits = 2 if entry["accuracy"] >= 98 else 1
     return f"{entry['accuracy']:.{digits}f} {entry['data']}"

@@ -1,4 +1,4 @@
-"""The options that name networks and the images that they take, shared by `count` and `speed`."""
+"""Options that name networks and the form of their images, shared by the commands `count` and `speed`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkOptions:
-    """Networks by name, and their images."""
+    """Options that name networks and the form of their images."""
 
     models: tuple[str, ...] = option(
         "Networks: names from `cnnbench list`, all, torchvision:NAME, timm:NAME or package.module:callable; arguments "
@@ -34,10 +34,10 @@ class NetworkOptions:
 
 
 def find_networks(options: NetworkOptions) -> list[Network]:
-    """Return the networks that the options name, with a note when they take images of different sizes.
+    """Return the networks that the options name, and print a note if they take images of different sizes.
 
     Raises:
-        UserError: A name is unknown, or comes twice.
+        UserError: A name is unknown, or occurs twice.
     """
     from cnnbench.models import all_models
     from cnnbench.network import get_network

@@ -1,4 +1,4 @@
-"""The command `cnnbench report`: tables, pictures and a page from records."""
+"""The command `cnnbench report`: make tables, pictures and a page from records."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Write a report and print its table."""
+    """Write the report of some records and print its table; return 0."""
     records = load_records(options.records)
     if options.export is not None:
         write_lines(options.export, records)
@@ -43,14 +43,14 @@ def run(options: Options) -> int:
 
 
 def _default_folder(paths: Sequence[Path]) -> Path:
-    """Return the run folder, if that is all that was named."""
+    """Return the run folder if the user named that alone, or else ``results/report``."""
     if len(paths) == 1 and paths[0].is_dir():
         return paths[0]
     return Path("results/report")
 
 
 def _log(records: Sequence[Record], folder: Path, asked_mode: WandbMode) -> None:
-    """Log records and their comparison to W&B."""
+    """Log every record, and the comparison of all of them, to W&B."""
     from cnnbench.report.tracking import Tracker, resolve_mode
 
     mode = resolve_mode(asked_mode, folder)
@@ -63,7 +63,13 @@ def _log(records: Sequence[Record], folder: Path, asked_mode: WandbMode) -> None
 
 
 def show_report(records: Sequence[Record], folder: Path, as_json: bool) -> None:
-    """Write the report of records into a folder, and print the table or one JSON document."""
+    """Write the report of some records into a folder, and print its table or one JSON document.
+
+    Args:
+        records: Records to report.
+        folder: Folder of the report.
+        as_json: Whether to print a JSON document instead of the table.
+    """
     from cnnbench.report.outputs import Report, json_document, print_table, write_report
 
     files = write_report(records, folder)

@@ -1,4 +1,7 @@
-"""The command `cnnbench speed`: how fast networks are, timed against each other in turns."""
+"""The command `cnnbench speed`: options for timing networks against each other, in turns.
+
+The timing itself is in `cnnbench.commands.speed_run`, which needs torch and is imported when the command runs.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +96,7 @@ class Options(NetworkOptions):
 
 
 def run(options: Options) -> int:
-    """Time networks and print the figures; return 1 when one of them failed."""
+    """Time networks and print the figures; return 1 if one of them failed."""
     from cnnbench.commands.speed_run import speed
 
     return speed(options)

@@ -1,4 +1,8 @@
-"""The timing behind `cnnbench speed`: options become networks and ways of running them, and these become records."""
+"""The timing behind `cnnbench speed`: from options to timed networks, and from their times to records.
+
+A way (`cnnbench.timing.work.Way`) is how a network runs: number format, memory format, mode, and cuDNN's benchmark
+switch. Every network is timed in every way that the options name, and each combination is one row.
+"""
 
 from __future__ import annotations
 
@@ -35,23 +39,26 @@ DEFAULT_OUT = Path("results/speed")
 PICTURE = "roofline.png"
 PIPE_WIDTH = 200
 FORMATS = {"channels_last": True, "contiguous": False}
+"""Memory formats by name, and whether the channel is the innermost dimension in them."""
 _GRAPH = " as a CUDA graph"
+"""Suffix of a row's name for the same network as a CUDA graph."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A network and the way it runs; None where there is one way only, so that its name is enough."""
+    """A network and the way it runs; the way is None if there is only one, so that the network's name is enough."""
 
     network: Network
     way: Way | None
 
     @property
     def name(self) -> str:
+        """Return the network's name, followed by the way in brackets if there are several."""
         return self.network.name if self.way is None else f"{self.network.name} [{self.way.words}]"
 
 
 def speed(options: Options) -> int:
-    """Time networks and print the figures; return 1 when one of them failed."""
+    """Time networks, print and write the results; return 1 if a network failed or its limits are not known."""
     if options.limits:
         make_folder(options.out or DEFAULT_OUT, "out")
     if options.records is not None:
@@ -83,26 +90,27 @@ def speed(options: Options) -> int:
 
 
 def time_networks(options: Options, networks: Sequence[Network]) -> list[Record]:
-    """Time networks in all ways that the options name, and return a record per network and way.
+    """Time networks in every way that the options name, and return a record per network and way.
 
     Args:
-        options: How to time; its networks are not read, unless fresh processes are asked for, which build them by name.
-        networks: What to time.
+        options: Options of the timing. Its names of networks are used only in fresh processes, which build the networks
+            themselves.
+        networks: Networks to time.
 
     Raises:
-        UserError: An option does not go with another, with the device, or with a network.
+        UserError: An option does not go with another option, with the device, or with a network.
     """
     config, ways = _config(options)
     _check_ways(options, config, ways)
     rows = [Row(network, way) for network in networks for way in ways]
     hardware.keep_freed_memory()
-    with stdout_kept():  # what a network of the user's prints is not part of the document
+    with stdout_kept():  # text that a user's network prints must not get into the document
         figures, limits = _measure(options, config, rows)
     return _records(config, rows, figures, limits)
 
 
 def _check_ways(options: Options, config: SpeedConfig, ways: Sequence[Way | None]) -> None:
-    """Raise UserError where options do not go with the device or with the ways."""
+    """Raise UserError if ``--memory``, ``--limits`` or ``--sweep`` does not go with the device or with the ways."""
     chosen = [way or config.way for way in ways]
     if options.memory:
         if config.device.type != "cpu":
@@ -120,10 +128,14 @@ def _check_ways(options: Options, config: SpeedConfig, ways: Sequence[Way | None
 
 
 def make_folder(folder: Path, option: str) -> Path:
-    """Make a folder for what an option of the command is to write, before anything is timed.
+    """Create the folder that an option of the command writes to, before anything is timed, and return it.
+
+    Args:
+        folder: Folder to create, if it does not exist.
+        option: Name of the option, for the message.
 
     Raises:
-        UserError: It cannot be made or written to.
+        UserError: The folder cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -137,8 +149,9 @@ def make_folder(folder: Path, option: str) -> Path:
 def _measure(
     options: Options, config: SpeedConfig, rows: Sequence[Row]
 ) -> tuple[dict[str, dict[str, Any]], Survey | None]:
-    """Return the figures of every row by its name, and what limits the networks if that was asked for."""
+    """Return the figures of every row by the row's name, and what limits the networks if the options ask for it."""
     found_limits = None
+    # A fresh process gets the names of the networks and builds them itself.
     if options.processes > 1:
         named = [(row.network.name, row.way) for row in rows]
         figures = in_processes(
@@ -151,6 +164,7 @@ def _measure(
         )
     else:
         subjects = {row.name: _subject(row) for row in rows}
+        # The peaks of the machine are measured before the timing, and by `survey` after it; the better ones count.
         before = peaks_now(config) if options.limits else None
         graphs = _as_graphs(subjects, config) if options.limits else {}
         everything = measure_speed(subjects | graphs, config, _say)
@@ -162,6 +176,7 @@ def _measure(
             working = {name: subject for name, subject in subjects.items() if "error" not in figures[name]}
             for name, swept in sweep(working, config, _most_images(options, config), _say).items():
                 figures[name]["sweep"] = asdict(swept)
+    # The growth of a process says something about one network only if the process has done nothing else.
     if options.memory:
         for row in rows:
             if "error" not in figures[row.name]:
@@ -173,7 +188,7 @@ def _measure(
 def _records(
     config: SpeedConfig, rows: Sequence[Row], figures: Mapping[str, Mapping[str, Any]], limits: Survey | None
 ) -> list[Record]:
-    """Return a record per row; its name has the way that the network runs where there are several."""
+    """Return a record per row; the name of a record includes the way if there are several."""
     machine = _machine(config, limits)
     records = []
     for row in rows:
@@ -206,7 +221,7 @@ def _records(
 
 
 def _random_images(network: Network) -> dict[str, Any]:
-    """Return what a record says of its data, for images that are noise."""
+    """Return the data entry of a record, for images of random noise."""
     none = dict.fromkeys(("train_images", "val_images", "test_images", "full_train_images", "full_epochs"), 0)
     return {
         "name": "noise",
@@ -221,11 +236,11 @@ def _random_images(network: Network) -> dict[str, Any]:
 
 
 def _machine(config: SpeedConfig, limits: Survey | None) -> dict[str, Any]:
-    """Return the machine, the software, and the peaks if they were measured."""
+    """Return the facts about machine and software, and the peaks of the machine if they were measured."""
     facts = hardware.accelerator_facts(config.device)
     machine = {
         **environment(hardware.device_name(config.device), torch.get_num_threads()),
-        # The way of each row decides whether TF32 is allowed, whatever torch's flags are now.
+        # The current TF32 flags of torch are left out, because the way of each row sets them.
         "accelerator": {name: value for name, value in facts.items() if not name.startswith("tf32")},
         "allocator": hardware.keep_freed_memory(),
     }
@@ -239,7 +254,7 @@ def _machine(config: SpeedConfig, limits: Survey | None) -> dict[str, Any]:
 
 
 def _draw_roofline(records: Sequence[Record], folder: Path) -> Path:
-    """Draw what the networks reach below the roof of the machine, from their records."""
+    """Draw a roofline picture from records, with what the networks reach of the machine's peaks; return its path."""
     limits = {record.model: record.measures["limits"] for record in records if "limits" in record.measures}
     first = records[0]
     peaks = first.environment["peaks"]
@@ -253,7 +268,12 @@ def _draw_roofline(records: Sequence[Record], folder: Path) -> Path:
 
 
 def _document(records: Sequence[Record], picture: Path | None) -> dict[str, Any]:
-    """Return everything that was measured, for JSON."""
+    """Return everything that was measured, as a document for JSON.
+
+    Args:
+        records: Records of all rows.
+        picture: File of the roofline picture; None if there is none.
+    """
     networks = []
     for record in records:
         row = {
@@ -292,7 +312,7 @@ def _document(records: Sequence[Record], picture: Path | None) -> dict[str, Any]
 
 
 def _as_graphs(subjects: Mapping[str, Subject], config: SpeedConfig) -> dict[str, Subject]:
-    """Return the same networks as CUDA graphs, whose operators are not launched one by one; none on a CPU."""
+    """Return the same networks as CUDA graphs, whose operators are not launched one by one; empty without CUDA."""
     if config.device.type != "cuda":
         return {}
     graphs = {}
@@ -307,7 +327,14 @@ def _say(share: float, text: str) -> None:
 
 
 def _config(options: Options) -> tuple[SpeedConfig, list[Way | None]]:
-    """How the timing is done, and the ways that are compared."""
+    """Return the configuration of the timing, and the ways that are compared.
+
+    The ways are ``[None]`` if there is only one, the way of the configuration, so that rows are named after networks
+    alone.
+
+    Raises:
+        UserError: A name is unknown, two ways are the same, or the device does not support a way.
+    """
     device = hardware.choose_device(options.device)
     asked, formats, modes = (_values(options, n, device) for n in ("precision", "memory_format", "mode"))
     benchmark = device.type == "cuda" and options.cudnn_benchmark == "on"
@@ -319,6 +346,7 @@ def _config(options: Options) -> tuple[SpeedConfig, list[Way | None]]:
         Way(training, FORMATS[order], mode, benchmark, inference)
         for (training, inference), order, mode in itertools.product(precisions, formats, modes)
     ]
+    # With `all`, impossible combinations are left out; those that the user named are refused by `check`.
     if "all" in (options.precision, options.mode):
         ways = [way for way in ways if way and way.is_possible]
     for way in ways:
@@ -329,21 +357,22 @@ def _config(options: Options) -> tuple[SpeedConfig, list[Way | None]]:
     defaults = (*hardware.default_batch_sizes(device), SpeedConfig.rounds)
     sizes = [options.batch_size, options.train_batch_size, options.rounds]
     given = [default if value is None else value for value, default in zip(sizes, defaults, strict=True)]
+    # A number of rounds that the user sets is kept, however long the rounds take.
     fewest = SpeedConfig.fewest_rounds if options.rounds is None else given[2]
     config = SpeedConfig(
         device, precisions[0][0], given[0], given[1], rounds=given[2], fewest_rounds=fewest, seed=options.seed,
         cudnn_benchmark=benchmark, inference_precision=precisions[0][1],
     )  # fmt: skip
     if ways == [config.way] and config.precision != "tf32":
-        ways = [None]  # rows are called by their network alone
+        ways = [None]  # rows are named after their network alone
     return config, ways
 
 
 def _precisions(name: str, device: torch.device) -> tuple[str, str]:
-    """Return the number formats of training and of inference for a word of the command line.
+    """Return the number formats of training and of inference for a value of ``--precision``.
 
     Raises:
-        UserError: It is unknown, or the device does not compute in it.
+        UserError: The precision is unknown, or of no use on the device.
     """
     if name == "auto":
         precision, _ = hardware.choose_precision(name, device)
@@ -357,7 +386,7 @@ def _precisions(name: str, device: torch.device) -> tuple[str, str]:
 
 
 def _values(options: Options, option: str, device: Any) -> list[str]:
-    """What an option of the way names; ``all`` is what the device has."""
+    """Return the values of an option that makes ways; ``all`` stands for every value that suits the device."""
     given = getattr(options, option)
     if given != "all":
         values = split_names(given)
@@ -374,7 +403,7 @@ def _values(options: Options, option: str, device: Any) -> list[str]:
 
 
 def _all_precisions(of_training: Sequence[str]) -> list[str]:
-    """Return the precisions of training, each with that of its inference after it."""
+    """Return the precisions of training, each followed by its precision of inference, without duplicates."""
     both = []
     for precision in of_training:
         both += [precision, hardware.inference_precision(precision)]
@@ -382,6 +411,7 @@ def _all_precisions(of_training: Sequence[str]) -> list[str]:
 
 
 def _most_images(options: Options, config: SpeedConfig) -> int:
+    """Return the largest batch size of the sweep."""
     default = 512 if config.device.type == "cpu" else 65536
     return options.max_batch_size or default
 
@@ -394,14 +424,14 @@ def _rows(options: Options, ways: Sequence[tuple[str, Way | None]]) -> list[Row]
 def _figures_of(
     config: SpeedConfig, options: Options, ways: Sequence[tuple[str, Way | None]]
 ) -> dict[str, dict[str, Any]]:
-    """In a process of its own: the figures of the rows."""
+    """Return the figures of the rows; called in a fresh process."""
     hardware.keep_freed_memory()
     with stdout_kept():
         return measure_speed({row.name: _subject(row) for row in _rows(options, ways)}, config, _say)
 
 
 def _growth_of(config: SpeedConfig, options: Options, ways: Sequence[tuple[str, Way | None]]) -> dict[str, Any]:
-    """In a process of its own: what a row's training takes of the system's memory."""
+    """Return the bytes by which a row's training steps grow the memory of their process; called in a fresh process."""
     with stdout_kept():
         (row,) = _rows(options, ways)
         return {"resident_bytes": resident_growth(_subject(row), replace(config, warmup_s=0.0))}
@@ -414,13 +444,17 @@ def _subject(row: Row) -> Any:
 
 
 def _classes(network: Network) -> int:
-    """Classes of a network that does not say how many it has, from what it puts out for an image."""
+    """Return the number of classes of a network that does not state it, from its output for one image.
+
+    Raises:
+        UserError: The network does not accept such images.
+    """
     with torch.inference_mode():
         try:
             output = network.build().eval()(torch.zeros(1, *network.image_shape))
         except Stopped:
             raise
-        except BaseException as error:  # whatever a network of the user's raises
+        except BaseException as error:  # a user's network may raise anything
             shape = "x".join(map(str, network.image_shape))
             text = " ".join(str(error).split())[:300]
             raise UserError(

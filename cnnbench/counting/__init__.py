@@ -1,1 +1,1 @@
-"""What a network costs on paper: operators, parameters, activations, receptive fields, memory of a training step."""
+"""Costs of a network from its shapes alone: operators, parameters, activations, receptive fields, training memory."""

@@ -1,8 +1,9 @@
-"""What a network costs on paper, in inference and in training, counted operator by operator without running it.
+"""Cost of a network in inference and in training, counted operator by operator without running the network.
 
-A copy without values runs on the meta device; every operator, also those of functional calls and of the backward
-graph, passes through the table of `cnnbench.counting.operators` and is booked to the module that called it. What the
-table does not have is listed by name.
+A copy of the network without values runs on the meta device. Every operator of the forward pass and of the backward
+graph is looked up in the cost table of `cnnbench.counting.operators`, and its cost is added to the module that called
+it. So functional calls count like modules, and the cost of training comes from the graph that autograd builds.
+Operators that the table does not contain are listed by name.
 """
 
 from __future__ import annotations
@@ -40,19 +41,21 @@ CONVENTION = (
 
 @dataclass(frozen=True)
 class Layer:
-    """Share of one module: what it does itself, without its children.
+    """Cost of one module on its own, without its submodules.
 
     Attributes:
-        name: Path of the module, empty for the network itself.
-        type: Its class.
-        output_shape: Shape of its output for one image, without the batch; None if it was not called.
-        params: Parameters that it holds; a shared one belongs to the module that comes first.
-        macs: Multiply-adds of all its calls for one image.
-        other_ops: Its other arithmetic.
-        train_macs: Multiply-adds of a training step per image, forward and backward; None if not asked for.
-        calls: How often it ran in inference.
-        receptive_field: ``size``, ``jump`` and ``start`` in pixels; ``"image"`` if it sees all of any image; None
-            where it is not defined.
+        name: Path of the module in the network; empty for the network itself.
+        type: Class name of the module.
+        output_shape: Shape of the first tensor of its output for one image, without the batch dimension; None if the
+            module was not called.
+        params: Number of parameters that the module holds; a shared parameter belongs to the first module that holds
+            it.
+        macs: Multiply-adds of all calls of the module for one image in inference.
+        other_ops: Other arithmetic operations of these calls; see `cnnbench.counting.operators`.
+        train_macs: Multiply-adds of a training step per image, forward and backward; None if training was not counted.
+        calls: Number of calls in one forward pass in inference.
+        receptive_field: Dictionary with ``size``, ``jump`` and ``start`` in pixels; ``"image"`` if each unit sees the
+            whole of any image; None where the receptive field is not defined.
     """
 
     name: str
@@ -68,27 +71,32 @@ class Layer:
 
 @dataclass(frozen=True)
 class Complexity:
-    """What one image costs.
+    """Cost of one image.
 
     Attributes:
-        params: Weights and biases, frozen or not; a shared one counts once.
-        trainable_params: Those that want a gradient.
+        params: Number of weights and biases, trainable or frozen; a shared parameter counts once.
+        trainable_params: Number of those that require a gradient.
         macs: Multiply-adds of convolutions and matrix products in inference, bias excluded.
-        other_ops: Other arithmetic in inference: bias, normalisation, activations, pooling, element-wise.
-        activations: Values that convolutions and matrix products put out (Radosavovic et al. 2020, arXiv 2003.13678).
-        train_forward_macs: Multiply-adds of the forward pass in training mode, auxiliary heads included.
-        train_macs: Those of a training step per image: forward, gradients of inputs, gradients of weights. Loss and
-            optimizer have none.
-        receptive_field: Of the last map whose units see different parts of the image; see `Layer`.
-        depth: Convolutions and linear layers on the longest path from image to output, a shared one as often as it
-            runs; branches that run beside it do not count. None for images without extents, or where it is lost.
-        batch_linear: Whether 8 images cost exactly 8 times the MACs of one, and the forward pass of 4 in training
-            twice that of 2.
-        uncounted: Operators without a rule, with their number of calls, hooks that were left out, and objects that the
+        other_ops: Other arithmetic in inference: bias, normalisation, activations, pooling, element-wise operators.
+        activations: Number of output values of convolutions and matrix products in inference (Radosavovic et al. 2020,
+            arXiv 2003.13678).
+        train_forward_macs: Multiply-adds of the forward pass in training mode, auxiliary heads included; None where
+            ``train_macs`` is None.
+        train_macs: Multiply-adds of a training step per image: forward pass, input gradients and weight gradients. The
+            loss and the optimizer have none. None if training was not counted, or if one image has no cost of its own
+            because the cost is no straight line over the batch size.
+        receptive_field: Receptive field of the last feature map whose units see different parts of the image; see
+            `Layer`.
+        depth: Number of convolutions and linear layers on the longest path from image to output. A shared layer counts
+            once per call; layers of shorter parallel branches do not count. None if the images have no spatial
+            dimensions, or if memory that was written in parts hides the path.
+        batch_linear: Whether 8 images cost exactly 8 times the MACs of one, and, if training was counted, the forward
+            pass of 4 images in training mode costs exactly twice that of 2.
+        uncounted: Operators without a rule and their number of calls, hooks that were left out, and objects that the
             copy shares with the network.
-        remarks: What else has to be known, such as that the cost does not grow with the batch.
-        layers: Modules in the order of their first call. Their parameters, MACs, other operations and training MACs
-            add up to those of the network.
+        remarks: Other facts that a reader of the count must know, such as a cost that does not grow with the batch.
+        layers: Modules in the order of their first call. Their parameters, MACs, other operations and training MACs add
+            up to those of the network.
     """
 
     params: int
@@ -107,7 +115,7 @@ class Complexity:
 
     @property
     def flops(self) -> int:
-        """Twice the MACs."""
+        """Return the floating-point operations, which are twice the MACs."""
         return 2 * self.macs
 
     def __str__(self) -> str:
@@ -122,7 +130,7 @@ class Complexity:
         return f"<table>{''.join(rows)}</table>"
 
     def _rows(self) -> list[tuple[str, str, str]]:
-        """Return title, value and remark of each figure."""
+        """Return title, value and remark of each row of the table."""
         frozen = self.params - self.trainable_params
         ratio = f"{self.train_macs / self.macs:.4g} x inference" if self.macs and self.train_macs else ""
         field = self.receptive_field
@@ -143,25 +151,29 @@ class Complexity:
         ]
 
     def figures(self) -> dict[str, Any]:
-        """Everything but the layers, for records and JSON."""
+        """Return every figure except the layers, for records and JSON."""
         found = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "layers"}
         return found | {"flops": self.flops, "uncounted": list(self.uncounted), "remarks": list(self.remarks)}
 
 
 def complexity(model: nn.Module, image_shape: Sequence[int], training: bool = True) -> Complexity:
-    """Counts what a network costs for one image.
+    """Count the cost of a network for one image.
 
-    The network itself is neither run nor changed: a copy without values is, on the meta device, in inference with 1 and
-    8 images, in training with 2 and 4, since batch norm may need more than one. Of what is spent once per batch,
-    whatever its size, one image bears all.
+    The network itself is neither run nor changed. A copy without values runs on the meta device: in inference with 1
+    and 8 images, and in training with 2 and 4, since batch norm may need more than one. Work that is done once per
+    batch, whatever the batch size, is charged in full to the one image.
 
     Args:
-        model: Any network that takes one batch of images and returns tensors.
-        image_shape: Channels and extents of one image, such as (C, H, W); (C, L) and (C, D, H, W) work too.
-        training: Whether to count a training step as well; its figures are None otherwise.
+        model: Network that takes one batch of images and returns tensors.
+        image_shape: Channels and spatial dimensions of one image, such as (C, H, W); (C, L) and (C, D, H, W) work too.
+        training: Whether to count a training step as well; the training figures are None otherwise.
+
+    Returns:
+        The figures of the network and of each of its layers.
 
     Raises:
-        UserError: The network does not run on such images, or needs their values; the message names the module.
+        UserError: The shape is not valid, or the network does not run on such images, or its forward pass needs the
+            values of a tensor. The message names the module.
     """
     if any(not isinstance(n, int) or n < 1 for n in image_shape):
         raise UserError(f"image_shape {tuple(image_shape)} must be channels and extents, whole numbers of at least 1")
@@ -170,16 +182,33 @@ def complexity(model: nn.Module, image_shape: Sequence[int], training: bool = Tr
 
 
 def take_complexity(subject: Subject) -> Taken:
-    """Take the measure `complexity` of a benchmark."""
+    """Take the measure `complexity` of a benchmark.
+
+    Args:
+        subject: Network to measure, with the shape of its images.
+
+    Returns:
+        The figures of the measure; operators without a rule are named under ``skipped``.
+    """
     cost = complexity(subject.model, subject.image_shape)
     skipped = {"operators": f"not counted: {', '.join(cost.uncounted)}"} if cost.uncounted else {}
     return Taken({figure.key: getattr(cost, figure.key) for figure in COMPLEXITY.figures}, skipped)
 
 
 def receptive_fields(model: nn.Module, image_shape: Sequence[int]) -> dict[str, dict[str, Any] | str | None]:
-    """The receptive field of the first output of every module that runs, by name; see `Layer`.
+    """Return the receptive field of the first output of every module that runs, by module name.
 
-    `complexity` lists layers that cost something; this has blocks too. Arguments and errors are the same.
+    Unlike `complexity`, whose layers all have a cost, this includes blocks and other containers.
+
+    Args:
+        model: Network that takes one batch of images and returns tensors.
+        image_shape: Channels and spatial dimensions of one image.
+
+    Returns:
+        Receptive fields by module name, in the form that `Layer` describes.
+
+    Raises:
+        UserError: The network does not run on such images, or its forward pass needs the values of a tensor.
     """
     with torch.inference_mode(False), without_global_hooks() as global_hooks:
         passes = _Passes(model, tuple(image_shape), global_hooks)
@@ -191,14 +220,15 @@ _CONVOLUTIONS = frozenset(getattr(torch, f"conv{kind}{dims}d") for kind in ("", 
 
 
 class ComplexConvolutions(TorchFunctionMode):
-    """Knows when a complex convolution runs, of which torch makes three real ones (Gauss's trick).
+    """Filter that counts a complex convolution once.
 
-    A complex multiply-add counts as one, as in a complex matrix product, so the first of the three is booked and the
-    rest of the trick is not. It is on only where there are complex numbers, since it slows every call of torch.
+    Torch computes a complex convolution as three real ones and some additions (Gauss's trick). A complex multiply-add
+    counts as one, as in a complex matrix product. So the first of the three convolutions is counted and the other
+    operators are skipped. The filter slows every call of torch, so it is off until a complex tensor appears.
 
     Attributes:
-        on: Whether complex convolutions are looked for.
-        needed: Whether a complex tensor has been seen while it was off.
+        on: Whether the filter watches for complex convolutions.
+        needed: Whether a complex tensor appeared while the filter was off.
     """
 
     def __init__(self) -> None:
@@ -229,7 +259,13 @@ class ComplexConvolutions(TorchFunctionMode):
             self._inside = False
 
     def skips(self, operator: Any, out: Any, backward_node: Any) -> bool:
-        """Return whether an operator is not to be booked, since it is part of the trick."""
+        """Return whether an operator is part of the trick and must not be counted.
+
+        Args:
+            operator: Operator that has just run.
+            out: Result of the operator.
+            backward_node: Node of the backward graph that called the operator; None in the forward pass.
+        """
         if not self.on:
             self.needed = self.needed or (isinstance(out, Tensor) and out.is_complex())
             return False
@@ -237,6 +273,8 @@ class ComplexConvolutions(TorchFunctionMode):
             return backward_node._sequence_nr() in self._skipped_nodes
         if not self._inside:
             return False
+        # The first convolution stands for the complex one. The nodes that autograd made for the other operators are
+        # remembered, so that their gradients are skipped in the backward pass too.
         if operator.overloadpacket is torch.ops.aten.convolution and not self._booked:
             self._booked = True
             return False
@@ -264,33 +302,34 @@ class _Books:
 
 
 class _Training(NamedTuple):
-    """Training steps of two images, and of four if a part is spent once per batch."""
+    """Books of a training step of two images, and of four if part of the cost arises once per batch."""
 
     two: _Books
     four: _Books | None
 
     def of_one(self, cost: Callable[[_Books], int]) -> int:
-        """The cost of one image."""
+        """Return a cost for one image, with all of the cost that arises once per batch."""
+        # A cost of f per batch and v per image gives two = f + 2v and four = f + 4v, so f + v = (3 two - four) / 2.
         return cost(self.two) // 2 if self.four is None else (3 * cost(self.two) - cost(self.four)) // 2
 
 
 def _per_image(one: tuple[int, ...] | None, eight: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    """A shape without the batch, if that comes first."""
+    """Return a shape without its batch dimension if that is the first one, else the shape unchanged."""
     if not one or not eight:
         return one
     return one[1:] if eight == (8 * one[0], *one[1:]) else one
 
 
 class _Passes:
-    """Passes of the copy of a network; each fills books of its own."""
+    """Forward and backward passes of a copy of a network; each pass fills its own books."""
 
     def __init__(self, model: nn.Module, image_shape: tuple[int, ...], left_out: Sequence[str] = ()) -> None:
         self.image_shape = image_shape
         self.model = model
         self._stack = [model]
-        self._failed: tuple[BaseException, nn.Module] | None = None  # the innermost module that raised
+        self._failed: tuple[BaseException, nn.Module] | None = None  # last error, innermost module that raised it
         self._unregistered = unregistered_modules(model)
-        self._random_in: dict[str, None] = {}  # passes whose forward drew random numbers
+        self._random_in: dict[str, None] = {}  # kinds of pass that drew random numbers
         self._complex = ComplexConvolutions()
         with self._refusing():
             self.model, more = meta_copy(model)
@@ -303,9 +342,11 @@ class _Passes:
         for module in self.model.modules():
             module.register_forward_pre_hook(self._enter)
             module.register_forward_hook(self._leave, always_call=True)
+        # Attributes and buffers before the first pass: a network may remember things from one call to the next.
         self._states = [(module, dict(module.__dict__), dict(module._buffers)) for module in self.model.modules()]
 
     def complexity(self, training: bool) -> Complexity:
+        """Run all passes and return the figures; training figures are None if training is False."""
         one = self.inference(1)
         if self._complex.needed:
             self._complex.on = True
@@ -340,7 +381,7 @@ class _Passes:
         )
 
     def _warnings(self) -> Iterator[str]:
-        """What makes a count of something else than the user may think."""
+        """Yield the reasons why the count may not describe what the user has in mind."""
         if self._unregistered:
             several = f" and {len(self._unregistered) - 3} more" if len(self._unregistered) > 3 else ""
             yield (
@@ -354,14 +395,20 @@ class _Passes:
             )
 
     def train(self) -> tuple[_Training | None, list[str]]:
-        """Counts training steps, of as many batch sizes as it takes to know the cost of one image."""
+        """Count training steps at as many batch sizes as the cost of one image requires.
+
+        Returns:
+            The books of these steps, or None if one image has no cost of its own; and remarks for the reader.
+        """
         two, check = self.training(2), self.training(4, backward=False)
         remarks = []
         if not two.has_backward and any(p.requires_grad for p in self.model.parameters()):
             remarks.append("no output of the network leads back to its parameters: the training step is forward only")
-        if check.forward_macs == 2 * two.forward_macs:  # backward, product by product, grows as forward does
+        # Each product of the backward pass grows with the batch as its product in the forward pass does.
+        if check.forward_macs == 2 * two.forward_macs:
             return _Training(two, None), remarks
         four, six = self.training(4), self.training(6)
+        # A fixed cost per batch plus a cost per image is a straight line: both differences are equal.
         totals = [books.total("macs") for books in (two, four, six)]
         if totals[2] - totals[1] != totals[1] - totals[0]:
             remarks.append(f"training steps of 2, 4 and 6 images cost {totals} MACs, so that one image has no cost")
@@ -372,6 +419,7 @@ class _Passes:
         return _Training(two, four), remarks
 
     def inference(self, batch: int) -> _Books:
+        """Run the forward pass in inference; with one image, follow receptive fields and depth as well."""
         self.model.eval()
         self._fields = None
         with self._pass(batch) as x, torch.no_grad():
@@ -386,6 +434,7 @@ class _Passes:
         return self._books
 
     def training(self, batch: int, backward: bool = True) -> _Books:
+        """Run a training step without loss and optimizer; without `backward`, its forward pass alone."""
         self.model.train()
         self._fields = None
         with self._pass(batch) as x, torch.enable_grad():
@@ -393,6 +442,7 @@ class _Passes:
             self._books.forward_macs = self._books.total("macs")
             self._books.has_backward = bool(outputs)
             if outputs and backward:
+                # Counting needs the shapes of gradients alone, so the gradient of a loss is not needed.
                 self._stack = [self.model]
                 torch.autograd.backward(outputs, [torch.empty_like(t) for t in outputs])
         self.model.zero_grad(set_to_none=True)
@@ -400,7 +450,7 @@ class _Passes:
 
     @contextlib.contextmanager
     def _pass(self, batch: int) -> Iterator[Tensor]:
-        """One pass, with new books, the images for it, and the network as it was afterwards."""
+        """Open new books, yield images without values, and restore the attributes of all modules afterwards."""
         self._books = _Books()
         self._stack = [self.model]
         self._module_of_node = {}
@@ -420,7 +470,7 @@ class _Passes:
 
     @contextlib.contextmanager
     def _refusing(self) -> Iterator[None]:
-        """Whatever goes wrong inside becomes one line that says where."""
+        """Turn any error inside the context into a one-line `UserError` that names the module."""
         try:
             yield
         except (UserError, Stopped):
@@ -429,7 +479,7 @@ class _Passes:
             raise self._refusal(error) from error
 
     def layers(self, one: _Books, eight: _Books, train: _Training | None) -> Iterator[Layer]:
-        """Modules that ran or hold parameters."""
+        """Return the layers that have a cost, or that ran and have no submodules, in the order of their first call."""
         order = {module: index for index, module in enumerate(one.calls)}
         names = {module: name for name, module in self.model.named_modules()}
         seen: set[int] = set()
@@ -454,20 +504,26 @@ class _Passes:
         return (layer for _, layer in sorted(found, key=lambda pair: pair[0]))
 
     def receptive_field(self, one: _Books) -> dict[str, Any] | str | None:
-        """That of the last map whose units see different parts; if there is none after a whole one, the whole."""
+        """Return the receptive field of the last feature map whose units see different parts of the image.
+
+        The search goes back from the last module to finish. It ends early, with None or ``"image"``, at an output whose
+        field is undefined or is the whole image.
+        """
         for field in reversed(one.fields.values()):
             if field is None or field.whole or (field.local and field.pure):
                 return self.shown(field)
         return None
 
     def shown(self, field: Field | None) -> dict[str, Any] | str | None:
-        """A field as records have it."""
+        """Return a field in the form that records use; see `Layer`."""
         if field is None or not field.pure:
             return None
+        # A pooled unit whose field covers every pixel of this image is reported as seeing the whole image.
         covers = all(a.low <= 0 and a.high >= n for a, n in zip(field.axes, self.image_shape[1:], strict=True))
         return "image" if field.whole or (covers and not field.local) else field.as_dict()
 
     def _refusal(self, error: BaseException) -> UserError:
+        """Return the `UserError` for an error in a pass; it names the innermost module that raised it."""
         names = {module: name for name, module in self.model.named_modules()}
         failed = self._failed[1] if self._failed and self._failed[0] is error else self._stack[-1]
         text = " ".join(str(error).split())[:300]
@@ -486,8 +542,10 @@ class _Passes:
         self._books.calls[module] += 1
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """Record where an error started, and the output shape and receptive field of the first call of a module."""
         self._stack.pop()
         error = sys.exc_info()[1]
+        # Hooks of inner modules run first, so that the first one to see an error belongs to the innermost module.
         if error is not None and (self._failed is None or self._failed[0] is not error):
             self._failed = error, module
         if module not in self._books.shapes:
@@ -497,16 +555,23 @@ class _Passes:
                 self._books.fields[module] = self._fields.field_of(first)
 
     def _book(self, operator: Any, args: Any, out: Any) -> None:
-        """Books an operator to the module that runs; in the backward pass, to that of the operator it belongs to."""
+        """Add the cost of an operator to a module.
+
+        In the forward pass this is the module that is running; in the backward pass, the module of the forward operator
+        whose gradient is computed.
+        """
         if operator not in self._rules:
             self._rules[operator] = operators.rule_of(operator)
         rule, books = self._rules[operator], self._books
+        # A checkpointed part runs forward again inside the backward pass, with gradients enabled: it counts as forward.
         node = torch._C._current_autograd_node()
         backward = node is not None and not torch.is_grad_enabled()
         if backward:
             module = self._module_of_node.get(node._sequence_nr(), self.model)
         else:
             module = self._stack[-1]
+            # The latest sequence number is that of the node that autograd made for this operator. An operator without
+            # a node leaves the number of an earlier one, which keeps its module.
             self._module_of_node.setdefault(torch._C._autograd._get_sequence_nr() - 1, module)
         cost = rule(args, out) if rule is not None else None
         if self._fields is not None:

@@ -1,7 +1,7 @@
-"""A network without its values, and leaving no trace: what counting does before and around a run.
+"""Copies of networks without their values, and contexts in which a run of a copy has no side effects.
 
-The original is never run, so that it keeps its state, mode, hooks and gradients, and an expensive network costs no
-memory.
+Counting never runs the original network. So the original keeps its state, mode, hooks and gradients, and the count of a
+large network needs no memory for its weights.
 """
 
 from __future__ import annotations
@@ -26,15 +26,20 @@ _GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
 
 
 def meta_copy(model: nn.Module, device: str = "meta") -> tuple[nn.Module, list[str]]:
-    """Copies the structure of a network without its values.
+    """Copy the structure of a network without its values.
 
-    Parameters that are shared stay shared, and frozen ones frozen. A compiled module or method is replaced by what it
-    compiles. Functions that hold on to a part of the network get the copy of that part. Hooks are left out, because
-    they may act on the outside, but for torch's own, such as those of weight normalisation or pruning. Another device
-    than the meta device makes sense under a `FakeTensorMode` only.
+    Shared parameters stay shared, and frozen ones stay frozen. A compiled module or method is replaced by the original
+    that was compiled. A function that holds a part of the network, such as a closure, gets the copy of that part. Hooks
+    are left out, because they may act on objects outside the network; forward hooks of ``torch.nn.utils``, such as
+    those of weight normalisation and pruning, are kept.
+
+    Args:
+        model: Network to copy.
+        device: Device of the copied tensors. Any other device than ``meta`` makes sense inside a `FakeTensorMode` only.
 
     Returns:
-        The copy, and the names of what it lacks or shares: hooks that were left out, and objects that cannot be copied.
+        The copy, and a list of its differences: hooks that were left out, and objects that cannot be copied and are
+        shared with the original.
 
     Raises:
         UserError: The network is scripted, or has parameters that have no shape yet.
@@ -43,7 +48,8 @@ def meta_copy(model: nn.Module, device: str = "meta") -> tuple[nn.Module, list[s
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise UserError(f"{name or 'the network'} is a scripted module; give the module that it was made from")
-    for tensor in (*model.parameters(), *model.buffers()):  # before a module copies them in its own way
+    # Tensors are copied first, so that a module with its own `__deepcopy__` gets these copies from the memo.
+    for tensor in (*model.parameters(), *model.buffers()):
         if torch.nn.parameter.is_lazy(tensor):
             raise UserError(
                 f"{type(model).__name__} has lazy layers, whose sizes are not known before they run; give their sizes, "
@@ -55,15 +61,20 @@ def meta_copy(model: nn.Module, device: str = "meta") -> tuple[nn.Module, list[s
 
 
 class _Copier:
-    """A deep copy in which tensors have no values."""
+    """Deep copier that replaces every tensor by one without values.
+
+    Args:
+        device: Device of the new tensors.
+    """
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.memo: dict[int, Any] = {}  # identities to copies, as `copy.deepcopy` has it
-        self.alive: list[Any] = []  # so that no identity is used again
+        self.memo: dict[int, Any] = {}  # copies by identity of the original, as in `copy.deepcopy`
+        self.alive: list[Any] = []  # originals, kept alive so that no identity is used twice
         self.shared: list[str] = []
 
     def copy(self, value: Any) -> Any:
+        """Return a copy of a value; parts of a network that are shared stay shared in the copy."""
         if value is None or isinstance(value, _ATOMS):
             return value
         if id(value) in self.memo:
@@ -95,6 +106,7 @@ class _Copier:
         return made
 
     def empty(self, tensor: Tensor) -> Tensor:
+        """Return a tensor of the same shape, strides and type, which is a parameter if the original is one."""
         made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=self.device)
         if isinstance(tensor, nn.Parameter):
             made = nn.Parameter(made, tensor.requires_grad)
@@ -103,6 +115,7 @@ class _Copier:
         return made.requires_grad_(tensor.requires_grad and tensor.is_leaf)
 
     def module(self, module: nn.Module) -> nn.Module:
+        """Return the copy of a module; of a compiled module, the copy of the module that was compiled."""
         compiled = module.__dict__.get("_modules", {}).get("_orig_mod")
         if compiled is not None:
             made = self.memo[id(module)] = self.copy(compiled)
@@ -112,14 +125,15 @@ class _Copier:
         return made
 
     def function(self, function: types.FunctionType) -> Any:
-        """A function with the copies of what it holds on to; most hold on to nothing and stay."""
+        """Return a function that holds copies of parts of the network, or the function itself if it holds none."""
         compiled = getattr(function, "_torchdynamo_orig_callable", None)
         if compiled is not None:
             return self.copy(compiled)
         self.memo[id(function)] = function
+        # A closure keeps each outer variable in a cell; a cell that holds a part of the network is replaced.
         cells = []
         for cell in function.__closure__ or ():
-            with contextlib.suppress(ValueError):  # of an empty cell
+            with contextlib.suppress(ValueError):  # an empty cell has no contents
                 held = cell.cell_contents
                 owner = held.__self__ if isinstance(held, types.MethodType) else held
                 if isinstance(owner, (Tensor, nn.Module, types.FunctionType)) and self.copy(held) is not held:
@@ -134,7 +148,7 @@ class _Copier:
         return made
 
     def other(self, value: Any) -> Any:
-        """Whatever else a module may hold; what cannot be copied, such as a lock or a file, is shared."""
+        """Return a deep copy of any other object; if it cannot be copied, such as a lock or a file, share it."""
         try:
             return copy.deepcopy(value, self.memo)
         except Exception:
@@ -146,10 +160,11 @@ class _Copier:
 
 
 _ATOMS = (bool, int, float, str, type, types.BuiltinFunctionType, types.ModuleType, torch.dtype, torch.device)
+"""Types of values that a copy shares with the original."""
 
 
 def _without_hooks(model: nn.Module) -> list[str]:
-    """Removes hooks that are not torch's own; returns their names."""
+    """Remove all hooks except forward hooks of ``torch.nn.utils`` and return the names of those removed."""
     removed = []
     for name, module in model.named_modules():
         for kind in _HOOKS:
@@ -163,7 +178,11 @@ def _without_hooks(model: nn.Module) -> list[str]:
 
 @contextlib.contextmanager
 def without_global_hooks() -> Iterator[list[str]]:
-    """Hooks that are registered for all modules do not see those that run inside; gives the names of such hooks."""
+    """Disable hooks that are registered for all modules while the context is open.
+
+    Yields:
+        The names of the disabled hooks.
+    """
     owner = torch.nn.modules.module
     kept = {name: dict(getattr(owner, name)) for name in _GLOBAL_HOOKS}
     for name in _GLOBAL_HOOKS:
@@ -177,11 +196,14 @@ def without_global_hooks() -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def building_on_meta() -> Iterator[None]:
-    """Parameters that modules register inside are on the meta device: the memory of their weights is never touched.
+    """Put every parameter that a module registers inside the context on the meta device.
 
-    Unlike `torch.device("meta")` it leaves all other tensors alone: constructors may compute with values.
+    Layers of torch initialise a weight after they have registered it, so the memory that they allocated for it is never
+    touched. All other tensors stay where they are, unlike inside ``torch.device("meta")``, because a constructor may
+    compute with their values.
     """
     register = nn.Module.register_parameter
+    # One new parameter for each old one, so that parameters shared between modules stay shared.
     made: Any = torch.utils.weak.WeakIdKeyDictionary()
 
     def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
@@ -200,32 +222,38 @@ def building_on_meta() -> Iterator[None]:
 
 
 def build_without_values(build: Callable[[], nn.Module]) -> tuple[nn.Module, bool]:
-    """Builds a network on the meta device, or with values if its constructor computes with its own parameters.
+    """Build a network on the meta device, or with values if its constructor computes with its own parameters.
+
+    Args:
+        build: Function that builds the network.
 
     Returns:
-        The network, and whether it has no values.
+        The network, and whether it was built without values.
     """
     try:
         with building_on_meta():
             return build(), True
     except Stopped:
         raise
-    except BaseException:  # tried again: an error that is not due to the meta device comes up there too
+    except BaseException:  # an error that is not due to the meta device is raised again by the second attempt
         return build(), False
 
 
 @contextlib.contextmanager
 def untouched_randomness() -> Iterator[Callable[[], bool]]:
-    """The CPU's generators of Python, NumPy and torch start from a fixed state inside, and are put back.
+    """Seed the CPU generators of Python, torch and NumPy, and restore them afterwards.
 
     Yields:
-        A function that says whether something has drawn from one of them since the start.
+        A function that returns whether any of the three generators has been used since the start.
     """
     numpy = sys.modules.get("numpy")
     states = random.getstate(), torch.get_rng_state(), numpy.random.get_state() if numpy else None
     random.seed(0)
     torch.default_generator.manual_seed(0)
+    if numpy:
+        numpy.random.seed(0)
     start = random.getstate(), torch.get_rng_state()
+    # The second and third entry of NumPy's state are the generator's words and its position in them.
     drawn_by_numpy = numpy.random.get_state()[1:3] if numpy else ()
 
     def have_drawn() -> bool:
@@ -244,9 +272,10 @@ def untouched_randomness() -> Iterator[Callable[[], bool]]:
 
 
 def unregistered_modules(model: nn.Module) -> list[str]:
-    """Return where a network keeps layers that it does not know of, such as ``layers[0]`` in a plain list.
+    """Return where a network keeps layers that are not registered, such as ``layers[0]`` in a plain list.
 
-    Their weights are not among its parameters: no optimizer trains them, and no checkpoint has them.
+    The weights of such layers are not among the parameters of the network: no optimizer trains them, and no checkpoint
+    saves them.
     """
     known = set(model.modules())
     found = []
@@ -262,7 +291,7 @@ def unregistered_modules(model: nn.Module) -> list[str]:
 
 
 def _parts_of(value: Any, place: str) -> Iterator[tuple[str, nn.Module]]:
-    """The modules in lists, tuples, sets and dicts, with their places."""
+    """Yield the modules in nested lists, tuples, sets and dictionaries, each with its place."""
     if isinstance(value, nn.Module):
         yield place, value
     elif isinstance(value, dict):
@@ -275,7 +304,7 @@ def _parts_of(value: Any, place: str) -> Iterator[tuple[str, nn.Module]]:
 
 @contextlib.contextmanager
 def eager() -> Iterator[None]:
-    """Compiled functions inside run as they were written, and keep what was compiled."""
+    """Run compiled functions inside the context as plain Python, and keep their compiled code for later."""
     if "torch._dynamo" in sys.modules:
         with torch.compiler.set_stance("force_eager"):
             yield

@@ -1,9 +1,11 @@
-"""What a training step holds in memory, from the shapes alone: nothing is allocated.
+"""Estimate of the memory of a training step, from shapes alone.
 
-The step runs on tensors without values that know their type, so that autocast and autograd do what they would do, while
-the life of every tensor's memory is followed. Operators and autocast are those of a CPU with bfloat16 instructions (one
-without keeps copies in float32 for its convolutions in bf16-mixed); a GPU keeps a few things otherwise, such as masks
-of dropout. Kernels' workspaces and the allocator's rounding are not in it.
+The step runs on tensors without values that know their device and type, so autocast and autograd behave as in a real
+step. The lifetime of each tensor's memory is followed, which gives the peak.
+
+The operators and the casts of autocast are those of a CPU with bfloat16 instructions. A CPU without them keeps float32
+copies for its convolutions in bf16-mixed, and a GPU stores some tensors in another form, such as the masks of dropout.
+Workspaces of the kernels and the rounding of the allocator are not included.
 """
 
 from __future__ import annotations
@@ -24,21 +26,25 @@ from cnnbench.errors import Stopped, UserError, unknown
 from cnnbench.hardware import PRECISIONS, autocast
 
 STEP_PRECISIONS = tuple(name for name in PRECISIONS if name != "auto")
+"""Number formats of a training step."""
 STATES_PER_WEIGHT = {"adamw": 2, "sgd-momentum": 1, "sgd": 0}
+"""Numbers that each optimizer keeps per trainable weight: AdamW two moments, SGD with momentum one."""
 
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes of a training step.
+    """Memory of a training step, in bytes.
 
     Attributes:
-        parameter_bytes: Weights and biases.
-        buffer_bytes: Running statistics and the like.
-        gradient_bytes: Gradients of the parameters that want one.
-        optimizer_bytes: What the optimizer keeps per weight.
-        input_bytes: The batch of images.
-        activation_bytes: What forward keeps for backward, casts of weights included.
-        peak_bytes: The most that is held at once, images included.
+        parameter_bytes: Size of weights and biases.
+        buffer_bytes: Size of buffers, such as running statistics.
+        gradient_bytes: Size of the gradients of all trainable parameters.
+        optimizer_bytes: Size of the optimizer's state.
+        input_bytes: Size of the batch of images.
+        activation_bytes: Size of all tensors that forward leaves in memory for the backward pass, casts of weights
+            included.
+        peak_bytes: Largest total that is in memory at once: parameters, buffers, optimizer state, images, and the
+            tensors of the step.
     """
 
     parameter_bytes: int
@@ -50,11 +56,12 @@ class TrainingMemory:
     peak_bytes: int
 
     def figures(self) -> dict[str, int]:
+        """Return the sizes by name."""
         return asdict(self)
 
 
 class _Ledger(TorchDispatchMode):
-    """Bytes of the memory that operators made and that is still in use."""
+    """Account of the memory that operators allocated and that is still in use, in bytes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,12 +70,14 @@ class _Ledger(TorchDispatchMode):
         self._known: Any = torch.utils.weak.WeakIdKeyDictionary()
 
     def ignore(self, tensors: Any) -> None:
+        """Leave the memory of these tensors out of the account."""
         for tensor in tensors:
             self._known[tensor.untyped_storage()] = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in tensors_in(out):
+            # Views of the same memory share a storage, which counts once and until it is freed.
             storage = tensor.untyped_storage()
             if storage not in self._known:
                 self._known[storage] = True
@@ -88,17 +97,20 @@ def training_memory(
     precision: str = "32-true",
     optimizer: str = "adamw",
 ) -> TrainingMemory:
-    """Estimates the memory of a training step; the network is neither run nor changed.
+    """Estimate the memory of a training step; the network is neither run nor changed.
 
     Args:
-        model: Any network that takes one batch of images and returns tensors.
-        image_shape: Channels and extents of one image.
-        batch_size: Images per step.
-        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
-        optimizer: ``adamw``, ``sgd-momentum`` or ``sgd``.
+        model: Network that takes one batch of images and returns tensors.
+        image_shape: Channels and spatial dimensions of one image, such as (C, H, W).
+        batch_size: Number of images per step.
+        precision: Number format: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+        optimizer: Optimizer: ``adamw``, ``sgd-momentum`` or ``sgd``.
+
+    Returns:
+        The sizes of parameters, gradients, optimizer state and activations, and the peak.
 
     Raises:
-        UserError: Precision or optimizer is not one of these, or the network does not train on such images.
+        UserError: The precision, optimizer or batch size is not valid, or the network does not train on such images.
     """
     if precision not in STEP_PRECISIONS:
         raise unknown("precision", precision, STEP_PRECISIONS)
@@ -110,7 +122,7 @@ def training_memory(
         return _simulate(model, image_shape, batch_size, precision, STATES_PER_WEIGHT[optimizer])
     except (UserError, Stopped):
         raise
-    except BaseException as error:  # whatever forward or backward of somebody else's network raises
+    except BaseException as error:  # a user's network may raise any error
         text = " ".join(str(error).split())[:300]
         raise UserError(
             f"cannot estimate the memory of {type(model).__name__} with {batch_size} images of "
@@ -121,9 +133,11 @@ def training_memory(
 def _simulate(
     model: nn.Module, image_shape: Sequence[int], batch_size: int, precision: str, states: int
 ) -> TrainingMemory:
+    """Run a training step on a copy without values; `states` is the number of optimizer states per weight."""
     ledger = _Ledger()
     with untouched_randomness(), without_global_hooks(), eager(), FakeTensorMode(allow_non_fake_inputs=True):
         copy = meta_copy(model, "cpu")[0].train()
+        # Parameters, buffers and images exist before the step; their sizes are added at the end.
         ledger.ignore([*copy.parameters(), *copy.buffers()])
         dtype = next((p.dtype for p in copy.parameters() if p.is_floating_point()), torch.float32)
         images = torch.empty(batch_size, *image_shape, dtype=dtype)
@@ -131,6 +145,7 @@ def _simulate(
         with ledger:
             with torch.enable_grad(), autocast(precision, torch.device("cpu")):
                 outputs = [t for t in tensors_in(copy(images)) if t.requires_grad]
+            # The outputs and the tensors that autograd keeps for the backward pass are still in memory.
             stored = ledger.live
             if outputs:
                 torch.autograd.backward(outputs, [torch.empty_like(t) for t in outputs])

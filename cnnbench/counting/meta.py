@@ -1,6 +1,7 @@
-"""Running operators without values: a mode on the meta device that shows every operator to a listener.
+"""Dispatch mode that runs operators on the meta device and shows each call to a listener.
 
-Shapes of operators that were seen before are taken from a table, since working them out is what is slow.
+The slow part of such a run is that torch works out the shape of every result. So the shapes of a call are stored by
+operator and argument shapes, and the next equal call takes them from there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from cnnbench.counting import operators
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors of nested sequences, mappings, sets and data classes, in order."""
+    """Yield all tensors of nested sequences, mappings, sets and data classes, in order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -31,10 +32,10 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 class MetaRun(TorchDispatchMode):
-    """Runs operators on meta tensors and shows each call to a listener.
+    """Dispatch mode that runs operators on meta tensors and shows each call to a listener.
 
     Args:
-        listener: Called with operator, arguments and result.
+        listener: Function that is called with the operator, its positional arguments and its result.
     """
 
     def __init__(self, listener: Callable[[Any, Any, Any], None]) -> None:
@@ -48,7 +49,7 @@ class MetaRun(TorchDispatchMode):
         kind = self._kinds.get(func)
         if kind is None:
             kind = self._kinds[func] = _kind(func)
-        if kind == "composite":  # arrives only where torch does not take it apart, such as in inference mode
+        if kind == "composite":  # torch itself decomposes most calls, but not in inference mode
             with self:
                 return func.decompose(*args, **kwargs)
         out = self._result(kind, func, args, kwargs)
@@ -56,6 +57,7 @@ class MetaRun(TorchDispatchMode):
         return out
 
     def _result(self, kind: str, func: Any, args: Any, kwargs: Any) -> Any:
+        """Return the result of an operator, worked out in the way of its kind; see `_kind`."""
         if kind == "run":
             return func(*args, **kwargs)
         if kind == "batch norm" and (known := _batch_norm_specification(func, args)):
@@ -64,6 +66,7 @@ class MetaRun(TorchDispatchMode):
             return torch.empty(args[1].shape[0], args[2].shape[1], dtype=args[1].dtype, device="meta")
         if kind.startswith("element") and (like := _common_specification(args)):
             return args[0] if kind == "element in place" else _from_specification(like)
+        # The mode does not store a call with values among its tensors, or with arguments that cannot be hashed.
         try:
             key = (func, _signature(args), _signature(tuple(kwargs.items())))
             known = self._results.get(key)
@@ -80,13 +83,18 @@ class MetaRun(TorchDispatchMode):
 
 
 class _NotMetaError(Exception):
-    """A tensor with values is among the arguments."""
+    """Signal that a tensor with values is among the arguments or results."""
 
 
 def _all_on_meta(args: Any) -> Any:
-    """The arguments, with tensors that forward made on the CPU beside those on the meta device moved there.
+    """Return the arguments with tensors on the CPU moved to the meta device, if other tensors are there already.
 
-    On the CPU they would be in the right place. Numbers may stay, and so may all if none is on the meta device.
+    A forward pass may create tensors on the CPU, which is the right device when the network itself is on the CPU.
+    Zero-dimensional tensors stay, since torch accepts them beside tensors of another device. If no argument is on the
+    meta device, all arguments stay.
+
+    Raises:
+        RuntimeError: A tensor to move is a parameter, which then is not among the parameters of the network.
     """
     tensors = list(tensors_in(args))
     if not any(t.is_meta for t in tensors) or not any(not t.is_meta and t.dim() for t in tensors):
@@ -103,7 +111,12 @@ def _all_on_meta(args: Any) -> Any:
 
 
 def _kind(func: Any) -> str:
-    """How the result of an operator can be had: by running it, from a table by shapes, or by what is known of it."""
+    """Return how to obtain the result of an operator.
+
+    ``run``: by running the operator. ``table``: from the stored results, by argument shapes. ``element``, ``element in
+    place``, ``batch norm`` and ``addmm``: from a known rule for the shape, else like ``table``. ``composite``: by
+    running the operators of which it consists.
+    """
     name = operators.base_name(func)
     if func.namespace != "aten" or {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output} & set(func.tags):
         return "run"
@@ -132,13 +145,18 @@ _OTHER_TYPE = frozenset(
 
 
 def _is_plain_addmm(args: Any) -> bool:
+    """Return whether an addmm has the usual types and shapes, whose result is known without running it."""
     bias, a, b = args[:3]
     same_type = bias.dtype == a.dtype == b.dtype
     return same_type and a.shape[1] == b.shape[0] and bias.shape in ((b.shape[1],), (a.shape[0], b.shape[1]))
 
 
 def _common_specification(args: Any) -> Any:
-    """Shape, strides and type of the tensors, if they are all the same, dense and of floating point."""
+    """Return the shape, strides and type that all tensors share.
+
+    Returns:
+        None if they differ, or if a tensor is not dense, not of floating point or not on the meta device.
+    """
     found = None
     for value in args:
         if isinstance(value, Tensor):
@@ -157,13 +175,18 @@ def _common_specification(args: Any) -> Any:
 
 
 def _is_dense(x: Tensor) -> bool:
-    """Whether it is contiguous in one of torch's memory formats, so that a result of its shape has its strides."""
+    """Return whether a tensor is contiguous in a memory format of torch, so that a result keeps its strides."""
     channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
     return x.is_contiguous() or (channels_last is not None and x.is_contiguous(memory_format=channels_last))
 
 
 def _batch_norm_specification(func: Any, args: Any) -> Any:
-    """Shapes of batch norm and its gradient, which torch works out slowly; None for an input that is not dense."""
+    """Return the shapes of the results of batch norm or of its gradients, which torch works out slowly.
+
+    Returns:
+        A list with shape, strides and type of each result, or with None for a gradient that is not wanted; None if the
+        input is not dense, not float32 or not on the meta device.
+    """
     backward = operators.base_name(func) == "native_batch_norm_backward"
     x = args[1] if backward else args[0]
     if not x.is_meta or not _is_dense(x) or x.dtype != torch.float32:
@@ -175,6 +198,7 @@ def _batch_norm_specification(func: Any, args: Any) -> Any:
 
 
 def _signature(value: Any) -> Any:
+    """Return a hashable key for arguments: tensors by shape, strides and type, other values by class and value."""
     if isinstance(value, Tensor):
         if not value.is_meta:
             raise _NotMetaError
@@ -185,6 +209,7 @@ def _signature(value: Any) -> Any:
 
 
 def _specification(out: Any) -> Any:
+    """Return shape, strides and type of each tensor in a result."""
     if isinstance(out, Tensor):
         if not out.is_meta:
             raise _NotMetaError
@@ -195,6 +220,7 @@ def _specification(out: Any) -> Any:
 
 
 def _from_specification(known: Any) -> Any:
+    """Return new meta tensors of these shapes, strides and types."""
     if isinstance(known, list):
         return tuple(_from_specification(item) for item in known)
     if known is None:

@@ -1,8 +1,11 @@
-"""What one operator costs: the table on which every count of the project rests.
+"""Cost of one operator: the table on which every count of the project rests.
 
-A rule reads the shapes of one call of an aten operator, forward or backward, and nothing else. Multiply-adds are those
-of convolutions and matrix products alone. Other arithmetic, in inference, is one operation per element and step:
+A rule computes the cost of one call of an aten operator, forward or backward, from the arguments and the result; it
+looks at shapes and options, never at values. Only convolutions and matrix products have multiply-adds. Other arithmetic
+is counted for inference, with one operation per element and elementary step:
 
+==================================  ==============================================================================
+operator                            operations
 ==================================  ==============================================================================
 element-wise                        1 per output element, however complex the function
 bias of a convolution or a product  1 per output element
@@ -14,9 +17,9 @@ pooling                             1 per element of each window
 linear or cubic interpolation       2 per tap and output element, less one; d dimensions have 2^d or 4^d taps
 ==================================  ==============================================================================
 
-Moving data (views, copies, casts, padding, gathering), drawing random numbers and computing with whole numbers cost
-nothing. Of the backward pass only the products are counted; its other operators are known, but have no cost. An
-operator that is not in the table has no rule; whoever counts must name it.
+Operators that move data (views, copies, casts, padding, gathering), draw random numbers or compute with integers cost
+nothing. In the backward pass only convolutions and matrix products count; the other operators are in the table with a
+cost of zero. An operator that is not in the table has no rule, and the caller must report its name.
 """
 
 from __future__ import annotations
@@ -31,20 +34,29 @@ from torch import Tensor
 
 
 class Cost(NamedTuple):
-    """Cost of one call: multiply-adds of products, and other arithmetic operations."""
+    """Cost of one call of an operator.
+
+    Attributes:
+        macs: Number of multiply-adds in convolutions and matrix products.
+        other: Number of other arithmetic operations.
+    """
 
     macs: int
     other: int
 
 
 KINDS = ("convolution", "depthwise convolution", "linear", "normalisation", "activation and pooling", "other")
-"""Layers by kind; linear is every matrix product, other are sums of branches, concatenations, casts and copies."""
+"""Kinds of layers. Linear is every matrix product; other is sums of branches, concatenations, casts and copies."""
 Rule = Callable[[Sequence[Any], Any], Cost]
+"""Function that returns the cost of a call from its positional arguments and its result."""
 FREE = Cost(0, 0)
 
 
 def rule_of(operator: torch._ops.OpOverload) -> Rule | None:
-    """Finds the rule of an operator.
+    """Return the rule that computes the cost of an operator.
+
+    Args:
+        operator: Operator with its overload, as it arrives at a dispatch mode.
 
     Returns:
         A function of the arguments and the result of a call; None if the operator is not in the table.
@@ -63,32 +75,40 @@ def rule_of(operator: torch._ops.OpOverload) -> Rule | None:
 
 @functools.cache
 def base_name(operator: torch._ops.OpOverload) -> str:
-    """Name without namespace and overload; an operator in place, such as add_, has that of the one it stands for."""
+    """Return the name without namespace and overload; an in-place operator such as add_ has the name add."""
     name = str(operator.overloadpacket).rpartition(".")[2]
     return name[:-1] if name.endswith("_") else name
 
 
 @functools.cache
 def is_elementwise(operator: torch._ops.OpOverload) -> bool:
-    """Whether each element of the result depends on the same element of the arguments alone."""
+    """Return whether each element of the result depends on the corresponding element of each argument alone."""
     single = len(operator._schema.returns) == 1
     return (single and torch.Tag.pointwise in operator.tags) or base_name(operator) in _ELEMENTWISE
 
 
 def is_view(operator: torch._ops.OpOverload) -> bool:
-    """Whether the result shares memory with an argument without changing it."""
+    """Return whether the result shares memory with an argument, and the operator does not write to it."""
     aliases = [a.alias_info for a in operator._schema.arguments if a.alias_info is not None]
     return bool(aliases) and not any(a.is_write for a in aliases)
 
 
 def moves_data(operator: torch._ops.OpOverload) -> bool:
-    """Whether an operator reads or writes memory: all do but views and those that only set memory aside."""
+    """Return whether an operator reads or writes memory; views and plain allocations do not."""
     nothing = operator.namespace in ("prim", "profiler") or base_name(operator) in _MEMORY_ALONE
     return not nothing and not is_view(operator)
 
 
 def kind_of(operator: torch._ops.OpOverload, args: Sequence[Any]) -> str:
-    """What kind of layer an operator makes up, forward or backward; one of `KINDS`."""
+    """Return the kind of layer to which an operator belongs, in the forward or the backward pass.
+
+    Args:
+        operator: Operator that was called.
+        args: Positional arguments of the call.
+
+    Returns:
+        One of `KINDS`.
+    """
     name = base_name(operator).removesuffix("_data").removesuffix("_backward")
     if name == "convolution":
         x, groups = (args[1], args[9]) if base_name(operator) != name else (args[0], args[8])
@@ -102,10 +122,12 @@ def kind_of(operator: torch._ops.OpOverload, args: Sequence[Any]) -> str:
     return "activation and pooling" if "pool" in name or name in _ACTIVATIONS else "other"
 
 
-# A weight is used once at every position that it is applied to, whatever stride, dilation and groups: the positions are
-# those of the output, or of the input where the convolution is transposed. For each multiply-add `y += w * x` of the
-# forward pass the input gradient has one, `dx += w * dy`, and the weight gradient has one, `dw += x * dy`.
+# A convolution uses each weight once at every position of its output; a transposed one, at every position of its input.
+# Stride, padding and dilation change the number of positions, and groups the number of weights, so no other term is
+# needed. For each multiply-add `y += w * x` of the forward pass, the input gradient has one, `dx += w * dy`, and the
+# weight gradient has one, `dw += x * dy`.
 def _convolution_macs(x: Tensor, out: Tensor, weight: Tensor, transposed: bool) -> int:
+    """Return the multiply-adds of a convolution: batch size x positions x weights."""
     return x.shape[0] * prod((x if transposed else out).shape[2:]) * weight.numel()
 
 
@@ -121,14 +143,15 @@ def _convolution_backward(args: Sequence[Any], out: Any) -> Cost:
 
 
 def _deformable(args: Sequence[Any], out: Any) -> Cost:
-    return Cost(_convolution_macs(args[0], out, args[1], False), out.numel())  # always adds a bias
+    return Cost(_convolution_macs(args[0], out, args[1], False), out.numel())  # torchvision always adds a bias
 
 
 def _deformable_backward(args: Sequence[Any], out: Any) -> Cost:
-    return Cost(2 * _convolution_macs(args[1], args[0], args[2], False), 0)  # always both gradients
+    return Cost(2 * _convolution_macs(args[1], args[0], args[2], False), 0)  # torchvision computes both gradients
 
 
 def _product(args: Sequence[Any], out: Any) -> Cost:
+    """Return the cost of a matrix product: (n, k) times (k, m) has n x k x m multiply-adds."""
     return Cost(args[0].numel() * args[1].shape[-1], 0)
 
 
@@ -137,7 +160,7 @@ def _matrix_vector(args: Sequence[Any], out: Any) -> Cost:
 
 
 def _plus(rule: Rule) -> Rule:
-    """The same with an addend in front, such as addmm(bias, a, b)."""
+    """Return the rule for the same product with an addend as first argument, such as addmm(bias, a, b)."""
     return lambda args, out: Cost(rule(args[1:], out).macs, out.numel())
 
 
@@ -147,7 +170,7 @@ def _outer(args: Sequence[Any], out: Any) -> Cost:
 
 def _elementwise(args: Sequence[Any], out: Any) -> Cost:
     numbers = any(isinstance(a, Tensor) and (a.is_floating_point() or a.is_complex()) for a in (*args, out))
-    return Cost(0, out.numel()) if numbers else FREE  # indices and counters are no arithmetic of the network
+    return Cost(0, out.numel()) if numbers else FREE  # integers are indices and counters
 
 
 def _per_element(operations: int) -> Rule:
@@ -163,7 +186,7 @@ def _batch_norm(args: Sequence[Any], out: Any) -> Cost:
 
 
 def _pool(dims: int) -> Rule:
-    """Pooling: as many operations as all windows have elements."""
+    """Return the rule of pooling over 2 or 3 dimensions: one operation per element of each window."""
 
     def rule(args: Sequence[Any], out: Any) -> Cost:
         kernel = args[1]
@@ -174,7 +197,10 @@ def _pool(dims: int) -> Rule:
 
 
 def _adaptive_pool(args: Sequence[Any], out: Any) -> Cost:
-    """The windows of m units over n pixels: from floor(i*n/m) to ceil((i+1)*n/m), which may overlap."""
+    """Return the cost of adaptive pooling: one operation per element of each window.
+
+    From n pixels to m units, window i reaches from floor(i * n / m) to ceil((i + 1) * n / m); windows may overlap.
+    """
     x, values = args[0], out[0] if isinstance(out, tuple) else out
     spatial = len(args[1])
     elements = prod(x.shape[:-spatial])
@@ -231,11 +257,12 @@ _RULES: dict[str, Rule] = {
 }
 for _name, _taps in (("linear1d", 2), ("bilinear2d", 4), ("trilinear3d", 8), ("bicubic2d", 16)):
     _RULES |= {f"upsample_{_name}": _interpolation(_taps), f"_upsample_{_name}_aa": _interpolation(_taps)}
+# Operators that count as element-wise whether or not torch tags them as pointwise.
 _ELEMENTWISE = frozenset(
     "hardswish hardsigmoid hardtanh relu6 prelu _prelu_kernel celu rrelu rrelu_with_noise hardswish_backward "
     "hardsigmoid_backward hardtanh_backward leaky_relu_backward elu_backward softplus_backward mish_backward".split()
 )
-# Arithmetic of the backward pass that is no product.
+# Operators of the backward pass that are neither convolutions nor matrix products: no cost.
 _BACKWARD = frozenset(
     "native_batch_norm_backward native_layer_norm_backward native_group_norm_backward _weight_norm_interface_backward "
     "_softmax_backward_data _log_softmax_backward_data max_pool2d_with_indices_backward glu_backward "
@@ -261,7 +288,7 @@ _FREE = frozenset(
     "bernoulli uniform normal rand randn rand_like randn_like randint randperm random exponential squeeze unsqueeze "
     "transpose t resize set unbind bitwise_and bitwise_or bitwise_not logical_and logical_or logical_not".split()
 )
-# Neither views by their schema nor reading or writing memory.
+# Operators that are no views by their schema, and yet neither read nor write memory.
 _MEMORY_ALONE = frozenset(
     "empty empty_like empty_strided new_empty new_empty_strided _unsafe_view _reshape_alias view_as resize set "
     "lift_fresh".split()

@@ -1,10 +1,13 @@
-"""The part of an image that a unit can see, followed through the operators of a network as they run.
+"""Receptive fields: the part of the image that a unit can see, followed through the operators as they run.
 
-Along each axis of the image the first unit sees an interval, and each next unit one that lies a jump further: a window
-of k elements with dilation d, stride s and padding p makes the interval d*(k - 1) jumps longer, lets it begin p jumps
-earlier, and makes the jump s times as long (Araujo, Norris, Sim, distill.pub 2019). Branches that meet see the union of
-their intervals. What combines all positions with each of them (squeeze and excitation, attention) sees the whole image.
-After an operator that this module does not know the field is undefined, never guessed.
+Along each axis of the image, the first unit of a feature map sees an interval of pixels, and each next unit sees the
+interval that lies one jump further. A window of k elements with dilation d, stride s and padding p lengthens the
+interval by d(k - 1) jumps, moves its beginning back by p jumps, and multiplies the jump by s (Araujo, Norris, Sim 2019,
+distill.pub/2019/computing-receptive-fields).
+
+Where branches meet, a unit sees the union of their intervals. Where each position depends on all others, as in squeeze
+and excitation or attention, it sees the whole image. After an operator that this module does not know, the receptive
+field is undefined; it is never guessed.
 """
 
 from __future__ import annotations
@@ -20,13 +23,13 @@ from cnnbench.counting.operators import base_name, is_elementwise
 
 
 class Axis(NamedTuple):
-    """What the units along one axis of the image see, in pixels; the first pixel is the interval from 0 to 1.
+    """Receptive field of the units along one axis of the image, in pixels; the first pixel is the interval from 0 to 1.
 
     Attributes:
-        low: Where the field of the first unit begins.
-        high: Where it ends.
-        jump: Distance from one unit's field to the next one's.
-        pooled: Whether all units of a map were combined into one.
+        low: Beginning of the receptive field of the first unit.
+        high: End of the receptive field of the first unit.
+        jump: Distance between the receptive fields of neighbouring units.
+        pooled: Whether all units along the axis were combined into one.
     """
 
     low: float
@@ -36,34 +39,36 @@ class Axis(NamedTuple):
 
     @property
     def size(self) -> float:
+        """Return the length of the receptive field of a unit."""
         return self.high - self.low
 
     @property
     def start(self) -> float:
-        """Centre of the field of the first unit."""
+        """Return the centre of the receptive field of the first unit."""
         return (self.low + self.high) / 2
 
     def window(self, kernel: int, stride: int, padding: int, dilation: int = 1) -> Axis:
-        """The axis after a convolution or pooling."""
+        """Return the axis after a convolution or pooling with this window, in units."""
         low = self.low - padding * self.jump
         return Axis(low, low + self.size + dilation * (kernel - 1) * self.jump, self.jump * stride, self.pooled)
 
     def all_of(self, units: int) -> Axis:
-        """The axis after its units became one."""
+        """Return the axis after all of its units were combined into one."""
         return self._replace(high=self.high + (units - 1) * self.jump, pooled=True)
 
 
 WHOLE = Axis(-inf, inf, 1, True)
+"""Axis along which each unit sees the whole of any image."""
 
 
 class Field(NamedTuple):
     """Receptive field of the elements of a tensor.
 
     Attributes:
-        axes: What is seen along each axis of the image.
-        sizes: Units along each of them.
-        dims: For every dimension of the tensor, the axes of the image that run along it; it may hold channels too.
-        pure: Whether no dimension holds both axes and something else.
+        axes: Receptive field along each axis of the image.
+        sizes: Number of units along each axis of the image.
+        dims: Axes of the image that run along each dimension of the tensor; the dimension may hold channels as well.
+        pure: Whether no dimension mixes axes of the image with channels or other indices.
     """
 
     axes: tuple[Axis, ...]
@@ -73,28 +78,31 @@ class Field(NamedTuple):
 
     @classmethod
     def of_image(cls, x: Tensor) -> Field:
-        """The field of the pixels of x: images, (N, C, ...)."""
+        """Return the field of a batch of images, (N, C, ...), in which each pixel sees itself."""
         spatial = range(x.dim() - 2)
         return cls(len(spatial) * (Axis(0, 1, 1),), tuple(x.shape[2:]), ((), (), *((axis,) for axis in spatial)))
 
     @property
     def whole(self) -> bool:
-        """Whether an axis is seen from end to end, however large the image."""
+        """Return whether a unit sees the whole of an axis, however large the image is."""
         return not all(isfinite(axis.size) for axis in self.axes)
 
     @property
     def local(self) -> bool:
-        """Whether it is a map whose units see different parts."""
+        """Return whether the tensor is a feature map whose units see different parts of the image."""
         return not self.whole and not any(axis.pooled for axis in self.axes)
 
     @property
     def map_dims(self) -> tuple[int, ...] | None:
-        """Which dimension of the tensor runs along each axis of the image; None if an axis has none of its own."""
+        """Return the dimension that runs along each axis of the image; None if an axis has no dimension of its own."""
         found = [self.dims.index((axis,)) for axis in range(len(self.axes)) if (axis,) in self.dims]
         return tuple(found) if len(found) == len(self.axes) else None
 
     def as_dict(self) -> dict[str, Any]:
-        """``size``, ``jump`` and ``start`` in pixels: a number, or a list where the axes differ."""
+        """Return ``size``, ``jump`` and ``start`` in pixels.
+
+        Each is a number, or a list with a number per axis if the axes differ.
+        """
         found = {}
         for name in ("size", "jump", "start"):
             values = [getattr(axis, name) for axis in self.axes]
@@ -103,13 +111,14 @@ class Field(NamedTuple):
         return found
 
     def change(self, axis: int, new: Axis, size: int | None = None) -> Field:
+        """Return the field with a new receptive field along one axis; `size` is its new number of units, if any."""
         axes, sizes = list(self.axes), list(self.sizes)
         axes[axis] = new
         sizes[axis] = sizes[axis] if size is None else size
         return self._replace(axes=tuple(axes), sizes=tuple(sizes))
 
     def mixed(self, dims: Iterable[int]) -> Field:
-        """The field when each element along these dimensions depends on all of them."""
+        """Return the field after an operator that makes each element along these dimensions depend on all of them."""
         field = self
         for dim in dims:
             for axis in self.dims[dim]:
@@ -117,14 +126,22 @@ class Field(NamedTuple):
         return field
 
     def contracted(self, dim: int) -> Field:
-        """The field when the elements along a dimension become one."""
+        """Return the field after an operator that combines the elements along a dimension into one."""
         field = self
         for axis in self.dims[dim]:
             field = field.change(axis, self.axes[axis].all_of(self.sizes[axis]), 1)
         return field
 
     def axis_on(self, x: Tensor, dim: int) -> int:
-        """The one axis along a dimension."""
+        """Return the axis of the image that runs along a dimension.
+
+        Args:
+            x: Tensor of this field.
+            dim: Dimension of the tensor.
+
+        Raises:
+            _UndefinedError: No axis or more than one runs along it, or the dimension holds something else as well.
+        """
         axes = self.dims[dim]
         if len(axes) != 1 or self.sizes[axes[0]] != x.shape[dim]:
             raise _UndefinedError
@@ -132,11 +149,19 @@ class Field(NamedTuple):
 
 
 class _UndefinedError(Exception):
-    """The field of a result is not known."""
+    """Signal that the receptive field of a result is not known."""
 
 
 class _Call(NamedTuple):
-    """One call: the tensors that depend on the image, their fields, all arguments, one result."""
+    """Call of an operator, with one of its results.
+
+    Attributes:
+        operator: Operator that was called.
+        tensors: Arguments that depend on the image.
+        fields: Fields of these tensors.
+        args: All positional arguments.
+        out: Result whose field is wanted.
+    """
 
     operator: Any
     tensors: list[Tensor]
@@ -146,38 +171,39 @@ class _Call(NamedTuple):
 
 
 class FieldTracker:
-    """Follows the receptive field of every tensor that depends on an image, and how many weighted layers made it.
+    """Tracker of receptive field and depth of every tensor that depends on the image.
 
-    Both travel with the tensor, as attributes of it.
+    The depth is the number of weighted layers on the longest path from the image. Both values are stored as attributes
+    of the tensor itself.
 
     Args:
-        image: The batch that goes into the network, (N, C, ...).
+        image: Batch of images that enters the network, (N, C, ...).
     """
 
     def __init__(self, image: Tensor) -> None:
-        self._parts: dict[int, Any] = {}  # memory that was written in parts, whose field is not known
+        self._parts: dict[int, Any] = {}  # memory that was written in parts: no known field
         image._receptive_field = Field.of_image(image)  # type: ignore[attr-defined]
 
     def field_of(self, tensor: Tensor) -> Field | None:
-        """The field of a tensor; None where it is undefined or the tensor does not depend on the image."""
+        """Return the field of a tensor; None if it is undefined or the tensor does not depend on the image."""
         field: Field | None = getattr(tensor, "_receptive_field", None)
         if field is None or _memory(tensor) in self._parts:
             return None
-        return field if field.pure or tensor.dim() == 2 else None  # a vector may hold a whole map, a map may not
+        return field if field.pure or tensor.dim() == 2 else None  # (N, features) may be a flattened map
 
     def depth_of(self, tensor: Tensor) -> int | None:
-        """Weighted layers on the longest path from the image to a tensor; None if its memory was written in parts."""
+        """Return the depth of a tensor; None if its memory was written in parts."""
         return None if _memory(tensor) in self._parts else getattr(tensor, "_depth", 0)
 
     def __call__(self, operator: Any, args: Sequence[Any], out: Any, multiplies: bool) -> None:
-        """Takes note of an operator.
+        """Compute field and depth of the results of an operator.
 
         Args:
-            operator: Which.
-            args: Its arguments.
-            out: Its result.
-            multiplies: Whether it is a convolution or a matrix product; a weighted layer if one of its factors does not
-                depend on the image.
+            operator: Operator that was called.
+            args: Positional arguments of the call.
+            out: Result of the call.
+            multiplies: Whether the operator is a convolution or a matrix product. It counts as a weighted layer if
+                exactly one of its factors depends on the image.
         """
         given = _flat(args)
         tensors = [t for t in given if hasattr(t, "_receptive_field")]
@@ -190,7 +216,8 @@ class FieldTracker:
         fields: list[Any] = [None if _memory(t) in self._parts else t._receptive_field for t in tensors]
         written = operator._schema.arguments[0].alias_info
         if written is not None and written.is_write and (args[0].numel() != _elements(args[0]) or args[0]._is_view()):
-            # Other views of this memory do not know of it. It is kept, so that its identity is not used again.
+            # Other tensors on this memory keep their field from before the write. The memory is kept alive, so that its
+            # identity is not used again.
             self._parts[_memory(args[0])] = args[0].untyped_storage()
         rule = _RULES.get(base_name(operator), _elementwise if is_elementwise(operator) else _undefined)
         for result in _flat([out]):
@@ -203,14 +230,17 @@ class FieldTracker:
 
 
 def _memory(tensor: Tensor) -> int:
+    """Return the identity of the memory behind a tensor, which its views share."""
     return tensor.untyped_storage()._cdata
 
 
 def _elements(tensor: Tensor) -> int:
+    """Return how many elements of the tensor's type fit into the memory behind it."""
     return tensor.untyped_storage().nbytes() // tensor.element_size()
 
 
 def _flat(values: Sequence[Any]) -> list[Tensor]:
+    """Return the tensors of nested lists and tuples in order."""
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
@@ -225,7 +255,7 @@ def _undefined(call: _Call) -> Field:
 
 
 def _elementwise(call: _Call) -> Field:
-    """The union of what the arguments see at each element of the result, with broadcasting."""
+    """Return the union of the fields of the arguments at each element of the result, with broadcasting."""
     out = call.out
     if len(call.tensors) == 1 and call.tensors[0].shape == out.shape:
         return call.fields[0]
@@ -242,6 +272,8 @@ def _elementwise(call: _Call) -> Field:
         seen = []
         sizes_here = {f.sizes[axis] for f in call.fields}
         for field in call.fields:
+            # Broadcasting copies a unit to all positions along the axis: a tensor with fewer units there, or without
+            # a dimension for the axis. Such a unit is taken for one that sees the whole axis.
             spread = field.sizes[axis] < max(sizes_here) or any(axis in d for d in dims) > any(
                 axis in d for d in field.dims
             )
@@ -252,6 +284,7 @@ def _elementwise(call: _Call) -> Field:
 
 
 def _union(axes: Sequence[Axis]) -> Axis:
+    """Return the smallest interval that contains those of all branches, which must have the same jump."""
     if any(not isfinite(axis.size) for axis in axes):
         return WHOLE
     if len({axis.jump for axis in axes}) > 1:
@@ -260,12 +293,13 @@ def _union(axes: Sequence[Axis]) -> Axis:
 
 
 def _windows(call: _Call, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Field:
+    """Return the field after a window slides over each spatial dimension; the settings are per dimension or for all."""
     x, field = call.tensors[0], call.fields[0]
     spatial = x.dim() - 2
     settings = [list(s) * (spatial if len(s) == 1 else 1) for s in (kernel, stride, padding, dilation)]
     for index, (k, s, p, d) in enumerate(zip(*settings, strict=True)):
         if not field.dims[2 + index] and x.shape[2 + index] == k == 1:
-            continue  # what torch adds to pool along one axis
+            continue  # torch pools one axis by a 2d operator, with a dimension of size 1
         axis = call.fields[0].axis_on(x, 2 + index)
         field = field.change(axis, field.axes[axis].window(k, s, p, d), call.out.shape[2 + index])
     return field
@@ -277,6 +311,7 @@ def _convolution(call: _Call) -> Field:
         raise _UndefinedError
     kernel = weight.shape[2:]
     if transposed:
+        # With stride 1, a transposed convolution is a convolution with this padding and flipped weights.
         padding = [d * (k - 1) - p for k, p, d in zip(kernel, padding, dilation, strict=True)]
     return _windows(call, kernel, stride, padding, dilation)
 
@@ -292,6 +327,7 @@ def _avg_pool(call: _Call) -> Field:
 
 
 def _defaults(given: Sequence[Any], *defaults: Any) -> list[Any]:
+    """Return the arguments of a call, completed by the defaults of those that are missing."""
     return [*given, *defaults[len(given) :]]
 
 
@@ -301,6 +337,7 @@ def _adaptive_pool(call: _Call) -> Field:
         axis, units, wanted = call.fields[0].axis_on(x, dim), x.shape[dim], call.out.shape[dim]
         if units % wanted:
             raise _UndefinedError
+        # All windows are equal only if the number of units is a multiple of the number of windows.
         step = units // wanted
         pooled = field.axes[axis].all_of(units) if wanted == 1 else field.axes[axis].window(step, step, 0)
         field = field.change(axis, pooled, wanted)
@@ -329,7 +366,11 @@ def _reduction(call: _Call) -> Field:
 
 
 def _reshape(call: _Call) -> Field:
-    """Assigns axes to the dimensions of another shape, group by group of dimensions with as many elements."""
+    """Return the field after a reshape.
+
+    Dimensions of the input and of the result are matched in the smallest groups with equal numbers of elements, from
+    first to last. The axes of a group of the input go to the dimensions of its group of the result.
+    """
     x, out, field = call.tensors[0], call.out, call.fields[0]
     dims: list[tuple[int, ...]] = [()] * out.dim()
     i = j = 0
@@ -343,6 +384,7 @@ def _reshape(call: _Call) -> Field:
                 have, i = have * x.shape[i], i + 1
             else:
                 want, j = want * out.shape[j], j + 1
+        # The group is complete: dimensions first to i of the input hold the elements of second to j of the result.
         axes = tuple(axis for dim in range(first, i) for axis in field.dims[dim])
         targets = [dim for dim in range(second, j) if out.shape[dim] != 1] or [second]
         if not axes:
@@ -351,6 +393,7 @@ def _reshape(call: _Call) -> Field:
             dims[targets[0]] = axes
             pure = pure and prod(field.sizes[axis] for axis in axes) == out.shape[targets[0]]
             continue
+        # Several dimensions can take the axes only one by one, with equal sizes: channels may not be among them.
         wide = [axis for axis in axes if field.sizes[axis] != 1]
         if [field.sizes[axis] for axis in wide] != [out.shape[dim] for dim in targets]:
             raise _UndefinedError
@@ -377,7 +420,9 @@ def _slice(call: _Call) -> Field:
     if not field.dims[dim]:
         return field
     axis, first = field.axis_on(x, dim), start or 0
-    first = first + x.shape[dim] if first < 0 else first
+    if first < 0:  # counted from the end; torch takes all units where there are fewer
+        first = max(first + x.shape[dim], 0)
+    # Leaving out the first units is the opposite of padding.
     return field.change(axis, field.axes[axis].window(1, step, -first), call.out.shape[dim])
 
 
@@ -386,6 +431,11 @@ def _split(call: _Call) -> Field:
 
 
 def _cat(call: _Call) -> Field:
+    """Return the union of the fields of all joined tensors, for every channel of the result.
+
+    Raises:
+        _UndefinedError: The tensors are joined along an axis of the image.
+    """
     _without_axes(call, call.args[1] if len(call.args) > 1 else 0)
     return _elementwise(call)
 
@@ -398,14 +448,23 @@ def _select(call: _Call) -> Field:
 
 
 def _without_axes(call: _Call, dim: int) -> Field:
-    """The field after taking apart or joining along a dimension, which no axis of the image may run along."""
+    """Return the field after a tensor is split, or tensors are joined, along a dimension.
+
+    Raises:
+        _UndefinedError: An axis of the image runs along this dimension.
+    """
     if any(field.dims[dim] for field in call.fields):
         raise _UndefinedError
     return call.fields[0]
 
 
 def _product(call: _Call) -> Field:
-    """A matrix product with weights sums over a dimension; one of two maps lets each position see all others."""
+    """Return the field of a matrix product.
+
+    A product with weights sums over one dimension of the map. In a product of two maps each position sees all others,
+    so the result sees the whole image.
+    """
+    # The two factors come last, after the addend if there is one.
     plain = [a for a in call.args if isinstance(a, Tensor)]
     a, b = plain[-2:]
     if len(call.tensors) > 1 or (call.tensors[0] is not a and call.tensors[0] is not b):
@@ -428,12 +487,16 @@ def _softmax(call: _Call) -> Field:
 
 
 def _all(call: _Call) -> Field:
+    """Return the field in which each element sees the whole image."""
     field = call.fields[0]
     return field._replace(axes=len(field.axes) * (WHOLE,))
 
 
 def _restrided(call: _Call) -> Field:
-    """Torch sets new strides after pooling a map to one unit, all of whose channels see the same."""
+    """Return the field after new strides for a map of one unit, which torch sets after global pooling.
+
+    All elements of such a map see the same part of the image, so their order does not matter.
+    """
     field = call.fields[0]
     if set(field.sizes) != {1} or call.out.dim() != len(field.dims):
         raise _UndefinedError

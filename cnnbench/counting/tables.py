@@ -1,4 +1,7 @@
-"""What was counted about networks by name: tables for the terminal, and the JSON document."""
+"""Counts of networks by name, as tables for the terminal and as a JSON document.
+
+A `Count` holds all figures of a network; the tables and the document only format them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,13 @@ from cnnbench.network import Network
 
 
 class Step(NamedTuple):
-    """The training step whose memory is estimated: images, number format in Lightning's words, optimizer."""
+    """Training step whose memory is estimated.
+
+    Attributes:
+        batch_size: Number of images per step.
+        precision: Number format, by Lightning's name, such as ``bf16-mixed``.
+        optimizer: Name of the optimizer; see `cnnbench.counting.memory`.
+    """
 
     batch_size: int
     precision: str
@@ -22,13 +31,13 @@ class Step(NamedTuple):
 
 
 class Count(NamedTuple):
-    """The figures of a network.
+    """Figures of one network.
 
     Attributes:
-        network: The network.
-        cost: Its complexity.
-        memory: The memory of a training step; None unless it was asked for.
-        without_values: Whether the network could be built without values, which takes no memory.
+        network: Network that was counted.
+        cost: Complexity of the network.
+        memory: Memory of a training step; None if it was not estimated.
+        without_values: Whether the network was built without values, which takes no memory for weights.
     """
 
     network: Network
@@ -37,7 +46,7 @@ class Count(NamedTuple):
     without_values: bool
 
     def remarks(self) -> list[str]:
-        """Return what a reader must know about the count."""
+        """Return what a reader must know about the count, as a list of lines."""
         lines = [f"not counted: {name}" for name in self.cost.uncounted] + list(self.cost.remarks)
         if not self.without_values:
             lines.append("built with its weights, because its constructor computes with them")
@@ -47,7 +56,7 @@ class Count(NamedTuple):
         """Return the figures for JSON.
 
         Args:
-            per_layer: Whether to include those of every layer.
+            per_layer: Whether to include the figures of every layer.
         """
         figures = {
             "model": self.network.name,
@@ -65,12 +74,18 @@ class Count(NamedTuple):
 
 
 def count_network(network: Network, training: bool, step: Step | None) -> Count:
-    """Count a network.
+    """Build a network and count it.
 
     Args:
-        network: What to build, and its images.
-        training: Whether to count the backward pass too.
-        step: A training step whose memory to estimate; None for none.
+        network: Network to build, with the shape of its images.
+        training: Whether to count the backward pass as well.
+        step: Training step whose memory is estimated; None to skip the estimate.
+
+    Returns:
+        The figures of the network.
+
+    Raises:
+        UserError: The network does not run on its images without values.
     """
     model, without_values = build_without_values(network.build)
     cost = complexity(model, network.image_shape, training=training)
@@ -81,7 +96,7 @@ def count_network(network: Network, training: bool, step: Step | None) -> Count:
 
 
 def network_table(counts: Sequence[Count]) -> Table:
-    """Return the table with a row per network."""
+    """Return a table with one row per network."""
     table = Table(header_style="bold")
     table.add_column("Model", overflow="fold")
     titles = "Image,Params,MACs,FLOPs,Training MACs,x inference,Other ops,Activations,Receptive field"
@@ -96,7 +111,7 @@ def network_table(counts: Sequence[Count]) -> Table:
 
 
 def layer_table(count: Count) -> Table:
-    """Return the table with a row per layer of a network, and their sum below."""
+    """Return a table with one row per layer of a network, and the totals in its footer."""
     cost = count.cost
     table = Table(
         title=count.network.name, title_justify="left", title_style="bold", header_style="bold", show_footer=True
@@ -131,7 +146,7 @@ def layer_table(count: Count) -> Table:
 
 
 def memory_table(counts: Sequence[Count], step: Step) -> Table:
-    """Return the table of what a training step keeps in memory, in MiB."""
+    """Return a table of the memory of a training step in MiB, with one row per network."""
     title = (
         f"Memory of a training step in MiB, {step.batch_size} images, {step.precision}, {step.optimizer}; an estimate "
         "from the shapes, without workspaces of kernels"
@@ -148,6 +163,7 @@ def memory_table(counts: Sequence[Count], step: Step) -> Table:
 
 
 def _by(shape: Sequence[int]) -> str:
+    """Return a shape in the form 3x32x32."""
     return "x".join(map(str, shape))
 
 

@@ -1,4 +1,8 @@
-"""The data sets: every public `ImageDataModule` in a file of this folder is listed by its name."""
+"""The data sets of the package, by name.
+
+Every public subclass of `ImageDataModule` that is defined in a file of this folder is listed under its class name, so
+that a new data set needs no registration.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,12 @@ from cnnbench.registry import attribute, discover, lookup
 
 
 def all_data() -> dict[str, type[ImageDataModule]]:
-    """Every data set by name, in alphabetical order."""
+    """Return every listed data set by name, in alphabetical order."""
     return discover(sys.modules[__name__], ImageDataModule)  # type: ignore[type-abstract]
 
 
 listed = all_data
-"""The same under the name that it has in `cnnbench.models` too."""
+"""Alias of `all_data`; `cnnbench.models` has the same alias for its architectures."""
 
 
 def __getattr__(name: str) -> type[ImageDataModule]:
@@ -23,9 +27,9 @@ def __getattr__(name: str) -> type[ImageDataModule]:
 
 
 def get_data(name: str) -> type[ImageDataModule]:
-    """The data set of that name.
+    """Return the class of the data set with this name.
 
     Raises:
-        UserError: The name is not listed; the message has the nearest one.
+        UserError: No data set has this name; the message suggests the nearest one.
     """
     return lookup("data set", name, all_data())

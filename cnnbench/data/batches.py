@@ -1,9 +1,11 @@
-"""Batches out of one uint8 tensor: cropped, mirrored, normalised whole, on the device where the images are.
+"""Batches from one uint8 tensor, cropped, mirrored and normalised as a whole, on the device that holds the images.
 
-A crop is a view: images lie padded in memory, each row of pixels after the other, so that every crop of every image is
-one window of a strided view, and a batch of crops is one `index_select`. What an epoch draws by chance is drawn for the
-whole data set at its start and by image, so that an image gets the same crop whatever the batch size, the number of
-processes and the device; a batch costs a few kernels and never waits for a GPU.
+The images lie padded in memory, one row of pixels after the other. Every crop of every image is therefore one window of
+a strided view, and a batch of random crops is one `index_select`.
+
+All random choices of an epoch are drawn at its start, for every image of the data set. An image therefore gets the same
+crop whatever the batch size, the number of processes and the device. A batch takes a few kernels, and the host never
+waits for a GPU.
 """
 
 from __future__ import annotations
@@ -21,25 +23,25 @@ from torch import Tensor
 from cnnbench.errors import UserError, unknown
 
 LARGEST_SIDE = 16_384
-"""Pixels of an image's side, and of all that is measured in them."""
+"""Largest side of an image in pixels, and the upper limit of every other option that is measured in pixels."""
 PaddingMode = Literal["reflect", "zeros"]
 Flip = Literal["random", "alternate", "none"]
 PIECE = 10_000
-"""Images that are resized at once."""
+"""Number of images that are padded or resized at once."""
 
 
 def check_whole(name: str, value: Any, low: int, high: int, example: int) -> None:
-    """Raise unless a value is a whole number within limits.
+    """Raise UserError unless a value is a whole number within limits.
 
     Args:
-        name: Of the argument, for the message.
-        value: What it was given.
+        name: Name of the argument, for the message.
+        value: Value of the argument.
         low: Smallest valid value.
         high: Largest valid value.
-        example: A usual one, for the message.
+        example: Typical value, for the message.
 
     Raises:
-        UserError: It is something else.
+        UserError: The value is not an integer from ``low`` to ``high``; a boolean does not count as an integer.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         shown = f"{value!r}"
@@ -56,17 +58,18 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to training images by chance, independently for every image and epoch.
+    """Random augmentation of training images: shifts, mirroring and cutout, chosen for every image and epoch.
 
     Attributes:
-        padding: Pixels added on every side before a crop of the old size, as torchvision's ``RandomCrop`` does: each
-            axis is shifted by -padding to padding pixels, all equally likely.
-        padding_mode: What the added pixels hold: the image ``reflect``-ed, or ``zeros``, which is black.
-        flip: Mirror left and right, at ``random`` with probability one half, or ``alternate``: at random in the first
-            epoch and then in turns, so that two epochs show both sides of every image (Jordan 2024, 2404.00498).
-        cutout: Side in pixels of a square, anywhere within the image, that gets the data's mean colour; 0 for none.
-            Cutout (DeVries, Taylor 2017, 1708.04552), placed as by torchvision's ``RandomErasing``: never across the
-            border.
+        padding: Number of pixels that are added on every side before a crop of the original size is taken, as in
+            torchvision's ``RandomCrop``. Each axis is shifted by -padding to padding pixels, all equally likely.
+        padding_mode: Content of the added pixels: the image's reflection (``reflect``) or black (``zeros``).
+        flip: Left-right mirroring. ``random`` mirrors each image with probability 1/2 in every epoch. ``alternate``
+            mirrors at random in the first epoch and then changes the side of every image in each epoch, so that two
+            consecutive epochs show both sides of it (Jordan 2024, 2404.00498). ``none`` never mirrors.
+        cutout: Side in pixels of a square that is filled with the mean colour of the data; 0 turns it off. This is
+            Cutout (DeVries, Taylor 2017, 1708.04552) with a square that never crosses the border of the image, as in
+            torchvision's ``RandomErasing``.
 
     Raises:
         UserError: A value is out of its range.
@@ -86,10 +89,13 @@ class Augmentation:
         check_whole("cutout", self.cutout, 0, LARGEST_SIDE, 8)
 
     def check(self, size: int) -> None:
-        """Refuses what images of that many pixels cannot have.
+        """Raise UserError if images are too small for the padding or the cutout.
+
+        Args:
+            size: Height and width of the images in pixels.
 
         Raises:
-            UserError: The padding, or the square, is as large as the image.
+            UserError: The padding is at least as large as the image, or the cutout is larger than the image.
         """
         if self.padding >= size or self.cutout > size:
             raise UserError(
@@ -97,7 +103,7 @@ class Augmentation:
             )
 
     def describe(self) -> str:
-        """In words, for records."""
+        """Return the augmentation in words, for records."""
         parts = [f"shift of up to {self.padding} pixels ({self.padding_mode})"] * (self.padding > 0)
         if self.flip != "none":
             parts.append("alternate mirroring" if self.flip == "alternate" else "mirroring")
@@ -106,13 +112,13 @@ class Augmentation:
 
 
 class _Epoch(NamedTuple):
-    """What was drawn for an epoch, in the order of its batches, on the device of the images.
+    """Random choices of one epoch, in the order of its batches, on the device of the images.
 
     Attributes:
         images: Indices of the images, (n,).
-        windows: Index of each image's crop in the view of all crops, (n,).
-        mirrored: Images that are mirrored in each batch, those that come first; a number per batch.
-        corners: Upper left corner of the cutout of each image, (n, 2); None without cutout.
+        windows: Index of each image's crop among the windows of the strided view, (n,).
+        mirrored: Number of mirrored images in each batch; they come first in the batch.
+        corners: Row and column of the upper left corner of each image's cutout, (n, 2); None without cutout.
     """
 
     images: Tensor
@@ -122,29 +128,30 @@ class _Epoch(NamedTuple):
 
 
 class TensorBatches:
-    """Iterates over a split in whole batches that a network can take; a loader without workers and per-image code.
+    """Loader that yields whole batches of a split, ready for a network, without workers or code per image.
 
-    Training order is a new permutation each epoch, the same for the same seed and epoch; within a batch the mirrored
-    images come first. In distributed training rank r takes every world_size-th image from r on: no image twice, and in
-    evaluation none left out.
+    The training order is a new permutation in each epoch, which depends only on the seed and the epoch. Within a batch
+    the mirrored images come first. In distributed training rank r takes every world_size-th image, starting at r: no
+    image goes to two processes, and evaluation leaves none out.
 
-    Iterating yields a `Split` with images, (n, C, size, size) float32 in channels-last order.
+    Each batch is a `Split` with images, (n, C, size, size) float32, in channels-last order.
 
     Args:
-        split: Square images and their labels, on the device that is to hold them.
-        batch_size: Images per batch and process.
-        shuffle: Training order; also drops the incomplete last batch, so that all steps have one shape (the
-            dropped images change every epoch). Otherwise the order is that of the split, and every image comes.
-        mean: Of each channel, for pixels from 0 to 1; None leaves the pixels as they are.
-        std: Likewise.
-        size: Height and width of the images that come out, in pixels; unset, their own.
-        augmentation: What happens to the images by chance; None for nothing.
-        sizes: Height and width per epoch, the last for all further ones, in place of ``size``: the whole split is
-            resized, then augmented.
-        seed: Seed of all that is drawn.
+        split: Square images and their labels, on the device that holds them.
+        batch_size: Number of images per batch and process.
+        shuffle: Whether to use the training order and to drop the incomplete last batch, so that all steps have one
+            shape; the dropped images differ from epoch to epoch. Otherwise the loader keeps the order of the split and
+            leaves no image out.
+        mean: Mean of each channel for pixels in [0, 1]; None subtracts nothing.
+        std: Standard deviation of each channel for pixels in [0, 1]; None does not rescale the pixels.
+        size: Height and width of the yielded images in pixels; unset, those of the stored images.
+        augmentation: Random augmentation of the images; None for no augmentation.
+        sizes: Height and width of the images per epoch, in place of ``size``; the last value holds for all later
+            epochs. The whole split is resized first and augmented afterwards.
+        seed: Seed of all random choices.
         rank: Index of this process.
         world_size: Number of processes.
-        chunk: Batches that come out together, as a list; unset, each comes alone.
+        chunk: Number of batches that are yielded together, as a list; unset, batches are yielded one by one.
     """
 
     def __init__(
@@ -174,14 +181,16 @@ class TensorBatches:
         self._sizes = tuple(sizes)
         for pixels in self._sizes or (self._stored,):
             self.augmentation.check(pixels)
+        # Normalisation as one multiply-add: (pixel / 255 - mean) / std = pixel * scale + shift.
         self._scale = 1 / (255 * torch.tensor(std or [1 / 255] * channels))
         self._shift = -255 * torch.tensor(mean or [0.0] * channels) * self._scale
         total = len(split.labels)
-        # Ranks must agree on the number of training steps, or the faster one waits for ever.
+        # All ranks must take the same number of training steps, or one of them would wait forever for the others.
         share = total // world_size if shuffle else len(range(rank, total, world_size))
         self.batch_size = min(batch_size, share) if shuffle else batch_size
         self.batches = share // self.batch_size if shuffle else -(-share // batch_size)
-        self._crops = self._row_scale = self._row_shift = torch.empty(0)  # for images of this size:
+        # `_prepare` fills these for images of `_prepared` pixels.
+        self._crops = self._row_scale = self._row_shift = torch.empty(0)
         self._prepared = 0
         self.epoch = 0
         self._given = 0
@@ -190,14 +199,18 @@ class TensorBatches:
         self.batch_sampler = SimpleNamespace(sampler=self)
 
     def set_epoch(self, epoch: int) -> None:
+        """Set the epoch whose order and augmentation the next iteration draws."""
         self.epoch = epoch
 
     def state_dict(self) -> dict[str, int]:
-        """Where the iteration is, which Lightning keeps in its checkpoints."""
+        """Return the position of the iteration, which Lightning keeps in its checkpoints."""
         return {"seed": self.seed, "epoch": self.epoch, "batch": self._given}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Has the next iteration over that epoch go on behind the batches that were given; other epochs are whole."""
+        """Restore a position: the next iteration over its epoch starts after the batches that were already yielded.
+
+        Iterations over other epochs are complete.
+        """
         self.seed = state["seed"]
         self._resume_at = state["epoch"], state["batch"]
 
@@ -217,15 +230,18 @@ class TensorBatches:
         self._prepare(size)
         epoch = self._draw(size)
         wanted = size if self._sizes else self._size
+        # A restored position is used once, and only for its own epoch.
         resumed_epoch, given = self._resume_at
         self._resume_at = (-1, 0)
         for index in range(given if resumed_epoch == self.epoch else 0, self.batches):
             self._given = index + 1
             batch = slice(index * self.batch_size, (index + 1) * self.batch_size)
+            # Windows, (n, size, size * C), become images, (n, C, size, size), with the channels last in memory.
             x = self._crops.index_select(0, epoch.windows[batch]).unflatten(2, (size, -1)).permute(0, 3, 1, 2)
             if epoch.mirrored[index]:
                 x = torch.cat([x[: epoch.mirrored[index]].flip(3), x[epoch.mirrored[index] :]])
-            rows = x.permute(0, 2, 3, 1).flatten(2)  # rows of pixels, so that the innermost dimension is long
+            # Normalise whole rows of pixels, (n, size, size * C), so that the innermost dimension is long.
+            rows = x.permute(0, 2, 3, 1).flatten(2)
             rows = torch.addcmul(self._row_shift, rows.float(), self._row_scale)
             if epoch.corners is not None:
                 _cut_out(rows, epoch.corners[batch], self.augmentation.cutout)
@@ -235,7 +251,7 @@ class TensorBatches:
             yield Split(x, self.split.labels.index_select(0, epoch.images[batch]))
 
     def _prepare(self, size: int) -> None:
-        """Lays the images out, resized and padded, so that every crop of every image is a window of a view."""
+        """Lay the images out, resized and padded, so that every crop of every image is a window of one strided view."""
         if self._prepared == size:
             return
         device = self.split.images.device
@@ -244,18 +260,22 @@ class TensorBatches:
         images = self.split.images if size == self._stored else resize(self.split.images, size)
         padded = torch.cat([_pad(piece, padding, self.augmentation.padding_mode) for piece in images.split(PIECE)])
         count, height, width, channels = padded.shape
+        # Window i starts at pixel i of the flat memory, and its rows are `width` pixels apart; windows overlap.
+        # The last window is the lower right crop of the last image, 2 * padding rows and columns from its start.
         windows = (count - 1) * height * width + 2 * padding * (width + 1) + 1
         self._crops = padded.view(-1).as_strided(
             (windows, size, size * channels), (channels, width * channels, 1)
-        )  # (windows, row, pixel and channel): the window that starts at pixel i of the whole memory
+        )  # (windows, size, size * C)
         self._prepared = size
 
     def _draw(self, size: int) -> _Epoch:
-        """Draws an epoch by image, on the CPU, and takes this process' share of it."""
+        """Draw the random choices of an epoch for every image, on the CPU, and return this process's share of them."""
         total, padding = len(self.split.labels), self.augmentation.padding
         width = size + 2 * padding
+        # Every process draws for all images, so that the choices do not depend on the number of processes.
         generator = torch.Generator().manual_seed((self.seed % 2**31) * 1_000_003 + self.epoch)
         order = torch.randperm(total, generator=generator) if self.shuffle else torch.arange(total)
+        # Index of an image's window: the first pixel of the padded image, plus a shift down and a shift across.
         windows = torch.arange(total) * width**2
         if padding:
             windows += torch.randint(2 * padding + 1, (total,), generator=generator) * width
@@ -267,6 +287,7 @@ class TensorBatches:
         order = order[self.rank :: self.world_size]
         counts = [0] * self.batches
         if mirrored is not None:
+            # Put the mirrored images of each batch first, so that one flip of its first part mirrors them all.
             order = order[: self.batches * self.batch_size].view(self.batches, self.batch_size)
             places = mirrored[order].sort(dim=1, descending=True, stable=True)
             counts, order = places.values.sum(1).tolist(), order.gather(1, places.indices).flatten()
@@ -277,25 +298,26 @@ class TensorBatches:
         return _Epoch(moved[0], moved[1], counts, torch.stack(moved[2:], dim=1) if corners is not None else None)
 
     def _mirrored(self, total: int, generator: torch.Generator) -> Tensor | None:
-        """Which images are mirrored in this epoch, (total,) bool."""
+        """Return which images are mirrored in this epoch, (total,) bool; None if images are never mirrored."""
         if self.augmentation.flip == "none":
             return None
         if self.augmentation.flip == "random":
             return torch.rand(total, generator=generator) < 0.5
+        # The draw of the first epoch depends on the seed alone, so that any epoch can repeat it; odd epochs invert it.
         first = torch.rand(total, generator=torch.Generator().manual_seed(self.seed % 2**31)) < 0.5
         return first ^ bool(self.epoch % 2)
 
 
 def _moved(columns: list[Tensor], device: torch.device) -> list[Tensor]:
-    """Return whole numbers on a device; on a GPU in one copy that the host does not wait for."""
+    """Move columns of integers to a device; to a GPU they go in one copy, for which the host does not wait."""
     if device.type != "cuda":
         return [column.to(device) for column in columns]
     return list(torch.stack(columns).pin_memory().to(device, non_blocking=True).unbind())
 
 
 def _pad(images: Tensor, padding: int, mode: PaddingMode) -> Tensor:
-    """Pads images, (n, C, H, W) uint8, and puts the channels last: (n, H, W, C) in memory."""
-    if padding and mode == "reflect":  # not there for integers
+    """Pad images, (n, C, H, W) uint8, and return them with the channels last, (n, H, W, C)."""
+    if padding and mode == "reflect":  # torch has no reflection padding for integers
         images = F.pad(images.float(), (padding,) * 4, mode="reflect").to(images.dtype)
     elif padding:
         images = F.pad(images, (padding,) * 4)
@@ -303,7 +325,7 @@ def _pad(images: Tensor, padding: int, mode: PaddingMode) -> Tensor:
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Resizes images, (n, C, H, W) uint8, with antialiased bilinear interpolation, rounded as torchvision does."""
+    """Resize images, (n, C, H, W) uint8, by antialiased bilinear interpolation, rounded as in torchvision."""
     pieces = [
         F.interpolate(piece.float(), (size, size), mode="bilinear", antialias=True)
         .round()
@@ -315,11 +337,11 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 def _cut_out(rows: Tensor, corners: Tensor, side: int) -> None:
-    """Sets a square of each image to zero, which is the data's mean after normalisation.
+    """Set a square of each image to zero, which is the mean of the data after normalisation.
 
     Args:
         rows: Normalised images, (n, H, W * C), changed in place.
-        corners: Upper left corners, (n, 2).
+        corners: Rows and columns of the upper left corners, (n, 2).
         side: Side of the square in pixels.
     """
     size, channels = rows.shape[1], rows.shape[2] // rows.shape[1]

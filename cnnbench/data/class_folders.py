@@ -1,7 +1,9 @@
-"""Class folders ``{train,test}/<class>/*.{png,jpg}``: found, listed, decoded once, then read from a checked copy.
+"""Images in class folders, ``{train,test}/<class>/*.{png,jpg}``, read as a data set.
 
-What cannot be an image of the data set is refused in one line with its path, never left out in silence: a missing
-image would change every accuracy. Hidden files are passed over, other foreign files with a note.
+The folders are located and their images listed. The images are decoded once and kept in a copy, which later runs check
+and read instead. A file that looks like an image but is not one of the data set raises an error with its path and is
+never skipped silently, because a missing image would change every accuracy. Hidden files are ignored; other foreign
+files are ignored with a note.
 """
 
 from __future__ import annotations
@@ -27,28 +29,29 @@ from cnnbench.images import open_image, to_rgb
 SPLITS = ("train", "test")
 SIDE = 32
 _FOLDERS = ("cifar10-images", "cifar10", "CIFAR10", "CIFAR-10-images", ".")
+"""Folders below the data folder that may hold the class folders, the likely ones first; ``.`` is the data folder."""
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _OTHER_SUFFIXES = (
     ".avif .bmp .dib .eps .gif .heic .heif .ico .jfif .jp2 .jpe .jxl .pbm .pcx .pgm .pnm .ppm .ps .svg .tga .tif .tiff "
     ".webp"
 ).split()
-"""Names of images that are not read: leaving them out would leave out a part of the data."""
+"""Suffixes of image formats that are not read; such a file is an error, since skipping it would drop data."""
 _KEYS = ("lossy", "sha256", "train_images", "train_labels", "test_images", "test_labels")
-"""What the decoded copy holds beside the fingerprint of the files."""
+"""Arrays that the decoded copy holds besides the fingerprint of the files."""
 _LIKELY = 5
-"""Class folders of the right name from which on a folder that is not named after the data set is taken for it."""
+"""Number of matching class folders from which on the data folder itself counts as an incomplete copy of the data."""
 _MEND = "put a whole copy of the image there, or take the file away"
 
 
 @dataclass
 class _Listing:
-    """The image files of both splits.
+    """Image files of both splits.
 
     Attributes:
-        folder: The folder of ``train`` and ``test``.
-        files: Path and label of each image by split, in the order in which they are read.
-        facts: A line for each, by which a change is noticed: path, label, size and time.
-        foreign: Files that are passed over.
+        folder: Folder that contains ``train`` and ``test``.
+        files: Path and label of each image by split, in the order in which the images are read.
+        facts: One line per image with its path, label, size and modification time, by which a change is noticed.
+        foreign: Paths of the files that are ignored with a note.
     """
 
     folder: Path
@@ -57,7 +60,7 @@ class _Listing:
     foreign: list[str] = field(default_factory=list)
 
     def fingerprint(self) -> str:
-        """Return a hash by which a change of any name, size or time is noticed."""
+        """Return a hash that changes with the name, label, size or modification time of any image."""
         return hashlib.sha256(b"cnnbench class folders 2\n" + b"\n".join(self.facts)).hexdigest()
 
     def labels(self, split: str) -> np.ndarray:
@@ -68,8 +71,12 @@ class _Listing:
 def find_class_folders(root: Path, classes: tuple[str, ...]) -> Path | None:
     """Return the folder below the root that holds ``{train,test}/<class>/`` for every class, or None if none does.
 
+    Args:
+        root: Data folder.
+        classes: Names of the classes, in lower case.
+
     Raises:
-        UserError: There is one that lacks some of them, or that cannot be looked into.
+        UserError: No folder holds all class folders but one holds some of them, or a folder cannot be read.
     """
     wanted = [f"{split}/{c}" for split in SPLITS for c in classes]
     partial: list[UserError] = []
@@ -78,18 +85,19 @@ def find_class_folders(root: Path, classes: tuple[str, ...]) -> Path | None:
         missing = [path for path in wanted if not _is_folder(folder / path)]
         if not missing:
             return folder
+        # Upper and lower case do not matter here, so that the error can propose to rename a folder such as Train/Cat.
         inside = [path for split in _names(folder) if split.casefold() in SPLITS for path in _inside(folder, split)]
         similar = [path for path in inside if path.casefold() in wanted]
         is_meant = len(similar) >= _LIKELY if name == "." else bool(inside)
         if is_meant:
-            partial.append(_incomplete(folder, missing, similar))
+            partial.append(_incomplete(folder, missing, similar, len(wanted)))
     if partial:
         raise partial[0]
     return None
 
 
 def _candidates(root: Path) -> list[str]:
-    """Return the folders below the root that may hold class folders, the likely ones first."""
+    """Return the existing folders below the root that may hold class folders, the likely ones first."""
     if not os.path.lexists(root):
         return []
     names = _names(root)
@@ -104,22 +112,22 @@ def _is_folder(path: Path) -> bool:
         return stat.S_ISDIR(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError as error:  # closed to reading, or links that go round in a circle
+    except OSError as error:  # no permission to read, or a cycle of links
         raise UserError(f"'{path}' cannot be read: {reason(error)}; open it to this user, or take it away") from error
 
 
 def _inside(folder: Path, split: str) -> list[str]:
-    """Return what lies in the folder of a split, as paths such as ``train/cat``; hidden files are left out."""
+    """Return the content of a split's folder as paths such as ``train/cat``, without hidden files."""
     if not os.path.isdir(folder / split):
         return []
     return [f"{split}/{name}" for name in _names(folder / split) if not name.startswith(".")]
 
 
 def _names(folder: Path) -> list[str]:
-    """Return the names in a folder, sorted.
+    """Return the sorted names in a folder.
 
     Raises:
-        UserError: It cannot be looked into.
+        UserError: The folder cannot be read.
     """
     try:
         return sorted(os.listdir(folder))
@@ -127,8 +135,8 @@ def _names(folder: Path) -> list[str]:
         raise UserError(f"folder '{folder}' cannot be read: {reason(error)}; make it one, or take it away") from error
 
 
-def _incomplete(folder: Path, missing: Sequence[str], similar: Sequence[str]) -> UserError:
-    """Build the error for class folders of which some are missing, with those that are there under a similar name."""
+def _incomplete(folder: Path, missing: Sequence[str], similar: Sequence[str], wanted: int) -> UserError:
+    """Build the error for missing class folders, with a hint where a name differs only in upper and lower case."""
     shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
     hints = []
     for path in missing:
@@ -137,21 +145,25 @@ def _incomplete(folder: Path, missing: Sequence[str], similar: Sequence[str]) ->
             continue
         hints.append(f"rename '{near[0]}' to '{path}'" if near[0] != path else f"'{path}' is not a folder")
     mend = hints[0] if hints else "add them, or take the folder away"
-    return UserError(f"'{folder}' lacks {len(missing)} of 20 class folders: {shown}; {mend}")
+    return UserError(f"'{folder}' lacks {len(missing)} of {wanted} class folders: {shown}; {mend}")
 
 
 def load_class_folders(folder: Path, classes: tuple[str, ...]) -> tuple[Split, Split, bool]:
-    """Read 32x32 RGB images from class folders; decoded once, then from a copy beside the data.
+    """Return the 32x32 RGB images of class folders; they are decoded once and later read from a copy beside the data.
 
-    The copy is used only while names, sizes and times of the files are those that it was made from, and only if it is
-    whole. Processes that come first at the same time wait for one of them to decode. A folder without write permission
-    is left as it is, and the copy goes to the user's cache folder.
+    The copy is used only if it is undamaged and was made from files of the same names, sizes and times. If several
+    processes need the copy at the same time, one of them decodes and the others wait. A folder without write permission
+    is left unchanged; its copy goes to the user's cache folder.
+
+    Args:
+        folder: Folder that `find_class_folders` returned.
+        classes: Names of the classes in the order of their labels.
 
     Returns:
-        Training set, test set and whether any file is a JPEG, whose pixels differ from the original's.
+        Training set, test set, and whether any file is a JPEG, so that its pixels differ from the original's.
 
     Raises:
-        UserError: A file is not a 32x32 image, or there is none.
+        UserError: A file is not a 32x32 image, a class has no image, or a folder or an image format is foreign.
     """
     listing = _list(folder, classes)
     if listing.foreign:
@@ -178,7 +190,8 @@ def _list(folder: Path, classes: tuple[str, ...]) -> _Listing:
     """List the images of all class folders.
 
     Raises:
-        UserError: Something is there that is neither an image nor to be passed over, or a class has no image.
+        UserError: A folder is not one of the classes, an image cannot be read or has a foreign format, or a class has
+            no image.
     """
     listing = _Listing(folder)
     for split in SPLITS:
@@ -215,10 +228,11 @@ def _list_class(listing: _Listing, split: str, name: str, label: int) -> None:
         except OSError:
             status = None
         if status is None or not stat.S_ISREG(status.st_mode):
+            # This raises with the precise reason, unless the file has become readable in the meantime.
             check_regular(Path(entry.path), "image")
             raise UserError(f"image '{entry.path}' cannot be read; {_MEND}")
         files.append((entry.path, label))
-        line = f"/{label} {status.st_size} {status.st_mtime_ns}"  # no name has a slash
+        line = f"/{label} {status.st_size} {status.st_mtime_ns}"  # a file name cannot contain the slash
         listing.facts.append(os.fsencode(f"{split}/{name}/{entry.name}") + line.encode())
     if len(files) == before:
         raise UserError(f"class folder '{class_folder}' has no {' or '.join(_SUFFIXES)} image")
@@ -236,7 +250,7 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 
 def _decode_all(listing: _Listing) -> dict[str, np.ndarray]:
-    """Decode the images of both splits."""
+    """Decode the images of both splits into the arrays of the decoded copy."""
     stored: dict[str, np.ndarray] = {}
     lossy = False
     for split in SPLITS:
@@ -250,10 +264,10 @@ def _decode_all(listing: _Listing) -> dict[str, np.ndarray]:
 
 
 def _decode(paths: Sequence[str]) -> tuple[np.ndarray, bool]:
-    """Decode files to (N, 3, 32, 32) uint8, one after another: threads made it three times slower here.
+    """Decode files to (N, 3, 32, 32) uint8, one after another, since threads made this three times slower.
 
     Returns:
-        The images, and whether any is a JPEG by content.
+        Images, and whether any of the files is a JPEG by content.
     """
     images = np.empty((len(paths), 3, SIDE, SIDE), dtype=np.uint8)
     lossy = False
@@ -270,14 +284,14 @@ def _decode(paths: Sequence[str]) -> tuple[np.ndarray, bool]:
 
 
 def _cache_path(folder: Path) -> Path | None:
-    """Return where the decoded copy of a folder lies; None if there is no place for one."""
+    """Return the path of the decoded copy of a folder, or None if it cannot be written anywhere."""
     try:
-        # Also the permission bits: root may write everywhere, but a folder closed to its owner is to stay as it is.
+        # Check the permission bits too: root may write everywhere, but a folder closed to its owner stays unchanged.
         if folder.stat().st_mode & 0o200 and os.access(folder, os.W_OK):
             return folder / ".cnnbench-cache.npz"
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cnnbench"
         base.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
+    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home folder
         _cannot_keep("the user's cache folder", error)
         return None
     return base / f"images-{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]}.npz"
@@ -289,7 +303,7 @@ def _cannot_keep(where: Path | str, error: Exception) -> None:
 
 @contextlib.contextmanager
 def _locked(cache: Path | None) -> Iterator[None]:
-    """Hold the lock of a decoded copy; where no lock can be made, go on without."""
+    """Hold the lock of a decoded copy; continue without a lock where none can be made."""
     lock = None
     if cache is not None:
         lock = FileLock(f"{cache}.lock")
@@ -306,16 +320,16 @@ def _locked(cache: Path | None) -> Iterator[None]:
 
 
 def _read_cache(cache: Path, listing: _Listing) -> dict[str, np.ndarray] | None:
-    """Return the decoded copy if it is whole and of these files, else None; say so if it is damaged."""
+    """Return the decoded copy if it is undamaged and made from these files, else None; note a damaged one."""
     if not os.path.isfile(cache):
         return None
     try:
         with np.load(cache, allow_pickle=False) as stored:
             if str(stored["fingerprint"]) != listing.fingerprint():
                 return None
-            arrays = {key: stored[key] for key in _KEYS}  # reading them checks the CRC of the zip file too
+            arrays = {key: stored[key] for key in _KEYS}  # reading them also checks the CRCs of the zip file
         problem = _problem_of_cache(arrays, listing)
-    except Exception as error:  # a damaged zip file leads to any error of zipfile, zlib, numpy and its parser
+    except Exception as error:  # a damaged file can raise any error of zipfile, zlib or numpy
         problem = reason(error)
     if problem:
         note(f"the decoded copy '{cache}' is damaged ({problem}); decoding again")
@@ -324,7 +338,7 @@ def _read_cache(cache: Path, listing: _Listing) -> dict[str, np.ndarray] | None:
 
 
 def _problem_of_cache(arrays: dict[str, np.ndarray], listing: _Listing) -> str:
-    """Return in what the arrays of a decoded copy are not those of a listing, or an empty text."""
+    """Return how the arrays of a decoded copy differ from what a listing requires, or an empty text if they do not."""
     for split in SPLITS:
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         shape = (len(listing.files[split]), 3, SIDE, SIDE)
@@ -340,6 +354,7 @@ def _problem_of_cache(arrays: dict[str, np.ndarray], listing: _Listing) -> str:
 
 
 def _checksum(arrays: dict[str, np.ndarray]) -> str:
+    """Return a hash of the images of both splits and of the flag for JPEG files."""
     digest = hashlib.sha256(bytes([bool(arrays["lossy"])]))
     for split in SPLITS:
         digest.update(np.ascontiguousarray(arrays[f"{split}_images"]).data)
@@ -347,8 +362,8 @@ def _checksum(arrays: dict[str, np.ndarray]) -> str:
 
 
 def _write_cache(cache: Path, listing: _Listing, arrays: dict[str, np.ndarray]) -> None:
-    """Keep the decoded images; a place that cannot be written costs a note."""
-    # What a killed process left; under the lock nobody else writes there.
+    """Write the decoded copy; if that fails, print a note and continue."""
+    # Remove what a killed process left behind; under the lock no other process writes here.
     for part in cache.parent.glob(f".{cache.name}.*.part"):
         with contextlib.suppress(OSError):
             part.unlink()

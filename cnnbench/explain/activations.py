@@ -1,7 +1,7 @@
-"""What a network computes on the way: its layers, the ends of its stages, their maps.
+"""Access to what a network computes between image and logits: its layers, the ends of its stages, their feature maps.
 
-The network stays as it is. It runs in evaluation mode; hooks are taken off, also after an error, and modes, buffers and
-the state of randomness are put back.
+The network is not changed. It runs in evaluation mode with temporary hooks. Afterwards, also after an error, the hooks
+are removed, and modes, buffers and random states are restored.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ ACTIVATIONS = {
     "leaky_relu": "leaky ReLU", "_prelu_kernel": "PReLU", "elu": "ELU", "mish": "Mish", "softplus": "softplus",
     "sigmoid": "sigmoid", "hardsigmoid": "hard sigmoid", "tanh": "tanh",
 }  # fmt: skip
-"""Activation functions: torch's operators, and what they are called. ReLU6 runs as a hard tanh of 0 to 6."""
+"""Names of activation functions by torch's operators. ReLU6 is called a hard tanh, because torch runs it as one."""
 
 
 class LayerMap(NamedTuple):
-    """What a layer put out.
+    """Feature maps of a layer.
 
     Attributes:
-        values: (N, C, H, W).
-        activation: The activation function that made the layer's output; None if something else did.
+        values: Feature maps, (N, C, H, W).
+        activation: Name of the activation function that computed the layer's output; None if another operator did.
     """
 
     values: Tensor
@@ -44,7 +44,11 @@ class LayerMap(NamedTuple):
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[list[RemovableHandle]]:
-    """Evaluation mode inside; then modes, buffers and randomness are as before, and hooks of the list are gone."""
+    """Put a network in evaluation mode for a block, and restore its modes, buffers and the random states after it.
+
+    Yields:
+        An empty list for handles of hooks; the hooks in it are removed at the end of the block.
+    """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
         (module, name, buffer, buffer.clone())
@@ -63,6 +67,7 @@ def undisturbed(model: nn.Module) -> Iterator[list[RemovableHandle]]:
         for module, mode in modes:
             module.training = mode
         for module, name, buffer, value in buffers:
+            # A forward pass may have replaced the buffer, or have changed its values in place.
             module._buffers[name] = buffer
             if not torch.equal(buffer, value):
                 with torch.no_grad():
@@ -70,20 +75,20 @@ def undisturbed(model: nn.Module) -> Iterator[list[RemovableHandle]]:
 
 
 def forward(model: nn.Module, images: Tensor) -> Tensor:
-    """Logits, (N, K), of a network in its present mode; of several heads those of the first.
+    """Return the logits of a network in its present mode, (N, K); if it has several heads, those of the first.
 
     Args:
         model: Any classifier.
-        images: Normalised, (N, C, H, W).
+        images: Normalised images, (N, C, H, W).
 
     Raises:
-        UserError: It does not take such images, or puts out something else.
+        UserError: The network does not run on such images, or its output is not logits.
     """
     try:
         output = model(images)
     except (UserError, Stopped):
         raise
-    except BaseException as error:  # whatever a network of somebody else's raises
+    except BaseException as error:  # a user's network may raise any kind of exception
         size = "x".join(map(str, images.shape[1:]))
         text = " ".join(str(error).split())[:300]
         raise UserError(
@@ -98,20 +103,24 @@ def forward(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def predict_logits(model: nn.Module, images: Tensor) -> Tensor:
-    """`forward` in evaluation mode, without gradients."""
+    """Return the logits of a network in evaluation mode, without gradients; see `forward`."""
     with undisturbed(model), torch.no_grad():
         return forward(model, images)
 
 
 def outputs(model: nn.Module, image_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the first outputs of all modules that run, for one image and without the batch.
+    """Return the shape of the first output of every module that runs, without the batch dimension.
 
     Args:
         model: Any classifier.
-        image_shape: (C, H, W).
+        image_shape: Channels, height and width of one image, (C, H, W).
 
     Returns:
-        By name, in the order in which the modules end; ``()`` where the output is no tensor.
+        Shapes by name of the module, in the order in which the first runs of the modules end; ``()`` where the output
+        holds no tensor.
+
+    Raises:
+        UserError: The network does not run on such images, or its output is not logits.
     """
     found: dict[str, tuple[int, ...]] = {}
 
@@ -129,28 +138,38 @@ def outputs(model: nn.Module, image_shape: Sequence[int]) -> dict[str, tuple[int
 
 
 def is_map(shape: Sequence[int]) -> bool:
-    """Whether an output is maps, (C, H, W), of several positions."""
+    """Return whether an output shape is that of feature maps, (C, H, W), with more than one position."""
     return len(shape) == 3 and shape[1] * shape[2] > 1
 
 
 def stages(model: nn.Module, image_shape: Sequence[int]) -> list[str]:
-    """The last layer of every resolution at which the network has weights, from the image on.
+    """Return the last layer of each stage, in forward order.
 
-    Layers are the parts that a network's definition puts in a row: blocks, or single layers where there are no blocks.
-    A stage that only pools is left out.
+    A stage is a run of layers with the same resolution, at least one of which has weights; a stage that only pools is
+    left out. Layers are the parts that the definition of a network puts in sequence: blocks, or single layers where a
+    network has no blocks.
+
+    Args:
+        model: Any classifier.
+        image_shape: Channels, height and width of one image, (C, H, W).
+
+    Returns:
+        Names of the layers.
 
     Raises:
-        UserError: The network has no maps.
+        UserError: The network has no feature maps.
     """
     shapes = outputs(model, image_shape)
     modules = dict(model.named_modules())
     square = {name: shape if is_map(shape) and shape[1] == shape[2] else () for name, shape in shapes.items()}
-    if any(square.values()):  # maps of square images mostly are, and rows of vectors, (H, W, C), are not
+    # Feature maps of square images are square as a rule; an output in the order (H, W, C), read as (C, H, W), is not.
+    if any(square.values()):
         shapes = square
     parts = sorted(_parts("", modules, shapes), key=list(shapes).index)
     ends = []
     for _, stage in groupby(parts, key=lambda name: shapes[name][1:]):
         names = list(stage)
+        # Parameters with a single dimension, such as biases and scales of norms, do not count as weights here.
         if any(p.ndim > 1 for name in names for p in modules[name].parameters()):
             ends.append([n for n in names if not isinstance(modules[n], (nn.Identity, nn.Dropout, nn.Dropout2d))][-1])
     if not ends:
@@ -159,12 +178,12 @@ def stages(model: nn.Module, image_shape: Sequence[int]) -> list[str]:
 
 
 def _parts(name: str, modules: dict[str, nn.Module], shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
-    """Names of the parts of a module that put out maps; of itself where it is one part."""
+    """Yield the names of a module's parts whose output is feature maps, or its own name if it is a single part."""
     shape = shapes.get(name, ())
     prefix = f"{name}." if name else ""
     inside = {s[1:] for n, s in shapes.items() if n.startswith(prefix) and is_map(s)}
-    many = len(inside) > 2  # a block changes the resolution once at most
-    # A module that is used in several places, such as one ReLU for all, has the name of its first place alone.
+    many = len(inside) > 2  # a block changes the resolution at most once, so this is a sequence of blocks
+    # A module that is used in several places, such as one ReLU for all blocks, is listed only under its first name.
     children = [prefix + child for child, _ in modules[name].named_children() if prefix + child in modules]
     if is_map(shape) and not (children and (many or type(modules[name]) is nn.Sequential)):
         yield name
@@ -174,10 +193,16 @@ def _parts(name: str, modules: dict[str, nn.Module], shapes: dict[str, tuple[int
 
 
 def check_layers(model: nn.Module, image_shape: Sequence[int], names: Sequence[str]) -> None:
-    """Refuses names of layers that do not run or put out no maps.
+    """Raise UserError unless every name is that of a layer that runs and whose output is feature maps.
+
+    Args:
+        model: Any classifier.
+        image_shape: Channels, height and width of one image, (C, H, W).
+        names: Names of layers to check.
 
     Raises:
-        UserError: One of them; the message has the layers that are near it, or the ends of the stages.
+        UserError: A name is not that of such a layer. For an unknown name the message lists layers with similar names
+            and the last layer of each stage.
     """
     shapes = outputs(model, image_shape)
     maps = [name for name, shape in shapes.items() if is_map(shape)]
@@ -194,7 +219,7 @@ def check_layers(model: nn.Module, image_shape: Sequence[int], names: Sequence[s
 
 
 class _Witness(TorchDispatchMode):
-    """Keeps what the last activation function put out, and, if wanted, what went into it."""
+    """Mode that keeps the output of the last activation function that ran, with its name and, if wanted, its input."""
 
     def __init__(self, inputs: bool) -> None:
         super().__init__()
@@ -203,7 +228,7 @@ class _Witness(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = base_name(func)
-        before = args[0].clone() if self.inputs and name in ACTIVATIONS else None  # it may work in place
+        before = args[0].clone() if self.inputs and name in ACTIVATIONS else None  # it may overwrite its input
         out = func(*args, **(kwargs or {}))
         if name in ACTIVATIONS:
             self.last = out, ACTIVATIONS[name], before
@@ -211,16 +236,19 @@ class _Witness(TorchDispatchMode):
 
 
 def record(model: nn.Module, images: Tensor, layers: Sequence[str], before: bool = False) -> dict[str, LayerMap]:
-    """Maps of layers for a batch of images.
+    """Return the feature maps of layers for a batch of images.
 
-    Values are copied at once, since an activation in place that follows would overwrite them. Of a layer that runs
-    several times the first run counts.
+    Values are copied as soon as a layer has run, because a later activation in place would overwrite them. If a layer
+    runs several times, its first run counts.
 
     Args:
         model: Any classifier.
-        images: Normalised, (N, C, H, W).
-        layers: Names of modules; see `check_layers`.
-        before: Whether to take what went into the activation function that made a layer's output, if one did.
+        images: Normalised images, (N, C, H, W).
+        layers: Names of modules whose output is feature maps; see `check_layers`.
+        before: Whether to return the input of the activation function that computed a layer's output, if one did.
+
+    Returns:
+        Feature maps by name of the layer, in the order of `layers`.
     """
     found: dict[str, LayerMap] = {}
     witness = _Witness(before)
@@ -230,6 +258,7 @@ def record(model: nn.Module, images: Tensor, layers: Sequence[str], before: bool
             if name in found:
                 return
             values, activation = next(tensors_in(output)), None
+            # The layer ends with an activation function if its output is the tensor that this function returned.
             if witness.last is not None and witness.last[0] is values:
                 _, activation, entered = witness.last
                 values = values if entered is None else entered

@@ -1,9 +1,12 @@
-"""Which classes are mistaken for which: from records of ``cnnbench bench``, or from a trained network.
+"""Tables and pictures of which classes a network mistakes for which.
 
-Records have integer counts, so everything but the images comes from them alone. Runs of the same network on the same
-data with the same settings are added up. Intervals are 95 % Wilson score intervals (Wilson 1927) for the images as
-drawn. All runs see the same test images, so intervals take the mean counts of one run: a further run brings no further
-images. Trainings differ by chance too, and only several of each network show by how much.
+The confusion matrices come from records of ``cnnbench bench``, from a checkpoint, or from predictions. Records hold the
+counts, which are enough for everything except pictures of the test images. The counts of several training runs of a
+network on the same data with the same settings are added up.
+
+Intervals are 95 % Wilson score intervals (Wilson 1927), which treat the test images as a random sample. All training
+runs see the same test images, so a further run does not add images, and the intervals use the mean counts per run.
+Training runs also differ by chance; only several runs of each network show by how much.
 """
 
 from __future__ import annotations
@@ -32,23 +35,24 @@ if TYPE_CHECKING:
 
 EXAMPLE = "results/bench/20260101-120000 --data CIFAR10 --models VGG16,ResNet18"
 IMAGES = 8
-"""Images shown of a kind of mistake."""
+"""Largest number of images that are shown for each kind of mistake."""
 _ROUNDED = 1e-3
-"""By how much probabilities of six digits may miss the sum of 1."""
+"""Largest difference from 1 of the sum of an image's probabilities, which are rounded to six digits in the file."""
 FEWEST = 10
-"""Images in a cell, of a run of both networks together, from which a difference is tested."""
+"""Smallest count in a cell for which a difference is tested: the sum over both networks of their mean count per run."""
 FALSE_SHARE = 0.05
-"""Of the differences that are called real, how many may be chance on average."""
+"""Largest expected share of chance differences among those that are called real."""
 
 
 class Matrix(NamedTuple):
-    """What a network takes the test images for.
+    """The confusion matrices of a network on the test images of a data set.
 
     Attributes:
-        name: Of the network.
-        label: Of the data.
-        classes: Their names.
-        runs: Counts of each training, a seed that was trained twice twice; rows are true classes, columns predictions.
+        name: Name of the network.
+        label: Label of the data set.
+        classes: Names of the classes.
+        runs: Counts of each training run; rows are true classes, columns predicted ones. A seed that was trained twice
+            is in the list twice.
     """
 
     name: str
@@ -58,16 +62,17 @@ class Matrix(NamedTuple):
 
     @property
     def counts(self) -> list[list[int]]:
-        """Of all trainings together."""
+        """Return the sum of the counts over all training runs."""
         return [[sum(cell) for cell in zip(*rows, strict=True)] for rows in zip(*self.runs, strict=True)]
 
     @property
     def trainings(self) -> int:
+        """Return the number of training runs."""
         return len(self.runs)
 
     @property
     def unit(self) -> str:
-        """What a count is of; all trainings answer for the same images."""
+        """Return the unit of the counts; several training runs give several answers for each image."""
         return f"answers in {self.trainings} trainings" if self.trainings > 1 else "images"
 
     @property
@@ -76,13 +81,15 @@ class Matrix(NamedTuple):
 
 
 class ClassFigures(NamedTuple):
-    """How well a class is found.
+    """Figures of one class.
 
     Attributes:
-        images: That are of the class.
-        recall: Share of them that is found, with its interval.
-        precision: Share of the images taken for the class that are of it; None if there are none.
-        f1: Harmonic mean of both, 0 if nothing of the class is found.
+        images: Number of images of the class, summed over all training runs.
+        recall: Share of the images of the class that are classified correctly.
+        low: Lower end of the 95 % interval of the recall.
+        high: Upper end of that interval.
+        precision: Share of the images predicted as the class that belong to it; None if no image is predicted as it.
+        f1: Harmonic mean of precision and recall; 0 if no image of the class is classified correctly.
     """
 
     images: int
@@ -94,7 +101,16 @@ class ClassFigures(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Two classes that are mistaken for each other: how often, the share of the images of both, its interval."""
+    """Two classes that are mistaken for each other.
+
+    Attributes:
+        first: Index of the class with the smaller index.
+        second: Index of the other class.
+        images: Number of mistakes in both directions, summed over all training runs.
+        share: Share of the images of both classes that are mistaken in this way.
+        low: Lower end of the 95 % interval of the share.
+        high: Upper end of that interval.
+    """
 
     first: int
     second: int
@@ -105,7 +121,16 @@ class Pair(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """How two networks differ in a cell: mean shares of the true class, and whether by more than chance."""
+    """The difference between two networks in one cell of the confusion matrix.
+
+    Attributes:
+        true: Index of the true class.
+        predicted: Index of the predicted class.
+        first: Share of the images of the true class that the first network predicts so, as a mean over its runs.
+        second: The same share of the second network.
+        p_value: p value of the hypothesis that both shares are equal.
+        real: Whether the difference counts as more than chance, after the correction for the number of cells.
+    """
 
     true: int
     predicted: int
@@ -116,16 +141,20 @@ class Difference(NamedTuple):
 
 
 def class_figures(counts: Counts, runs: int = 1) -> list[ClassFigures]:
-    """Precision, recall and F1 of every class; a class without images has recall 0 from 0 to 1.
+    """Compute precision, recall and F1 of every class.
+
+    A class without images gets a recall of 0 with the interval from 0 to 1.
 
     Args:
-        counts: Of all runs together.
-        runs: How many, on the same images.
+        counts: Confusion matrix, summed over all training runs; rows are true classes, columns predicted ones.
+        runs: Number of training runs; all of them were tested on the same images.
     """
     found = []
     for index, row in enumerate(counts):
         hits, images, taken = row[index], sum(row), sum(other[index] for other in counts)
+        # Further runs do not add images, so the interval uses the mean counts per run.
         low, high = wilson_interval(hits / runs, images / runs) if images else (0.0, 1.0)
+        # The harmonic mean of hits / images and hits / taken, in a form that is defined without hits too.
         f1 = 2 * hits / (images + taken) if images + taken else 0.0
         found.append(
             ClassFigures(images, hits / images if images else 0.0, low, high, hits / taken if taken else None, f1)
@@ -134,7 +163,16 @@ def class_figures(counts: Counts, runs: int = 1) -> list[ClassFigures]:
 
 
 def confused_pairs(counts: Counts, limit: int, runs: int = 1) -> list[Pair]:
-    """The pairs of classes that are most often mistaken for each other, in either direction; counts of all runs."""
+    """Return the pairs of classes that are most often mistaken for each other, in either direction.
+
+    Args:
+        counts: Confusion matrix, summed over all training runs.
+        limit: Largest number of pairs.
+        runs: Number of training runs; all of them were tested on the same images.
+
+    Returns:
+        Pairs with at least one mistake, the most frequent pair first.
+    """
     pairs = []
     for i in range(len(counts)):
         for j in range(i):
@@ -145,25 +183,34 @@ def confused_pairs(counts: Counts, limit: int, runs: int = 1) -> list[Pair]:
 
 
 def differences(first: Sequence[Counts], second: Sequence[Counts]) -> list[Difference]:
-    """Where two networks differ in what they take the images of a class for, the largest difference first.
+    """Test in which cells of the confusion matrix two networks differ by more than chance.
 
-    Every cell with enough images has a two-proportion z test of the mean counts, for the draw of images. Both saw the
-    same images, which counts do not show, so it is cautious where they err on the same ones. Where both have several
-    trainings, Welch's t test (Welch 1947) of the shares in each training stands beside it, and the larger p counts;
-    with one training of a network its chance is not known. Over all cells the rate of false discoveries is held at
-    5 % (Benjamini and Hochberg 1995).
+    Only cells with at least `FEWEST` images are tested. Two sources of chance are considered:
+
+    - The choice of test images: a two-proportion z test of the mean counts per run. It treats the images of the two
+      networks as independent, but both networks saw the same ones. The test is therefore cautious where both err on the
+      same images.
+    - The training: Welch's t test (Welch 1947) of the shares in the training runs. It needs at least two runs of each
+      network; with a single run the chance in training is not known.
+
+    The larger of the two p values counts. The false discovery rate over all tested cells is at most 5 % (Benjamini and
+    Hochberg 1995).
 
     Args:
-        first: Counts of each training of a network.
-        second: Those of another.
+        first: Confusion matrix of each training run of the first network.
+        second: Confusion matrix of each training run of the second network.
+
+    Returns:
+        One difference per tested cell, the largest first.
 
     Raises:
-        UserError: The matrices are of different sizes.
+        UserError: The matrices have different sizes.
     """
     if len(first[0]) != len(second[0]):
         raise UserError(
             f"the networks have {len(first[0])} and {len(second[0])} classes; compare those of the same data"
         )
+    # Mean count per run in each cell, for both networks.
     one, other = ([[statistics.fmean(cell) for cell in zip(*rows, strict=True)] for rows in zip(*runs, strict=True)]
                   for runs in (first, second))  # fmt: skip
     cells = [(i, j) for i in range(len(one)) for j in range(len(one)) if one[i][j] + other[i][j] >= FEWEST]
@@ -204,7 +251,11 @@ class Options(DataOptions):
 
 
 def explain(options: Options) -> Explanation:
-    """Says which classes are confused, from records, a checkpoint or predictions."""
+    """Show which classes are confused, from records, a checkpoint or predictions.
+
+    Raises:
+        UserError: The options name neither records nor a checkpoint nor predictions, or one of these cannot be used.
+    """
     matrices = _from_records(options) if options.records else []
     explanation = Explanation({"networks": []})
     if options.ckpt_path or options.predictions:
@@ -233,7 +284,7 @@ def explain(options: Options) -> Explanation:
 
 
 def _from_records(options: Options) -> list[Matrix]:
-    """A matrix per network, data set and settings; trainings are added up."""
+    """Return one matrix per network, data set and settings, with all of its training runs."""
     from cnnbench.report.findings import contenders
 
     records = [r for r in load_records(options.records) if r.confusion_matrix is not None]
@@ -249,10 +300,16 @@ def _from_records(options: Options) -> list[Matrix]:
 
 
 def _only(records: Sequence[Record], kind: str, key: str, names: Sequence[str]) -> list[Record]:
-    """Return the records of some data sets or networks; all of them where none is named.
+    """Return the records of the named data sets or networks, or all records if no name is passed.
+
+    Args:
+        records: Records to choose from.
+        kind: Word for the named things in the error message, "data" or "model".
+        key: Attribute of a record that holds the name.
+        names: Names to keep.
 
     Raises:
-        UserError: No record has one of the names.
+        UserError: A name is in none of the records.
     """
     if not names:
         return list(records)
@@ -264,7 +321,11 @@ def _only(records: Sequence[Record], kind: str, key: str, names: Sequence[str]) 
 
 
 def _from_images(options: Options) -> tuple[Matrix, Picture]:
-    """The matrix of a checkpoint or of predictions, and the images behind its worst cells."""
+    """Return the matrix of a checkpoint or of a predictions file, and a picture of the images behind its worst cells.
+
+    Raises:
+        UserError: The data set is not known, the options contradict each other, or the predictions do not fit the data.
+    """
     import torch
 
     from cnnbench.data import get_data
@@ -295,6 +356,7 @@ def _from_images(options: Options) -> tuple[Matrix, Picture]:
             f"{data.num_classes} classes; name the data that they are for with --data"
         )
     predicted = probabilities.argmax(1)
+    # The index label * k + prediction numbers the cells of the matrix row by row.
     k = data.num_classes
     counts = torch.bincount(labels * k + predicted, minlength=k * k).reshape(k, k).tolist()
     matrix = Matrix(name, data.label, data.class_names, [counts])
@@ -302,7 +364,11 @@ def _from_images(options: Options) -> tuple[Matrix, Picture]:
 
 
 def _read_predictions(path: Path) -> Tensor:
-    """Probabilities, (N, K), of a file of ``cnnbench predict``."""
+    """Read the probabilities, (N, K), from a file that ``cnnbench predict`` wrote.
+
+    Raises:
+        UserError: The file is not such a file; the message names the line.
+    """
     import torch
 
     rows = _rows_of(path)
@@ -325,7 +391,7 @@ def _read_predictions(path: Path) -> Tensor:
 
 
 def _rows_of(path: Path) -> list[list[str]]:
-    """The cells of a file of comma-separated values."""
+    """Read the cells of a file of comma-separated values."""
     text = read_text(path, "predictions")
     try:
         return list(csv.reader(io.StringIO(text, newline="")))
@@ -334,10 +400,19 @@ def _rows_of(path: Path) -> list[list[str]]:
 
 
 def _check_predictions(path: Path, names: Sequence[str], labels: Sequence[int], label: str) -> None:
-    """Refuses a file about other images: data sets can agree in their numbers of images and classes.
+    """Raise UserError if a predictions file is about other images than the test images of the data set.
+
+    The shape alone cannot tell: two data sets may have the same numbers of images and classes. So the names of the
+    classes and the true class of every image are compared.
+
+    Args:
+        path: Predictions file.
+        names: Names of the classes of the data set.
+        labels: True classes of its test images.
+        label: Label of the data set, for the error message.
 
     Raises:
-        UserError: Its classes, or the true ones of its images, are not those of the data.
+        UserError: The file has other classes, or an image in it has another true class.
     """
     head, *rows = _rows_of(path)
     if head[3:] != list(names) or [row[1] for row in rows] != [names[i] for i in labels]:
@@ -345,13 +420,14 @@ def _check_predictions(path: Path, names: Sequence[str], labels: Sequence[int], 
 
 
 def _describe(matrix: Matrix, limit: int, explanation: Explanation) -> None:
-    """Adds tables, picture and numbers of one matrix."""
+    """Add the tables, the picture and the numbers of one matrix to the explanation."""
     from cnnbench.report.figures import draw_confusion
 
     counts, names = matrix.counts, matrix.classes
     figures, pairs = class_figures(counts, matrix.trainings), confused_pairs(counts, limit, matrix.trainings)
     directed = most_confused(counts, limit)
     share = accuracy(counts)
+    # `accuracy` takes every count for a separate image. The interval is computed anew from the mean counts per run.
     total = sum(map(sum, counts)) / matrix.trainings
     share["test_accuracy_low"], share["test_accuracy_high"] = wilson_interval(share["test_accuracy"] * total, total)
     explanation.numbers["networks"].append(
@@ -414,7 +490,7 @@ def _note(matrix: Matrix) -> str:
 
 
 def _worst_images(matrix: Matrix, images: Tensor, labels: Tensor, probabilities: Tensor, limit: int) -> Picture:
-    """The test images behind the most frequent mistakes, the most confident ones first."""
+    """Draw the test images behind the most frequent mistakes: a row for each mistake, the most confident ones first."""
     from cnnbench.plots.grids import grid, show
 
     confidence, predicted = probabilities.max(1)
@@ -438,7 +514,7 @@ def _worst_images(matrix: Matrix, images: Tensor, labels: Tensor, probabilities:
 
 
 def _compare(first: Matrix, second: Matrix, limit: int, explanation: Explanation) -> None:
-    """Adds the difference of two networks."""
+    """Add the table, the picture and the numbers of the difference between two networks to the explanation."""
     found = differences(first.runs, second.runs)
     names = first.classes
     rows = [

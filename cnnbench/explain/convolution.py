@@ -1,11 +1,13 @@
-"""Convolution: a reference that can be read, three other ways to compute the same, the sliding window, a race.
+"""Four algorithms for the same convolution, pictures of the sliding window, and a race between the algorithms.
 
-All four take images x, (N, C, H, W), and weights w, (O, C / groups, kH, kW), and return (N, O, H', W') with
+`conv2d` follows the definition and is written to be read. Three other functions compute the same result in other ways:
+im2col, a Toeplitz matrix and the FFT. All four take images x, (N, C, H, W), and weights w, (O, C / groups, kH, kW), and
+return (N, O, H', W') with
 
     H' = floor((H + 2 padding - dilation (kH - 1) - 1) / stride) + 1.
 
-What networks call a convolution is a correlation: the kernel is not flipped. ``flip`` flips it, for a convolution as
-mathematics has it.
+What networks call a convolution is a correlation, because the kernel is not flipped. The setting ``flip`` flips the
+kernel, which gives the convolution of mathematics.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
@@ -33,30 +36,30 @@ if TYPE_CHECKING:
 
 EXAMPLE = "--stride 2 --padding 1"
 MOST_PLACES = 150
-"""Of the window; each becomes a frame of the animation."""
+"""Largest number of window positions that is drawn; each position becomes a frame of the animation."""
 Pair = int | tuple[int, int]
 EDGE = np.array([[-1.0, 0, 1]] * 3)
 SHORTEST_S = 2e-3
-"""A call of the race is repeated until it has taken so long."""
+"""Shortest measured time in seconds: the race repeats a call until the repetitions have taken this long."""
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 1000
-"""Of a race: to say how times grow, and to end."""
+"""Number of rounds below which the race does not say how times grow, and largest number of rounds allowed."""
 LARGEST_MATRIX = 2**24
-"""Entries of a Toeplitz matrix above which none is made: 128 MiB."""
+"""Largest number of entries of a Toeplitz matrix: 128 MiB in float64."""
 LARGEST_COLUMNS = 2**27
-"""Entries of im2col's matrix above which nothing is raced: 1 GiB, twice while it is made."""
+"""Largest number of entries of im2col's matrix in a race: 1 GiB in float64, and twice that while it is built."""
 LARGEST_SETTINGS = {"stride": 32, "padding": 8, "dilation": 32}
-"""Of the drawn window: what goes on is still seen."""
+"""Largest settings of the drawn window, up to which the pictures can still be read."""
 
 
 class Settings(NamedTuple):
-    """How a kernel slides, per axis.
+    """Settings of a convolution; pairs hold the value for the height, then the value for the width.
 
     Attributes:
         stride: Pixels from one window to the next.
-        padding: Zeros on each side.
-        dilation: Pixels from one tap of the kernel to the next.
-        groups: Parts of the channels that see only each other.
-        flip: Whether the kernel is flipped.
+        padding: Zeros on each side of the image.
+        dilation: Pixels from one tap (one position of the kernel) to the next.
+        groups: Number of groups; each filter reads only the input channels of its own group.
+        flip: Whether the kernel is flipped, which turns the correlation into a mathematical convolution.
     """
 
     stride: tuple[int, int] = (1, 1)
@@ -69,10 +72,10 @@ class Settings(NamedTuple):
     def of(
         cls, stride: Pair = 1, padding: Pair = 0, dilation: Pair = 1, groups: int = 1, flip: bool = False
     ) -> Settings:
-        """Settings from numbers or pairs of them.
+        """Return settings from numbers, each of which holds for both axes, or from pairs of height and width.
 
         Raises:
-            UserError: A number is out of its range.
+            UserError: A stride or dilation is below 1, or a padding is below 0.
         """
         pairs = {"stride": stride, "padding": padding, "dilation": dilation}
         both = {name: (value, value) if isinstance(value, int) else value for name, value in pairs.items()}
@@ -86,7 +89,15 @@ PLAIN = Settings()
 
 
 def conv2d(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) -> np.ndarray:
-    """The definition: at every place, the sum of the products of window and kernel.
+    """Compute a convolution by its definition: at each position, sum the products of window and kernel.
+
+    Args:
+        x: Images, (N, C, H, W).
+        w: Weights, (O, C / groups, kH, kW).
+        settings: Stride, padding, dilation, groups and flip.
+
+    Returns:
+        Feature maps in float64, (N, O, H', W').
 
     Raises:
         UserError: The shapes do not fit, or the kernel is larger than the padded image.
@@ -96,19 +107,27 @@ def conv2d(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) -> np.ndarr
     filters, channels, kh, kw = w.shape
     out = np.zeros((len(x), filters, height, width))
     for f, i, j in np.ndindex(filters, height, width):
-        first = f // (filters // groups) * channels  # of the channels that this filter sees
+        # A filter reads only the input channels of its group, which begin at this one.
+        first = f // (filters // groups) * channels
+        # A dilated window takes every dy-th row and every dx-th column.
         window = x[:, first : first + channels, i * sy : i * sy + dy * kh : dy, j * sx : j * sx + dx * kw : dx]
         out[:, f, i, j] = (window[:, :, :kh, :kw] * w[f]).sum((1, 2, 3))
     return out
 
 
 def conv2d_im2col(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) -> np.ndarray:
-    """The windows as columns of a matrix, and one matrix product (Chellapilla, Puri, Simard 2006)."""
+    """Compute the same as `conv2d` by matrix products (im2col; Chellapilla, Puri, Simard 2006).
+
+    Each window becomes a column of a matrix, and each filter becomes a row of another.
+    """
     x, w, (height, width) = _prepared(x, w, settings)
     (sy, sx), (dy, dx), groups = settings.stride, settings.dilation, settings.groups
     filters, channels, kh, kw = w.shape
     span = (dy * (kh - 1) + 1, dx * (kw - 1) + 1)
+    # The windows at every position are a view; strides select positions of it, and dilations select pixels.
+    # (N, C, H', W', kH, kW)
     windows = np.lib.stride_tricks.sliding_window_view(x, span, (2, 3))[:, :, ::sy, ::sx, ::dy, ::dx]
+    # A column holds the pixels of one window in the order of a filter's weights: channel, row, column.
     columns = windows.reshape(len(x), groups, channels, height * width, kh * kw)
     columns = columns.transpose(0, 1, 2, 4, 3).reshape(len(x), groups, channels * kh * kw, height * width)
     rows = w.reshape(groups, filters // groups, channels * kh * kw)
@@ -116,15 +135,18 @@ def conv2d_im2col(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) -> n
 
 
 def toeplitz_matrix(w: np.ndarray, image_shape: tuple[int, int, int], settings: Settings = PLAIN) -> np.ndarray:
-    """The convolution as one matrix, (O H' W', C H W), doubly block Toeplitz for a stride of one.
+    """Return the matrix that maps the pixels of an image to the outputs of the convolution, (O H' W', C H W).
+
+    With a stride of 1 the part of each filter and channel is doubly block Toeplitz: its blocks, and the entries within
+    each block, are equal along diagonals.
 
     Args:
         w: Weights, (O, C / groups, kH, kW).
-        image_shape: Channels, height and width.
-        settings: See `Settings`.
+        image_shape: Channels, height and width of the images.
+        settings: Stride, padding, dilation, groups and flip.
 
     Raises:
-        UserError: It would be too large.
+        UserError: The matrix would have more than `LARGEST_MATRIX` entries, or the shapes do not fit.
     """
     channels, height, width = image_shape
     _, w, (rows, columns) = _prepared(np.zeros((1, *image_shape)), w, settings)
@@ -134,14 +156,16 @@ def toeplitz_matrix(w: np.ndarray, image_shape: tuple[int, int, int], settings: 
         raise UserError(f"the matrix for images of {channels}x{height}x{width} is too large; use a smaller image")
     matrix = np.zeros((filters, rows, columns, channels, height, width))
     for f, c, i, j, a, b in product(*map(range, (filters, seen, rows, columns, kh, kw))):
+        # Pixel of the image, without padding, that tap (a, b) of the window at output (i, j) reads.
         y, x = i * sy + a * dy - py, j * sx + b * dx - px
+        # A tap on the padding reads a zero, so it needs no entry.
         if 0 <= y < height and 0 <= x < width:
             matrix[f, i, j, f // (filters // groups) * seen + c, y, x] = w[f, c, a, b]
     return matrix.reshape(filters * rows * columns, channels * height * width)
 
 
 def conv2d_toeplitz(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) -> np.ndarray:
-    """One product with the matrix of `toeplitz_matrix`."""
+    """Compute the same as `conv2d` by one product with the matrix of `toeplitz_matrix`."""
     _, _, (height, width) = _prepared(x, w, settings)
     shape = x.shape[1], x.shape[2], x.shape[3]
     matrix = toeplitz_matrix(w, shape, settings)
@@ -149,16 +173,22 @@ def conv2d_toeplitz(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) ->
 
 
 def conv2d_fft(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) -> np.ndarray:
-    """A product of Fourier transforms (Mathieu, Henaff, LeCun 2014), computed at every place, then strided."""
+    """Compute the same as `conv2d` by a product of Fourier transforms (Mathieu, Henaff, LeCun 2014).
+
+    The product gives the result at every position; a stride then keeps every stride-th one.
+    """
     x, w, (height, width) = _prepared(x, w, settings)
     (sy, sx), (dy, dx), groups = settings.stride, settings.dilation, settings.groups
     filters, channels, kh, kw = w.shape
     shape, half = x.shape[2:], x.shape[3] // 2 + 1
-    # The circular correlation is right wherever the window does not wrap around.
+    # A dilated kernel is a larger kernel with zeros between the taps.
     spread = np.zeros((filters, channels, dy * (kh - 1) + 1, dx * (kw - 1) + 1))
     spread[:, :, ::dy, ::dx] = w
     images = np.fft.rfft2(x, shape).reshape(len(x), groups, 1, channels, shape[0], half)
+    # The conjugate makes the product of transforms a correlation instead of a convolution.
     kernels = np.fft.rfft2(spread, shape).conj().reshape(1, groups, filters // groups, channels, shape[0], half)
+    # The transform treats the image as periodic, so a window that crosses the edge wraps around to the other side.
+    # Windows that lie inside the padded image do not wrap, and only their results are kept.
     found = np.fft.irfft2((images * kernels).sum(3), shape).reshape(len(x), filters, *shape)
     return found[:, :, : sy * (height - 1) + 1 : sy, : sx * (width - 1) + 1 : sx]
 
@@ -169,7 +199,10 @@ ALGORITHMS: dict[str, Callable[..., np.ndarray]] = {
 
 
 def _prepared(x: np.ndarray, w: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """The padded images, the kernels, flipped if wanted, both in float64, and height and width of the result."""
+    """Check the shapes; return padded images, kernels (flipped if asked for), and height and width of the result.
+
+    Images and kernels are returned in float64.
+    """
     if x.ndim != 4 or w.ndim != 4:
         raise UserError(
             f"images and weights must have 4 axes, (N, C, H, W) and (O, C, kH, kW), not {x.ndim} and {w.ndim}"
@@ -196,7 +229,7 @@ def _prepared(x: np.ndarray, w: np.ndarray, settings: Settings) -> tuple[np.ndar
 
 
 def torch_conv2d(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) -> np.ndarray:
-    """The same by torch, in float64, for comparison."""
+    """Compute the same as `conv2d` with torch, in float64, for comparison."""
     import torch
     import torch.nn.functional as F
 
@@ -207,28 +240,36 @@ def torch_conv2d(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) -> np
 
 
 def multiply_adds(name: str, size: int, kernel: int) -> float:
-    """Multiply-adds for one grey image and one kernel, both square, padded to keep the size, by the usual estimates.
+    """Estimate the multiply-adds of an algorithm for one grey image and one kernel, padded to keep the size.
 
     Args:
-        name: Of the algorithm; for the FFT 2.5 n log2 n per transform of n numbers, half for real ones.
-        size: Of the image in pixels.
-        kernel: Of the kernel in pixels.
+        name: Name of the algorithm, a key of `ALGORITHMS`.
+        size: Height and width of the image in pixels.
+        kernel: Height and width of the kernel in pixels.
     """
     places = size**2
     if name == "Toeplitz":
         return float(places**2)
     if name == "FFT":
+        # The usual estimate is 2.5 n log2 n per complex transform of n numbers, and half of that for real numbers.
+        # Image, kernel and result need a transform each; the product in between adds 2 n.
         n = (size + 2 * (kernel // 2)) ** 2
         return 3 * 0.5 * 2.5 * n * np.log2(n) + 2 * n
     return float(places * kernel**2)
 
 
 def race(sizes: Sequence[int], kernels: Sequence[int], rounds: int, seed: int = 0) -> dict[str, dict[str, list[float]]]:
-    """Times the algorithms on one grey image for every size and kernel, all in turns, in random order.
+    """Measure the time of each algorithm and of torch on one grey image, for every image size and kernel size.
+
+    Args:
+        sizes: Heights and widths of the images in pixels.
+        kernels: Heights and widths of the kernels in pixels; kernels larger than the image are left out.
+        rounds: Number of rounds; in each round every case is timed once, in a new random order.
+        seed: Random seed for the images, weights and the order.
 
     Returns:
-        Per algorithm and ``size,kernel`` the milliseconds of a call in each round. The loop and the matrix are left out
-        where they would take long.
+        Milliseconds of a call in each round, by algorithm and then by case, ``"size,kernel"``. Sizes at which the loop
+        or the Toeplitz matrix would take long are left out for these two.
     """
     import torch
 
@@ -245,21 +286,24 @@ def race(sizes: Sequence[int], kernels: Sequence[int], rounds: int, seed: int = 
                 continue
             calls[name, f"{size},{kernel}"] = partial(way, x, w, settings)
     found: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
+    # NumPy's loops use one thread, so torch and the matrix products of NumPy use one too.
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # NumPy's loops have one
+    torch.set_num_threads(1)
     try:
-        for call in calls.values():
-            call()
-        for _ in range(rounds):
-            for name, case in shuffler.sample(list(calls), len(calls)):
-                found[name].setdefault(case, []).append(_milliseconds(calls[name, case]))
+        with threadpool_limits(1, "blas"):
+            # Warm-up: each case runs once without being timed.
+            for call in calls.values():
+                call()
+            for _ in range(rounds):
+                for name, case in shuffler.sample(list(calls), len(calls)):
+                    found[name].setdefault(case, []).append(_milliseconds(calls[name, case]))
     finally:
         torch.set_num_threads(before)
     return found
 
 
 def _milliseconds(call: Callable[[], Any]) -> float:
-    """The time of a call, repeated until it can be measured."""
+    """Return the mean time of a call, which is repeated until the total is long enough to be measured."""
     count, passed, start = 0, 0.0, time.perf_counter()
     while not count or passed < SHORTEST_S:
         call()
@@ -269,7 +313,19 @@ def _milliseconds(call: Callable[[], Any]) -> float:
 
 
 def crossover(times: dict[str, dict[str, list[float]]], size: int, kernels: Sequence[int]) -> int | None:
-    """The smallest kernel from which on the FFT is faster than im2col, by medians; None if it never is."""
+    """Return the smallest kernel from which on the FFT is faster than im2col.
+
+    Args:
+        times: Result of `race`; the medians of the rounds are compared.
+        size: Height and width of the images in pixels.
+        kernels: Kernel sizes that were raced.
+
+    Returns:
+        Height and width of that kernel in pixels; None if im2col is at least as fast with the largest kernel, or if no
+        kernel was raced on this size.
+    """
+    # The search starts at the largest kernel and ends at the first with which the FFT is not faster: a win at a small
+    # kernel does not count if the FFT loses again at a larger one.
     ahead = None
     for kernel in sorted(kernels, reverse=True):
         case = f"{size},{kernel}"
@@ -295,7 +351,11 @@ class Options(ToolOptions):
 
 
 def explain(options: Options) -> Explanation:
-    """Draws the sliding window and the matrix on a small image, and races the algorithms."""
+    """Draw the sliding window and the matrix for a small image, and race the algorithms.
+
+    Raises:
+        UserError: An option is out of its range, or the kernel is larger than the padded image.
+    """
     sizes, kernels = _raced(options)
     settings = Settings.of(options.stride, options.padding, options.dilation, flip=options.convolve)
     image = np.zeros((1, 1, 7, 7))
@@ -330,6 +390,7 @@ def explain(options: Options) -> Explanation:
     )
     matrix = toeplitz_matrix(kernel, (1, 7, 7), settings)
     frames = [_frame(image[0, 0], out, settings, step) for step in range(out.size)]
+    # The still picture shows the strongest answers of both signs, the first two steps, the end of a row and the end.
     telling = {int(out.argmax()), int(out.argmin()), 0, min(1, out.size - 1), out.shape[1] - 1, out.size - 1}
     steps = sorted(telling)
     explanation.pictures += [
@@ -348,10 +409,10 @@ def explain(options: Options) -> Explanation:
 
 
 def _raced(options: Options) -> tuple[list[int], list[int]]:
-    """Sizes of images and of kernels for the race.
+    """Return the image sizes and the kernel sizes of the race, in pixels.
 
     Raises:
-        UserError: They cannot be raced, or it would take too much memory or too long.
+        UserError: A size is repeated or does not fit, the rounds are out of range, or im2col's matrix is too large.
     """
     from cnnbench.registry import whole_numbers
 
@@ -377,7 +438,8 @@ def _raced(options: Options) -> tuple[list[int], list[int]]:
 
 
 def _matrix_caption(matrix: np.ndarray, settings: Settings) -> str:
-    """What there is in the matrix: zeros, and those weights that do not always fall into the padding."""
+    """Describe the entries of the matrix: its zeros, and the weights that do not always fall into the padding."""
+    # A kernel with the weights 1, 2, 3, .. labels each entry with the tap that it comes from.
     numbers = np.arange(1.0, 1 + EDGE.size).reshape(1, 1, *EDGE.shape)
     taps = toeplitz_matrix(numbers, (1, 7, 7), settings)[matrix != 0]
     found, every = len(np.unique(taps)), np.count_nonzero(EDGE)
@@ -398,7 +460,7 @@ def _matrix_caption(matrix: np.ndarray, settings: Settings) -> str:
 
 
 def _answer(out: np.ndarray, settings: Settings) -> str:
-    """What the kernel does, and what it answers to the square here."""
+    """Describe what the kernel does, and how it answers to the square in the image."""
     does = "The kernel, flipped, subtracts right from left" if settings.flip else "The kernel subtracts left from right"
     if out.min() < 0 < out.max():
         return f"{does}, so it answers at vertical edges, with opposite signs at the sides of the square."
@@ -452,13 +514,19 @@ def _add_race(explanation: Explanation, sizes: list[int], kernels: list[int], ro
 
 
 def _kernels_on(times: dict[str, dict[str, list[float]]], size: int) -> list[int]:
-    """The kernels that were raced on images of a size."""
+    """Return the kernel sizes that were raced on images of this size, in ascending order."""
     cases = [tuple(map(int, case.split(","))) for case in times["FFT"]]
     return sorted(kernel for n, kernel in cases if n == size)
 
 
 def _crossing(ahead: int | None, raced: Sequence[int], nothing: str) -> str:
-    """The kernel from which on the FFT is faster, for the table."""
+    """Return the table cell that names the kernel from which on the FFT is faster.
+
+    Args:
+        ahead: Result of `crossover`.
+        raced: Kernel sizes that were raced, in ascending order.
+        nothing: Cell for an image size on which no kernel was raced.
+    """
     if not raced:
         return nothing
     if ahead is None:
@@ -467,7 +535,14 @@ def _crossing(ahead: int | None, raced: Sequence[int], nothing: str) -> str:
 
 
 def _verdict(size: int, ahead: int | None, raced: Sequence[int], rounds: int) -> str:
-    """From which kernel on the FFT is faster, and where the race does not say; and whether it was too short to say."""
+    """Say from which kernel on the FFT is faster, as far as the race shows it, and whether the race was too short.
+
+    Args:
+        size: Height and width of the images in pixels.
+        ahead: Result of `crossover` for this size.
+        raced: Kernel sizes that were raced, in ascending order.
+        rounds: Number of rounds of the race.
+    """
     least, most = (f"{kernel}x{kernel}" for kernel in (raced[0], raced[-1]))
     if ahead is None:
         found = f"not faster than im2col with kernels of {most}, the largest raced"
@@ -486,7 +561,7 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _growth(times: dict[str, dict[str, list[float]]], size: int) -> str:
-    """How the times of the two grow from the smallest kernel to the largest that was raced on images of a size."""
+    """Say how the times of FFT and im2col grow from the smallest to the largest kernel raced on images of this size."""
     raced = _kernels_on(times, size)
     ways = ("FFT", "im2col")
     first, last = ({w: statistics.median(times[w][f"{size},{k}"]) for w in ways} for k in (raced[0], raced[-1]))
@@ -498,7 +573,16 @@ def _growth(times: dict[str, dict[str, list[float]]], size: int) -> str:
 
 
 def _window(ax: Any, image: np.ndarray, out: np.ndarray, settings: Settings, step: int, target: Any) -> None:
-    """Input with its padding and the window, and the output up to a step."""
+    """Draw the padded image with the window at a step, and the output up to that step.
+
+    Args:
+        ax: Panel for image and window.
+        image: Image without padding, (H, W).
+        out: Complete output, (H', W').
+        settings: Stride, padding, dilation and flip.
+        step: Index of the window position, row by row.
+        target: Panel for the output.
+    """
     from cnnbench.plots.drawing import PALETTE
     from cnnbench.plots.grids import outline
 
@@ -534,7 +618,7 @@ def _window(ax: Any, image: np.ndarray, out: np.ndarray, settings: Settings, ste
 
 
 def _sum_in_words(image: np.ndarray, out: np.ndarray, settings: Settings, step: int) -> str:
-    """The products that are added up at a step, without those with a zero of the kernel."""
+    """Write out the sum of products at a step, without the terms in which the weight is zero."""
     padded = np.pad(image, [(p, p) for p in settings.padding])
     kernel = EDGE[::-1, ::-1] if settings.flip else EDGE
     i, j = divmod(step, out.shape[1])
@@ -549,7 +633,7 @@ def _sum_in_words(image: np.ndarray, out: np.ndarray, settings: Settings, step: 
 
 
 def _frame(image: np.ndarray, out: np.ndarray, settings: Settings, step: int) -> Frame:
-    """One step of the animation."""
+    """Draw one step of the animation as an image."""
     import io
 
     from matplotlib.figure import Figure
@@ -578,7 +662,7 @@ def _strip(image: np.ndarray, out: np.ndarray, settings: Settings, steps: Sequen
 
 
 def _draw_matrix(matrix: np.ndarray, image: np.ndarray, out: np.ndarray) -> Figure:
-    """Matrix, image as a column, output as a column."""
+    """Draw the matrix, and next to it the image and the output as columns."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -598,7 +682,10 @@ def _draw_matrix(matrix: np.ndarray, image: np.ndarray, out: np.ndarray) -> Figu
 
 
 def _apart(values: Sequence[int]) -> list[int]:
-    """Values, sorted, whose names do not run into each other on a logarithmic axis."""
+    """Return those values, of sorted ones, whose labels do not overlap on a logarithmic axis.
+
+    The largest value is kept, and each further one lies at least 6 % of the axis below the last one kept.
+    """
     chosen = [values[-1]]
     for value in reversed(values):
         if math.log(chosen[-1] / value) >= max(0.06 * math.log(values[-1] / values[0]), 1e-9):

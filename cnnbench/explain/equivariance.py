@@ -1,9 +1,10 @@
-"""Translation equivariance, measured: does a shifted image give shifted maps, and the same class?
+"""Measurements of translation equivariance: whether a shifted image gives shifted feature maps and the same class.
 
-A convolution with stride 1 commutes with shifts, up to what padding does at the border. A stride s takes every s-th
-place only, so that it commutes with multiples of s; in between, detail that is finer than the new grid aliases.
-Blurring before places are left out lessens that: BlurPool, in Making Convolutional Networks Shift-Invariant Again;
-Zhang; 2019; 1904.11486. Classes should not change at all, which is invariance.
+A convolution with stride 1 commutes with shifts, except at the border, where padding has an effect. A stride of s keeps
+only every s-th position, so the layer commutes with shifts by multiples of s. At other shifts, detail that is finer
+than the new grid aliases. A blur before positions are dropped reduces the aliasing; this is the idea of BlurPool
+(Making Convolutional Networks Shift-Invariant Again; Zhang; 2019; 1904.11486). The predicted class should not change
+with the shift at all, which is invariance.
 """
 
 from __future__ import annotations
@@ -33,27 +34,28 @@ if TYPE_CHECKING:
 
 EXAMPLE = "--ckpt_path results/runs/SimpleCNN-CIFAR10/<date>/checkpoints/last.ckpt"
 LAYER_SHIFT = 8
-"""Pixels up to which layers are shifted."""
+"""Largest shift of the photo, in pixels, when single layers and stacks are measured."""
 SIDE = 64
-"""Height and width of the photo that layers are shown."""
+"""Height and width in pixels of the photo on which single layers and stacks are measured."""
 PROBE = 0.15
-"""Share of the training time in which the steps are counted that fit into it."""
+"""Share of the training time for which a throw-away copy is trained, to estimate how many steps fit into all of it."""
 LATER = {
     "image_size", "batch_size", "eval_batch_size", "subset", "augment", "padding", "padding_mode", "flip", "cutout",
     "sizes",
 }  # fmt: skip
-"""Arguments of a data set that do not decide which of its images validate."""
+"""Arguments of a data set that have no influence on which images are in its validation split."""
 BRIGHT = 0.5
-"""Error in standard deviations that is drawn as the brightest."""
+"""Error, in standard deviations, from which on pixels are drawn in the brightest colour."""
 
 
 class BlurPool(nn.Module):
-    """Blurs every channel with a binomial filter and takes every stride-th place.
+    """A layer that blurs every channel with a binomial filter and keeps every stride-th position.
 
-    Differences from the paper: the border is repeated, where the paper mirrors it, which a map of one pixel cannot.
+    Differences from the paper: the border is padded by repeating the outermost values. The paper reflects the map,
+    which is not possible with a map of one pixel.
 
     Args:
-        stride: Step in places.
+        stride: Distance between the positions that are kept.
         filter_size: Height and width of the filter, odd: 3 is the paper's Triangle-3, 5 its Binomial-5.
         padding_mode: ``replicate``, or ``circular`` for maps without a border.
     """
@@ -67,7 +69,14 @@ class BlurPool(nn.Module):
         self.register_buffer("kernel", weights, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps x, (N, C, H, W), to (N, C, ceil(H / stride), ceil(W / stride))."""
+        """Return the blurred and subsampled maps.
+
+        Args:
+            x: Feature maps, (N, C, H, W).
+
+        Returns:
+            Feature maps, (N, C, ceil(H / stride), ceil(W / stride)).
+        """
         channels, border = x.shape[1], len(self.kernel) // 2
         padded = F.pad(x, (border,) * 4, mode=self.padding_mode)
         return F.conv2d(
@@ -76,20 +85,24 @@ class BlurPool(nn.Module):
 
 
 def with_blurpool(model: nn.Module, filter_size: int = 3) -> nn.Module:
-    """A copy with the same weights and sizes, in which no convolution or pooling leaves out places without a blur.
+    """Return a copy of a network in which a blur precedes the subsampling of every convolution and pooling layer.
 
-    Every such layer runs at stride 1, and a `BlurPool` takes its stride over: behind a pooling at once; behind a
-    convolution after the normalisation and activation that follow it in a Sequential, as in the paper, otherwise at
-    once. A stride of 4 becomes two of 2, and one of 3 has a filter of 5 places at least: three places blur too little
-    for a grid so wide. Average pooling is kept in front of the blur, which the paper puts in its place. What
-    subsamples in a forward function is not seen.
+    The copy has the same weights and the same sizes of feature maps. Every convolution or pooling layer with a stride
+    runs at stride 1, and a `BlurPool` behind it subsamples instead. Behind a pooling layer the blur follows directly.
+    Behind a convolution it follows after the normalisation and activation that come next in the same Sequential, as in
+    the paper; otherwise it follows directly.
+
+    A stride of 4 becomes two blurs with stride 2 each. A blur with stride 3 has a filter of at least 5x5, because 3x3
+    blurs too little for so wide a grid. Average pooling stays in front of its blur, whereas the paper replaces it by
+    the blur. Functions that subsample in a ``forward`` method, such as ``F.max_pool2d``, are not changed.
 
     Args:
-        model: Any network; it is left as it is. The copy computes something else, so train it too.
-        filter_size: Of the blur.
+        model: Network of any kind; it is not changed. The copy computes another function, so it needs its own training.
+        filter_size: Height and width of the blur's filter, odd.
 
     Raises:
-        UserError: No layer has a stride, or one rounds its size up, which a blur cannot follow.
+        UserError: No convolution or pooling layer has a stride, or one has unequal strides or rounds its output size
+            up (``ceil_mode``), which a blur cannot do.
     """
     model = copy.deepcopy(model)
     if _blur_children(model, filter_size) == 0:
@@ -98,12 +111,13 @@ def with_blurpool(model: nn.Module, filter_size: int = 3) -> nn.Module:
 
 
 POOLS = (nn.MaxPool2d, nn.AvgPool2d)
+"""Pooling layers whose stride a `BlurPool` can replace."""
 BETWEEN = (nn.modules.batchnorm._BatchNorm, nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish)
-"""Layers of a place by itself, behind which the blur of a convolution goes."""
+"""Layers that may stand between a convolution and its blur; they handle each position of a map by itself."""
 
 
 def _blur_children(parent: nn.Module, filter_size: int) -> int:
-    """Blurs what has a stride among the children, and theirs; returns how many."""
+    """Replace the strides of all descendants of a module by blurs, in place; return how many layers had a stride."""
     found = 0
     names = list(parent._modules)
     for position, name in enumerate(names):
@@ -114,22 +128,26 @@ def _blur_children(parent: nn.Module, filter_size: int) -> int:
             continue
         found += 1
         last = position
+        # One layer may be used at several points of a network. With a copy at each of them, which shares the weights,
+        # every use still has its stride when its turn comes, and gets a blur of its own.
+        child = copy.copy(child)
+        parent._modules[name] = child
         if isinstance(child, nn.Conv2d):
             child.stride = (1, 1)
+            # The blur goes behind the last normalisation or activation that follows the convolution.
             while isinstance(parent, nn.Sequential) and _follows(parent, names[last + 1 : last + 2]):
                 last += 1
         else:
-            child = copy.copy(child)  # a pooling that is used in several places is blurred in each
-            child.__dict__["stride"] = 1  # a pooling has it as a plain attribute
-            parent._modules[name] = child
+            child.__dict__["stride"] = 1  # The stride of a pooling layer is a plain attribute.
         behind = cast(nn.Module, parent._modules[names[last]])
+        # With at least 2 * step - 1 pixels a side, the filters of neighbouring output positions overlap.
         blurs = [BlurPool(step, max(filter_size, 2 * step - 1)) for step in _prime_factors(stride)]
         parent._modules[names[last]] = nn.Sequential(behind, *blurs)
     return found
 
 
 def _prime_factors(number: int) -> list[int]:
-    """The smallest first."""
+    """Return the prime factors of a number in ascending order; none for 1."""
     factor = next((n for n in range(2, number + 1) if number % n == 0), None)
     return [] if factor is None else [factor, *_prime_factors(number // factor)]
 
@@ -139,7 +157,11 @@ def _follows(parent: nn.Module, names: Sequence[str]) -> bool:
 
 
 def _stride(module: nn.Module | None) -> int:
-    """The stride of a convolution or pooling; 1 for everything else."""
+    """Return the stride of a convolution or pooling layer; 1 for every other module.
+
+    Raises:
+        UserError: The strides of both axes differ, or the layer rounds its output size up.
+    """
     if not isinstance(module, (nn.Conv2d, *POOLS)):
         return 1
     found = module.stride
@@ -152,13 +174,13 @@ def _stride(module: nn.Module | None) -> int:
 
 
 class Layer(NamedTuple):
-    """A layer or stack whose equivariance is measured.
+    """A layer or a stack of layers whose equivariance is measured.
 
     Attributes:
-        name: What it is called.
-        module: Maps (1, 3, H, W) to maps.
-        stride: Of the whole.
-        reach: Pixels that a place sees beyond its own, to each side.
+        name: Name in tables and pictures.
+        module: Module that computes feature maps from an image, (1, 3, H, W).
+        stride: Total stride, the product of the strides in the stack.
+        reach: Pixels by which the receptive field of a position extends beyond it on either side, at most.
     """
 
     name: str
@@ -168,11 +190,16 @@ class Layer(NamedTuple):
 
 
 def layers(seed: int = 0) -> list[Layer]:
-    """Layers that differ in padding, stride, pooling and blur; convolutions have the same random filters."""
+    """Return layers and stacks that differ in padding, stride, pooling and blur.
+
+    Args:
+        seed: Random seed for the filters. Convolutions of the same shape at the same depth have the same filters.
+    """
 
     def conv(
         padding_mode: Literal["zeros", "circular"], stride: int = 1, channels: int = 3, number: int = 0
     ) -> nn.Conv2d:
+        # The forked generator lets the seed act in here only, and leaves the caller's random state as it is.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + number)
             return nn.Conv2d(channels, 8, 3, stride, 1, padding_mode=padding_mode, dtype=torch.float64)
@@ -200,7 +227,7 @@ def layers(seed: int = 0) -> list[Layer]:
 
 
 class _Pool(nn.Module):
-    """Pooling of 2x2 places, circular so that nothing but the stride matters."""
+    """Max or average pooling over 2x2 windows; its padding is circular, so that only the stride has an effect."""
 
     def __init__(self, kind: str, stride: int) -> None:
         super().__init__()
@@ -213,35 +240,44 @@ class _Pool(nn.Module):
 
 
 def shifted(maps: Tensor, places: float) -> Tensor:
-    """Maps, (N, C, H, W), shifted to the right around the edge; between places by trigonometric interpolation.
+    """Shift maps to the right; what leaves at the right edge comes back at the left.
 
-    For a map without detail finer than its grid this is the exact shift; a whole number of places is a roll.
+    A whole number of positions is a roll. Other shifts use trigonometric interpolation, which is exact for a map
+    without detail finer than its grid.
+
+    Args:
+        maps: Images or feature maps, (N, C, H, W).
+        places: Shift in positions, which may be a fraction.
     """
     if places == int(places):
         return maps.roll(int(places), 3)
     width = maps.shape[3]
+    # Fourier shift theorem: a shift multiplies the coefficient of frequency f by exp(-2 pi i f places).
     waves = torch.fft.rfftfreq(width, dtype=maps.dtype)
     turned = torch.fft.rfft(maps, dim=3) * torch.exp(-2j * torch.pi * waves * places)
     return torch.fft.irfft(turned, n=width, dim=3)
 
 
 def equivariance_error(layer: Layer, image: Tensor, pixels: int) -> tuple[float, float, Tensor]:
-    """How far the maps of the shifted image are from the shifted maps.
+    """Measure how far the maps of the shifted image are from the shifted maps of the image.
+
+    All errors are in standard deviations of the maps: one for all channels, with each channel around its own mean.
 
     Args:
-        layer: What is measured.
-        image: (1, C, H, W) float64; its size a multiple of the stride.
-        pixels: Shift to the right, around the edge.
+        layer: Layer or stack to measure.
+        image: Image, (1, C, H, W), in float64; height and width are multiples of the stride.
+        pixels: Shift to the right in pixels; what leaves at the right edge comes back at the left.
 
     Returns:
-        Root of the mean squared difference over the standard deviation of the maps, on the whole and on the centre,
-        which neither the border nor its shifted copy reaches (nan where there is none); mean absolute difference over
-        the channels, (H', W'), in the same unit.
+        Root mean square error over the whole maps; the same over their centre, which neither the border nor its shifted
+        copy influences (NaN if the maps have no such part); mean absolute error over the channels at each position,
+        (H', W').
     """
     with torch.no_grad():
         maps = layer.module(image)
         difference = layer.module(shifted(image, pixels)) - shifted(maps, pixels / layer.stride)
     scale = (maps - maps.mean((2, 3), keepdim=True)).square().mean().sqrt()
+    # Positions that see the border, or saw it before the shift, lie within reach plus shift of the edge; rounded up.
     margin = -(-(layer.reach + pixels) // layer.stride)
     inner = difference[:, :, margin : difference.shape[2] - margin, margin : difference.shape[3] - margin]
     whole, centre = (float(part.square().mean().sqrt() / scale) for part in (difference, inner))
@@ -249,7 +285,7 @@ def equivariance_error(layer: Layer, image: Tensor, pixels: int) -> tuple[float,
 
 
 class Share(NamedTuple):
-    """A proportion with its 95 % Wilson interval."""
+    """A proportion with its 95 % Wilson score interval."""
 
     value: float
     low: float
@@ -257,14 +293,14 @@ class Share(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """How a network bears shifts.
+    """Accuracy and consistency of a network on shifted images.
 
     Attributes:
-        name: Of the network.
-        images: How many were shown.
-        shifts: Pixels, negative to the left or up.
-        accuracy: By axis, ``across`` and ``down``, a share per shift.
-        consistency: Likewise: images whose predicted class is that of the unshifted image.
+        name: Name of the network.
+        images: Number of images.
+        shifts: Shifts in pixels; negative ones are to the left or up.
+        accuracy: Share of images that are classified correctly, per shift; the keys are ``across`` and ``down``.
+        consistency: Share of images with the same predicted class as without a shift; keys as in ``accuracy``.
     """
 
     name: str
@@ -274,7 +310,11 @@ class Curve(NamedTuple):
     consistency: dict[str, list[Share]]
 
     def mean(self, what: str) -> float:
-        """The mean over all shifts but none."""
+        """Return the mean of ``accuracy`` or ``consistency`` over both axes and all shifts except 0.
+
+        Args:
+            what: Name of the attribute, ``accuracy`` or ``consistency``.
+        """
         found = [
             s.value for shares in getattr(self, what).values() for s, d in zip(shares, self.shifts, strict=True) if d
         ]
@@ -282,19 +322,22 @@ class Curve(NamedTuple):
 
 
 def shift_curve(name: str, model: nn.Module, images: Tensor, labels: Tensor, most: int) -> Curve:
-    """Accuracy and consistency of a classifier on images shifted within their frame; mirrored at the border.
+    """Measure accuracy and consistency of a classifier on shifted images.
+
+    Images keep their size; the part that comes in at the border is a reflection of the image.
 
     Args:
-        name: Of the network.
-        model: In evaluation mode, from images to logits.
-        images: Normalised, (N, C, H, W).
-        labels: (N,).
-        most: Pixels of the largest shift, below the size of the images.
+        name: Name of the network.
+        model: Classifier in evaluation mode, which maps images to logits.
+        images: Normalised images, (N, C, H, W).
+        labels: True classes, (N,).
+        most: Largest shift in pixels, below height and width of the images.
     """
     padded = F.pad(images, (most,) * 4, mode="reflect")
     height, width = images.shape[2:]
 
     def predict(down: int, across: int) -> Tensor:
+        # A crop that starts further up shows the content further down.
         top, left = most - down, most - across
         with torch.inference_mode():
             crops = padded[:, :, top : top + height, left : left + width]
@@ -353,7 +396,11 @@ class Options(NetworkOptions):
 
 
 def explain(options: Options) -> Explanation:
-    """Measures layers on a photo, and a network on shifted images if one is named."""
+    """Measure layers on a photo, and a network on shifted images if the options name one.
+
+    Raises:
+        UserError: The options name no data set for the network, or they do not fit the network or the data.
+    """
     found = Explanation({"layers": [], "networks": []})
     _add_layers(found, options.seed)
     if options.model or options.ckpt_path:
@@ -379,6 +426,7 @@ def _add_layers(found: Explanation, seed: int) -> None:
             {
                 "layer": layer.name, "stride": layer.stride, "shifts": list(shifts),
                 "relative_error": [whole for whole, *_ in errors],
+                # Only NaN differs from itself; a missing centre becomes None.
                 "relative_error_centre": [centre if centre == centre else None for _, centre, _ in errors],
             }
         )  # fmt: skip
@@ -434,6 +482,7 @@ def _add_networks(found: Explanation, options: Options) -> None:
         subjects.append(other)
         models.append((other.description, other.model))
     kind, images, labels = _unseen_images(data, subjects, options.images)
+    # Names that occur more than once get a number.
     names = [n if [m for m, _ in models].count(n) == 1 else f"{n} ({i})" for i, (n, _) in enumerate(models, 1)]
     curves = [shift_curve(n, model, images, labels, most) for n, (_, model) in zip(names, models, strict=True)]
     found.numbers["networks"] = [_numbers(curve, kind, data) for curve in curves]
@@ -488,11 +537,24 @@ def _open(subject: Subject) -> Any:
 
 
 def _unseen_images(data: Any, subjects: Sequence[Subject], count: int) -> tuple[str, Tensor, Tensor]:
-    """The first images on which none of the networks was trained, normalised: what they are, images, labels.
+    """Return the first images on which none of the networks was trained.
 
-    Validation images, if all networks are known to have left the same ones out; else test images, which none has seen.
+    These are validation images if all trained networks are known to have the same validation split. Otherwise they are
+    test images, which no network was trained on.
+
+    Args:
+        data: Data set, set up.
+        subjects: Networks that the images are for.
+        count: Number of images.
+
+    Returns:
+        Kind of the images in words, normalised images (N, C, H, W), and labels (N,).
+
+    Raises:
+        UserError: The data set has fewer such images.
     """
     trained = [s for s in subjects if s.trained]
+    # Validation splits are the same if all arguments that decide about them agree.
     splits = [{k: v for k, v in s.data.hparams.items() if k not in LATER} for s in trained if s.data is not None]
     known = not any(s.caveat for s in trained) and all(split == splits[0] for split in splits)
     validation = data.val_dataloader() if known else None
@@ -507,7 +569,7 @@ def _unseen_images(data: Any, subjects: Sequence[Subject], count: int) -> tuple[
 
 
 def _augmentation(subjects: Sequence[Subject], names: Sequence[str]) -> str:
-    """How the training images of networks were augmented, as far as it is known; empty for random weights."""
+    """Return a sentence on how the training images of the networks were augmented; empty if none was trained."""
     found: dict[str, list[str]] = {}
     for subject, name in zip(subjects, names, strict=False):
         if subject.trained:
@@ -521,10 +583,14 @@ def _augmentation(subjects: Sequence[Subject], names: Sequence[str]) -> str:
 
 
 def _trained(options: Options, data: Any, found: Explanation) -> list[tuple[str, nn.Module]]:
-    """MODEL after so many steps or seconds of training, and a copy with BlurPool, from the same weights.
+    """Train MODEL and a copy of it with BlurPool, from the same initial weights and for the same number of steps.
 
-    Where seconds are given, a third copy is trained for a moment and thrown away, to know how many steps they are:
-    under a time budget the two learning rates would follow the clock, and not each other.
+    With ``train_seconds``, a third copy is trained for a part of that time (`PROBE`) and thrown away, to estimate how
+    many steps fit into the seconds. Both networks then train for this number of steps, because under a time budget
+    their learning rates would follow the clock and differ from each other.
+
+    Returns:
+        Names and networks, on the CPU and in evaluation mode: MODEL, then the copy with BlurPool.
     """
     import lightning as L
 
@@ -535,7 +601,7 @@ def _trained(options: Options, data: Any, found: Explanation) -> list[tuple[str,
     quiet_lightning()
 
     def fit(model: ImageClassifier, steps: int, callbacks: Sequence[L.Callback] = ()) -> int:
-        L.seed_everything(options.seed, workers=True, verbose=False)  # the same batches for all
+        L.seed_everything(options.seed, workers=True, verbose=False)  # All networks see the same batches.
         trainer = L.Trainer(
             max_epochs=-1, max_steps=steps, callbacks=list(callbacks), accelerator="auto", devices=1, logger=False,
             limit_val_batches=0, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
@@ -544,7 +610,7 @@ def _trained(options: Options, data: Any, found: Explanation) -> list[tuple[str,
         return trainer.global_step
 
     L.seed_everything(options.seed, workers=True, verbose=False)
-    assert options.model is not None  # as `Options` checks
+    assert options.model is not None  # `Options` has checked this.
     plain = make_classifier(options.model, data.num_classes, data.in_channels, data.image_size)
     blurred = cast("ImageClassifier", with_blurpool(plain))
     steps, about = options.train_steps, ""

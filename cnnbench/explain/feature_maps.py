@@ -1,4 +1,8 @@
-"""What a network sees in an image: feature maps, Grad-CAM with its sanity check, and what excites a channel most."""
+"""The tool ``feature-maps``: feature maps of an image, Grad-CAM with a sanity check, and patches that excite channels.
+
+This module chooses the layers and the image, and draws the feature maps. Grad-CAM is in `cnnbench.explain.grad_cam`,
+the patches are in `cnnbench.explain.patches`.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +28,10 @@ if TYPE_CHECKING:
 
 EXAMPLE = "--ckpt_path results/runs/ResNet18-CIFAR10/<date>/checkpoints/last.ckpt --index 7"
 CHANNELS, COLUMNS = 8, 4
-"""Channels of a layer in the picture of maps, and how many of them are in a row."""
+"""Largest number of channels of a layer in the picture of feature maps, and number of channels in a row."""
 
 Fields = Mapping[str, Any]
+"""Receptive fields by name of the layer, as `cnnbench.counting.complexity.receptive_fields` returns them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +54,11 @@ class Options(NetworkOptions):
 
 
 def explain(options: Options) -> Explanation:
-    """Draws maps, Grad-CAM and patches of a network."""
+    """Return feature maps, Grad-CAM and patches of a network.
+
+    Raises:
+        UserError: An option is wrong, or the network, the image or the data cannot be used.
+    """
     from cnnbench.counting.complexity import receptive_fields
     from cnnbench.explain import activations
     from cnnbench.explain.grad_cam import show_grad_cam
@@ -77,6 +86,7 @@ def explain(options: Options) -> Explanation:
     if options.patches and subject.data is None:
         explanation.remarks.append("Patches that excite a channel most need a data set; name one with --data.")
     elif options.patches and subject.data is not None and fields:
+        # Patches are shown for three layers: the first, the middle and the last one.
         chosen = list(dict.fromkeys(layers[i] for i in (0, (len(layers) - 1) // 2, len(layers) - 1)))
         show_patches(subject, subject.data, chosen, options.images, options.patches, fields, explanation)
     return explanation
@@ -85,6 +95,7 @@ def explain(options: Options) -> Explanation:
 def _show_maps(
     subject: Subject, shown: Shown, layers: Sequence[str], before: bool, fields: Fields, explanation: Explanation
 ) -> None:
+    """Add the table and the picture of the layers' feature maps to an explanation."""
     from cnnbench.explain.activations import record
     from cnnbench.explain.patches import field_text
 
@@ -119,6 +130,7 @@ def _show_maps(
 
 
 def _state(activation: str | None, before: bool) -> str:
+    """Return a label that says whether maps are shown before or after an activation function, and which one."""
     if activation is None:
         return "no activation"
     return f"{'before' if before else 'after'} {activation}"
@@ -127,15 +139,17 @@ def _state(activation: str | None, before: bool) -> str:
 def _draw_maps(
     shown: Shown, found: Mapping[str, LayerMap], chosen: Mapping[str, Sequence[int]], before: bool, fields: Fields
 ) -> Figure:
+    """Return a figure with a group of rows for every layer: the image on the left, feature maps beside it."""
     from cnnbench.explain.patches import field_text
     from cnnbench.plots.grids import grid, show
 
     most = max(1, *(len(order) for order in chosen.values()))
     columns, rows = 1 + min(most, COLUMNS), -(-most // COLUMNS)
     figure, axes = grid(len(found) * rows * columns, columns, cell=0.95)
-    figure.set_figwidth(figure.get_figwidth() + 0.9)  # for the words on the left
+    figure.set_figwidth(figure.get_figwidth() + 0.9)  # room for the labels on the left
     for row, (name, (maps, activation)) in enumerate(found.items()):
         own = axes[row * rows * columns : (row + 1) * rows * columns]
+        # The first column of a layer's rows holds the image; all other cells are for feature maps.
         first, panels = own[0], [ax for place, ax in enumerate(own) if place % columns]
         show(first, shown.pixels, "" if row else shown.title, "unit")
         size = "x".join(map(str, maps.shape[1:]))
@@ -148,7 +162,7 @@ def _draw_maps(
 
 
 def _frame(ax: Axes, pixels: np.ndarray, field: Any, place: tuple[int, int]) -> None:
-    """Outlines what a unit sees, as far as it lies in the image."""
+    """Outline the part of the image that a unit sees; draw nothing if the receptive field is not known."""
     from cnnbench.explain.patches import window
     from cnnbench.plots.drawing import PALETTE
     from cnnbench.plots.grids import outline

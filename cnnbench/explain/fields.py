@@ -1,8 +1,9 @@
-"""The receptive field of a unit, analytic, measured and effective, and what a stack of dilated convolutions covers.
+"""Receptive fields of units, in three versions, and the pixels that a stack of dilated convolutions covers.
 
-Analytic: followed through the operators of the network (`cnnbench.counting.receptive_field`). Measured: the pixels that
-a unit's gradient reaches in a copy of the network where every path conducts. Effective: how strongly it reaches them in
-the network as it is (Luo et al. 2016, 1701.04128).
+The analytic field is computed from kernel sizes, strides and paddings, operator by operator
+(`cnnbench.counting.receptive_field`). The measured field checks it: this is the set of pixels with a non-zero gradient
+of the unit, in a copy of the network in which no path is blocked. The effective field is the strength of the gradient
+at each pixel in the network itself (Luo et al. 2016, 1701.04128).
 """
 
 from __future__ import annotations
@@ -27,21 +28,21 @@ from cnnbench.counting.receptive_field import FieldTracker
 from cnnbench.errors import Stopped, UserError, unknown
 
 EFFECTIVE = 1 - 0.9545
-"""Share of the peak above which a pixel belongs to the effective field (Luo et al., section 4.1)."""
+"""Share of the peak gradient above which a pixel belongs to the effective field (Luo et al., section 4.1)."""
 SMALLEST, THINNEST = 64, 32
-"""Pixels of an image along and across the axis along which a field is measured, at least."""
+"""Smallest length and smallest width, in pixels, of an image for measuring a field along one axis."""
 
 
 class LayerField(NamedTuple):
-    """The analytic field of a layer; every pair is height and width.
+    """Analytic receptive field of a layer's units; the first value of a pair is vertical, the second horizontal.
 
     Attributes:
-        name: Path of the layer; empty for the network itself.
-        kind: Its class.
-        size: Of the field in pixels.
-        jump: Pixels from one unit's field to the next one's.
-        start: Centre of the first unit's field; the centre of the first pixel is at 0.5.
-        dims: Which dimensions of the output, (N, C, H, W) or (N, H, W, C), are its height and width.
+        name: Path of the layer in the network; empty for the network itself.
+        kind: Class name of the layer.
+        size: Height and width of the field in pixels.
+        jump: Distance in pixels between the fields of neighbouring units.
+        start: Centre of the first unit's field in pixels; the centre of the first pixel is at 0.5.
+        dims: Dimensions of the output that are height and width: (2, 3) for (N, C, H, W), (1, 2) for (N, H, W, C).
     """
 
     name: str
@@ -53,36 +54,42 @@ class LayerField(NamedTuple):
 
     @property
     def label(self) -> str:
+        """Return the name for tables and titles; for the network itself, its class name."""
         return self.name or self.kind
 
     def maps(self, output: Tensor) -> Tensor:
-        """The layer's output with its axes as (N, C, H, W)."""
+        """Return the layer's output with its dimensions in the order (N, C, H, W)."""
         return output.movedim(self.dims, (2, 3))
 
     def unit_near(self, axis: int, place: float) -> int:
-        """The unit whose field has its centre nearest to a place along an axis."""
+        """Return the index of the unit whose field is centred nearest to a place, in pixels, along an axis."""
         return round((place - self.start[axis]) / self.jump[axis])
 
     def span(self, axis: int, unit: int) -> tuple[float, float]:
-        """Where the field of a unit begins and ends along an axis."""
+        """Return the pixel coordinates at which the field of a unit begins and ends along an axis."""
         centre = self.start[axis] + unit * self.jump[axis]
         return centre - self.size[axis] / 2, centre + self.size[axis] / 2
 
 
 def layer_fields(model: nn.Module, image_shape: Sequence[int]) -> list[LayerField]:
-    """Analytic fields of all layers that see a part of the image, in the order in which they first run.
+    """Return the analytic fields of all layers that see only a part of the image, in the order of their first run.
 
-    Layers after an adaptive pooling are left out, since their field depends on the size of the image.
+    The list ends before the first adaptive pooling, because from there on the field depends on the size of the image.
+
+    Args:
+        model: Any network; only a copy without values is run.
+        image_shape: Channels, height and width of one image, (C, H, W).
 
     Raises:
         UserError: The network does not run on such images.
     """
-    layers = complexity(model, image_shape, training=False).layers  # refuses images on which the network does not run
+    layers = complexity(model, image_shape, training=False).layers  # raises UserError if the network does not run
     found, dims = [], _map_dims(model, image_shape)
     for layer in layers:
         if layer.type.startswith("Adaptive"):
             break
         field = layer.receptive_field
+        # A dict is a known field that is a part of the image; each value is a number, or a list where the axes differ.
         if isinstance(field, dict) and layer.output_shape and len(layer.output_shape) == 3 and layer.name in dims:
             size, jump, start = (
                 (field[k][0], field[k][1]) if isinstance(field[k], list) else (field[k], field[k])
@@ -93,7 +100,10 @@ def layer_fields(model: nn.Module, image_shape: Sequence[int]) -> list[LayerFiel
 
 
 def _map_dims(model: nn.Module, image_shape: Sequence[int]) -> dict[str, tuple[int, int]]:
-    """Per layer whose output is a map, the dimensions of the output that are the map's height and width."""
+    """Return the dimensions of the output that are height and width, for each layer whose output is a feature map.
+
+    The layers of `complexity` do not say which dimensions these are, so a copy runs once more on the meta device.
+    """
     copy = meta_copy(model)[0].eval()
     names = {module: name for name, module in copy.named_modules()}
     dtype = next((p.dtype for p in copy.parameters() if p.is_floating_point()), torch.float32)
@@ -115,13 +125,33 @@ def _map_dims(model: nn.Module, image_shape: Sequence[int]) -> dict[str, tuple[i
 
 
 def first_without_field(model: nn.Module, image_shape: Sequence[int]) -> str | None:
-    """From which layer on units see the whole image, or nobody knows what they see, in a sentence; None if nowhere."""
+    """Return a sentence on the first layer whose units see the whole image or have an unknown field.
+
+    Args:
+        model: Any network; only a copy without values is run.
+        image_shape: Channels, height and width of one image, (C, H, W).
+
+    Returns:
+        The sentence, for a remark or an error message; None if every feature map has a field that is a part of the
+        image.
+
+    Raises:
+        UserError: The network does not run on such images.
+    """
     places = 0
     for layer in complexity(model, image_shape, training=False).layers:
         shape, field = layer.output_shape or (), layer.receptive_field
         if len(shape) == 3 and isinstance(field, dict):
-            places = prod(shape) // max(shape)
-        # Attention among at least as many tokens as the last map had places leaves none of them out; windows are fewer.
+            # Positions of the map. Its square tells the layouts (C, H, W) and (H, W, C) apart; where nothing is square
+            # or all is, the largest extent is taken for C.
+            if shape[1] == shape[2]:
+                places = shape[1] * shape[2]
+            elif shape[0] == shape[1]:
+                places = shape[0] * shape[1]
+            else:
+                places = prod(shape) // max(shape)
+        # Attention over at least as many tokens as the last map has positions combines the whole image.
+        # Attention within windows has fewer tokens, so its units see only a part.
         of_tokens = len(shape) == 2 and "Attention" in layer.type and shape[0] >= places > 0
         if of_tokens or (len(shape) == 3 and not isinstance(field, dict)):
             what = "units see the whole image" if of_tokens or field == "image" else "the field of a unit is not known"
@@ -131,13 +161,18 @@ def first_without_field(model: nn.Module, image_shape: Sequence[int]) -> str | N
 
 
 def steps_of(fields: Sequence[LayerField]) -> list[LayerField]:
-    """The layers at which a network grows: those that are not part of another one, such as a residual block, and either
-    a convolution or pooling or see something else than the one before."""
+    """Return the layers to show as the steps in which the field of a network grows.
+
+    A layer inside another listed layer, such as a residual block, is left out. So is a layer with the same field as
+    the step before it, unless it is a convolution or a pooling.
+    """
     names = {field.name for field in fields}
     found: list[LayerField] = []
     for field in fields:
         parts = field.name.split(".")
+        # A layer is inside another one if a shorter part of its path is the name of a listed layer.
         inside = any(".".join(parts[:end]) in names for end in range(1, len(parts)))
+        # Entries 2 to 4 are size, jump and start.
         same = found and field[2:5] == found[-1][2:5] and not ("Conv" in field.kind or "Pool" in field.kind)
         if not inside and not same:
             found.append(field)
@@ -147,16 +182,19 @@ def steps_of(fields: Sequence[LayerField]) -> list[LayerField]:
 def chosen_fields(
     fields: Sequence[LayerField], names: str | None, count: int, beyond: str | None = None
 ) -> list[LayerField]:
-    """The fields of the named layers; else the largest at each resolution, filled up evenly to a number.
+    """Return the fields of the named layers, or a selection of the layers at which the field grows.
+
+    The selection has the largest field at each resolution. If these are fewer than `count`, layers at even distances
+    in the network are added.
 
     Args:
-        fields: To choose from.
-        names: Names with commas between them, or None.
-        count: How many at most, if they are not named.
-        beyond: Why layers have none, for the message.
+        fields: Fields to choose from, in the order in which the layers run.
+        names: Names of layers, separated by commas; None for a selection.
+        count: Largest number of fields in a selection.
+        beyond: Sentence of `first_without_field`, which the error message quotes; None if there is none.
 
     Raises:
-        UserError: There is no field of such a name, or none at all.
+        UserError: A name is not that of a layer in `fields`, or `fields` is empty.
     """
     if not fields:
         why = f": {beyond.split(',')[0][:1].lower()}{beyond.split(',')[0][1:]}" if beyond else ""
@@ -168,8 +206,10 @@ def chosen_fields(
                 raise unknown("layer with a local field", name, by_name)
         return [by_name[name] for name in dict.fromkeys(names.split(","))]
     steps = steps_of(fields)
+    # Fields with the same jump have the same resolution. In order of size, the last one of each jump stays.
     last = {field.jump: index for index, field in sorted(enumerate(steps), key=lambda item: item[1].size)}
     chosen = set(list(last.values())[-count:])
+    # Fill up from the last layer to the first.
     for index in np.linspace(len(steps) - 1, 0, min(count, len(steps))).round().astype(int).tolist():
         if len(chosen) < count:
             chosen.add(index)
@@ -177,12 +217,17 @@ def chosen_fields(
 
 
 class _Reached(Exception):  # noqa: N818 -- no error: it ends a forward pass
-    """All layers of interest have run."""
+    """Internal signal that ends a forward pass when all layers of interest have run."""
 
 
 @contextlib.contextmanager
 def _listening(model: nn.Module, wanted: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """Inside, a forward pass ends when all wanted layers have run once; keeps what their functions make of outputs."""
+    """Yield a dict that a forward pass inside the block fills, and end that pass when all wanted layers have run.
+
+    Args:
+        model: Network whose layers get a forward hook; the hooks are removed at the end of the block.
+        wanted: Function for each layer, by name. The dict holds its result for the output of the layer's first run.
+    """
     found: dict[str, Tensor] = {}
 
     def hook(name: str) -> Callable[..., None]:
@@ -204,11 +249,11 @@ def _listening(model: nn.Module, wanted: Mapping[str, Callable[[Tensor], Tensor]
 
 
 class Measured(NamedTuple):
-    """The field of a unit that was measured.
+    """Measured receptive field of a unit.
 
     Attributes:
-        spans: First pixel, and the one after the last, on which the unit depends, for rows and for columns.
-        agrees: Whether this is where the analytic field says.
+        spans: Range of rows and range of columns on which the unit depends; a range is (first, last + 1).
+        agrees: Whether both ranges are exactly those of the analytic field.
     """
 
     spans: tuple[tuple[int, int], tuple[int, int]]
@@ -216,25 +261,33 @@ class Measured(NamedTuple):
 
     @property
     def size(self) -> tuple[int, int]:
+        """Return the height and width of the field in pixels."""
         return self.spans[0][1] - self.spans[0][0], self.spans[1][1] - self.spans[1][0]
 
 
 def measure_fields(model: nn.Module, image_shape: Sequence[int], fields: Sequence[LayerField]) -> dict[str, Measured]:
-    """Measures fields by gradients, one layer after the other, on images that are as large as the fields need.
+    """Measure the field of one unit per layer by its gradient, on images that are as large as the fields need.
 
-    A copy runs in which every path conducts: convolutions take the mean of their window over all channels of a group,
-    which is what equal weights do, poolings take means, and activations do nothing. Of the weights nothing but their
-    shape matters, so the copy has none. What the gradient of a unit in the middle reaches is its field. Each axis is
-    measured on an image that is long along it and as thin as the network bears; a window is a rectangle, so how far it
-    reaches along one axis does not depend on the other.
+    The field of a unit in the middle of the image is the set of pixels with a non-zero gradient. In the network itself
+    a gradient can be zero although a path leads to the pixel, for example where a ReLU is off. So a copy is run in
+    which every path conducts: convolutions and poolings take the mean of their window (a convolution also over the
+    channels of its group), and activations do nothing. Only the shapes of the weights matter for this, so the copy has
+    no values.
+
+    Each axis is measured on an image of its own, long along the axis and as thin as the network accepts. This saves
+    computation. It is allowed because windows are rectangles: their extent along one axis does not depend on the other.
 
     Args:
-        model: Any network; it is not run.
-        image_shape: Channels, height and width of its images, for a network that takes no others.
+        model: Any network; only the copy is run.
+        image_shape: Channels, height and width of the network's images, (C, H, W). This size is tried last, for
+            networks that accept no other.
         fields: Analytic fields of the layers.
 
+    Returns:
+        Measured field of each layer, by name.
+
     Raises:
-        UserError: An operator of the network does not run in this way, or it takes no image that is large enough.
+        UserError: The network does not run in this way on any of the images that are tried.
     """
     copy = meta_copy(model)[0].eval()
     spans = [_spans_along(copy, image_shape, fields, axis) for axis in (0, 1)]
@@ -248,9 +301,12 @@ def measure_fields(model: nn.Module, image_shape: Sequence[int], fields: Sequenc
 def _spans_along(
     copy: nn.Module, image_shape: Sequence[int], fields: Sequence[LayerField], axis: int
 ) -> dict[str, tuple[tuple[int, int], tuple[float, float]]]:
-    """Per layer the measured and the expected span along an axis, on the first image that the network takes."""
+    """Return the measured and the analytic range along an axis for each layer, on the first image that is accepted."""
+    # An image exceeds every field by two jumps and two pixels. The unit nearest to its middle is at most half a jump
+    # off the middle, so the whole field of this unit lies inside the image.
     long, across = (max(SMALLEST, *(ceil(f.size[a] + 2 * f.jump[a]) + 2 for f in fields)) for a in (axis, 1 - axis))
     thin = min(across, max(THINNEST, 4 * max(ceil(f.jump[1 - axis]) for f in fields)))
+    # Images to try: thin ones first, then wider ones, and last the network's own image size.
     shapes = [(long, thin)]
     while thin < across:
         thin = min(2 * thin, across)
@@ -262,7 +318,7 @@ def _spans_along(
             reached = _reached(copy, (image_shape[0], *size), fields, units, axis)
         except Stopped:
             raise
-        except BaseException as error:  # a network may refuse an image in any way
+        except BaseException as error:  # a network may reject an image with any kind of exception
             text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             continue
         return {field.name: (reached[field.name], field.span(axis, units[field.name])) for field in fields}
@@ -276,7 +332,15 @@ def _reached(
     units: Mapping[str, int],
     axis: int,
 ) -> dict[str, tuple[int, int]]:
-    """First pixel, and the one after the last, that the gradients of units reach along an axis."""
+    """Return the range of pixels with a non-zero gradient along an axis, (first, last + 1), for the unit of each layer.
+
+    Args:
+        copy: Network on the meta device, in evaluation mode.
+        image_shape: Channels, height and width of the image, (C, H, W).
+        fields: Analytic fields of the layers.
+        units: Index along the axis of the unit to look at, by layer. Across the axis it is the unit in the middle.
+        axis: 0 for rows, 1 for columns.
+    """
 
     def middle(field: LayerField) -> Callable[[Tensor], Tensor]:
         def summed(output: Tensor) -> Tensor:
@@ -297,7 +361,11 @@ def _reached(
 
 
 class _EveryPathConducts(TorchFunctionMode):
-    """Functions of torch become linear with positive weights, so that a gradient vanishes only where no path leads."""
+    """Mode that replaces torch's layers and activations by linear functions with positive weights.
+
+    Gradients of such functions cannot cancel, so a gradient is zero only where no path leads. Other functions of torch
+    run as they are.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
@@ -308,16 +376,20 @@ class _EveryPathConducts(TorchFunctionMode):
         if rule is not None:
             return rule(*args, **kwargs)
         tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
-        if any(t.is_meta for t in tensors) and not all(t.is_meta for t in tensors):  # a parameter beside the map
+        # A parameter of the copy meets a feature map, for example in a scale per channel. Parameters are on the meta
+        # device and have no values, so ones take their place.
+        if any(t.is_meta for t in tensors) and not all(t.is_meta for t in tensors):
             args = [_ones_for(a) for a in args]
             kwargs = {key: _ones_for(value) for key, value in kwargs.items()}
         return func(*args, **kwargs)
 
 
 def _ones_for(value: Any) -> Any:
+    """Return ones in place of a meta tensor, and any other value as it is."""
     return torch.ones(value.shape, dtype=torch.double) if isinstance(value, Tensor) and value.is_meta else value
 
 
+# Functions that run as the identity. None of them lets one position of a map depend on another.
 _ACTIVATIONS = frozenset(
     "relu relu_ relu6 hardtanh hardtanh_ hardswish hardswish_ hardsigmoid hardsigmoid_ silu silu_ gelu mish sigmoid "
     "sigmoid_ tanh tanh_ leaky_relu leaky_relu_ elu elu_ selu celu softplus prelu clamp clamp_ threshold "
@@ -335,6 +407,7 @@ def _convolved_back(
     x: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0,
     groups: int = 1, dilation: Any = 1,
 ) -> Tensor:  # fmt: skip
+    """Return a transposed convolution with equal weights."""
     out = weight.shape[1] * groups
     more = {"output_padding": output_padding, "dilation": dilation}
     return _equal_weights(F.conv_transpose2d, x, out, weight.shape[2:], groups, stride, padding, **more)
@@ -343,7 +416,21 @@ def _convolved_back(
 def _equal_weights(
     function: Any, x: Tensor, out: int, kernel: Any, groups: int, stride: Any, padding: Any, **more: Any
 ) -> Tensor:
-    """A convolution whose weights are all the same and sum to one: one channel of each group says it all."""
+    """Return a convolution in which every weight is 1 / (kernel area * input channels per group).
+
+    Equal weights make all output channels of a group the same, so one of them is computed and then repeated. The
+    groups are moved into the batch dimension for this.
+
+    Args:
+        function: ``F.conv2d`` or ``F.conv_transpose2d``.
+        x: Feature maps, (N, C, H, W).
+        out: Number of output channels.
+        kernel: Height and width of the kernel.
+        groups: Number of groups of channels.
+        stride: Stride, as in torch.
+        padding: Padding, as in torch.
+        more: Further arguments of the function, such as ``dilation``.
+    """
     n, channels, height, width = x.shape
     total = x.reshape(n * groups, channels // groups, height, width).sum(1, keepdim=True)
     weight = torch.full((1, 1, *kernel), groups / (kernel[0] * kernel[1] * channels), dtype=x.dtype)
@@ -355,20 +442,24 @@ def _max_pooled(
     x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor:  # fmt: skip
+    """Return the mean of each window in place of its maximum, so that a gradient reaches all of the window."""
     if dilation in (1, (1, 1), [1, 1]):
         return F.avg_pool2d(x, kernel_size, stride or None, padding, ceil_mode)
     if ceil_mode:
         raise UserError("a max pooling with both dilation and ceil_mode cannot be measured")
+    # `F.avg_pool2d` has no dilation. A convolution with one group per channel and equal weights takes the same mean.
     kernel = kernel_size if isinstance(kernel_size, tuple | list) else (kernel_size,) * 2
     channels = x.shape[1]
     return _equal_weights(F.conv2d, x, channels, kernel, channels, stride or kernel, padding, dilation=dilation)
 
 
 def _multiplied(x: Tensor, weight: Tensor, bias: Any = None) -> Tensor:
+    """Return a linear layer with equal weights: the mean of the inputs, once for each output."""
     return x.mean(-1, keepdim=True).expand(*x.shape[:-1], weight.shape[0])
 
 
 def _layer_normalised(x: Tensor, normalized_shape: Sequence[int], *_: Any, **__: Any) -> Tensor:
+    """Return each value plus the mean over the normalised dimensions, so that it depends on all values there."""
     return x + x.mean(tuple(range(-len(normalized_shape), 0)), keepdim=True)
 
 
@@ -382,15 +473,16 @@ _CONDUCTING: dict[str, Callable[..., Tensor]] = {
 
 
 class Effective(NamedTuple):
-    """How strongly the pixels of an image reach a unit.
+    """Effective receptive field of a unit: how strongly each pixel of an image influences it.
 
     Attributes:
-        magnitude: (H, W), root mean square of the gradient, 1 at its peak.
-        centre: Mean row and column, weighted by the magnitude; the centre of the first pixel is at 0.5.
-        sigma: Standard deviation along rows and columns, weighted so: that of the Gaussian with the same moments.
-        overlap: Share of the magnitude that this Gaussian and it have in common.
-        pixels: How many have more than 4.55 % of the peak.
-        unit: Row and column of the unit in its map.
+        magnitude: Root mean square of the gradient at each pixel, scaled to a peak of 1, (H, W).
+        centre: Mean row and column in pixels, weighted by the magnitude; the centre of the first pixel is at 0.5.
+        sigma: Standard deviations of row and column in pixels, weighted by the magnitude.
+        overlap: Share that the magnitude has in common with the Gaussian of this centre and these standard deviations,
+            both scaled to a sum of 1.
+        pixels: Number of pixels with more than 4.55 % of the peak.
+        unit: Row and column of the unit in its feature map.
     """
 
     magnitude: np.ndarray
@@ -402,23 +494,31 @@ class Effective(NamedTuple):
 
     @property
     def size(self) -> float:
-        """Side of the square with as many pixels."""
+        """Return the side in pixels of a square with the same area as the effective field."""
         return float(self.pixels**0.5)
 
 
 def effective_fields(
     model: nn.Module, images: Tensor, fields: Sequence[LayerField], seed: int = 0
 ) -> dict[str, Effective]:
-    """Effective fields of the units in the middle of the image, averaged over images and channels.
+    """Return the effective fields of units in the middle of the image, averaged over images and channels.
 
-    The gradient is that of the sum of a unit's channels with random signs; its square, averaged over images with new
-    signs for each, is the mean of the squares of all channels' gradients.
+    A layer has many channels, and a backward pass for each would be slow. So one backward pass per image and layer
+    differentiates the sum of all channels of the unit, each with a random sign. In the square of this gradient the
+    products of different channels have random signs and cancel on average over the images. What remains is the sum of
+    the squared gradients of the single channels.
 
     Args:
-        model: In evaluation mode; it is not changed.
-        images: (N, C, H, W), as the network takes them.
-        fields: Of the layers.
-        seed: Of the signs.
+        model: Network in evaluation mode; it is not changed.
+        images: Images as the network takes them, (N, C, H, W).
+        fields: Analytic fields of the layers.
+        seed: Random seed for the signs.
+
+    Returns:
+        Effective field of each layer, by name.
+
+    Raises:
+        UserError: The gradient of a unit is zero everywhere.
     """
     generator = torch.Generator().manual_seed(seed)
     extents = images.shape[2:]
@@ -428,6 +528,7 @@ def effective_fields(
     def middle(field: LayerField) -> Callable[[Tensor], Tensor]:
         def signed_sum(output: Tensor) -> Tensor:
             y = field.maps(output)
+            # The unit in the middle of the image, or the nearest one that the map has.
             row, column = (
                 min(max(field.unit_near(axis, extents[axis] / 2), 0), y.shape[2 + axis] - 1) for axis in (0, 1)
             )
@@ -448,13 +549,13 @@ def effective_fields(
 
 
 def gaussian_fit(magnitude: np.ndarray) -> Effective:
-    """Moments of a map of magnitudes, and how well a Gaussian with these moments describes it.
+    """Return the moments of a map of magnitudes, and the overlap with the Gaussian that has the same moments.
 
     Args:
-        magnitude: (H, W), not negative, of any scale.
+        magnitude: Values of at least 0, on any scale, (H, W).
 
     Raises:
-        UserError: It is zero everywhere.
+        UserError: The map is zero everywhere.
     """
     total = magnitude.sum()
     if not total > 0:
@@ -466,6 +567,8 @@ def gaussian_fit(magnitude: np.ndarray) -> Effective:
     sigma = tuple(
         float(np.sqrt(max(m @ (p - c) ** 2, 0))) for m, p, c in zip((rows, columns), places, centre, strict=True)
     )
+    # The Gaussian with the same moments is a product of one along the rows and one along the columns. Map and Gaussian
+    # both sum to 1, so the sum of their minimum is the share that they have in common.
     bells = [np.exp(-((p - c) ** 2) / (2 * max(s, 1e-6) ** 2)) for p, c, s in zip(places, centre, sigma, strict=True)]
     bell = np.outer(*bells)
     overlap = float(np.minimum(share, bell / max(bell.sum(), 1e-300)).sum())
@@ -476,15 +579,17 @@ def gaussian_fit(magnitude: np.ndarray) -> Effective:
 def at_initialisation(
     model: nn.Module, images: Tensor, fields: Sequence[LayerField], seed: int | None = None
 ) -> nn.Module:
-    """A copy of a network as it starts its training, with the statistics of images in batch norm.
+    """Return a copy of a network as it starts its training, with batch norm statistics of the images.
 
-    Without these a residual branch would be as strong beside its shortcut as it never is in training.
+    Without these statistics the ratio between a residual branch and its shortcut would be one that never occurs in
+    training.
 
     Args:
-        model: Any network.
-        images: (N, C, H, W), as the network takes them.
-        fields: Of layers; the statistics are set up to the last of these.
-        seed: Of new weights, as the layers are initialised; None keeps those that there are.
+        model: Any network; it is not changed.
+        images: Images as the network takes them, (N, C, H, W).
+        fields: Fields of the layers of interest. The forward pass that sets the statistics ends after the last of them.
+        seed: Random seed for new weights, drawn by the initialisation of each layer; None keeps the present weights.
+            What the constructor of a network does after it has initialised its layers is not repeated.
     """
     fresh = deepcopy(model).eval()
     if seed is not None:
@@ -494,23 +599,24 @@ def at_initialisation(
                 reset: Any = getattr(module, "reset_parameters", None)
                 if reset is not None:
                     reset()
+            # Networks of this package do not start from torch's default weights.
             if type(model).__module__.startswith("cnnbench.models"):
                 fresh.apply(initialise)
     for module in fresh.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()
-            module.train().momentum = None  # the mean of all batches, here of one
+            module.train().momentum = None  # None averages over all batches, here a single one
     with torch.no_grad(), _listening(fresh, {field.name: lambda y: y for field in fields}):
-        fresh(images if len(images) > 1 else images.repeat(2, 1, 1, 1))  # batch norm refuses a single value
+        fresh(images if len(images) > 1 else images.repeat(2, 1, 1, 1))  # batch norm rejects a single value
     return fresh.eval()
 
 
 NEAR_ZERO = 1e-3
-"""Of a scale per channel: below, what it scales adds next to nothing."""
+"""Absolute value of a scale below which the scaled channels add next to nothing."""
 
 
 def scales_near_zero(model: nn.Module) -> list[str]:
-    """Names of scales per channel, of norms or of residual branches, that are all at or near zero."""
+    """Return the names of parameters that scale channels, in norms or residual branches, with all values near zero."""
     norms = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
     found = []
     for name, parameter in model.named_parameters():
@@ -523,11 +629,22 @@ def scales_near_zero(model: nn.Module) -> list[str]:
     return found
 
 
+MOST_BRANCHES = 4
+"""Parallel branches of a layer; with 12 layers of these, the paths to a pixel still fit into 64 bits."""
+
+
 def parse_rates(text: str) -> list[list[int]]:
-    """Reads the rates of a stack of 3x3 convolutions: ``1,2,5``, branches in parallel with plus, ``1,6+12+18``.
+    """Parse the dilation rates of a stack of 3x3 convolutions.
+
+    Args:
+        text: Rates of the layers, separated by commas, such as ``1,2,5``. Rates of parallel branches are joined by
+            plus signs: ``1,6+12+18`` is a layer with rate 1, followed by three branches in parallel.
+
+    Returns:
+        For each layer, the rates of its branches.
 
     Raises:
-        UserError: It is not of this form, or too large to count its paths.
+        UserError: The text does not have this form, or the stack is too large to be drawn.
     """
     try:
         stack = [[int(rate) for rate in step.split("+")] for step in text.split(",")]
@@ -535,25 +652,28 @@ def parse_rates(text: str) -> list[list[int]]:
         stack = [[0]]
     if min(min(step) for step in stack) < 1:
         raise UserError(f"dilations '{text}' are not rates of at least 1; write for example 1,2,5 or 1,2,6+12+18")
-    if sum(map(max, stack)) > 200 or len(stack) > 12:
+    if sum(map(max, stack)) > 200 or len(stack) > 12 or max(map(len, stack)) > MOST_BRANCHES:
         raise UserError(
-            f"dilations '{text}' are too large to be drawn; take at most 12 layers, and rates of 200 in sum"
+            f"dilations '{text}' are too large to be drawn; take at most 12 layers of {MOST_BRANCHES} branches, and "
+            "rates of 200 in sum"
         )
     return stack
 
 
 def coverage(stack: Sequence[Sequence[int]]) -> np.ndarray:
-    """Counts the paths from every pixel to one unit through 3x3 convolutions, exactly.
+    """Count the paths from every pixel to one unit through a stack of 3x3 convolutions.
 
     Args:
-        stack: Per layer the dilation rates of its branches, whose results are added.
+        stack: For each layer, the dilation rates of its branches, whose results are added.
 
     Returns:
-        (r, r), int64, for the square that the unit could see at most; zero where the stack has a gap.
+        Numbers of paths, (r, r), int64, in the square of r pixels that the largest rates span. They are zero where the
+        stack has a gap.
     """
     paths = np.ones((1, 1), dtype=np.int64)
     for rates in stack:
         reach, size = max(rates), len(paths)
+        # A 3x3 kernel has nine taps, at distances of -rate, 0 and rate. Through each tap all paths continue, shifted.
         wider = np.zeros((size + 2 * reach,) * 2, dtype=np.int64)
         for rate in rates:
             for row in (reach - rate, reach, reach + rate):
@@ -564,13 +684,14 @@ def coverage(stack: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def largest_gap(rates: Sequence[int]) -> int:
-    """M_2 of hybrid dilated convolution: the largest gap that the layers above the first leave.
+    """Return M_2 of hybrid dilated convolution, the largest gap that the layers above the first leave.
 
-    By ``M_i = max(M_{i+1} - 2 r_i, M_{i+1} - 2 (M_{i+1} - r_i), r_i)``, ``M_n = r_n`` (Wang et al. 2018, 1702.08502,
-    equation 2). The paper wants it to be at most the kernel size, and rates without a common factor.
+    The recursion is ``M_i = max(M_{i+1} - 2 r_i, M_{i+1} - 2 (M_{i+1} - r_i), r_i)`` with ``M_n = r_n`` (Wang et al.
+    2018, 1702.08502, equation 2). The paper requires that M_2 is at most the kernel size, and that the rates have no
+    common factor.
 
     Args:
-        rates: Of the layers, at least two.
+        rates: Dilation rates of the layers in series, at least two.
     """
     gap = rates[-1]
     for rate in reversed(rates[1:-1]):
@@ -579,15 +700,22 @@ def largest_gap(rates: Sequence[int]) -> int:
 
 
 def keeps_hdc_rule(rates: Sequence[int]) -> bool:
-    """Whether rates of 3x3 layers in series begin with 1, leave a gap of at most 3, and have no common factor."""
+    """Return whether rates of 3x3 layers in series start with 1, leave gaps of at most 3, and have no common factor."""
     return len(rates) > 1 and rates[0] == 1 and largest_gap(rates) <= 3 and gcd(*rates) == 1
 
 
 def stack_in_words(stack: Sequence[Sequence[int]]) -> str:
-    """What a stack of dilated layers is called: gridding, HDC, or ASPP for rates in parallel, one after the other."""
+    """Return a name for a stack of dilated layers, such as "HDC, then ASPP".
+
+    Layers in series are called "gridding", "HDC" or "not HDC" according to their rates; a layer of parallel branches is
+    called "ASPP".
+
+    Args:
+        stack: For each layer, the dilation rates of its branches.
+    """
     words: list[str] = []
     serial: list[int] = []
-    for step in [*stack, ()]:
+    for step in [*stack, ()]:  # the empty step closes the last series
         if len(step) == 1:
             serial.append(step[0])
             continue

@@ -1,4 +1,8 @@
-"""The filters of a convolution as images, zero in the middle of the scale."""
+"""The tool ``filters``: the filters of a convolution drawn as images, with zero in the middle of the colour scale.
+
+Filters of a first convolution with three input channels are drawn as colours, those of other convolutions channel by
+channel.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +24,9 @@ if TYPE_CHECKING:
 
 EXAMPLE = "--ckpt_path results/runs/ResNet18-CIFAR10/<date>/checkpoints/last.ckpt"
 COLUMNS = 12
-"""Filters in a row of the picture, at most, or input channels of one filter."""
+"""Largest number of panels in a row of the picture: filters, or input channels of one filter."""
 FEW = 8
-"""Filters that are shown where each has a row of its own."""
+"""Default number of filters in a picture in which each filter has a row of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +41,11 @@ class Options(NetworkOptions):
 
 
 def explain(options: Options) -> Explanation:
-    """Draws the filters of a convolution and lists those of all convolutions."""
+    """Return a picture of one convolution's filters, and a table of all convolutions.
+
+    Raises:
+        UserError: The order or the layer is unknown, or the network has no convolution.
+    """
     from cnnbench.explain.subjects import find_subject
 
     if options.sort not in ("norm", "network"):
@@ -53,7 +61,9 @@ def explain(options: Options) -> Explanation:
     found = norms(weights)
     count, channels = weights.shape[:2]
     order = np.argsort(-found, kind="stable") if options.sort == "norm" else np.arange(count)
+    # Only the first convolution sees the image, so only there are three channels red, green and blue.
     colour = channels == 3 and layer is next(iter(layers.values())) and layer.groups == 1
+    # Filters of several channels that are not colours get a row each, with a column per input channel.
     rows = not colour and channels > 1
     shown = order[: options.filters or (FEW if rows else 96)].tolist()
     numbers: dict[str, Any] = {
@@ -98,10 +108,14 @@ def explain(options: Options) -> Explanation:
 
 
 def convolutions(model: nn.Module, image_shape: Sequence[int]) -> dict[str, nn.Conv2d]:
-    """The two-dimensional convolutions that run in evaluation, by name, in the order in which they do.
+    """Return the two-dimensional convolutions that run in evaluation mode, by name, in the order in which they run.
+
+    Args:
+        model: Any classifier.
+        image_shape: Channels, height and width of one image, (C, H, W).
 
     Raises:
-        UserError: There is none, or the network does not run on such images.
+        UserError: The network has no such convolution, or does not run on such images.
     """
     from torch import nn
 
@@ -115,29 +129,36 @@ def convolutions(model: nn.Module, image_shape: Sequence[int]) -> dict[str, nn.C
 
 
 def norms(weights: np.ndarray) -> np.ndarray:
-    """The Euclidean norm of every filter of weights, (N, C, kH, kW)."""
+    """Return the Euclidean norm of every filter, (N,), for weights of shape (N, C, kH, kW)."""
     return np.sqrt((weights.astype(float) ** 2).sum((1, 2, 3)))
 
 
 def grey_shares(weights: np.ndarray) -> np.ndarray:
-    """The part of every filter's squares that is alike in all channels: 1 sees brightness alone, 0 colour alone.
+    """Return the grey share of every filter, (N,): 1 if it sees only brightness, 0 if it sees only colour.
+
+    The grey share is the part of a filter's sum of squares that remains if each weight is replaced by the mean over
+    the input channels. It is 0 for a filter of zeros.
 
     Args:
-        weights: (N, C, kH, kW).
+        weights: Weights of a convolution, (N, C, kH, kW).
     """
+    # C channels with the same mean weight have C times the squares of the mean.
     alike = weights.shape[1] * (weights.astype(float).mean(1) ** 2).sum((1, 2))
     total = norms(weights) ** 2
     return np.divide(alike, total, out=np.zeros_like(alike), where=total > 0)
 
 
 def colours(kernel: np.ndarray) -> np.ndarray:
-    """A filter of three channels, (3, kH, kW), as an image, (kH, kW, 3): mid-grey is zero, its largest value 0 or 1."""
+    """Return a filter of three channels, (3, kH, kW), as a colour image, (kH, kW, 3), with values from 0 to 1.
+
+    A weight of zero becomes 0.5, mid-grey. The weight with the largest absolute value becomes 0 or 1.
+    """
     top = np.abs(kernel).max() or 1.0
     return 0.5 + 0.5 * np.moveaxis(kernel, 0, 2) / top
 
 
 def _origin(layer: nn.Conv2d) -> str:
-    """Where filters come from that no training changes."""
+    """Return a phrase on the origin of filters that training does not change."""
     from cnnbench.blocks import WhiteningConv2d
 
     if not isinstance(layer, WhiteningConv2d):
@@ -155,6 +176,7 @@ def _sentence(grey: int, count: int) -> str:
 
 
 def _row(name: str, conv: nn.Conv2d) -> tuple[str, ...]:
+    """Return the row of a convolution in the table."""
     weights = conv.weight.detach().float().numpy()
     count, channels, height, width = weights.shape
     found = norms(weights)
@@ -163,10 +185,10 @@ def _row(name: str, conv: nn.Conv2d) -> tuple[str, ...]:
 
 
 def _draw(weights: np.ndarray, found: np.ndarray, shown: Sequence[int], colour: bool) -> Figure:
-    """A grid of filters of one channel, or of three as colours."""
+    """Return a figure of filters in a grid, of one channel each, or of three channels drawn as colours."""
     from cnnbench.plots.grids import grid, show
 
-    columns = min(range(COLUMNS, COLUMNS // 2, -1), key=lambda n: -len(shown) % n)  # as few empty places as possible
+    columns = min(range(COLUMNS, COLUMNS // 2, -1), key=lambda n: -len(shown) % n)  # as few empty cells as possible
     figure, axes = grid(len(shown), columns, cell=0.7, ratio=weights.shape[2] / weights.shape[3])
     for ax, index in zip(axes, shown, strict=True):
         show(ax, colours(weights[index]) if colour else weights[index, 0], scale="signed")
@@ -177,7 +199,7 @@ def _draw(weights: np.ndarray, found: np.ndarray, shown: Sequence[int], colour: 
 
 
 def _draw_rows(weights: np.ndarray, found: np.ndarray, shown: Sequence[int]) -> Figure:
-    """A row for each filter, a column for each input channel."""
+    """Return a figure with a row for each filter and a column for each input channel."""
     from cnnbench.plots.grids import grid
 
     columns = min(weights.shape[1], COLUMNS)
@@ -198,7 +220,7 @@ def _draw_rows(weights: np.ndarray, found: np.ndarray, shown: Sequence[int]) -> 
 
 
 def _frame(ax: Axes, weights: np.ndarray) -> None:
-    """A thin line around a filter, which may be white."""
+    """Draw a thin line around a filter, so that a white filter is visible too."""
     from cnnbench.plots.grids import outline
 
     outline(ax, (0, 0), weights.shape[2:], "#999999", linewidth=0.6, clip_on=False)

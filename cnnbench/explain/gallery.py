@@ -1,4 +1,7 @@
-"""The page of all instruments: its parts in the course's order, and how it is put together."""
+"""The gallery: one HTML page that shows every tool of `cnnbench explain`, in the order of the course.
+
+`PARTS` lists the tools with their options. `page` turns what they return into the page.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,21 @@ from cnnbench.explain import Explanation, Picture, save
 from cnnbench.pages import data_uri, render
 
 CHECKPOINT, DATA = "CHECKPOINT", "DATA"
-"""Stand for the trained network and its data in the options below."""
+"""Placeholders for the trained network and its data in the commands of `PARTS`."""
 READABLE = 60
-"""Pixels of a page for an inch of a figure, below which letters of 8 points are too small to be read."""
+"""Smallest readable scale, in pixels of the page per inch of a figure; below it, letters of 8 points are too small."""
 
 
 class Trained(NamedTuple):
-    """The network that was trained for the page.
+    """Trained network that some parts of the page look at.
 
     Attributes:
-        model: Its name with its arguments.
-        label: What its data is called.
-        checkpoint: Where it lies.
-        command: That trains it.
-        data: Its data as options of a tool, after ``--data``.
-        trust: The option that reading its checkpoint needs, if it is of a module of the user's.
+        model: Name of the network, with its arguments.
+        label: Name of its data set for readers.
+        checkpoint: Path of its checkpoint.
+        command: Command that trains the network.
+        data: Words that follow ``--data`` in the command of a tool: the data set and its options.
+        trust: Option ``--trust`` for reading the checkpoint, if the network is defined in a module of the user.
     """
 
     model: str
@@ -37,18 +40,18 @@ class Trained(NamedTuple):
     trust: Sequence[str] = ()
 
     def words(self, part: Part) -> list[str]:
-        """Tool and options of a part, with this network and its data."""
+        """Return the tool and the options of a part, with this network and its data in place of the placeholders."""
         values = {CHECKPOINT: [str(self.checkpoint), *self.trust], DATA: self.data}
         return [word for template in shlex.split(part.command) for word in values.get(template, [template])]
 
 
 class Part(NamedTuple):
-    """A tool in the gallery.
+    """Part of the page: a tool with its options.
 
     Attributes:
-        title: Heading.
-        question: What it answers, in a sentence or two.
-        command: Tool and options, as after ``cnnbench explain``.
+        title: Heading of the part.
+        question: Question that the part answers, in about two sentences.
+        command: Tool and options, as they follow ``cnnbench explain`` on the command line, with placeholders.
     """
 
     title: str
@@ -109,20 +112,24 @@ PARTS = (
         "separable",
     ),
 )
-"""In the course's order, its exercises last. Shifts, of which it speaks at the start, stand where it has pooling."""
+"""Parts of the page in the order of the course, with its exercises last.
+
+The part on shifts stands where the course treats pooling, although the course mentions shifts at its start.
+"""
 
 
 def page(shown: Sequence[tuple[Part, Explanation]], trained: Trained) -> str:
-    """The page, which needs nothing else.
+    """Return the page as HTML that needs no other files.
 
     Args:
-        shown: Parts and what their tools found.
-        trained: The network that some of them looked at.
+        shown: Parts of the page, each with the explanation that its tool returned.
+        trained: Trained network that some of the tools looked at.
     """
 
     def picture_uri(picture: Picture) -> str:
         out = io.BytesIO()
-        save(picture, out, format="webp", dpi=130, pil_kwargs={"quality": 90})  # a tenth of a PNG where it has photos
+        save(picture, out, format="webp", dpi=130, pil_kwargs={"quality": 90})  # a tenth of PNG's size with photos
+        # `save` ignores the format for the frames of an animation, which are always a GIF.
         return data_uri(out.getvalue(), "image/gif" if isinstance(picture.image, Sequence) else "image/webp")
 
     def command(part: Part) -> str:
@@ -136,6 +143,9 @@ def page(shown: Sequence[tuple[Part, Explanation]], trained: Trained) -> str:
 
 
 def _readable_width(picture: Picture) -> int:
-    """Pixels that a picture needs on a page; of a narrower screen it takes more than there is, and is scrolled."""
+    """Return the smallest readable width of a picture in pixels; 0 for an animation, which has none.
+
+    On a narrower screen the page shows the picture at this width and lets the reader scroll.
+    """
     image = picture.image
     return 0 if isinstance(image, Sequence) else round(image.get_figwidth() * READABLE)

@@ -1,4 +1,8 @@
-"""Grad-CAM, where an image speaks for a class, and the sanity check for it: random weights have to change the map."""
+"""Grad-CAM, a map of the places in an image that raise the logit of a class, and a sanity check of that map.
+
+The check replaces the weights by random ones, stage by stage from the logits down. If a map shows what the network has
+learnt, it has to change then.
+"""
 
 from __future__ import annotations
 
@@ -26,41 +30,45 @@ from cnnbench.stats import spearman
 
 CHECKED_IMAGES = 16
 DRAWS = 3
-"""Images, and draws of random weights, over which the sanity check is averaged."""
+"""Number of training images and number of draws of random weights over which the sanity check is averaged."""
 COLUMNS = 4
-"""Panels in a row of a picture, at most."""
+"""Largest number of panels in a row of a picture."""
 HEAD = 3
-"""Layers with weights behind the last maps that are called a head; a transformer there is none."""
+"""Largest number of modules with weights behind the last stage that are called a head; a transformer has more."""
 
 
 def weighted_map(model: nn.Module, images: Tensor, layer: str, classes: Tensor) -> Tensor:
-    """The sum of a layer's maps, each weighted by the mean gradient of a class's logit to it: Grad-CAM before its ReLU.
+    """Return Grad-CAM before its ReLU: the sum of a layer's feature maps, each weighted by its mean gradient.
 
-    Only what follows the layer is differentiated; no gradient reaches a parameter.
+    The gradient is that of the logit of the image's class, averaged over the positions of a map. Only the part of the
+    network after the layer is differentiated, and no parameter gets a gradient.
 
     Args:
         model: Any classifier.
-        images: Normalised, (N, C, H, W).
-        layer: Name of a module that puts out maps; of its runs the first counts.
-        classes: One per image, (N,).
+        images: Normalised images, (N, C, H, W).
+        layer: Name of a module whose output is feature maps. If it runs several times, its first run counts.
+        classes: Index of a class for each image, (N,).
 
     Returns:
-        (N, h, w), as large as the layer's maps.
+        Maps with the height and width of the layer's feature maps, (N, h, w).
 
     Raises:
-        UserError: The logits do not depend on the layer.
+        UserError: The logits do not depend on the layer, or the network does not run on such images.
     """
     leaves: list[Tensor] = []
 
     def cut(module: nn.Module, inputs: Any, output: Any) -> Any:
+        # Replace the layer's output by a leaf of the autograd graph, so that differentiation ends here.
         if leaves:
             return None
         leaves.append(next(tensors_in(output)).detach().clone().requires_grad_())
-        return leaves[0].clone()  # so that what follows may work in place
+        return leaves[0].clone()  # a copy, because an operator in place must not write to a leaf
 
     with undisturbed(model) as handles, torch.enable_grad():
         handles.append(model.get_submodule(layer).register_forward_hook(cut))
-        logits = forward(model, images.clone())  # autograd takes no tensors of inference mode
+        logits = forward(model, images.clone())  # a copy, because autograd rejects tensors of inference mode
+        # Images of a batch do not affect each other in evaluation mode, so the gradient of the sum of their logits
+        # holds the gradient of each image.
         chosen = logits.gather(1, classes.clone()[:, None]).sum()
         gradient = torch.autograd.grad(chosen, leaves, allow_unused=True)[0] if chosen.requires_grad else None
     if gradient is None:
@@ -70,24 +78,25 @@ def weighted_map(model: nn.Module, images: Tensor, layer: str, classes: Tensor) 
 
 
 def grad_cam(model: nn.Module, images: Tensor, layer: str, classes: Tensor) -> Tensor:
-    """Where an image speaks for a class, (N, h, w), at least 0, as large as the layer's maps.
+    """Return maps of the places that raise the logit of a class, (N, h, w), with values of at least 0.
 
     Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization; Selvaraju et al.; 2017;
-    1610.02391. Arguments and errors are those of `weighted_map`.
+    1610.02391. Arguments, shapes and errors are those of `weighted_map`.
     """
     return weighted_map(model, images, layer, classes).relu()
 
 
 def weight_groups(model: nn.Module, image_shape: Sequence[int], ends: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Names of modules that hold weights, from the top of a network to its image, cut at the ends of its stages.
+    """Return the names of modules that hold weights, in groups from the logits down to the image.
 
     Args:
         model: Any classifier.
-        image_shape: (C, H, W).
-        ends: See `stages`.
+        image_shape: Channels, height and width of one image, (C, H, W).
+        ends: Last layer of each stage, as returned by `stages`.
 
     Returns:
-        Title and names of each group: what is behind the last stage, if there are weights, then the stages.
+        Title and module names of each group. The first group holds the modules behind the last stage, if these have
+        weights; then follow the stages, the last one first.
     """
     order = list(outputs(model, image_shape))
     modules = dict(model.named_modules())
@@ -102,19 +111,22 @@ def weight_groups(model: nn.Module, image_shape: Sequence[int], ends: Sequence[s
 def cascade(
     model: nn.Module, images: Tensor, layer: str, classes: Tensor, groups: Sequence[Sequence[str]], seed: int
 ) -> list[Tensor]:
-    """`weighted_map` after each step of randomising a network's weights from the top down.
+    """Return the result of `weighted_map` after each step of randomising a network's weights from the logits down.
 
     Sanity Checks for Saliency Maps; Adebayo et al.; 2018; 1810.03292: a map that stays the same with random weights
-    does not show what the network has learnt. Convolutions and linear layers are drawn as He et al. do,
-    batch norm starts anew, and of other layers the values are shuffled. All this happens in a copy.
+    does not show what the network has learnt. Convolutions and linear layers get new weights by He initialisation,
+    batch norm is reset, and the values of other layers are shuffled. Only a copy of the network is changed.
 
     Args:
         model: Any classifier.
-        images: Normalised, (N, C, H, W).
-        layer: See `weighted_map`.
-        classes: One per image, (N,).
-        groups: Names of modules; each step randomises one group more.
-        seed: Of the weights.
+        images: Normalised images, (N, C, H, W).
+        layer: Name of the layer; see `weighted_map`.
+        classes: Index of a class for each image, (N,).
+        groups: Names of modules; each step randomises one more group and keeps the groups before it random.
+        seed: Random seed for the weights.
+
+    Returns:
+        For each group, the maps after its step, (N, h, w).
     """
     changed = copy.deepcopy(model)
     found = []
@@ -128,7 +140,7 @@ def cascade(
 
 
 def _randomise(module: nn.Module) -> None:
-    """Draws the weights that a module itself holds."""
+    """Randomise the weights that a module itself holds, without those of its children."""
     if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)):
         initialise(module)
         if isinstance(module, nn.BatchNorm2d):
@@ -140,10 +152,18 @@ def _randomise(module: nn.Module) -> None:
 
 
 class _Check(NamedTuple):
-    """The sanity check: maps of the image after every step, and rank correlations with the map of the trained weights.
+    """Result of the sanity check: after each step, the rank correlation with the map of the unchanged weights.
 
-    Correlations are (steps,): of the image in the first draw, and mean and standard deviation over images and draws;
-    None where a map has one value everywhere. ``error`` is the standard error of the last mean.
+    A correlation is None where a map has the same value everywhere.
+
+    Attributes:
+        steps: Title of the group that each step randomises.
+        maps: Map of the shown image after each step, in the first draw.
+        own: Correlation for the shown image after each step, in the first draw.
+        mean: Mean correlation over images and draws after each step.
+        deviation: Standard deviation of the correlation over images and draws after each step.
+        error: Standard error of the mean after the last step; None if it is not defined.
+        images: Number of images in the mean.
     """
 
     steps: list[str]
@@ -156,12 +176,26 @@ class _Check(NamedTuple):
 
 
 def show_grad_cam(subject: Subject, shown: Shown, layer: str, seed: int, explanation: Explanation) -> None:
+    """Add Grad-CAM of an image and its sanity check to an explanation.
+
+    Args:
+        subject: Network to look at, and its data.
+        shown: Image to look at.
+        layer: Name of the layer; see `weighted_map`.
+        seed: Random seed for the weights of the sanity check.
+        explanation: Explanation to extend.
+
+    Raises:
+        UserError: The logits do not depend on the layer.
+    """
     model, data = subject.model, subject.data
     shares = predict_logits(model, shown.x).softmax(1)[0]
     best = shares.argsort(descending=True).tolist()
     names = list(data.class_names) if data and len(data.class_names) == len(shares) else None
     name = {k: names[k] if names else f"class {k}" for k in range(len(shares))}
     label = shown.label if shown.label is not None and shown.label < len(shares) else None
+    # Beside the predicted class the map of the true class is shown; where both are the same or the true class is not
+    # known, that of the class with the second largest logit.
     others = [(label, "true")] if label not in (None, best[0]) else [(k, "second") for k in best[1:2]]
     asked = [(best[0], "predicted and true" if label == best[0] else "predicted"), *others]
     classes = torch.tensor([k for k, _ in asked])
@@ -184,6 +218,7 @@ def show_grad_cam(subject: Subject, shown: Shown, layer: str, seed: int, explana
     title = f"{shown.title}" + (f":\n{name[label]}" if label is not None else "\n")
     figure = _draw_overlays(shown, list(maps), titles, title, 1.9)
     explanation.pictures.append(Picture("grad-cam", f"{subject.description}: Grad-CAM", caption, figure))
+    # A constant map has no rank correlation.
     if len(weighted_map(model, shown.x, layer, classes[:1]).unique()) == 1:
         explanation.remarks.append(f"Grad-CAM at {layer} has one value everywhere, so that there is nothing to check.")
         return
@@ -193,6 +228,7 @@ def show_grad_cam(subject: Subject, shown: Shown, layer: str, seed: int, explana
     head = ("Randomised from the top to", "This image", f"Mean of {many}", "Standard deviation")
     explanation.tables.append(Table(f"Grad-CAM at {layer}: rank correlation with the map of the network", head, rows))
     positions = maps[0].numel()
+    # Standard deviation of Spearman's correlation between n independent values: 1 / sqrt(n - 1).
     chance = 1 / max(positions - 1, 1) ** 0.5
     caption = (
         "Sanity check (Adebayo et al. 2018): weights are randomised from the logits down, and the map has to change, "
@@ -213,7 +249,7 @@ def show_grad_cam(subject: Subject, shown: Shown, layer: str, seed: int, explana
 
 
 def _verdict(trained: bool, check: _Check) -> str:
-    """What the correlation with all weights random means."""
+    """Return a sentence on what the mean correlation with all weights random means."""
     mean, error = check.mean[-1], check.error
     if not trained:
         return "The weights were random from the start, so that the check says nothing yet: train the network first."
@@ -228,7 +264,11 @@ def _verdict(trained: bool, check: _Check) -> str:
 
 
 def _standard_error(values: Sequence[Sequence[float | None]]) -> float | None:
-    """Of the mean over draws (rows) and images (columns); images of a draw share weights, draws of an image pixels."""
+    """Return the standard error of the mean over draws (rows) and images (columns); None if it is not defined.
+
+    The values are not independent: those of a draw share its weights, those of an image share its pixels. So the
+    variance of the mean over draws and that of the mean over images are added.
+    """
     known = np.array(values, dtype=float)  # None becomes nan
     if not np.isfinite(known).any(1).all() or not np.isfinite(known).any(0).all():
         return None
@@ -247,7 +287,7 @@ def _empty(maps: Tensor, names: Sequence[str]) -> str:
 
 
 def _sanity(subject: Subject, shown: Shown, layer: str, seed: int) -> _Check:
-    """Randomises the network from the top, for the image and, where there is data, the first training images."""
+    """Return the sanity check for the shown image and, if it comes from a data set, for the first training images."""
     model, shape = subject.model, subject.image_shape
     x = shown.x
     if subject.data is not None and shown.label is not None:
@@ -260,6 +300,7 @@ def _sanity(subject: Subject, shown: Shown, layer: str, seed: int) -> _Check:
         [[spearman(a.tolist(), b.tolist()) for a, b in zip(before, maps.flatten(1), strict=True)] for maps in steps]
         for steps in draws
     ]
+    # Means are over the training images alone, without the shown image; without training images, over the shown one.
     counted = [[v for draw in values for v in draw[step][len(x) > 1 :] if v is not None] for step in range(len(groups))]
     return _Check(
         [title for title, _ in groups],
@@ -275,9 +316,9 @@ def _sanity(subject: Subject, shown: Shown, layer: str, seed: int) -> _Check:
 def _draw_overlays(
     shown: Shown, maps: Sequence[Tensor], titles: Sequence[str], image_title: str | None, cell: float
 ) -> Figure:
-    """Maps over the image; before them the image itself, if it has a title."""
+    """Return a figure of maps laid over the image; with an image title, the image itself comes first."""
     panels = len(maps) + (image_title is not None)
-    columns = -(-panels // -(-panels // COLUMNS))  # rows of one length, or nearly
+    columns = -(-panels // -(-panels // COLUMNS))  # rows of equal or nearly equal length
     figure, axes = grid(panels, columns, cell=cell)
     cast(Any, figure.get_layout_engine()).set(h_pad=0.1)  # titles of several lines would touch the edge
     if image_title is not None:
@@ -288,11 +329,11 @@ def _draw_overlays(
 
 
 def overlay(pixels: np.ndarray, cam: Tensor) -> np.ndarray:
-    """A map over a grey image: the image where the map is zero, yellow where it is largest.
+    """Return a map laid over a grey image, (H, W, 3): the image where the map is zero, yellow where it is largest.
 
     Args:
-        pixels: (H, W) or (H, W, 3), 0 to 1.
-        cam: (h, w), at least 0.
+        pixels: Image with values from 0 to 1, (H, W) or (H, W, 3).
+        cam: Map with values of at least 0, (h, w); it is enlarged to the size of the image.
     """
     grey = pixels if pixels.ndim == 2 else pixels.mean(2)
     heat = F.interpolate(cam[None, None], grey.shape, mode="bilinear")[0, 0].clamp(min=0).numpy()

@@ -1,4 +1,8 @@
-"""The image that a tool looks at, and training images, as evaluation sees them and as they are drawn."""
+"""The image that a tool looks at, and training images.
+
+An image exists in two forms: normalised, as the network sees it in evaluation, and as pixels from 0 to 1, as it is
+drawn.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +20,17 @@ from cnnbench.errors import UserError
 from cnnbench.explain.subjects import Subject, image_for, normalised, read_photo
 
 BATCH = 100
+"""Number of training images per batch."""
 
 
 class Shown(NamedTuple):
-    """The image that is looked at.
+    """Image that a tool looks at.
 
     Attributes:
-        x: Normalised, (1, C, H, W).
-        pixels: (H, W) or (H, W, 3), 0 to 1.
-        title: Where it comes from.
-        label: Its class; None where nothing says.
+        x: Normalised image, (1, C, H, W).
+        pixels: Image to draw, with values from 0 to 1, (H, W) or (H, W, 3).
+        title: Origin of the image, such as "training image 7".
+        label: Index of the image's class; None if it is not known.
     """
 
     x: Tensor
@@ -35,7 +40,11 @@ class Shown(NamedTuple):
 
 
 def training_images(data: ImageDataModule, indices: Sequence[int] | range) -> tuple[Tensor, Tensor]:
-    """Images of the training split as evaluation sees them, (N, C, H, W), normalised; and their labels.
+    """Return images of the training split, normalised as in evaluation, (N, C, H, W), and their labels, (N,).
+
+    Args:
+        data: Data set; it is prepared and set up here.
+        indices: Indices of the images in the order of the split.
 
     Raises:
         UserError: The data is missing, or an index is too large.
@@ -52,22 +61,28 @@ def training_images(data: ImageDataModule, indices: Sequence[int] | range) -> tu
 
 
 def pixels_of(x: Tensor, data: ImageDataModule | None) -> np.ndarray:
-    """A normalised image, (C, H, W), as it is drawn: (H, W) or (H, W, 3), 0 to 1."""
+    """Return a normalised image, (C, H, W), as pixels from 0 to 1, (H, W) or (H, W, 3).
+
+    Args:
+        x: Normalised image.
+        data: Data set whose mean and standard deviation normalised the image; None for 0.5 and 0.5.
+    """
+    # Normalisation is linear, so the values that 0 and 1 are mapped to are enough to invert it.
     zero, one = (normalised(torch.full((1, len(x), 1, 1), value), data)[0] for value in (0.0, 1.0))
     image = ((x - zero) / (one - zero)).clamp(0, 1).permute(1, 2, 0).numpy()
     return image[..., 0] if image.shape[2] == 1 else image
 
 
 def find_image(image: Path | None, index: int | None, subject: Subject) -> Shown:
-    """Return the image to look at: a file, a training image, or the photo where there is no data.
+    """Return the image to look at: a file, a training image, or, without a data set, the photo of matplotlib.
 
     Args:
-        image: A file; None for a training image, or the photo.
-        index: Number of a training image, in the order of the split; None for the first.
-        subject: The network, and its data.
+        image: Image file; None for a training image or the photo.
+        index: Index of a training image in the order of the split; None for the first.
+        subject: Network to look at, and its data.
 
     Raises:
-        UserError: They contradict each other, or it is not there.
+        UserError: Both `image` and `index` are set, `index` has no data set, or the image cannot be read.
     """
     data = subject.data
     if image is not None and index is not None:

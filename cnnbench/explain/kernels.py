@@ -1,7 +1,7 @@
-"""Classic filters as a named bank, applied to a photo as a network would: by correlation, in floating point.
+"""Bank of classic filters, applied to a photo in the way of a network: by correlation, in floating point.
 
-Sources of the kernels: Sobel and Feldman 1968; Prewitt 1970; binomial and sampled Gaussians and the Laplacian as in
-Szeliski, Computer Vision, 2022, chapter 3; unsharp masking as there.
+Sources of the kernels: Sobel and Feldman 1968; Prewitt 1970; binomial filter, sampled Gaussian, Laplacian and unsharp
+mask as in Szeliski, Computer Vision, 2022, chapter 3.
 """
 
 from __future__ import annotations
@@ -24,19 +24,21 @@ if TYPE_CHECKING:
 
 EXAMPLE = "photo.jpg --colour"
 LARGEST_SIDE = 512
-"""Pixels to which larger photos are reduced before they are filtered."""
+"""Largest height or width of a photo in pixels; larger photos are scaled down before they are filtered."""
 LARGEST_KERNEL = 101
+"""Largest height and width of a filter in pixels."""
 SIGMAS = (0.05, 1000.0)
-"""From a single pixel to an even square, for any size of kernel."""
+"""Smallest and largest standard deviation of a Gaussian in pixels. At any kernel size, the smallest one gives in effect
+a single pixel, and the largest one a flat square."""
 
 
 class Kernel(NamedTuple):
-    """A filter.
+    """A filter of the bank.
 
     Attributes:
-        values: (kH, kW).
-        effect: What it does or answers to, in a few words.
-        signed: Whether it answers with both signs, around zero; otherwise with values of an image.
+        values: Weights, (kH, kW).
+        effect: Description of what the filter does or responds to, in a few words.
+        signed: Whether the result has both signs, around zero; otherwise it is an image, with values from about 0 to 1.
     """
 
     values: np.ndarray
@@ -45,20 +47,44 @@ class Kernel(NamedTuple):
 
 
 def box(size: int) -> np.ndarray:
-    """The mean over a square of an odd size."""
+    """Return the filter that takes the mean over a square.
+
+    Args:
+        size: Height and width in pixels, odd.
+
+    Raises:
+        UserError: The size is even or out of its range.
+    """
     _check_size(size)
     return np.full((size, size), 1 / size**2)
 
 
 def binomial(size: int) -> np.ndarray:
-    """The outer product of a row of Pascal's triangle with itself, sum 1; of variance (size - 1) / 4 per axis."""
+    """Return a binomial filter: the outer product of a row of Pascal's triangle with itself, scaled to sum 1.
+
+    Its variance is (size - 1) / 4 along each axis, in square pixels.
+
+    Args:
+        size: Height and width in pixels, odd.
+
+    Raises:
+        UserError: The size is even or out of its range.
+    """
     _check_size(size)
     row = np.array([math.comb(size - 1, k) for k in range(size)], dtype=float)
     return np.outer(row, row) / row.sum() ** 2
 
 
 def gaussian(size: int, sigma: float) -> np.ndarray:
-    """A Gaussian of standard deviation sigma pixels, sampled at the pixels and scaled to sum 1."""
+    """Return a Gaussian, sampled at the centres of the pixels and scaled to sum 1.
+
+    Args:
+        size: Height and width in pixels, odd.
+        sigma: Standard deviation in pixels.
+
+    Raises:
+        UserError: The size is even or out of its range, or sigma is out of its range.
+    """
     _check_size(size)
     if not SIGMAS[0] <= sigma <= SIGMAS[1]:
         low, high = SIGMAS
@@ -69,14 +95,34 @@ def gaussian(size: int, sigma: float) -> np.ndarray:
 
 
 def unsharp_mask(size: int, sigma: float, amount: float) -> np.ndarray:
-    """The image plus so many times what a Gaussian blur takes away from it."""
+    """Return an unsharp mask: the image plus a multiple of the detail that a Gaussian blur removes from it.
+
+    Args:
+        size: Height and width in pixels, odd.
+        sigma: Standard deviation of the Gaussian in pixels.
+        amount: Factor of the added detail.
+
+    Raises:
+        UserError: The size is even or out of its range, or sigma is out of its range.
+    """
+    # image + amount * (image - blur) as one kernel.
     kernel = -amount * gaussian(size, sigma)
     kernel[size // 2, size // 2] += 1 + amount
     return kernel
 
 
 def cross(size: int) -> np.ndarray:
-    """Finds bright upright crosses: positive on the middle row and column, negative around, zero on even ground."""
+    """Return a filter that responds to bright upright crosses.
+
+    Weights are positive on the middle row and the middle column, negative elsewhere, and sum to zero, so the response
+    to a uniform area is zero.
+
+    Args:
+        size: Height and width in pixels, odd, at least 3.
+
+    Raises:
+        UserError: The size is even, below 3, or above `LARGEST_KERNEL`.
+    """
     _check_size(size)
     if size < 3:
         raise UserError(f"size {size} of a cross is too small to have anything around it; use 3 or more")
@@ -93,11 +139,11 @@ def _check_size(size: int) -> None:
 
 
 def bank(size: int = 5, sigma: float = 1.0) -> dict[str, Kernel]:
-    """The filters by name.
+    """Return the filters by name.
 
     Args:
-        size: Of the box, Gaussian, unsharp mask and cross detector, in pixels.
-        sigma: Of the Gaussian and the unsharp mask, in pixels.
+        size: Height and width of box, Gaussian, unsharp mask and cross detector in pixels, odd.
+        sigma: Standard deviation of Gaussian and unsharp mask in pixels.
 
     Raises:
         UserError: A value is out of its range.
@@ -124,16 +170,20 @@ def bank(size: int = 5, sigma: float = 1.0) -> dict[str, Kernel]:
 
 
 def apply(image: np.ndarray, kernel: np.ndarray, convolve: bool = False) -> np.ndarray:
-    """Filters every channel of an image; the result has its size, the border is mirrored.
+    """Filter every channel of an image; the result has the same size, and the image is mirrored at its border.
 
     Args:
-        image: (H, W) or (H, W, C), of any type; computed and returned in float64.
-        kernel: (kH, kW), odd.
-        convolve: Flip the kernel, for convolution in the mathematical sense; otherwise correlation, as networks do.
+        image: Image of any type, (H, W) or (H, W, C).
+        kernel: Weights, (kH, kW), both odd.
+        convolve: Whether the kernel is flipped, for a mathematical convolution; otherwise the operation is a
+            correlation, as in networks.
+
+    Returns:
+        Filtered image in float64, with the shape of the image.
 
     Raises:
-        UserError: The kernel has an even side, or the image is smaller than half of it, so that its border cannot be
-            mirrored.
+        UserError: The kernel has an even side, or the image is too small for its border to be mirrored by half the
+            kernel.
     """
     import torch
     import torch.nn.functional as F
@@ -146,32 +196,46 @@ def apply(image: np.ndarray, kernel: np.ndarray, convolve: bool = False) -> np.n
             f"an image of {image.shape[0]}x{image.shape[1]} pixels is too small for a {height}x{width} filter"
         )
     weights = torch.from_numpy(np.ascontiguousarray(flipped(kernel) if convolve else kernel, dtype=np.float64))
+    # Channels become a batch of grey images, (C, 1, H, W), so that each is filtered by itself.
     planes = torch.from_numpy(np.atleast_3d(image).astype(np.float64)).permute(2, 0, 1)[:, None]
     padded = F.pad(planes, (width // 2, width // 2, height // 2, height // 2), mode="reflect")
-    rows = padded.shape[2] - height + 1  # row by row of the kernel, which for a large one takes far less memory
+    # The kernel is applied one row at a time and the results are summed. With large kernels this needs far less memory.
+    rows = padded.shape[2] - height + 1
     parts = (F.conv2d(padded[:, :, i : i + rows], weights[None, None, i : i + 1]) for i in range(height))
     found = sum(parts, torch.zeros(()))[:, 0].permute(1, 2, 0).numpy()
     return found[..., 0] if image.ndim == 2 else found
 
 
 def flipped(kernel: np.ndarray) -> np.ndarray:
-    """The kernel in both directions the other way round, as in a convolution in the mathematical sense."""
+    """Return the kernel reversed along both axes, as in a mathematical convolution."""
     return np.flip(kernel)
 
 
 def magnitude(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Length of the gradient from its two parts."""
+    """Return the magnitude of the gradient from its components along x and y."""
     return np.hypot(x, y)
 
 
 def wrapped_share(image: np.ndarray, kernel: np.ndarray) -> float:
-    """Share of the results that 8-bit arithmetic would get wrong, because they lie outside of 0 to 255."""
+    """Return the share of results that 8-bit arithmetic would get wrong, because they lie outside of 0 to 255.
+
+    Args:
+        image: Image with values from 0 to 255, (H, W) or (H, W, C).
+        kernel: Weights, (kH, kW), both odd.
+    """
     exact = apply(image, kernel)
     return float(np.mean((exact < 0) | (exact > 255)))
 
 
 def grey(photo: np.ndarray) -> np.ndarray:
-    """Brightness by ITU-R BT.601, (H, W), from colours, (H, W, 3), in the same units, as float64."""
+    """Return the brightness of a photo by ITU-R BT.601, in the same units.
+
+    Args:
+        photo: Red, green and blue, (H, W, 3).
+
+    Returns:
+        Brightness in float64, (H, W).
+    """
     return photo @ np.array([0.299, 0.587, 0.114])
 
 
@@ -192,7 +256,11 @@ class Options(ToolOptions):
 
 
 def explain(options: Options) -> Explanation:
-    """Filters a photo with the bank, and shows kernels, results and what each is for."""
+    """Filter a photo with the bank, and show kernels, results and what each filter responds to.
+
+    Raises:
+        UserError: A filter is unknown or named twice, a value is out of its range, or the photo cannot be used.
+    """
     from cnnbench.explain.subjects import read_photo
 
     kernels = bank(options.size, options.sigma)
@@ -204,6 +272,7 @@ def explain(options: Options) -> Explanation:
         if chosen.count(name) > 1:
             raise UserError(f"filter '{name}' is named twice")
     if options.convolve:
+        # The flipped kernel moves the light to the opposite corner.
         kernels["emboss"] = kernels["emboss"]._replace(effect="relief, light from the lower right")
     photo = _reduced(read_photo(options.image))
     image = photo / 255 if options.colour else grey(photo) / 255
@@ -211,6 +280,7 @@ def explain(options: Options) -> Explanation:
     if "gradient" in chosen:
         parts = [apply(image, kernels[n].values, options.convolve) for n in ("sobel_x", "sobel_y")]
         results["gradient"] = magnitude(*parts)
+    # In 8 bits, brightness is a whole number from 0 to 255.
     wrapped = wrapped_share(grey(photo).round(), kernels["sobel_x"].values)
     rows = [
         (name, "x".join(map(str, k.values.shape)), f"{round(k.values.sum(), 9) + 0.0:g}", k.effect)
@@ -271,7 +341,7 @@ def _reduced(photo: np.ndarray) -> np.ndarray:
 
 
 def _panel(image: np.ndarray, results: Mapping[str, np.ndarray], kernels: Mapping[str, Kernel]) -> Figure:
-    """The photo and what the filters make of it, each with its kernel in a corner."""
+    """Draw the photo and the result of each filter, with the kernel in a corner."""
     from cnnbench.plots.grids import grid, show
 
     figure, axes = grid(len(results) + 1, 5, cell=2.4, ratio=image.shape[0] / image.shape[1])
@@ -283,6 +353,7 @@ def _panel(image: np.ndarray, results: Mapping[str, np.ndarray], kernels: Mappin
         elif kernel.signed and found.ndim == 2:
             show(ax, found, name.replace("_", " "), "signed", quantile=0.997)
         else:
+            # Results with both signs are scaled so that zero is mid-grey.
             show(
                 ax,
                 0.5 + 0.5 * found / max(np.abs(found).max(), 1e-9) if kernel.signed else found,

@@ -1,9 +1,9 @@
-"""What sharing and locality save: layers that make the same maps from the same image, from convolution to dense.
+"""Costs of layers that compute feature maps of the same size from the same image: what sharing and locality save.
 
-A convolution is a dense layer most of whose weights are zero (locality) and whose other weights are the same at every
-place (sharing). Taking these two away one after the other gives a locally connected layer and a dense layer for the
-same output. Courses often compare a convolution with a dense layer that makes one number per channel, which is another
-task and a far smaller layer; it is in the table too, under its name.
+A convolution is a dense layer with two restrictions. Most of its weights are zero (locality), and its other weights are
+the same at every position (sharing). Without sharing it is a locally connected layer; without locality as well, it is a
+dense layer for the same output. Courses often compare a convolution with a dense layer that computes one number per
+channel. That layer has another task and is far smaller; the table lists it too, under its own name.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ EXAMPLE = "--in_channels 3 --image_size 32 --out_channels 16"
 
 
 class Cost(NamedTuple):
-    """What a layer costs.
+    """Parameters and multiply-adds of a layer.
 
     Attributes:
-        name: Of the kind of layer.
-        weights: Numbers that multiply.
-        biases: Numbers that are added.
-        macs: Multiply-adds for one image; taps that lie on padding count.
-        formula: Of the weights, with the numbers in it.
+        name: Name of the type of layer.
+        weights: Number of weights, without biases.
+        biases: Number of biases.
+        macs: Multiply-adds for one image; products with padding are counted, biases are not.
+        formula: Formula of the number of weights, with the numbers of this layer.
     """
 
     name: str
@@ -47,34 +47,35 @@ class Cost(NamedTuple):
 
     @property
     def params(self) -> int:
+        """Return the number of weights and biases."""
         return self.weights + self.biases
 
     @property
     def mebibytes(self) -> float:
-        """Memory of weights and biases in float32."""
+        """Return the memory of weights and biases in float32, in MiB."""
         return self.params * 4 / 2**20
 
 
 def costs(
     in_channels: int, size: int, out_channels: int, kernel_size: int, stride: int, padding: int, units: int
 ) -> list[Cost]:
-    """Layers from an image of in_channels x size x size.
+    """Compute the costs of six layers that take the same image.
 
     Args:
-        in_channels: Of the image.
-        size: Its height and width in pixels.
-        out_channels: Of the maps.
-        kernel_size: Of the windows.
-        stride: Of the windows.
-        padding: Zeros on each side.
-        units: Of a dense layer that makes no maps.
+        in_channels: Channels of the image.
+        size: Height and width of the image in pixels.
+        out_channels: Channels of the feature maps.
+        kernel_size: Height and width of the kernel in pixels.
+        stride: Stride of the kernel.
+        padding: Zeros on each side of the image.
+        units: Units of the last dense layer.
 
     Returns:
-        Convolution, separable convolution, locally connected and dense layer for the same maps; dense layers to one
-        number per channel, and to so many units.
+        Four layers that compute maps of the same size: convolution, depthwise separable convolution, locally connected
+        layer and dense layer. Then two dense layers without maps: to one number per channel, and to ``units`` numbers.
 
     Raises:
-        UserError: A value is out of its range, or the kernel does not fit.
+        UserError: A value is out of its range, or the kernel does not fit into the padded image.
     """
     named = {
         "in_channels": in_channels, "image_size": size, "out_channels": out_channels, "kernel_size": kernel_size,
@@ -109,8 +110,15 @@ def costs(
 
 
 def stacked(in_channels: int, out_channels: int) -> tuple[int, int]:
-    """Weights of two 3x3 convolutions in a row, in_channels to out_channels to out_channels, and of one 5x5, which
-    sees as much."""
+    """Count the weights of two 3x3 convolutions in a row, and of one 5x5 convolution with the same receptive field.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Output channels of all three convolutions.
+
+    Returns:
+        Weights of the two convolutions together, and weights of the one.
+    """
     return 9 * in_channels * out_channels + 9 * out_channels**2, 25 * in_channels * out_channels
 
 
@@ -132,7 +140,11 @@ class Options(ToolOptions):
 
 
 def explain(options: Options) -> Explanation:
-    """Counts the weights of layers for the same maps."""
+    """Count the weights of layers for the same maps.
+
+    Raises:
+        UserError: A value is out of its range, or the kernel does not fit into the padded image.
+    """
     a = options
     padding = a.kernel_size // 2 if a.padding is None else a.padding
     found = costs(a.in_channels, a.image_size, a.out_channels, a.kernel_size, a.stride, padding, a.units)
@@ -174,8 +186,10 @@ def _draw(found: Sequence[Cost]) -> Figure:
     from cnnbench.plots.drawing import PALETTE
 
     figure = Figure(figsize=(5.7, 3), layout="constrained")
-    cast(Any, figure.get_layout_engine()).set(w_pad=0.12)  # names of layers would touch the edge
+    # With less padding the names of the layers touch the edge of the figure.
+    cast(Any, figure.get_layout_engine()).set(w_pad=0.12)
     ax = figure.subplots()
+    # The last two layers compute no maps, and their bars are grey.
     same = len(found) - 2
     for row, cost in enumerate(found):
         ax.barh(row, float(cost.weights), color=PALETTE[0] if row < same else "#b0b0b0", height=0.65)

@@ -1,7 +1,8 @@
-"""What excites a channel most: the patches of a data set's images for which its strongest unit is strongest.
+"""Patches of training images that excite a channel most.
 
-A unit of a layer sees a window of the image, its receptive field, whose place is known from the layers before it; the
-patch is cut out there.
+For every channel, the images are sorted by the largest value in the channel's feature map. The unit with this value
+sees a window of the image, its receptive field. The place of this window follows from the layers before the unit, and
+the patch is cut out there.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from cnnbench.explain.subjects import Subject
 from cnnbench.plots.grids import show
 
 ROWS = 6
-"""Channels of a layer in the picture."""
+"""Largest number of channels of a layer in the picture."""
 OUTSIDE = 0.5
-"""Grey of what lies outside of an image."""
+"""Grey value, 0 to 1, of the part of a patch that lies outside the image."""
 
 
 class Responses(NamedTuple):
-    """The strongest unit of every channel of a layer in every image.
+    """Strongest unit of every channel of a layer in every image.
 
     Attributes:
-        values: What it puts out, (N, C).
-        places: Its row and column in the map, (N, C, 2).
+        values: Outputs of the strongest units, (N, C).
+        places: Row and column of each strongest unit in its feature map, (N, C, 2).
     """
 
     values: Tensor
@@ -40,41 +41,56 @@ class Responses(NamedTuple):
 
 
 class Window(NamedTuple):
-    """What a unit sees: rows and columns of pixels, as half-open ranges; they may lie outside of the image."""
+    """Pixels that a unit sees: ranges of rows and of columns, as (first, last + 1), which may exceed the image."""
 
     rows: tuple[int, int]
     columns: tuple[int, int]
 
 
 def strongest_units(model: nn.Module, batches: Iterable[Tensor], layers: Sequence[str]) -> dict[str, Responses]:
-    """Finds the strongest unit of every channel in every image; of equal ones the first in reading order.
+    """Return the strongest unit of every channel in every image; of equal units, the first in reading order.
 
     Args:
         model: Any classifier.
-        batches: Normalised images, (n, C, H, W) each.
-        layers: Names of modules that put out maps.
+        batches: Batches of normalised images, (n, C, H, W) each.
+        layers: Names of modules whose output is feature maps.
+
+    Returns:
+        Strongest units by name of the layer, over all batches.
     """
     values: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     places: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     for images in batches:
         for layer, (maps, _) in record(model, images, layers).items():
             flat = maps.flatten(2)
-            index = (flat == flat.amax(2, keepdim=True)).byte().argmax(2)  # argmax names any of equal maxima of floats
+            # On floats, argmax may return any of several equal maxima; on the mask of the maxima it returns the first.
+            index = (flat == flat.amax(2, keepdim=True)).byte().argmax(2)
             values[layer].append(flat.gather(2, index[..., None])[..., 0])
             places[layer].append(torch.stack((index // maps.shape[3], index % maps.shape[3]), -1))
     return {layer: Responses(torch.cat(values[layer]), torch.cat(places[layer])) for layer in layers}
 
 
 def top_images(found: Responses, channel: int, count: int) -> list[int]:
-    """The images with the strongest response of a channel, the strongest first; of equal ones the earlier first."""
+    """Return the indices of the images with a channel's strongest responses, in falling order; ties keep image order.
+
+    Args:
+        found: Strongest units of the layer.
+        channel: Index of the channel.
+        count: Largest number of images.
+    """
     return found.values[:, channel].sort(descending=True, stable=True).indices[:count].tolist()
 
 
 def selective_channels(found: Responses, count: int, top: int) -> list[int]:
-    """The channels whose strongest images stand out most, the most selective first.
+    """Return the indices of the channels whose strongest images stand out most, the most selective channel first.
 
-    How far the mean response of the ``top`` strongest images lies above that of all images, in standard deviations over
-    images. Channels that respond alike to every image are left out.
+    The selectivity of a channel is the mean response to its strongest images, minus the mean over all images, divided
+    by the standard deviation over all images. Channels with the same response to every image are left out.
+
+    Args:
+        found: Strongest units of the layer.
+        count: Largest number of channels.
+        top: Number of strongest images in the mean.
     """
     deviation = found.values.std(0, correction=0)
     best = found.values.topk(min(top, len(found.values)), dim=0).values.mean(0)
@@ -84,7 +100,7 @@ def selective_channels(found: Responses, count: int, top: int) -> list[int]:
 
 
 def field_text(field: Any) -> str:
-    """Height and width of a receptive field in words."""
+    """Return a receptive field as text: its size, "all" for the whole image, or "-" if it is not known."""
     if isinstance(field, dict):
         size = field["size"]
         return "x".join(map(str, size)) if isinstance(size, list) else f"{size}x{size}"
@@ -92,10 +108,10 @@ def field_text(field: Any) -> str:
 
 
 def window(field: dict[str, Any], place: Sequence[int]) -> Window:
-    """What the unit at a place of a map sees.
+    """Return the window of pixels that the unit at a place of a feature map sees.
 
     Args:
-        field: ``size``, ``jump`` and ``start`` of the layer, in pixels, as of `receptive_fields`.
+        field: Values of ``size``, ``jump`` and ``start`` for the layer in pixels, as returned by `receptive_fields`.
         place: Row and column of the unit.
     """
     ranges = []
@@ -103,23 +119,27 @@ def window(field: dict[str, Any], place: Sequence[int]) -> Window:
         size, jump, start = (
             value[axis] if isinstance(value := field[key], list) else value for key in ("size", "jump", "start")
         )
+        # `start` is the centre of the first unit's field, `jump` the distance between neighbouring fields.
         low = round(start + index * jump - size / 2)
         ranges.append((low, low + size))
     return Window(*ranges)
 
 
 def cut(image: np.ndarray, seen: Window | None) -> np.ndarray:
-    """The patch of an image in a window, grey outside of the image; all of an axis that is shorter than the window.
+    """Return the patch of an image inside a window, grey outside the image.
+
+    Along an axis on which the window is longer than the image, the patch has the whole extent of the image.
 
     Args:
-        image: (H, W) or (H, W, 3), 0 to 1.
-        seen: None for the whole image.
+        image: Image with values from 0 to 1, (H, W) or (H, W, 3).
+        seen: Window to cut out; None for the whole image.
     """
     if seen is None:
         return image
     (top, bottom), (left, right) = (
         (0, n) if high - low > n else (low, high) for (low, high), n in zip(seen, image.shape, strict=False)
     )
+    # Start from a grey patch, and copy the part of the window that lies inside the image into it.
     patch = np.full((bottom - top, right - left, *image.shape[2:]), OUTSIDE)
     rows = slice(max(top, 0), max(min(bottom, image.shape[0]), 0))
     columns = slice(max(left, 0), max(min(right, image.shape[1]), 0))
@@ -132,6 +152,17 @@ def show_patches(
     subject: Subject, data: ImageDataModule, layers: Sequence[str], images: int, count: int, fields: Mapping[str, Any],
     explanation: Explanation,
 ) -> None:  # fmt: skip
+    """Add the patches that excite the channels of some layers most to an explanation.
+
+    Args:
+        subject: Network to look at.
+        data: Data set of the images.
+        layers: Names of the layers to show, from first to last.
+        images: Largest number of training images to search.
+        count: Number of patches for each channel.
+        fields: Receptive fields by name of the layer, as returned by `receptive_fields`.
+        explanation: Explanation to extend.
+    """
     data.prepare_data()
     data.setup()
     images = min(images, data.describe()["train_images"])
@@ -173,7 +204,7 @@ def _limits(
     found: Mapping[str, Responses], shown: Mapping[str, Mapping[int, Sequence[int]]], fields: Mapping[str, Any],
     size: int,
 ) -> str:  # fmt: skip
-    """What is to be said of patches at the border, and of units that see more than the image, where there are any."""
+    """Return sentences for the caption on grey borders and on windows larger than the image, if the picture has any."""
     seen = [
         window(field, found[name].places[i, channel].tolist())
         for name, channels in shown.items()
@@ -193,6 +224,7 @@ def _draw_patches(
     data: ImageDataModule, found: Mapping[str, Responses], shown: Mapping[str, Mapping[int, Sequence[int]]],
     fields: Mapping[str, Any], count: int,
 ) -> Figure:  # fmt: skip
+    """Return a figure with a part for every layer, a row for every channel, and a patch in every cell."""
     height = max(1, *(len(channels) for channels in shown.values()))
     cell = 0.56
     figure = Figure(figsize=((cell * count + 0.55) * len(shown), cell * height + 0.5), layout="constrained")

@@ -1,8 +1,12 @@
-"""What a unit can see, and what it attends to: theoretical field, measured field, effective field, dilated stacks.
+"""The tool ``receptive-field``: the pixels that a unit can see, and those that it attends to.
 
-A word on the course's ``compute_receptive_field``: going back through the layers it takes ``stride * r + (k - 1)``, too
-much wherever a stride exceeds 1, which gives 19 for its own example of 3x3 convolutions and two poolings. Right is
-``stride * r + (k - stride)``, which agrees with the formula in the course's text; the example sees 16 pixels.
+For the layers of a network it shows the theoretical field, the measured field and the effective field; for stacks of
+dilated convolutions, the pixels that they cover. The fields are computed in `cnnbench.explain.fields`.
+
+The course's function ``compute_receptive_field`` goes back through the layers with ``stride * r + (k - 1)``. This step
+is too large wherever a stride exceeds 1: for the course's own example of 3x3 convolutions and two poolings it returns
+19 pixels. The correct step is ``stride * r + (k - stride)``, as in the formula of the course's text. With it the
+example sees 16 pixels.
 """
 
 from __future__ import annotations
@@ -30,18 +34,19 @@ if TYPE_CHECKING:
 
 EXAMPLE = "ResNet18 --image photo.jpg --dilations '2,2,2 1,2,5'"
 STACKS = "1,1,1 2,2,2 1,2,3 1,2,5 6+12+18 1,2,5,6+12+18"
-"""Dilation rates that show gridding and its mends."""
+"""Default of ``--dilations``: stacks that show gridding, and stacks that avoid it."""
 ROWS, PANELS = 10, 4
-"""Layers in the table and in the picture, at most, if they are not named."""
+"""Largest number of layers in the table and in the picture, unless ``--layers`` names them."""
 FINE = 256
-"""Pixels that the photo has at least where the network's image has fewer."""
+"""Width in pixels up to which the photo is drawn finer than the network's image, by a whole factor."""
 MOST_SAMPLES = 1000
+"""Largest value of ``--samples``."""
 LARGEST_IMAGE = 288
-"""Pixels up to which the image grows so that the largest field lies within it."""
+"""Largest height and width in pixels to which an image of noise is enlarged to contain the largest field."""
 
 
 class _Layer(NamedTuple):
-    """All that was found about a layer: its fields, analytic and measured, and effective ones by state."""
+    """Analytic and measured field of a layer, and its effective fields by state of the weights."""
 
     field: LayerField
     measured: Measured
@@ -68,18 +73,29 @@ class Options(NetworkOptions):
 
 
 def explain(options: Options) -> Explanation:
-    """Fields of a network's layers on an image, and what stacks of dilated convolutions cover."""
+    """Return the fields of a network's layers, and the pixels that stacks of dilated convolutions cover.
+
+    Args:
+        options: Options of the tool. Without a network only the stacks are shown; with one, only if they are named.
+
+    Raises:
+        UserError: An option is wrong, or the network has no field that can be shown.
+    """
     explanation = Explanation({})
     if options.model is not None or options.ckpt_path is not None:
         _explain_network(options, explanation)
-    elif options.layers or options.image or options.data:
-        raise UserError("give a MODEL, or --ckpt_path FILE, for --layers, --image and --data")
+    else:
+        of_network = ("layers", "image", "data", "data_dir", "weights", "in_channels", "image_size", "num_classes")
+        for name in of_network:
+            if getattr(options, name) is not None:
+                raise UserError(f"--{name} is about a network; give a MODEL, or --ckpt_path FILE, too")
     if options.dilations is not None or not explanation.numbers:
         _explain_stacks(options.dilations or STACKS, explanation)
     return explanation
 
 
 def _explain_network(options: Options, explanation: Explanation) -> None:
+    """Add the fields of a network's layers to an explanation."""
     from cnnbench.explain.fields import (
         at_initialisation,
         chosen_fields,
@@ -100,6 +116,7 @@ def _explain_network(options: Options, explanation: Explanation) -> None:
     fields = chosen_fields(local, options.layers, ROWS, beyond)
     measured = measure_fields(subject.model, subject.image_shape, fields)
     images, inputs = _inputs(subject, fields, options.samples, options.seed)
+    # A trained network is compared with a copy that has new random weights; an untrained one keeps its weights.
     states = {"trained": subject.model} if subject.trained else {}
     start = at_initialisation(subject.model, images, fields, options.seed if subject.trained else None)
     states = {"at initialisation": start, **states}
@@ -133,7 +150,10 @@ def _explain_network(options: Options, explanation: Explanation) -> None:
 
 
 def _inputs(subject: Subject, fields: Sequence[LayerField], samples: int, seed: int) -> tuple[Tensor, str]:
-    """Images for the effective field, and what they are: training images, or noise as large as the fields."""
+    """Return the images for the effective field, (N, C, H, W), and a description of them.
+
+    They are training images if there is a data set, else noise, large enough for the fields up to `LARGEST_IMAGE`.
+    """
     import torch
 
     if subject.data is not None:
@@ -177,7 +197,7 @@ def _as_json(layer: _Layer) -> dict[str, Any]:
 
 
 def _share(layer: _Layer, state: str) -> float:
-    """Part of the pixels that a unit can see that belongs to its effective field; what is beyond the image is none."""
+    """Return the share of the pixels that a unit can see, inside the image, that belong to its effective field."""
     found, seen = layer.effective[state], 1.0
     for (low, high), n in zip(_spans(layer.field, found), found.magnitude.shape, strict=True):
         seen *= min(high, n) - max(low, 0)
@@ -185,17 +205,18 @@ def _share(layer: _Layer, state: str) -> float:
 
 
 def _is_cut(field: LayerField, found: Effective) -> bool:
-    """Whether the field of the unit in the middle reaches beyond the image."""
+    """Return whether the theoretical field of the unit in the middle reaches beyond the image."""
     spans = _spans(field, found)
     return any(low < 0 or high > n for (low, high), n in zip(spans, found.magnitude.shape, strict=True))
 
 
 def _spans(field: LayerField, found: Effective) -> list[tuple[float, float]]:
-    """The theoretical field of the unit that was looked at, along rows and columns."""
+    """Return the theoretical field of the unit in the middle as (low, high) in pixels, for rows and for columns."""
     return [field.span(axis, unit) for axis, unit in enumerate(found.unit)]
 
 
 def _pair(values: Sequence[float], decimals: int = 0) -> str:
+    """Return two numbers as text, such as "3 x 5", or a single number where both look the same."""
     texts = [f"{round(v, decimals):g}" if decimals == 0 or v == int(v) else f"{v:.{decimals}f}" for v in values]
     return texts[0] if texts[0] == texts[1] else " x ".join(texts)
 
@@ -230,7 +251,7 @@ def _remarks(layers: Sequence[_Layer]) -> list[str]:
 
 
 def _for_panels(layers: Sequence[_Layer]) -> list[_Layer]:
-    """Some layers, from small to large fields."""
+    """Return at most `PANELS` layers, at even distances from the smallest to the largest field."""
     ordered = sorted(layers, key=lambda layer: layer.field.size)
     places = np.linspace(0, len(ordered) - 1, min(PANELS, len(ordered))).round().astype(int)
     return [ordered[place] for place in dict.fromkeys(places.tolist())]
@@ -252,7 +273,7 @@ def _caption(layers: Sequence[_Layer], inputs: str) -> str:
 
 
 def _draw_fields(image: np.ndarray, layers: Sequence[_Layer]) -> Figure:
-    """The image with both fields of every layer; a row per state of the weights."""
+    """Return a figure with a panel of both fields for every layer, and a row for every state of the weights."""
     from cnnbench.plots.grids import grid
 
     states = list(layers[0].effective)
@@ -265,6 +286,7 @@ def _draw_fields(image: np.ndarray, layers: Sequence[_Layer]) -> Figure:
 
 
 def _draw_field(ax: Axes, image: np.ndarray, layer: _Layer, found: Effective) -> None:
+    """Draw the image, the gradient, the frame of the theoretical field, and the ellipse of the effective one."""
     from matplotlib.colors import to_rgb
     from matplotlib.patches import Ellipse
 
@@ -272,18 +294,22 @@ def _draw_field(ax: Axes, image: np.ndarray, layer: _Layer, found: Effective) ->
     from cnnbench.plots.grids import outline
 
     spans, (height, width) = _spans(layer.field, found), found.magnitude.shape
+    # The photo may have more pixels than the gradient; the extent puts both on the gradient's pixel coordinates.
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     ax.imshow(0.15 + 0.6 * image, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent)
+    # Opacity 1 is the mean of the strongest hundredth of the pixels in the effective field.
     strong = np.sort(found.magnitude, axis=None)[-max(1, found.pixels // 100) :].mean()
     heat = np.zeros((*found.magnitude.shape, 4))
     heat[..., :3], heat[..., 3] = to_rgb("#FFB000"), np.minimum(found.magnitude / strong, 1)
     ax.imshow(heat, interpolation="nearest")
     outline(ax, [s[0] for s in spans], [s[1] for s in spans], "white")
+    # Fields count the first pixel from 0 to 1, matplotlib from -0.5 to 0.5. An ellipse takes full axes, so a radius of
+    # two standard deviations is an axis of four.
     middle = found.centre[1] - 0.5, found.centre[0] - 0.5
     ellipse = Ellipse(middle, 4 * found.sigma[1], 4 * found.sigma[0], fill=False, linestyle=(0, (3, 2)), linewidth=1.3)
     ellipse.set_edgecolor(PALETTE[5])
     ax.add_patch(ellipse)
-    ax.set(xlim=extent[:2], ylim=extent[2:], anchor="S")  # room for a title of two lines
+    ax.set(xlim=extent[:2], ylim=extent[2:], anchor="S")  # leaves room for a title of two lines
 
 
 def _growth_caption(layers: Sequence[_Layer]) -> str:
@@ -300,7 +326,7 @@ def _growth_caption(layers: Sequence[_Layer]) -> str:
 
 
 def _draw_growth(layers: Sequence[_Layer]) -> Figure:
-    """Sizes from layer to layer, and the profile of the last one with its Gaussian."""
+    """Return a figure of the fields' sizes by layer, and of the last layer's gradient, with its Gaussian."""
     from matplotlib.figure import Figure
 
     from cnnbench.plots.drawing import PALETTE
@@ -312,6 +338,7 @@ def _draw_growth(layers: Sequence[_Layer]) -> Figure:
     for index, state in enumerate(layers[0].effective):
         sizes = [layer.effective[state].size for layer in layers]
         growth.plot(places, sizes, color=PALETTE[index], marker="o", label=f"effective, {state}")
+        # Profile along the width: the gradient of the last layer summed over rows, and the Gaussian of its moments.
         shares = layers[-1].effective[state].magnitude.sum(0)
         found = layers[-1].effective[state]
         at = np.arange(len(shares)) + 0.5 - found.centre[1]
@@ -336,6 +363,15 @@ def _draw_growth(layers: Sequence[_Layer]) -> Figure:
 
 
 def _explain_stacks(text: str, explanation: Explanation) -> None:
+    """Add the coverage of stacks of dilated convolutions to an explanation.
+
+    Args:
+        text: Stacks, separated by spaces; see `cnnbench.explain.fields.parse_rates`.
+        explanation: Explanation to extend.
+
+    Raises:
+        UserError: There is no stack, or one is not written as rates.
+    """
     from cnnbench.explain.fields import coverage, keeps_hdc_rule, largest_gap, parse_rates, stack_in_words
 
     texts = text.split()
@@ -346,6 +382,7 @@ def _explain_stacks(text: str, explanation: Explanation) -> None:
     words = {name: stack_in_words(stack) for name, stack in stacks.items()}
     rows, numbers = [], {}
     for name, paths in maps.items():
+        # The rule of hybrid dilated convolution is about layers in series, without parallel branches.
         stack = [step[0] for step in stacks[name]]
         plain = len(stack) > 1 and all(len(step) == 1 for step in stacks[name])
         gap = largest_gap(stack) if plain else None
@@ -377,7 +414,7 @@ def _explain_stacks(text: str, explanation: Explanation) -> None:
 
 
 def _coverage_caption(numbers: Mapping[str, Mapping[str, Any]]) -> str:
-    """The shares of the picture, and what the kinds of stacks in it are."""
+    """Return a caption with the share of pixels that each stack covers, and the meaning of the kinds of stacks."""
     kinds = " and ".join(found["kind"] for found in numbers.values())
     shares = "; ".join(f"{found['kind']} ({name}) {found['share']:.1%}" for name, found in numbers.items())
     caption = (
@@ -400,7 +437,7 @@ def _coverage_caption(numbers: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _draw_coverage(maps: Mapping[str, np.ndarray], words: Mapping[str, str]) -> Figure:
-    """A panel for every stack, called by its kind."""
+    """Return a figure with a panel for every stack, titled by its kind."""
     from matplotlib.colors import LogNorm
 
     from cnnbench.plots.grids import grid
@@ -410,7 +447,7 @@ def _draw_coverage(maps: Mapping[str, np.ndarray], words: Mapping[str, str]) -> 
         seen = np.ma.masked_equal(paths, 0)
         ax.imshow(seen, cmap="viridis_r", norm=LogNorm(1, max(int(paths.max()), 2)), interpolation="nearest")
         ax.set_axis_on()
-        ax.set(xticks=[], yticks=[], anchor="S")  # room for a title of three lines
+        ax.set(xticks=[], yticks=[], anchor="S")  # leaves room for a title of three lines
         share = (paths > 0).mean()
         ax.set_title(f"{words[name]}\n{name}\n{share:.1%} of {len(paths)}×{len(paths)}", fontsize=8.5, pad=3)  # noqa: RUF001
         ax.spines[:].set_color("#999999")

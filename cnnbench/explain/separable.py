@@ -1,9 +1,10 @@
-"""Depthwise separable against standard convolutions: parameters, multiply-adds and measured time.
+"""The tool ``separable``: depthwise separable against standard convolutions in parameters, multiply-adds and time.
 
-A standard k x k convolution from N to N channels is taken apart into one k x k filter per channel and a 1x1 convolution
-that mixes channels. That leaves 1/N + 1/k² of the weights and of the multiply-adds (Howard et al. 2017, 1704.04861,
-equation 5), but not of the time: the filter per channel does little work for each number that it reads. What that does
-to the time at best is the roofline's to say, which is predicted from the machine's peaks, measured in the same run.
+A depthwise separable convolution replaces a standard k x k convolution from N to N channels by two layers: one k x k
+filter per channel, and a 1x1 convolution that mixes the channels. This leaves 1/N + 1/k² of the weights and of the
+multiply-adds (Howard et al. 2017, 1704.04861, equation 5). The time falls less, because the filter per channel does
+little arithmetic for each number that it reads. The roofline shows how much time could be saved at best. It is
+predicted from the machine's peaks of arithmetic and memory, which are measured in the same run.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ SECONDS_PER_TURN = 0.015
 
 
 class Case(NamedTuple):
-    """What is compared.
+    """Size of the layers in one comparison.
 
     Attributes:
-        channels: In and out.
-        resolution: Height and width of the map in pixels; that of the result is the same.
+        channels: Number of input channels, and of output channels.
+        resolution: Height and width in pixels of the input, and of the output.
     """
 
     channels: int
@@ -46,7 +47,13 @@ class Case(NamedTuple):
 
 
 def layer(kind: str, channels: int, kernel_size: int) -> nn.Sequential:
-    """A convolution that keeps channels and resolution, without bias: ``standard`` or ``separable``."""
+    """Return a convolution without bias that keeps channels and resolution.
+
+    Args:
+        kind: ``standard`` or ``separable``.
+        channels: Number of input and output channels.
+        kernel_size: Height and width of the kernel in pixels, odd.
+    """
     from torch import nn
 
     padding = kernel_size // 2
@@ -72,7 +79,11 @@ class Options(ToolOptions):
 
 
 def explain(options: Options) -> Explanation:
-    """Counts and times both kinds of layer over a grid of channels and resolutions."""
+    """Return counts and times of both kinds of layer over a grid of channels and resolutions.
+
+    Raises:
+        UserError: An option is wrong, or a layer cannot be timed.
+    """
     from cnnbench import hardware
     from cnnbench.registry import whole_numbers
     from cnnbench.roofline.peaks import measure_peaks
@@ -132,14 +143,28 @@ def explain(options: Options) -> Explanation:
 def measure(
     cases: Sequence[Case], kernel_size: int, batch_size: int, rounds: int, device: Any, precision: str, peaks: Peaks
 ) -> list[dict[str, Any]]:
-    """Counts and times both kinds of layer for every case, all in turns.
+    """Count and time both kinds of layer for every case; in each round the layers take turns.
+
+    Args:
+        cases: Sizes of the layers.
+        kernel_size: Height and width of the kernels in pixels, odd.
+        batch_size: Number of images per call.
+        rounds: Number of turns of each layer.
+        device: Device to time on.
+        precision: Number format, such as ``32-true``.
+        peaks: Measured peaks of arithmetic and memory, for the roofline.
 
     Returns:
-        Per case parameters and MACs of both, medians of the times of both in milliseconds, and the ratios of standard
-        over separable, those of times from paired rounds, with their 95 % interval (None, None with fewer than 6). A
-        training step is forward and backward, with the gradient of the layer's input. ``forward_roofline_ratio`` and
-        ``training_roofline_ratio`` are those of the times that the peaks allow; ``suspect`` are reasons to doubt the
-        times.
+        One dict per case. Pairs are in the order standard, separable; ratios are standard over separable.
+
+        ``params`` and ``macs`` are counts. ``forward_ms`` and ``training_ms`` are median times in milliseconds; a
+        training step is forward and backward, with the gradient of the layer's input. ``forward_ratio`` and
+        ``training_ratio`` come from paired rounds. Their 95 % intervals are (None, None) with fewer than 6 rounds.
+        ``forward_roofline_ms`` and ``forward_roofline_ratio``, and the same for training, are the times that the peaks
+        allow and their ratio. ``suspect`` lists reasons to doubt the times.
+
+    Raises:
+        UserError: A layer cannot be timed, for example because the memory is too small.
     """
     import torch
     from torch import Tensor, nn
@@ -150,7 +175,7 @@ def measure(
     from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
 
     class Timed(nn.Module):
-        """A layer as if within a network: its input gets a gradient; the mean of each channel is its logit."""
+        """Layer that is timed as if inside a network: its input gets a gradient, and channel means are its logits."""
 
         def __init__(self, kind: str, channels: int) -> None:
             super().__init__()
@@ -207,22 +232,25 @@ def measure(
 
 
 def _with_interval(ratio: float, interval: Sequence[float | None]) -> str:
+    """Return a ratio as text, with its interval in brackets if it has one."""
     low, high = interval
     return f"{ratio:.2f}" if low is None or high is None else f"{ratio:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _doubts(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a remark for each different reason to doubt the times."""
     reasons = dict.fromkeys(reason for r in results for reason in r["suspect"])
     return [f"suspect: {reason}" for reason in reasons]
 
 
 def _span(values: Sequence[float], form: str = ".1f") -> str:
+    """Return the range of values as text, or one number where both ends look the same."""
     low, high = (format(value, form) for value in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
 
 
 def _findings(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What was saved, where, and what stands in the way, a sentence each."""
+    """Return three sentences: how much is saved, in which cases most and least, and what limits the times."""
     macs, forward, training, allowed = (
         [r[key] for r in results] for key in ("macs_ratio", "forward_ratio", "training_ratio", "forward_roofline_ratio")
     )
@@ -232,8 +260,10 @@ def _findings(results: Sequence[Mapping[str, Any]]) -> list[str]:
     )
     less = sum(time < count for time, count in zip(forward, macs, strict=True))
     saved += f": in {less} of {len(results)} cases less time is saved forward than arithmetic."
+    # A larger ratio of standard over separable saves more time.
     least, most = (pick(results, key=lambda r: r["forward_ratio"]) for pick in (min, max))
     where = f"Most is saved with {_case(most)} ({_forward(most)}), least with {_case(least)} ({_forward(least)})."
+    # Share of the roofline's speed that the standard (0) and the separable (1) layers reach in each case.
     shares = [[r["forward_roofline_ms"][i] / r["forward_ms"][i] for r in results] for i in range(2)]
     why = (
         f"The machine's arithmetic and memory would allow {_span(allowed)} times; the standard layers run at "
@@ -249,7 +279,7 @@ def _findings(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _forward(result: Mapping[str, Any]) -> str:
-    """The measured ratio with its interval and its doubts."""
+    """Return the measured forward ratio in words, with its interval, and a mark if it is suspect."""
     low, high = result["forward_ratio_interval"]
     interval = "" if low is None else f", 95 % interval {low:.2f} to {high:.2f}"
     return f"{result['forward_ratio']:.2f} times{interval}{', suspect' if result['suspect'] else ''}"
@@ -269,7 +299,7 @@ def _caption(results: Sequence[Mapping[str, Any]], where: str) -> str:
 
 
 def _draw(results: Sequence[Mapping[str, Any]], kernel_size: int) -> Figure:
-    """Ratios against channels: multiply-adds and the roofline's times as lines, times as points by resolution."""
+    """Return a figure of ratios against channels: multiply-adds, measured times by resolution, and the roofline's."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullLocator
 
@@ -279,6 +309,7 @@ def _draw(results: Sequence[Mapping[str, Any]], kernel_size: int) -> Figure:
     panels = figure.subplots(1, 2, sharey=True)
     channels = sorted({r["channels"] for r in results})
     for ax, (key, title) in zip(panels, (("forward", "inference"), ("training", "training step")), strict=True):
+        # Expected ratio of multiply-adds: the inverse of 1/N + 1/k² (Howard et al. 2017).
         ax.plot(
             channels, [1 / (1 / n + 1 / kernel_size**2) for n in channels], color="#555555", linestyle="--",
             label=f"multiply-adds, 1 / (1/N + 1/{kernel_size**2})",
@@ -302,7 +333,7 @@ def _draw(results: Sequence[Mapping[str, Any]], kernel_size: int) -> Figure:
         ax.set_axisbelow(True)
     highest = max(r[f"{n}_{what}ratio"] for r in results for n in TIMES for what in ("", "roofline_"))
     highest = max(highest, *(r["macs_ratio"] for r in results))
-    panels[0].set_ylim(0, 1.25 * highest)  # a wide interval may leave the picture
+    panels[0].set_ylim(0, 1.25 * highest)  # limits follow the ratios only, so a wide interval may be cut off
     panels[0].set_ylabel("standard over separable, times")
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9
@@ -311,7 +342,7 @@ def _draw(results: Sequence[Mapping[str, Any]], kernel_size: int) -> Figure:
 
 
 def _draw_times(ax: Axes, results: Sequence[Mapping[str, Any]], key: str, label: str, style: Mapping[str, Any]) -> None:
-    """Measured ratios with their intervals; hollow where they are suspect."""
+    """Draw measured ratios with their intervals as points, hollow where the times are suspect."""
     ax.plot([r["channels"] for r in results], [r[f"{key}_ratio"] for r in results], label=label, **style)
     for r in results:
         low, high = r[f"{key}_ratio_interval"]

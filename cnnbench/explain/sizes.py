@@ -1,7 +1,8 @@
-"""How large the maps of a network are: layer by layer, with parameters, memory, and the pixels that no window reads.
+"""Sizes of the feature maps of a network, layer by layer, with parameters, memory and the pixels that no window reads.
 
-The sizes themselves are worked out in `cnnbench.explain.windows`; `output_size` of there is what the second exercise of
-the course asks for.
+The table describes either a stack of layers in the notation of ``--layers``, or a network. The sizes of a stack are
+computed in `cnnbench.explain.windows`, whose `output_size` is the function that the second exercise of the course asks
+for. The sizes of a network are recorded while a copy without values runs on the meta device.
 """
 
 from __future__ import annotations
@@ -47,23 +48,24 @@ if TYPE_CHECKING:
 
 EXAMPLE = "--layers 'conv7/2p3:64 maxpool3/2p1 conv3p1:128' --image_size 224"
 BYTES = 4
-"""Of a value in float32."""
+"""Bytes of one value in float32."""
 VECTORS = "vectors"
-"""Where outputs without a resolution are gathered."""
+"""Name of the stage that gathers outputs without a resolution, such as those of dense layers."""
 
 
 class Row(NamedTuple):
-    """A line of the table.
+    """A row of the table, for one layer.
 
     Attributes:
-        name: Path of the layer, or its number.
-        kind: What it is, with its settings.
-        shape: Of its output for one image: channels, height and width, or features; None if it is not known.
-        params: Own parameters; None where the channels are not known.
-        formula: How they come about; empty if there is none.
-        unread: Pixels of its input that it does not read, in words.
-        channels_last: Whether the shape is height, width and channels.
-        view: Whether its output is its input's memory in another shape.
+        name: Path of the layer in the network, or its number in the stack.
+        kind: Type of the layer, with its settings.
+        shape: Shape of the output for one image: channels, height and width, or features. None if the layer is not
+            called as a module; a None inside stands for an unknown number of channels.
+        params: Number of the layer's own parameters; None if the channels are not known.
+        formula: Formula of this number, such as ``(3·3·64+1)·128``; empty if none is known.
+        unread: Pixels of the input that the layer does not read, in words; empty if it reads all of them.
+        channels_last: Whether the order of the shape is height, width, channels.
+        view: Whether the output shares the memory of the input, as after a flatten.
     """
 
     name: str
@@ -77,7 +79,7 @@ class Row(NamedTuple):
 
     @property
     def memory_bytes(self) -> int | None:
-        """Of its output in float32, for one image; a view has none of its own."""
+        """Return the memory of the output in bytes, for one image in float32; 0 for a view, None if not known."""
         if self.shape is None or None in self.shape:
             return None
         if self.view:
@@ -86,9 +88,19 @@ class Row(NamedTuple):
 
 
 def rows_of_layers(layers: Sequence[Layer], size: Extent, in_channels: int) -> list[Row]:
-    """The table of a stack in the notation; convolutions have a bias and no groups.
+    """Return the rows of a stack of layers, in which convolutions have a bias and no groups.
 
-    Without channels of a convolution all that depends on them is left open.
+    Args:
+        layers: Layers in the order in which they run.
+        size: Height and width of the image in pixels.
+        in_channels: Channels of the image.
+
+    Returns:
+        A row for the image, then one per layer. After a convolution without a number of channels, everything that
+        depends on this number is None.
+
+    Raises:
+        UserError: A layer does not fit its input; the message names it.
     """
     sizes = trace_sizes(size, layers)
     rows = [Row("image", "", (in_channels, *sizes[0]), 0)]
@@ -110,12 +122,16 @@ def rows_of_layers(layers: Sequence[Layer], size: Extent, in_channels: int) -> l
 
 
 def rows_of_network(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[list[Row], list[str]]:
-    """The table of a network: every layer that has parameters, pools, or changes the shape of its input.
+    """Return a row for every layer of a network that has parameters, pools, or changes the shape of its input.
 
-    Nothing is computed: a copy without values runs on the meta device.
+    No values are computed: a copy of the network without values runs on the meta device.
+
+    Args:
+        model: Network, with or without values; it is not run.
+        image_shape: Channels, height and width of the images.
 
     Returns:
-        The rows, and the kinds of the layers that were left out, with how many there are of each.
+        The rows, and the layers without a row as their number and type, such as "8 ReLU".
 
     Raises:
         UserError: The network does not run on such images.
@@ -126,6 +142,7 @@ def rows_of_network(model: nn.Module, image_shape: tuple[int, int, int]) -> tupl
     rows, left_out, called = [Row("image", "", image_shape, 0)], Counter[str](), set()
     for call in _calls(model, image_shape):
         module = model.get_submodule(call.name)
+        # The parameters of a layer that runs several times are counted in its first row only.
         own = 0 if call.name in called or call.operator else params.get(call.name, 0)
         if not own and call.layer is None and call.out == call.given and not call.operator:
             left_out[type(module).__name__] += 1
@@ -134,9 +151,11 @@ def rows_of_network(model: nn.Module, image_shape: tuple[int, int, int]) -> tupl
         words = unread_in_words(call.size, call.layer) if call.layer and call.size else ""
         settings = f" {notation(call.layer)}" if call.layer else ""
         formula = parameter_formula(module) if own else ""
+        # A formula that does not give the counted number is not shown.
         formula = formula if formula and evaluated(formula) == own else ""
         rows.append(Row(call.name, kind + settings, call.out, own, formula, words, call.channels_last, call.view))
         called.add(call.name)
+    # Parameters may also be used without a call of their module; such a layer gets a row without a shape.
     for name, number in params.items():
         if number and name not in called:
             rows.append(Row(name, type(model.get_submodule(name)).__name__, None, number))
@@ -144,7 +163,11 @@ def rows_of_network(model: nn.Module, image_shape: tuple[int, int, int]) -> tupl
 
 
 def parameter_formula(module: nn.Module) -> str:
-    """How the number of a layer's parameters comes about; empty for a kind that is not known."""
+    """Return the formula of the number of a layer's parameters; empty for a type of layer that is not known.
+
+    The formula is ``(kH·kW·C/groups+1)·O`` for a convolution and ``(inputs+1)·outputs`` for a dense layer, both without
+    the ``+1`` if there is no bias, and ``2·C`` for batch normalisation. The layer's numbers replace the letters.
+    """
     from torch import nn
 
     bias = getattr(module, "bias", None) is not None
@@ -161,7 +184,7 @@ def parameter_formula(module: nn.Module) -> str:
 
 
 def evaluated(formula: str) -> int:
-    """The value of a formula of `parameter_formula`."""
+    """Compute the value of a formula of `parameter_formula`."""
     inner = re.fullmatch(r"\((.*)\+1\)·(\d+)", formula)
     product, factor, plus = (inner[1], int(inner[2]), 1) if inner else (formula, 1, 0)
     value = 1
@@ -172,17 +195,17 @@ def evaluated(formula: str) -> int:
 
 
 class _Call(NamedTuple):
-    """A module that ran, or an operator that pools outside of any layer.
+    """A call of a module, or of a pooling operator that a container runs in its own ``forward`` method.
 
     Attributes:
         name: Path of the module.
-        operator: Name of the operator; empty for a module.
-        given: Shape of the input without the batch.
-        out: Shape of the output without the batch.
-        layer: Its window, if it has one.
-        size: Height and width that the window moves over.
-        channels_last: Whether the output is a map with its channels behind height and width.
-        view: Whether the output is the input's memory.
+        operator: Name of the operator; empty for the call of a module.
+        given: Shape of the input without the batch dimension.
+        out: Shape of the output without the batch dimension.
+        layer: Settings of the window that moves over the input; None if there is no window.
+        size: Height and width of the map that the window moves over; None if there is no window.
+        channels_last: Whether the output is a map whose dimensions are height, width, channels.
+        view: Whether the output shares the memory of the input.
     """
 
     name: str
@@ -202,10 +225,20 @@ _POOLS = {
     "adaptive_max_pool2d": "adaptive_max_pool2d",
     "mean": "mean",
 }
+"""Operators that pool, by their name at dispatch, with the name that the table shows."""
 
 
 def _calls(model: nn.Module, image_shape: Sequence[int]) -> list[_Call]:
-    """Runs a copy without values and notes layers, and pooling that is no layer, in order."""
+    """Run a copy of the network without values, and return its calls in the order in which they end.
+
+    Three parts work together:
+
+    - A hook before each module pushes it on a stack, so the top of the stack is the module that runs at the moment.
+    - A listener sees every operator. In a module without children it keeps the first window (convolution or pooling) as
+      the window of this module. In a container it records pooling as a call of its own.
+    - A hook after each module takes it from the stack and records its call, with its window if it has one. Containers
+      are recorded only if they own parameters directly.
+    """
     import torch
 
     from cnnbench.counting.copies import eager, meta_copy, untouched_randomness, without_global_hooks
@@ -216,7 +249,7 @@ def _calls(model: nn.Module, image_shape: Sequence[int]) -> list[_Call]:
     copy = meta_copy(model)[0].eval()
     names = {module: name for name, module in copy.named_modules()}
     stack: list[Any] = []
-    windows: dict[Any, tuple[Layer, Size]] = {}  # of the modules that run
+    windows: dict[Any, tuple[Layer, Size]] = {}  # Window of each running module, and the size that it moves over.
     found: list[_Call] = []
 
     def listen(operator: Any, args: Any, out: Any) -> None:
@@ -242,7 +275,9 @@ def _calls(model: nn.Module, image_shape: Sequence[int]) -> list[_Call]:
         if given is None or result is None or (any(module.children()) and not module._parameters):
             return
         last = _channels_last(module, given, result, tracker)
+        # The flag travels with the tensor, so that the next layer can take it over.
         result._channels_last = last  # type: ignore[attr-defined]
+        # Two tensors on one storage share their memory.
         view = given.untyped_storage()._cdata == result.untyped_storage()._cdata
         found.append(_Call(names[module], "", *_shapes(given, result), layer, size, last, view))
 
@@ -258,7 +293,11 @@ def _calls(model: nn.Module, image_shape: Sequence[int]) -> list[_Call]:
 
 
 def _channels_last(module: nn.Module, given: Tensor, result: Tensor, tracker: FieldTracker) -> bool:
-    """Whether an output is (N, H, W, C): where height and width have gone, else, where that is lost, by the layer."""
+    """Return whether an output has the shape (N, H, W, C).
+
+    The receptive field of the output says along which dimensions height and width run. Where it is not defined, the
+    type of the layer decides, or else the input, if the layer keeps its shape.
+    """
     from torch import nn
 
     if result.dim() != 4:
@@ -266,7 +305,8 @@ def _channels_last(module: nn.Module, given: Tensor, result: Tensor, tracker: Fi
     field = tracker.field_of(result)
     if field is not None and field.map_dims is not None:
         return field.map_dims == (1, 2)
-    if isinstance(module, nn.Linear) or type(module).__name__ == "LayerNorm":  # LayerNorm2d has channels first
+    # Both work on the last dimension. The comparison by name leaves out LayerNorm2d, which has its channels first.
+    if isinstance(module, nn.Linear) or type(module).__name__ == "LayerNorm":
         return True
     return given.shape == result.shape and getattr(given, "_channels_last", False)
 
@@ -276,8 +316,14 @@ def _shapes(given: Any, result: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _window(name: str, args: Sequence[Any]) -> Layer | None:
-    """The layer that an operator of torch is, if it moves a window over a map."""
+    """Return the layer with the settings of a torch operator; None unless it moves a window over a 2-d map.
 
+    Args:
+        name: Base name of the operator at dispatch.
+        args: Positional arguments of the operator.
+    """
+
+    # One value stands for both axes, so lists of one value are doubled, and pairs of equal values become a number.
     def extents(values: Sequence[Any]) -> list[Any]:
         pairs = [tuple(v) * (2 if len(v) == 1 else 1) for v in values]
         return [p[0] if p and len(set(p)) == 1 else p for p in pairs]
@@ -289,6 +335,7 @@ def _window(name: str, args: Sequence[Any]) -> Layer | None:
         kernel, s, p, d, o = extents([args[1].shape[2:], stride, padding, dilation, output_padding])
         return Transposed(kernel, s, p, o, d) if transposed else Conv(kernel, s, p, d)
     if name == "max_pool2d_with_indices":
+        # Dispatch drops trailing arguments that have their default values; they are appended again.
         given = [*args[1:], *([], [0], [1], False)[len(args) - 2 :]]
         kernel, s, p, d = extents(given[:4])
         return Pool(kernel, s or None, p, d, given[4])
@@ -323,7 +370,11 @@ class Options(ToolOptions):
 
 
 def explain(options: Options) -> Explanation:
-    """The table of a network or of a stack of layers, and for known channels a picture of its maps."""
+    """Return the table of a network or of a stack of layers, and a picture of its maps if all channels are known.
+
+    Raises:
+        UserError: The options contradict each other, or the network or a layer does not fit the image.
+    """
     if (options.model is None) == (options.layers is None):
         raise UserError("give either a MODEL, or --layers 'conv7/2p3 maxpool3/2p1'")
     size = _size(options.image_size)
@@ -402,7 +453,7 @@ def _explanation(title: str, rows: Sequence[Row], remarks: list[str]) -> Explana
 
 
 def kib(size: int) -> str:
-    """Bytes as KiB, with decimals where they matter."""
+    """Format a number of bytes as KiB: with no decimals for 0 and from 100 on, one from 1 on, and two below 1."""
     value = size / 1024
     return f"{value:,.0f}" if value >= 100 or not size else f"{value:,.1f}" if value >= 1 else f"{value:.2f}"
 
@@ -441,9 +492,12 @@ def _pictures(title: str, rows: Sequence[Row]) -> list[Picture]:
 
 
 def stages_of(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
-    """Per resolution, in the order of their appearance: the widest map's ``channels``, ``memory_bytes``, ``params``.
+    """Group the rows by the resolution of their output.
 
-    Layers whose output has no resolution, such as dense ones and those of tokens, are under `VECTORS`.
+    Returns:
+        Stages by resolution, such as ``56x56``, in the order of their appearance. A stage has the ``height`` and
+        ``width`` of its maps, the largest number of ``channels``, and the sums of ``memory_bytes`` and ``params``.
+        Layers whose output has no resolution, such as dense layers and layers on tokens, are under `VECTORS`.
     """
     stages: dict[str, dict[str, int]] = {}
     for row in rows:
@@ -469,7 +523,7 @@ def _pixels(stage: Mapping[str, int]) -> int:
 
 
 def _draw(title: str, stages: Mapping[str, Mapping[str, int]]) -> Figure:
-    """Blocks above bars of memory and parameters, one column per resolution."""
+    """Draw a block per resolution, and below it bars of its memory and its parameters."""
     from matplotlib.figure import Figure
 
     from cnnbench.plots.drawing import PALETTE
@@ -501,12 +555,14 @@ def _draw(title: str, stages: Mapping[str, Mapping[str, int]]) -> Figure:
 
 
 def _draw_blocks(ax: Axes, stages: Mapping[str, Mapping[str, int]]) -> None:
-    """Every map as a block: its face as high and wide as the map, as long as it has channels."""
+    """Draw each stage as a block; edges grow with the square root of height, width and channels."""
     from matplotlib.patches import Polygon
 
+    # Heights are relative to the largest map and lengths to the most channels, so that every block fits its column.
     tallest = max(max(s["height"], s["width"]) for s in stages.values()) ** 0.5
     longest = max(s["channels"] for s in stages.values()) ** 0.5
     for x, stage in enumerate(stages.values()):
+        # The width of a map is drawn at a slant, into the depth of the picture.
         height, slant = stage["height"] ** 0.5 / tallest, 0.32 * stage["width"] ** 0.5 / tallest
         length = max(0.5 * stage["channels"] ** 0.5 / longest, 0.015)
         left = x - (length + slant) / 2

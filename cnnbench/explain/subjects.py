@@ -1,4 +1,4 @@
-"""What the tools look at: a network, trained or not, and images for it."""
+"""The network that a tool looks at, trained or with random weights, and images in the form that it takes."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ from cnnbench.registry import check_arguments
 from cnnbench.trust import Trust
 
 PHOTO = "grace_hopper.jpg"
-"""A photo that comes with matplotlib: Grace Hopper, 1984, by the US Navy, in the public domain."""
+"""Photo that comes with matplotlib: Grace Hopper, 1984, by the US Navy, in the public domain."""
 
 
 class Subject(NamedTuple):
-    """A network in evaluation mode, on the CPU, and what it is fed with.
+    """Network in evaluation mode on the CPU, and the data set for it.
 
     Attributes:
-        name: What it is called.
-        model: The network.
-        image_shape: Channels, height and width of its images.
+        name: Name of the network for readers.
+        model: The network itself.
+        image_shape: Channels, height and width of its images, (C, H, W).
         trained: Whether its weights come from a checkpoint.
-        data: The data set that it was trained on or that the user named; None if there is none.
-        caveat: A sentence on trained weights whose training images are not those of ``data``, or not known; else empty.
+        data: Data set that the user named, or else the one that the network was trained on; None if there is none.
+        caveat: Sentence that warns that the network was trained on other images than those of `data`, or on images that
+            are not known; empty otherwise.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Subject(NamedTuple):
 
     @property
     def description(self) -> str:
-        """Name and state, for titles."""
+        """Return the name and the state of the weights, for titles."""
         return f"{self.name}, {'trained' if self.trained else 'random weights'}"
 
 
@@ -58,7 +59,7 @@ def find_subject(options: NetworkOptions) -> Subject:
     """Return the network that the options name, in evaluation mode.
 
     Raises:
-        UserError: It is not there, or the options contradict each other.
+        UserError: The network, its checkpoint or its data does not exist, or options contradict each other.
     """
     options.check_network()
     path = options.ckpt_path
@@ -71,6 +72,7 @@ def find_subject(options: NetworkOptions) -> Subject:
                 raise UserError(f"--{key} is decided by the checkpoint; leave it out")
         return load_checkpoint(path, options)
     assert options.model is not None
+    # Random weights. With a data set, its channels, size and classes take the place of what the user left open.
     form = options.form
     data = None
     if options.data is not None:
@@ -84,15 +86,22 @@ def find_subject(options: NetworkOptions) -> Subject:
 
 
 def load_checkpoint(path: Path, options: DataOptions) -> Subject:
-    """Return a trained network from a checkpoint of ``cnnbench fit``, with the data that it was trained on.
+    """Return a trained network from a checkpoint of ``cnnbench fit``, with the data set that it was trained on.
+
+    Args:
+        path: Path of the checkpoint.
+        options: Options of the tool. A data set that they name takes the place of the one in the checkpoint.
 
     Raises:
-        UserError: The file is missing, no such checkpoint, or of another version of the network.
+        UserError: The file is missing, is not such a checkpoint, names code that is not trusted, or does not fit the
+            present version of the network; or the data set's images have another number of channels than the network
+            takes.
     """
     if not path.exists():
         raise UserError(f"checkpoint '{path}' does not exist; `cnnbench fit` prints the path of the one it wrote")
     model, trained_on, data_options = read_checkpoint(path, Trust.of(options.trust))
     shape = (model.in_channels, model.image_size, model.image_size)
+    # The options of the data that the checkpoint stored apply only to the data set that it was trained on.
     own = options.data in (None, trained_on)
     name = options.data or trained_on
     data = None
@@ -120,14 +129,14 @@ def _open_data(
     in_channels: int | None,
     stored: Mapping[str, Any] = MappingProxyType({}),
 ) -> ImageDataModule:
-    """Return a data set with images as a network takes them.
+    """Return a data set with images of the size and the channels that a network takes.
 
     Args:
-        name: The data set.
-        options: Where its files are.
-        image_size: Height and width in pixels; None for the data set's own.
-        in_channels: Channels; None for the data set's own. Only some data sets have a choice.
-        stored: Arguments that a checkpoint stored for this data set.
+        name: Name of the data set.
+        options: Options of the tool, of which the folder of the data is used.
+        image_size: Height and width of the images in pixels; None for the data set's own.
+        in_channels: Channels of the images; None for the data set's own. Data sets without a choice ignore it.
+        stored: Arguments of the data set that the checkpoint stored.
     """
     kind = get_data(name)
     check_arguments(f"data set '{name}' of the checkpoint", kind, stored)
@@ -138,11 +147,13 @@ def _open_data(
 
 
 def normalised(images: Tensor, data: ImageDataModule | None) -> Tensor:
-    """Images of 0 to 1 as the network saw them in training; by 0.5 and 0.5 where no data set says how.
+    """Return images normalised by the data set's mean and standard deviation, (N, C, H, W).
+
+    Without a data set, or with one of another number of channels, mean and standard deviation are 0.5.
 
     Args:
-        images: (N, C, H, W), 0 to 1.
-        data: A data set, or None.
+        images: Images with values from 0 to 1, (N, C, H, W).
+        data: Data set of the network, or None.
     """
     mean, std = (0.5,) * images.shape[1], (0.5,) * images.shape[1]
     if data is not None and data.in_channels == images.shape[1]:
@@ -151,18 +162,18 @@ def normalised(images: Tensor, data: ImageDataModule | None) -> Tensor:
 
 
 def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Logits, (N, K), of a network for batches of images and labels, as `cnnbench.data` has them."""
+    """Return the logits of a network, (N, K), for batches of images and labels, as the loaders of a data set yield."""
     with torch.inference_mode():
         return torch.cat([model(images.contiguous(memory_format=torch.channels_last)) for images, _ in batches]).float()
 
 
 def read_photo(path: Path | None = None) -> np.ndarray:
-    """Return an image file as (H, W, 3), uint8; without a path the photo that matplotlib ships.
+    """Return an image file as RGB, (H, W, 3), uint8; without a path, the photo that comes with matplotlib.
 
-    It is turned as its EXIF data say; what is transparent becomes white; 16 bits of grey become 8 bits.
+    The image is rotated according to its EXIF data, transparent pixels become white, and 16-bit grey becomes 8-bit.
 
     Raises:
-        UserError: The file is not a PNG or JPEG that can be read, or is too large.
+        UserError: The file is not a readable PNG or JPEG, or is too large.
     """
     if path is None:
         path = Path(cbook.get_sample_data(PHOTO, asfileobj=False))
@@ -170,14 +181,14 @@ def read_photo(path: Path | None = None) -> np.ndarray:
 
 
 def image_for(shape: tuple[int, int, int], photo: np.ndarray) -> Tensor:
-    """The middle square of a photo as a network takes it, (1, C, H, W), 0 to 1, grey for one channel.
+    """Return the middle square of a photo, resized for a network, (1, C, H, W), with values from 0 to 1.
 
     Args:
-        shape: Channels, 1 or 3, height and width.
-        photo: (H, W, 3), uint8.
+        shape: Channels (1 for grey or 3), height and width of the result.
+        photo: RGB photo, (H, W, 3), uint8.
 
     Raises:
-        UserError: The network takes another number of channels.
+        UserError: The number of channels is neither 1 nor 3.
     """
     channels, height, width = shape
     if channels not in (1, 3):
@@ -187,5 +198,6 @@ def image_for(shape: tuple[int, int, int], photo: np.ndarray) -> Tensor:
     x = torch.from_numpy(photo[top : top + side, left : left + side].copy()).permute(2, 0, 1)[None].float() / 255
     x = F.interpolate(x, (height, width), mode="bilinear", antialias=True)
     if channels == 1:
+        # Grey is the luma of ITU-R BT.601.
         x = (x * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
     return x

@@ -1,8 +1,9 @@
-"""What a window that moves over a map makes of its size: convolution, pooling, transposed convolution, padding.
+"""Output sizes of layers that move a window over a map: convolution, pooling, transposed convolution and padding.
 
-Along each axis a window of k pixels with dilation d, stride s and padding p turns H pixels into
-floor((H + 2p - d*(k - 1) - 1) / s) + 1 (Dumoulin, Visin 2016, 1603.07285). With ceil_mode the division is rounded up,
-and a last window that would start behind the input is dropped. The rules, also what is refused, are torch's.
+Along each axis, a window of k pixels with dilation d, stride s and padding p turns H pixels into
+floor((H + 2p - d*(k - 1) - 1) / s) + 1 (Dumoulin, Visin 2016, 1603.07285). With ceil_mode the quotient is rounded up,
+and a last window that would start beyond the last pixel of the input is dropped. All rules are torch's, including those
+on which settings raise an error.
 """
 
 from __future__ import annotations
@@ -22,15 +23,23 @@ NOTATION = (
     "right, top, bottom. Two numbers are height x width: 'conv3x5/2x3p1x2'"
 )
 LARGEST_NUMBER = 65_536
-"""In the notation and of an image's pixels along an axis."""
+"""Largest number that the notation accepts, and largest height or width of an image in pixels."""
 LARGEST_SIDE = 2**24
-"""Pixels of a map along an axis."""
+"""Largest height or width of a feature map in pixels."""
 Extent = int | tuple[int, int]
-"""A number of pixels for both axes, or height and width."""
+"""One number of pixels for both axes, or a pair of height and width."""
 
 
 class Conv(NamedTuple):
-    """A convolution; padding on both sides, or ``same``, which puts the odd zero last."""
+    """A convolution.
+
+    Attributes:
+        kernel: Kernel size.
+        stride: Stride.
+        padding: Zeros on each side, or ``same`` for as many as keep the size; an odd zero goes to the right or bottom.
+        dilation: Distance between the taps of the kernel.
+        channels: Output channels; None if not stated.
+    """
 
     kernel: Extent
     stride: Extent = 1
@@ -39,6 +48,15 @@ class Conv(NamedTuple):
     channels: int | None = None
 
     def length(self, n: int, axis: int) -> int:
+        """Return the output size along an axis.
+
+        Args:
+            n: Input size along this axis, in pixels.
+            axis: 0 for the height, 1 for the width.
+
+        Raises:
+            UserError: The window does not fit into the padded input, or the padding ``same`` comes with a stride.
+        """
         k, s, d = along(self.kernel, axis), along(self.stride, axis), along(self.dilation, axis)
         if self.padding == "same":
             if along(self.stride, 0) != 1 or along(self.stride, 1) != 1:
@@ -48,7 +66,16 @@ class Conv(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """Max pooling, or average pooling, which has no dilation; the stride is the kernel size if it is None."""
+    """Max pooling or average pooling.
+
+    Attributes:
+        kernel: Window size.
+        stride: Stride; None for the window size.
+        padding: Padding on each side, at most half of the window.
+        dilation: Distance between the pixels of the window; 1 for average pooling.
+        ceil_mode: Whether the output size is rounded up.
+        kind: Type of the pooling, ``max`` or ``avg``.
+    """
 
     kernel: Extent
     stride: Extent | None = None
@@ -58,21 +85,42 @@ class Pool(NamedTuple):
     kind: Literal["max", "avg"] = "max"
 
     def length(self, n: int, axis: int) -> int:
+        """Return the output size along an axis.
+
+        Args:
+            n: Input size along this axis, in pixels.
+            axis: 0 for the height, 1 for the width.
+
+        Raises:
+            UserError: The padding is more than half of the window, or the window does not fit into the padded input.
+        """
         k, p, d = along(self.kernel, axis), along(self.padding, axis), along(self.dilation, axis)
         s = k if self.stride is None else along(self.stride, axis)
         if p > k // 2:
             raise UserError(f"padding {p} of a pooling is more than half of its window of {k}; take at most {k // 2}")
         if not self.ceil_mode:
             return _windows(n + 2 * p, k, s, d)
+        # Steps after the first window, rounded up: -(-a // s) is the ceiling of a / s.
         steps = -(-(n + 2 * p - d * (k - 1) - 1) // s)
-        steps -= steps * s >= n + p  # the last window would start outside
+        # Windows start at -p, so the last one would start at steps * s - p. It is dropped if that is beyond the input.
+        steps -= steps * s >= n + p
         if steps < 0:
             raise UserError(_too_small(n + 2 * p, k, d))
         return steps + 1
 
 
 class Transposed(NamedTuple):
-    """A transposed convolution: it gives the size that the convolution with these settings would have come from."""
+    """A transposed convolution: a convolution with the same settings maps its output size back to its input size.
+
+    Attributes:
+        kernel: Kernel size.
+        stride: Stride.
+        padding: Pixels that are cut off on each side of the output.
+        output_padding: Pixels that are added at the end of the output; they choose one of several sizes that the
+            convolution maps to the same input size.
+        dilation: Distance between the taps of the kernel.
+        channels: Output channels; None if not stated.
+    """
 
     kernel: Extent
     stride: Extent = 1
@@ -82,6 +130,15 @@ class Transposed(NamedTuple):
     channels: int | None = None
 
     def length(self, n: int, axis: int) -> int:
+        """Return the output size along an axis.
+
+        Args:
+            n: Input size along this axis, in pixels.
+            axis: 0 for the height, 1 for the width.
+
+        Raises:
+            UserError: The output padding is not below stride or dilation, or the padding leaves no pixel.
+        """
         k, s, p, o, d = (along(value, axis) for value in self[:5])
         if o >= max(s, d):
             raise UserError(f"output padding {o} must be below the stride {s} or the dilation {d}")
@@ -92,7 +149,7 @@ class Transposed(NamedTuple):
 
 
 class Pad(NamedTuple):
-    """Zeros around the map, in torch's order."""
+    """Zeros around a map: pixels on each side, in the order of torch's padding."""
 
     left: int
     right: int
@@ -100,6 +157,7 @@ class Pad(NamedTuple):
     bottom: int
 
     def length(self, n: int, axis: int) -> int:
+        """Return the output size along an axis: 0 for the height, 1 for the width."""
         return n + (self.left + self.right if axis else self.top + self.bottom)
 
 
@@ -109,6 +167,7 @@ Size = tuple[int, int]
 
 
 def along(extent: Any, axis: int) -> int:
+    """Return the number of an extent for an axis: 0 for the height, 1 for the width."""
     return extent[axis] if isinstance(extent, tuple) else extent
 
 
@@ -124,14 +183,15 @@ def _too_small(n: int, k: int, d: int) -> str:
 
 
 def trace_sizes(size: Extent, layers: Sequence[Layer]) -> list[Size]:
-    """Height and width before all layers and after each of them.
+    """Return height and width of the image and of the output of each layer.
 
     Args:
-        size: Of the image, in pixels.
-        layers: In the order in which they run.
+        size: Height and width of the image in pixels, or one number for both.
+        layers: Layers in the order in which they run.
 
     Raises:
-        UserError: Torch would refuse a layer; the message names it.
+        UserError: Torch would raise an error for a layer, or a map would be larger than `LARGEST_SIDE`; the message
+            names the layer.
     """
     sizes = [(along(size, 0), along(size, 1))]
     if min(sizes[0]) < 1:
@@ -149,7 +209,7 @@ def trace_sizes(size: Extent, layers: Sequence[Layer]) -> list[Size]:
 
 
 def output_size(size: Extent, layers: Sequence[Layer]) -> Size:
-    """Height and width after all layers; see `trace_sizes`.
+    """Return height and width after all layers; see `trace_sizes`.
 
     The course asks for this function in its second exercise.
     """
@@ -167,7 +227,7 @@ def _check(layer: Layer) -> None:
 
 
 def notation(layer: Layer) -> str:
-    """A layer in the notation of ``--layers``."""
+    """Return a layer in the notation of ``--layers``; settings with their default value are left out."""
     if isinstance(layer, Pad):
         return f"pad{layer[0]}" if len(set(layer)) == 1 else "pad" + "x".join(map(str, layer))
     head = {Conv: "conv", Transposed: "tconv", Pool: f"{getattr(layer, 'kind', '')}pool"}[type(layer)]
@@ -202,10 +262,10 @@ _FIELDS = {"/": "stride", "p": "padding", "o": "output_padding", "d": "dilation"
 
 
 def parse_layers(text: str) -> list[Layer]:
-    """Reads the notation of ``--layers``, such as ``conv7/2p3 maxpool3/2p1``.
+    """Return the layers that a text in the notation of ``--layers`` describes, such as ``conv7/2p3 maxpool3/2p1``.
 
     Raises:
-        UserError: A word is not of the notation.
+        UserError: The text is empty, or one of its words does not follow the notation (see `NOTATION`).
     """
     words = text.replace(",", " ").split()
     if not words:
@@ -246,21 +306,28 @@ def _parse_layer(word: str) -> Layer:
 
 
 def too_large(number: str) -> bool:
-    """Whether digits are a number above the limit, however many there are."""
+    """Return whether a string of digits is a number above `LARGEST_NUMBER`."""
+    # The length is compared first, so that `int` never has to convert a very long string.
     digits = number.lstrip("0")
     return len(digits) > len(str(LARGEST_NUMBER)) or int(digits or "0") > LARGEST_NUMBER
 
 
 def pair_or_number(text: str) -> Any:
+    """Return "3x5" as a pair of numbers, and "3" as one number."""
     numbers = tuple(map(int, text.split("x")))
     return numbers[0] if len(numbers) == 1 else numbers
 
 
 def unread(size: Size, layer: Layer) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Pixels of a layer's input that no window reads, so that nothing they show goes on.
+    """Count the rows and columns of a layer's input that no window reads; they have no influence on the output.
+
+    Args:
+        size: Height and width of the input in pixels.
+        layer: Layer; transposed convolutions and padding read everything.
 
     Returns:
-        For rows and for columns: how many at the end, and how many before those, left over between windows.
+        A pair for the rows and a pair for the columns: the number of unread ones at the end of the input, and the
+        number of other unread ones, which are gaps between windows or taps.
     """
     found = []
     for axis, n in enumerate(size):
@@ -268,12 +335,17 @@ def unread(size: Size, layer: Layer) -> tuple[tuple[int, int], tuple[int, int]]:
             found.append((0, 0))
             continue
         k, d = along(layer.kernel, axis), along(layer.dilation, axis)
+        # The padding ``same`` puts the smaller half in front.
         p = d * (k - 1) // 2 if layer.padding == "same" else along(layer.padding, axis)
         s = k if layer.stride is None else along(layer.stride, axis)
         read, windows = np.zeros(n, dtype=bool), layer.length(n, axis)
-        # Positions are at w * s + t * d - p, of windows w and taps t: a slice for each of whatever there is less of.
+        # Tap t of window w reads the pixel w * s + t * d - p.
+        # All pixels of one tap, or all pixels of one window, lie at equal distances, so a slice marks them at once.
+        # The loop runs over taps or windows, whichever are fewer (outer); a slice covers the others (inner).
+        # Both are pairs of a count and a distance.
         inner, outer = ((windows, s), (k, d)) if k < windows else ((k, d), (windows, s))
         for first in range(-p, outer[0] * outer[1] - p, outer[1]):
+            # Pixels before 0 are padding. A slice must skip them, because a negative index counts from the end.
             skipped = max(0, -(first // inner[1])) if first < 0 else 0
             read[first + skipped * inner[1] : max(0, first + inner[0] * inner[1]) : inner[1]] = True
         last = int(n - 1 - read.nonzero()[0].max()) if read.any() else n
@@ -282,7 +354,7 @@ def unread(size: Size, layer: Layer) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def unread_in_words(size: Size, layer: Layer) -> str:
-    """Such as ``the last row and column``; ``28 of 56 rows`` where windows leave gaps."""
+    """Return the unread pixels in words, such as "the last row and column", or "28 of 56 rows" if there are gaps."""
     parts = []
     for n, word, (last, between) in zip(size, ("row", "column"), unread(size, layer), strict=True):
         if between:

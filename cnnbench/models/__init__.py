@@ -1,7 +1,7 @@
-"""The zoo. Every file of this folder is imported, and every public `ImageClassifier` in it is listed.
+"""The zoo: every file of this folder is imported, and every public `ImageClassifier` in it is listed.
 
-So adding an architecture is adding one file: it then has a name for ``--model``, a row in ``cnnbench list``, a
-place in ``cnnbench bench`` and its share of the tests.
+To add an architecture is therefore to add one file. The architecture then has a name for ``--model``, a row in
+``cnnbench list`` and a place in ``cnnbench bench``, and the tests of all architectures include it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from cnnbench.training.classifier import ImageClassifier
 
 
 def all_models() -> dict[str, type[ImageClassifier]]:
-    """Every listed architecture by name, in alphabetical order."""
+    """Return every listed architecture by name, in alphabetical order."""
     return discover(sys.modules[__name__], ImageClassifier)
 
 
 listed = all_models
-"""The same under the name that it has in `cnnbench.data` too."""
+"""Alias of `all_models`; `cnnbench.data` has the same alias for its data sets."""
 
 
 def __getattr__(name: str) -> type[ImageClassifier]:
@@ -32,29 +32,32 @@ def __getattr__(name: str) -> type[ImageClassifier]:
 
 
 def get_model(name: str) -> type[ImageClassifier]:
-    """The architecture of that name.
+    """Return the class of the architecture with this name.
 
     Raises:
-        UserError: The name is not listed; the message has the nearest one.
+        UserError: No architecture has this name; the message suggests the nearest one.
     """
     return lookup("model", name, all_models())
 
 
 def load_torchvision(model: ImageClassifier, state: Mapping[str, Tensor]) -> None:
-    """Gives a network the weights of torchvision's network of the same architecture.
+    """Load the weights of torchvision's network of the same architecture into a network.
 
-    Both define their layers in the same order, so the state is taken entry by entry in torchvision's order; names need
-    not agree, kind and shape must. Counters of batches, which old files lack, stay as they are. torchvision's GoogLeNet
-    with pretrained weights also rescales its input (``transform_input``), which is left to the caller.
+    Both networks define their layers in the same order, so the entries are matched by position, in torchvision's order.
+    The names of two matched entries may differ, but their kind (such as ``weight``) and shape must agree. The batch
+    counters of batch normalisation, which old files lack, keep their values. torchvision's GoogLeNet with pretrained
+    weights also rescales its input (``transform_input``); here the caller has to do this.
 
     Args:
-        model: A network with a `torchvision_name`: its ``imagenet`` form, with the layers that torchvision has.
-        state: ``state_dict()`` of that network of torchvision.
+        model: Network with a `torchvision_name`, that is, in its ``imagenet`` form with the layers of torchvision.
+        state: Result of ``state_dict()`` of that network of torchvision.
 
     Raises:
-        UserError: The two do not fit; the message names the first entry that differs. The network is unchanged.
+        UserError: The weights do not fit the network. The message names the first entry that differs, and the network
+            stays unchanged.
     """
     name = type(model).__name__
+    # A name that is inherited does not count: a subclass may have other layers.
     own = "torchvision_name" in {*vars(model), *vars(type(model))}
     if not own or model.torchvision_name is None:
         raise UserError(
@@ -85,7 +88,7 @@ def load_torchvision(model: ImageClassifier, state: Mapping[str, Tensor]) -> Non
 
 
 def _torchvision_on_meta(name: str, aux_logits: bool) -> nn.Module:
-    """A network of torchvision without values, for the order of its layers."""
+    """Return a network of torchvision without values (device meta), which shows the order of its layers."""
     from torchvision.models import get_model as build
 
     options = {"aux_logits": aux_logits, "init_weights": False} if name == "googlenet" else {}

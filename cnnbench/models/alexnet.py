@@ -1,4 +1,4 @@
-"""AlexNet: the network that won ImageNet in 2012, and with which the deep ones began."""
+"""AlexNet: the network that won the ImageNet challenge of 2012 and began the era of deep convolutional networks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cnnbench.training.classifier import ImageClassifier
 
 
 class Conv(NamedTuple):
-    """One convolution; a pooling of 3x3 windows at stride 2, which overlap, may follow."""
+    """Convolution, optionally followed by overlapping max pooling (3x3 windows, stride 2)."""
 
     width: int
     kernel_size: int
@@ -32,16 +32,16 @@ CONVS = (
 class AlexNet(ImageClassifier):
     """ImageNet Classification with Deep Convolutional Neural Networks; Krizhevsky, Sutskever, Hinton; 2012.
 
-    The ``imagenet`` form is the single tower of Krizhevsky 2014 (1404.5997), as torchvision has it: 61,100,840
-    parameters and 714,188,480 MACs at 224x224/1000. The ``cifar`` form has a 3x3 stem of stride 1, pads the poolings
-    and keeps the rest; its head then sees 4x4 maps.
-    Differences from the paper: one tower with its widths in place of two that meet at few layers, no local response
-    normalisation, the last pooling adaptive (at 224 it does nothing), He initialisation for a fixed deviation of .01
-    and biases of 1, which depend on images that are not normalised.
+    The ``imagenet`` form is the single tower of Krizhevsky 2014 (1404.5997), as in torchvision: 61,100,840 parameters
+    and 714,188,480 MACs at 224x224/1000. The ``cifar`` form differs in its 3x3 stem of stride 1 and in padded poolings;
+    its head sees 4x4 feature maps.
+    Differences from the paper: one tower, with the widths of 2014, in place of two that meet at few layers; no local
+    response normalisation; an adaptive last pooling, which does nothing at 224x224; He initialisation in place of a
+    fixed deviation of .01 and biases of 1, which depend on images that are not normalised.
 
     Args:
-        form: Which of the two; ``auto`` takes ``cifar`` below 64 pixels.
-        dropout: Probability in front of the two hidden linear layers.
+        form: Form of the network: ``imagenet``, ``cifar``, or ``auto``, which chooses ``cifar`` below 64 pixels.
+        dropout: Probability of dropout before each of the two hidden linear layers.
     """
 
     min_image_size = 16

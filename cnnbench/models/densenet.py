@@ -1,4 +1,4 @@
-"""DenseNet: every layer sees what all layers before it in its block have made."""
+"""DenseNet: every layer receives the outputs of all earlier layers of its block."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class NormActConv(nn.Sequential):
 
 
 class DenseLayer(nn.Module):
-    """1x1 to four times the growth rate, 3x3 to the growth rate; appended to the input."""
+    """1x1 convolution to 4 * growth_rate channels, then 3x3 to growth_rate; the output is appended to the input."""
 
     def __init__(self, in_channels: int, growth_rate: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class DenseLayer(nn.Module):
 
 
 class Transition(nn.Sequential):
-    """Between blocks: 1x1 to half of the channels, 2x2 average pooling."""
+    """Layer between two blocks: a 1x1 convolution halves the channels, 2x2 average pooling the resolution."""
 
     def __init__(self, in_channels: int) -> None:
         super().__init__(NormActConv(in_channels, in_channels // 2, kernel_size=1), nn.AvgPool2d(2))
@@ -46,14 +46,14 @@ class Transition(nn.Sequential):
 class _DenseNet(ImageClassifier):
     """Densely Connected Convolutional Networks; Huang, Liu, van der Maaten, Weinberger; 2016; 1608.06993.
 
-    DenseNet-BC: a block that gets k0 channels puts out k0 + L * growth_rate after L layers. The ``imagenet`` form has
-    the 7x7 stem with pooling, the ``cifar`` form one 3x3 convolution in its place, without normalisation, the shape
-    usual for 32x32.
-    Differences from the paper: at 32x32 it has other, narrower networks with three blocks.
+    This is DenseNet-BC: a block of L layers turns k0 input channels into k0 + L * growth_rate. The ``imagenet`` form
+    has the paper's 7x7 stem with pooling. The ``cifar`` form has one 3x3 convolution without normalisation in its
+    place, which is usual for 32x32 images.
+    Differences from the paper: for 32x32 images the paper has other, narrower networks with three blocks.
 
     Args:
-        form: Which of the two; ``auto`` takes ``cifar`` below 64 pixels.
-        growth_rate: Channels that each layer adds.
+        form: Form of the network: ``imagenet``, ``cifar``, or ``auto``, which chooses ``cifar`` below 64 pixels.
+        growth_rate: Number of channels that each layer adds.
     """
 
     min_image_size = 8
@@ -98,7 +98,7 @@ class _DenseNet(ImageClassifier):
 class DenseNet121(_DenseNet):
     """DenseNet-121: 7,978,856 parameters and 2,834,161,664 MACs at 224x224/1000.
 
-    In the ``cifar`` form 6,956,298 parameters and 888,350,720 MACs at 32x32/10.
+    The ``cifar`` form has 6,956,298 parameters and 888,350,720 MACs at 32x32/10.
     """
 
     torchvision_name = "densenet121"

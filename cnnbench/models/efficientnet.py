@@ -1,4 +1,4 @@
-"""EfficientNet: one small network found by search, and one rule that scales depth, width and resolution together."""
+"""EfficientNet: a small network from a search, and one rule that scales its depth, width and resolution together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cnnbench.errors import UserError
 from cnnbench.training.classifier import ImageClassifier
 
 ALPHA, BETA, GAMMA = 1.2, 1.1, 1.15
-"""Of the paper's grid search under alpha * beta^2 * gamma^2 ~ 2 (1.92), so that a step of phi doubles the MACs."""
+"""Result of the paper's grid search under alpha * beta^2 * gamma^2 ~ 2 (here 1.92): a step of phi doubles the MACs."""
 
 
 class Scaling(NamedTuple):
@@ -25,9 +25,9 @@ class Scaling(NamedTuple):
 
 
 def compound_scaling(phi: float) -> Scaling:
-    """The rule, equation 3: depth alpha^phi, width beta^phi, resolution 224 * gamma^phi.
+    """Return the scaling for phi by equation 3: depth alpha^phi, width beta^phi, resolution 224 * gamma^phi.
 
-    The published B1 (phi 0.5) and B2 (phi 1) round it: their constants are in the classes below.
+    The published B1 (phi = 0.5) and B2 (phi = 1) round these factors; the classes below have their constants.
     """
     return Scaling(ALPHA**phi, BETA**phi, 224 * GAMMA**phi)
 
@@ -54,7 +54,7 @@ TABLE_1 = (
 
 
 class MBConv(nn.Module):
-    """1x1 to more channels, depthwise, squeeze and excitation, 1x1 back; carried around where the shape stays."""
+    """Inverted residual: 1x1 expansion, depthwise, squeeze-and-excitation, 1x1 projection; shortcut if shapes agree."""
 
     def __init__(self, in_channels: int, out_channels: int, row: Row, stride: int, drop_path: float) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class MBConv(nn.Module):
             SqueezeExcitation(hidden, in_channels // 4),
             ConvNormAct(hidden, out_channels, kernel_size=1, act=None),
         )
-        self.carries = stride == 1 and in_channels == out_channels
+        self.carries = stride == 1 and in_channels == out_channels  # a shortcut only where the shape stays the same
         self.drop_path = StochasticDepth(drop_path, "row")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,15 +77,15 @@ class MBConv(nn.Module):
 class _EfficientNet(ImageClassifier):
     """EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks; Tan, Le; 2019; 1905.11946.
 
-    The ``cifar`` form keeps the resolution in the stem. Every size takes any resolution; the published one is its own.
-    Differences from the paper: its optimizer, augmentation and initialisation with fan-out are left aside, as is the
-    batch norm of its TensorFlow code (epsilon .001, momentum .01).
+    The ``cifar`` form keeps the resolution in the stem. Each network takes any resolution, not just its published one.
+    Differences from the paper: its optimizer, its augmentation, its initialisation with fan-out, and the batch norm
+    settings of its TensorFlow code (epsilon .001, momentum .01) are not used.
 
     Args:
-        form: ``imagenet``, ``cifar``, or ``auto``, which takes ``cifar`` below 64 pixels.
-        dropout: Probability in front of the linear layer; unset, the published one.
-        drop_path: How probably a block is left out in training (stochastic depth): from 0 at the first, growing
-            linearly, to nearly this at the last.
+        form: Form of the network: ``imagenet``, ``cifar``, or ``auto``, which chooses ``cifar`` below 64 pixels.
+        dropout: Probability of dropout before the linear layer; unset, the published one.
+        drop_path: Probability that the residual of a block is dropped in training (stochastic depth); it grows linearly
+            from 0 for the first block to nearly this value for the last.
     """
 
     min_image_size = 16

@@ -45,8 +45,8 @@ CifarUnit = partial(ConvNormAct, bias=True)
 class Inception(nn.Module):
     """Four branches on one input: 1x1, 1x1 and 3x3, 1x1 and "5x5", pooling and 1x1; their channels are joined.
 
-    The third branch has one 3x3 convolution in the ``imagenet`` form and a pair of them, which sees 5x5, in the
-    ``cifar`` form.
+    The third branch has one 3x3 convolution in the ``imagenet`` form, and in the ``cifar`` form two of them, whose
+    receptive field is 5x5.
     """
 
     def __init__(self, in_channels: int, row: Row, cifar: bool) -> None:
@@ -72,19 +72,19 @@ class GoogLeNet(ImageClassifier):
     """Going Deeper with Convolutions; Szegedy, Liu, Jia et al.; 2014; 1409.4842.
 
     The ``imagenet`` form is torchvision's: 6,624,904 parameters and 1,498,376,192 MACs at 224x224/1000. Its two
-    auxiliary heads help in training only, with a weight of 0.3 in the loss: 13,004,888 parameters with them, and
-    1,506,748,416 MACs of a training forward pass. The ``cifar`` form has a 3x3 stem that keeps the resolution, no
-    auxiliary heads unless asked for, and biases in its convolutions, the usual CIFAR code: 6,166,250 parameters and
-    1,521,756,160 MACs at 32x32/10.
-    Differences from the paper: batch norm in place of local response normalisation; a 3x3 convolution where the paper
-    has the 5x5 (two of them in the ``cifar`` form); a last pooling of 2x2 for 3x3 windows (``imagenet`` form); heads on
-    4x4 maps of an adaptive pooling; dropout 0.2 for 0.4.
+    auxiliary heads are used in training only, with a weight of 0.3 in the loss. With them it has 13,004,888 parameters,
+    and a training forward pass takes 1,506,748,416 MACs. The ``cifar`` form is that of the usual CIFAR code: a 3x3 stem
+    that keeps the resolution, biases in the convolutions, and auxiliary heads only if `aux_heads` is set. It has
+    6,166,250 parameters and 1,521,756,160 MACs at 32x32/10.
+    Differences from the paper: batch norm in place of local response normalisation; a 3x3 convolution in place of 5x5
+    (two of them in the ``cifar`` form); 2x2 in place of 3x3 windows in the last pooling of the ``imagenet`` form;
+    auxiliary heads on 4x4 maps from an adaptive pooling; dropout 0.2 in place of 0.4.
 
     Args:
-        form: Which of the two; ``auto`` takes ``cifar`` below 64 pixels.
-        aux_heads: Whether there are auxiliary heads; unset, in the ``imagenet`` form.
-        dropout: Probability in front of the linear layer; unset, 0.2 in the ``imagenet`` form and none in the other.
-        aux_dropout: The same in the auxiliary heads.
+        form: Form of the network: ``imagenet``, ``cifar``, or ``auto``, which chooses ``cifar`` below 64 pixels.
+        aux_heads: Whether the network has auxiliary heads; unset, only in the ``imagenet`` form.
+        dropout: Probability of dropout before the linear layer; unset, 0.2 in the ``imagenet`` form, 0 in the other.
+        aux_dropout: Probability of dropout in the auxiliary heads.
     """
 
     min_image_size = 8
@@ -123,7 +123,7 @@ class GoogLeNet(ImageClassifier):
         self.apply(initialise)
 
     def forward(self, x: Tensor) -> Any:
-        """Computes logits, (N, K), from images x, (N, C, H, W); in training also those of the auxiliary heads."""
+        """Compute logits, (N, K), from images x, (N, C, H, W); in training also those of the auxiliary heads."""
         if not self.training or not self.auxiliary:
             return super().forward(x)
         self.check_size(x.shape[-2], x.shape[-1])

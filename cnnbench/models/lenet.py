@@ -1,4 +1,4 @@
-"""LeNet-5 and the small network of the course that is built in its manner."""
+"""LeNet-5, and the small network in its style that the CNN course builds."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from cnnbench.training.classifier import ImageClassifier, Published
 Convs = Literal["3x3", "3x3-pair", "5x5"]
 Head = Literal["flat", "gap"]
 KERNELS: dict[str, tuple[int, ...]] = {"3x3": (3,), "3x3-pair": (3, 3), "5x5": (5,)}
-"""Convolutions of a stage."""
+"""Kernel sizes of the convolutions of a stage."""
 
 
 class LeNet5(ImageClassifier):
     """Gradient-Based Learning Applied to Document Recognition; LeCun, Bottou, Bengio, Haffner; 1998.
 
-    Differences from the paper: ReLU for the scaled tanh, max pooling for trainable subsampling, C3 connected to all
-    maps of S2 (the paper leaves some out, to break the symmetry and to save work), a linear layer and cross-entropy for
-    the RBF output. 61,706 parameters and 416,520 MACs at 1x32x32.
+    Differences from the paper: ReLU in place of the scaled tanh; max pooling in place of trainable subsampling; C3 sees
+    all maps of S2 (the paper omits some connections, to break the symmetry and to save work); a linear layer with
+    cross-entropy in place of the RBF output. It has 61,706 parameters and 416,520 MACs at 1x32x32.
     """
 
     min_image_size = 32
@@ -31,7 +31,7 @@ class LeNet5(ImageClassifier):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        c5_size = ((self.image_size - 4) // 2 - 4) // 2 - 4
+        c5_size = ((self.image_size - 4) // 2 - 4) // 2 - 4  # side of C5's output: 1 from 32x32
         self.features = nn.Sequential(
             nn.Conv2d(self.in_channels, 6, 5),  # C1: (N, 6, 28, 28)
             nn.ReLU(inplace=True),
@@ -54,15 +54,15 @@ class LeNet5(ImageClassifier):
 class SimpleCNN(ImageClassifier):
     """The LeNet-style network of the CNN course that this project grew from.
 
-    Three stages of a 3x3 convolution and a pooling, one hidden layer: 93,322 parameters and 5,682,304 MACs at 1x28x28,
-    its native size (layers of 320, 18,496, 36,928, 36,928 and 650 parameters). At 28 pixels the third pooling drops the
-    last row and column of its 7x7 input. The other choices are those that the course discusses.
+    It has three 3x3 convolutions, each with a pooling, and one hidden layer: 93,322 parameters and 5,682,304 MACs at
+    1x28x28, its native size (layers of 320, 18,496, 36,928, 36,928 and 650 parameters). At 28 pixels the third pooling
+    drops the last row and column of its 7x7 input. The arguments offer the alternatives that the course discusses.
 
     Args:
-        dropout: Probability in front of the last layer.
-        batch_norm: Batch normalisation after every convolution, which then has no bias.
-        convs: What a stage has: a ``3x3`` convolution, a ``3x3-pair``, or a ``5x5``, which sees as much as the pair.
-        head: ``flat`` for the hidden layer on all positions, ``gap`` for global average pooling and one linear layer.
+        dropout: Probability of dropout before the last layer.
+        batch_norm: Whether batch normalisation follows every convolution, which then has no bias.
+        convs: Convolutions of a stage: one ``3x3``, a ``3x3-pair``, or one ``5x5``, with the pair's receptive field.
+        head: ``flat`` has a hidden linear layer on all positions, ``gap`` global average pooling and one linear layer.
     """
 
     min_image_size = 8

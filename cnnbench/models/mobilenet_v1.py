@@ -1,4 +1,4 @@
-"""MobileNet: depthwise separable convolutions in place of standard ones."""
+"""MobileNet: depthwise separable convolutions in place of standard convolutions."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class MobileNetV1(ImageClassifier):
     The ``imagenet`` form has a stem of stride 2: 4,231,976 parameters and 568,740,352 MACs at 224x224/1000. The
     ``cifar`` form keeps the resolution in the stem: 3,217,226 parameters and 46,354,432 MACs at 32x32/10.
     Differences from the paper: none in the layers; table 1 lists the last stride as 2, a misprint for 1 (its output
-    stays 7x7). Scaled widths are rounded to multiples of 8, which those of the paper's four multipliers are.
+    stays 7x7). Scaled widths are rounded to multiples of 8, which changes none of the paper's four networks.
 
     Args:
-        form: Which of the two; ``auto`` takes ``cifar`` below 64 pixels.
-        width_multiplier: Factor on every width; the paper has 1, 0.75, 0.5 and 0.25.
+        form: Form of the network: ``imagenet``, ``cifar``, or ``auto``, which chooses ``cifar`` below 64 pixels.
+        width_multiplier: Factor on the width of every layer; the paper has 1, 0.75, 0.5 and 0.25.
     """
 
     min_image_size = 16

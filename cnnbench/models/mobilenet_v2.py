@@ -1,4 +1,4 @@
-"""MobileNetV2: the residual block turned inside out, wide within and narrow, without activation, between blocks."""
+"""MobileNetV2: residual blocks that are wide inside, and narrow and without activation at their ends."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ TABLE_2 = (
 
 
 class InvertedResidual(nn.Module):
-    """1x1 to more channels, depthwise 3x3, 1x1 back without activation (the linear bottleneck).
+    """1x1 expansion, depthwise 3x3, and a 1x1 projection without activation (the linear bottleneck).
 
-    The input is added where the shape stays. In the ``cifar`` form it is also added, through a 1x1 projection, where
-    only the channels change, and the activation is ReLU.
+    The input is added where the shape stays the same. The ``cifar`` form also adds it, through a 1x1 projection, where
+    only the number of channels changes, and its activation is ReLU in place of ReLU6.
     """
 
     def __init__(self, in_channels: int, out_channels: int, expansion: int, stride: int, cifar: bool) -> None:
@@ -59,15 +59,16 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(ImageClassifier):
     """MobileNetV2: Inverted Residuals and Linear Bottlenecks; Sandler, Howard, Zhu et al.; 2018; 1801.04381.
 
-    The ``imagenet`` form: 3,504,872 parameters and 300,774,272 MACs at 224x224/1000. The ``cifar`` form keeps the
-    resolution in the stem and in the first two stages, and is otherwise that of the usual CIFAR code too (a projection
-    where only the channels change, an expansion by 1, ReLU for ReLU6, no dropout): 2,296,922 parameters and 91,154,944
-    MACs at 32x32/10. Differences from the paper: none in the layers of the ``imagenet`` form.
+    The ``imagenet`` form has 3,504,872 parameters and 300,774,272 MACs at 224x224/1000. The ``cifar`` form is that of
+    the usual CIFAR code: it keeps the resolution in the stem and the first two stages, and has projections where only
+    the channels change, an expansion layer also for a factor of 1, ReLU in place of ReLU6, and no dropout. It has
+    2,296,922 parameters and 91,154,944 MACs at 32x32/10.
+    Differences from the paper: none in the layers of the ``imagenet`` form.
 
     Args:
-        form: Which of the two; ``auto`` takes ``cifar`` below 64 pixels.
-        width_multiplier: Factor on every width, but not below 1280 for the last; the paper has 0.35 to 1.4.
-        dropout: Probability in front of the linear layer, in the ``imagenet`` form.
+        form: Form of the network: ``imagenet``, ``cifar``, or ``auto``, which chooses ``cifar`` below 64 pixels.
+        width_multiplier: Factor on every width; the last is at least 1280. The paper has factors from 0.35 to 1.4.
+        dropout: Probability of dropout before the linear layer of the ``imagenet`` form.
     """
 
     min_image_size = 8

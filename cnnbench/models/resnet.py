@@ -1,4 +1,4 @@
-"""ResNet: a block learns what to add to its input, so that depth does not hurt."""
+"""ResNet: each block learns what to add to its input, so that more depth does not lower the accuracy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cnnbench.blocks import ConvNormAct, Form, PadChannels, initialise
 from cnnbench.errors import unknown
 from cnnbench.training.classifier import ImageClassifier, Published
 
-Carry = Literal["projection", "padding", "nothing"]
+Shortcut = Literal["projection", "padding", "nothing"]
 StrideOn = Literal["3x3", "1x1"]
 
 
@@ -26,26 +26,26 @@ class Stage(NamedTuple):
 
 
 class Block(nn.Module):
-    """What a block adds, and how the input is carried around it, before a last ReLU.
+    """Residual block: the sum of a residual and a shortcut, followed by ReLU.
 
     Args:
-        residual: The layers that are added, without activation after the last.
-        in_channels, out_channels, stride: Of the residual.
-        carry: Where the shape changes: by a 1x1 ``projection`` (option B) or by ``padding`` (option A); else the
-            identity. ``nothing`` makes it a plain block.
+        residual: Layers whose output is added to the input, without activation after the last.
+        in_channels, out_channels, stride: Input channels, output channels and stride of ``residual``.
+        shortcut: Shortcut where the shape changes: a 1x1 ``projection`` (option B) or zero ``padding`` of the channels
+            (option A); elsewhere it is the identity. ``nothing`` makes a plain block, which has no shortcut at all.
     """
 
     def __init__(
-        self, residual: nn.Module, in_channels: int, out_channels: int, stride: int, carry: Carry = "projection"
+        self, residual: nn.Module, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut = "projection"
     ) -> None:
         super().__init__()
         self.out_channels = out_channels
         self.residual = residual
-        self.shortcut: nn.Module | None = None if carry == "nothing" else nn.Identity()
+        self.shortcut: nn.Module | None = None if shortcut == "nothing" else nn.Identity()
         if stride != 1 or in_channels != out_channels:
-            if carry == "projection":
+            if shortcut == "projection":
                 self.shortcut = ConvNormAct(in_channels, out_channels, kernel_size=1, stride=stride, act=None)
-            elif carry == "padding":
+            elif shortcut == "padding":
                 self.shortcut = PadChannels(out_channels - in_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,18 +54,18 @@ class Block(nn.Module):
 
 
 class BasicBlock(Block):
-    """Two 3x3 convolutions."""
+    """Residual block of two 3x3 convolutions."""
 
-    def __init__(self, in_channels: int, width: int, stride: int, carry: Carry = "projection") -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, shortcut: Shortcut = "projection") -> None:
         residual = nn.Sequential(
             ConvNormAct(in_channels, width, stride=stride),
             ConvNormAct(width, width, act=None),
         )
-        super().__init__(residual, in_channels, width, stride, carry)
+        super().__init__(residual, in_channels, width, stride, shortcut)
 
 
 class Bottleneck(Block):
-    """1x1 to a quarter of the channels, 3x3, and 1x1 back; the stride is on the 3x3, or (the paper) on the first."""
+    """1x1 to a quarter of the output channels, 3x3, 1x1 back; the stride is on the 3x3, or (the paper) on the first."""
 
     def __init__(self, in_channels: int, width: int, stride: int, stride_on: StrideOn) -> None:
         first, second = (1, stride) if stride_on == "3x3" else (stride, 1)
@@ -80,10 +80,10 @@ class Bottleneck(Block):
 class _ResNet(ImageClassifier):
     """Deep Residual Learning for Image Recognition; He, Zhang, Ren, Sun; 2015; 1512.03385.
 
-    The ``imagenet`` form has the paper's stem, 7x7 with stride 2 and max pooling. The ``cifar`` form has one 3x3
-    convolution in its place, the shape usual for 32x32.
+    The ``imagenet`` form has the paper's stem, a 7x7 convolution of stride 2 and max pooling. The ``cifar`` form has
+    one 3x3 convolution in its place, which is usual for 32x32 images.
     Differences from the paper: in the bottlenecks the stride is on the 3x3 convolution, as in torchvision, unless
-    ``stride_on`` is ``1x1``; projections (option B) also in the ``cifar`` form, for which the paper has other networks.
+    ``stride_on`` is ``1x1``; the ``cifar`` form has projections (option B) too, where the paper has other networks.
     """
 
     min_image_size = 8
@@ -105,7 +105,7 @@ class _ResNet(ImageClassifier):
 
 
 def stack(channels: int, stages: Sequence[Stage], block: Callable[[int, int, int], Block]) -> tuple[list[Block], int]:
-    """Builds the blocks of all stages; returns them and the channels that they put out."""
+    """Return the blocks of all stages, and the number of output channels of the last."""
     blocks: list[Block] = []
     for stage in stages:
         for index in range(stage.blocks):
@@ -115,7 +115,7 @@ def stack(channels: int, stages: Sequence[Stage], block: Callable[[int, int, int
 
 
 def four_stages(*blocks: int) -> tuple[Stage, ...]:
-    """A column of the paper's table 1."""
+    """Return the stages of a column of the paper's table 1, from the numbers of their blocks."""
     return tuple(Stage(*row) for row in zip(blocks, (64, 128, 256, 512), (1, 2, 2, 2), strict=True))
 
 
@@ -123,22 +123,22 @@ class _BasicResNet(_ResNet):
     """ResNet of basic blocks.
 
     Args:
-        form: ``cifar``, ``imagenet``, or ``auto``, which takes ``cifar`` below 64 pixels.
+        form: Form of the network: ``imagenet``, ``cifar``, or ``auto``, which chooses ``cifar`` below 64 pixels.
     """
 
-    carry: ClassVar[Carry] = "projection"
+    shortcut: ClassVar[Shortcut] = "projection"
 
     def __init__(self, form: Form = "auto", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._build(form, partial(BasicBlock, carry=self.carry))
+        self._build(form, partial(BasicBlock, shortcut=self.shortcut))
 
 
 class _BottleneckResNet(_ResNet):
     """ResNet of bottlenecks.
 
     Args:
-        form: ``cifar``, ``imagenet``, or ``auto``, which takes ``cifar`` below 64 pixels.
-        stride_on: Convolution of a bottleneck that has the stride: ``3x3`` (torchvision's), or the paper's ``1x1``.
+        form: Form of the network: ``imagenet``, ``cifar``, or ``auto``, which chooses ``cifar`` below 64 pixels.
+        stride_on: Convolution of a bottleneck that has the stride: ``3x3`` as in torchvision, or the paper's ``1x1``.
     """
 
     def __init__(self, form: Form = "auto", stride_on: StrideOn = "3x3", **kwargs: Any) -> None:
@@ -153,7 +153,7 @@ class _BottleneckResNet(_ResNet):
 class ResNet18(_BasicResNet):
     """ResNet-18: 11,689,512 parameters and 1,814,073,344 MACs at 224x224/1000.
 
-    In the ``cifar`` form 11,173,962 parameters and 555,422,720 MACs at 32x32/10.
+    The ``cifar`` form has 11,173,962 parameters and 555,422,720 MACs at 32x32/10.
     """
 
     torchvision_name = "resnet18"
@@ -174,7 +174,7 @@ class PlainNet18(_BasicResNet):
     key_idea = "the control: as deep, without shortcuts"
     published = Published(72.06, "ImageNet, 10 crops", "1512.03385, table 2")
     stages = four_stages(2, 2, 2, 2)
-    carry = "nothing"
+    shortcut = "nothing"
 
 
 class PlainNet34(_BasicResNet):
@@ -183,13 +183,14 @@ class PlainNet34(_BasicResNet):
     key_idea = "the control: as deep, without shortcuts"
     published = Published(71.46, "ImageNet, 10 crops", "1512.03385, table 2")
     stages = four_stages(3, 4, 6, 3)
-    carry = "nothing"
+    shortcut = "nothing"
 
 
 class ResNet50(_BottleneckResNet):
     """ResNet-50: 25,557,032 parameters and 4,089,184,256 MACs at 224x224/1000.
 
-    With the stride on the 1x1, 3,857,973,248 MACs. In the ``cifar`` form 23,520,842 parameters and 1,297,829,888 MACs.
+    With the stride on the 1x1 convolutions it has 3,857,973,248 MACs. The ``cifar`` form has 23,520,842 parameters and
+    1,297,829,888 MACs.
     """
 
     torchvision_name = "resnet50"

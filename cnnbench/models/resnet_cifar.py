@@ -1,6 +1,6 @@
-"""The narrow ResNets that the paper made for CIFAR-10, and PlainNets: the same networks with nothing carried around.
+"""The narrow ResNets that the paper made for CIFAR-10, and PlainNets, the same networks without shortcuts.
 
-A plain network of 56 layers has a higher training error than one of 20: the degradation that residual blocks cure.
+A plain network of 56 layers has a higher training error than one of 20. Residual blocks prevent this degradation.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from cnnbench.blocks import ConvNormAct, initialise
-from cnnbench.models.resnet import BasicBlock, Carry, Stage, stack
+from cnnbench.models.resnet import BasicBlock, Shortcut, Stage, stack
 from cnnbench.training.classifier import ImageClassifier, Published
 
 TABLE_6 = "1512.03385, table 6"
@@ -20,22 +20,22 @@ TABLE_6 = "1512.03385, table 6"
 class _CifarResNet(ImageClassifier):
     """Deep Residual Learning for Image Recognition, section 4.2; He, Zhang, Ren, Sun; 2015; 1512.03385.
 
-    6n + 2 weighted layers: a 3x3 convolution, three stages of n basic blocks with 16, 32 and 64 channels, and a linear
-    layer. Where the shape changes, zeros are added (option A), so a plain twin has exactly the same parameters.
-    Differences from the paper: none in the layers; it has no other form for larger images.
+    Each has 6n + 2 weighted layers: a 3x3 convolution, three stages of n basic blocks with 16, 32 and 64 channels, and
+    a linear layer. Shortcuts pad with zeros (option A), so a plain network has exactly the same number of parameters.
+    Differences from the paper: none in the layers. There is no second form for larger images.
     """
 
     min_image_size = 4
     peak_lr = 0.003
     key_idea = "shortcuts cure the degradation of depth"
     depth: ClassVar[int]
-    carry: ClassVar[Carry] = "padding"
+    shortcut: ClassVar[Shortcut] = "padding"
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         blocks = (self.depth - 2) // 6
         stages = [Stage(blocks, 16, 1), Stage(blocks, 32, 2), Stage(blocks, 64, 2)]
-        layers, channels = stack(16, stages, partial(BasicBlock, carry=self.carry))
+        layers, channels = stack(16, stages, partial(BasicBlock, shortcut=self.shortcut))
         self.features = nn.Sequential(ConvNormAct(self.in_channels, 16), *layers)  # (N, 64, 8, 8) from 32x32
         self.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, self.num_classes))
         self.apply(initialise)
@@ -79,12 +79,12 @@ class ResNet110(_CifarResNet):
 class _PlainCifarNet(_CifarResNet):
     """Deep Residual Learning for Image Recognition, section 4.2; He, Zhang, Ren, Sun; 2015; 1512.03385.
 
-    The paper's control: the same layers, nothing carried around them.
+    This is the paper's control, with the same layers but without shortcuts.
     Differences from the paper: none in the layers.
     """
 
     key_idea = "the control: as deep, without shortcuts"
-    carry = "nothing"
+    shortcut = "nothing"
 
 
 class PlainNet20(_PlainCifarNet):

@@ -1,4 +1,4 @@
-"""SpeedNet: a small network made for reaching a good CIFAR-10 accuracy in the least training time."""
+"""SpeedNet: a small network that reaches a good CIFAR-10 accuracy in as little training time as possible."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ class Group(nn.Module):
 class SpeedNet(ImageClassifier):
     """94% on CIFAR-10 in 3.29 Seconds on a Single GPU; Jordan; 2024; 2404.00498.
 
-    A 2x2 convolution whitens the image: its filters are the eigenvectors of the images' 2x2 patches and their
-    negatives, so that the first layer need not be learnt. A training sets them with its first batch; until then they
-    are a random orthogonal basis. Three groups and a maximum over the map follow. The factors of batch
-    norm are fixed at 1, and the logits are divided by a constant, so that training starts calm.
-    Its recipe is Muon for the filters (see `MuonSGD`), SGD with Nesterov momentum for the classifier and the offsets of
-    batch norm, and a rate that falls linearly from the first step on; against SGD alone Muon is worth 2.8 points here.
+    A 2x2 convolution whitens the image. Its filters are the eigenvectors of the covariance of the images' 2x2 patches,
+    and their negatives, so that the first layer need not be learnt. Training sets them from its first batch; until then
+    they are a random orthogonal basis. Three groups and a global max pooling follow. The factors of batch norm are
+    fixed at 1, and the logits are divided by a constant, which keeps the start of training stable.
+    The recipe is Muon for the filters (see `MuonSGD`), SGD with Nesterov momentum for the classifier and the offsets of
+    batch norm, and a learning rate that falls linearly from the first step. Muon gains 2.8 points over SGD alone here.
     `experiments/cifar10_speednet.yaml` adds alternating mirroring, label smoothing, and images that grow from epoch to
-    epoch; the last two have shown little or no gain (`experiments/README.md`).
-    Differences from the paper: narrower (32, 128, 128 for 64, 256, 256 channels), for the CPU; ReLU after the
-    whitening, and no bias there; whitening by the first batch, not by 5,000 images; logits divided by 128, not by 9;
-    torch's own epsilon and momentum in batch norm; what is not identity in the initialisation is by He.
+    epoch; the last two have shown little or no gain (`experiments/LOG.md`).
+    Differences from the paper: 32, 128, 128 in place of 64, 256, 256 channels, for the CPU; ReLU after the whitening,
+    and no bias there; whitening from the first batch, not from 5,000 images; logits divided by 128, not by 9; torch's
+    default epsilon and momentum in batch norm; He initialisation of all weights that do not start as the identity.
 
     Args:
-        widths: Channels of the three groups.
-        depth: Convolutions of each group, the paper's 2, or 3 as for its 96 %.
-        logit_scale: What the logits are divided by.
-        muon: Muon for the filters; otherwise SGD with Nesterov momentum for them too, to compare the two.
+        widths: Numbers of output channels of the three groups.
+        depth: Number of convolutions of each group: 2 as in the paper, or 3 as in its network for 96 %.
+        logit_scale: Divisor of the logits.
+        muon: Whether Muon trains the filters; otherwise SGD with Nesterov momentum does, to compare the two.
     """
 
     min_image_size = 9
@@ -84,11 +84,11 @@ class SpeedNet(ImageClassifier):
             if isinstance(module, nn.BatchNorm2d):
                 module.weight.requires_grad_(False)
             elif isinstance(module, nn.Conv2d) and module is not whitening:
-                nn.init.dirac_(module.weight[: module.in_channels])  # the image reaches the classifier from the start
+                nn.init.dirac_(module.weight[: module.in_channels])  # identity: the image reaches the classifier
         whitening.set_basis(nn.init.orthogonal_(torch.empty(patch, patch, device=whitening.weight.device)))
 
     def recipe_optimizer(self) -> torch.optim.Optimizer:
-        """MuonSGD, or SGD alone, with the rates of the classifier and the offsets in proportion to `learning_rate`."""
+        """Build MuonSGD, or SGD alone, with all learning rates in proportion to `learning_rate`."""
         rate = self.learning_rate / self.peak_lr
         matrix_lr, vector_lr = 86.0 * rate, 4.0 * rate
         if self.muon:
@@ -100,14 +100,14 @@ class SpeedNet(ImageClassifier):
         return torch.optim.SGD(groups, momentum=0.85, nesterov=True)
 
     def forward(self, x: Tensor) -> Any:
-        """Computes logits, (N, K), from normalised images x, (N, C, H, W)."""
+        """Compute logits, (N, K), from normalised images x, (N, C, H, W)."""
         return super().forward(x) / self.logit_scale
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
-        """Whitens with the first batch of the first training; the layers after it have learnt from these filters."""
+        """Whiten with the first batch, but only once, since the later layers learn from these filters."""
         if self.trainer.global_step == 0 and batch_idx == 0:
             layer = cast(WhiteningConv2d, cast(nn.Sequential, self.features)[0])
             if not layer.whitened:
                 layer.whiten(batch[0] if self.steps_per_call is None else batch[0][0])
-                layer.weight.copy_(self.trainer.strategy.broadcast(layer.weight))  # processes have different batches
+                layer.weight.copy_(self.trainer.strategy.broadcast(layer.weight))  # batches differ between processes
         return super().on_train_batch_start(batch, batch_idx)

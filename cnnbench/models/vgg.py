@@ -1,4 +1,4 @@
-"""VGG: depth out of nothing but 3x3 convolutions and 2x2 pooling."""
+"""VGG: deep networks that consist of 3x3 convolutions and 2x2 pooling."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ class Stage(NamedTuple):
 
 
 def _table_1(*convs: int) -> tuple[Stage, ...]:
-    """A column of the paper's table 1: only the number of convolutions differs."""
+    """Return the stages of a column of the paper's table 1; columns differ only in their numbers of convolutions."""
     return tuple(Stage(*row) for row in zip(convs, (64, 128, 256, 512, 512), strict=True))
 
 
 class _VGG(ImageClassifier):
     """Very Deep Convolutional Networks for Large-Scale Image Recognition; Simonyan, Zisserman; 2014; 1409.1556.
 
-    The ``imagenet`` form is the paper's, with its three linear layers, without batch norm. The ``cifar`` form has batch
-    norm and one linear layer, the shape usual for 32x32.
-    Differences from the paper: the pooling in front of the three linear layers is adaptive, as torchvision's is, so
-    that other sizes work; at 224 it does nothing. He initialisation, published later: the paper drew the weights of its
-    shallowest network with a variance of .01, and trained the deeper ones from that.
+    The ``imagenet`` form is the paper's, with three linear layers and without batch norm. The ``cifar`` form has batch
+    norm and one linear layer, as is usual for 32x32 images.
+    Differences from the paper: the pooling before the three linear layers is adaptive, as in torchvision, so that other
+    image sizes work; it does nothing at 224x224. The initialisation is He's, which was published later: the paper drew
+    the weights of its shallowest network with a variance of .01, and started the deeper networks from that network.
 
     Args:
-        form: Which of the two; ``auto`` takes ``cifar`` below 64 pixels.
-        batch_norm: Batch normalisation after every convolution; unset, the form's own habit. It leaves the bias of
-            the convolutions in place, as torchvision and the usual CIFAR code do.
-        dropout: Probability in the two hidden linear layers of the ``imagenet`` form.
+        form: Form of the network: ``imagenet``, ``cifar``, or ``auto``, which chooses ``cifar`` below 64 pixels.
+        batch_norm: Whether batch normalisation follows every convolution; unset, only in the ``cifar`` form. The
+            convolutions keep their bias in any case, as in torchvision and in the usual CIFAR code.
+        dropout: Probability of dropout after each of the two hidden linear layers of the ``imagenet`` form.
     """
 
     min_image_size = 32
@@ -104,7 +104,7 @@ class VGG13(_VGG):
 class VGG16(_VGG):
     """Configuration D: 138,357,544 parameters and 15,470,264,320 MACs at 224x224/1000.
 
-    In the ``cifar`` form 14,728,266 parameters and 313,201,664 MACs at 32x32/10.
+    The ``cifar`` form has 14,728,266 parameters and 313,201,664 MACs at 32x32/10.
     """
 
     torchvision_name = "vgg16"

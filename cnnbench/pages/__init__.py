@@ -1,4 +1,4 @@
-"""HTML pages that need nothing else: styles and pictures are inside. One base for all of them."""
+"""Self-contained HTML pages: styles and pictures are inside the file, and all pages share one base template."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from cnnbench.text import printable
 
 
 def render(name: str, **values: Any) -> str:
-    """Fill a page of this folder. Every text is escaped and printable, wherever it comes from.
+    """Return a page made from a template of this folder; every text in it is escaped and printable.
 
     Args:
-        name: Of the template, without suffix.
-        values: What it shows.
+        name: Name of the template, without its suffix.
+        values: Values that the template shows.
     """
     return _environment().get_template(f"{name}.html.jinja").render(**values)
 
@@ -34,23 +34,23 @@ def _environment() -> jinja2.Environment:
 
 
 def _printable(value: Any) -> Any:
-    """Return what a page shows of a value; jinja escapes it afterwards, unless it is markup of our own."""
+    """Return a value as a page shows it: text becomes printable. Jinja escapes it afterwards, unless it is Markup."""
     if isinstance(value, str) and not isinstance(value, Markup):
         return printable(value, lines=True)
     return value
 
 
 def breakable(text: str) -> Markup:
-    """Return a text that may be broken after the signs within a name, such as ``timm:convnext_tiny``."""
+    """Return a text in which a line may break after the signs within a name, such as ``timm:convnext_tiny``."""
     parts = re.split(r"(?<=[(:=_])|(?<=\.)(?=[^\W\d])", printable(text, lines=True))
     return Markup("<wbr>").join(parts)
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """Return a file as an address that has it inside.
+    """Return a data URI, which contains a whole file.
 
     Args:
-        content: Of the file.
-        kind: Its media type, such as ``image/png``.
+        content: Bytes of the file.
+        kind: Media type of the file, such as ``image/png``.
     """
     return f"data:{kind};base64," + base64.b64encode(content).decode()

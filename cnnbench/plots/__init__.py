@@ -1,1 +1,1 @@
-"""How pictures are drawn: one style and one set of helpers for reports and `explain`."""
+"""Drawing of pictures: one style and one set of helpers for the reports and for `cnnbench explain`."""

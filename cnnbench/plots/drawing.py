@@ -1,4 +1,4 @@
-"""How pictures look, whatever they show: colours by network or family, panels, axes, names beside points."""
+"""Common look of the charts: colours by network or family, panels, logarithmic axes, and names beside points."""
 
 from __future__ import annotations
 
@@ -27,31 +27,33 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 MARKERS = "osD^vPX*"
 LINES = ("-", "--", ":", "-.")
 MANY = len(PALETTE)
-"""Networks that can have a colour each; more share those of their family."""
+"""Largest number of networks with a colour each; in a larger group, the networks of a family share a colour."""
 LONGEST_NAME = 30
-"""Characters of a name in a picture."""
+"""Largest number of characters of a name in a picture."""
 LONGEST_LABEL = 44
-"""Characters of a data set's label above a panel."""
+"""Largest number of characters in a line of a data set's label above a panel."""
 MOST_PANELS = 24
-"""Data sets of which a picture has a panel each; a caption says how many there are beyond them."""
+"""Largest number of panels in a picture, one per data set; the caption says how many data sets are left out."""
 PANELS_IN_A_ROW = 3
+"""Largest number of panels in a row."""
 ROW_HEIGHT = 4.2
-"""Inches of a row of panels where there are several."""
+"""Height in inches of a row of panels in a picture with several rows."""
 MOST_ENTRIES = 50
-"""Entries of a legend; its last line says how many more families are drawn."""
+"""Largest number of families in a legend; its last line says how many more are drawn."""
 MOST_NAMES = 60
-"""Names that are written into a panel, unless more are needed."""
+"""Number of names in a panel beyond which only needed names are written."""
 MOST_TICKS = 12
-"""Labelled ticks of an axis."""
+"""Largest number of labelled ticks on a logarithmic axis."""
 
 
 @contextlib.contextmanager
 def plain_text() -> Iterator[None]:
     r"""Have matplotlib draw texts as they are, within the block or the decorated function.
 
-    A dollar sign in a name would otherwise start a formula, and one that cannot be parsed ends the drawing. The setting
-    is read when a text object is made, so figures are made and drawn within the block. A sign that the font lacks is
-    drawn as a box; matplotlib's warning about it would go to stderr.
+    Otherwise a dollar sign in a name would start a formula, and a formula that cannot be parsed is an error. Matplotlib
+    reads the setting when it creates a text object, so a figure has to be created and drawn within the block. A
+    character that the font lacks is drawn as a box; matplotlib's warning about it, which would go to stderr, is
+    suppressed.
     """
     with mpl.rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from")
@@ -59,7 +61,12 @@ def plain_text() -> Iterator[None]:
 
 
 def shorten(text: str, longest: int = LONGEST_NAME) -> str:
-    """Return a text as pictures show it: printable, and cut in the middle if it is longer than `longest` characters."""
+    """Return a text for a picture: with escapes for unprintable characters, and shortened in the middle if too long.
+
+    Args:
+        text: Any text.
+        longest: Largest number of characters of the result.
+    """
     text = printable(text)
     if len(text) <= longest:
         return text
@@ -68,10 +75,11 @@ def shorten(text: str, longest: int = LONGEST_NAME) -> str:
 
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
+"""Array of coordinates in pixels of the figure."""
 
 
 class Look(NamedTuple):
-    """How a network is drawn, and under which name the legend has it."""
+    """Look of a network in a chart: colour, marker and line style, and the entry under which the legend lists it."""
 
     colour: str
     marker: str
@@ -81,12 +89,13 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True)
 class Scheme:
-    """How all networks of a report are drawn, in every picture alike.
+    """Looks and names of all networks of a report, the same in every picture.
 
     Attributes:
-        many: Whether there are more networks than colours, so that families share one, and not all are named.
-        looks: By network.
-        names: Short ones, by network.
+        many: Whether there are more networks than colours. The networks of a family then share a colour, and only
+            some networks are named.
+        looks: Look of each network.
+        names: Short name of each network.
     """
 
     many: bool
@@ -95,6 +104,7 @@ class Scheme:
 
     @classmethod
     def of(cls, models: Iterable[str]) -> Scheme:
+        """Return the scheme for networks, by their names; names that occur twice count once."""
         models = list(dict.fromkeys(models))
         many = len(models) > MANY
         names = short_names(models)
@@ -102,22 +112,31 @@ class Scheme:
 
     @property
     def marker_size(self) -> float:
+        """Return the size of markers in points."""
         return 6 if self.many else 8
 
     @property
     def letter_size(self) -> float:
+        """Return the size of letters in points."""
         return 8 if self.many else 9
 
 
 def _looks(groups: Mapping[str, str], names: Mapping[str, str]) -> dict[str, Look]:
-    """A look per group. After the palette's end colours repeat with other markers and lines.
+    """Return a look for each network, the same within a group.
 
-    No two of 64 groups have the same colour and marker, no two of 32 the same colour and line.
+    After the last colour of the palette the colours repeat, with other markers and lines. Up to 64 groups differ in
+    colour or marker, up to 32 groups in colour or line.
+
+    Args:
+        groups: Group of each network: its family, or the network itself.
+        names: Short name of each network, for the legend entry of a group with one member.
     """
     members = Counter(groups.values())
     places = {group: index for index, group in enumerate(members)}
     found = {}
     for model, group in groups.items():
+        # `turn` counts how often the palette has been used up. The shift by `turn` pairs a repeated colour with another
+        # marker.
         turn, place = divmod(places[group], len(PALETTE))
         marker, line = MARKERS[(place + turn) % len(MARKERS)], LINES[turn % len(LINES)]
         found[model] = Look(PALETTE[place], marker, line, names[model] if members[group] == 1 else group)
@@ -125,9 +144,10 @@ def _looks(groups: Mapping[str, str], names: Mapping[str, str]) -> dict[str, Loo
 
 
 def family(model: str) -> str:
-    """The words that a network's name begins with: ``ResNet`` of ``ResNet18``, with the source if it has one.
+    """Return the family of a network: the letters at the start of its name, such as ``ResNet`` for ``ResNet18``.
 
-    The letter of a version or size goes too: ``MobileNet`` of ``MobileNetV2`` and of ``mobilenet_v2``.
+    A letter that marks a version or a size is removed: ``MobileNet`` for ``MobileNetV2``, ``mobilenet`` for
+    ``mobilenet_v2``. The source of a network, such as ``torchvision``, stays in front.
     """
     source, colon, name = _bare(model).rpartition(":")
     words = re.match(r"[^\W\d]*", name)
@@ -136,11 +156,16 @@ def family(model: str) -> str:
 
 
 def _bare(model: str) -> str:
+    """Return a network's name without its arguments."""
     return model.partition("(")[0]
 
 
 def short_names(models: Iterable[str]) -> dict[str, str]:
-    """Names for pictures: without the path of a module, and of long arguments only the values, if still unique."""
+    """Return a name for pictures for each network, unique among them.
+
+    A short name is without the path of a module and, if it is long, with the values of the arguments only. Networks
+    with the same short name keep their full names, or get a number if these are longer than `LONGEST_LABEL`.
+    """
     short = {m: _short(m) for m in dict.fromkeys(models)}
     uses = Counter(short.values())
     numbers: Counter[str] = Counter()
@@ -157,9 +182,11 @@ def short_names(models: Iterable[str]) -> dict[str, str]:
 
 
 def _short(model: str) -> str:
+    """Return a network's name without the path of its module, shortened if it is longer than `LONGEST_NAME`."""
     source, colon, name = _bare(model).rpartition(":")
     bare = f"{source.rpartition('.')[2]}{colon}{name}"
     arguments = model[len(_bare(model)) :]
+    # Shorten arguments in steps: ``bn=True`` becomes ``bn``, ``bn=False`` becomes ``no bn``, ``width=2`` becomes ``2``.
     if len(bare + arguments) > LONGEST_NAME:
         arguments = re.sub(r"(\w+)=True\b", r"\1", arguments)
         arguments = re.sub(r"(\w+)=False\b", r"no \1", arguments)
@@ -168,12 +195,12 @@ def _short(model: str) -> str:
 
 
 def panels(labels: Iterable[str], many: bool, height: float) -> tuple[Figure, dict[str, Axes]]:
-    """Return a figure with a panel per data set, in rows, and its panels by label.
+    """Return a figure with a panel for each data set, and the panels by label.
 
     Args:
-        labels: Of the data sets, at most `MOST_PANELS`; a label may have several lines.
-        many: Whether there are many networks: panels are wider, and leave room for the legend beside them.
-        height: Inches, where one row holds all panels.
+        labels: Labels of the data sets, at most `MOST_PANELS`; the first two lines of a label are shown.
+        many: Whether there are many networks, for which panels are wider and leave room for the legend at the side.
+        height: Height of the figure in inches if all panels fit in one row; otherwise rows have `ROW_HEIGHT`.
     """
     labels = list(dict.fromkeys(labels))
     columns = min(len(labels), PANELS_IN_A_ROW)
@@ -196,7 +223,12 @@ def panels(labels: Iterable[str], many: bool, height: float) -> tuple[Figure, di
 
 
 def title_left(axes: Mapping[str, Axes], title: str) -> None:
-    """Write the title of the vertical axis beside the first panel of each row."""
+    """Write the title of the vertical axis at the first panel of each row.
+
+    Args:
+        axes: Panels by label, as returned by `panels`.
+        title: Title of the axis.
+    """
     for ax in list(axes.values())[::PANELS_IN_A_ROW]:
         ax.set_ylabel(title)
 
@@ -205,9 +237,9 @@ def family_legend(figure: Figure, shown: Iterable[Look], lines: bool) -> None:
     """Write the legend of families to the right of all panels; beyond `MOST_ENTRIES` it says how many are left out.
 
     Args:
-        figure: With panels.
-        shown: Looks in the picture.
-        lines: Whether they are lines, not points.
+        figure: Figure with its panels.
+        shown: Looks of the networks in the picture.
+        lines: Whether the networks are drawn as lines; otherwise they are points.
     """
     looks = list({look.entry: look for look in shown}.values())
     handles = []
@@ -218,17 +250,27 @@ def family_legend(figure: Figure, shown: Iterable[Look], lines: bool) -> None:
         handles.append(Line2D([], [], color=look.colour, label=look.entry, **style))
     if len(looks) > MOST_ENTRIES:
         handles.append(Line2D([], [], linestyle="", label=f"and {len(looks) - MOST_ENTRIES:,} more"))
+    # A column of the legend holds about 26 entries.
     columns = 1 + min(len(looks), MOST_ENTRIES) // 26
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9, ncols=columns)
 
 
 def log_axis(ax: Axes, axis: Axis, values: Sequence[float], title: str, tick: Callable[[float], str]) -> None:
-    """Makes an axis of a panel logarithmic and ends it around the values, with ticks at round numbers."""
+    """Make an axis of a panel logarithmic, with limits around the values and ticks at round numbers.
+
+    Args:
+        ax: Panel.
+        axis: Horizontal or vertical axis of the panel.
+        values: Positive values that the axis shows.
+        title: Title of the axis.
+        tick: Function that formats the value of a tick.
+    """
     low, high = min(values) / 1.8, max(values) * 1.8
     if axis is ax.xaxis:
         ax.set(xscale="log", xlim=(low, high))
     else:
         ax.set(yscale="log", ylim=(low, high))
+    # The wider the range, the fewer ticks per power of ten; if there are still too many, only every n-th one stays.
     steps = (1,) if high / low > 30000 else (1, 3) if high / low > 30 else (1, 2, 5)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [s * 10.0**p for p in powers for s in steps if low <= s * 10.0**p <= high]
@@ -240,13 +282,13 @@ def log_axis(ax: Axes, axis: Axis, values: Sequence[float], title: str, tick: Ca
 
 
 class Name(NamedTuple):
-    """A name to be written beside a point.
+    """Name to write beside a point.
 
     Attributes:
-        x, y: The point, in the units of the axes.
-        text: The name.
-        needed: Whether it is written even where it covers something.
-        side: The preferred one: right (1) or left (-1) of the point, above (1) or below (-1).
+        x, y: Coordinates of the point, in the units of the axes.
+        text: Text to write.
+        needed: Whether the name is written even where it covers something.
+        side: Preferred side: to the right (1) or left (-1) of the point, and above (1) or below (-1) it.
     """
 
     x: float
@@ -257,26 +299,31 @@ class Name(NamedTuple):
 
 
 SIDES = ((1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1))
+"""Sides on which a name may stand, in order of preference: (right or left, above or below), 0 for centred."""
 FAR_SIDES = ((-1, 3), (1, 3), (1, -3), (-1, -3))
-"""Farther up or down, for names that are needed; a thin line then leads to the point."""
+"""Further sides for needed names, higher above or lower below the point; a thin line then leads to the point."""
 
 
 def write_names(ax: Axes, names: Sequence[Name], size: float, taken: Iterable[Bbox] = ()) -> None:
-    """Writes names beside their points, each on the side where it covers the least, the needed ones first.
+    """Write names beside their points, each on the side where it covers least, needed names first.
+
+    A name that is not needed is left out if it would cover something on every side.
 
     Args:
-        ax: Panel whose place in the figure is settled.
-        names: One per point, also for points that need no name, since no name may cover them.
-        size: Of the letters, in points.
-        taken: Boxes to be left free, in pixels.
+        ax: Panel; its position in the figure must be final.
+        names: One name for each point of the panel. Points without a needed name are included, because no name may
+            cover them.
+        size: Size of the letters in points.
+        taken: Boxes to keep free, in pixels of the figure.
     """
     if not names:
         return
-    scale = ax.figure.dpi / 72
+    scale = ax.figure.dpi / 72  # pixels per point
     points = ax.transData.transform([(name.x, name.y) for name in names])
     around = np.array([6.0, 7.0]) * scale
     fixed = [np.hstack([points - around, points + around]), *(np.array([box.extents]) for box in taken)]
-    # Boxes that no name may cover, a row each: left, bottom, right, top. Those of the written names follow.
+    # Boxes that names should not cover, one per row: left, bottom, right, top. First come those around the points and
+    # the taken ones; the rows after `filled` are for the names that are written.
     boxes = np.vstack([*fixed, np.empty((len(names), 4))])
     filled = len(boxes) - len(names)
     written = 0
@@ -285,6 +332,7 @@ def write_names(ax: Axes, names: Sequence[Name], size: float, taken: Iterable[Bb
         if written >= MOST_NAMES and not name.needed:
             break
         sides = list(dict.fromkeys((name.side, *SIDES, *(FAR_SIDES if name.needed else ()))))
+        # The width of a text is not known before it is drawn; 0.6 of the letter size is an estimate for a character.
         width, height = 0.6 * size * len(name.text) * scale, size * scale
         offsets = [_offset(side) for side in sides]
         places = np.array(
@@ -307,6 +355,7 @@ def write_names(ax: Axes, names: Sequence[Name], size: float, taken: Iterable[Bb
             xytext=offsets[best],
             textcoords="offset points",
             fontsize=size,
+            # Sides 0, 1 and -1 (the last entry): centred, text starts at the point, text ends at the point.
             ha=("center", "left", "right")[sides[best][0]],
             va="center",
             arrowprops=line,
@@ -314,16 +363,24 @@ def write_names(ax: Axes, names: Sequence[Name], size: float, taken: Iterable[Bb
 
 
 def _offset(side: tuple[int, int]) -> tuple[float, float]:
+    """Return the distance of a name from its point on a side, in points to the right and up."""
     return (7.0 * side[0], 6.0 * side[1]) if side[0] else (0.0, 13.0 * side[1])
 
 
 def _box(x: float, y: float, side: int, width: float, height: float) -> tuple[float, float, float, float]:
+    """Return left, bottom, right and top of a name that starts (1), ends (-1) or is centred (0) at x."""
     left = {-1: x - width, 0: x - width / 2, 1: x}[side]
     return left, y - height / 2, left + width, y + height / 2
 
 
 def _covered(places: Pixels, boxes: Pixels, panel: Bbox) -> Pixels:
-    """Return for each place how many boxes it overlaps; one that leaves the panel counts for ten."""
+    """Return the cost of each place for a name: the number of boxes that it overlaps, plus ten outside the panel.
+
+    Args:
+        places: Possible boxes of the name, one per row: left, bottom, right, top.
+        boxes: Boxes that the name should not cover, in the same form.
+        panel: Box of the panel.
+    """
     left, bottom, right, top = places.T[:, :, None]
     other_left, other_bottom, other_right, other_top = boxes.T[:, None, :]
     overlaps = (left <= other_right) & (other_left <= right) & (bottom <= other_top) & (other_bottom <= top)

@@ -1,4 +1,4 @@
-"""How the pictures of the tools look: grids of images, each with a title and a stated scale."""
+"""Grids of images for the tools of `cnnbench explain`, each image with a title and a defined scale of values."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 Scale = Literal["unit", "signed", "own"]
-"""What black and white are: 0 and 1; minus and plus the largest absolute value; the lowest and the highest value."""
+"""Values at the two ends of a grey or colour scale.
+
+``unit``: 0 and 1. ``signed``: minus and plus the largest absolute value. ``own``: the lowest and the highest value.
+"""
 SOFT = "#555555"
 
 
 def grid(
     count: int, columns: int, cell: float = 1.6, ratio: float = 1.0, titles: bool = True
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of so many square panels without axes, row by row.
+    """Return a figure with a grid of panels for images, and the panels row by row. Their axes are not drawn.
 
     Args:
-        count: Panels.
-        columns: Panels in a row.
+        count: Number of panels.
+        columns: Largest number of panels in a row.
         cell: Width of a panel in inches.
-        ratio: Height of a panel over its width.
-        titles: Whether there is room for a title above each.
+        ratio: Height of a panel divided by its width.
+        titles: Whether to leave room for a title above each panel.
     """
     columns = max(1, min(columns, count))
     rows = -(-count // columns)
@@ -38,15 +41,15 @@ def grid(
 def show(
     ax: Axes, image: Any, title: str = "", scale: Scale = "own", colours: str | None = None, quantile: float = 1.0
 ) -> None:
-    """Draws an image into a panel, pixels as squares.
+    """Draw an image into a panel, with pixels as squares.
 
     Args:
-        ax: The panel.
-        image: (H, W), or (H, W, 3) with values of 0 to 1.
-        title: Above it.
-        scale: See `Scale`; colour images are drawn as they are, cut at 0 and 1.
-        colours: Name of matplotlib's for one channel; unset, grey, and blue to red for ``signed``.
-        quantile: Of the absolute values, where ``signed`` ends.
+        ax: Panel to draw into.
+        image: Image of one channel, (H, W), or colour image with values from 0 to 1, (H, W, 3).
+        title: Title above the image.
+        scale: Scale of values; see `Scale`. It does not apply to colour images, whose values are cut at 0 and 1.
+        colours: Name of a matplotlib colour map for one channel. The default is grey, and blue to red for ``signed``.
+        quantile: Quantile of the absolute values at which the scale ``signed`` ends.
     """
     image = np.asarray(image, dtype=float)
     if image.ndim == 3:
@@ -60,29 +63,29 @@ def show(
 
 
 def limits(image: np.ndarray, scale: Scale, quantile: float = 1.0) -> tuple[float, float]:
-    """The values that are drawn as the two ends of the scale."""
+    """Return the values at the two ends of the scale; arguments as in `show`."""
     if scale == "unit":
         return 0.0, 1.0
     if scale == "signed":
         top = float(np.quantile(np.abs(image), quantile))
-        top = top if top > 1e-9 else 1.0  # below is the rounding of zeros
+        top = top if top > 1e-9 else 1.0  # smaller values are rounding errors of zeros
         return -top, top
     low, high = float(image.min()), float(image.max())
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
 def outline(ax: Axes, low: Sequence[float], high: Sequence[float], colour: str, **options: Any) -> None:
-    """A rectangle around pixels of an image in a panel.
+    """Draw a rectangle around pixels of an image in a panel.
 
     Args:
-        ax: The panel.
-        low: Upper left corner as (row, column); the first pixel reaches from 0 to 1.
-        high: Lower right corner.
-        colour: Of the line.
-        options: Of matplotlib's ``Rectangle``.
+        ax: Panel with the image.
+        low: Upper left corner as (row, column) in pixels; the first pixel reaches from 0 to 1.
+        high: Lower right corner as (row, column) in pixels.
+        colour: Colour of the line.
+        options: Further arguments of matplotlib's ``Rectangle``.
     """
     from matplotlib.patches import Rectangle
 
-    corner = (low[1] - 0.5, low[0] - 0.5)  # a pixel's centre is at a whole number in matplotlib
+    corner = (low[1] - 0.5, low[0] - 0.5)  # in matplotlib, whole numbers are the centres of pixels
     options = {"linewidth": 1.6} | options
     ax.add_patch(Rectangle(corner, high[1] - low[1], high[0] - low[0], fill=False, edgecolor=colour, **options))

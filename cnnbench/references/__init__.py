@@ -1,11 +1,11 @@
-"""Reference accuracies: what networks of the zoo reach after a long training, from records that the package ships.
+"""Reference accuracies: accuracies of networks of the zoo after a long training, from records that the package ships.
 
-A benchmark's budget can end long before a network has learnt what it can; then its accuracy says how fast it learns on
-one machine, and ranks networks in another order than everybody knows. So wherever such an accuracy is shown, that of
-the reference training stands beside it.
+The budget of a benchmark can end long before a network has converged. Its accuracy then says how fast it learns on one
+machine, and ranks networks in another order than a full training does. Wherever such an accuracy is shown, the accuracy
+of the reference training therefore stands beside it.
 
-``references/records.jsonl`` has the records of ``experiments/bench/reference*.yaml``, and beside it are the weights of
-a few small networks. `python -m cnnbench.catalog RUN` takes both over from run folders.
+``references/records.jsonl`` holds the records of ``experiments/bench/reference*.yaml``; beside it are the weights of a
+few small networks. The command ``python -m cnnbench.catalog RUN`` copies both from run folders.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Reference(NamedTuple):
 
     Attributes:
         model: Name of the network.
-        label: What the data is called.
-        accuracy: Share of the test set that is right, 0 to 1; the mean over seeds.
-        low: The lowest over the seeds, or of one seed the lower end of its 95 % interval.
-        high: The highest, likewise.
-        seeds: How many trainings there are.
-        epochs: How often they saw the training images.
-        created: Day of the newest, as in 2026-11-29.
-        device: Where they ran.
+        label: Label of the data set.
+        accuracy: Share of the test set that is classified correctly, 0 to 1; the mean over seeds.
+        low: Lowest accuracy over the seeds; with a single seed, the lower end of its 95 % interval.
+        high: Highest accuracy over the seeds; with a single seed, the upper end of its 95 % interval.
+        seeds: Number of trainings.
+        epochs: Epochs of the newest training.
+        created: Date of the newest training, such as 2026-11-29.
+        device: Device of the newest training.
     """
 
     model: str
@@ -53,19 +53,19 @@ class Reference(NamedTuple):
 
     @property
     def words(self) -> str:
-        """The accuracy with what it is of, for captions and sentences."""
+        """Return the accuracy with the facts about its training, for captions and sentences."""
         seeds = "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"
         return f"{percent(self.accuracy)} ({self.epochs:.0f} epochs, {seeds}, {self.created}, {self.device})"
 
 
 def percent(share: float) -> str:
-    """Return a share in per cent, with two decimals from 98 % on."""
+    """Return a share as text in per cent, with one decimal, or with two from 98 % on."""
     return f"{100 * share:.{2 if share >= 0.98 else 1}f} %"
 
 
 @functools.cache
 def references() -> dict[tuple[str, str, int, int], Reference]:
-    """Return all references by network, label of the data, channels and image size; none where the file is missing."""
+    """Return all references by network, label of the data, number of classes and image size; none without the file."""
     if not FILE.is_file():
         return {}
     groups: dict[tuple[str, str, int, int], list[Record]] = {}
@@ -76,7 +76,7 @@ def references() -> dict[tuple[str, str, int, int], Reference]:
 
 @functools.cache
 def _published() -> dict[tuple[str, str], dict[str, Any]]:
-    """Return published accuracies by network and data set, from the kept catalogue of the zoo."""
+    """Return the published accuracies by network and data set, from the stored catalogue of the zoo."""
     try:
         kept = json.loads(CATALOG.read_text(encoding="utf-8"))["models"]
         return {(name, found["data"]): found for name, entry in kept.items() for found in entry["published"]}
@@ -85,13 +85,17 @@ def _published() -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def published_words(model: str, label: str) -> str:
-    """Return what has been published of a network on a data set, with its source; empty if nothing is known."""
+    """Return the published accuracy of a network on a data set, with its source; empty if none is known."""
+    # A label such as "CIFAR-10 (JPEG copy)" names the data set before the bracket.
     found = _published().get((model, label.partition(" (")[0]))
     return "" if found is None else f"published {found['accuracy']:g} % ({found['source']})"
 
 
 def reference_of(record: Record) -> Reference | None:
-    """Return the reference of the network and data of a record, if there is one that was trained for longer."""
+    """Return the reference for the network and data of a record, if its training was longer than the record's.
+
+    The result is None for a record without a training, or with a full one.
+    """
     found = references().get(_key(record))
     if found is None or record.training.get("converged", True):
         return None
@@ -99,7 +103,7 @@ def reference_of(record: Record) -> Reference | None:
 
 
 def is_as_long_as_the_reference(record: Record) -> bool:
-    """Return whether there is a reference, and a record's training took as many epochs as it, or is it."""
+    """Return whether a record's training took at least as many epochs as its reference, or is that reference."""
     found = references().get(_key(record))
     return found is not None and record.training.get("epochs", 0.0) >= found.epochs
 
@@ -112,6 +116,7 @@ def _key(record: Record) -> tuple[str, str, int, int]:
 def _summed_up(records: Sequence[Record]) -> Reference:
     values = [record.measures["test_accuracy"] for record in records]
     low, high = min(values), max(values)
+    # A single training has no range over seeds; the interval of its accuracy takes its place.
     if len(values) == 1:
         low, high = (records[0].measures[f"test_accuracy_{end}"] for end in ("low", "high"))
     newest = max(records, key=lambda record: record.created)
@@ -129,9 +134,13 @@ def _summed_up(records: Sequence[Record]) -> Reference:
 
 
 def take_over(paths: Sequence[Path]) -> list[Record]:
-    """Add the records of run folders or files to those of the package, each in place of an older one of its cell.
+    """Add records to those of the package; each of them replaces an older record of the same cell.
 
-    Only what says how good a network is stays in them: no times, and no measurements of one machine.
+    Args:
+        paths: Run folders or record files.
+
+    Returns:
+        The added records.
 
     Raises:
         UserError: A record has no accuracy on real data, or its training diverged.
@@ -150,15 +159,16 @@ def take_over(paths: Sequence[Path]) -> list[Record]:
 
 
 def weights_file(model: str, data: str | None) -> Path:
-    """Return the checkpoint that the package ships of a network.
+    """Return the path of the checkpoint that the package ships for a network.
 
     Args:
         model: Name of the network.
-        data: Name of the data set that it was trained on, such as ``MNIST``; None for the only one.
+        data: Name of the data set that the network was trained on, such as ``MNIST``; None if there is only one.
 
     Raises:
-        UserError: There is none, or there are several.
+        UserError: The package has no such checkpoint, or has several of them.
     """
+    # The files are named <network>-<data set>.ckpt.
     there = sorted(path.stem for path in FOLDER.glob("*.ckpt"))
     found = [name for name in there if name == f"{model}-{data}" or (data is None and name.startswith(f"{model}-"))]
     if len(found) == 1:

@@ -1,1 +1,1 @@
-"""From records to tables, findings, pictures, a page, comparisons and W&B; imports no torch."""
+"""Tables, findings, pictures, the HTML page, comparisons and W&B runs, all made from records; imports no torch."""

@@ -1,6 +1,6 @@
-"""Columns of the report: where a value comes from, how it is shown and what it means.
+"""Columns of the report's tables: where a value comes from, how it is formatted and what it means.
 
-Which figures there are is said in `cnnbench.measures`; here is how they look.
+`cnnbench.measures` lists the figures of a record; this module decides how each of them looks in a table.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ DASH = "\N{EN DASH}"
 
 @dataclass(frozen=True)
 class Column:
-    """A column of every table: where its value comes from, how it is shown and what it means."""
+    """A column of the tables.
+
+    Attributes:
+        title: Heading of the column.
+        key: Key of the figure in records; a column without a figure, such as the budget, has a key of its own.
+        show: Function that formats the value of a record as a table cell.
+        meaning: Explanation of the column, for the legend.
+        numeric: Whether the cells are numbers, which tables align to the right.
+    """
 
     title: str
     key: str
@@ -30,11 +38,12 @@ class Column:
 
 
 def _shown(figure: Figure, record: Record) -> str:
-    """Return a figure of a record as tables show it; times that are suspect have a question mark."""
+    """Return a figure of a record as a table cell; a suspect time ends in a question mark."""
     value = record.measures.get(figure.key)
     if value is None:
         return DASH
     if figure.kind == "share":
+        # The width of the interval decides how many decimals are shown.
         low, high = (record.measures.get(f"{figure.key}_{end}", value) for end in ("low", "high"))
         return f"{value * 100:.{_decimals(high - low)}f}"
     text = _FORMATS[figure.kind](value)
@@ -43,7 +52,7 @@ def _shown(figure: Figure, record: Record) -> str:
 
 
 def _decimals(width: float) -> int:
-    """Return the digits of a percentage that its interval, of this width as a share, leaves a meaning."""
+    """Return the number of decimals of a percentage: two if its interval is narrower than one point, else one."""
     return 2 if 0 < width < 0.01 else 1
 
 
@@ -70,6 +79,7 @@ _FORMATS: dict[Kind, Callable[[float], str]] = {
 
 
 def _accuracy(record: Record) -> str:
+    """Return the test accuracy as a table cell; a star marks a training that did not converge."""
     if record.status == "error":
         return "failed"
     shown = _shown(figures()["test_accuracy"], record)
@@ -100,7 +110,7 @@ def _figure_column(figure: Figure) -> Column:
 
 
 def _figure_columns(trained: bool) -> list[Column]:
-    """Return the columns of figures, of those measures that are about the trained network or of the others."""
+    """Return a column for each figure with a title, either of measures that need training or of all others."""
     columns = []
     for measure in MEASURES.values():
         if measure.trained == trained:
@@ -130,10 +140,10 @@ COLUMNS = (
         "seeds. It stands beside a short training, which says how fast a network learns and not how good it is.",
     ),
 )
-"""Columns of every table. Those of figures are the rows of `cnnbench.measures` that have a title."""
+"""Columns of every table, in their order. The columns of figures come from the rows of `cnnbench.measures`."""
 
 
 def columns_of(records: Sequence[Record]) -> list[Column]:
-    """Columns in which some record has content; seed and budget only where they differ."""
+    """Return the columns in which at least one record has a value; seed and budget only if records differ in them."""
     same = {c.key for c in COLUMNS if c.key in ("seed", "budget") and len({c.show(r) for r in records}) == 1}
     return [c for c in COLUMNS if c.key not in same and any(c.show(r) != DASH for r in records)]

@@ -1,11 +1,13 @@
-"""Two sets of records against each other: per figure the change with its interval, and a verdict.
+"""Comparison of two sets of records, A and B: the change of each figure with its interval, and a verdict.
 
-Times are compared in units of the yardstick, a convolution that every run times beside its networks, so that a machine
-that was faster or slower as a whole in one of the runs does not count as a difference of the networks. Each process
-gives one value: where in memory a network lies differs from process to process, and the rounds of one process do not
-show it.
+Times are compared in units of the yardstick, a convolution that every run times beside its networks. A machine that was
+faster or slower as a whole in one of the runs changes the yardstick's time too, so that it does not count as a
+difference between the networks.
 
-How a figure is compared is said in its row of `cnnbench.measures`.
+Each process contributes one value per time. The position of a network in memory differs from process to process and
+affects its speed, which the rounds of a single process do not show.
+
+The row of a figure in `cnnbench.measures` names the method by which it is compared.
 """
 
 from __future__ import annotations
@@ -25,35 +27,40 @@ VERDICTS = (
     *("faster", "slower", "better", "worse", "no difference found", "equal", "changed", "too few values"),
     *("not comparable", "missing", "new"),
 )
+"""Verdicts of a comparison."""
 FEWEST_PROCESSES = 4
-"""Processes of each side from which on their own spread is the interval; with fewer no interval of 95 % exists."""
+"""Number of processes on each side from which on their spread gives the interval. Three processes against three have no
+95 % interval, see `cnnbench.stats.shift`."""
 BETWEEN = {"latency": 0.10, "inference": 0.07, "training": 0.07}
-"""Standard deviation of a time from process to process, in units of the yardstick, that is assumed where there are
-fewer; `make calibrate` measures it, see experiments/README.md. Raw times have the largest."""
+"""Relative standard deviation of a time from process to process, by kind of work, in units of the yardstick. It is
+assumed if a side has fewer than `FEWEST_PROCESSES` processes; raw times use the largest of the three. The command
+`make calibrate` measures it, see experiments/LOG.md."""
 UNLIKE = 0.5
-"""Share by which a network may follow a machine that is slower as a whole more, or less, than the yardstick does; see
-experiments/README.md."""
+"""Share of the yardstick's change between A and B that is added to the uncertainty of a ratio. A machine that is slower
+as a whole slows networks and yardstick only roughly alike, see experiments/LOG.md."""
 MOVED = 0.02
-"""Change of the yardstick from which on it is worth a note."""
+"""Relative change of the yardstick above which the comparison notes it."""
 
 Traits = Callable[[Record], Mapping[str, Any]]
+"""Function that returns the settings of a record that must agree before two records are compared."""
 
 
 class Change(NamedTuple):
-    """How a figure differs between A and B.
+    """The difference of one figure between A and B.
 
     Attributes:
         model: Name of the network.
-        label: What the data is called.
-        figure: Key of the figure; ``all`` where a whole network is missing or new.
-        before: Its value in A.
-        after: Its value in B; None where it is missing.
-        change: Relative for costs and times, in shares of the test set for an accuracy; None where not comparable.
-        low, high: The 95 % interval of the change; None for exact figures, and where there is none.
+        label: Label of the data set.
+        figure: Key of the figure; ``all`` if the whole network is missing or new.
+        before: Value in A; None if the whole network is missing or new.
+        after: Value in B; None if B has no value.
+        change: Relative change of a cost or time, or difference of two accuracies as shares of the test set; None if it
+            cannot be computed.
+        low, high: 95 % interval of the change; None for exact figures, and where no interval exists.
         verdict: One of `VERDICTS`.
-        reason: Why it is not comparable, or what makes it doubtful.
+        reason: Explanation of a figure that is missing or not comparable, or notes on what makes the verdict doubtful.
         suspect: Whether a run gave reasons to doubt its own times.
-        images: Number of test images, where the accuracy is that of one network each.
+        images: Number of test images if the accuracy is that of a single trained network on each side, else None.
     """
 
     model: str
@@ -71,34 +78,42 @@ class Change(NamedTuple):
 
     @property
     def undecided(self) -> bool:
-        """Return whether nothing can be said of the figure."""
+        """Return whether the records allow no verdict on this figure."""
         return self.verdict in ("not comparable", "too few values")
 
     @property
     def is_accuracy(self) -> bool:
-        """Return whether the change is in points, not in per cent of the value before."""
+        """Return whether the change is in percentage points of accuracy, not in per cent of the value before."""
         return self.figure in figures() and figures()[self.figure].compared == "seeds"
 
     def regressed(self, percent: float) -> bool:
-        """Return whether it is worse by more than this many per cent, or points of accuracy, and beyond chance."""
+        """Return whether the verdict is that the figure got worse, and the change is larger than a threshold.
+
+        Args:
+            percent: Threshold in per cent of the value before, or in percentage points of an accuracy.
+        """
         if self.change is None or self.verdict not in ("slower", "worse"):
             return False
         return abs(self.change) > percent / 100
 
     def may_regress(self, percent: float) -> bool:
-        """Return whether its interval leaves open that it is worse by more than this, though it was not found so."""
+        """Return whether the interval includes a change for the worse beyond the threshold, without such a verdict.
+
+        Args:
+            percent: Threshold as in `regressed`.
+        """
         return self.worst > percent / 100 and not self.regressed(percent)
 
     @property
     def worst(self) -> float:
-        """Return the end of the interval on the side where the figure is worse, as a share; 0 without an interval."""
+        """Return the largest change for the worse within the interval, as a share; 0 without an interval."""
         if self.low is None or self.high is None:
             return 0.0
         return -self.low if self.is_accuracy else self.high
 
 
 class _Pair(NamedTuple):
-    """The records of one network on one data set in A and in B that have a figure, and the figure."""
+    """A figure, and the records of A and of B that have it for one network on one data set."""
 
     model: str
     label: str
@@ -107,23 +122,27 @@ class _Pair(NamedTuple):
     second: Sequence[Record]
 
     def medians(self) -> tuple[float, float]:
+        """Return the median of the figure over the records of A, and over those of B."""
         a, b = ([record.measures[self.figure.key] for record in side] for side in (self.first, self.second))
         return statistics.median(a), statistics.median(b)
 
     def verdict(self, word: str, reason: str = "", change: float | None = None) -> Change:
-        """Return a change without an interval."""
+        """Return a `Change` without an interval; its values are the medians of both sides."""
         return Change(self.model, self.label, self.figure.key, *self.medians(), change, None, None, word, reason)
 
 
 def compare(first: Sequence[Record], second: Sequence[Record]) -> list[Change]:
-    """Compare networks on data sets, figure by figure.
+    """Compare all figures of the networks that A and B share, each network on each data set.
 
     Args:
-        first: Records of A; several of a network on the same data are its seeds, or further runs.
+        first: Records of A; several records of a network on the same data are different seeds, or repeated runs.
         second: Records of B.
 
+    Returns:
+        The changes of the networks of A in their order, then the networks that only B has.
+
     Raises:
-        UserError: They have no network on the same data in common.
+        UserError: A and B have no network on the same data in common.
     """
     before, after = _cells(first), _cells(second)
     if not before.keys() & after.keys():
@@ -145,7 +164,7 @@ def compare(first: Sequence[Record], second: Sequence[Record]) -> list[Change]:
 
 
 def _cells(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
-    """Return the records that are no failures, by network and data."""
+    """Return the records that did not fail, by network and label of the data."""
     cells: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         if record.status == "ok":
@@ -169,14 +188,16 @@ def _cell_changes(model: str, label: str, first: Sequence[Record], second: Seque
 
 
 def _was_asked(key: str, cell: Sequence[Record]) -> bool:
-    """Return whether a run was to take the measure of a figure."""
+    """Return whether one of these runs was asked for the measure that gives the figure."""
     measure = measure_of(key)
+    # A record that does not list its measures counts as asked for all of them.
     return any(measure in record.config.get("measures", [measure]) for record in cell)
 
 
 def _change(pair: _Pair) -> Change:
-    """Compare one figure, among those records of both sides that share its circumstances."""
+    """Compare one figure, using only the records of both sides that share the settings it depends on."""
     figure = pair.figure
+    # An accuracy depends on the training, a time or memory on its kind of work, a count on the image size alone.
     if figure.compared == "seeds":
         traits: Traits = _training_traits
     elif figure.work is not None:
@@ -194,7 +215,7 @@ def _change(pair: _Pair) -> Change:
     return compare_by[figure.compared](alike)
 
 
-# What must agree before two figures compare
+# Settings that must agree before two figures are compared
 
 
 def _image_size(record: Record) -> dict[str, Any]:
@@ -202,7 +223,7 @@ def _image_size(record: Record) -> dict[str, Any]:
 
 
 def _circumstances(work: Work) -> Traits:
-    """Return what must agree before times or memory of a kind of work compare, as a function of a record."""
+    """Return a function that lists the settings of a record on which times and memory of a kind of work depend."""
     sizes = {"latency": (), "inference": ("speed_batch_size",), "training": ("batch_size",)}[work]
     precision = "precision" if work == "training" else "inference_precision"
 
@@ -220,16 +241,17 @@ def _circumstances(work: Work) -> Traits:
 
 
 def _training_traits(record: Record) -> dict[str, Any]:
-    """Return what must agree before two accuracies compare.
+    """Return the settings of a record that must agree before two accuracies are compared.
 
-    How far a machine gets within a time depends on the machine, so it must then agree too.
+    If the budget is a time, the number of training steps depends on the machine, so the machine must agree too.
     """
+    # These two belong to the timing and do not change the training.
     of_inference = ("speed_batch_size", "inference_precision")
     names = [name for name in (*SETTINGS, "learning_rate", "recipe") if name not in of_inference]
     traits = {name: setting(record, name) for name in names}
     for name in ("image_size", "train_images", "test_images", "augment", "synthetic"):
         traits[name] = record.data.get(name)
-    traits["augmentation"] = record.data.get("augmentation") or "not said"  # by records until 2026-11-23
+    traits["augmentation"] = record.data.get("augmentation") or "not said"  # missing until 2026-11-23
     if record.config.get("budget_s") is not None:
         for name in ("device", "threads"):
             traits[f"{name}, within a time"] = record.environment.get(name)
@@ -239,9 +261,18 @@ def _training_traits(record: Record) -> dict[str, Any]:
 def _alike(
     first: Sequence[Record], second: Sequence[Record], traits: Traits
 ) -> tuple[Sequence[Record], Sequence[Record], str]:
-    """Return the records of A and B that share the same traits, or name the trait that differs.
+    """Return the records of A and B that share the same settings, or name the setting that differs.
 
-    Where A has records of several settings, those of the first setting that B has too are taken.
+    If A has records of several settings, the first setting that B has too is used.
+
+    Args:
+        first: Records of A.
+        second: Records of B.
+        traits: Function that returns the settings that must agree.
+
+    Returns:
+        The records of A, the records of B and an empty text. If A and B share no setting, the first record of each and
+        a text that names the setting in which these two differ.
     """
     for record in first:
         wanted = traits(record)
@@ -257,7 +288,7 @@ def _alike(
 
 
 def _exact_change(pair: _Pair) -> Change:
-    """Compare a figure that has no spread."""
+    """Compare a figure that has no measurement spread, such as a count."""
     before, after = pair.medians()
     change = after / before - 1 if before else None
     if before == after:
@@ -272,14 +303,14 @@ def _exact_change(pair: _Pair) -> Change:
 
 
 def _cold_change(pair: _Pair) -> Change:
-    """Compare the times of first calls, of which each process gives one."""
+    """Compare the times of first calls; each process contributes one time."""
     after, before = ([math.log(ms) for ms in _cold_starts(side)] for side in (pair.second, pair.first))
     too_few = f"too few processes of each side, of which {FEWEST_PROCESSES} are needed"
     return _ratio_change(pair, shift(after, before), [], too_few)
 
 
 def _time_change(pair: _Pair) -> Change:
-    """Compare times by their rounds, in units of the yardstick where both runs have the same one."""
+    """Compare times from their rounds, in units of the yardstick if both runs used the same software."""
     work = pair.figure.work
     assert work is not None
     missing = _without_rounds(pair.first, pair.second, work)
@@ -287,6 +318,7 @@ def _time_change(pair: _Pair) -> Change:
         return pair.verdict("not comparable", missing)
     notes = []
     difference = _software_difference(pair.first[0], pair.second[0])
+    # Other versions of the software change the yardstick's own time, so the times then stay as they are.
     raw = bool(difference)
     if raw:
         notes.append(f"{difference}: raw times, in which a machine that was slower as a whole counts too")
@@ -300,13 +332,21 @@ def _time_change(pair: _Pair) -> Change:
 
 
 def _ratio_change(pair: _Pair, log_ratio: Interval, notes: Sequence[str], too_few: str) -> Change:
-    """Return the change that the logarithm of a ratio of times stands for, with its verdict."""
+    """Return the change, with its verdict, from the logarithm of a ratio of times.
+
+    Args:
+        pair: Figure and records.
+        log_ratio: Logarithm of B's time divided by A's, with its interval.
+        notes: Remarks on how the interval was made.
+        too_few: Reason for the lack of an interval, if there is none.
+    """
     change = math.expm1(log_ratio.estimate)
     if log_ratio.low is None or log_ratio.high is None:
         return pair.verdict("too few values", too_few, change)
     low, high = math.expm1(log_ratio.low), math.expm1(log_ratio.high)
     doubts = _doubts(pair)
     reasons = [f"suspect: {'; '.join(doubts)}", *notes] if doubts else notes
+    # Two copies of one network differ by up to `ALIKE`, so a difference must be larger than that.
     word = "no difference found"
     if low > ALIKE:
         word = "slower"
@@ -317,7 +357,7 @@ def _ratio_change(pair: _Pair, log_ratio: Interval, notes: Sequence[str], too_fe
 
 
 def _doubts(pair: _Pair) -> list[str]:
-    """Return the reasons that the runs gave to doubt their own times."""
+    """Return the reasons that the runs gave to doubt their own times, each of them once."""
     doubts: dict[str, None] = {}
     for side, cell in (("A", pair.first), ("B", pair.second)):
         for record in cell:
@@ -327,7 +367,7 @@ def _doubts(pair: _Pair) -> list[str]:
 
 
 def _software_difference(first: Record, second: Record) -> str:
-    """Return in which software two runs differ that the yardstick's own time depends on; empty if in none."""
+    """Return the differences between two runs in software that affects the yardstick; empty if there are none."""
     a, b = _software(first), _software(second)
     return ", ".join(f"{name} {a[name]} against {b[name]}" for name in a if a[name] != b[name])
 
@@ -340,22 +380,25 @@ def _software(record: Record) -> dict[str, Any]:
 def _log_ratio(
     between: float, after: Sequence[Sequence[float]], before: Sequence[Sequence[float]]
 ) -> tuple[Interval, str]:
-    """Return the logarithm of the ratio of two times, and a note on how its interval was made.
+    """Return the logarithm of the ratio of two times with its interval, and a note on how the interval was made.
 
     Args:
-        between: Standard deviation from process to process that is assumed where there are few of them.
-        after: Logarithms of the times of each round in B, by process.
-        before: The same in A.
+        between: Relative standard deviation from process to process, which is assumed if a side has few processes.
+        after: Logarithms of the times of each round in B, one list per process.
+        before: Logarithms of the times of each round in A, one list per process.
     """
+    # With enough processes each of them is one independent value, the median of its rounds.
     middles_after = [statistics.median(rounds) for rounds in after]
     middles_before = [statistics.median(rounds) for rounds in before]
     if min(len(middles_after), len(middles_before)) >= FEWEST_PROCESSES:
         return shift(middles_after, middles_before), ""
-    # The rounds say how uncertain each process is; how far processes lie apart is added to that.
+    # With fewer processes, the rounds give the uncertainty within a process.
     within = shift([v for rounds in after for v in rounds], [v for rounds in before for v in rounds])
     estimate = statistics.fmean(middles_after) - statistics.fmean(middles_before)
     if within.low is None or within.high is None:
         return Interval(estimate, None, None), ""
+    # The assumed spread between processes is added: half the 95 % interval of a difference of two means.
+    # Independent uncertainties add in squares, separately below and above the estimate.
     spread = NORMAL_QUANTILE * between * math.sqrt(1 / len(middles_after) + 1 / len(middles_before))
     low = math.hypot(within.low - within.estimate, spread)
     high = math.hypot(within.high - within.estimate, spread)
@@ -364,7 +407,7 @@ def _log_ratio(
 
 
 def _pace(cell: Sequence[Record]) -> float:
-    """Return the logarithm of the yardstick's time."""
+    """Return the logarithm of the yardstick's time, the median over all rounds of these records."""
     logs = []
     for samples, _ in _timings(cell):
         logs += [math.log(statistics.median(times)) for times in samples["yardstick"]]
@@ -372,17 +415,18 @@ def _pace(cell: Sequence[Record]) -> float:
 
 
 def _widened(ratio: Interval, moved: float) -> tuple[Interval, str]:
-    """Widen the interval of a ratio in units of a yardstick that was itself faster or slower in one of the runs.
+    """Widen the interval of a ratio of times if the yardstick itself was faster or slower in one of the runs.
 
     Args:
-        ratio: Logarithm of the ratio.
-        moved: Logarithm of the change of the yardstick.
+        ratio: Logarithm of the ratio, with times in units of the yardstick.
+        moved: Logarithm of the yardstick's time in B divided by its time in A.
 
     Returns:
-        The wider interval, and a note where the yardstick changed much.
+        The wider interval, and a note if the yardstick changed by more than `MOVED`, else an empty text.
     """
     if ratio.low is None or ratio.high is None:
         return ratio, ""
+    # The share `UNLIKE` of the yardstick's change is an uncertainty of its own and adds in squares.
     more = UNLIKE * abs(moved)
     low = math.hypot(ratio.low - ratio.estimate, more)
     high = math.hypot(ratio.high - ratio.estimate, more)
@@ -394,18 +438,19 @@ def _widened(ratio: Interval, moved: float) -> tuple[Interval, str]:
 
 
 def _by_process(cell: Sequence[Record], work: Work, raw: bool) -> list[list[float]]:
-    """Return the logarithm of the time of each round, by process.
+    """Return the logarithm of the time of each round, one list per process.
 
     Args:
         cell: Records of one network.
-        work: The kind of work.
-        raw: Whether times stay as they are; else they are divided by the yardstick's in the same round.
+        work: Kind of work.
+        raw: Whether times stay in milliseconds; otherwise they are divided by the yardstick's time in the same round.
     """
     processes = []
     for samples, rounds_of_processes in _timings(cell):
         times = [statistics.median(block) for block in samples[work]]
         yardstick = [1.0] * len(times) if raw else [statistics.median(block) for block in samples["yardstick"]]
         logs = [math.log(time / unit) for time, unit in zip(times, yardstick, strict=True)]
+        # The rounds of all processes follow each other in one list; without counts they come from one process.
         start = 0
         for count in rounds_of_processes or [len(logs)]:
             processes.append(logs[start : start + count])
@@ -414,7 +459,10 @@ def _by_process(cell: Sequence[Record], work: Work, raw: bool) -> list[list[floa
 
 
 def _timings(cell: Sequence[Record]) -> list[tuple[dict[str, Any], list[int]]]:
-    """Return the samples of a network with the number of rounds of each process; seeds of a run share theirs."""
+    """Return the timings of a network: its samples and the number of rounds of each process.
+
+    The seeds of a run share one timing, which counts once.
+    """
     timings: list[tuple[dict[str, Any], list[int]]] = []
     for record in cell:
         timing = record.measures["samples_ms"], record.measures.get("process_rounds", [])
@@ -424,7 +472,7 @@ def _timings(cell: Sequence[Record]) -> list[tuple[dict[str, Any], list[int]]]:
 
 
 def _cold_starts(cell: Sequence[Record]) -> list[float]:
-    """Return the time of the first call in each process, each once."""
+    """Return the time of the first call in each process; the seeds of a run share these times, which count once."""
     times: dict[float, None] = {}
     for record in cell:
         for ms in record.measures.get("process_cold_ms") or [{"latency": record.measures["cold_start_ms"]}]:
@@ -433,7 +481,7 @@ def _cold_starts(cell: Sequence[Record]) -> list[float]:
 
 
 def _without_rounds(first: Sequence[Record], second: Sequence[Record], work: Work) -> str:
-    """Return why the times of a record cannot be compared; empty if they can."""
+    """Return why times cannot be compared because a record has no rounds of them; empty if they can."""
     for side, cell in (("A", first), ("B", second)):
         for record in cell:
             samples = record.measures.get("samples_ms", {})
@@ -448,11 +496,12 @@ def _without_rounds(first: Sequence[Record], second: Sequence[Record], work: Wor
 
 
 def _accuracy_change(pair: _Pair) -> Change:
-    """Compare accuracies by seeds where a side has two or more (Welch 1947), else by counts (Newcombe 1998).
+    """Compare accuracies over seeds if a side has two or more (Welch 1947), else by test images (Newcombe 1998).
 
-    Trainings differ from seed to seed by more than the test images say, so a verdict on one seed each is about these
-    two trained networks only; the reason says so. One seed against several is judged by the spread of these. An
-    interval by seeds is never narrower than the test images allow.
+    Accuracies vary between seeds by more than the number of test images explains. With one seed on each side, the
+    verdict therefore holds for these two trained networks only, and the reason says so. If one side has a single seed,
+    the spread of the other side counts for both. An interval over seeds is never narrower than the number of test
+    images allows.
     """
     x, y = (_by_seed(side, pair.figure.key) for side in (pair.first, pair.second))
     before, after = statistics.fmean(x), statistics.fmean(y)
@@ -460,6 +509,7 @@ def _accuracy_change(pair: _Pair) -> Change:
     images = pair.first[0].data["test_images"]
     counted = None
     if max(len(x), len(y)) > 1:
+        # Binomial standard error of the difference, over the test images of all seeds.
         chance = math.sqrt(before * (1 - before) / (images * len(x)) + after * (1 - after) / (images * len(y)))
         half = max(mean_difference(y, x).half_width, NORMAL_QUANTILE * chance)
         low, high = change - half, change + half
@@ -475,7 +525,7 @@ def _accuracy_change(pair: _Pair) -> Change:
 
 
 def _by_seed(cell: Sequence[Record], key: str) -> list[float]:
-    """Return a figure by seed; repeats of a seed count once, as their mean."""
+    """Return one value of a figure per seed; repeats of a seed count once, as their mean."""
     seeds: dict[int, list[float]] = {}
     for record in cell:
         seeds.setdefault(record.seed, []).append(record.measures[key])

@@ -1,4 +1,8 @@
-"""Pictures from records: accuracy against cost, latency against multiply-adds, learning curves, confusion matrices."""
+"""Pictures from records: accuracy against cost, latency against multiply-adds, learning curves, confusion matrices.
+
+The functions that compare networks draw one panel per data set and return None if the records have nothing to show. A
+network has the same colour and marker in all pictures, see `cnnbench.plots.drawing.Scheme`.
+"""
 
 from __future__ import annotations
 
@@ -46,55 +50,69 @@ COSTS = {
     "macs": ("multiply-adds (MACs) per image", "accuracy_macs"),
     LATENCY: ("latency of one image, milliseconds", "accuracy_latency"),
 }
-"""What accuracy is drawn against: axis title and file name by measure."""
+"""Costs that accuracy is drawn against: axis title and file name by key of the figure."""
 SOFT = "#555555"
 LONGEST_TITLE = 44
-"""Characters that a line has room for above a confusion matrix."""
+"""Characters that fit into one line above a confusion matrix."""
 LONGEST_CLASS = 16
-"""Characters of a class name in a picture."""
+"""Characters of a class name in a picture; longer names are shortened."""
 LONGEST_NOTE = 92
-"""Characters that a line has room for below a confusion matrix."""
+"""Characters that fit into one line below a confusion matrix."""
 LONGEST_EXPLANATION = 120
-"""Characters that a line has room for below two panels or more."""
+"""Characters that fit into one line below two or more panels."""
 MOST_NAMED = 40
-"""Networks of a panel that are all named; of more only those whose names cover nothing."""
+"""Largest number of networks in a panel whose names are all written; with more, a name must not cover anything."""
 MOST_NUMBERED_CLASSES = 20
-"""Classes of a confusion matrix whose cells have room for numbers, and its sides for every name."""
+"""Largest number of classes for which a confusion matrix has room for numbers in its cells and for every class name."""
 
 
 Curve = tuple[list[float], list[float]]
+"""Learning curve: numbers of training images seen, and the training accuracy at each of these points."""
 
 
 def panels_drawn(entries: Sequence[Contender]) -> dict[str, list[Contender]]:
-    """Return contenders by data set, for the data sets that a picture has room for."""
+    """Return the contenders by data set, for as many data sets as a picture has panels."""
     groups = by_label(entries)
     return {label: groups[label] for label in list(groups)[:MOST_PANELS]}
 
 
 @plain_text()
 def accuracy_against(records: Sequence[Record], cost: str) -> Figure | None:
-    """Draw test accuracy against a cost, a panel per data set, with its front. None where nothing has both.
+    """Draw test accuracy against a cost, one panel per data set, with the Pareto front.
 
-    A network whose training here was short has an open marker, and a filled one above it at its reference accuracy, if
-    that is known.
+    A network with a short training has an open marker. If its reference accuracy is known, a filled marker shows it.
+
+    Args:
+        records: Records of one or several runs.
+        cost: Key of `COSTS`.
+
+    Returns:
+        The picture; None if no network has both figures.
     """
     return _accuracy_figure(records, measured(contenders(records), cost, "test_accuracy"), cost, short_too=True)
 
 
 @plain_text()
 def reference_against(records: Sequence[Record], cost: str) -> Figure | None:
-    """Draw the accuracy after a reference or full training against a cost, a panel per data set, with its front.
+    """Draw the accuracy after a reference or full training against a cost, one panel per data set, with its front.
 
-    Short trainings, whose accuracies are often far below, are left out, so that the scale shows how the networks differ
-    in the end. None where no network has a reference, or nothing to compare with.
+    Short trainings are left out. Their accuracies are often far lower, and on their scale the final differences between
+    the networks would be hard to see.
+
+    Args:
+        records: Records of one or several runs.
+        cost: Key of `COSTS`.
+
+    Returns:
+        The picture; None if no network has a reference accuracy, or none can be compared with another.
     """
     return _accuracy_figure(records, with_references(records, cost), cost, short_too=False)
 
 
 def with_references(records: Sequence[Record], cost: str) -> list[Contender]:
-    """Return the contenders whose accuracy after a full training is known, where there are two or more to compare.
+    """Return the contenders whose accuracy after a full training is known, from data sets with two or more of them.
 
-    Empty where that is the accuracy of these records for all of them.
+    The list is empty if all these accuracies come from the records themselves and none from a reference training.
     """
     entries = [e for e in measured(contenders(records), cost, "test_accuracy") if e.settled is not None]
     entries = [e for group in by_label(entries).values() if _has_front(group, cost) for e in group]
@@ -104,6 +122,7 @@ def with_references(records: Sequence[Record], cost: str) -> list[Contender]:
 def _accuracy_figure(
     records: Sequence[Record], entries: Sequence[Contender], cost: str, short_too: bool
 ) -> Figure | None:
+    """Draw test accuracy against a cost; `short_too` decides whether accuracies of short trainings are drawn."""
     drawn = panels_drawn(entries)
     if not drawn:
         return None
@@ -114,6 +133,7 @@ def _accuracy_figure(
         log_axis(
             ax, ax.xaxis, [e.mean(cost) for e in group], COSTS[cost][0], _tick if cost == "macs" else "{:g}".format
         )
+        # A network with a reference has a marker at its reference accuracy; its short training is drawn only on demand.
         of_this_run = [e for e in group if short_too or e.reference is None]
         references = [e.reference for e in group if e.reference is not None]
         spreads = [e.spread("test_accuracy") for e in of_this_run]
@@ -125,13 +145,14 @@ def _accuracy_figure(
     title_left(axes, "test accuracy" if short_too else "test accuracy after a full training")
     _explain(figure, drawn, cost, short_too)
     _finish(figure, scheme, drawn)
+    # Names come last, because they depend on the final positions of the panels.
     for label, group in drawn.items():
         _name_accuracies(axes[label], group, cost, scheme)
     return figure
 
 
 def _accuracy_points(ax: Axes, entries: Sequence[Contender], cost: str, scheme: Scheme) -> None:
-    """Draw a marker at the mean over seeds, with a bar over their range, or the interval of the only one."""
+    """Draw a marker at the mean over seeds, with a bar over their range, or over the interval of a single seed."""
     for (colour, marker, converged), group in _alike(entries, scheme).items():
         means = [e.mean("test_accuracy") for e in group]
         ax.errorbar(
@@ -149,9 +170,10 @@ def _accuracy_points(ax: Axes, entries: Sequence[Contender], cost: str, scheme: 
 
 
 def _reference_points(ax: Axes, entries: Sequence[Contender], cost: str, scheme: Scheme, short_too: bool) -> None:
-    """Draw a filled marker at each reference accuracy, with a dotted line from what this run's budget gave.
+    """Draw a filled marker at each reference accuracy.
 
-    Where short trainings are left out there is a bar instead: the range over seeds, or the interval of the only one.
+    If short trainings are drawn too, a dotted line connects the marker with the accuracy of the short training.
+    Otherwise a bar shows the range over the seeds of the reference, or the interval of a single seed.
     """
     for e in entries:
         known = e.reference
@@ -168,12 +190,12 @@ def _reference_points(ax: Axes, entries: Sequence[Contender], cost: str, scheme:
 
 
 def _has_front(entries: Sequence[Contender], cost: str) -> bool:
-    """Return whether a panel has a front: at least two networks whose settled accuracy is known."""
+    """Return whether a panel has a front: two or more networks under the same settings with a settled accuracy."""
     return compare_alike(entries) and sum(e.settled is not None for e in measured(entries, cost)) > 1
 
 
 def _alike(entries: Sequence[Contender], scheme: Scheme) -> dict[tuple[str, str, bool], list[Contender]]:
-    """Return contenders by colour, marker and whether they converged; those alike are one object in a picture."""
+    """Return the contenders by colour, marker and convergence; a picture draws each of these groups as one object."""
     groups: dict[tuple[str, str, bool], list[Contender]] = {}
     for entry in entries:
         look = scheme.looks[entry.model]
@@ -182,9 +204,9 @@ def _alike(entries: Sequence[Contender], scheme: Scheme) -> dict[tuple[str, str,
 
 
 def _bars(middles: Sequence[float], ends: Sequence[tuple[float, float]]) -> list[list[float]]:
-    """Return the lengths of error bars below and above.
+    """Return the lengths of the error bars below and above each middle.
 
-    The mean of equal values may differ from them in its last digit, and a bar has no negative length.
+    The mean of equal values may differ from them in its last digit, so negative lengths are raised to 0.
     """
     below = [max(middle - low, 0.0) for middle, (low, _) in zip(middles, ends, strict=True)]
     above = [max(high - middle, 0.0) for middle, (_, high) in zip(middles, ends, strict=True)]
@@ -192,7 +214,8 @@ def _bars(middles: Sequence[float], ends: Sequence[tuple[float, float]]) -> list
 
 
 def _steps(ax: Axes, entries: Sequence[Contender], cost: str) -> list[tuple[float, float]]:
-    """The corners of the front's line, to the panel's right edge: what is to be had for a cost."""
+    """Return the corners of the front's step line: the best accuracy at each cost, up to the panel's right edge."""
+    # From one point to the next the line runs right at the same accuracy, then up.
     points = [(e.mean(cost), e.settled) for e in front(entries, cost) if e.settled is not None]
     points.append((ax.get_xlim()[1], points[-1][1]))
     return [points[0], *(corner for (_, y), b in pairwise(points) for corner in ((b[0], y), b))]
@@ -206,12 +229,12 @@ def _accuracy_axis(ax: Axes, spreads: Sequence[tuple[float, float]]) -> None:
 
 
 def _percent(share: float, _: int | None = None) -> str:
-    """Return a share as a tick says it: with the decimals that it has, so that 12.5 % is not 12 %."""
+    """Return a share as a tick label in per cent, with its decimals, so that 12.5 % does not become 12 %."""
     return f"{100 * share:.4g}%"
 
 
 def _explain(figure: Figure, drawn: Mapping[str, Sequence[Contender]], cost: str, short_too: bool) -> None:
-    """Says below the panels what line, bars and markers are."""
+    """Write below the panels what the line, the bars and the markers mean."""
     everyone = [e for entries in drawn.values() for e in entries]
     notes = []
     if any(_has_front(entries, cost) for entries in drawn.values()):
@@ -231,7 +254,7 @@ def _explain(figure: Figure, drawn: Mapping[str, Sequence[Contender]], cost: str
 
 
 def _finish(figure: Figure, scheme: Scheme, drawn: Mapping[str, Sequence[Contender]]) -> None:
-    """Adds the legend that many networks need, and settles the panels' places, which names need to know."""
+    """Add the legend if there are many networks, and lay out the panels, so that their positions are final."""
     if scheme.many:
         shown = [scheme.looks[e.model] for entries in drawn.values() for e in entries]
         family_legend(figure, shown, lines=False)
@@ -239,13 +262,14 @@ def _finish(figure: Figure, scheme: Scheme, drawn: Mapping[str, Sequence[Contend
 
 
 def _name_accuracies(ax: Axes, entries: Sequence[Contender], cost: str, scheme: Scheme) -> None:
+    # Networks on the front are named even in a full panel, all networks only in one with few of them.
     best = {id(e) for e in front(entries, cost)}
     needed = best if len(best) <= MOST_NAMED else set()
     if not scheme.many and len(entries) <= MOST_NAMED:
         needed = {id(e) for e in entries}
     names = []
     for e in entries:
-        side = (-1, 1) if id(e) in best else (1, 1)  # above the front and to its left there is no network
+        side = (-1, 1) if id(e) in best else (1, 1)  # no network lies above the front or to its left
         y = e.settled if e.settled is not None else e.mean("test_accuracy")
         names.append(Name(e.mean(cost), y, scheme.names[e.model], id(e) in needed, side))
     lines = []
@@ -257,7 +281,11 @@ def _name_accuracies(ax: Axes, entries: Sequence[Contender], cost: str, scheme: 
 
 @plain_text()
 def latency_against_macs(records: Sequence[Record]) -> Figure | None:
-    """Draw latency against multiply-adds, a panel per data set, with their correlation. None where nothing has both."""
+    """Draw latency against multiply-adds, one panel per data set, with their rank correlation.
+
+    Returns:
+        The picture; None if no network has both figures.
+    """
     drawn = panels_drawn(measured(contenders(records), "macs", "latency_ms_median"))
     if not drawn:
         return None
@@ -283,6 +311,7 @@ def latency_against_macs(records: Sequence[Record]) -> Figure | None:
     figure.supxlabel("marker: median of the calls; bar: first to ninth decile", fontsize=9, color=SOFT)
     _finish(figure, scheme, drawn)
     for label, entries in drawn.items():
+        # Of many networks, only the pair that multiply-adds misjudge most is named in any case.
         needed = {id(e) for e in misjudged(entries) or ()}
         if not scheme.many and len(entries) <= MOST_NAMED:
             needed = {id(e) for e in entries}
@@ -292,7 +321,7 @@ def latency_against_macs(records: Sequence[Record]) -> Figure | None:
 
 
 def _correlation_note(ax: Axes, entries: Sequence[Contender]) -> list[Bbox]:
-    """Writes the rank correlation into a corner, if there is one, and returns the box that it fills."""
+    """Write the rank correlation, if it exists, into a corner of the panel, and return the box that the text fills."""
     found = latency_correlation(entries)
     if found is None:
         return []
@@ -310,16 +339,13 @@ def _tick(value: float) -> str:
 
 
 def with_curves(records: Sequence[Record]) -> dict[str, list[tuple[Record, Curve]]]:
-    """Return the records that have a learning curve, with it, by data set.
-
-    A curve is a pair of lists: the images seen, and the accuracies on them.
-    """
+    """Return the records that have a learning curve, each with its curve, by data set."""
     groups: dict[str, list[tuple[Record, Curve]]] = {}
     for r in records:
         images, steps = r.training.get("images"), r.training.get("steps")
         points = [p for p in r.training.get("curve") or () if p.get("train/accuracy") is not None]
         if points and images and steps:
-            # Lightning counts the steps of a log line from 0.
+            # Lightning counts the steps of logged values from 0.
             seen = [(p["step"] + 1) * images / steps for p in points]
             groups.setdefault(r.data["label"], []).append((r, (seen, [p["train/accuracy"] for p in points])))
     return groups
@@ -327,7 +353,11 @@ def with_curves(records: Sequence[Record]) -> dict[str, list[tuple[Record, Curve
 
 @plain_text()
 def learning_curves(records: Sequence[Record]) -> Figure | None:
-    """Draw training accuracy against the images seen, a panel per data set. None where no cell has a curve."""
+    """Draw training accuracy against the number of images seen, one panel per data set.
+
+    Returns:
+        The picture; None if no record has a learning curve.
+    """
     groups = with_curves(records)
     labels = list(groups)[:MOST_PANELS]
     if not labels:
@@ -352,6 +382,7 @@ def learning_curves(records: Sequence[Record]) -> Figure | None:
         ax.set_ylim(0, 1.02)
         ax.yaxis.set_major_formatter(FuncFormatter(_percent))
         if not many:
+            # The seeds of a network share one entry of the legend.
             handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
             ax.legend(handles.values(), handles.keys(), frameon=False, fontsize=9, loc="best")
     title_left(axes, "training accuracy")
@@ -361,7 +392,7 @@ def learning_curves(records: Sequence[Record]) -> Figure | None:
 
 
 def matrix_title(record: Record, counts: Counts) -> str:
-    """Return what stands above the confusion matrix of a cell: network, data and accuracy, in one line or two."""
+    """Return the title above the confusion matrix of a cell: network, data and accuracy, in one line or two."""
     correct, total = sum(row[index] for index, row in enumerate(counts)), sum(map(sum, counts))
     share = f": {correct / total:.1%}" if total else ""
     name, where = short_names([record.model])[record.model], f"on {shorten(record.data['label'], LONGEST_LABEL)}{share}"
@@ -369,7 +400,7 @@ def matrix_title(record: Record, counts: Counts) -> str:
 
 
 def matrix_note(record: Record) -> str:
-    """Return what stands below the confusion matrix of a cell: a short training, and the worst mistakes."""
+    """Return the note below the confusion matrix of a cell: whether the training was short, and the worst mistakes."""
     lines = [] if record.training.get("converged", True) else ["short training, not converged"]
     short = {name: shorten(name, LONGEST_CLASS) for name in record.data["class_names"]}
     lines += textwrap.wrap(confusion_sentence(record, names=short), LONGEST_NOTE)
@@ -378,7 +409,14 @@ def matrix_note(record: Record) -> str:
 
 @plain_text()
 def draw_confusion(counts: Counts, names: Sequence[str], title: str, note: str) -> Figure:
-    """Draw integer counts, rows are true classes, coloured by share of the row, with a title and a note below."""
+    """Draw a confusion matrix, with each cell coloured by its share of the row.
+
+    Args:
+        counts: Numbers of images, (K, K); rows are true classes, columns are predicted classes.
+        names: Names of the K classes.
+        title: Title above the matrix.
+        note: Text below the matrix.
+    """
     shares = [[n / max(sum(row), 1) for n in row] for row in counts]
     figure = Figure(figsize=(5.6, 5.4), layout="constrained")
     ax = figure.subplots()
@@ -395,18 +433,19 @@ def draw_confusion(counts: Counts, names: Sequence[str], title: str, note: str) 
 
 
 def cell_letters(classes: int) -> int:
-    """Return the size of the numbers in the cells of a confusion matrix, in points."""
+    """Return the font size of the numbers in the cells of a confusion matrix, in points."""
     return 8 if classes <= 10 else 5
 
 
 def cell_colour(share: float) -> str:
-    """Return the colour of the number in a cell, which is the darker the larger its share of the row."""
+    """Return the colour of the number in a cell: white on a dark cell, which holds a large share of its row."""
     return "white" if share > 0.55 else "#222222"
 
 
 @plain_text()
 def name_classes(ax: Axes, names: Sequence[str]) -> None:
-    """Write the classes beside the rows and columns of a matrix of true and predicted ones; of many, some of them."""
+    """Write class names beside the rows and columns of a confusion matrix; of many classes, only every n-th name."""
+    # Smallest step that leaves at most `MOST_NUMBERED_CLASSES` names; -(-a // b) rounds a / b up.
     step = -(-len(names) // MOST_NUMBERED_CLASSES) or 1
     places = range(0, len(names), step)
     shown = [shorten(names[place], LONGEST_CLASS) for place in places]
@@ -424,9 +463,9 @@ def confusion_sentence(record: Record, limit: int = 3, names: Mapping[str, str] 
     """Return the most frequent mistakes of a cell in words.
 
     Args:
-        record: With a confusion matrix.
-        limit: Mistakes that are named.
-        names: What to call the classes; by default as the record does.
+        record: Record with a confusion matrix.
+        limit: Largest number of mistakes that are named.
+        names: Names to use in the sentence, by class name of the record; by default the names of the record.
     """
     classes = [names[name] if names else name for name in record.data["class_names"]]
     worst = most_confused(record.confusion_matrix or [], limit)

@@ -1,4 +1,8 @@
-"""What records say together, in sentences: networks over their seeds, fronts, whether multiply-adds tell the speed."""
+"""Findings from several records, in sentences: accuracies over seeds, Pareto fronts, and multiply-adds against speed.
+
+Only networks that ran under the same settings on the same machine are ranked against each other. An accuracy after a
+short training never ranks networks; a reference accuracy stands in for it where one is known.
+"""
 
 from __future__ import annotations
 
@@ -22,19 +26,19 @@ SETTINGS = (
     *("budget_s", "epochs", "precision", "inference_precision", "memory_format", "mode", "cudnn_benchmark"),
     *("batch_size", "speed_batch_size"),
 )
-"""Settings that must agree before two rows compare."""
+"""Settings that must agree before two rows are compared."""
 _UNSAID = {"mode": "eager", "cudnn_benchmark": False}
-"""What records mean that do not name a setting."""
+"""Values of settings that a record does not name."""
 SURROUNDINGS = ("device", "packages", "threads")
-"""What of the environment must agree before two speeds compare."""
+"""Entries of the environment that must agree before two speeds are compared."""
 MOST_NAMED_WITHOUT = 5
-"""Networks without a reference accuracy that a sentence names; of more it says how many."""
+"""Largest number of networks without a reference accuracy that a sentence names; of more it gives the number."""
 MOST_LISTED = 60
-"""Names, values or sentences that are written out; of more it is said how many there are."""
+"""Largest number of names, values or sentences that are written out; the rest is only counted."""
 NOT_SAID = "not said"
-"""What tables show of a fact that a record does not have."""
+"""Text that tables show for a fact that a record does not have."""
 COSTS = {"macs": "MACs", "latency_ms_median": "latency"}
-"""What accuracy is set against, in words, by measure."""
+"""Costs that accuracy is compared with, in words, by key of the figure."""
 
 
 def budget(record: Record) -> str:
@@ -42,13 +46,13 @@ def budget(record: Record) -> str:
     seconds = record.config.get("budget_s")
     if seconds is not None:
         return f"{seconds:g} s of training"
-    if "epochs" in record.config:
+    if record.config.get("epochs") is not None:
         return f"{record.config['epochs']} epochs"
     return NOT_SAID
 
 
 def listed(names: Iterable[str], separator: str = ", ") -> str:
-    """Return names in a row; of more than `MOST_LISTED` the first ones, and how many more there are."""
+    """Return the names joined in one text; after the first `MOST_LISTED`, the rest is only counted."""
     every = list(names)
     more = len(every) - MOST_LISTED
     if more > 0:
@@ -57,11 +61,11 @@ def listed(names: Iterable[str], separator: str = ", ") -> str:
 
 
 def first_sentences(sentences: Sequence[str], rest: str) -> list[str]:
-    """Return sentences; of more than `MOST_LISTED` the first ones, and one on the rest.
+    """Return the sentences; after the first `MOST_LISTED`, one last sentence counts the rest.
 
     Args:
-        sentences: Each about something else.
-        rest: What the others are, after their number, such as "more networks failed; see results.csv".
+        sentences: Sentences on different things.
+        rest: Words that follow the number of omitted sentences, such as "more networks failed; see results.csv".
     """
     more = len(sentences) - MOST_LISTED
     if more <= 0:
@@ -70,25 +74,25 @@ def first_sentences(sentences: Sequence[str], rest: str) -> list[str]:
 
 
 def said(facts: Mapping[str, Any], name: str) -> Any:
-    """Return a fact of a record, or that it is not said."""
+    """Return a fact of a record, or `NOT_SAID` if the record does not have it."""
     value = facts.get(name)
     return NOT_SAID if value is None else value
 
 
 def setting(record: Record, name: str) -> Any:
-    """What a record says of one of `SETTINGS`."""
+    """Return the value of a setting, also for a record that does not name it."""
     value = record.config.get(name, _UNSAID.get(name))
-    # Until 2026-11-28 inference was timed in the precision of the training.
+    # Until 2026-11-28 inference was timed in the precision of training.
     return record.config.get("precision") if name == "inference_precision" and value is None else value
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A network on a data set under one set of settings: its records differ in the seed only.
+    """A network on a data set under one set of settings; its records differ in the seed only.
 
     Attributes:
-        name: The network's name; with its settings where the data set has the network more than once.
-        records: At least one.
+        name: Name of the network, followed by its settings if the data set has the network under several of them.
+        records: Records of the network, at least one.
     """
 
     name: str
@@ -104,18 +108,19 @@ class Contender:
 
     @property
     def converged(self) -> bool:
+        """Return whether none of the records has a training that was too short or diverged."""
         return all(r.training.get("converged", True) for r in self.records)
 
     @property
     def reference(self) -> Reference | None:
-        """What the network reaches after a longer training than this one, if that is known; None after a full one."""
+        """Return the reference if its training was longer than this one; None after a full training, or if unknown."""
         return reference_of(self.records[0])
 
     @property
     def settled(self) -> float | None:
-        """Accuracy that says how good the network is: after a full training, or a reference; None if there is none.
+        """Return the accuracy after a full training, or else that of the reference training; None if neither is known.
 
-        Of a training that is as long as the reference, which may be the reference itself, its own.
+        If this training is as long as the reference training, or is that training itself, its own accuracy counts.
         """
         known = self.reference
         if known is not None:
@@ -124,7 +129,7 @@ class Contender:
         return self.mean("test_accuracy") if is_long and self.has("test_accuracy") else None
 
     def per_seed(self, key: str) -> list[float]:
-        """A measure per seed that has it; repeats of a seed count once, as their mean."""
+        """Return one value of a figure per seed; repeats of a seed count once, as their mean."""
         found: dict[int, list[float]] = {}
         for r in self.records:
             if r.measures.get(key) is not None:
@@ -132,13 +137,15 @@ class Contender:
         return [statistics.fmean(values) for values in found.values()]
 
     def has(self, key: str) -> bool:
+        """Return whether at least one record has the figure."""
         return bool(self.per_seed(key))
 
     def mean(self, key: str) -> float:
+        """Return the mean of a figure over the seeds."""
         return statistics.fmean(self.per_seed(key))
 
     def spread(self, key: str) -> tuple[float, float]:
-        """The range over the seeds, or the interval of the only one."""
+        """Return the range of a figure over the seeds, or its interval if there is a single seed."""
         values = self.per_seed(key)
         if len(values) > 1:
             return min(values), max(values)
@@ -147,10 +154,11 @@ class Contender:
 
 
 def contenders(records: Sequence[Record]) -> list[Contender]:
-    """Records gathered by data set, network and settings, in the order of their first appearance."""
+    """Return the records grouped by data set, network and settings, in the order of their first appearance."""
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for r in records:
         groups.setdefault((r.data["label"], r.model, *_conditions(r)), []).append(r)
+    # Rivals are the groups of one network on one data set; their names show the settings in which they differ.
     rivals: dict[Any, list[Record]] = {}
     for key, found in groups.items():
         rivals.setdefault(key[:2], []).append(found[0])
@@ -162,13 +170,13 @@ def contenders(records: Sequence[Record]) -> list[Contender]:
 
 
 def _conditions(record: Record) -> tuple[str, ...]:
-    """What must agree before two rows compare."""
+    """Return the settings and surroundings that must agree before two rows are compared, as texts."""
     settings = [str(setting(record, s)) for s in SETTINGS]
     return (*settings, *(str(record.environment.get(s)) for s in SURROUNDINGS))
 
 
 def _traits(record: Record) -> tuple[str, ...]:
-    """Return what may set a record apart from others of its network, in words."""
+    """Return, in words, the settings that may distinguish a record from others of the same network."""
     config, environment = record.config, record.environment
     return (
         budget(record),
@@ -183,29 +191,29 @@ def _traits(record: Record) -> tuple[str, ...]:
 
 
 def packages(record: Record) -> str:
-    """Return the packages that a record names, with their versions."""
+    """Return the packages that a record names, with their versions, as one text."""
     versions = record.environment.get("packages") or {}
     return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
 
 
 def _varied(rivals: Sequence[Record]) -> list[bool]:
-    """Return for each of `_traits` whether the records differ in it."""
+    """Return for each entry of `_traits` whether the records differ in it."""
     return [len(set(values)) > 1 for values in zip(*map(_traits, rivals), strict=True)]
 
 
 def _apart(record: Record, varied: Sequence[bool]) -> list[str]:
-    """Return in brackets what sets a record apart from its rivals, at most one text; none where nothing does.
+    """Return one text in brackets with the settings that distinguish a record from its rivals, or an empty list.
 
     Args:
         record: One of the rivals.
-        varied: What `_varied` says of them.
+        varied: Result of `_varied` for the rivals.
     """
     apart = [trait for trait, differs in zip(_traits(record), varied, strict=True) if differs]
     return [f"({', '.join(apart)})"] if apart else []
 
 
 def by_label(entries: Sequence[Contender]) -> dict[str, list[Contender]]:
-    """Contenders by data set."""
+    """Return the contenders by label of their data set."""
     groups: dict[str, list[Contender]] = {}
     for entry in entries:
         groups.setdefault(entry.label, []).append(entry)
@@ -213,15 +221,19 @@ def by_label(entries: Sequence[Contender]) -> dict[str, list[Contender]]:
 
 
 def compare_alike(entries: Sequence[Contender]) -> bool:
-    """Whether all ran under the same settings on the same machine, so that one may be said to beat another."""
+    """Return whether all contenders ran under the same settings on the same machine, and so may be ranked."""
     return len({_conditions(e.records[0]) for e in entries}) == 1
 
 
 def rivals_by_label(entries: Sequence[Contender]) -> dict[str, list[Contender]]:
-    """Contenders that compare, by data set: where there are several settings or machines, they are in the name."""
+    """Return groups of contenders that may be ranked, by data set.
+
+    If a data set was used under several settings or on several machines, the name of each group contains them.
+    """
     groups: dict[tuple[str, ...], list[Contender]] = {}
     for entry in entries:
         groups.setdefault((entry.label, *_conditions(entry.records[0])), []).append(entry)
+    # The records of a group share their settings, so one of them stands for the group.
     rivals: dict[str, list[Record]] = {}
     for key, group in groups.items():
         rivals.setdefault(key[0], []).append(group[0].records[0])
@@ -233,22 +245,22 @@ def rivals_by_label(entries: Sequence[Contender]) -> dict[str, list[Contender]]:
 
 
 def measured(entries: Sequence[Contender], *keys: str) -> list[Contender]:
-    """Those with all these measures, none of them zero: costs are compared as ratios."""
+    """Return the contenders that have all these figures above 0, since costs are compared as ratios."""
     return [e for e in entries if all(e.has(key) and e.mean(key) > 0 for key in keys)]
 
 
 def front(entries: Sequence[Contender], cost: str) -> list[Contender]:
-    """Return those that no other beats in settled accuracy at equal or lower cost, by rising cost.
+    """Return the contenders on the Pareto front of settled accuracy against a cost, by rising cost.
 
-    A network that has none is left out: what it learns within a short budget says how fast it learns, not how good it
-    is. The accuracies are means over seeds.
+    A contender without a settled accuracy is left out: the accuracy after a short training says how fast a network
+    learns, not how good it is. Accuracies are means over seeds.
     """
     points = [(e, e.mean(cost), e.settled) for e in measured(entries, cost) if e.settled is not None]
     return [points[i][0] for i in pareto_front([(x, y) for _, x, y in points])]
 
 
 def front_sentences(records: Sequence[Record], cost: str) -> list[str]:
-    """A sentence per data set that names the front; none where there is nothing to compare."""
+    """Return a sentence per data set that names its Pareto front; none for a data set with fewer than two networks."""
     sentences = []
     for label, entries in rivals_by_label(contenders(records)).items():
         found = measured(entries, cost, "test_accuracy")
@@ -276,7 +288,7 @@ def _front_sentence(label: str, entries: Sequence[Contender], cost: str) -> str:
 
 
 def reference_sentences(records: Sequence[Record]) -> list[str]:
-    """Return a sentence per network whose training here was short: what it reaches after its reference training."""
+    """Return a sentence per network with a short training: the accuracy that its reference training reaches."""
     sentences = []
     for entry in contenders(records):
         known = entry.reference
@@ -291,11 +303,11 @@ def reference_sentences(records: Sequence[Record]) -> list[str]:
 
 
 def left_out_sentences(records: Sequence[Record], *keys: str) -> list[str]:
-    """Return a sentence per measure that names the networks whose value is 0, which no picture of ratios can show.
+    """Return a sentence per cost that names the networks whose cost is 0, which a logarithmic axis cannot show.
 
     Args:
-        records: All that a picture is made from.
-        keys: Measures that the picture needs.
+        records: All records of the picture.
+        keys: Keys of the figures that the picture needs.
     """
     entries = [e for e in contenders(records) if all(e.has(key) for key in keys)]
     sentences = []
@@ -309,33 +321,33 @@ def left_out_sentences(records: Sequence[Record], *keys: str) -> list[str]:
 
 
 def timed(entries: Sequence[Contender]) -> list[Contender]:
-    """Those with multiply-adds and latency; none where they were not timed under the same conditions."""
+    """Return the contenders with multiply-adds and latency; none if they were timed under different conditions."""
     found = measured(entries, "macs", "latency_ms_median")
     return found if compare_alike(found) else []
 
 
 def latency_correlation(entries: Sequence[Contender]) -> Correlation | None:
-    """Rank correlation of multiply-adds and latency over the networks of one data set."""
+    """Return the rank correlation of multiply-adds and latency over the networks of one data set, if it exists."""
     found = timed(entries)
     return correlate([e.mean("macs") for e in found], [e.mean("latency_ms_median") for e in found])
 
 
 def misjudged(entries: Sequence[Contender]) -> tuple[Contender, Contender] | None:
-    """The two networks whose multiply-adds and latency disagree most: the first has fewer and takes longer."""
+    """Return the two networks whose multiply-adds and latency disagree most: the first has fewer, but takes longer."""
     found = timed(entries)
     pair = inversion([e.mean("macs") for e in found], [latency_spread(e) for e in found])
     return None if pair is None else (found[pair[0]], found[pair[1]])
 
 
 def latency_spread(entry: Contender) -> Spread:
-    """Median and deciles of the calls; the median alone where a record has no more."""
+    """Return the first decile, median and ninth decile of the latency; the median replaces deciles that are missing."""
     median = entry.mean("latency_ms_median")
     low, high = (entry.mean(k) if entry.has(k) else median for k in ("latency_ms_p10", "latency_ms_p90"))
     return Spread(low, median, high)
 
 
 def speed_sentences(records: Sequence[Record]) -> list[str]:
-    """A paragraph per data set on how far multiply-adds tell latency and training time."""
+    """Return a paragraph per data set on how well multiply-adds predict latency and time per image."""
     groups = rivals_by_label(contenders(records))
     sentences = [_speed_sentence(label, entries) for label, entries in groups.items()]
     return first_sentences([text for text in sentences if text], "more groups that compare are left out here")
@@ -355,6 +367,7 @@ def _speed_sentence(label: str, entries: Sequence[Contender]) -> str:
         ("images_per_s", "speed_batch_size", "inference"),
         ("train_images_per_s", "batch_size", "training"),
     ):
+        # The time per image is the inverse of the throughput.
         rated = measured(timed(entries), key)
         other = correlate([e.mean("macs") for e in rated], [1 / e.mean(key) for e in rated])
         if other:
@@ -382,10 +395,11 @@ def _times(ratio: float) -> str:
 
 
 SEED_COLUMNS = ("Model", "Data", "Seeds", "Mean accuracy %", "SD", "Range %")
+"""Header of the table over seeds."""
 
 
 def over_seeds(records: Sequence[Record]) -> list[list[str]]:
-    """The table of accuracies over seeds, its head first; empty where no network was trained with two."""
+    """Return the table of accuracies over seeds, header first; empty if no network was trained with two seeds."""
     entries = [e for e in contenders(records) if e.has("test_accuracy")]
     if all(len(e.per_seed("test_accuracy")) < 2 for e in entries):
         return []

@@ -1,6 +1,6 @@
-"""Many networks compared at once: the Pareto front, and the pair that a cost misjudges most.
+"""Comparison of many networks at once: the Pareto front, and the pair that a cost misjudges most.
 
-Both take far less than a second for thousands of networks, since numpy compares each with each.
+Both take far less than a second for thousands of networks: the front needs one sort, and numpy compares all pairs.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 NOISE = 1.05
-"""Two times or costs whose ratio is smaller than this count as equal."""
+"""Ratio of two times or costs below which they count as equal."""
 
 
 class Spread(NamedTuple):
-    """The time of a call: 10th percentile, median and 90th percentile, in milliseconds."""
+    """The spread of a network's call times: 10th percentile, median and 90th percentile, in milliseconds."""
 
     low: float
     median: float
@@ -23,14 +23,17 @@ class Spread(NamedTuple):
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """The points that no other beats: none is at least as good in both and better in one.
+    """Return the points that no other point beats, by being at least as good in both values and better in one.
 
     Args:
-        points: Pairs of a cost, less is better, and a quality, more is better.
+        points: Pairs of a cost, where less is better, and a quality, where more is better.
 
     Returns:
-        Their indices by rising cost; equal points are on the front together.
+        Indices of these points by rising cost; equal points are on the front together.
     """
+    # Points are visited by rising cost, at equal cost the best quality first.
+    # The last point of the front then has the best quality so far, at no higher cost than the present point.
+    # The present point therefore joins the front only if its quality is better, or if both points are equal.
     front: list[int] = []
     for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
         if not front or points[i][1] > points[front[-1]][1] or points[i] == points[front[-1]]:
@@ -39,14 +42,24 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def inversion(costs: Sequence[float], times: Sequence[Spread]) -> tuple[int, int] | None:
-    """The pair that a cost misjudges most: the first costs less and takes longer, by the largest product of ratios.
+    """Return the pair of networks that a cost misjudges most: the first costs less, but takes longer.
 
-    None where there is no pair of which even the quick calls of the first take longer than the slow ones of the second.
+    A pair counts if even the quick calls of the first (10th percentile) take longer than the slow calls of the second
+    (90th percentile). Of these pairs, the result has the largest product of the ratio of costs and the ratio of median
+    times.
+
+    Args:
+        costs: Cost of each network, such as its multiply-adds.
+        times: Spread of the call times of each network.
+
+    Returns:
+        Indices of the cheaper network and of the more expensive one; None if no pair counts.
     """
     cost = np.asarray(costs, dtype=float)
     low, median, high = (np.array([time[k] for time in times], dtype=float) for k in range(3))
     best, pair = 0.0, None
     for i in range(len(costs)):
+        # Networks that cost more than network i, although even their slow calls are faster than its quick calls.
         misjudged = np.flatnonzero((cost > NOISE * cost[i]) & (low[i] > NOISE * high))
         if not len(misjudged):
             continue

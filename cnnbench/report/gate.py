@@ -1,4 +1,4 @@
-"""What of a comparison does not pass, and how a comparison is shown."""
+"""The gate of `cnnbench compare`, which decides whether a comparison passes, and the tables and notes it prints."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ from cnnbench.measures import figures
 from cnnbench.report.compare import Change
 
 NOT_GATED = "cold_start_ms"
-"""The time of the first call: no gate considers it, since it is taken once per process."""
+"""Figure that fails no gate by being missing or undecided: the first call is timed only once per process."""
 _WORDS = {
     "regressions": "regression",
     "suspects": "suspect, measure again",
     "missing": "missing in B",
     "undecided": "undecided",
 }
+"""Words for the lists of a `Gate` that fail it."""
 
 
 class Gate:
-    """What of a comparison does not pass.
+    """The gate of a comparison, with the changes that fail it sorted by reason.
 
     Args:
         changes: Result of `compare`.
-        percent: Largest regression that passes; None for no gate.
+        percent: Largest regression that passes, in per cent or in points of accuracy; None for no gate.
 
     Attributes:
-        regressions: Figures that are worse by more than that, and beyond chance.
-        suspects: The same, of runs that doubt their own times.
-        missing: Figures that are in A and not in B.
-        undecided: Figures of which nothing can be said.
-        unresolved: Figures that pass, since no regression was found, but whose interval leaves one open.
+        regressions: Figures that are worse by more than `percent`, and beyond chance.
+        suspects: Figures that are worse in the same way, but from runs that doubt their own times.
+        missing: Figures or networks that A has and B lacks.
+        undecided: Figures without a verdict.
+        unresolved: Figures without such a regression, whose interval still includes one; they pass.
     """
 
     def __init__(self, changes: Sequence[Change], percent: float | None) -> None:
@@ -46,6 +47,7 @@ class Gate:
         for change in changes:
             if change.regressed(percent):
                 (self.suspects if change.suspect else self.regressions).append(change)
+            # The remaining lists do not include the time of the first call.
             if change.figure == NOT_GATED:
                 continue
             if change.verdict == "missing":
@@ -57,20 +59,21 @@ class Gate:
 
     @property
     def passed(self) -> bool:
-        """Return whether nothing keeps the comparison from passing."""
+        """Return whether the comparison passes; unresolved figures do not prevent that."""
         return not (self.regressions or self.suspects or self.missing or self.undecided)
 
     def document(self) -> dict[str, Any]:
-        """Return the lists for JSON."""
+        """Return the lists of changes by name, for JSON."""
         return {name: [change._asdict() for change in changes] for name, changes in vars(self).items()}
 
     def lines(self) -> list[str]:
-        """Return a line for each figure that does not pass, and for those that are not resolved."""
+        """Return a line for each change that fails the gate, and one for each figure with unresolved changes."""
         lines = []
         for name, word in _WORDS.items():
             for change in getattr(self, name):
                 what = change.reason if change.change is None else shown_change(change)
                 lines.append(f"{word}: {change.figure} of {change.model} on {change.label}, {what}")
+        # Unresolved changes of a figure share one line, with the worst end of their intervals.
         for figure in dict.fromkeys(change.figure for change in self.unresolved):
             same = [change for change in self.unresolved if change.figure == figure]
             worst = max(change.worst for change in same)
@@ -83,7 +86,7 @@ class Gate:
 
 
 def table(changes: Sequence[Change]) -> Table:
-    """Return a row per figure, for the terminal."""
+    """Return the comparison as a terminal table, with one row per change."""
     drawn = Table(header_style="bold")
     for title in ("Model", "Data", "Figure"):
         drawn.add_column(title, overflow="fold")
@@ -110,7 +113,7 @@ def _value(change: Change, value: float | None) -> str:
 
 
 def shown_change(change: Change) -> str:
-    """Return the change in per cent, or in points of accuracy."""
+    """Return the change as text, in per cent or in points of accuracy; a dash if it has no value."""
     return "-" if change.change is None else _percent(change, change.change)
 
 
@@ -119,12 +122,13 @@ def _percent(change: Change, value: float) -> str:
 
 
 def remarks(changes: Sequence[Change]) -> list[str]:
-    """Return what the table does not say: why figures are not comparable or doubtful, each reason once."""
+    """Return the notes below the table: why figures are not comparable or doubtful, and what the intervals mean."""
     by_reason: dict[str, dict[str, None]] = {}
     for change in changes:
         if change.reason:
             by_reason.setdefault(change.reason, {})[change.figure] = None
     lines = [f"{', '.join(keys)}: {reason}" for reason, keys in by_reason.items()]
+    # Only a verdict from an interval can be false by chance.
     decided = sum(change.low is not None for change in changes)
     lines.append(
         "Times are compared in units of a convolution that both runs timed. By intervals of 95 %, one in twenty of "

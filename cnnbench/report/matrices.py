@@ -1,8 +1,8 @@
-"""Pictures of confusion matrices, thousands of them in a minute.
+"""Pictures of confusion matrices, fast enough to draw thousands of them in a minute.
 
-The frame of a matrix (axes, classes) is the same for all records of a data set. matplotlib draws it once, and it is
-kept as pixels. For a record the cells are painted over it, and Pillow writes numbers, title and note: matplotlib takes
-twenty times as long for the hundred texts of a matrix.
+The frame of a matrix (axes, class names) is the same for all records of a data set. matplotlib draws it once, and its
+pixels are kept. For each record, the cells are painted over these pixels, and Pillow writes the numbers, the title and
+the note: matplotlib takes twenty times as long for the hundred texts of a matrix.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ from cnnbench.report.figures import (
 )
 
 DPI = 160
+"""Pixels per inch of a PNG file."""
 DPI_OF_MANY = 100
-"""Pixels per inch where there are so many that their files would take long."""
+"""Pixels per inch if there are many matrices, whose files would otherwise take long to write."""
 COMPRESSION = 3
-"""Level of the PNG files; higher ones take longer and save little."""
+"""Compression level of PNG files; higher levels take longer and save little."""
 
 
 class MatrixPainter:
-    """Draws the confusion matrices of records, one after the other; all of the same classes share a frame.
+    """A painter of confusion matrices; records of the same classes that follow each other share a frame.
 
     Args:
-        dpi: Pixels per inch of PNG files.
+        dpi: Resolution of PNG files in pixels per inch.
     """
 
     def __init__(self, dpi: int = DPI) -> None:
@@ -50,12 +51,12 @@ class MatrixPainter:
         self._record: Record | None = None
 
     def draw(self, record: Record) -> bool:
-        """Choose the record that `png` and `svg` draw; False if it has no matrix."""
+        """Choose the record that `png` and `svg` draw, and return whether it has a confusion matrix."""
         self._record = record
         return record.confusion_matrix is not None
 
     def png(self) -> bytes:
-        """Return the matrix as a PNG file."""
+        """Return the confusion matrix of the chosen record as a PNG file."""
         record, counts = self._chosen()
         if self._frame is None or self._frame.names != record.data["class_names"]:
             self._frame = _Frame(record.data["class_names"], self._dpi)
@@ -65,7 +66,7 @@ class MatrixPainter:
         return out.getvalue()
 
     def svg(self) -> bytes:
-        """Return the matrix as an SVG file."""
+        """Return the confusion matrix of the chosen record as an SVG file."""
         record, counts = self._chosen()
         names = record.data["class_names"]
         figure = draw_confusion(counts, names, matrix_title(record, counts), matrix_note(record))
@@ -80,21 +81,22 @@ class MatrixPainter:
 
 
 class _Frame:
-    """What the matrices of the same classes share, as pixels, and where the rest goes.
+    """The pixels that all matrices of the same classes share, with the positions of cells and texts.
 
     Args:
-        names: Of the classes.
-        dpi: Pixels per inch.
+        names: Names of the classes.
+        dpi: Resolution in pixels per inch.
     """
 
     def __init__(self, names: Sequence[str], dpi: int) -> None:
         self.names, self._dpi = list(names), dpi
         empty = [[0] * len(names)] * len(names)
-        # As many lines as a title and a note may have, so that the layout fits all records.
+        # The title and the note have the largest number of lines, so that the layout has room for those of any record.
         figure = draw_confusion(empty, names, "two\nlines", "three\nlines\nof notes")
         figure.set_dpi(dpi)
         canvas = FigureCanvasAgg(figure)
         figure.draw_without_rendering()
+        # From here on the layout is fixed, so that hiding the cells and texts moves nothing.
         figure.set_layout_engine("none")
         (ax,) = figure.axes
         self._place(figure, ax)
@@ -104,12 +106,14 @@ class _Frame:
         self._pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
     def _place(self, figure: Figure, ax: Axes) -> None:
-        """Find the pixels of the cells and the fonts and places of the texts; rows of pixels are counted from above."""
+        """Compute the pixels of the cells, and the fonts and positions of the texts, with row 0 at the top."""
         classes, height = len(self.names), figure.bbox.height
         self._colours = ax.images[0].get_cmap()
+        # Cell k reaches from k - 0.5 to k + 0.5; matplotlib counts rows of pixels from the bottom, Pillow from the top.
         edges = ax.transData.transform([(k - 0.5, k - 0.5) for k in range(classes + 1)])
         columns, rows = np.rint(edges[:, 0]).astype(int), np.rint(height - edges[:, 1]).astype(int)
         self._left, self._top = columns[0], rows[0]
+        # The class of each column of pixels, and of each row.
         self._columns = np.repeat(np.arange(classes), np.diff(columns))
         self._rows = np.repeat(np.arange(classes), np.diff(rows))
         self._across, self._down = (columns[:-1] + columns[1:]) / 2, (rows[:-1] + rows[1:]) / 2
@@ -123,16 +127,17 @@ class _Frame:
         self._note_place = ((box.x0 + box.x1) / 2, height - box.y0)
 
     def paint(self, counts: Any, title: str, note: str) -> Image.Image:
-        """Return the picture of a matrix.
+        """Return the picture of a confusion matrix.
 
         Args:
-            counts: Rows are true classes, (K, K).
-            title: One line or two.
-            note: Up to three lines.
+            counts: Numbers of images, (K, K); rows are true classes, columns are predicted classes.
+            title: Title of one or two lines.
+            note: Note of up to three lines.
         """
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         pixels = self._pixels.copy()
         colours = self._colours(shares, bytes=True)[..., :3]
+        # Repeat the colour of each cell, (K, K, 3), over all of its pixels.
         cells = colours[self._rows][:, self._columns]
         pixels[self._top : self._top + len(self._rows), self._left : self._left + len(self._columns)] = cells
         picture = Image.fromarray(pixels)
@@ -150,10 +155,11 @@ class _Frame:
 
 
 def _texts(figure: Figure, ax: Axes) -> tuple[Any, Any]:
-    """Return the title and the note, which matplotlib keeps under private names."""
+    """Return the title and the note of the figure, which matplotlib stores under private names."""
     return ax._left_title, figure._supxlabel  # type: ignore[attr-defined]
 
 
 def _font(points: float, weight: str, dpi: int) -> ImageFont.FreeTypeFont:
     path = findfont(FontProperties(family=mpl.rcParams["font.family"], weight=weight))
+    # Pillow takes font sizes in pixels; a point is 1/72 inch.
     return ImageFont.truetype(path, round(points * dpi / 72), layout_engine=ImageFont.Layout.BASIC)

@@ -1,4 +1,7 @@
-"""The report: a terminal table, Markdown, CSV, one HTML page and PNG pictures, all from records and nothing else."""
+"""The report in all its formats: terminal table, Markdown, CSV, one HTML page and PNG pictures.
+
+All formats are made from records alone. `Report` prepares the content that they share.
+"""
 
 from __future__ import annotations
 
@@ -27,84 +30,91 @@ from cnnbench.report.findings import listed, over_seeds, reference_sentences, sa
 from cnnbench.report.pictures import Drawn, draw_pictures
 
 MANY_ROWS = 30
-"""Rows from which a table says at its foot again what its columns are."""
+"""Number of rows above which the terminal table repeats the column titles below them."""
 MANY_MATRICES = 12
-"""Confusion matrices of which more are folded away."""
+"""Number of confusion matrices above which a page folds them away."""
 CSV_SETTINGS = ("precision", "inference_precision", "budget_s", "batch_size", "speed_batch_size")
+"""Settings that have a column in the CSV file."""
 CSV_TRAINING = ("seconds", "steps", "epochs", "converged")
+"""Facts about the training that have a column in the CSV file."""
 TEXT_COLUMNS_OF_SEEDS = 2
+"""Number of columns with text at the left of the table over seeds; all others hold numbers."""
 SEEDS_MEANING = "Test accuracy over seeds: mean, standard deviation (n - 1), lowest and highest."
 LEFT_OUT_WHEN_NARROW = (
     "flops", "data", "activations", "train_images_per_s", "test_accuracy_interval", "train_accuracy", "budget",
     "epochs", "resident_bytes", "peak_memory_bytes", "images_per_s",
 )  # fmt: skip
-"""Columns that the terminal table does without, one after the other, until it fits; data sets then head their rows."""
+"""Keys of the columns that the terminal table leaves out, in this order, until it fits. Without the column of the data
+set, the label of each data set stands in a row above its records."""
 LONGEST_MODEL = 40
-"""Characters of a network's name that the terminal table gives a line."""
+"""Characters of a network's name that fit into one line of the terminal table."""
 
 
 def _timed(record: Record) -> Mapping[str, Any]:
-    """Return the samples of a record's times, by kind of work; empty where nothing was timed."""
+    """Return the samples of a record's times by kind of work; empty if nothing was timed."""
     return record.measures.get("samples_ms") or {}
 
 
 class Report:
-    """Everything that the formats share: which columns have content, what is to be warned of, what was used.
+    """The content that all formats share: columns, rows, warnings and facts about the measurement.
 
     Args:
-        records: Cells of one or several runs.
+        records: Records of one or several runs.
     """
 
     def __init__(self, records: Sequence[Record]) -> None:
+        # Records of one data set stand together; data sets keep the order of their first appearance.
         labels = dict.fromkeys(r.data["label"] for r in records)
         places = {label: place for place, label in enumerate(labels)}
         self.records = sorted(records, key=lambda r: places[r.data["label"]])
 
     @cached_property
     def columns(self) -> list[Column]:
-        """Columns in which some cell has content; seed and budget only where they differ."""
+        """Return the columns in which some record has a value; seed and budget only if records differ in them."""
         return columns_of(self.records)
 
     @cached_property
     def models(self) -> list[str]:
-        """Networks by their order of appearance."""
+        """Return the names of the networks in the order of their first appearance."""
         return list(dict.fromkeys(r.model for r in self.records))
 
     @cached_property
     def over_seeds(self) -> list[list[str]]:
-        """Accuracies over seeds, the head first; empty where no network has two."""
+        """Return the table of accuracies over seeds, header first; empty if no network has two seeds."""
         return over_seeds(self.records)
 
     def rows(self) -> list[list[str]]:
-        """Return the cells of the table, a row per record."""
+        """Return the cells of the table, one row per record."""
         return [[c.show(r) for c in self.columns] for r in self.records]
 
     @property
     def synthetic(self) -> bool:
+        """Return whether any record was measured on synthetic data."""
         return any(r.data["synthetic"] for r in self.records)
 
     @property
     def title(self) -> str:
+        """Return the title of the report, which says so if data is synthetic."""
         return "cnnbench report" + (" on SYNTHETIC data" if self.synthetic else "")
 
     @cached_property
     def warnings(self) -> list[str]:
-        """What a reader has to know before believing a number."""
+        """Return the warnings that a reader needs before trusting a number."""
         return provenance.warnings(self.records)
 
     @cached_property
     def references(self) -> list[str]:
-        """What the networks reach after their reference training, where that of these records was short."""
+        """Return sentences on the reference accuracies of networks whose training in these records was short."""
         return reference_sentences(self.records)
 
     @cached_property
     def facts(self) -> list[tuple[str, str]]:
-        """Machine, versions, data and settings, each as a name and what was used, joined where records differ."""
+        """Return machine, versions, data and settings as pairs of name and value, with different values joined."""
         return provenance.facts(self.records)
 
     @cached_property
     def groups(self) -> dict[str, list[tuple[Record, list[str]]]]:
-        """Records with their rows, by data set."""
+        """Return the records with their rows, by label of the data set."""
         groups: dict[str, list[tuple[Record, list[str]]]] = {}
         for record, row in zip(self.records, self.rows(), strict=True):
             groups.setdefault(record.data["label"], []).append((record, row))
@@ -112,7 +122,7 @@ class Report:
 
     @property
     def lead(self) -> str:
-        """One sentence on what was measured where."""
+        """Return one sentence that says what was measured, on which machine and when."""
         networks = f"{len(self.models):,} networks"
         if len(self.models) <= MANY:
             networks = ", ".join(self.models)
@@ -126,7 +136,7 @@ class Report:
 
 
 def print_table(report: Report, console: Console) -> None:
-    """Print the tables and what has to be known about them."""
+    """Print the tables and the warnings of a report in the terminal."""
     columns = _fitting(report, console.width)
     table = Table(title=report.title, title_justify="left", title_style="bold", header_style="bold")
     table.show_footer = len(report.records) > MANY_ROWS
@@ -136,6 +146,7 @@ def print_table(report: Report, console: Console) -> None:
         table.add_column(c.title, justify=justify, overflow="fold", footer=c.title, max_width=widest)
     for label, rows in report.groups.items():
         table.add_section()
+        # Without a column of the data set, its label stands in a row of its own.
         if not any(c.key == "data" for c in columns):
             table.add_row(Text(text.printable(label), style="bold"))
         for record, _ in rows:
@@ -150,9 +161,10 @@ def print_table(report: Report, console: Console) -> None:
 
 
 def _fitting(report: Report, width: int) -> list[Column]:
-    """Columns of the terminal table: the less important ones are left out until no cell needs a second line."""
+    """Return the columns of the terminal table, leaving out less important ones until no cell needs a second line."""
 
     def needed(column: Column) -> int:
+        # A column needs its longest cell, a space on each side and a border.
         longest = max(len(cell) for cell in (column.title, *map(column.show, report.records)))
         return 3 + (min(longest, LONGEST_MODEL) if column.key == "model" else longest)
 
@@ -175,7 +187,7 @@ def _print_seeds(rows: Sequence[Sequence[str]], console: Console) -> None:
 
 
 def to_csv(report: Report) -> str:
-    """Return one row per cell with every figure at full precision; keys are those of the records."""
+    """Return the report as CSV: one row per record, every figure at full precision and under its key."""
     scalars = [key for key in figures() if any(key in r.measures for r in report.records)]
     head = ["model", "data", "label", "synthetic", "seed", "status", "reason", "device", "threads"]
     head += [*CSV_SETTINGS, "suspect", *(f"train_{k}" for k in CSV_TRAINING), *scalars]
@@ -192,48 +204,48 @@ def to_csv(report: Report) -> str:
 
 
 class MarkdownPage:
-    """A Markdown document in the making; every method escapes the texts that it is given."""
+    """A Markdown document under construction; every method escapes the texts that it adds."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
 
     def heading(self, title: str, level: int = 2) -> None:
-        """Add a heading with an empty line below."""
+        """Add a heading, followed by an empty line."""
         self._lines += [f"{'#' * level} {text.markdown(title)}", ""]
 
     def paragraph(self, sentence: str) -> None:
-        """Add a paragraph with an empty line below."""
+        """Add a paragraph, followed by an empty line."""
         self._lines += [text.markdown(sentence), ""]
 
     def quote(self, sentence: str) -> None:
-        """Add a quoted paragraph, which warnings are."""
+        """Add a quoted paragraph, the form of warnings, followed by an empty line."""
         self._lines += [f"> {text.markdown(sentence)}", ""]
 
     def table(self, rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> None:
-        """Add a table, its head first.
+        """Add a table.
 
         Args:
-            rows: Cells.
-            numeric: Whether a column is set to the right.
+            rows: Cells as plain text, header first.
+            numeric: Whether each column is aligned to the right.
         """
         self._lines += [*text.markdown_table(rows, numeric), ""]
 
     def bullets(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Add a list of names and what is to be said of them."""
+        """Add a list of pairs, each a name in bold and a text."""
         self._lines += [f"- **{text.markdown(name)}**: {text.markdown(value)}" for name, value in pairs]
         self._lines.append("")
 
     def picture(self, name: str) -> None:
-        """Add a picture of the folder ``figures``.
+        """Add a picture from the folder ``figures``.
 
         Args:
-            name: Of the file without suffix, as `cnnbench.files.safe_name` makes them.
+            name: File name without suffix, in the form that `cnnbench.files.safe_name` returns.
         """
         self._lines += [f"![{text.markdown(name)}](figures/{quote(name)}.png)", ""]
 
     @contextlib.contextmanager
     def folded(self, summary: str) -> Iterator[None]:
-        """Fold what the block adds away under a summary."""
+        """Fold the content that the block adds under a summary."""
         self._lines += [f"<details><summary>{html.escape(text.printable(summary))}</summary>", ""]
         yield
         self._lines += ["</details>", ""]
@@ -246,8 +258,8 @@ def to_markdown(report: Report, drawn: Drawn | None = None) -> str:
     """Return the report as Markdown.
 
     Args:
-        report: What is to be said.
-        drawn: The pictures that lie beside it in ``figures/``; None for a report without pictures.
+        report: Content of the report.
+        drawn: Pictures in the folder ``figures/`` beside the report; None for a report without pictures.
     """
     page = MarkdownPage()
     page.heading(report.title, 1)
@@ -289,11 +301,11 @@ def _add_pictures(page: MarkdownPage, drawn: Drawn) -> None:
 
 
 def to_html(report: Report, drawn: Drawn | None = None) -> str:
-    """Return one page that needs nothing else: styles and pictures are inside.
+    """Return the report as one HTML page that contains its styles and pictures.
 
     Args:
-        report: What is to be said.
-        drawn: The pictures; None for a page without any.
+        report: Content of the report.
+        drawn: Pictures of the report; None for a page without pictures.
     """
     return render(
         "report",
@@ -312,10 +324,10 @@ def write_report(records: Sequence[Record], folder: Path) -> list[Path]:
     A picture that cannot be drawn is left out, with a line on stderr and in the report.
 
     Returns:
-        The files, the page first.
+        Paths of the files, the HTML page first.
 
     Raises:
-        OSError: A file cannot be written; those before it are there.
+        OSError: A file cannot be written; the files before it are complete.
     """
     report = Report(records)
     table, markdown, page = (folder / name for name in ("results.csv", "report.md", "report.html"))
@@ -329,8 +341,9 @@ def write_report(records: Sequence[Record], folder: Path) -> list[Path]:
 
 
 def json_document(records: Sequence[Record]) -> dict[str, Any]:
-    """Return the document of ``--json``: measures at the top level of each cell, under the command's own names."""
+    """Return the document that ``--json`` prints: one object per record, with its figures at the top level."""
     cells = []
+    # The samples of times and the learning curve are left out; the record has them.
     for r in records:
         cells.append(
             {

@@ -1,6 +1,6 @@
-"""The pictures of a report, drawn one at a time: each is made, saved and dropped before the next.
+"""The pictures of a report, drawn one at a time: each is drawn, saved and released before the next.
 
-A picture that cannot be drawn costs only itself. The page and the texts then say which one, and why.
+A picture that cannot be drawn does not affect the others. The report then says which picture is missing, and why.
 """
 
 from __future__ import annotations
@@ -34,36 +34,39 @@ from cnnbench.report.findings import (
 from cnnbench.report.matrices import DPI_OF_MANY, MatrixPainter
 
 MOST_MATRICES = 36
-"""Confusion matrices that stand on the page; all are in the folder of pictures."""
+"""Largest number of confusion matrices on the page; the folder of pictures has all of them."""
 LARGEST_SVG = 250_000
-"""Bytes of an SVG picture on the page; a larger one stands there as PNG, which does not grow with the networks."""
+"""Largest size of an SVG picture on the page in bytes. A larger picture is shown as PNG, whose size does not grow with
+the number of networks."""
 LARGEST_PNG = 250_000
-"""Bytes of a PNG picture on the page; a larger one stands there as WebP."""
+"""Largest size of a PNG picture on the page in bytes; a larger picture is shown as WebP."""
 MOST_VECTORS = 300
-"""Records from which comparisons are not even tried as SVG, which would be larger."""
+"""Largest number of records for which comparisons are tried as SVG; with more, the file would be too large."""
 DPI = 160
+"""Pixels per inch of a PNG file, unless that would exceed `MOST_PIXELS`."""
 MOST_PIXELS = 5_000_000
-"""Pixels of a picture; where there are many panels, their resolution is lower."""
+"""Largest number of pixels of a picture; a picture with many panels has a lower resolution."""
 
 
 class Sheet(Protocol):
     """A drawn picture that can be saved."""
 
     def png(self) -> bytes:
-        """Return it as a PNG file."""
+        """Return the picture as a PNG file."""
 
     def svg(self) -> bytes:
-        """Return it as an SVG file."""
+        """Return the picture as an SVG file."""
 
 
 @dataclass(frozen=True)
 class FigureSheet:
-    """A figure that can be saved."""
+    """A matplotlib figure that can be saved."""
 
     figure: Figure
 
     def png(self) -> bytes:
         """Return the figure as a PNG file of at most `MOST_PIXELS`."""
+        # A picture of width x height inches has width * height * dpi ** 2 pixels.
         width, height = self.figure.get_size_inches()
         return self._save("png", min(DPI, math.sqrt(MOST_PIXELS / (width * height))))
 
@@ -86,11 +89,11 @@ class Picture:
 
     Attributes:
         name: File name without suffix.
-        draw: Makes it; None where the records have nothing for it.
-        describe: Makes the text for those who cannot see it.
-        caption: Makes the sentences below it, which also say what it leaves out.
-        matrix: Whether it is the confusion matrix of a cell, not a comparison.
-        vectors: Whether it can be small as SVG.
+        draw: Function that draws the picture; it returns None if the records have nothing to show.
+        describe: Function that returns the alternative text, for readers who cannot see the picture.
+        caption: Function that returns the sentences below the picture, which also say what it leaves out.
+        matrix: Whether the picture is the confusion matrix of a cell; otherwise it is a comparison.
+        vectors: Whether the picture may be small enough as SVG.
     """
 
     name: str
@@ -103,13 +106,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture that was drawn and stands on the page.
+    """A picture that was drawn and is shown on the page.
 
     Attributes:
         name: File name without suffix.
-        uri: The picture itself, as an address.
-        alt: A text for those who cannot see it.
-        caption: Sentences below it.
+        uri: Data URI that contains the picture.
+        alt: Alternative text, for readers who cannot see the picture.
+        caption: Sentences below the picture.
     """
 
     name: str
@@ -120,15 +123,15 @@ class Shown:
 
 @dataclass
 class Drawn:
-    """What came of drawing the pictures of a report.
+    """The drawn pictures of a report.
 
     Attributes:
         comparisons: Pictures that compare networks.
-        matrices: Confusion matrices, at most `MOST_MATRICES`.
-        all_matrices: How many were drawn.
-        failures: A sentence per picture that could not be drawn.
-        notes: What is to be said of pictures that have nothing to show.
-        files: What was written.
+        matrices: Confusion matrices on the page, at most `MOST_MATRICES`.
+        all_matrices: Number of confusion matrices that were drawn.
+        failures: Sentences on pictures that could not be drawn.
+        notes: Sentences that replace pictures with nothing to show.
+        files: Paths of the written files.
     """
 
     comparisons: list[Shown] = field(default_factory=list)
@@ -140,7 +143,7 @@ class Drawn:
 
     @property
     def more_matrices(self) -> str:
-        """A sentence on the matrices that are in the folder alone; empty if there are none."""
+        """Return a sentence on the matrices that only the folder has; empty if the page has all of them."""
         if self.all_matrices == len(self.matrices):
             return ""
         return (
@@ -150,7 +153,11 @@ class Drawn:
 
 
 def draw_pictures(records: Sequence[Record], folder: Path) -> Drawn:
-    """Draw all pictures of a report and write them to a folder as PNG files.
+    """Draw all pictures of a report, and write them to a folder as PNG files.
+
+    Args:
+        records: Records of the report.
+        folder: Folder of the PNG files.
 
     Raises:
         OSError: A file cannot be written.
@@ -159,15 +166,16 @@ def draw_pictures(records: Sequence[Record], folder: Path) -> Drawn:
     failures: list[str] = []
     with plain_text():
         for picture in all_pictures(records):
+            # The page shows all comparisons, but only the first confusion matrices.
             page = not picture.matrix or len(drawn.matrices) < MOST_MATRICES
             try:
                 png, shown = _make(picture, page, drawn)
-            except Exception as error:  # whatever goes wrong in a picture, the report has everything else
+            except Exception as error:  # an error in one picture must not cost the rest of the report
                 failures.append(failure(picture, error))
                 continue
             finally:
                 if not picture.matrix:
-                    gc.collect()  # the parts of a figure refer to each other, and would stay for long
+                    gc.collect()  # the parts of a figure refer to each other, so only this frees them soon
             if png is None:
                 continue
             path = folder / f"{picture.name}.png"
@@ -181,12 +189,21 @@ def draw_pictures(records: Sequence[Record], folder: Path) -> Drawn:
 
 
 def failure(picture: Picture, error: Exception) -> str:
-    """Return one line that says which picture could not be drawn, and why."""
+    """Return a sentence that says which picture could not be drawn, and why."""
     return f"The picture {picture.name} could not be drawn ({type(error).__name__}: {reason(error)})."
 
 
 def _make(picture: Picture, page: bool, drawn: Drawn) -> tuple[bytes | None, Shown | None]:
-    """Draw a picture, once per format; None where there is nothing to show, or it is not to stand on the page."""
+    """Draw a picture and save it in the formats that it needs.
+
+    Args:
+        picture: Picture to draw.
+        page: Whether the page shows it.
+        drawn: Collection that receives the caption as a note if there is nothing to show.
+
+    Returns:
+        The PNG file, or None if there is nothing to show; and the picture for the page, or None if it is not shown.
+    """
     sheet = picture.draw()
     caption = picture.caption()
     if sheet is None:
@@ -195,6 +212,7 @@ def _make(picture: Picture, page: bool, drawn: Drawn) -> tuple[bytes | None, Sho
     png = sheet.png()
     if not page:
         return png, None
+    # SVG is preferred, then PNG, each unless it is too large; WebP is the smallest.
     svg = sheet.svg() if picture.vectors else b""
     if 0 < len(svg) <= LARGEST_SVG:
         uri = data_uri(svg, "image/svg+xml")
@@ -206,7 +224,7 @@ def _make(picture: Picture, page: bool, drawn: Drawn) -> tuple[bytes | None, Sho
 
 
 def _webp(png: bytes) -> bytes:
-    """Return a picture as WebP, a fifth of the size of a PNG with many points."""
+    """Return a picture as WebP, which has a fifth of the size of a PNG with many points."""
     out = io.BytesIO()
     with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
         image.save(out, "webp", quality=90)
@@ -214,7 +232,7 @@ def _webp(png: bytes) -> bytes:
 
 
 def all_pictures(records: Sequence[Record]) -> Iterator[Picture]:
-    """Yield the pictures of a report: the comparisons, then the confusion matrix of each cell that has one."""
+    """Yield the pictures of a report: the comparisons, then the confusion matrix of each record that has one."""
     yield from comparisons(records)
     painter = MatrixPainter(DPI if len(records) <= MOST_MATRICES else DPI_OF_MANY)
     for name, record in zip(matrix_names(records), records, strict=True):
@@ -223,13 +241,13 @@ def all_pictures(records: Sequence[Record]) -> Iterator[Picture]:
 
 
 def matrix_picture(name: str, record: Record, painter: MatrixPainter, vectors: bool = True) -> Picture:
-    """Return the picture of the confusion matrix of a cell.
+    """Return the picture of the confusion matrix of a record.
 
     Args:
         name: File name without suffix.
-        record: The cell.
-        painter: Draws it; one painter for many matrices is much quicker.
-        vectors: Whether it stands on the page as SVG, which takes four times as much room.
+        record: Record of the cell.
+        painter: Painter of the matrix; sharing one painter between many matrices is much faster.
+        vectors: Whether the page shows the picture as SVG, which is four times as large.
     """
 
     def describe() -> str:
@@ -323,7 +341,7 @@ def _sheet(figure: Figure | None) -> FigureSheet | None:
 
 
 def matrix_names(records: Sequence[Record]) -> list[str]:
-    """Return a file name for the confusion matrix of each record; numbered where runs have the same cell."""
+    """Return a file name for the confusion matrix of each record, numbered if several records are of the same cell."""
     seen: Counter[str] = Counter()
     names = []
     for record in records:

@@ -1,4 +1,4 @@
-"""What has to be known beside the figures: warnings, and with what they were measured."""
+"""Warnings about the figures of a report, and facts about how they were measured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cnnbench.report.findings import (
 
 
 def warnings(records: Sequence[Record]) -> list[str]:
-    """What a reader has to know before believing a number."""
+    """Return the warnings that a reader needs before trusting a number."""
     return [
         *_synthetic(records),
         *_trainings(records),
@@ -57,12 +57,14 @@ def _diverged(records: Sequence[Record]) -> Iterator[str]:
 
 
 def _suspects(records: Sequence[Record]) -> Iterator[str]:
+    """Yield a warning per reason to doubt times, with the networks that it concerns."""
     reasons: dict[str, dict[str, None]] = {}
     for r in records:
         for reason in r.measures.get("suspect", ()):
             reasons.setdefault(reason, {})[f"{r.model} on {r.data['label']}"] = None
     cells = len({(r.model, r.data["label"]) for r in records})
     for reason, names in reasons.items():
+        # A reason that concerns all networks needs no list of them.
         which = "all" if len(names) == cells else listed(names)
         yield f"? Suspect times ({which}): {reason}. Time them again before believing small differences."
 
@@ -84,7 +86,8 @@ def _failures(records: Sequence[Record]) -> Iterator[str]:
 
 
 def facts(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """Machine, versions, data and settings, each as a name and what was used, joined where records differ."""
+    """Return machine, versions, data and settings as pairs of name and value, with different values joined."""
+    # Different values of a fact are kept in the order of their first appearance.
     rows: dict[str, dict[str, None]] = {}
     for r in records:
         for name, value in _facts(r):
@@ -96,13 +99,13 @@ def facts(records: Sequence[Record]) -> list[tuple[str, str]]:
     found = [(name, listed(values, "; ")) for name, values in rows.items()]
     if rates:
         rows_of_rates = (f"{rate:g} {listed(models)}" for rate, models in rates.items())
-        place = list(rows).index("Recipe") + 1  # records that name a learning rate have a training
+        place = list(rows).index("Recipe") + 1  # a record with a learning rate has a training, and so a recipe
         found.insert(place, ("Peak learning rate", listed(rows_of_rates, "; ")))
     return found
 
 
 def _old_augmentation(augment: bool) -> str:
-    """What records said with one bit until 2026-11-23."""
+    """Return the augmentation in words for records from before 2026-11-23, which store only a flag."""
     return "random shift and mirroring" if augment else "none"
 
 
@@ -142,6 +145,7 @@ def _commit(env: Mapping[str, Any]) -> str:
 
 
 def _numbers(config: Mapping[str, Any]) -> str:
+    """Return the number formats, the memory format, the run mode and cuDNN's search as one text."""
     reason = f" ({config['precision_reason']})" if config.get("precision_reason") else ""
     mode = f", {config['mode']}" if config.get("mode") else ""
     search = ", cuDNN's search for kernels on" if config.get("cudnn_benchmark") else ""
@@ -157,6 +161,7 @@ def _batch_sizes(config: Mapping[str, Any]) -> str:
 
 
 JPEG_COPY = "JPEG copy"
+"""Words in the label of a data set that was read from class folders of JPEG files."""
 JPEG_MEANING = (
     "JPEG copy: class folders of CIFAR-10's images that somebody saved as JPEG files, whose pixels differ a little "
     "from the originals; accuracies are not those of the original files"

@@ -1,4 +1,4 @@
-"""Records as Python returns them: a list that prints as the table that the command would have printed."""
+"""Results of the Python functions: a list of records that prints as the table that the command prints."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from cnnbench.report.outputs import Report, print_table, to_markdown
 from cnnbench.report.speeds import sentences, tables
 
 WIDTH = 160
+"""Characters in a line of the table where stdout is not a terminal."""
 
 
 class Results(list[Record]):
-    """Records of networks, with the table of the command as text."""
+    """A list of records whose text is the table of the command."""
 
     def __str__(self) -> str:
         """Return the table that the command prints."""
@@ -25,7 +26,7 @@ class Results(list[Record]):
     def _print(self, console: Any) -> None:
         if not self:
             console.print("no records")
-        elif "network" in self[0].config:  # of speed
+        elif "network" in self[0].config:  # only records of `speed` name the network
             for table in tables(self):
                 console.print(table, markup=False, highlight=False)
             for line in sentences(self):
@@ -34,5 +35,7 @@ class Results(list[Record]):
             print_table(Report(self), console)
 
     def _repr_markdown_(self) -> str:
-        """Return the report for a notebook."""
+        """Return the report as Markdown, for a notebook; for `speed`, the text of its tables."""
+        if self and "network" in self[0].config:
+            return f"```\n{self}\n```"
         return to_markdown(Report(self))

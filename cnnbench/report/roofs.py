@@ -1,7 +1,7 @@
-"""The roofline picture: what networks and their kinds of layers reach, below what the machine can do.
+"""The roofline picture: the rates that networks and their kinds of layers reach, below what the machine can do.
 
-Drawn from numbers alone, as `cnnbench speed --limits --json` prints them (Williams et al. 2009,
-10.1145/1498765.1498785).
+The roof is the highest rate of arithmetic at each intensity, in FLOP per byte moved (Williams et al. 2009,
+10.1145/1498765.1498785). The picture is drawn from numbers alone, as `cnnbench speed --limits --json` prints them.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ GROUP_MARKERS = {
     "activation and pooling": "P",
     "other": "X",
 }
-"""Of kinds of layers; networks are circles, whatever their marker in other pictures."""
+"""Markers of the kinds of layers; networks are always circles here, unlike in other pictures."""
 LEAST_OF_TIME = 0.01
-"""Share of a network's time that a kind of layer must take to be drawn."""
+"""Share of a network's time above which a kind of layer is drawn."""
 
 
 class Roof(NamedTuple):
-    """The roof of the precision that was measured.
+    """The roof of the number format in which the networks were timed.
 
     Attributes:
-        flops_per_s: Its flat part.
-        bytes_per_s: Its slope.
-        cached: The rate of the quickest copy, if caches serve one; else that of memory.
-        name: Of the number format.
-        others: Flat parts of the other formats, by name.
+        flops_per_s: Peak rate of arithmetic, the flat part of the roof.
+        bytes_per_s: Peak rate of memory, the slope of the roof.
+        cached: Rate in bytes per second of the fastest copy that was measured, from caches or from memory.
+        name: Name of the number format.
+        others: Peak rates of arithmetic in the other number formats, by name.
     """
 
     flops_per_s: float
@@ -50,9 +50,11 @@ class Roof(NamedTuple):
 
     @property
     def ridge(self) -> float:
+        """Return the intensity in FLOP per byte above which arithmetic is the limit, not memory."""
         return self.flops_per_s / self.bytes_per_s
 
     def at(self, intensity: float) -> float:
+        """Return the roof in FLOP/s at an intensity in FLOP per byte."""
         return min(self.flops_per_s, intensity * self.bytes_per_s)
 
 
@@ -60,12 +62,12 @@ class Roof(NamedTuple):
 def draw_roofs(
     limits: Mapping[str, Mapping[str, Any]], peaks: Mapping[str, Any], number_format: str, where: str
 ) -> Figure:
-    """Draw a point per network at its batch size, and if these are few a smaller one per kind of layer.
+    """Draw a point per network at its batch size; with few networks, also a smaller point per kind of layer.
 
     Args:
-        limits: By network, of `find_limits`.
-        peaks: Figures of `Peaks`.
-        number_format: The one whose roof holds.
+        limits: Results of `cnnbench.roofline.bounds.find_limits`, by network.
+        peaks: Figures of `cnnbench.roofline.peaks.Peaks`.
+        number_format: Number format whose roof is drawn in full.
         where: Device, precision and batch size, for the title.
     """
     rates = peaks["flops_per_s"]
@@ -91,18 +93,20 @@ def draw_roofs(
         ax.plot(x, y, marker="o", color=scheme.looks[name].colour, markersize=size, markeredgecolor="white", zorder=4)
     _legend(figure, ax, {name: scheme.looks[name] for name in limits}, {kind for _, kind, *_ in groups}, roof)
     figure.draw_without_rendering()
+    # The names come last, because they depend on the final position of the panel.
     names = [Name(x, y, scheme.names[name], needed=not scheme.many) for name, (x, y) in networks.items()]
     write_names(ax, names, scheme.letter_size, _taken(ax, points, roof))
     return figure
 
 
 def _point(costs: Mapping[str, Any], seconds: float) -> tuple[float, float]:
+    """Return the intensity in FLOP per byte, and the achieved FLOP/s."""
     operations = costs["flops"] + costs["other_ops"]
     return operations / costs["moved_bytes"], operations / seconds
 
 
 def _shown(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Kinds of layers that compute something, and take some of the time."""
+    """Return the kinds of layers that do arithmetic and take more than `LEAST_OF_TIME` of the network's time."""
     whole = sum(g["seconds"] or 0 for g in found["groups"])
     return [
         g for g in found["groups"]
@@ -111,13 +115,14 @@ def _shown(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _axes(ax: Axes, points: Sequence[tuple[float, float]], roof: Roof) -> None:
+    # The axes show the ridge and all roofs, not only the points.
     xs, ys = [x for x, _ in points], [y for _, y in points]
     log_axis(ax, ax.xaxis, [*xs, roof.ridge / 4, roof.ridge * 8], "intensity, FLOP per byte moved", "{:g}".format)
     log_axis(ax, ax.yaxis, [*ys, 1.2 * max(roof.flops_per_s, *roof.others.values(), 0)], "achieved FLOP/s", _rate)
 
 
 def _roof(ax: Axes, roof: Roof) -> None:
-    """The roof, its ridge, and faintly those of caches and of other formats."""
+    """Draw the roof and its ridge, and with dashed lines the roofs of caches and of other number formats."""
     low, high = ax.get_xlim()
     ax.plot([low, roof.ridge, high], [roof.at(low), roof.flops_per_s, roof.flops_per_s], color="#222222", linewidth=1.6)
     ax.plot([roof.ridge] * 2, [ax.get_ylim()[0], roof.flops_per_s], color="#999999", linewidth=0.8, linestyle=":")
@@ -125,6 +130,7 @@ def _roof(ax: Axes, roof: Roof) -> None:
         f"ridge {roof.ridge:.3g} FLOP/byte", (roof.ridge, ax.get_ylim()[0]), xytext=(4, 5), textcoords="offset points",
         fontsize=8, color=SOFT,
     )  # fmt: skip
+    # Caches have a roof of their own only if they are clearly faster than memory.
     if roof.cached > 1.2 * roof.bytes_per_s:
         corner = roof.flops_per_s / roof.cached
         ax.plot([low, corner], [low * roof.cached, roof.flops_per_s], color="#222222", linewidth=1, linestyle="--")
@@ -134,7 +140,7 @@ def _roof(ax: Axes, roof: Roof) -> None:
 
 
 def _legend(figure: Figure, ax: Axes, looks: Mapping[str, Look], kinds: set[str], roof: Roof) -> None:
-    """What lines, colours and markers are, to the right of the panel."""
+    """Write to the right of the panel what lines, colours and markers mean."""
     label = f"roof: {with_unit(roof.flops_per_s, 'FLOP/s')} ({roof.name}), {with_unit(roof.bytes_per_s, 'B/s')}"
     handles = [Line2D([], [], color="#222222", linewidth=1.6, label=label)]
     if roof.cached > 1.2 * roof.bytes_per_s:
@@ -157,9 +163,10 @@ def _legend(figure: Figure, ax: Axes, looks: Mapping[str, Look], kinds: set[str]
 
 
 def _taken(ax: Axes, points: Sequence[tuple[float, float]], roof: Roof) -> list[Bbox]:
-    """Boxes around all points and along the roof, which names leave free."""
+    """Return boxes around all points and along the roof, which names must not cover."""
     scale = ax.figure.dpi / 72
     low, high = ax.get_xlim()
+    # 121 intensities at equal distances on the logarithmic axis.
     steps = [low * (high / low) ** (i / 120) for i in range(121)]
     centres = ax.transData.transform([*points, *((x, roof.at(x)) for x in steps)])
     return [Bbox.from_extents(x - 3 * scale, y - 3 * scale, x + 3 * scale, y + 3 * scale) for x, y in centres]

@@ -1,4 +1,7 @@
-"""What records say about speed: tables and sentences of `cnnbench speed`, and ratios of two networks."""
+"""What records say about speed: the tables and sentences of `cnnbench speed`, and the ratios of two networks' times.
+
+Only networks that ran in the same way, or one network that ran in several ways, are compared with each other.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ COLUMNS = {
     "Cold start ms": "cold_start_ms",
     "Peak MiB": "peak_memory_bytes",
 }
+"""Columns of the first table: keys of figures by title."""
 STEP_COLUMNS = {
     "Forward ms": "train_forward_ms",
     "Backward ms": "train_backward_ms",
@@ -36,28 +40,29 @@ STEP_COLUMNS = {
     "Step, device ms": "train_step_ms_device",
     "Resident MiB": "resident_bytes",
 }
-"""The second table."""
+"""Columns of the second table: keys of figures by title."""
 LIMITED = ("inference", "latency")
-"""Kinds of work of which is said what limits them."""
+"""Kinds of work whose limits are shown."""
 WAY = ("precision", "inference_precision", "memory_format", "mode", "cudnn_benchmark")
-"""Settings that make a way of running a network."""
+"""Settings that together form a way of running a network."""
 
 
 def time_ratio(first: Mapping[str, Any], second: Mapping[str, Any], kind: str) -> Interval:
     """Return the ratio of the first network's time to the second's, from the rounds in which both were timed.
 
-    Rounds of a few processes count as they are. With `FEWEST_ROUNDS` processes or more each gives one value, so that
-    what differs from process to process, such as where memory lies, is in the interval.
+    With fewer than `FEWEST_ROUNDS` processes, each round gives one value. Otherwise each process gives one value, so
+    that the interval includes what differs from process to process, such as the position in memory.
 
     Args:
-        first: Measures of one network.
-        second: Measures of another, of the same run.
+        first: Figures of one network.
+        second: Figures of another network, from the same run.
         kind: One of `KINDS`.
     """
     a, b = ([statistics.median(times) for times in measures["samples_ms"][kind]] for measures in (first, second))
     processes = first.get("process_rounds", [])
     if len(processes) < FEWEST_ROUNDS:
         return paired_ratio(a, b)
+    # The rounds of all processes follow each other; a span is the first round of a process and the one after its last.
     ends = list(itertools.accumulate(processes))
     spans = list(zip([0, *ends], ends, strict=False))
     of_first = [statistics.median(a[start:end]) for start, end in spans]
@@ -66,7 +71,7 @@ def time_ratio(first: Mapping[str, Any], second: Mapping[str, Any], kind: str) -
 
 
 def all_ratios(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Return the ratio of every pair of records that may be ranked, by kind of work."""
+    """Return the ratios of times of every pair of records that may be ranked, by kind of work."""
     ratios = []
     for group in _groups(records):
         for a, b in itertools.combinations(group, 2):
@@ -79,7 +84,7 @@ def all_ratios(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def tables(records: Sequence[Record]) -> list[Table]:
-    """Return the tables of a timing: times, parts of a training step, ratios, what limits, batch sizes."""
+    """Return the tables of a timing: times, parts of a training step, ratios, limits, and batch sizes."""
     drawn = [_figure_table("", records, _filled(COLUMNS, records))]
     parts = _filled(STEP_COLUMNS, records)
     if parts:
@@ -95,7 +100,7 @@ def tables(records: Sequence[Record]) -> list[Table]:
 
 
 def sentences(records: Sequence[Record]) -> Iterator[str]:
-    """Yield how the networks were timed, what limits them, and what is doubtful."""
+    """Yield sentences on how the networks were timed, what limits them, and which times are doubtful."""
     config = records[0].config
     processes = max((len(record.measures.get("process_rounds", ())) for record in records), default=0)
     shared = f" of {processes} processes" if processes > 1 else ""
@@ -126,7 +131,7 @@ def sentences(records: Sequence[Record]) -> Iterator[str]:
 
 
 def way_words(records: Sequence[Record]) -> str:
-    """Return in words how the networks ran."""
+    """Return in words how the networks ran; if they ran in several ways, their names already say it."""
     if len({_way(record) for record in records}) > 1:
         return "ways as named"
     first = records[0]
@@ -150,25 +155,26 @@ def _timed(records: Sequence[Record]) -> list[Record]:
 
 
 def _groups(records: Sequence[Record]) -> list[list[Record]]:
-    """Return the records that may be ranked: networks that run in the same way, and the ways of each network."""
+    """Return groups of records that may be ranked: networks that ran in the same way, and the ways of each network."""
     timed = _timed(records)
     by_way: dict[Any, list[Record]] = {}
     by_network: dict[str, list[Record]] = {}
     for record in timed:
         by_way.setdefault(_way(record), []).append(record)
         by_network.setdefault(record.config["network"], []).append(record)
+    # If all networks ran in one way, the groups by network would have a single record each.
     if len(by_way) == 1:
         return list(by_way.values())
     return [*by_way.values(), *by_network.values()]
 
 
 def _both_have(kind: str, *records: Record) -> bool:
-    """Return whether a kind of work was timed for two records; in 16-bit weights there is no training."""
+    """Return whether a kind of work was timed for all records; networks with 16-bit weights are not trained."""
     return all(kind in record.measures["samples_ms"] for record in records)
 
 
 def _filled(columns: Mapping[str, str], records: Sequence[Record]) -> dict[str, str]:
-    """Return the columns without those that only a GPU has and no record here."""
+    """Return the columns without the optional ones that no record fills, such as those that need a GPU."""
     optional = {*STEP_COLUMNS.values(), *(key for key in columns.values() if key.endswith("_queued"))}
     kept = {}
     for title, key in columns.items():
@@ -191,10 +197,10 @@ def _figure_table(title: str, records: Sequence[Record], columns: Mapping[str, s
 
 
 def _ratio_table(group: Sequence[Record]) -> Table:
-    """Return the times of some records as multiples of those of the first."""
+    """Return the table of times as multiples of those of the first record."""
     first, *others = group
     title = f"Times as multiples of {first.model}'s{SUSPECT if first.measures.get('suspect') else ''}"
-    table = Table(title=Text(title), title_justify="left", header_style="bold")  # brackets of a way are no markup
+    table = Table(title=Text(title), title_justify="left", header_style="bold")  # brackets in a name are not markup
     table.add_column("Model", overflow="fold")
     for kind in KINDS:
         table.add_column(kind.capitalize(), justify="right")
@@ -215,7 +221,7 @@ def _ratio_words(ratio: Interval) -> str:
 
 
 def _sweep_table(records: Sequence[Record]) -> Table:
-    """Return inference by batch size."""
+    """Return the table of inference times by batch size."""
     table = Table(title="Inference by batch size", title_justify="left", header_style="bold")
     for name in ("Model", "Batch", "ms", "95 % interval", "Images/s"):
         table.add_column(name, justify="left" if name == "Model" else "right")
@@ -233,7 +239,7 @@ def _sweep_table(records: Sequence[Record]) -> Table:
 
 
 def _limits_table(records: Sequence[Record]) -> Table:
-    """Return the verdicts of a batch and of one image, with the achieved shares of the peaks."""
+    """Return the table of what limits a batch and a single image, with the achieved shares of the peaks."""
     table = Table(title="What limits inference", title_justify="left", header_style="bold")
     table.add_column("Model", overflow="fold")
     last = records[-1].measures["limits"]
@@ -254,7 +260,7 @@ def _limits_table(records: Sequence[Record]) -> Table:
 
 
 def _limit_sentences(records: Sequence[Record]) -> Iterator[str]:
-    """Yield the peaks of the machine, and the evidence of each verdict."""
+    """Yield sentences on the peaks of the machine, and on the evidence for each verdict."""
     peaks = records[0].environment["peaks"]
     rates = ", ".join(f"{name} {with_unit(rate, 'FLOP/s')}" for name, rate in peaks["flops_per_s"].items())
     of_memory = peaks["bytes_per_s"]
@@ -281,12 +287,12 @@ def _images(verdict: Mapping[str, Any]) -> str:
 
 
 def _marked(record: Record) -> str:
-    """Return the name, with a mark where there are reasons to doubt the figures."""
+    """Return the name of the network, with a mark if there are reasons to doubt its times."""
     return record.model + SUSPECT if record.measures.get("suspect") else record.model
 
 
 def _suspects(measures: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Return names by the reasons to doubt their times."""
+    """Return the reasons to doubt times, each with the names that it concerns."""
     names: dict[str, list[str]] = {}
     for name, values in measures.items():
         for reason in values.get("suspect", ()):

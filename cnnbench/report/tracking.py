@@ -1,4 +1,4 @@
-"""The same run in W&B: one group, a run per cell and one with the comparison, all made from records."""
+"""A benchmark in W&B: one group with a run per cell and one run with the comparison, all made from records."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ from cnnbench.text import printable
 Mode = Literal["off", "offline", "online"]
 PROJECT = "cnnbench"
 LOGGED_FILE = Path("wandb") / "logged.txt"
+"""File in the run folder that lists the records that have been logged."""
 LONGEST_NAME = 128
-"""Characters of the name of a run or group that W&B takes."""
+"""Largest number of characters in the name of a run or group that W&B accepts."""
 
 
 def has_key() -> bool:
-    """Whether a W&B key is to be found in the environment or in the netrc file."""
+    """Return whether the environment or the netrc file has a W&B key."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
@@ -42,14 +43,16 @@ def has_key() -> bool:
 
 
 def resolve_mode(asked: Mode, folder: Path) -> Mode:
-    """Goes offline where there is no key, and says so in one line with the command that uploads the runs later.
+    """Return the mode to log in: offline instead of online if no key is available.
+
+    A run that is logged offline is announced in one line, with the command that uploads it later.
 
     Args:
-        asked: What the user wants.
-        folder: Where the runs will lie.
+        asked: Mode that the user asked for.
+        folder: Folder of the benchmark, in which W&B puts its runs.
 
     Raises:
-        UserError: wandb is not installed.
+        UserError: Logging was asked for and wandb is not installed.
     """
     if asked != "off" and importlib.util.find_spec("wandb") is None:
         raise UserError(f"--wandb {asked} needs the package wandb, which is not installed; install it, or leave it out")
@@ -66,11 +69,11 @@ def _upload(folder: Path) -> str:
 
 
 class Tracker:
-    """Logs records to W&B.
+    """A writer of records to W&B.
 
     Args:
-        mode: ``online`` or ``offline``.
-        folder: Run folder; offline runs lie in its ``wandb/``.
+        mode: Mode of W&B, ``online`` or ``offline``.
+        folder: Run folder of the benchmark; its subfolder ``wandb`` holds the offline runs.
     """
 
     def __init__(self, mode: Literal["offline", "online"], folder: Path) -> None:
@@ -78,7 +81,7 @@ class Tracker:
         self._folder = folder
 
     def _start(self, name: str, job_type: str, config: dict[str, Any]) -> Any:
-        """Starts a run; where the server cannot be reached, this and all later runs are offline."""
+        """Start a run of W&B; if no online run can be started, this run and all later ones are offline."""
         import wandb
 
         try:
@@ -100,17 +103,18 @@ class Tracker:
             name=run_name(name),
             job_type=job_type,
             config=config,
-            dir=str(self._folder.resolve()),  # the process that writes has a working directory of its own
+            dir=str(self._folder.resolve()),  # absolute, since W&B's own process has another working directory
             mode=self._mode,
             reinit="finish_previous",
             settings=wandb.Settings(silent=True, console="off", init_timeout=30),
         )
 
     def log_cell(self, record: Record) -> None:
-        """Logs a cell once: configuration, learning curve, figures as the summary, confusion as image and table.
+        """Log a record once: settings, learning curve, figures as summary, confusion matrix as plot and image.
 
-        Which records have been logged is kept in the folder, so that a resumed run logs what an interruption left out.
+        The run folder keeps a list of the logged records, so that a resumed benchmark logs only those that are missing.
         """
+        # A cell that was measured again has another time of creation, so it is logged again.
         mark = printable(f"{record.key} {record.created}")
         path = self._folder / LOGGED_FILE
         logged = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
@@ -125,6 +129,7 @@ class Tracker:
         config |= {key: record.training.get(key) for key in ("recipe", "peak_lr")}
         name = record.key + (" (synthetic)" if record.data["synthetic"] else "")
         run = self._start(name, "cell", config | {"environment": record.environment})
+        # The training step is logged as a value of its own, beside W&B's count of log calls.
         for point in record.training.get("curve", ()):
             run.log({k: v for k, v in point.items() if k != "step"} | {"trainer/step": point["step"]})
         if record.confusion_matrix is not None:
@@ -132,6 +137,7 @@ class Tracker:
             counts = [
                 [names[i], names[j], n] for i, row in enumerate(record.confusion_matrix) for j, n in enumerate(row)
             ]
+            # W&B's function for confusion matrices takes single predictions; its chart is filled with counts here.
             columns = ["Actual", "Predicted", "nPredictions"]
             table = wandb.Table(columns=columns, data=counts)
             fields = {column: column for column in columns}
@@ -144,7 +150,7 @@ class Tracker:
         run.finish(exit_code=0 if record.status == "ok" else 1)
 
     def log_comparison(self, records: Sequence[Record]) -> None:
-        """Logs the table of all cells and the pictures that compare them."""
+        """Log the table of all records and the pictures that compare networks."""
         import wandb
 
         report = Report(records)
@@ -158,7 +164,7 @@ class Tracker:
 
 
 def run_name(name: str) -> str:
-    """Return a name that W&B takes for a run: printable, and a long one is cut and ends in its hash."""
+    """Return a name that W&B accepts for a run: printable, and if it is too long, cut and with its hash at the end."""
     name = printable(name)
     if len(name) <= LONGEST_NAME:
         return name
@@ -167,7 +173,7 @@ def run_name(name: str) -> str:
 
 
 def _log_picture(run: Any, key: str, picture: Picture) -> None:
-    """Draw a picture and log it; one that cannot be drawn is left out, with a line on stderr."""
+    """Draw a picture and log it; a picture that cannot be drawn is left out, with a line on stderr."""
     import wandb
     from PIL import Image
 
@@ -175,7 +181,7 @@ def _log_picture(run: Any, key: str, picture: Picture) -> None:
         with plain_text():
             sheet = picture.draw()
             content = None if sheet is None else sheet.png()
-    except Exception as error:  # whatever goes wrong in a picture, the run has everything else
+    except Exception as error:  # an error in one picture must not cost the rest of the run
         note(f"W&B: {failure(picture, error)}")
         return
     if content is not None:

@@ -1,1 +1,1 @@
-"""What limits a network: peaks of the machine, traffic and arithmetic of operators, and the verdict."""
+"""Roofline of a network: peaks of the machine, traffic and arithmetic of operators, and what limits the speed."""

@@ -1,4 +1,8 @@
-"""What limits timed networks: their loads, the peaks of the machine and their times together."""
+"""Limits of networks that were timed: which of launching, memory and arithmetic bounds each of them.
+
+For each network this brings together its arithmetic and traffic (`cnnbench.roofline.model`), the peaks of the machine
+(`cnnbench.roofline.peaks`) and its measured times.
+"""
 
 from __future__ import annotations
 
@@ -33,19 +37,21 @@ from cnnbench.timing.work import SpeedConfig, Subject
 CONVENTION = f"{TRAFFIC_CONVENTION}; {PEAK_CONVENTION}"
 _KINDS = ("inference", "latency")
 _PASSES = 3
+"""Number of timed passes, after one that does not count."""
 _SLEEP_CYCLES = 100_000_000
-"""About 50 ms of a GPU's clock."""
+"""Clock cycles for which the GPU is kept busy, about 50 ms."""
 _OPERATORS_IN_QUEUE = 200
+"""Number of operators that are launched before the host waits for the GPU again."""
 
 
 class Survey(NamedTuple):
-    """What limits several networks.
+    """Limits of several networks.
 
     Attributes:
-        peaks: Peaks of the machine, the better of before and after the timing.
+        peaks: Peaks of the machine, the better of the measurements before and after the timing.
         doubts: Reasons to doubt the peaks.
-        limits: Figures of `find_limits`, by network.
-        failed: Reasons why a network has none, by network.
+        limits: Result of `find_limits` for each network, by name.
+        failed: Error message for each network whose limits could not be determined, by name.
     """
 
     peaks: Peaks
@@ -55,10 +61,13 @@ class Survey(NamedTuple):
 
 
 def peaks_now(config: SpeedConfig) -> tuple[Peaks, list[str]]:
-    """Measure the peaks of the device, for all number formats that it is made for and those that are timed.
+    """Measure the peaks of the device in every number format that its hardware supports or the timing uses.
+
+    Args:
+        config: Settings of the timing.
 
     Returns:
-        The peaks, and reasons to doubt them.
+        The peaks, and the reasons to doubt them.
     """
     note("peaks of this machine")
     precisions = dict.fromkeys([config.precision, config.way.precision_of("inference")])
@@ -75,22 +84,25 @@ def survey(
     before: tuple[Peaks, list[str]],
     graphs: Mapping[str, Mapping[str, Any]],
 ) -> Survey:
-    """Find what limits networks that were timed.
+    """Determine what limits each of several networks that were timed.
 
     Args:
-        subjects: The networks by name.
-        figures: Figures of `measure_speed`.
-        config: How they were timed.
+        subjects: Networks by name.
+        figures: Figures of `measure_speed` for each network, by name.
+        config: Settings of the timing.
         before: Result of `peaks_now` from before the timing.
-        graphs: Figures of the same networks as CUDA graphs, where there are any.
+        graphs: Figures of the same networks as CUDA graphs, by name; networks without a graph are absent.
+
+    Returns:
+        The limits of each network, and the peaks.
     """
     peaks, doubts = before
     try:
         again, doubts_again = peaks_now(config)
         peaks = peaks.best(again)
-        if not doubts_again:  # one quiet look is enough
+        if not doubts_again:  # one undisturbed measurement is enough, since the better one counts
             doubts = []
-    except RuntimeError as error:  # a network has broken the device; the figures of the others are there
+    except RuntimeError as error:  # a network may have broken the device: keep the peaks from before
         doubts = [*doubts, f"the peaks were not measured again: {type(error).__name__}: {error}"]
     limits: dict[str, dict[str, Any]] = {}
     failed: dict[str, str] = {}
@@ -105,13 +117,13 @@ def survey(
             limits[name] = find_limits(subject, figures[name], config, peaks, graph_s, device_s)
         except Stopped:
             raise
-        except BaseException as error:  # whatever a network does wrong is its own failure, not the others'
+        except BaseException as error:  # an error of one network must not lose the limits of the others
             failed[name] = " ".join(str(error).split())
     return Survey(peaks, doubts, limits, failed)
 
 
 def _device_seconds(figures: Mapping[str, Any], graph: Mapping[str, Any]) -> dict[str, float]:
-    """Return the least time that the GPU itself takes for each kind of work, eager or as a graph."""
+    """Return the shortest time of the GPU itself for each kind of work, eager or as a CUDA graph."""
     seconds = {}
     for kind in _KINDS:
         key = f"{kind}_ms_device"
@@ -124,23 +136,25 @@ def find_limits(
     subject: Subject, figures: Mapping[str, Any], config: SpeedConfig, peaks: Peaks,
     graph_s: Mapping[str, float] | None = None, device_s: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """What limits inference of a network, of one image and of a batch.
+    """Determine what limits the inference of a network, with one image and with a batch.
 
     Args:
-        subject: The network.
-        figures: Of `measure_speed`, of the same subject and config.
-        config: How it was timed.
-        peaks: Of the machine.
-        graph_s: Times of ``latency`` and ``inference`` as a CUDA graph, if there are any.
-        device_s: Of these times, eager or as a graph, what the GPU itself takes, if that is known.
+        subject: Network that was timed.
+        figures: Figures of `measure_speed` for this network with this config.
+        config: Settings of the timing.
+        peaks: Peaks of the machine.
+        graph_s: Seconds of ``latency`` and ``inference`` as a CUDA graph, where they were measured.
+        device_s: Seconds that the GPU itself takes for ``latency`` and ``inference``, the shorter of eager and graph,
+            where they were measured.
 
     Returns:
-        ``latency`` and ``inference``: the `Verdict` of each with ``flops``, ``other_ops`` and ``moved_bytes``;
-        ``groups``: the same numbers for each kind of layer in inference, with ``seconds``, timed operator by operator;
-        ``uncounted``: operators whose arithmetic is missing.
+        Dictionary with ``latency`` and ``inference``, each with the figures of its `Verdict` and ``batch_size``,
+        ``flops``, ``other_ops`` and ``moved_bytes``; ``groups``, a list with the same costs for each kind of layer in
+        inference, with its roofline time ``predicted_s``, and its ``seconds``, timed operator by operator;
+        ``uncounted``, the operators whose arithmetic is not counted.
 
     Raises:
-        UserError: The network cannot be traced, or is compiled.
+        UserError: The network cannot be traced, or it is timed as a compiled network.
     """
     model, shape, way = subject.build(), subject.image_shape, subject.way or config.way
     precision = way.precision_of("inference")
@@ -148,23 +162,27 @@ def find_limits(
         raise UserError("what limits a compiled network is not known: its operators are fused; leave out --mode")
 
     def load(images: int) -> Load:
+        # Operators and bytes in TF32 are those of float32; only the peak differs.
         traced = layer_traffic(model, shape, images, "32-true" if precision == "tf32" else precision)
         return replace(traced, precision=precision)
 
     one = Timed(load(1), figures["latency_ms_median"] / 1e3)
-    many = Timed(load(config.batch_size), figures["inference_ms_median"] / 1e3)
-    others = (many, one) if config.batch_size > 1 else (None, None)
+    batch_size = subject.batch_size or config.batch_size
+    many = Timed(load(batch_size), figures["inference_ms_median"] / 1e3)
+    # Each of the two passes is the second batch size for the other, unless both have one image.
+    others = (many, one) if batch_size > 1 else (None, None)
     found: dict[str, Any] = {}
     for name, timed, other in (("latency", one, others[0]), ("inference", many, others[1])):
         found[name] = {"batch_size": timed.load.batch_size, **_costs(timed.load)}
         extra = (graph_s or {}).get(name), (device_s or {}).get(name)
         found[name] |= bound(timed, peaks, other, *extra).figures()
+    # Operators are timed in the memory format and the number format in which the network itself was timed.
     order = torch.channels_last if way.channels_last else torch.contiguous_format
     if precision in INFERENCE_PRECISIONS:
         model = model.to(weights_type(precision))
     model = model.to(device=config.device, memory_format=order).eval()  # type: ignore[call-overload]
     generator = random_generator(config.device, config.seed)
-    x = torch.randn(config.batch_size, *shape, generator=generator, device=generator.device)
+    x = torch.randn(batch_size, *shape, generator=generator, device=generator.device)
     x = x.to(config.device, weights_type(precision), memory_format=order)
     with cudnn_benchmark(way.cudnn_benchmark):
         seconds = seconds_by_kind(model, x, precision, config.device)
@@ -181,10 +199,19 @@ def _costs(load: Load) -> dict[str, int]:
 
 
 def seconds_by_kind(model: nn.Module, x: Tensor, precision: str, device: torch.device) -> dict[str, float]:
-    """Time operator after operator of inference: the median of a few passes per kind of layer.
+    """Time a forward pass operator by operator, and return the seconds of each kind of layer.
 
-    On a GPU by events around each operator, so that it need not be waited for. The sum is less than the time of a pass
-    by what lies between operators.
+    On a GPU, events around each operator measure the time, so the host need not wait for each operator. The sum over
+    all kinds is less than the time of a pass, because the time between operators is not included.
+
+    Args:
+        model: Network on the device, in evaluation mode.
+        x: Batch of images on the device, (N, C, H, W).
+        precision: Number format, by Lightning's name.
+        device: Device of the network.
+
+    Returns:
+        The median over a few passes for each kind of layer that occurs; see `operators.KINDS`.
     """
     passes = []
     for _ in range(_PASSES + 1):
@@ -195,7 +222,11 @@ def seconds_by_kind(model: nn.Module, x: Tensor, precision: str, device: torch.d
 
 
 class _OperatorClock(TorchDispatchMode):
-    """Notes when operators begin and end."""
+    """Dispatch mode that times each operator that moves data.
+
+    Args:
+        device: Device of the operators.
+    """
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -207,8 +238,8 @@ class _OperatorClock(TorchDispatchMode):
         if not operators.moves_data(func):
             return func(*args, **(kwargs or {}))
         if self._device.type == "cuda" and len(self._calls) % _OPERATORS_IN_QUEUE == 0:
-            # While the GPU is busy with this, the operators are launched; then no event waits for the host. The queue
-            # holds about a thousand entries, and an operator takes three of them.
+            # While the GPU sleeps, the host launches the next operators, so that no event includes a wait for the host.
+            # The queue holds about a thousand entries; an operator and its two events take three of them.
             synchronise(self._device)
             torch.cuda._sleep(_SLEEP_CYCLES)
         begin = self._now()
@@ -219,6 +250,7 @@ class _OperatorClock(TorchDispatchMode):
         return out
 
     def _now(self) -> Any:
+        """Return the time: on a CUDA device an event that is recorded in the stream, else seconds."""
         if self._device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -226,7 +258,7 @@ class _OperatorClock(TorchDispatchMode):
         return event
 
     def seconds(self) -> dict[str, float]:
-        """Return the seconds of all operators of each kind of layer."""
+        """Return the total seconds of the operators of each kind of layer."""
         synchronise(self._device)
         found: dict[str, float] = defaultdict(float)
         for kind, begin, end in self._calls:

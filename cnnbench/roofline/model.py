@@ -1,8 +1,9 @@
-"""What a network asks of a machine, arithmetic and memory, and what that says of its time: the roofline.
+"""Roofline model: the least time that a machine needs for the arithmetic and the memory traffic of a network.
 
-A pass runs without values, on tensors that know their type, so that autocast's casts are in it; every operator is
-costed by the table of `cnnbench.counting.operators`, and moves what it reads and writes. It takes at least the longer
-of the two: its arithmetic at the peak, its bytes at the bandwidth (Williams et al. 2009, 10.1145/1498765.1498785).
+A pass runs on tensors without values that know their device and type, so the casts of autocast are included. The
+arithmetic of each operator comes from the table of `cnnbench.counting.operators`; its traffic is the bytes that it
+reads and writes. An operator takes at least the longer of two times: its operations at the peak rate, and its bytes at
+the memory bandwidth (Williams et al. 2009, 10.1145/1498765.1498785).
 """
 
 from __future__ import annotations
@@ -32,21 +33,21 @@ TRAFFIC_CONVENTION = (
     "that size"
 )
 LAUNCH_SHARE = 0.5
-"""Share of the time that is spent per call, whatever its images, from which on a network is launch-bound."""
+"""Share of the time that is spent per call, whatever the number of images, from which a network is launch-bound."""
 POOR = 0.25
-"""Share of the roofline below which the evidence says that the kernels themselves are slow."""
+"""Ratio of predicted to measured time below which the evidence says that the kernels themselves are slow."""
 FARTHEST = 0.1
-"""Share of the roofline below which neither memory nor arithmetic is called the limit."""
+"""Ratio of predicted to measured time below which neither memory nor arithmetic is called the limit."""
 
 
 class Work(NamedTuple):
-    """One call of an operator.
+    """Work of one call of an operator.
 
     Attributes:
-        kind: Of `operators.KINDS`.
-        flops: Twice its multiply-adds.
-        other_ops: Its other arithmetic.
-        moved_bytes: What it reads and writes.
+        kind: Kind of layer; see `operators.KINDS`.
+        flops: Floating-point operations of convolutions and matrix products, 2 per multiply-add.
+        other_ops: Other arithmetic operations.
+        moved_bytes: Bytes that the operator reads and writes.
     """
 
     kind: str
@@ -55,20 +56,20 @@ class Work(NamedTuple):
     moved_bytes: int
 
     def seconds(self, peaks: Peaks, precision: str) -> tuple[float, float]:
-        """The least time of its arithmetic, and of its memory."""
+        """Return the least seconds for the arithmetic, and the least seconds for the memory traffic."""
         operations = self.flops + self.other_ops
         return operations / peaks.of(precision), peaks.seconds_to_move(self.moved_bytes)
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one pass asks for.
+    """Work of one pass of a network.
 
     Attributes:
-        batch_size: Its images.
-        precision: In Lightning's words.
-        works: Operators in their order; those that move nothing are left out.
-        uncounted: Operators whose arithmetic is not known, with their calls.
+        batch_size: Number of images.
+        precision: Number format, by Lightning's name.
+        works: Work of each operator in the order of the calls, without operators that move no data.
+        uncounted: Operators whose arithmetic is not known, with their number of calls.
     """
 
     batch_size: int
@@ -78,38 +79,42 @@ class Load:
 
     @property
     def flops(self) -> int:
+        """Return the floating-point operations of convolutions and matrix products."""
         return sum(work.flops for work in self.works)
 
     @property
     def other_ops(self) -> int:
+        """Return the other arithmetic operations."""
         return sum(work.other_ops for work in self.works)
 
     @property
     def moved_bytes(self) -> int:
+        """Return the bytes that all operators read and write."""
         return sum(work.moved_bytes for work in self.works)
 
     @property
     def operations(self) -> int:
+        """Return all arithmetic operations."""
         return self.flops + self.other_ops
 
     @property
     def intensity(self) -> float:
-        """Operations per byte."""
+        """Return the arithmetic intensity: operations per byte."""
         return self.operations / max(self.moved_bytes, 1)
 
     def by_kind(self) -> dict[str, Load]:
-        """Its parts, by kind of layer, in the order of `operators.KINDS`; kinds that it has not are left out."""
+        """Return the load of each kind of layer that occurs, in the order of `operators.KINDS`."""
         parts: dict[str, list[Work]] = defaultdict(list)
         for work in self.works:
             parts[work.kind].append(work)
         return {k: Load(self.batch_size, self.precision, tuple(parts[k])) for k in operators.KINDS if k in parts}
 
     def seconds(self, peaks: Peaks) -> float:
-        """The roofline's time: the sum over operators, one after the other."""
+        """Return the least time by the roofline: the sum over operators, which run one after the other."""
         return sum(max(work.seconds(peaks, self.precision)) for work in self.works)
 
     def memory_share(self, peaks: Peaks) -> float:
-        """Share of that time in operators whose memory takes longer than their arithmetic."""
+        """Return the share of the roofline's time in operators whose traffic takes longer than their arithmetic."""
         times = [work.seconds(peaks, self.precision) for work in self.works]
         return sum(memory for arithmetic, memory in times if memory > arithmetic) / max(sum(map(max, times)), 1e-30)
 
@@ -117,17 +122,24 @@ class Load:
 def layer_traffic(
     model: nn.Module, image_shape: Sequence[int], batch_size: int, precision: str = "32-true", training: bool = False
 ) -> Load:
-    """Traces a pass of a network, which is neither run nor changed. Operators and autocast are those of the CPU.
+    """Trace the arithmetic and memory traffic of a pass; the network is neither run nor changed.
+
+    The operators and the casts of autocast are those of the CPU.
 
     Args:
-        model: Any network that takes one batch of images and returns tensors.
-        image_shape: Channels and extents of one image.
-        batch_size: Images.
-        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``, or of inference ``bf16-true`` or ``16-true``.
-        training: Whether it is forward in training mode and backward, without loss and optimizer, not inference.
+        model: Network that takes one batch of images and returns tensors.
+        image_shape: Channels and spatial dimensions of one image, such as (C, H, W).
+        batch_size: Number of images.
+        precision: Number format: ``32-true``, ``bf16-mixed`` or ``16-mixed``, and for inference also ``bf16-true`` or
+            ``16-true``.
+        training: Whether to trace a training step (forward and backward, without loss and optimizer) in place of
+            inference.
+
+    Returns:
+        The work of each operator.
 
     Raises:
-        UserError: An argument is none of these, or the network does not run on such images.
+        UserError: The precision or batch size is not valid, or the network does not run on such images.
     """
     valid = [name for name in (*PRECISIONS, *INFERENCE_PRECISIONS) if name != "auto"]
     if precision not in valid:
@@ -138,7 +150,7 @@ def layer_traffic(
         return _trace(model, image_shape, batch_size, precision, training)
     except (UserError, Stopped):
         raise
-    except BaseException as error:  # whatever forward or backward of somebody else's network raises
+    except BaseException as error:  # a user's network may raise any error
         text = " ".join(str(error).split())[:300]
         raise UserError(
             f"cannot trace {type(model).__name__} with {batch_size} images of {'x'.join(map(str, image_shape))}: "
@@ -165,7 +177,10 @@ def _trace(model: nn.Module, image_shape: Sequence[int], batch_size: int, precis
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
-    """Give parameters and buffers in floating point another type; ``Module.to`` cannot in a `FakeTensorMode`."""
+    """Convert floating-point parameters and buffers to another type.
+
+    ``Module.to`` does not work inside a `FakeTensorMode`.
+    """
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.is_floating_point():
@@ -176,7 +191,7 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 class _Tracer(TorchDispatchMode):
-    """Notes the work of every operator."""
+    """Dispatch mode that records the work of every operator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -198,12 +213,13 @@ class _Tracer(TorchDispatchMode):
 
 
 def _bytes(values: Any) -> int:
-    """Bytes of distinct tensors; what a dimension of stride 0 repeats counts once."""
+    """Return the bytes of all distinct tensors; elements that a stride of 0 repeats count once."""
     distinct = {id(t): t for t in tensors_in(values)}
     return sum(_own_elements(t) * t.element_size() for t in distinct.values())
 
 
 def _own_elements(tensor: Tensor) -> int:
+    """Return the number of elements without those that a stride of 0 repeats."""
     count = 1
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         count *= size if stride or not size else 1
@@ -213,26 +229,38 @@ def _own_elements(tensor: Tensor) -> int:
 def predicted_seconds(
     model: nn.Module, image_shape: Sequence[int], batch_size: int, peaks: Peaks, precision: str, training: bool = False
 ) -> float:
-    """The time that the roofline allows a pass of a network; see `layer_traffic`."""
+    """Return the least time of a pass by the roofline.
+
+    Args:
+        model: Network that takes one batch of images and returns tensors.
+        image_shape: Channels and spatial dimensions of one image, such as (C, H, W).
+        batch_size: Number of images.
+        peaks: Peaks of the machine.
+        precision: Number format; see `layer_traffic`.
+        training: Whether the pass is a training step; see `layer_traffic`.
+
+    Raises:
+        UserError: The pass cannot be traced, or the peak of this precision was not measured.
+    """
     return layer_traffic(model, image_shape, batch_size, precision, training).seconds(peaks)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What limits a pass.
+    """Verdict on what limits a pass, with the figures behind it.
 
     Attributes:
-        bound: ``launch-bound``, ``memory-bound``, ``compute-bound``, or ``not determined`` where nothing tells apart
-            what is spent per call, or where the kernels are so far below the roofline that it is neither.
-        evidence: Why, in one sentence.
-        intensity: Operations per byte.
-        measured_s: What it took.
-        predicted_s: What the roofline allows.
-        of_peak_flops: Achieved share of the peak arithmetic.
-        of_peak_bandwidth: Achieved share of the rate of copying memory; above 1 where caches serve it.
-        of_roofline: Predicted over measured time.
+        bound: ``launch-bound``, ``memory-bound``, ``compute-bound`` or ``not determined``; the function `bound` has the
+            rule.
+        evidence: Reasons for the verdict, in one sentence.
+        intensity: Arithmetic intensity in operations per byte.
+        measured_s: Measured seconds of the pass.
+        predicted_s: Least seconds of the pass by the roofline.
+        of_peak_flops: Achieved share of the peak arithmetic rate.
+        of_peak_bandwidth: Achieved share of the rate of a large copy in memory; above 1 where caches serve the traffic.
+        of_roofline: Predicted time divided by measured time.
         memory_share: Share of the predicted time in operators that memory limits.
-        per_call_share: Share of the measured time that is spent per call, not per image; None if not known.
+        per_call_share: Share of the measured time that is spent per call and not per image; None if not known.
     """
 
     bound: str
@@ -247,11 +275,17 @@ class Verdict:
     per_call_share: float | None
 
     def figures(self) -> dict[str, Any]:
+        """Return the figures by name."""
         return asdict(self)
 
 
 class Timed(NamedTuple):
-    """A pass and its measured time."""
+    """Pass of a network and its measured time.
+
+    Attributes:
+        load: Work of the pass.
+        seconds: Measured seconds of the pass.
+    """
 
     load: Load
     seconds: float
@@ -264,24 +298,32 @@ def bound(
     graph_s: float | None = None,
     device_s: float | None = None,
 ) -> Verdict:
-    """What limits a pass: launching its operators, memory, or arithmetic.
+    """Decide what limits a pass: launching its operators, memory, or arithmetic.
 
-    It is launch-bound if half of its time or more does not grow with the work: by the part of it in which the GPU waits
-    for the host, or by what a CUDA graph of it saves, or else by the straight line of time over images through two
-    batch sizes, less the part of its start that the roofline explains, such as reading the weights. Otherwise it is
-    bound by what limits the larger part of the roofline's time.
-    With neither a graph nor another batch size, that is said only of passes that spend half of their time or more as
-    the roofline allows; and never of those that spend less than a tenth so.
+    The rule has three steps:
+
+    1. The share of the time that is spent per call is estimated. With `device_s` it is the share in which the GPU waits
+       for the host; with `graph_s` alone, the share that the CUDA graph saves. With `other`, a straight line through
+       the times of two batch sizes gives the time that does not grow with the images; the part of it that the roofline
+       explains, such as reading the weights, is subtracted. If there are several estimates, the largest counts. From
+       `LAUNCH_SHARE` on, the pass is launch-bound.
+    2. The pass is ``not determined`` if it is too slow for the roofline to explain: if the roofline's time is less than
+       `FARTHEST` of the measured time, or, where the share per call is not known, less than `LAUNCH_SHARE` of it.
+    3. Otherwise the pass is bound by memory or by arithmetic, whichever limits the larger part of the roofline's time.
 
     Args:
-        timed: The pass, with its time.
-        peaks: Of the machine.
-        other: The same network with another number of images.
-        graph_s: Time of the pass as a CUDA graph; it too begins with a launch that the GPU waits for.
-        device_s: What the GPU itself takes for the pass, the shorter of launched in advance and as a graph.
+        timed: Pass with its measured time.
+        peaks: Peaks of the machine.
+        other: Pass of the same network with another number of images.
+        graph_s: Seconds of the pass as a CUDA graph, including the one launch that the GPU waits for.
+        device_s: Seconds that the GPU itself takes for the pass, the shorter of queued in advance and as a graph.
+
+    Returns:
+        The verdict with its evidence.
 
     Raises:
-        UserError: A time is not above 0, or both passes have the same number of images.
+        UserError: A time is not above 0, or both passes have the same number of images, or the peak of this precision
+            was not measured.
     """
     load, seconds = timed
     for value in (seconds, graph_s, device_s, other.seconds if other else None):
@@ -294,8 +336,8 @@ def bound(
     share = by_line
     without_host_s = device_s if device_s is not None else graph_s
     if without_host_s is not None:
-        # A pass with more launches than a queue holds, or one that reads values, waits for the host there too; then
-        # the straight line knows better.
+        # A pass with more launches than the queue holds, or one that reads values, waits for the host there too. The
+        # time without the host is then too long, and the straight line gives the better estimate.
         share = max(0.0, 1 - without_host_s / seconds, by_line or 0.0)
     if share is not None and share >= LAUNCH_SHARE:
         name = "launch-bound"
@@ -338,15 +380,25 @@ def bound(
 
 
 def _per_call_share(timed: Timed, peaks: Peaks, other: Timed) -> float:
-    """Share of the time that neither grows with the images nor is in the roofline."""
+    """Return the share of the time that neither grows with the images nor is part of the roofline's time.
+
+    Args:
+        timed: Pass with its measured time.
+        peaks: Peaks of the machine.
+        other: Pass of the same network with another number of images.
+
+    Raises:
+        UserError: Both passes have the same number of images.
+    """
     images = other.load.batch_size - timed.load.batch_size
     if not images:
         raise UserError(f"both passes have {timed.load.batch_size} images; the slope needs two batch sizes")
 
     def start(here: float, there: float) -> float:
-        """Time of no images at all, by the straight line, which does not fall."""
+        """Return the time for no images at all, by a straight line with a slope of at least 0."""
         return here - max(0.0, (there - here) / images) * timed.load.batch_size
 
+    # The roofline has a start of its own, such as reading the weights, which is no cost of launching.
     extra = start(timed.seconds, other.seconds) - start(timed.load.seconds(peaks), other.load.seconds(peaks))
     return min(1.0, max(0.0, extra / timed.seconds))
 

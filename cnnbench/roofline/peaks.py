@@ -1,7 +1,8 @@
-"""What this very machine can do at most: dense products per number format, and copying memory.
+"""Peaks of this machine: dense arithmetic in each number format, and copies in memory.
 
-A peak is a maximum: of a few sizes, of a few calls each, of matrix products and of a convolution, since the library
-that is the faster at one is not always at the other. It is no data sheet: a network may still be a little above it.
+Each peak is the best rate of several measurements: of a few sizes with a few calls each, and of both matrix products
+and a convolution, since the faster library for one is not always the faster for the other. Peaks are measured rates and
+not the limits of a data sheet, so a network may still exceed them slightly.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ PEAK_CONVENTION = (
     "convolution; copies, bytes read plus bytes written, of memory far larger than the caches, and of less"
 )
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Number format by precision: mixed and true 16-bit precisions use the same arithmetic.
 _FORMATS = {
     "32-true": "fp32",
     "tf32": "tf32",
@@ -34,28 +36,33 @@ _FORMATS = {
     "16-mixed": "fp16",
     "16-true": "fp16",
 }
+# Rows and columns of the square matrices.
 _SIZES = {"cpu": (512, 1024), "cuda": (2048, 4096, 8192)}
 _CONVOLUTIONS = {"cpu": (8, 128, 28), "cuda": (256, 256, 28)}
-"""Images, channels in and out, pixels of the 3x3 convolution."""
+"""Batch size, channels in and out, and height and width in pixels of the 3x3 convolution."""
 _LEAST_COPY = {"cpu": 2**27, "cuda": 2**32}
+"""Least bytes of the large copy, which must not fit in a cache."""
 _SMALL_COPIES = (2**19, 2**21, 2**23, 2**24, 2**25)
+"""Bytes of the smaller copies, which caches may serve."""
 _FEWEST_CALLS = 5
-_CACHES_IN_COPY = 4  # the copied memory is so many times the last cache, if that is known
+_CACHES_IN_COPY = 4
+"""Least size of the large copy, in multiples of the last cache, if the size of that is known."""
 _LAUNCHES_S = 0.002
-"""Seconds of calls that are queued together on a GPU, where starting one alone takes longer than many of them."""
+"""Seconds of calls that are queued together on a GPU, where a launch takes longer than a short call."""
 _MOST_LAUNCHES = 500
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """Peaks of a device.
+    """Peak rates of a device.
 
     Attributes:
-        flops_per_s: Dense products by number format: ``fp32``, ``tf32``, ``bf16``, ``fp16``.
-        bytes_per_s: Of a copy out of and into memory, read and written bytes together.
-        copied_bytes: Size of what was copied.
-        cached: The same of copies that caches may serve: read and written bytes, and their rate.
-        probes: Every measured rate, FLOP/s, by format and probe.
+        flops_per_s: Peak FLOP/s of dense products by number format: ``fp32``, ``tf32``, ``bf16``, ``fp16``.
+        bytes_per_s: Peak rate of a copy in memory, in bytes per second; bytes read and bytes written are added.
+        copied_bytes: Size of the memory that was copied, in bytes.
+        cached: Rates of smaller copies that caches may serve; each entry has the bytes read and written, and bytes per
+            second.
+        probes: Every measured FLOP/s, by number format and probe.
     """
 
     flops_per_s: Mapping[str, float]
@@ -71,10 +78,13 @@ class Peaks:
             raise UserError(f"peak {wrong} must be above 0")
 
     def format_of(self, precision: str) -> str:
-        """The number format that a precision is computed in.
+        """Return the number format in which a precision computes.
+
+        Args:
+            precision: Precision by Lightning's name, such as ``bf16-mixed``, or ``tf32``.
 
         Raises:
-            UserError: The peak of this precision was not measured.
+            UserError: The precision is unknown, or its peak was not measured.
         """
         if precision not in _FORMATS:
             raise unknown("precision", precision, _FORMATS)
@@ -86,19 +96,28 @@ class Peaks:
         return found
 
     def of(self, precision: str) -> float:
-        """FLOP/s at most."""
+        """Return the peak FLOP/s of a precision; errors are those of `format_of`."""
         return self.flops_per_s[self.format_of(precision)]
 
     def ridge(self, precision: str) -> float:
-        """FLOP per byte from which on arithmetic, not memory, is the limit."""
+        """Return the arithmetic intensity, in FLOP per byte, above which arithmetic is the limit and not memory."""
         return self.of(precision) / self.bytes_per_s
 
     def seconds_to_move(self, moved_bytes: int) -> float:
-        """The least time to read and write so many bytes in all, from a cache where so much of it fits in."""
+        """Return the least seconds to read and write data.
+
+        Args:
+            moved_bytes: Sum of bytes read and bytes written. An amount that fits in a cache moves at the cache's rate.
+        """
         return moved_bytes / self.rate_of(moved_bytes)
 
     def rate_of(self, moved_bytes: int) -> float:
-        """Bytes per second of a copy that moves so many: interpolated by the logarithm of size, at least memory's."""
+        """Return the rate of a copy that moves this many bytes, in bytes per second.
+
+        Between two measured sizes, the logarithm of the rate is interpolated over the logarithm of the size. The rate
+        is never below that of any larger copy.
+        """
+        # Measured pairs of size and rate, from small to large; the large copy moves each of its bytes twice.
         ladder = [*sorted(self.cached), (2 * max(self.copied_bytes, 1), self.bytes_per_s)]
         ladder = [(size, max(rate for _, rate in ladder[index:])) for index, (size, _) in enumerate(ladder)]
         for (small, fast), (large, slow) in pairwise(ladder):
@@ -110,9 +129,9 @@ class Peaks:
         return self.bytes_per_s
 
     def best(self, other: Peaks) -> Peaks:
-        """The higher of two measurements of the same device."""
+        """Return the higher rates of two measurements of the same device."""
         mine, theirs = self.probes or {}, other.probes or {}
-        # A copy that had to be smaller, for want of free memory, may have been served by a cache.
+        # The rate of the larger copy counts: a copy that was smaller for lack of free memory may have used a cache.
         copied = max(self.copied_bytes, other.copied_bytes)
         rates = [peaks.bytes_per_s for peaks in (self, other) if peaks.copied_bytes == copied]
         return Peaks(
@@ -124,10 +143,12 @@ class Peaks:
         )
 
     def figures(self) -> dict[str, object]:
+        """Return the peaks by name."""
         return asdict(self)
 
 
 def _higher(first: Mapping[Key, float], second: Mapping[Key, float]) -> dict[Key, float]:
+    """Return the higher value for each key."""
     return {name: max(first.get(name, 0.0), second.get(name, 0.0)) for name in (*first, *second)}
 
 
@@ -138,23 +159,26 @@ def measure_peaks(
     copied_bytes: int | None = None,
     probe_s: float = 0.08,
 ) -> Peaks:
-    """Measures the peaks of a device; about a second on two cores.
+    """Measure the peaks of a device, which takes about a second on two cores.
 
     Args:
-        device: Which.
-        precisions: In Lightning's words; unset, all that the device computes in by hardware. ``32-true`` on a CUDA
-            device gives TF32 too.
-        sizes: Rows and columns of the matrices.
-        copied_bytes: Size of what is copied; unset, at least four times the last cache, 128 MiB and on a GPU 4 GiB, or
-            a quarter of what is free there.
-        probe_s: Seconds for each size and format, beyond five calls.
+        device: Device to measure.
+        precisions: Precisions by Lightning's names; None for all that the hardware of the device supports. On a CUDA
+            device, ``32-true`` measures TF32 as well.
+        sizes: Numbers of rows and columns of the square matrices; None for the defaults of the device.
+        copied_bytes: Size of the memory to copy, in bytes. None for four times the last cache, but at least 128 MiB on
+            a CPU and 4 GiB on a GPU; on a GPU at most a quarter of the free memory.
+        probe_s: Seconds for each size and format; at least five calls are made, however long they take.
+
+    Returns:
+        The best rates.
 
     Raises:
-        UserError: A precision is unknown or has no use on the device, or a size is below 1.
+        UserError: A precision is unknown or not useful on the device, or a size is below 1.
     """
     kind = "cuda" if device.type == "cuda" else "cpu"
     if kind == "cuda":
-        torch.cuda.empty_cache()  # what torch keeps of earlier networks is not free for the copy
+        torch.cuda.empty_cache()  # memory that torch caches is not free for the copy
     sizes = _SIZES[kind] if sizes is None else sizes
     copied_bytes = _beyond_caches(device) if copied_bytes is None else copied_bytes
     if not sizes or min(*sizes, copied_bytes, 1) < 1:
@@ -174,13 +198,14 @@ def measure_peaks(
 
 
 def hardware_precisions(device: torch.device) -> list[str]:
-    """Precisions that a device computes in by hardware."""
+    """Return the precisions that the hardware of a device supports."""
     if device.type == "cuda":
         return ["32-true", "bf16-mixed", "16-mixed"]
     return ["32-true"] + ["bf16-mixed"] * (device.type == "cpu" and cpu_has_bf16())
 
 
 def _formats(device: torch.device, precisions: Sequence[str] | None) -> list[str]:
+    """Return the number formats of these precisions, each once; raise UserError if the device has no use for one."""
     precisions = hardware_precisions(device) if precisions is None else precisions
     wrong = next((name for name in precisions if name not in _FORMATS), None)
     if wrong is not None or not precisions:
@@ -197,7 +222,11 @@ def _formats(device: torch.device, precisions: Sequence[str] | None) -> list[str
 def _products(
     device: torch.device, dtype: torch.dtype, sizes: Sequence[int], convolution: tuple[int, int, int], probe_s: float
 ) -> dict[str, float]:
-    """FLOP/s by probe. Sizes that would take several times as long as a probe may are left out, but for the first."""
+    """Return the FLOP/s of matrix products and of a convolution, by probe.
+
+    A probe is skipped if, at the best rate so far, one call takes more than twice the time of a probe; the smallest
+    matrix product always runs.
+    """
     found: dict[str, float] = {}
     for n in sorted(sizes):
         if found and 2 * n**3 / max(found.values()) > 2 * probe_s:
@@ -205,6 +234,7 @@ def _products(
         a, b = (_random(device, dtype, n, n) for _ in range(2))
         out = torch.empty_like(a)
         seconds = _best_seconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, probe_s)  # type: ignore[misc]
+        # n^3 multiply-adds, 2 FLOPs each.
         found[f"matrix product {n}x{n}"] = 2 * n**3 / seconds
     images, channels, pixels = convolution
     flops = 2 * images * pixels**2 * channels**2 * 9
@@ -220,18 +250,20 @@ def _products(
 
 
 def _random(device: torch.device, dtype: torch.dtype, *shape: int) -> torch.Tensor:
-    # Drawn on the device: on the host it takes several times as long as the measurement.
+    # Drawn on the device, since drawing on the host takes several times as long as the measurement.
     generator = random_generator(device, 0)
     return torch.randn(*shape, generator=generator, device=generator.device).to(device, dtype)
 
 
 def _copy_rate(device: torch.device, size: int, probe_s: float) -> float:
+    """Return the bytes read and written per second by a copy of this size."""
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     return 2 * size / _best_seconds(lambda: target.copy_(source), device, probe_s)
 
 
 def _beyond_caches(device: torch.device) -> int:
+    """Return a size that is much larger than the caches of the device; see `measure_peaks`."""
     cache = 0
     if device.type == "cuda":
         cache = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)
@@ -244,10 +276,17 @@ def _beyond_caches(device: torch.device) -> int:
 def _best_seconds(
     call: Callable[[], object], device: torch.device, limit_s: float, stopwatch: Stopwatch | None = None
 ) -> float:
-    """Return the seconds of the quickest of the calls within a time, five at least, after one that does not count.
+    """Return the seconds of the fastest call within a time limit.
 
-    On a device with a queue many calls are launched at once, and timed by its own clock; a short call alone would be
-    timed with what it takes to launch it.
+    At least five measurements are made, after warm-up calls that do not count. On a device with a queue, several calls
+    are launched at once and timed by the device's own clock, since the time of a single short call is mostly that of
+    its launch.
+
+    Args:
+        call: Function to time.
+        device: Device on which the call runs.
+        limit_s: Seconds after which no new measurement starts.
+        stopwatch: Stopwatch to use; None for a new one.
     """
     watch = stopwatch or Stopwatch(device)
     call()
@@ -256,6 +295,7 @@ def _best_seconds(
     call()
     watch.wait()
     once_s = time.perf_counter() - start
+    # As many calls as fill `_LAUNCHES_S`, by the time of a single one.
     launches = min(max(math.ceil(_LAUNCHES_S / once_s), 1), _MOST_LAUNCHES) if watch.has_queue else 1
 
     def several() -> None:

@@ -1,1 +1,1 @@
-"""How long a network takes: one call, rounds in turns, batch sizes, fresh processes, and reasons to doubt."""
+"""Timing of networks: single calls, interleaved rounds, batch sizes, fresh processes, and reasons to doubt a time."""

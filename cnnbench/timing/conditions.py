@@ -1,8 +1,9 @@
-"""What the machine did beside a measurement: reasons to doubt it.
+"""The state of the machine during a measurement, and the reasons that it gives to doubt the measured times.
 
-On Linux the kernel counts what all processors did and what this process used; the difference is other processes, and
-what a hypervisor took away is counted apart, and the processor's clock is read in every round. An NVIDIA GPU is asked
-while it works (`cnnbench.timing.gpu_state`): one that has just become idle says nothing of clocks and throttling.
+On Linux, the kernel counts the time for which all processors were busy and the time that this process used. The
+difference is the work of other processes. The kernel counts separately the time that a hypervisor took away. The
+processor's clock is read in every round. An NVIDIA GPU is observed while it works (`cnnbench.timing.gpu_state`),
+because the state of an idle GPU says nothing about its clock and its throttling under load.
 """
 
 from __future__ import annotations
@@ -20,26 +21,27 @@ import torch
 from cnnbench.timing.gpu_state import IDLE, GpuState
 
 OTHERS = 0.1
-"""Processors that other processes may keep busy before a measurement is suspect."""
+"""Number of processors that other processes may keep busy, on average, before a measurement is suspect."""
 BURST, BURSTS = 0.5, 0.05
-"""Processors that are a burst of other processes, and the share of looks that may see one."""
-_LOOK_S = 0.25  # of the kernel's clock, which ticks a hundred times a second
+"""Limits for bursts of other processes: a look sees a burst if they kept more than `BURST` processors busy since the
+last look, and a measurement is suspect if more than the share `BURSTS` of the looks, and more than one, saw a burst."""
+_LOOK_S = 0.25  # shortest time between two looks, since the kernel counts processor time in ticks of 1/100 s
 STOLEN = 0.02
-"""Share of time that a hypervisor may take away."""
+"""Share of the processors' time that a hypervisor may take away before a measurement is suspect."""
 THROTTLED = 0.9
-"""Share of the highest clock below which a GPU counts as throttled, if the driver names a reason, and a processor."""
+"""Share of the highest clock below which a clock counts as throttled; a GPU's driver must also name a reason for it."""
 _CONTEXT_BYTES = 2 * 2**30
-"""Memory of a GPU that a process may take beside what torch holds: its context, libraries, workspaces."""
+"""GPU memory that a process may use outside torch's allocator, for the CUDA context, libraries and workspaces."""
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 class Conditions:
-    """Watches the machine while something is measured; a context manager.
+    """Context manager that watches the machine while something is measured.
 
     Args:
-        device: Where it is measured.
-        stat: What the kernel counts of all processors; not the default in tests.
-        cpuinfo: What it says of each of them; not the default in tests.
+        device: Device on which the measurement runs.
+        stat: File in which the kernel counts the time of all processors; tests pass another one.
+        cpuinfo: File in which the kernel gives the clock of each processor; tests pass another one.
     """
 
     def __init__(
@@ -60,7 +62,10 @@ class Conditions:
             self._gpu.stop()
 
     def look(self) -> None:
-        """Notes the clock of the fastest processor, and whether others were at work: once a round, just after work."""
+        """Note the clock of the fastest processor, and whether other processes were busy since the last look.
+
+        Call this once per round, immediately after the round's work.
+        """
         now, counts = time.perf_counter(), self._counts()
         if self._last is not None and counts is not None and now - self._looked >= _LOOK_S:
             self._bursts.append(_others_s(self._last, counts) / (now - self._looked) > BURST)
@@ -70,18 +75,25 @@ class Conditions:
             self._clocks_mhz += [max(map(float, found))] if found else []
 
     def _counts(self) -> dict[str, float] | None:
-        """Seconds so far of all processors: busy, stolen, and this process with its children; None elsewhere."""
+        """Return the processor seconds so far: busy, stolen, and used by this process and its children.
+
+        Return None where the kernel does not provide these counts.
+        """
         try:
             fields = self._stat.read_text().split("\n", 1)[0].split()
         except OSError:
             return None
+        # proc(5): the first line sums up all processors as user, nice, system, idle, iowait, irq, softirq and steal.
         ticks = [int(value) / os.sysconf("SC_CLK_TCK") for value in fields[1:9]]
         user, nice, system, _, _, irq, soft, stolen = ticks
         return {"busy": user + nice + system + irq + soft, "stolen": stolen, "own": sum(os.times()[:4])}
 
     def figures(self) -> dict[str, Any]:
-        """What was found since the start, for records: processors that others kept busy, the share of time that was
-        stolen, clocks, and on a GPU what its driver said."""
+        """Return the figures about the machine since the start, for records.
+
+        They are the load average, the number of processors that other processes kept busy, the bursts of other
+        processes, the share of time that a hypervisor took away, the clocks, and the state of a GPU.
+        """
         found: dict[str, Any] = {"load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None}
         after = self._counts()
         if self._before is not None and after is not None:
@@ -100,12 +112,16 @@ class Conditions:
 
 
 def _others_s(before: dict[str, float], after: dict[str, float]) -> float:
-    """Seconds that other processes kept processors busy."""
+    """Return the processor seconds that other processes used between two counts."""
     return max(0.0, after["busy"] - before["busy"] - (after["own"] - before["own"]))
 
 
 def reasons_to_doubt(figures: dict[str, Any]) -> list[str]:
-    """What in the figures of `Conditions` makes a measurement suspect, in words."""
+    """Return, in words, what makes a measurement suspect.
+
+    Args:
+        figures: Result of `Conditions.figures`.
+    """
     found = []
     if figures.get("others_cores", 0) > OTHERS:
         found.append(f"other processes kept {figures['others_cores']:.1f} processors busy")

@@ -1,7 +1,7 @@
-"""What the driver of an NVIDIA GPU says of it, several times a second while something is measured there.
+"""The state of an NVIDIA GPU during a measurement, as its driver reports it several times a second.
 
-It is asked through NVML within this process: that takes a tenth of a millisecond, where the program nvidia-smi would
-take a processor for half a second, which the measurement would then call suspect.
+A thread of this process asks the driver through NVML, which takes a tenth of a millisecond. The program nvidia-smi
+would keep a processor busy for half a second, and the measurement would then be marked as suspect.
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ from typing import Any
 import torch
 
 EVERY_S = 0.25
+"""Seconds between two questions to the driver."""
 IDLE = 0x1
-"""Reason of a low clock: the GPU has nothing to do."""
+"""Bit of the throttle reasons that is set while the GPU is idle."""
 
 
 def _nvml() -> ModuleType:
-    """Return the library, which is there where its package is installed."""
+    """Return the NVML library, which can be imported only if the package nvidia-ml-py is installed."""
     import pynvml
 
     return pynvml
 
 
 class GpuState:
-    """Asks a GPU's driver until it is stopped.
+    """Recorder of a GPU's state, which asks the driver in a thread of its own until `stop` is called.
 
     Args:
-        device: Which GPU.
-        library: NVML's functions, as the package nvidia-ml-py names them; not the default in tests.
+        device: GPU to observe.
+        library: Function that returns NVML with its functions named as in the package nvidia-ml-py; tests pass another
+            one.
     """
 
     def __init__(self, device: torch.device, library: Callable[[], Any] = _nvml) -> None:
@@ -49,24 +51,25 @@ class GpuState:
             self._handle = self._nvml.nvmlDeviceGetHandleByUUID(_uuid(device))
             self._driver = _text(self._nvml.nvmlSystemGetDriverVersion())
             self._look()
-        except Exception as error:  # the package is missing, or the library, or the GPU is a part of one
+        except Exception as error:  # the package or the library is missing, or the device is only a part of a GPU
             self._error = " ".join(f"{type(error).__name__}: {error}".split())
             return
         self._thread = threading.Thread(target=self._look_on, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop asking."""
+        """Stop asking the driver."""
         self._end.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def figures(self) -> dict[str, Any]:
-        """Return the state so far, as `summary` has it, with the other processes on the GPU; or the error.
+        """Return the `summary` of the states so far, the driver version and the use by other processes, or the error.
 
-        Inside a container the driver may name no processes, or by other numbers: unless it names this one, the others
-        are not known (None), and what is left is the memory of the GPU that is not this process's.
+        Inside a container, the driver may list no processes, or list them with other process IDs. If it does not list
+        this process, the number of other processes is unknown (None). The only sign of other processes is then the
+        memory of the GPU that does not belong to this process.
         """
         self._others_bytes = max(self._others_bytes, self._not_ours())
         if self._error or not self._states:
@@ -76,7 +79,7 @@ class GpuState:
         return summary(self._states) | more
 
     def _not_ours(self) -> int:
-        """Return the bytes of the device that torch does not hold in this process; 0 if the device has failed."""
+        """Return the bytes of used GPU memory that torch does not hold in this process; 0 if the device has failed."""
         try:
             free, total = torch.cuda.mem_get_info(self._device)
         except RuntimeError:
@@ -84,6 +87,7 @@ class GpuState:
         return total - free - torch.cuda.memory_reserved(self._device)
 
     def _look_on(self) -> None:
+        """Ask the driver every `EVERY_S` seconds until `stop` is called or an error occurs."""
         while not self._end.wait(EVERY_S):
             try:
                 self._look()
@@ -92,7 +96,7 @@ class GpuState:
                 return
 
     def _look(self) -> None:
-        """Ask once."""
+        """Ask the driver once for the clock, temperature, power and processes of the GPU."""
         nvml, gpu = self._nvml, self._handle
         self._states.append(
             {
@@ -109,18 +113,21 @@ class GpuState:
         self._users |= {process.pid for process in processes}
 
     def _throttle_reasons(self) -> Any:
-        """Return why the clock is lower than it could be, by the name of the question that driver and package have."""
+        """Return the bits that say why the clock is lower than it could be, or None if they are not available.
+
+        NVML has two names for this function, and which of them exists depends on the versions of driver and package.
+        """
         for name in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
             question = getattr(self._nvml, name, None)
             if question is None:
                 continue
-            # Drivers before 535 do not know the first.
+            # Drivers before version 535 do not have the function with the first name.
             with contextlib.suppress(self._nvml.NVMLError_FunctionNotFound):
                 return self._ask(question, self._handle)
         return None
 
     def _ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
-        """Return an answer; None where this GPU has none."""
+        """Return the driver's answer, or None if this GPU does not support the question or does not permit it."""
         with contextlib.suppress(self._nvml.NVMLError_NotSupported, self._nvml.NVMLError_NoPermission):
             return question(*arguments)
         return None
@@ -144,17 +151,18 @@ def _power_state(number: int | None) -> str | None:
 
 
 def summary(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Sum states up by the worst of each.
+    """Combine several states into one, with the worst value of each figure.
 
     Args:
-        states: Each with ``clock_mhz``, ``max_clock_mhz``, ``temperature_c``, ``power_w``, ``power_limit_w``,
-            ``throttle_reasons`` and ``power_state``, any of them None. Those of an idle GPU count only if there is no
-            other.
+        states: States with the keys ``clock_mhz``, ``max_clock_mhz``, ``temperature_c``, ``power_w``,
+            ``power_limit_w``, ``throttle_reasons`` and ``power_state``, whose values may be None. The states of an idle
+            GPU count only if all states are idle.
 
     Returns:
-        The same keys, with the lowest clock, the highest temperature, power and power state, and every reason of a low
-        clock; ``throttled_clock_mhz``, the lowest clock while there was such a reason, None if there was none; and
-        ``gpu_looks``, how many states count.
+        The same keys, with the lowest clock, the highest temperature, power and power state, and all reasons for a low
+        clock; the two limits are those of the last state. Two keys are added: ``throttled_clock_mhz``, the lowest clock
+        in states with a reason other than being idle (None if there is no such state), and ``gpu_looks``, the number of
+        states that count.
     """
     busy = [state for state in states if not (state["throttle_reasons"] or 0) & IDLE] or list(states)
     reasons, throttled = 0, []
@@ -163,7 +171,10 @@ def summary(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if (state["throttle_reasons"] or 0) & ~IDLE and state["clock_mhz"] is not None:
             throttled.append(state["clock_mhz"])
     found = dict(busy[-1])
-    for name, worst in {"clock_mhz": min, "temperature_c": max, "power_w": max, "power_state": max}.items():
+    for name, worst in {"clock_mhz": min, "temperature_c": max, "power_w": max}.items():
         found[name] = worst((state[name] for state in busy if state[name] is not None), default=None)
+    # P0 is the fastest state, and P12 is slower than P8.
+    power_states = [state["power_state"] for state in busy if state["power_state"] is not None]
+    found["power_state"] = max(power_states, key=lambda name: int(name[1:]), default=None)
     found |= {"throttled_clock_mhz": min(throttled, default=None), "throttle_reasons": reasons}
     return found | {"gpu_looks": len(busy)}

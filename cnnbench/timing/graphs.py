@@ -1,4 +1,4 @@
-"""Records work as a CUDA graph, which a GPU replays without its operators being launched one by one."""
+"""Recording of work as a CUDA graph, which a GPU replays as a whole, without a launch by the host per operator."""
 
 from __future__ import annotations
 
@@ -14,25 +14,31 @@ from torch import Tensor
 from cnnbench.errors import UserError
 
 _WARM_UPS = 3
-"""Passes before the recording: what is set up once may not be recorded."""
+"""Number of calls before the recording, since work that is done only once, such as set-up, must not be recorded."""
 
 
 @functools.lru_cache
 def _stream(device: torch.device) -> Any:
-    """Return the one stream of this process that graphs are recorded on: cuBLAS keeps a workspace for each stream."""
+    """Return the one stream of this process on which all graphs are recorded.
+
+    A stream per graph would take more memory, since cuBLAS keeps a workspace for each stream.
+    """
     return torch.cuda.Stream(device)
 
 
 @functools.lru_cache
 def _pool(device: torch.device) -> Any:
-    """Return the one pool of memory of all graphs: their replays never overlap, so that they may share it."""
+    """Return the one memory pool of all graphs, which they can share because their replays never overlap."""
     with torch.cuda.device(device):
         return torch.cuda.graph_pool_handle()
 
 
 @contextlib.contextmanager
 def on_capture_stream(device: torch.device) -> Iterator[None]:
-    """Inside, work goes to the stream that graphs are recorded on; the streams wait for each other."""
+    """Run the body on the stream on which graphs are recorded.
+
+    That stream first waits for the current stream, and the current stream waits for it at the end.
+    """
     current, side = torch.cuda.current_stream(device), _stream(device)
     side.wait_stream(current)
     try:
@@ -44,10 +50,13 @@ def on_capture_stream(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_waiting() -> Iterator[None]:
-    """Inside, torch raises an error where the host would wait for the device.
+    """Raise an error in the body as soon as the host would wait for the device.
 
-    Such a call fails in a recording too, but some versions of torch are left unable to free memory by that
+    Such a wait would fail during the recording too, but some versions of torch cannot free memory after that failure
     (https://github.com/pytorch/pytorch/issues/180395).
+
+    Raises:
+        UserError: The body makes the host wait for the device.
     """
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
@@ -65,26 +74,28 @@ def _no_waiting() -> Iterator[None]:
 
 
 def capture(work: Callable[[Tensor], Any], images: Tensor) -> tuple[Callable[[Tensor], Any], int]:
-    """Record a call.
+    """Record a call as a CUDA graph.
 
     Args:
-        work: What is recorded; it takes images and returns tensors.
-        images: Of the size that it will take, (N, C, H, W).
+        work: Function to record; it takes images and returns tensors.
+        images: Images of the shape, (N, C, H, W), that every replay will get.
 
     Returns:
-        A function that copies images to where the graph expects them, replays it and returns what ``work`` returned,
-        the same tensors each time; and the bytes that the recording allocated at its peak, beyond what was there.
+        Two values. The first is a function that copies its images into the graph's input, replays the graph, and
+        returns the result of ``work``, in the same tensors each time. The second is the peak memory of the last call
+        and the recording, in bytes beyond what was allocated before.
 
     Raises:
-        UserError: The work waits for the device.
+        UserError: ``work`` makes the host wait for the device.
     """
     device, x = images.device, images.clone()
     before = torch.cuda.memory_allocated(device)
     with on_capture_stream(device):
         for _ in range(_WARM_UPS - 1):
             work(x)
-        # What cuDNN took for its search of kernels is no part of a step. The memory of an earlier graph goes back too,
-        # for which networks that refer to themselves must be collected first.
+        # The memory that cuDNN used to search for kernels is not part of a step, so it is released before the peak is
+        # measured. The memory of an earlier graph is released too. For that, networks that refer to themselves have to
+        # be garbage-collected first.
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -92,7 +103,8 @@ def capture(work: Callable[[Tensor], Any], images: Tensor) -> tuple[Callable[[Te
             work(x)
     graph = torch.cuda.CUDAGraph()
     try:
-        # A recording that cannot even start leaves its stream as the current one; the outer one is put back here.
+        # If a recording cannot even start, it leaves its own stream as the current one. The stream context around it
+        # restores the current stream.
         with (
             torch.cuda.device(device),
             torch.cuda.stream(torch.cuda.current_stream(device)),
@@ -100,7 +112,8 @@ def capture(work: Callable[[Tensor], Any], images: Tensor) -> tuple[Callable[[Te
         ):
             out = work(x)
     except BaseException:
-        # Some versions of torch take the pool of a failed recording for one that is still being recorded.
+        # Some versions of torch treat the pool of a failed recording as still in use by it, so that the next graph
+        # needs a new pool.
         _pool.cache_clear()
         raise
     peak = torch.cuda.max_memory_allocated(device) - before

@@ -1,7 +1,7 @@
-"""Timing in fresh processes, one after the other, and what they give together.
+"""Timing in fresh processes, one after the other, and the combination of their figures.
 
-Where in memory a network lies differs from process to process, and makes its times differ by more than the rounds of
-one process show.
+The place of a network in memory differs from process to process. The times of a network therefore differ more between
+processes than the rounds of one process show.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ from cnnbench.timing.work import KEYS, SpeedConfig, spread
 
 
 def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a function of a module in a fresh process.
+    """Call a function in a fresh process and return its result.
+
+    Args:
+        function: Function to call; it must be defined at the top level of a module, so that it can be pickled.
+        arguments: Positional arguments of the function.
 
     Raises:
         UserError: The process was killed.
@@ -32,7 +36,8 @@ def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
             try:
                 return executor.submit(function, *arguments).result()
             except Stopped:
-                # Leaving the executor waits for the process, which does not know that it is not needed any more.
+                # On leaving the executor, this process waits for the other one, which does not know that its result is
+                # no longer needed.
                 for child in multiprocessing.active_children():
                     child.terminate()
                 raise
@@ -41,7 +46,7 @@ def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _leave_signals() -> None:
-    """Leave Ctrl-C, which the terminal sends to all processes, to the one that started this."""
+    """Ignore Ctrl-C in this process: the terminal sends it to all processes, and the parent process handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -49,14 +54,21 @@ def in_processes(
     count: int, config: SpeedConfig, function: Callable[..., Mapping[str, Any]], *arguments: Any,
     on_start: Callable[[int], None] = lambda _: None,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """Times networks in fresh processes, which share the rounds and the time.
+    """Time networks in fresh processes, which share the rounds and the time.
 
     Args:
-        count: Of processes.
-        config: Of all together; each process has another seed.
-        function: Takes a config and the arguments, and returns the figures of `measure_speed` by name.
-        on_start: Is told the number of each process, from 0 on.
+        count: Number of processes.
+        config: Settings for all processes together; each process gets its share of the rounds and of the seconds, and
+            a seed of its own.
+        function: Function that takes a config and the ``arguments``, and returns the figures of `measure_speed` by
+            name.
+        arguments: Further arguments of ``function``.
+        on_start: Callback that gets the index of each process, from 0, before the process starts.
+
+    Returns:
+        The `pooled` figures of each network by name.
     """
+    # -(-a // b) is a / b rounded up.
     share = replace(
         config, rounds=-(-config.rounds // count), fewest_rounds=-(-config.fewest_rounds // count),
         most_s=config.most_s / count,
@@ -69,15 +81,16 @@ def in_processes(
 
 
 def pooled(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Figures of one network from several processes: rounds of all together, medians of everything else.
+    """Combine the figures of one network from several processes: all rounds together, medians of all other numbers.
 
     Args:
-        runs: Of `measure_speed`, of the same settings.
+        runs: Figures of `measure_speed`, one per process, measured with the same settings.
 
     Returns:
-        The same keys, with ``process_rounds``, the number of rounds of each process, and ``process_cold_ms`` and
-        ``process_conditions``, those of each. Intervals of medians draw whole processes where there are enough of
-        them, and rounds else.
+        The same keys, and the lists ``process_rounds``, ``process_cold_ms`` and ``process_conditions`` with the number
+        of rounds, the ``cold_ms`` and the ``conditions`` of each process. The intervals of medians are found by drawing
+        whole processes if there are at least `FEWEST_ROUNDS` of them, otherwise by drawing rounds. If a process failed,
+        the result is the ``error`` of the first one that did.
     """
     failed = next((dict(run) for run in runs if "error" in run), None)
     if failed:
@@ -90,7 +103,10 @@ def pooled(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     samples = {kind: [block for run in runs for block in run["samples_ms"][kind]] for kind in first["samples_ms"]}
     rates = {"inference": "images_per_s", "training": "train_images_per_s"}
     for kind in KEYS.keys() & samples.keys():
+        # Images per second times milliseconds is 1000 times the batch size; divided by the median time of all
+        # processes, it gives their common throughput.
         images = first[rates[kind]] * first[f"{KEYS[kind]}_median"] if kind in rates else 0.0
+        # All calls of a process as one block, so that the interval draws processes in place of rounds.
         whole = [[time for block in run["samples_ms"][kind] for time in block] for run in runs]
         drawn = whole if len(runs) >= FEWEST_ROUNDS else samples[kind]
         found |= {f"{KEYS[kind]}_{name}": value for name, value in spread(drawn).items()}
@@ -108,7 +124,13 @@ def pooled(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _pooled_reasons(doubts: Sequence[Sequence[str]]) -> list[str]:
-    """Reasons to doubt by process, gathered: those that differ in their numbers only are one, with the largest."""
+    """Merge the reasons to doubt of all processes.
+
+    Reasons that differ only in their numbers become one, that with the largest first number.
+
+    Args:
+        doubts: Reasons of each process.
+    """
     kinds: dict[str, list[str]] = {}
     for reason in (reason for reasons in doubts for reason in reasons):
         kinds.setdefault(re.sub(r"\d[\d.]*", "#", reason), []).append(reason)

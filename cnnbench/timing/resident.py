@@ -1,4 +1,7 @@
-"""How much a process grows by training, as the system sees it. To be asked in a process that has done nothing else."""
+"""The growth of a process's resident memory through training, as the operating system reports it.
+
+The measurement has to run in a process that has done nothing else before.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +13,27 @@ from cnnbench.errors import UserError
 from cnnbench.timing.stopwatch import Stopwatch
 from cnnbench.timing.work import SpeedConfig, Subject, Timed, settle
 
-_RESET_PEAK = "5"  # what Linux wants in clear_refs, to forget the highest value
+_RESET_PEAK = "5"  # written to /proc/self/clear_refs, this resets the peak resident memory of a process, see proc(5)
 
 
 def resident_growth(subject: Subject, config: SpeedConfig) -> int:
-    """Bytes by which the resident memory of this process is higher at its highest during a few training steps.
+    """Return the largest growth of this process's resident memory during a few training steps, in bytes.
 
-    With the network's weights, gradients, optimizer state and activations, the images, the workspaces of the kernels
-    and what the C library keeps; without what any first step makes, which a small network has made before.
+    The growth includes the weights, gradients, optimizer state and activations of the network, the images, the
+    workspaces of the kernels, and freed memory that the C library keeps. It excludes what the first training step of
+    any network allocates, because a small network has trained before.
 
     Args:
-        subject: The network, the way it runs and its optimizer.
-        config: Device, batch size and seed; rounds and times do not matter.
+        subject: Network, the way in which it runs, and its optimizer.
+        config: Device, batch size and seed of the steps; the numbers of rounds and the times do not matter.
 
     Raises:
-        UserError: The system does not say it: on Linux only.
+        UserError: The system is not Linux and does not report this memory.
     """
     steps = ("training",)
     settle(subject.way or config.way, config, steps)
-    with contextlib.suppress(OSError):  # where that is not allowed, the highest value so far is that of the small one
+    # If the reset is not allowed, the peak so far is that of the small network.
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
     before = _status("VmRSS")
     Timed(replace(subject, kinds=steps), config, Stopwatch(config.device))
@@ -36,7 +41,7 @@ def resident_growth(subject: Subject, config: SpeedConfig) -> int:
 
 
 def _status(key: str) -> int:
-    """Bytes of resident memory of this process: now (``VmRSS``) or at most so far (``VmHWM``)."""
+    """Return the resident memory of this process in bytes: the present one (``VmRSS``) or its peak (``VmHWM``)."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

@@ -1,7 +1,7 @@
-"""How fast networks are, compared fairly: all of them timed in turns, in random order, over several rounds.
+"""A fair comparison of the speed of networks: they are timed in turns, in random order, over several rounds.
 
-Whatever slows the machine for a while then slows all alike, and drops out of the ratios of paired rounds. Medians are
-reported with their intervals, every sample is kept, and what would make them doubtful is said beside them.
+Whatever slows the machine for a while slows all networks alike, and cancels in the ratios of paired rounds. Medians are
+reported with their intervals, every sample is kept, and reasons to doubt the times are reported with them.
 """
 
 from __future__ import annotations
@@ -29,47 +29,57 @@ from cnnbench.timing.work import FEWEST_CALLS, SpeedConfig, Subject, Timed, Way,
 
 __all__ = ["KINDS", "SpeedConfig", "Stopwatch", "Subject", "Way", "measure_speed"]
 MOST_DRIFT = 0.02
-"""Change of a time from the first half of the rounds to the second below which it is not called a drift."""
+"""Relative change of a time from the first half of the rounds to the second half that is still not called a drift."""
 _TREND = 2.576
-"""Standard deviations of Kendall's statistic beyond which rounds have a trend; those of 1 %."""
+"""Threshold of Kendall's statistic, in standard deviations, beyond which rounds have a trend (two-sided level 1 %)."""
 YARDSTICK = {"cpu": (8, 64, 32), "cuda": (64, 256, 56)}
-"""Images, channels and pixels of a convolution that every round times beside the networks, in float32: some
-milliseconds, so that starting it is not what takes the time."""
+"""Images, channels, and height and width of the yardstick, by type of device: a float32 convolution that every round
+times along with the networks. It takes some milliseconds, so that its launch is only a small part of its time."""
 
 
 def measure_speed(
     subjects: Mapping[str, Subject], config: SpeedConfig, on_progress: Callable[[float, str], None] = lambda *_: None,
     stopwatch: Callable[[torch.device], Stopwatch] = Stopwatch,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """Times networks against each other.
+    """Time networks against each other.
 
     Args:
         subjects: Networks by name.
-        config: How.
-        on_progress: Is told the share that is done, 0 to 1, and what comes next.
-        stopwatch: Makes what times the calls; not the default in tests.
+        config: Settings of the timing.
+        on_progress: Callback that gets the share of the work that is done, 0 to 1, and a text about the next step.
+        stopwatch: Function that makes the stopwatch of a device; tests pass another one.
 
     Returns:
-        For every name either the figures or ``{"error": reason}``. ``latency_ms_*`` is one image through the network,
-        ``images_per_s`` the throughput at ``batch_size``, ``train_images_per_s`` that of a full training step
-        (forward, backward, optimizer) at ``train_batch_size``, each from the median, with 10th and 90th percentile,
-        median absolute deviation and the median's 95 % interval (``low``, ``high``) of the calls' wall times;
-        ``*_ms_device`` medians of a GPU's own time, of calls that were queued before it began with them, so that it
-        waits for nothing in between, up to about a thousand launches, which is what a queue holds;
-        ``images_per_s_queued`` and ``train_images_per_s_queued`` the throughput of several calls that are queued
-        together, as of a loop that does not wait for each result, on a GPU; ``train_forward_ms``,
-        ``train_backward_ms`` and ``train_optimizer_ms`` medians of a step's parts, on a GPU of queued calls;
-        ``cold_start_ms`` the very first call, with compilation or recording, ``cold_ms`` the first of each kind;
-        ``peak_memory_bytes`` what a training step allocates on a GPU: weights, gradients, optimizer state and
-        activations, without the images, and ``peak_reserved_bytes`` what torch holds for these (None on a CPU);
-        ``samples_ms`` every sample, by kind and round, with those of the ``yardstick``, the same convolution in every
-        run; ``conditions`` what the machine did meanwhile, ``suspect``
-        reasons to doubt the times.
+        For every name, either ``{"error": reason}`` or these figures:
+
+        - ``latency_ms_*``: wall time of one image through the network. The endings are ``median``, ``low`` and ``high``
+          (the median's 95 % interval), ``p10`` and ``p90`` (percentiles), and ``mad`` (median absolute deviation).
+        - ``inference_ms_*`` and ``images_per_s``: wall time of a batch of ``batch_size`` images in inference, and the
+          throughput from its median.
+        - ``train_step_ms_*`` and ``train_images_per_s``: wall time of a full training step (forward, backward,
+          optimizer) with ``train_batch_size`` images, and the throughput from its median.
+        - ``*_ms_device``: median of a GPU's own time for calls that were queued before the GPU started with them, so
+          that it does not wait for the host in between. A queue holds about a thousand launches; beyond that the GPU
+          may wait.
+        - ``images_per_s_queued`` and ``train_images_per_s_queued``: throughput on a GPU of several calls that are
+          queued together, as in a loop that does not wait for each result.
+        - ``train_forward_ms``, ``train_backward_ms`` and ``train_optimizer_ms``: medians of the parts of a training
+          step; on a GPU those of queued calls.
+        - ``cold_start_ms`` and ``cold_ms``: time of the very first call, and of the first call of each kind of work,
+          both with compilation or recording.
+        - ``peak_memory_bytes``: GPU memory that a training step allocates for weights, gradients, optimizer state and
+          activations, without the images; None on a CPU.
+        - ``peak_reserved_bytes``: GPU memory that torch holds for these; None on a CPU and for a CUDA graph.
+        - ``samples_ms``: every sample by kind of work and round, and those of the ``yardstick``, a convolution that is
+          the same in every run.
+        - ``conditions``: state of the machine during the rounds, from `Conditions`.
+        - ``suspect``: reasons to doubt the times.
     """
     ways = list(dict.fromkeys(subject.way or config.way for subject in subjects.values()))
     with on_device(config.device), _compiler(ways):
         for way in ways:
-            with contextlib.suppress(Exception):  # a way that fails does so for each network, which then says it
+            # A way that fails here fails for each of its networks too, whose figures then hold the error.
+            with contextlib.suppress(Exception):
                 settle(way, replace(config, batch_size=2, train_batch_size=2, warmup_s=0.0))
         return _measure(subjects, config, on_progress, stopwatch(config.device))
 
@@ -77,7 +87,8 @@ def measure_speed(
 def _measure(
     subjects: Mapping[str, Subject], config: SpeedConfig, on_progress: Callable[[float, str], None], watch: Stopwatch
 ) -> dict[str, dict[str, Any]]:
-    # Before the networks, one of which may break the device.
+    """Warm up all networks, time them in rounds, and return their figures; see `measure_speed`."""
+    # The yardstick is made before the networks, since one of them may break the device.
     yardstick = _Yardstick(config)
     timed: dict[str, Timed] = {}
     failed: dict[str, dict[str, Any]] = {}
@@ -91,7 +102,7 @@ def _measure(
             timed[name] = Timed(subject, config, watch)
         except Stopped:
             raise
-        except BaseException as error:  # whatever a network raises is its own failure, not the others'
+        except BaseException as error:  # whatever a network raises is its own failure; the others go on
             failed[name] = _failure(error)
             way = subject.way or config.way
             if way.precision_of("latency") in INFERENCE_PRECISIONS:
@@ -111,6 +122,7 @@ def _measure(
     state = conditions.figures()
     if broken:
         _cut_to_whole_rounds([timed[name] for name in timed.keys() - failed.keys()], yardstick)
+    # A network has figures only if each of its kinds of work has at least one sample.
     for name in timed.keys() - failed.keys():
         if not all(any(rounds) for rounds in timed[name].rounds_ms.values()):
             failed[name] = {"error": f"it was not timed: {broken[0] if broken else 'there was no round'}"}
@@ -123,7 +135,7 @@ def _measure(
 
 
 def _cut_to_whole_rounds(timed: Sequence[Timed], yardstick: _Yardstick) -> None:
-    """Leave out the round that was not finished: ratios are of rounds in which everybody had a turn."""
+    """Remove a round that was not finished, since ratios need rounds in which every network had its turn."""
     lists = [rounds for one in timed for rounds in one.rounds_ms.values()] + [yardstick.rounds_ms]
     whole = min(map(len, lists))
     for rounds in lists:
@@ -137,11 +149,19 @@ def _take_round(
     shuffler: random.Random,
     device: torch.device,
 ) -> list[str]:
-    """Give every network its turns, and note which of them fails.
+    """Give every network its turns of one round, and note which networks fail.
+
+    Args:
+        timed: Networks that are ready, by name.
+        failed: Errors of networks by name; the failures of this round are added.
+        yardstick: Convolution that takes its turn first.
+        shuffler: Random generator of the order of the turns.
+        device: Device on which the networks run.
 
     Returns:
-        Why no further round can be made, if so: an error such as an illegal access leaves a GPU unusable for the rest
-        of the process, so that every later call fails, whosever it is.
+        The reason why no further round is possible, as the only item of a list; an empty list otherwise. An error such
+        as an illegal memory access leaves a GPU unusable for the rest of the process. Every later call then fails, no
+        matter which network makes it.
     """
     try:
         yardstick.take_turn()
@@ -163,11 +183,12 @@ def _take_round(
 
 
 def _broken_by(name: str, failure: Mapping[str, Any], device: torch.device) -> list[str]:
-    """Return that a network has left the device unusable, if it has; see `_take_round`."""
+    """Return, as a list, the reason to stop if a failed network left the device unusable; see `_take_round`."""
     try:
         synchronise(device)
         if device.type == "cuda":
-            # Some versions of torch cannot free memory any more after a CUDA graph that could not be recorded.
+            # After a CUDA graph could not be recorded, some versions of torch cannot free memory any more. This call
+            # then raises the error.
             torch.cuda.empty_cache()
     except RuntimeError:
         return [f"the timing ended early, as {name} broke the device: {failure['error']}"]
@@ -176,10 +197,10 @@ def _broken_by(name: str, failure: Mapping[str, Any], device: torch.device) -> l
 
 @contextlib.contextmanager
 def _compiler(ways: Sequence[Way]) -> Iterator[None]:
-    """Inside, ``torch.compile`` starts from nothing, not from what an earlier run has left on the disk.
+    """Run the body with an empty cache of ``torch.compile``, not with what an earlier run left on the disk.
 
-    It raises where it would give up: after several programs of one function it would run the next as written, and say
-    so nowhere.
+    In the body, ``torch.compile`` raises an error where it would otherwise give up: after several compiled programs of
+    one function, it would run the next one uncompiled, without a message. Nothing changes if no way compiles.
     """
     if not any(way.mode == "compile" for way in ways):
         yield
@@ -194,7 +215,7 @@ def _compiler(ways: Sequence[Way]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Inside, Python does not look for garbage."""
+    """Run the body without Python's garbage collector, which runs once before it."""
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -206,14 +227,22 @@ def _no_collection() -> Iterator[None]:
 
 
 def _order(names: Iterable[str], shuffler: random.Random) -> Iterator[tuple[str, str]]:
-    """The turns of a round: kind by kind, so that turns that are compared are close in time; both orders by chance."""
+    """Yield the turns of a round as pairs of a network's name and a kind of work.
+
+    The turns of one kind come one after the other, so that turns that are compared are close in time. The order of the
+    kinds, and that of the networks within a kind, are random.
+    """
     names = list(names)
     for kind in shuffler.sample(KINDS, len(KINDS)):
         yield from ((name, kind) for name in shuffler.sample(names, len(names)))
 
 
 class _Yardstick:
-    """A convolution that is the same in every run, and says how fast the machine is in each round."""
+    """Convolution that is the same in every run and shows how fast the machine is in each round.
+
+    Attributes:
+        rounds_ms: Wall times of the calls in each round.
+    """
 
     def __init__(self, config: SpeedConfig) -> None:
         images, channels, pixels = YARDSTICK.get(config.device.type, YARDSTICK["cpu"])
@@ -227,6 +256,7 @@ class _Yardstick:
         self._call()
 
     def _call(self) -> float:
+        """Run the convolution once and return its wall time in milliseconds."""
         with torch.inference_mode(), tf32(self._config.device, False), cudnn_benchmark(False):
             start = time.perf_counter()
             torch.nn.functional.conv2d(self._x, self._w, padding=1)
@@ -234,13 +264,18 @@ class _Yardstick:
             return (time.perf_counter() - start) * 1e3
 
     def take_turn(self) -> None:
+        """Add the times of one round, after one call that does not count."""
         self._call()
         self.rounds_ms.append([round(self._call(), 4) for _ in range(FEWEST_CALLS)])
 
 
 def _drifts(rounds_ms: Mapping[str, list[list[float]]]) -> list[str]:
-    """What became slower or faster over the rounds, by a trend that is beyond chance (Kendall 1938) and by more from
-    one half to the other than the median is uncertain, by its interval; at most one line."""
+    """Return at most one sentence, which names the kinds of work whose times drifted over the rounds.
+
+    A drift is a trend of the medians of the rounds that is beyond chance (Kendall 1938). In addition, the median must
+    change between the two halves of the rounds by more than its own uncertainty, half the width of its interval, and by
+    more than `MOST_DRIFT`.
+    """
     found = []
     for kind, rounds in rounds_ms.items():
         middles = [statistics.median(times) for times in rounds]
@@ -249,6 +284,8 @@ def _drifts(rounds_ms: Mapping[str, list[list[float]]]) -> list[str]:
         if interval.low is None or interval.high is None:
             continue
         change = abs(statistics.median(middles[-half:]) - statistics.median(middles[:half]))
+        # Kendall's statistic is the number of pairs of rounds that rise minus the number of pairs that fall.
+        # Without a trend its variance is n (n - 1) (2 n + 5) / 18; the 1 is the correction for continuity.
         rising = sum((b > a) - (b < a) for a, b in itertools.combinations(middles, 2))
         trend = (abs(rising) - 1) / math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
         if trend > _TREND and change > max((interval.high - interval.low) / 2, MOST_DRIFT * interval.estimate):

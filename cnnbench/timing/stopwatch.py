@@ -1,4 +1,4 @@
-"""Times single calls: by the wall clock, and on a CUDA device by events in its stream as well."""
+"""Timing of single calls: by the wall clock, and on a CUDA device also by events in its stream."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ import torch
 from cnnbench.hardware import on_device, synchronise
 
 _SLEEP_CYCLES_PER_MS = 2_000_000
-"""Cycles of a GPU's clock, at most about 2 GHz, in a millisecond of ``torch.cuda._sleep``."""
+"""Clock cycles for one millisecond of ``torch.cuda._sleep``, on a GPU whose clock is at most about 2 GHz."""
 _LEAST_SLEEP_MS = 0.2
 _MOST_SLEEP_MS = 50.0
+"""Limits of the sleep that keeps the device busy in `Stopwatch.queued`, in milliseconds."""
 
 
 class Lap(NamedTuple):
-    """A timed call.
+    """Times of one call, in milliseconds.
 
     Attributes:
-        wall_ms: From before its start until the device has done its work.
-        device_ms: Between events around it in a GPU's stream; in it is what the GPU waited for the host.
-        parts_ms: Between the marks that were set in it, by the same clock as ``device_ms``, or the wall clock.
+        wall_ms: Wall time from before the start of the call until the device has finished its work.
+        device_ms: Time between the events before and after the call in a GPU's stream, including the time in which the
+            GPU waited for the host; None on other devices.
+        parts_ms: Times of the parts between marks, by events on a GPU and by the wall clock elsewhere; empty if the
+            call set no marks.
     """
 
     wall_ms: float
@@ -32,26 +35,26 @@ class Lap(NamedTuple):
 
 
 class Stopwatch:
-    """Times calls.
+    """Stopwatch for calls on a device.
 
     Args:
-        device: Where the calls run.
+        device: Device on which the calls run.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._start = 0.0
         self._marks: list[Any] = []
-        # Made once: making an event takes as long as launching a small kernel.
+        # Events are made once and reused, because making one takes as long as launching a small kernel.
         self._events: list[Any] = []
 
     @property
     def has_queue(self) -> bool:
-        """Whether the host can give the device work for later, and go on."""
+        """Return whether the host can queue work on the device and go on without waiting for it."""
         return self._device.type == "cuda"
 
     def begin(self) -> None:
-        """Start a call; the device has nothing to do."""
+        """Start the timing of a call; the device should be idle, or else the wall time includes its earlier work."""
         self._marks = []
         if self._device.type == "cuda":
             self._marks.append(self._event())
@@ -61,16 +64,17 @@ class Stopwatch:
             self._marks.append(self._start)
 
     def mark(self) -> None:
-        """End a part of the call."""
+        """End one part of the call and start the next."""
         if self._device.type == "cuda":
             self._marks.append(self._event())
             return
+        # The wall clock can end a part on an Apple GPU only after the device has finished it.
         if self._device.type == "mps":
             self.wait()
         self._marks.append(time.perf_counter())
 
     def _event(self) -> Any:
-        """Record the next event in the device's stream and return it."""
+        """Record the next event in the current stream of the device and return it."""
         at = len(self._marks)
         if at == len(self._events):
             self._events.append(torch.cuda.Event(enable_timing=True))
@@ -78,7 +82,7 @@ class Stopwatch:
         return self._events[at]
 
     def end(self) -> Lap:
-        """End the call when the device has done its work."""
+        """Wait until the device has finished the call, and return its times."""
         if self._device.type == "cuda":
             self.mark()
         self.wait()
@@ -92,17 +96,17 @@ class Stopwatch:
         return Lap(1e3 * (now - self._start), device_ms, tuple(parts) if len(parts) > 1 else ())
 
     def queued(self, call: Callable[[], object], wall_ms: float) -> Lap:
-        """Time a call whose launches are all in the queue before the device begins with it.
+        """Time a call whose launches are all queued before the device starts with it.
 
-        The device is first given something that keeps it busy for longer than the host takes to launch the call. What
-        lies between the events is then the device's own work, without the gaps in which it waits for the host.
+        A sleep first keeps the device busy for longer than the host takes to launch the call. The time between the
+        events is then the device's own work, without gaps in which it waits for the host.
 
         Args:
-            call: What is timed; it may set marks, and must not wait for the device.
-            wall_ms: About how long it takes by the wall clock.
+            call: Call to time; it may set marks, and must not wait for the device.
+            wall_ms: Approximate wall time of the call in milliseconds.
 
         Returns:
-            The lap; its wall time has the sleep in it.
+            The times of the call; the wall time includes the sleep.
         """
         sleep_ms = min(max(2 * wall_ms, _LEAST_SLEEP_MS), _MOST_SLEEP_MS)
         with on_device(self._device):
@@ -112,5 +116,5 @@ class Stopwatch:
         return self.end()
 
     def wait(self) -> None:
-        """Wait until the device has done what it was given."""
+        """Wait until the device has finished all of its work."""
         synchronise(self._device)

@@ -1,4 +1,4 @@
-"""Inference over batch sizes up to the largest that fits, found by doubling."""
+"""Timing of inference over batch sizes, which double until the batch does not fit any more."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from cnnbench.timing.speed import measure_speed
 from cnnbench.timing.work import SpeedConfig, Subject
 
 LONGEST_S = 1.0
-"""Seconds of a batch from which on no larger one is tried."""
+"""Time of a batch in seconds beyond which no larger batch is tried."""
 
 
 @dataclass
 class Sweep:
-    """Inference of one network at the batch sizes that it takes.
+    """Inference of one network at increasing batch sizes.
 
     Attributes:
-        batches: Figures of `measure_speed` with their ``batch_size``, powers of two in their order.
-        end: Why there is none larger.
+        batches: Figures of `measure_speed` with their ``batch_size``, which is a power of two, in increasing order.
+        end: Reason why no larger batch was timed.
     """
 
     batches: list[dict[str, Any]] = field(default_factory=list)
@@ -34,16 +34,20 @@ def sweep(
     most: int,
     on_progress: Callable[[float, str], None] = lambda *_: None,
 ) -> dict[str, Sweep]:
-    """Doubles the batch until it does not fit, takes too long, fails, or is as large as it may be.
+    """Time inference at doubling batch sizes until a batch does not fit, takes too long, fails, or exceeds the limit.
 
-    The networks take turns at each size; one size is in memory at a time. A network whose batch does not fit beside the
-    others is timed alone, which its figures say by ``alone``.
+    The networks take turns at each batch size, and only one batch size is in memory at a time. A network whose batch
+    does not fit beside the other networks is timed alone; its figures then have the entry ``alone``.
 
     Args:
         subjects: Networks by name.
-        config: How they are timed.
-        most: Images of the largest batch to try.
-        on_progress: Is told the share of a size that is done, and what comes next.
+        config: Settings of the timing.
+        most: Largest batch size to try.
+        on_progress: Callback that gets the share of the current batch size that is done, 0 to 1, and a text about the
+            next step.
+
+    Returns:
+        The figures of each network by name.
     """
     found = {name: Sweep() for name in subjects}
     size = 1
@@ -65,7 +69,7 @@ def sweep(
                 _note(found[name], size, figures)
             _empty_cache(config.device)
         except RuntimeError as error:
-            # The device is unusable from here on; what was measured at smaller sizes stays.
+            # The device is unusable from here on; the figures of smaller batches are kept.
             for name in going:
                 found[name].end = found[name].end or f"{size} failed: {type(error).__name__}: {error}"
             break
@@ -76,7 +80,7 @@ def sweep(
 
 
 def _note(found: Sweep, size: int, figures: Mapping[str, Any]) -> None:
-    """Add the figures of a batch size, or say why larger ones are not tried."""
+    """Add the figures of a batch size, and note the reason if no larger batch is to be tried."""
     if "error" in figures:
         why = "does not fit" if _lacks_memory(figures) else "failed"
         found.end = f"{size} {why}: {figures['error']}"
@@ -88,11 +92,14 @@ def _note(found: Sweep, size: int, figures: Mapping[str, Any]) -> None:
 
 
 _NO_MEMORY = ("out of memory", "outofmemoryerror", "allocate memory", "enough memory", "memoryerror")
-"""Words of the errors of a GPU, of a CPU, and of Python. An illegal memory access is another matter."""
+"""Words in the out-of-memory errors of a GPU, of a CPU, and of Python, which an illegal memory access does not have."""
 
 
 def _lacks_memory(figures: Mapping[str, Any]) -> bool:
-    """Whether a network failed for want of memory, for which torch has a class of its own on a GPU only."""
+    """Return whether a network failed for lack of memory.
+
+    The words of the error decide, because torch has an error class of its own for this only on a GPU.
+    """
     error = figures.get("error", "").lower()
     return any(words in error for words in _NO_MEMORY)
 

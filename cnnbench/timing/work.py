@@ -1,4 +1,8 @@
-"""One network at work: its inputs, the way it runs, and its kinds of work, every call timed to its end."""
+"""One network at work: its inputs, the way in which it runs, and its kinds of work.
+
+A kind of work is one image in inference (latency), a batch in inference, or a training step. The time of a call ends
+only when the device has finished it.
+"""
 
 from __future__ import annotations
 
@@ -33,41 +37,48 @@ from cnnbench.timing.stopwatch import Lap, Stopwatch
 from cnnbench.training.classifier import loss_and_logits
 
 KEYS = {"latency": "latency_ms", "inference": "inference_ms", "training": "train_step_ms"}
-"""What the times of a kind are called in records."""
+"""Prefixes of the figures of each kind of work in records."""
 PARTS = ("forward", "backward", "optimizer")
+"""Parts of a training step that are timed."""
 MODES = ("eager", "compile", "cuda-graph")
-FEWEST_CALLS = 3  # in a turn of short calls
+"""Modes in which a network can run; see `Way`."""
+FEWEST_CALLS = 3
+"""Smallest number of calls in a turn whose calls are short."""
 MOST_GAIN = 0.03
-"""Share by which calls of a warm-up may become faster from one `_FLAT` of them to the next when it ends."""
+"""Limit for the end of a warm-up: the median time of its last `_FLAT` calls is at most this share shorter than that of
+the `_FLAT` calls before."""
 _FLAT = 4
 _MOST_GAIN_OF_FEW = 0.1
-"""The same of one call to the next, where the calls are so long that there are fewer."""
-_FEWEST_WARM = 3  # calls, of which the first is the cold one
-_SETTLING_S = 0.008  # of calls that are shorter the first in a turn does not count
-_SMALL = ((3, 8, 8), 10)  # images and classes of the network that settles a process
+"""Same limit for the last call and the one before, in a warm-up with fewer than 2 * `_FLAT` calls, as they are long."""
+_FEWEST_WARM = 3  # calls of a warm-up, the first of which is the cold one
+_SETTLING_S = 0.008  # if calls are shorter than this, the first call of a turn does not count
+_SMALL = ((3, 8, 8), 10)  # image shape and number of classes of the network that settles a process
 _FEWEST_INPUTS = 3
-"""Batches in rotation, so that no result depends on one input staying in a cache."""
+"""Smallest number of batches in rotation, so that no result depends on one input that stays in a cache."""
 _MOST_INPUTS = 16
 _CACHES_OF_INPUTS = 3
-"""On a GPU there are so many batches that they fill its last cache so many times, but for small ones."""
+"""Total size of the batches in rotation on a GPU, in sizes of its last cache. Small batches stay below this size, since
+at most `_MOST_INPUTS` batches are in rotation."""
 _FLOW_MS = 20.0
-"""Milliseconds of calls that are queued together, about."""
+"""Approximate total time of the calls that are queued together, in milliseconds."""
 _FEWEST_FLOW, _MOST_FLOW = 2, 50
+"""Limits of the number of calls that are queued together."""
 _ROUNDS_PER_FLOW = 4
-"""One round of so many has queued calls too, which take several times as long as those of a turn."""
+"""Number of rounds of which one also has queued calls, which take several times as long as the calls of a turn."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """How a network runs; times of different ways are never ranked together.
+    """Way in which a network runs; times of different ways are never ranked together.
 
     Attributes:
-        precision: Number format, in Lightning's words; ``32-true`` is float32 alone, whatever torch's flags say, and
-            ``tf32`` a GPU's TF32. In ``bf16-true`` and ``16-true`` there is inference only.
-        inference_precision: Number format of inference, if it is another than that of the training step.
-        channels_last: Whether the channel is the innermost dimension of images and weights.
-        mode: Of `MODES`: as written, by ``torch.compile``, or recorded and replayed as one CUDA graph.
-        cudnn_benchmark: Whether cuDNN tries its kernels for each shape and takes the fastest; nothing on a CPU.
+        precision: Number format by Lightning's name, or ``tf32`` for TF32 on a GPU. ``32-true`` is float32 without
+            TF32, whatever torch's flags say. ``bf16-true`` and ``16-true`` are for inference only.
+        inference_precision: Number format of inference if it differs from that of the training step; None otherwise.
+        channels_last: Whether the channels are the innermost dimension of images and weights in memory.
+        mode: One of `MODES`: the network runs as it is written, compiled by ``torch.compile``, or recorded and replayed
+            as one CUDA graph.
+        cudnn_benchmark: Whether cuDNN tries its kernels for each shape and takes the fastest; no effect on a CPU.
     """
 
     precision: str
@@ -78,13 +89,13 @@ class Way:
 
     @property
     def words(self) -> str:
-        """For titles and the names of rows."""
+        """Return the way in words, for titles and the names of rows."""
         order = "channels_last" if self.channels_last else "contiguous"
         return f"{self.formats}, {order}, {self.mode}" + ", cuDNN benchmark" * self.cudnn_benchmark
 
     @property
     def formats(self) -> str:
-        """The number formats in words."""
+        """Return the number formats in words."""
         if self.inference_precision in (None, self.precision):
             return self.precision
         return f"{self.inference_precision} (training {self.precision})"
@@ -95,19 +106,23 @@ class Way:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of work that there are in this way."""
+        """Return the kinds of work that exist in this way: no training in a format that is for inference only."""
         return KINDS[:2] if self.precision in INFERENCE_PRECISIONS else KINDS
 
     @property
     def is_possible(self) -> bool:
-        """Whether there is such a way: the scale of 16-mixed is read after each step, which no graph can."""
+        """Return whether this combination of precision and mode can run.
+
+        In 16-mixed the host reads the loss scale after each step, which a CUDA graph cannot record.
+        """
         return (self.precision, self.mode) != ("16-mixed", "cuda-graph")
 
     def check(self, device: torch.device) -> None:
-        """Refuses what the device has not.
+        """Raise UserError if a network cannot run in this way on the device.
 
         Raises:
-            UserError: The mode is unknown, or the way needs another device.
+            UserError: The mode is unknown, the way needs a CUDA device, precision and mode exclude each other, or a
+                compiler is missing.
         """
         if self.mode not in MODES:
             raise unknown("mode", self.mode, MODES)
@@ -125,17 +140,18 @@ class Way:
 
 @dataclass(frozen=True)
 class Subject:
-    """A network to be timed.
+    """Network to be timed.
 
     Attributes:
-        build: Builds it.
-        image_shape: The images that it takes: channels, height, width.
-        num_classes: Classes of its logits.
-        optimizer: Builds the optimizer of the training step.
-        way: How it runs; None for that of the config, which is channels_last and eager.
-        kinds: What is timed, of what there is in this way.
-        batch_size: Images of inference in place of those of the config.
-        images: Gives at most so many images, (N, C, H, W), to draw the batches from; None for Gaussian noise.
+        build: Function that builds the network.
+        image_shape: Channels, height and width of the network's images.
+        num_classes: Number of classes of the logits.
+        optimizer: Function that builds the optimizer of the training step from the network.
+        way: Way in which the network runs; None for the way of the config, which is channels_last and eager.
+        kinds: Kinds of work to time; a kind that does not exist in this way is left out.
+        batch_size: Images per batch of inference; None for the number in the config.
+        images: Function that returns at most the requested number of images, (N, C, H, W), from which the batches are
+            drawn; None for Gaussian noise.
     """
 
     build: Callable[[], nn.Module]
@@ -150,22 +166,23 @@ class Subject:
 
 @dataclass(frozen=True)
 class SpeedConfig:
-    """How the timing is done.
+    """Settings of the timing.
 
     Attributes:
-        device: Where.
-        precision: Number format, in Lightning's words, of the default way.
-        batch_size: Images per batch of the inference throughput; latency is at batch size 1.
+        device: Device on which the networks run.
+        precision: Number format of the default way, by Lightning's name.
+        batch_size: Images per batch of the inference throughput; latency is measured at batch size 1.
         train_batch_size: Images per training step.
-        rounds: Turns that every network has of each kind of work, at most.
-        fewest_rounds: Turns that it has however long they take.
+        rounds: Largest number of rounds; in a round, every network has one turn of each kind of work.
+        fewest_rounds: Number of rounds that are timed no matter how long they take.
         most_s: Seconds per network after which no further round begins.
-        block_s: Seconds of each turn; at least one call, three if one is shorter, at most `block_calls`.
-        block_calls: Limit of the calls in a turn.
-        warmup_s: Longest warm-up of each kind; it ends sooner when its calls do not become faster any more.
-        seed: Seed of the order and the inputs.
-        cudnn_benchmark: Of the default way.
-        inference_precision: Of the default way.
+        block_s: Duration of a turn in seconds. A turn has at least one call, at least three if a call is shorter than
+            the turn, and at most `block_calls`.
+        block_calls: Largest number of calls in a turn.
+        warmup_s: Longest warm-up of each kind of work in seconds; it ends earlier when calls no longer become faster.
+        seed: Random seed of the order of turns and of the inputs.
+        cudnn_benchmark: Whether cuDNN searches for its fastest kernels in the default way.
+        inference_precision: Number format of inference in the default way; None for ``precision``.
     """
 
     device: torch.device
@@ -184,7 +201,7 @@ class SpeedConfig:
 
     @property
     def way(self) -> Way:
-        """How a network runs that has no way of its own."""
+        """Return the default way, in which a network runs that has no way of its own."""
         return Way(
             self.precision,
             cudnn_benchmark=self.cudnn_benchmark,
@@ -193,15 +210,23 @@ class SpeedConfig:
 
 
 class Timed:
-    """One network with its inputs and its kinds of work, warm.
+    """Network with its inputs and its kinds of work, built and warmed up.
 
     Args:
-        subject: The network.
-        config: How it is timed.
-        stopwatch: With what.
+        subject: Network to time.
+        config: Settings of the timing.
+        stopwatch: Stopwatch for the calls.
+
+    Attributes:
+        sizes: Batch size of each kind of work.
+        doubts: Reasons to doubt the times, as the keys of a dict, which keeps their order and drops repetitions.
+        rounds_ms: Wall times of the calls in each round, by kind of work.
+        cold_ms: Time of the first call of each kind of work, with compilation or recording.
+        warm_ms: Time of the fastest call in the warm-up of each kind of work.
+        peaks_bytes: Peak memory of a training step on a GPU, allocated and reserved; None where it is not known.
 
     Raises:
-        UserError: The way is none of the device's.
+        UserError: The network cannot run in its way on the device.
     """
 
     def __init__(self, subject: Subject, config: SpeedConfig, stopwatch: Stopwatch) -> None:
@@ -209,7 +234,7 @@ class Timed:
         self.way = subject.way or config.way
         self.way.check(config.device)
         device = config.device
-        # On a GPU the inputs are drawn there: drawing a large batch on the host takes longer than measuring it.
+        # Inputs for a GPU are drawn on the GPU, because drawing a large batch on the host takes longer than timing it.
         generator = random_generator(device, config.seed)
         self._format = torch.channels_last if self.way.channels_last else torch.contiguous_format
         sizes = {
@@ -226,7 +251,8 @@ class Timed:
         )
         self._labels = labels.to(device)
         types = {kind: weights_type(self.way.precision_of(kind)) for kind in self.sizes}
-        # A network for each type of weights; that of the training comes last, since its memory is measured.
+        # One network is built for each type of weights. The network that trains, in float32, is built last, between two
+        # readings of the memory, so that its own memory is known.
         models = {dtype: self._build(dtype) for dtype in dict.fromkeys(types.values()) if dtype != torch.float32}
         before = _cuda_memory(device)
         if torch.float32 in types.values():
@@ -244,41 +270,54 @@ class Timed:
         self._queued_ms: dict[str, list[float]] = {kind: [] for kind in self.sizes}
         self._parts_ms: list[tuple[float, ...]] = []
         self.cold_ms: dict[str, float] = {}
-        self.warm_ms: dict[str, float] = {}  # the quickest call of the warm-up
+        self.warm_ms: dict[str, float] = {}
         for kind in self.sizes:
             self._warm_up(kind)
         self.peaks_bytes = self._peaks(before) if device.type == "cuda" and "training" in self.sizes else (None, None)
 
     def _build(self, dtype: torch.dtype) -> nn.Module:
-        """Build the network, with weights of 16 bits if so."""
+        """Build the network on the device, with weights of this type."""
         model = self.subject.build()
         if dtype != torch.float32:
             model = model.to(dtype)
         return model.to(device=self.config.device, memory_format=self._format)  # type: ignore[call-overload]
 
     def _forward_of(self, model: nn.Module) -> Callable[[Tensor], Any]:
+        """Return the function that computes a forward pass, compiled if the way compiles."""
         return _compiled(model) if self.way.mode == "compile" else model
 
     def _make_inputs(self, kind: str, generator: torch.Generator) -> list[Tensor]:
-        """Some batches of images, each drawn at random; says what is wrong with them."""
+        """Return several random batches of images for a kind of work, and note a doubt about unsuitable values.
+
+        Args:
+            kind: Kind of work, which decides the batch size and the number format.
+            generator: Random generator of the images.
+        """
         count, dtype = self.sizes[kind], weights_type(self.way.precision_of(kind))
         inputs = self._number_of_inputs(count, dtype.itemsize)
         pool = self.subject.images(inputs * count) if self.subject.images else None
-        batches, lowest, highest = [], float("inf"), -float("inf")
+        batches = []
+        suitable = True
         for _ in range(inputs):
             if pool is None:
                 x = torch.randn(count, *self.subject.image_shape, generator=generator, device=generator.device)
             else:
                 chosen = torch.randint(len(pool), (count,), generator=generator, device=generator.device)
                 x = pool[chosen.to(pool.device)]
-            lowest, highest = min(lowest, float(x.min())), max(highest, float(x.max()))
+            # A comparison with NaN is false, so a batch that holds one is not suitable either.
+            suitable = suitable and -math.inf < float(x.min()) < float(x.max()) < math.inf
             batches.append(x.to(self.config.device, dtype, memory_format=self._format))
-        if not -float("inf") < lowest < highest < float("inf"):
+        if not suitable:
             self.doubts["the inputs are constant or not finite, on which arithmetic can be faster or slower"] = None
         return batches
 
     def _number_of_inputs(self, count: int, item_size: int) -> int:
-        """Return how many batches of so many images, with so many bytes for each number, take turns."""
+        """Return the number of batches that take turns as inputs; see `_CACHES_OF_INPUTS`.
+
+        Args:
+            count: Images per batch.
+            item_size: Bytes per number.
+        """
         device = self.config.device
         if device.type != "cuda":
             return _FEWEST_INPUTS
@@ -289,7 +328,10 @@ class Timed:
 
     @contextlib.contextmanager
     def _switches(self) -> Iterator[None]:
-        """Inside, torch's switches are as the way says; set around turns, since it takes time."""
+        """Run the body with torch's global flags set as the way requires.
+
+        The flags are set once per turn, not per call, because setting them takes time.
+        """
         if self.config.device.type != "cuda":
             yield
             return
@@ -300,6 +342,7 @@ class Timed:
             yield
 
     def _work(self, kind: str, x: Tensor, mark: Callable[[], None] | None = None) -> Any:
+        """Run one call of a kind of work, by its CUDA graph if it has one, and return its result."""
         if kind in self._graphs:
             return self._graphs[kind](x)
         return self._train(x, mark) if kind == "training" else self._infer(kind, x)
@@ -309,6 +352,12 @@ class Timed:
             return self._forwards[kind](x)
 
     def _train(self, x: Tensor, mark: Callable[[], None] | None = None) -> Tensor:
+        """Run one training step and return its logits, (N, K).
+
+        Args:
+            x: Images, (N, C, H, W).
+            mark: Function to call after the forward and after the backward pass; None for the mark of the stopwatch.
+        """
         mark, optimizer = mark or self._watch.mark, self._optimizer
         assert optimizer is not None
         with autocast(self.way.precision, self.config.device):
@@ -325,7 +374,8 @@ class Timed:
         return logits.detach()
 
     def _capture(self, kind: str) -> Callable[[Tensor], Any]:
-        """Record a call as a CUDA graph."""
+        """Record a call of a kind of work as a CUDA graph, and return the function that replays it."""
+        # Some of torch's optimizers can be recorded in a graph only with this option.
         for group in self._optimizer.param_groups if self._optimizer is not None else ():
             if "capturable" in group:
                 group["capturable"] = True
@@ -334,16 +384,18 @@ class Timed:
             return self._train(x, _no_mark) if kind == "training" else self._infer(kind, x)
 
         replay, peak_bytes = capture(work, self._batches[kind][0])
-        if kind == "training":  # a replay allocates nothing
+        if kind == "training":
+            # A replay allocates nothing, so that the peak memory is known from the recording only.
             self._graph_bytes = self._model_bytes + peak_bytes
         return replay
 
     def _call(self, kind: str) -> Lap:
-        """Runs one call of a kind of work to its end."""
+        """Run one call of a kind of work until the device has finished it, and return its times."""
         x = next(self._inputs[kind])
         self._watch.begin()
         out = self._work(kind, x)
         lap = self._watch.end()
+        # The result must have one row of logits per image; in a tuple, the first item holds the logits.
         first = out if isinstance(out, Tensor) else out[0] if isinstance(out, tuple) else None
         if len(x) != self.sizes[kind] or (first is not None and len(first) != self.sizes[kind]):
             rows = len(x) if first is None else len(first)
@@ -351,6 +403,7 @@ class Timed:
         return lap
 
     def _warm_up(self, kind: str) -> None:
+        """Run calls of a kind of work until they no longer become faster, or the time for the warm-up is over."""
         self._models[kind].train(kind == "training")
         end = time.perf_counter() + self.config.warmup_s
         with self._switches():
@@ -362,13 +415,20 @@ class Timed:
             while len(times) < _FEWEST_WARM or (time.perf_counter() < end and _gain(times) > MOST_GAIN):
                 times.append(self._call(kind).wall_ms)
         self.warm_ms[kind] = min(times)
+        # A warm-up of too few calls for `_gain` is judged by its last two calls.
         last = 1 - times[-1] / max(times[-2], 1e-9) if len(times) < 2 * _FLAT else _gain(times)
         if last > (_MOST_GAIN_OF_FEW if len(times) < 2 * _FLAT else MOST_GAIN):
             self.doubts[f"{kind} still became faster when its warm-up ended"] = None
 
     def _peaks(self, before: tuple[int, int]) -> tuple[int | None, int | None]:
-        """Bytes that a training step takes beyond what was there before: of tensors, and held by torch for them, which
-        is not known of a CUDA graph, whose memory the graphs of the other kinds of work may share."""
+        """Return the peak memory of a training step on a GPU in bytes: allocated by tensors, and reserved by torch.
+
+        The reserved memory of a CUDA graph is unknown (None), because the graphs of the other kinds of work may share
+        it.
+
+        Args:
+            before: Allocated and reserved bytes before the network was built, which are subtracted.
+        """
         device = self.config.device
         if self._graph_bytes is not None:
             return self._graph_bytes, None
@@ -380,10 +440,10 @@ class Timed:
         return torch.cuda.max_memory_allocated(device) - before[0], torch.cuda.max_memory_reserved(device) - before[1]
 
     def take_turn(self, kind: str) -> None:
-        """Adds the samples of one block of calls, the turn of a round.
+        """Add the samples of one turn, a block of calls.
 
-        Blocks are short, since networks that take turns often share what disturbs the machine. The first of short
-        calls does not count: it finds the caches full of another network.
+        Blocks are short: networks that often take turns share whatever disturbs the machine. If calls are short, the
+        first call of a turn does not count, because it finds the caches full of another network's data.
         """
         self._models[kind].train(kind == "training")
         fewest = FEWEST_CALLS if self.warm_ms[kind] < 1e3 * self.config.block_s else 1
@@ -404,12 +464,14 @@ class Timed:
                 self._take_queued_turn(kind)
 
     def _take_queued_turn(self, kind: str) -> None:
-        """Add samples of calls that are launched before the device begins with them, on a device that has a queue.
+        """Add samples of calls that are launched before the device starts with them, on a device that has a queue.
 
-        One call alone, for the device's own time, without what it waits for the host; and now and then several calls
-        one after the other, as a loop runs them that does not wait for each result.
+        A single call gives the device's own time, without the time in which it waits for the host. Every
+        `_ROUNDS_PER_FLOW` rounds, several calls one after the other are timed together, as in a loop that does not wait
+        for each result.
         """
-        # The scale of 16-mixed is read on the host after each step, unless the optimizer takes it itself.
+        # In 16-mixed the host reads the loss scale after each step, and so waits for the device, unless the optimizer
+        # applies the scale itself.
         waits = self._scaler is not None and not getattr(self._optimizer, "_step_supports_amp_scaling", False)
         if kind != "training" or not waits:
             lap = self._watch.queued(lambda: self._work(kind, next(self._inputs[kind])), self.warm_ms[kind])
@@ -426,7 +488,7 @@ class Timed:
         self._queued_ms[kind].append(1e3 * (time.perf_counter() - start) / calls)
 
     def figures(self) -> dict[str, Any]:
-        """What was found; see `cnnbench.timing.speed.measure_speed`."""
+        """Return the figures of all kinds of work; see `cnnbench.timing.speed.measure_speed`."""
         found: dict[str, Any] = {}
         for kind in self.sizes:
             found |= {f"{KEYS[kind]}_{name}": value for name, value in spread(self.rounds_ms[kind]).items()}
@@ -450,7 +512,9 @@ class Timed:
         }
 
     def all_doubts(self) -> list[str]:
-        """What was wrong with inputs, results, warm-up or waiting."""
+        """Return the reasons to doubt the times: unsuitable inputs, wrong results, a short warm-up, a missing wait."""
+        # The wall time of a call includes the device's own time. If it is shorter, by more than 2 % and 5 microseconds,
+        # the clock stopped before the device had finished.
         for kind, found in self._device_ms.items():
             wall = statistics.median(t for times in self.rounds_ms[kind] for t in times) if found else 0.0
             if found and statistics.median(found) > 1.02 * wall + 0.005:
@@ -459,15 +523,17 @@ class Timed:
 
 
 def _no_mark() -> None:
-    """Mark nothing: of a step whose parts are not timed."""
+    """Do nothing, in place of a mark, in a step whose parts are not timed."""
 
 
 def _compiled(model: nn.Module) -> Callable[[Tensor], Any]:
-    """A network compiled by itself: one program for each kind of work, made for its batch, since with sizes left open
-    it would be a slower one.
+    """Compile a network separately from all others, with one program for each kind of work.
 
-    Torch keeps programs by the code of a function, and looks through all of them at each call; so the function is a new
-    one, not the forward that networks share.
+    Each program is made for one batch size; a program for any batch size would be slower.
+
+    Torch stores programs by the code object of a function, and searches all programs of that code at each call. The
+    network is therefore called by a function with a code object of its own, not by the forward method that all networks
+    of a class share.
     """
 
     def forward(x: Tensor) -> Any:
@@ -479,8 +545,16 @@ def _compiled(model: nn.Module) -> Callable[[Tensor], Any]:
 
 
 def settle(way: Way, config: SpeedConfig, kinds: Sequence[str] = KINDS) -> None:
-    """Has a small network do what a process does once, such as loading libraries and making room for their workspaces,
-    so that it is not in the first call or the memory of the first network."""
+    """Run a small network, so that the process does its one-time work before the first network is timed.
+
+    Such work is, for example, loading libraries and allocating their workspaces. Without this run it would be part of
+    the first call or of the memory of the first network.
+
+    Args:
+        way: Way in which the small network runs.
+        config: Settings of the timing.
+        kinds: Kinds of work that the small network does.
+    """
     (shape, classes) = _SMALL
 
     def small() -> nn.Module:
@@ -490,7 +564,7 @@ def settle(way: Way, config: SpeedConfig, kinds: Sequence[str] = KINDS) -> None:
 
 
 def _cuda_memory(device: torch.device) -> tuple[int, int]:
-    """Bytes of tensors, and held by torch without what it only keeps for later; 0 where there is no such device."""
+    """Return the bytes that tensors use and that torch holds for them, without its cache; 0 on other devices."""
     if device.type != "cuda":
         return 0, 0
     torch.cuda.empty_cache()
@@ -498,7 +572,7 @@ def _cuda_memory(device: torch.device) -> tuple[int, int]:
 
 
 def _gain(times: Sequence[float]) -> float:
-    """Share by which the last calls were faster than those before them; infinite with too few."""
+    """Return the share by which the last `_FLAT` calls were faster than the `_FLAT` before; infinity with too few."""
     if len(times) < 2 * _FLAT:
         return float("inf")
     before, after = statistics.median(times[-2 * _FLAT : -_FLAT]), statistics.median(times[-_FLAT:])
@@ -506,7 +580,11 @@ def _gain(times: Sequence[float]) -> float:
 
 
 def spread(rounds: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Median of the calls with its interval, deciles and median absolute deviation."""
+    """Return the median of all calls, its interval, the first and last decile, and the median absolute deviation.
+
+    Args:
+        rounds: Times of the calls in each round.
+    """
     times = [t for block in rounds for t in block]
     deciles = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else times
     median, low, high = median_interval(rounds)

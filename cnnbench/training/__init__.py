@@ -1,1 +1,1 @@
-"""Training: the base of all networks, its callbacks, and checkpoints."""
+"""Training: the base class of all networks, and the callbacks of a training run."""

@@ -1,4 +1,4 @@
-"""Callbacks of every training run: its configuration, progress, checkpoints, and how it stops."""
+"""Callbacks of every run of ``cnnbench fit``: saved configuration, progress bar, checkpoints, and a clean stop."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from cnnbench.trust import OPTION
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the whole configuration into the run folder and, with W&B, into the run's configuration.
+    """Callback that writes the whole configuration into the run folder and, if W&B is used, into the W&B run.
 
     Args:
-        choices: What was chosen for the user, and why; the first line of the file.
+        choices: Settings that were chosen for the user, and the reasons; they become the first line of the file.
     """
 
     def __init__(self, *arguments: Any, choices: str = "", **options: Any) -> None:
@@ -29,7 +29,7 @@ class SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         config = self.config.clone()
-        config.pop(OPTION.strip("-"), None)  # a file cannot give it
+        config.pop(OPTION.strip("-"), None)  # only the command line may set it, never a file
         text = self.parser.dump(config, skip_unset=False)
         path = Path(trainer.default_root_dir) / "config.yaml"
         write_text(path, f"# {self.choices}\n{text}" if self.choices else text)
@@ -40,7 +40,10 @@ class SaveConfig(SaveConfigCallback):
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar, drawn four times a second and not after every batch, which for small networks takes as long."""
+    """Lightning's progress bar, drawn at most four times a second.
+
+    Lightning draws it after every batch, which for small networks takes as long as the batch.
+    """
 
     _shown = 0.0
 
@@ -52,14 +55,21 @@ class ProgressBar(TQDMProgressBar):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """``last.ckpt`` at the end of every epoch; Lightning's own ``save_last`` comes only with a new best."""
+    """Checkpoint ``last.ckpt``, written at the end of every epoch.
+
+    Lightning's own ``save_last`` writes only together with a new best checkpoint.
+    """
 
     def __init__(self) -> None:
         super().__init__(filename="last", enable_version_counter=False)
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's checkpoint of the best value, which a resumed run goes on to compare with, in its own folder too."""
+    """Lightning's checkpoint of the best value, which a resumed run keeps comparing with.
+
+    Lightning forgets the best value if the folder of the checkpoints has changed, as it does for a resumed run. So the
+    folder in the restored state is replaced by that of this run.
+    """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         state = state_dict | {"dirpath": self.dirpath}
@@ -70,12 +80,12 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class Stage(L.Callback):
-    """Knows whether a command has come to its images, and stops it where its state is whole.
+    """Callback that notes when a command reaches its first images, and stops it between two batches on a signal.
 
     Attributes:
-        started: Whether what a checkpoint holds has been put back, so that a later error is not about the file.
-        keep: Where a training that is stopped leaves its state; None for nowhere.
-        steps: Optimizer steps before this command; None where it does not come to a step.
+        started: Whether the state in a checkpoint has been restored, so that later errors are not about that file.
+        keep: Path at which a stopped training saves its state; None to save nothing.
+        steps: Number of optimizer steps before this command; None if it has not started training.
     """
 
     def __init__(self) -> None:

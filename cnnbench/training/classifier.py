@@ -1,7 +1,8 @@
 """The only training code of the project: every architecture is an `ImageClassifier`.
 
-A subclass builds ``features`` and ``classifier`` in its ``__init__``; loss, metrics, recipe and steps are here.
-Accuracy has one home, the confusion matrix of integer counts, from which it is derived.
+A subclass builds ``features`` and ``classifier`` in its ``__init__``. The loss, the metrics, the recipe and the
+training steps are defined here. The accuracy of validation and test is always derived from a confusion matrix of
+integer counts.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 RecipeName = Literal["sgd", "muon"]
 Views = Literal["one", "mirror", "mirror and shift"]
 _MOST_OUTCOMES = 100
-"""Training steps whose logits are kept before they are counted."""
+"""Largest number of training steps whose logits are kept before they are counted."""
 
 
 class Published(NamedTuple):
-    """An accuracy that somebody published.
+    """Accuracy from a publication.
 
     Attributes:
         accuracy: Top-1 test accuracy in per cent.
         data: Name of the data set.
-        source: Paper or page that has it.
+        source: Paper or page that reports the accuracy.
     """
 
     accuracy: float
@@ -50,16 +51,19 @@ class Published(NamedTuple):
 def loss_and_logits(
     output: Any, labels: Tensor, label_smoothing: float = 0.0, auxiliary_weight: float = 0.3
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of what a classifier returns, and its logits.
+    """Return the cross-entropy loss of a network's output, and its logits.
 
     Args:
-        output: Logits, (N, K), or a tuple of them as from a network with auxiliary heads in training, its own first.
-        labels: Classes, (N,).
-        label_smoothing: Share of the target that is spread over all classes.
+        output: Logits, (N, K), or a tuple of logits from a network with auxiliary heads in training, main head first.
+        labels: Indices of the true classes, (N,).
+        label_smoothing: Share of the target probability that is spread over all classes.
         auxiliary_weight: Weight of each auxiliary head in the loss.
 
+    Returns:
+        Loss, a scalar, and the logits of the main head, (N, K).
+
     Raises:
-        UserError: The output is neither.
+        UserError: The output is neither logits nor a tuple of logits.
     """
     heads = (output,) if isinstance(output, Tensor) else output
     if not isinstance(heads, tuple) or not all(isinstance(h, Tensor) and h.ndim == 2 for h in heads):
@@ -78,12 +82,13 @@ def _shape_of(output: Any) -> str:
 
 
 class TrainingClock(L.Callback):
-    """Measures the wall time of training: epochs from their start to their end, with the drawing of their batches.
+    """Callback that measures the wall time of training.
 
-    Validation, what is done between two epochs, such as the writing of checkpoints, and set-up do not count.
+    The time counts from the start to the end of each epoch and includes the drawing of batches. Set-up, validation and
+    work between two epochs, such as writing checkpoints, do not count.
 
     Args:
-        clock: Source of the time in seconds.
+        clock: Function that returns the current time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -93,7 +98,7 @@ class TrainingClock(L.Callback):
 
     @property
     def used_s(self) -> float:
-        """Seconds of training so far."""
+        """Return the seconds of training so far."""
         return self._used_s + (self._clock() - self._since if self._since is not None else 0.0)
 
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
@@ -101,12 +106,12 @@ class TrainingClock(L.Callback):
             self._since = self._clock()
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        if self._since is None:  # after a validation within an epoch
+        if self._since is None:  # the clock was stopped for a validation within the epoch
             self._since = self._clock()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)  # work that is still queued is training
+            torch.cuda.synchronize(pl_module.device)  # work that is still queued belongs to training
         self._used_s, self._since = self.used_s, None
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -116,7 +121,7 @@ class TrainingClock(L.Callback):
         self.on_validation_start(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        with contextlib.suppress(RuntimeError):  # of a device that has failed, which is what stopped the training
+        with contextlib.suppress(RuntimeError):  # the exception may come from a device that no longer works
             self.on_validation_start(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
@@ -127,14 +132,17 @@ class TrainingClock(L.Callback):
 
 
 class TimeBudget(TrainingClock):
-    """Ends training after so many seconds of training.
+    """Callback that ends training after a number of seconds.
 
-    The learning-rate schedule follows the share of the budget that is used, so that every network ends its schedule
+    The learning-rate schedule follows the used share of the budget, so that every network completes its schedule
     whatever its speed (budgeted training: Li, Yumer, Ramanan 2020, arXiv 1905.04753).
 
     Args:
-        seconds: Wall time of training, as `TrainingClock` measures it.
-        clock: Source of the time in seconds.
+        seconds: Wall time of training in seconds, as `TrainingClock` measures it.
+        clock: Function that returns the current time in seconds.
+
+    Raises:
+        UserError: The budget is not positive.
     """
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -145,7 +153,7 @@ class TimeBudget(TrainingClock):
 
     @property
     def progress(self) -> float:
-        """Used share of the budget; above 1 when it is overrun."""
+        """Return the used share of the budget; above 1 when the budget is overrun."""
         return self.used_s / self.seconds
 
     def on_train_batch_start(self, trainer: L.Trainer, *arguments: Any) -> None:
@@ -155,40 +163,47 @@ class TimeBudget(TrainingClock):
 
 
 class ImageClassifier(L.LightningModule):
-    """A network that maps images to class logits, and how it is trained.
+    """A network that maps images to class logits, together with its training recipe.
 
-    Subclasses set ``features`` and ``classifier``, and as class attributes ``min_image_size`` (pixels), ``peak_lr`` and
-    what `cnnbench list` says about them.
-    Without an optimizer of the user's, the recipe is AdamW (Loshchilov, Hutter 2019) with weight decay 0.05 on weights
-    that are not biases or normalisation, and a learning rate that rises linearly over the first 15 % of training to
-    `peak_lr` and falls linearly to zero: it needs the least tuning from one network to the next, and gets far within
-    few steps. An architecture may have another, by `recipe_optimizer`, `recipe_words` and `warmup`.
+    A subclass sets ``features`` and ``classifier``, and as class attributes ``min_image_size`` (pixels), ``peak_lr``
+    and the facts that `cnnbench list` shows.
+
+    Unless the user passes an optimizer, the recipe is AdamW (Loshchilov, Hutter 2019) with weight decay 0.05 on the
+    weights, but not on biases and the parameters of normalisation. The learning rate rises linearly to `peak_lr` over
+    the first 15 % of training and then falls linearly to zero. This recipe needs the least tuning from one network to
+    the next, and gets far within few steps. An architecture can replace it with `recipe_optimizer`, `recipe_words` and
+    `warmup`.
 
     Args:
-        num_classes: Number of classes K; with the command it comes from the data.
-        in_channels: Channels of the images; with the command it comes from the data.
-        image_size: Height and width of the images in pixels; with the command it comes from the data.
-        optimizer: Builds an optimizer from the parameters, in place of the recipe.
-        lr_scheduler: Builds a scheduler, stepped once a batch, from the optimizer; only together with ``optimizer``.
-        recipe: Name of one of `cnnbench.optimizers.RECIPES` in place of the architecture's own; not with ``optimizer``.
-        learning_rate: Peak of the recipe's schedule in place of the architecture's own; not with ``optimizer``.
+        num_classes: Number of classes K; on the command line it comes from the data.
+        in_channels: Number of channels of the images; on the command line it comes from the data.
+        image_size: Height and width of the images in pixels; on the command line it comes from the data.
+        optimizer: Function that builds an optimizer from the parameters, in place of the recipe.
+        lr_scheduler: Function that builds a scheduler from the optimizer, stepped once per batch; only together with
+            ``optimizer``.
+        recipe: Name of a recipe in `cnnbench.optimizers.RECIPES`, in place of the architecture's own; not together with
+            ``optimizer``.
+        learning_rate: Peak of the recipe's learning rate, in place of the architecture's own; not together with
+            ``optimizer``.
         schedule: Course of the learning rate from its peak to the end of training: ``linear`` or ``cosine`` to zero, or
-            ``constant``; unset, linear for the recipe, constant for an optimizer of the user's.
-        warmup: Share of the training, 0 to 1, in which the rate first rises linearly from a tenth of its peak; unset,
-            the architecture's own for the recipe, none for an optimizer of the user's.
-        label_smoothing: Share of the target that is spread over all classes; unset, that of ``recipe``, else 0.
-        steps_per_call: Optimizer steps within one call of Lightning's loop; unset, one call is one step. Some tens of
-            them spare small networks most of what Lightning costs, on a CPU with the same weights at the end. Callbacks
-            (such as averages of the weights), the progress bar, the log and ``limit_train_batches`` then see every so
-            many steps as one. On one device, without gradient clipping or accumulation, not in ``16-mixed``.
-        compile_mode: Compile the network's training steps with ``torch.compile`` in this mode; unset, not at all. It
-            costs half a minute before the first step (on a GPU less) and for each further size of the images, and on a
-            CPU pays in float32 for depthwise convolutions. Evaluation is not compiled.
-        test_views: Test-time augmentation: what test and prediction average the logits over. ``one`` is the image as it
-            is; ``mirror`` also its mirror image; ``mirror and shift`` half of that, and half of the same for the image
-            shifted by a pixel to the upper left and to the lower right, six views in all. The record's recipe says it.
-        channels_last: Keep images and weights with the channel as the innermost dimension, which is faster on
-            current processors and gives the same results up to rounding.
+            ``constant``; unset, linear for the recipe and constant for an optimizer of the user's.
+        warmup: Share of the training, 0 to 1, in which the learning rate first rises linearly from a tenth of its peak;
+            unset, the recipe's own, and 0 for an optimizer of the user's.
+        label_smoothing: Share of the target probability that is spread over all classes; unset, that of ``recipe``, and
+            0 without one.
+        steps_per_call: Number of optimizer steps within one call of Lightning's loop; unset, one. Some tens of steps
+            save small networks most of Lightning's overhead; on a CPU the final weights are the same. Callbacks (such
+            as weight averaging), the progress bar, the log and ``limit_train_batches`` then count a whole call as one
+            step. This works on one device, without gradient clipping or accumulation, and not in ``16-mixed``.
+        compile_mode: Mode in which ``torch.compile`` compiles the training steps; unset, they are not compiled.
+            Compilation takes half a minute (less on a GPU) before the first step and for each further image size. On a
+            CPU it pays off for depthwise convolutions in float32. Evaluation is not compiled.
+        test_views: Test-time augmentation, that is, the views of an image over which test and prediction average the
+            logits. ``one`` is the image itself. ``mirror`` adds its mirror image. ``mirror and shift`` gives half of
+            the weight to these two views, and half to the same two views of the image shifted by one pixel to the
+            upper left and to the lower right, six views in all. The recipe in a record names this setting.
+        channels_last: Whether images and weights have the channel as the innermost dimension in memory, which is faster
+            on current processors and gives the same results up to rounding.
 
     Raises:
         UserError: The images are too small for the network, or an argument is out of its range.
@@ -199,14 +214,14 @@ class ImageClassifier(L.LightningModule):
     warmup: ClassVar[float] = 0.15
     recipe_words: str = "AdamW, weight decay 0.05"
     key_idea: ClassVar[str] = ""
-    """What is new in the architecture, in a few words, for `cnnbench list`."""
+    """New idea of the architecture in a few words, for `cnnbench list`."""
     torchvision_name: str | None = None
-    """The network of torchvision that has the same layers in the same order; None where there is none, as for a
-    ``cifar`` form. Subclasses do not inherit it."""
+    """Name of torchvision's network with the same layers in the same order; None if there is none, as for a ``cifar``
+    form. A name that is inherited from a base class does not count."""
     published: ClassVar[Published | None] = None
-    """The best published accuracy on this project's data; that on ImageNet is torchvision's."""
+    """Best published accuracy; a network with a `torchvision_name` takes that on ImageNet from torchvision."""
     auxiliary_weight: ClassVar[float] = 0.3
-    """Weight of each auxiliary head in the loss, for networks whose forward returns several logits in training."""
+    """Weight of each auxiliary head in the loss, for networks that return the logits of several heads in training."""
     features: nn.Module
     classifier: nn.Module
 
@@ -258,6 +273,7 @@ class ImageClassifier(L.LightningModule):
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self._recipe = None if recipe is None else RECIPES[recipe]
+        # The defaults of the learning rate come from the recipe that was chosen by name, else from the architecture.
         usual: Any = self._recipe or type(self)
         self.learning_rate: float = usual.peak_lr if learning_rate is None else learning_rate
         own = optimizer is not None
@@ -282,57 +298,81 @@ class ImageClassifier(L.LightningModule):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.val_confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
         self.test_confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
+        # Sums of the loss and the images; in training also of the correct predictions, between the two.
         self._sums = {"train": torch.zeros(3), "val": torch.zeros(2), "test": torch.zeros(2)}
         self._outcomes: list[tuple[int, Tensor, Tensor, Tensor]] = []
         self._random_state: dict[str, Tensor] | None = None
         self._logged_in_epoch = False
 
     def take_steps_together(self, steps_per_call: int | None) -> None:
-        """Set the optimizer steps within one call of Lightning's loop, before the training; None for one as usual."""
+        """Set the number of optimizer steps within one call of Lightning's loop; call this before training.
+
+        Args:
+            steps_per_call: Number of steps; None for Lightning's usual one.
+        """
         self.steps_per_call = steps_per_call
         self.automatic_optimization = steps_per_call is None
 
     @property
     def display_name(self) -> str:
-        """What the network is called in messages and names of folders."""
+        """Return the name of the network in messages and folder names."""
         return type(self).__name__
 
     def forward(self, x: Tensor) -> Any:
-        """Computes logits, (N, K), from normalised images x, (N, C, H, W)."""
+        """Compute logits, (N, K), from normalised images x, (N, C, H, W)."""
         self.check_size(x.shape[-2], x.shape[-1])
         return self.classifier(self.features(x))
 
     def choose_form(self, form: Form) -> Literal["cifar", "imagenet"]:
-        """Decides, from a constructor, between the published forms; torchvision has none for small images."""
+        """Return the published form to build, for use in a constructor.
+
+        For the ``cifar`` form this clears `torchvision_name`, since torchvision has no networks for small images.
+
+        Args:
+            form: Form that the user chose.
+
+        Raises:
+            UserError: The form is unknown.
+        """
         chosen = resolve_form(form, self.image_size)
         if chosen == "cifar":
             self.torchvision_name = None
         return chosen
 
     def require_size(self, pixels: int) -> None:
-        """Says, from a constructor, how large the images must be in this form of the network.
+        """Set how large the images of this form of the network must be, for use in a constructor.
+
+        Args:
+            pixels: Smallest height and width in pixels.
 
         Raises:
-            UserError: They are smaller.
+            UserError: The images are smaller.
         """
         self.min_image_size = pixels
         self.check_size(self.image_size, self.image_size)
 
     def check_positive(self, **values: float) -> None:
-        """Refuses, from a constructor, arguments that are not above zero.
+        """Raise UserError unless all arguments are positive and finite, for use in a constructor.
+
+        Args:
+            values: Arguments by name.
 
         Raises:
-            UserError: One of them is not; the message has its name.
+            UserError: An argument is not positive or not finite; the message names it.
         """
         for name, value in values.items():
             if not 0 < value < float("inf"):
                 raise UserError(f"{name} {value} of {type(self).__name__} must be a positive number")
 
     def check_size(self, height: int, width: int) -> None:
-        """Refuses images that are too small for the network.
+        """Raise UserError if images are too small for the network.
+
+        Args:
+            height: Height of the images in pixels.
+            width: Width of the images in pixels.
 
         Raises:
-            UserError: They are.
+            UserError: The height or the width is below `min_image_size`.
         """
         if min(height, width) < self.min_image_size:
             raise UserError(
@@ -345,7 +385,7 @@ class ImageClassifier(L.LightningModule):
         compiled = self._compiled if self.training else None
         try:
             output = (compiled or self)(images.contiguous(memory_format=self.memory_format))
-        except StopIteration as error:  # which Lightning's loops would take for the end of the data
+        except StopIteration as error:  # Lightning's loops would take it for the end of the data
             raise RuntimeError("the network raised StopIteration") from error
         smoothing = self._label_smoothing if self.training else 0.0
         return loss_and_logits(output, labels, smoothing, self.auxiliary_weight)
@@ -355,6 +395,7 @@ class ImageClassifier(L.LightningModule):
         self._outcomes.clear()
         if stage == "fit" and self.compile_mode is not None:
             hardware.check_compiler(self.trainer.strategy.root_device)
+            # Only the function is compiled, so that the modules keep their names in checkpoints.
             self._compiled = torch.compile(self.forward, mode=self.compile_mode)
         if stage == "fit" and not self.automatic_optimization:
             trainer = self.trainer
@@ -365,12 +406,13 @@ class ImageClassifier(L.LightningModule):
                 )
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "_current_fx_name":  # Lightning sets it forty times a step, and torch takes its time over each
+        # Lightning sets this attribute about forty times per step, and torch's own method is slow.
+        if name == "_current_fx_name":
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
 
-    # Sums stay on the device and are read once per log line or epoch: reading them each step would wait for the GPU.
+    # The sums stay on the device and are read once per log line or epoch, since reading them waits for the GPU.
 
     def _start_sums(self, phase: str) -> None:
         self._sums[phase] = torch.zeros_like(self._sums[phase], device=self.device)
@@ -381,6 +423,7 @@ class ImageClassifier(L.LightningModule):
             self._start_sums("train")
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        # -1 tells Lightning to skip this batch and the rest of the epoch.
         return -1 if self.trainer.should_stop and self._time_budget() is not None else None
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
@@ -390,7 +433,7 @@ class ImageClassifier(L.LightningModule):
         return None
 
     def _take_steps(self, batches: Sequence[Batch]) -> None:
-        """Does for each batch what Lightning's loop does for one, without its bookkeeping in between."""
+        """Take one optimizer step per batch as Lightning's loop does, but without its bookkeeping between the steps."""
         trainer, budget = self.trainer, self._time_budget()
         optimizer = cast(torch.optim.Optimizer, self.optimizers(use_pl_optimizer=False))
         scheduler = cast("torch.optim.lr_scheduler.LRScheduler | None", self.lr_schedulers())
@@ -399,26 +442,33 @@ class ImageClassifier(L.LightningModule):
             if (budget and budget.progress >= 1) or trainer.global_step == trainer.max_steps:
                 return
             loss = self._training_loss(batch)
-            with torch.autocast(self.device.type, enabled=False):  # which is on around all of this
+            # Lightning runs this whole method under autocast, which is meant for the forward pass alone.
+            with torch.autocast(self.device.type, enabled=False):
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-            torch.clear_autocast_cache()  # else the next step would find the weights of this one
+            torch.clear_autocast_cache()  # else the next step would use cast copies of the old weights
             if scheduler is not None:
                 scheduler.step()
+            # `trainer.global_step` reads this counter, which Lightning's own optimizer wrapper would advance.
             progress.increment_ready()
             progress.increment_completed()
 
     def _training_loss(self, batch: Batch) -> Tensor:
         loss, logits = self._loss_and_logits(batch)
-        kept = logits.detach() if self._compiled is None else logits.detach().clone()  # CUDA graphs reuse their memory
+        # A compiled network may run as a CUDA graph, whose next replay overwrites the logits.
+        kept = logits.detach() if self._compiled is None else logits.detach().clone()
         self._outcomes.append((self.trainer.global_step + 1, loss.detach(), kept, batch[1]))
         if len(self._outcomes) == _MOST_OUTCOMES:
             self._sum_outcomes()
         return loss
 
     def _sum_outcomes(self) -> None:
-        """Adds up the steps since the last time, all at once: a step alone is too little work for the device."""
+        """Add the steps since the last call to the sums, all at once, since one step is too little work for the device.
+
+        Raises:
+            DivergedError: The loss of a step is not finite.
+        """
         if not self._outcomes:
             return
         steps, losses, logits, labels = zip(*self._outcomes, strict=True)
@@ -436,11 +486,12 @@ class ImageClassifier(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self._sum_outcomes()
-        if not self._logged_in_epoch and float(self._sums["train"][2]) > 0:  # shorter than an interval of the log
+        if not self._logged_in_epoch and float(self._sums["train"][2]) > 0:  # the epoch was shorter than a log interval
             self._log_training(on_step=False)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         step, every = self.trainer.global_step, max(self.trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
+        # A call of several steps can jump over a multiple of the interval, so compare the numbers of whole intervals.
         if step // every > self._logged_step // every:
             self._logged_step = step
             self._sum_outcomes()
@@ -454,7 +505,7 @@ class ImageClassifier(L.LightningModule):
         self._start_sums("train")
 
     def _logits_over_views(self, images: Tensor) -> Tensor:
-        """Compute the mean logits, (N, K), over the views of `test_views`."""
+        """Return the logits, (N, K), averaged over the views of `test_views`."""
 
         def of(x: Tensor) -> Tensor:
             logits: Tensor = self(x.contiguous(memory_format=self.memory_format))
@@ -466,6 +517,7 @@ class ImageClassifier(L.LightningModule):
         if self.test_views != "mirror and shift":
             return of(images)
         height, width = images.shape[2:]
+        # Padding by one pixel and cropping at two opposite corners shifts the image by one pixel along both axes.
         padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
         shifted = (of(padded[:, :, :height, :width]) + of(padded[:, :, 2:, 2:])) / 2
         return (of(images) + shifted) / 2
@@ -481,6 +533,7 @@ class ImageClassifier(L.LightningModule):
 
     def _log_eval(self, phase: str) -> None:
         confusion = getattr(self, f"{phase}_confusion").compute()
+        # The confusion matrix adds up all processes itself; the sums of the loss are gathered here.
         loss, count = cast(Tensor, self.all_gather(self._sums[phase])).reshape(-1, 2).sum(0)
         accuracy = confusion.trace() / confusion.sum()
         self.log_dict({f"{phase}/loss": loss / count, f"{phase}/accuracy": accuracy}, prog_bar=True, batch_size=1)
@@ -489,13 +542,17 @@ class ImageClassifier(L.LightningModule):
         self._logged_step = self.trainer.global_step
         if self._random_state is not None:
             torch.set_rng_state(self._random_state["cpu"])
-            # The state of a GPU's generator is empty in the checkpoint of a training on a CPU.
+            # A checkpoint of a training on a CPU stores an empty state for the GPU's generator.
             if self.device.type == "cuda" and self._random_state["device"].numel():
                 torch.cuda.set_rng_state(self._random_state["device"], self.device)
             self._random_state = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what dropout draws from; refuses to keep weights that are not numbers, or behind a loss that is none."""
+        """Add the states of the random generators to a checkpoint, so that a resumed training draws the same dropout.
+
+        Raises:
+            DivergedError: The weights are not finite, or were computed from a loss that is not finite.
+        """
         self._sum_outcomes()
         if not all(value.isfinite().all() for value in self.state_dict().values() if value.is_floating_point()):
             raise DivergedError(
@@ -507,10 +564,10 @@ class ImageClassifier(L.LightningModule):
         checkpoint["random_state"] = {"cpu": torch.get_rng_state(), "device": device}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._random_state = checkpoint.get("random_state")  # used when training starts
+        self._random_state = checkpoint.get("random_state")  # restored when training starts
         if self._trainer is None or self._optimizer is not None:
             return
-        # Whether AdamW is fused is a matter of this device, not of the one where the training began.
+        # Whether AdamW can be fused depends on this device, not on the one where the training began.
         on_gpu = self._trainer.strategy.root_device.type == "cuda"
         for state in checkpoint.get("optimizer_states", ()):
             for group in state["param_groups"]:
@@ -518,7 +575,7 @@ class ImageClassifier(L.LightningModule):
                     group["fused"] = True if on_gpu and not self._clips_scaled_gradients() else None
 
     def on_validation_epoch_start(self) -> None:
-        self._sum_outcomes()  # a loss that is no number stops the training here at the latest
+        self._sum_outcomes()  # raises here at the latest if a loss is not finite
         self._start_sums("val")
         self.val_confusion.reset()
 
@@ -539,12 +596,12 @@ class ImageClassifier(L.LightningModule):
         self._log_eval("test")
 
     def test_confusion_counts(self) -> list[list[int]]:
-        """Integer counts of the last test, rows are true classes, columns predictions; K x K."""
+        """Return the K x K confusion counts of the last test; rows are true classes, columns are predictions."""
         return self.test_confusion.compute().tolist()
 
     @property
     def training_words(self) -> str:
-        """The recipe in words, for records and logs."""
+        """Return the recipe in words, for records and logs."""
         words = self.recipe_words if self._recipe is None else self._recipe.words
         parts = [words if self._optimizer is None else "the user's optimizer"]
         if self._lr_scheduler is None:
@@ -560,7 +617,7 @@ class ImageClassifier(L.LightningModule):
         return ", ".join(parts)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Computes class probabilities, (N, K)."""
+        """Return class probabilities, (N, K), from the logits averaged over the views of `test_views`."""
         return self._logits_over_views(batch[0]).float().softmax(1)
 
     def _time_budget(self) -> TimeBudget | None:
@@ -568,22 +625,23 @@ class ImageClassifier(L.LightningModule):
         return next((c for c in callbacks if isinstance(c, TimeBudget)), None)
 
     def _progress(self, step: int, total_steps: float) -> float:
-        """Share of the training that is done: of the time budget, else of the optimizer steps."""
+        """Return the completed share of the training: of the time budget if one is set, else of the steps."""
         budget = self._time_budget()
         return budget.progress if budget is not None else step / total_steps
 
     def _total_steps(self) -> float:
-        """Optimizer steps of the whole training; infinite where only a time ends it."""
+        """Return the number of optimizer steps of the whole training; infinite if only a time limit ends it."""
         trainer = self.trainer
-        calls = trainer.estimated_stepping_batches  # also opens the loader, where it is needed
+        calls = trainer.estimated_stepping_batches  # also sets up the loader where it is needed
         if self.steps_per_call is None or calls == float("inf") or (trainer.max_epochs or 0) <= 0:
             return calls
+        # Lightning counts calls, so the steps are counted from the batches of the loader.
         loader: Any = trainer.train_dataloader
         steps = trainer.max_epochs * min(loader.batches, trainer.num_training_batches * self.steps_per_call)
         return min(steps, trainer.max_steps) if trainer.max_steps >= 0 else steps
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """Builds the recipe's optimizer, or the user's."""
+        """Build the user's optimizer if there is one, else that of the recipe."""
         if self._optimizer is not None:
             return self._optimizer(self.parameters())
         if self._recipe is not None:
@@ -591,14 +649,18 @@ class ImageClassifier(L.LightningModule):
         return self.recipe_optimizer()
 
     def recipe_optimizer(self) -> torch.optim.Optimizer:
-        """Builds the optimizer of the architecture's recipe, at `learning_rate`."""
+        """Build the optimizer of the architecture's own recipe, with `learning_rate`."""
+        # Parameters with one axis are biases and those of normalisation; they get no weight decay.
         weights = [p for p in self.parameters() if p.ndim > 1]
         others = [p for p in self.parameters() if p.ndim <= 1]
         groups: list[dict[str, Any]] = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
         return adamw(groups, fused=not self._clips_scaled_gradients(), lr=self.learning_rate, weight_decay=0.05)
 
     def _clips_scaled_gradients(self) -> bool:
-        """Return whether a Trainer clips gradients that a fused optimizer would only unscale in its step."""
+        """Return whether the Trainer clips gradients that are scaled for float16.
+
+        A fused optimizer would unscale them only within its step, which is too late for clipping.
+        """
         trainer = self._trainer
         return trainer is not None and trainer.precision == "16-mixed" and bool(trainer.gradient_clip_val)
 
@@ -620,12 +682,12 @@ class ImageClassifier(L.LightningModule):
 
 
 def lr_factor(progress: float, warmup: float, schedule: Schedule) -> float:
-    """Share of the peak learning rate.
+    """Return the learning rate as a share of its peak.
 
     Args:
-        progress: Share of the training that is done, 0 to 1.
-        warmup: Share of the training in which the rate rises; it starts at a tenth of the peak.
-        schedule: What comes after: ``linear`` or ``cosine`` decay to zero, or ``constant``.
+        progress: Completed share of the training, 0 to 1.
+        warmup: Share of the training in which the rate rises linearly from a tenth of its peak.
+        schedule: Course after the warm-up: ``linear`` or ``cosine`` decay to zero, or ``constant``.
     """
     if progress < warmup:
         return 0.1 + 0.9 * progress / warmup

@@ -1,7 +1,7 @@
-"""Races and proofs: commands that compare the project with others, print a table and keep what they measured.
+"""Commands that compare the project with other programs, print a table and save the measurements.
 
-Things that are compared are timed in turns, in random order over several rounds, in one process, so that a slow moment
-of the machine hits all of them; what counts is the ratio of two of them within a round.
+Everything that is compared is timed in one process, in random order over several rounds. A slow moment of the machine
+then affects all subjects alike, and the result is the ratio of two subjects within the same round.
 """
 
 from __future__ import annotations
@@ -33,13 +33,21 @@ from cnnbench.training.callbacks import BestCheckpoint, LastCheckpoint, Progress
 from cnnbench.training.classifier import loss_and_logits
 
 FOLDER = Path("results/races")
+"""Folder of the result files, relative to the working folder."""
 
 
 def interleave(subjects: Mapping[str, Callable[[], object]], rounds: int, seed: int = 0) -> dict[str, list[float]]:
-    """Times functions in turns, each once a round in random order, after one call each that does not count.
+    """Time functions in turns: each round calls every function once, in a new random order.
+
+    One warm-up call of each function comes first and does not count.
+
+    Args:
+        subjects: Functions to time, by name.
+        rounds: Number of timed calls of each function.
+        seed: Random seed for the order within the rounds.
 
     Returns:
-        Milliseconds per function and round.
+        Milliseconds of every round, by name of the function.
     """
     order = list(subjects)
     shuffle = random.Random(seed)
@@ -49,6 +57,7 @@ def interleave(subjects: Mapping[str, Callable[[], object]], rounds: int, seed: 
     for _ in range(rounds):
         shuffle.shuffle(order)
         for name in order:
+            # Collect garbage before the timed call and not during it.
             gc.collect()
             gc.disable()
             start = time.perf_counter()
@@ -61,12 +70,13 @@ def interleave(subjects: Mapping[str, Callable[[], object]], rounds: int, seed: 
 
 
 def training_step(model: nn.Module, images: Tensor, precision: str = "32-true") -> Callable[[], None]:
-    """A real training step of any classifier: forward, cross-entropy, backward, AdamW.
+    """Return a function that runs a real training step of a classifier: forward, cross-entropy, backward, AdamW.
 
     Args:
-        model: Returns logits, (N, K), or several of them, as with auxiliary heads, which then weigh 0.3.
-        images: The batch, (N, C, H, W), on the device of the model.
-        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+        model: Classifier that returns logits, (N, K), or a tuple of logits if it has auxiliary heads. The loss of each
+            auxiliary head has the weight 0.3.
+        images: Batch of images, (N, C, H, W), on the device of the model. All of them get the label 0.
+        precision: Number format in Lightning's notation: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
     """
     optimizer = adamw(model.parameters(), lr=1e-4)
     labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
@@ -83,7 +93,12 @@ def training_step(model: nn.Module, images: Tensor, precision: str = "32-true") 
 
 
 def run(name: str, main: Callable[[], int]) -> NoReturn:
-    """Ends the process as the command does: bad input is one line and exit code 2."""
+    """Run a command and end the process: a `UserError` becomes one line on stderr and exit code 2.
+
+    Args:
+        name: Name of the command, which precedes the message.
+        main: Function that returns the exit code.
+    """
     try:
         sys.exit(main())
     except UserError as error:
@@ -95,16 +110,18 @@ def run(name: str, main: Callable[[], int]) -> NoReturn:
 def fit_trainer(
     device: torch.device, callbacks: Sequence[L.Callback], checkpoints: bool = True, **options: Any
 ) -> Iterator[L.Trainer]:
-    """The Trainer of `cnnbench fit` in a folder that goes with it: bar, CSV log, learning-rate monitor, checkpoints.
+    """Yield the Trainer of `cnnbench fit`, with progress bar, CSV log, learning-rate monitor and checkpoints.
+
+    It writes into a temporary folder, which is deleted at the end. Everything printed inside the context is discarded.
 
     Args:
-        device: Where it trains.
-        callbacks: Further ones.
-        checkpoints: Whether it writes them, after each epoch.
-        options: Of the Trainer.
+        device: Device to train on.
+        callbacks: Callbacks beside those of `cnnbench fit`.
+        checkpoints: Whether the Trainer writes checkpoints, one after each epoch.
+        options: Further arguments of Lightning's Trainer.
     """
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as quiet:
-        for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):  # the bar of a terminal
+        for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):  # hide the progress bar
             quiet.enter_context(redirect(io.StringIO()))
         own: list[L.Callback] = [LearningRateMonitor(), ProgressBar()]
         if checkpoints:
@@ -120,7 +137,7 @@ def fit_trainer(
 
 
 def bare_trainer(device: torch.device, callbacks: Sequence[L.Callback], **options: Any) -> L.Trainer:
-    """A Trainer on one device, in the precision that is the default there if none is given."""
+    """Return a Trainer for one device; without the option `precision` it uses the default of that device."""
     options.setdefault("precision", choose_precision("auto", device)[0])
     return L.Trainer(
         accelerator=device.type,
@@ -133,7 +150,7 @@ def bare_trainer(device: torch.device, callbacks: Sequence[L.Callback], **option
 
 
 def ratio(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
-    """Median, lowest and highest of the ratios of paired rounds."""
+    """Return the median, the lowest and the highest of the ratios a / b of paired rounds."""
     ratios = [x / y for x, y in zip(a, b, strict=True)]
     return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
 
@@ -146,10 +163,18 @@ def write_race(
     device: torch.device | None = None,
     **more: Any,
 ) -> Path:
-    """Writes ``results/races/<name>.json``; the verdict is ``met`` if all goals are.
+    """Write the result of a race to ``results/races/<name>.json``; its verdict is ``met`` if all goals are met.
 
     Args:
-        device: Where it was measured; the CPU if None.
+        name: Name of the race.
+        rows: Measurements, one row per subject.
+        ratios: Median, lowest and highest ratio of each comparison, by its name.
+        goals: Whether each goal is met, by its description.
+        device: Device of the measurement; the CPU if None.
+        more: Further entries of the document.
+
+    Returns:
+        The path of the file.
     """
     device = device or torch.device("cpu")
     path = FOLDER / f"{name}.json"

@@ -1,7 +1,7 @@
-"""The audit: our counts beside those of other counters, and a named cause for every difference.
+"""The audit: our counts beside those of other counters, with a named cause for every difference.
 
-A difference that its causes (see `cnnbench.validation.counters`) do not explain to the last digit is an error: exit
-code 1.
+The causes are worked out in `cnnbench.validation.counters`. They must add up to the difference exactly. If they do not,
+the audit ends with exit code 1.
 """
 
 from __future__ import annotations
@@ -38,14 +38,20 @@ TORCHVISION = (
     "mobilenet_v3_small mobilenet_v3_large mnasnet1_0 shufflenet_v2_x1_0 efficientnet_b0 efficientnet_v2_s "
     "regnet_x_400mf regnet_y_400mf convnext_tiny vit_b_16 swin_t"
 ).split()
+"""Networks of torchvision that are audited by default, besides those of the package."""
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A count that is not ours, and why.
+    """The count of another counter beside ours, with the causes of the difference.
 
     Attributes:
-        causes: Amount by cause; ours and all of them add up to the other count, unless something is unexplained.
+        network: Name of the network.
+        counter: Name of the other counter.
+        count: Count of the other counter.
+        ours: Our count of the same quantity.
+        causes: Amount that each cause adds to our count, by its name. Our count plus all amounts equals the other
+            count, unless a part of the difference is unexplained.
     """
 
     network: str
@@ -56,18 +62,21 @@ class Disagreement:
 
     @property
     def unexplained(self) -> int:
+        """Return the part of the difference that no cause explains."""
         return self.count - self.ours - sum(self.causes.values())
 
 
 def _published(subject: Subject) -> Iterator[Disagreement]:
-    """What torchvision prints beside its weights: MACs in millions, and parameters."""
+    """Yield the comparisons with the MACs and parameters that torchvision publishes with its weights."""
     from torchvision import models
 
     name = subject.network.name.removeprefix("torchvision:")
     meta = models.get_model_weights(name).DEFAULT.meta
+    # The entry `_ops` is in billions of MACs. Both counts are compared in whole millions.
     million = 10**6
     ours, theirs = round(subject.macs / million) * million, round(1000 * meta["_ops"]) * million
     yield Disagreement(subject.network.name, "published MACs", theirs, ours, {})
+    # Some of the published parameter counts leave out the auxiliary heads.
     heads = sum(p.numel() for n, p in subject.model.named_parameters() if n.lower().startswith("aux"))
     params = sum(p.numel() for p in subject.model.parameters())
     left_out = {"auxiliary heads": -heads} if heads and meta["num_params"] < params else {}
@@ -75,7 +84,7 @@ def _published(subject: Subject) -> Iterator[Disagreement]:
 
 
 def compare(subject: Subject) -> list[Disagreement]:
-    """The counts of all others for one network."""
+    """Return the counts of all other counters for one network, each with the causes of its difference from ours."""
     found = []
     for name, (count, explain) in COUNTERS.items():
         ours = subject.train_macs if "training" in name else subject.macs
@@ -90,13 +99,19 @@ def compare(subject: Subject) -> list[Disagreement]:
 
 
 def audit(network: Network, rounds: int) -> tuple[list[Disagreement], dict[str, list[float]]]:
-    """Counts and times one network with every counter.
+    """Count one network with every counter, and time the counters in turns.
+
+    Args:
+        network: Network to count.
+        rounds: Number of timed calls of each counter.
 
     Returns:
-        The comparison, and milliseconds per counter and round; ``training step`` is a real one with one image, two for
-        a network whose batch norm refuses one.
+        The comparison with each counter, and the milliseconds of every round, by name of the counter. The entry
+        ``training step`` is a real training step with one image, or with two if a batch norm layer of the network
+        cannot train on one.
     """
     shape = network.image_shape
+    # Some counters need real values; all others, ours too, run on the meta device, where tensors have no values.
     real = network.build()
     model = build_without_values(network.build)[0].to("meta")
     cost = complexity(model, shape)
@@ -122,7 +137,7 @@ def audit(network: Network, rounds: int) -> tuple[list[Disagreement], dict[str, 
 
 
 def disagreement_table(found: Sequence[Disagreement]) -> Table:
-    """One row per count that is not ours."""
+    """Return a table with one row per count that differs from ours."""
     table = Table(title="Counts that differ, and why", title_justify="left", title_style="bold", header_style="bold")
     for title in ("Network", "Counter", "Count", "Ours", "Difference", "Causes"):
         table.add_column(title, justify="left" if title in ("Network", "Counter", "Causes") else "right")
@@ -142,7 +157,12 @@ def disagreement_table(found: Sequence[Disagreement]) -> Table:
 
 
 def summary(found: Sequence[Disagreement], times: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict[str, Any]]:
-    """One row per counter: how often it agrees, what it differs by, and its time over all networks."""
+    """Return one row per counter: how often it agrees, how much it differs, and its time over all networks.
+
+    Args:
+        found: Comparisons of all networks.
+        times: Milliseconds of every round, by network and counter.
+    """
     ours = _totals(times, "ours")
     names = list(dict.fromkeys(d.counter for d in found))
     rows: list[dict[str, Any]] = [{"name": "cnnbench", **_time_row(times, "ours", ours)}]
@@ -153,6 +173,8 @@ def summary(found: Sequence[Disagreement], times: Mapping[str, Mapping[str, Sequ
         percent: dict[str, list[float]] = {}
         for d in mine:
             for cause, amount in d.causes.items():
+                # A counter with the cause "factor 2" counts FLOPs, 2 per MAC. Its other causes are amounts of FLOPs
+                # too, so they are given in per cent of our count in FLOPs.
                 unit = d.ours * (2 if "factor 2" in d.causes and cause != "factor 2" else 1)
                 percent.setdefault(cause, []).append(100 * amount / unit)
         rows.append(
@@ -169,7 +191,7 @@ def summary(found: Sequence[Disagreement], times: Mapping[str, Mapping[str, Sequ
 
 
 def _totals(times: Mapping[str, Mapping[str, Sequence[float]]], name: str) -> list[float]:
-    """Milliseconds over all networks, round by round."""
+    """Return the milliseconds that one counter takes for all networks together, one value per round."""
     return [sum(round_ms) for round_ms in zip(*(t[name] for t in times.values()), strict=True)]
 
 
@@ -192,10 +214,11 @@ LETTERS = {
     "auxiliary heads": "h",
     "grouped gradient": "g",
 }
+"""Short symbols of the causes for the table of networks."""
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """The tables of the README, from what the audit wrote."""
+    """Return the tables of the README in Markdown, from the document that the audit writes."""
     lines = [
         "| Counter | Equal | Differs by (largest share in one network; networks) | Unexplained | Time | of ours |",
         "| --- | ---: | --- | ---: | ---: | ---: |",
@@ -224,9 +247,10 @@ def markdown(document: Mapping[str, Any]) -> str:
 
 
 def _cell(d: Mapping[str, Any] | None) -> str:
-    """One count of another: equal, or by how much it differs, and the letters of the causes."""
+    """Return a cell for the count of another counter: ``equal``, or the difference in per cent and its causes."""
     if d is None:
         return ""
+    # The difference beyond the plain conversion of MACs to FLOPs.
     rest = d["count"] - d["ours"] - d["causes"].get("factor 2", 0)
     unit = d["ours"] * (2 if "factor 2" in d["causes"] else 1)
     percent = 100 * rest / unit
@@ -237,7 +261,7 @@ def _cell(d: Mapping[str, Any] | None) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the audit; exit code 1 on an unexplained difference."""
+    """Run the audit and return its exit code, which is 1 if a difference is unexplained."""
     parser = argparse.ArgumentParser(prog="python -m cnnbench.validation.audit", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="rounds of timing (default: 3)")
     parser.add_argument("--models", nargs="+", metavar="MODEL", help="instead of the zoo and 29 of torchvision")
@@ -253,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in names:
         network = get_network(name)
         print(f"{name} ...", file=sys.stderr, flush=True)
-        with contextlib.redirect_stdout(io.StringIO()):  # ptflops talks
+        with contextlib.redirect_stdout(io.StringIO()):  # ptflops prints messages
             comparison, times[name] = audit(network, options.rounds)
         found += comparison
     rows = summary(found, times)
@@ -264,7 +288,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _conclude(
     found: Sequence[Disagreement], times: Mapping[str, Mapping[str, Sequence[float]]], rows: list[dict[str, Any]]
 ) -> int:
-    """Prints what the figures say, and writes them."""
+    """Print the verdicts, write the results and return the exit code."""
+    # Inference counters that differ from ours at most by counting FLOPs: only their time is a fair comparison.
     exact = [
         row
         for row in rows

@@ -1,11 +1,17 @@
-"""Is the stopwatch right? The timing against itself, against a planted slowdown, and beside the usual procedure.
+"""A check of the timing: against identical networks, against a planted slowdown, and beside the usual procedure.
 
-``make calibrate``. A network is timed beside its own copy and beside one that was made slower by 5 %, over and over; a
-verdict on the copy is false, one missed on the slower network is a miss. The ratio of two different networks is found
-by paired rounds and, in the same repetition, by the usual way: one network after the other, means of many calls (as in
-timm's benchmark script, and again with as many calls as the paired rounds have); its spread is that over the
-repetitions in which the stopwatch saw no other process at work, and over all. At the end two complete runs of the
-default networks, each in fresh processes, are ranked and compared by ``cnnbench compare``: any verdict is false.
+``make calibrate`` runs it. Each repetition times a network beside its own copy and beside a twin that is made 5 %
+slower. If the timing says that the copy differs, this verdict is false; if it does not say that the twin is slower, it
+has missed the slowdown.
+
+Each repetition also measures the ratio of the times of two different networks in two ways. The first is by paired
+rounds. The second is the usual procedure, which times one network after the other and takes the mean of many calls: 40
+calls, as in timm's benchmark script, and then as many calls as the paired rounds have. The spread of the ratio from
+repetition to repetition shows which procedure is better. It is computed from all repetitions, and from those in which
+the stopwatch saw no other process at work.
+
+At the end there are two complete runs of the default networks, each in several fresh processes. They are ranked, and
+compared as by ``cnnbench compare``. Both runs time the same code, so any difference that is reported is false.
 """
 
 from __future__ import annotations
@@ -37,20 +43,25 @@ from cnnbench.timing.speed import KINDS, SpeedConfig, Subject, measure_speed
 from cnnbench.validation import run, write_race
 
 PLANTED = 0.05
-"""Share by which a network is made slower."""
+"""Slowdown of the twin network, as a share of its time."""
 DEFAULT = ("LeNet5", "VGG16", "ResNet18", "MobileNetV1")
+"""Networks of a complete run."""
 PAIR = ("SimpleCNN", "LeNet5")
-"""Networks whose ratio is found again and again, the slower first."""
+"""Two networks whose ratio is measured in every repetition, the slower one first."""
 GOALS = {"false verdicts": 0.05, "planted slowdowns found": 0.90, "spread of a ratio": 0.5, "ratios that agree": 0.95}
+"""Limits of the goals as shares: upper limits of false verdicts and spread, lower limits of the other two."""
 PROCESSES = 6
-"""Fresh processes of a complete run."""
+"""Number of fresh processes of a complete run."""
 SLOWDOWNS = (0.05, 0.1, 0.2)
-"""Shares that the times of a complete run are multiplied by, to see what `compare` finds."""
+"""Slowdowns that are added to the times of a complete run, to see how many of them `compare` detects."""
 
 
 class _Slower(nn.Module):
-    """A network that takes a share longer, if that is not 0: it waits, busily, after each pass in evaluation, and after
-    each step of its optimizer in training."""
+    """A network that is made slower by a share of its time.
+
+    It waits in a busy loop, in evaluation after each forward pass, and in training after each step of the optimizer,
+    which must be `_SlowerAdamW`. With the share 0 it synchronises the device and does not wait.
+    """
 
     def __init__(self, model: nn.Module, share: float, device: torch.device) -> None:
         super().__init__()
@@ -65,7 +76,7 @@ class _Slower(nn.Module):
         return out
 
     def wait(self) -> None:
-        """Waits for its share of the time since the pass began."""
+        """Wait for `share` times the time since the forward pass began."""
         hardware.synchronise(self.device)
         end = time.perf_counter()
         while time.perf_counter() < end + self.share * (end - self.start):
@@ -73,7 +84,7 @@ class _Slower(nn.Module):
 
 
 class _SlowerAdamW(torch.optim.AdamW):
-    """AdamW, after whose steps the network waits."""
+    """AdamW that makes its network wait after each step."""
 
     def __init__(self, model: _Slower) -> None:
         super().__init__(model.parameters(), lr=1e-4)
@@ -86,11 +97,15 @@ class _SlowerAdamW(torch.optim.AdamW):
 
 
 def repetition(config: SpeedConfig) -> dict[str, Any]:
-    """Times a network, its copy, its slower twin and another network once.
+    """Time a network, its copy, its slower twin and another network once.
 
     Returns:
-        Intervals of the copy's ratio and of the slower twin's by kind of work, and the ratio of the two networks at
-        inference, by the stopwatch and by two usual ways.
+        The ratios of the copy and of the slower twin to the network, with intervals, by kind of work; the ratio of the
+        two networks of `PAIR` in inference, by paired rounds and by the usual procedure with two numbers of calls; and
+        the reasons to doubt the times.
+
+    Raises:
+        UserError: A network could not be timed.
     """
     first, second = (get_network(name) for name in PAIR)
 
@@ -114,8 +129,12 @@ def repetition(config: SpeedConfig) -> dict[str, Any]:
 
 
 def usual_ratio(config: SpeedConfig, calls: int = 40) -> float:
-    """The ratio of the two networks' times at inference by means, one network after the other: 10 calls to warm up,
-    then so many."""
+    """Return the ratio of the inference times of the networks of `PAIR`, timed one after the other.
+
+    Args:
+        config: Settings of the timing: device, precision and batch size.
+        calls: Number of timed calls of each network, after 10 calls that warm it up.
+    """
     times = []
     for name in PAIR:
         network = get_network(name)
@@ -135,14 +154,18 @@ def usual_ratio(config: SpeedConfig, calls: int = 40) -> float:
 
 
 def complete_run(config: SpeedConfig) -> dict[str, dict[str, Any]]:
-    """Figures of the default networks."""
+    """Return the figures of one timing of the networks of `DEFAULT`."""
     hardware.keep_freed_memory()
     models = {name: get_model(name) for name in DEFAULT}
     return measure_speed({name: Subject(model, (3, 32, 32), 10) for name, model in models.items()}, config)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Calibrates, prints tables and writes ``results/races/calibrate.json``; 1 when a goal is missed."""
+    """Run the calibration, print its tables and write ``results/races/calibrate.json``.
+
+    Returns:
+        The exit code, which is 1 if a goal is missed.
+    """
     parser = argparse.ArgumentParser(prog="python -m cnnbench.validation.calibrate", description=__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--repetitions", type=int, default=40)
@@ -170,9 +193,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _judge_repetitions(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, bool], dict[str, Any], dict[str, Any]]:
-    """Goals, figures and ratios of the repetitions; printed as a table."""
+    """Return the goals, figures and ratios of the repetitions, and print a table of them."""
     verdicts = [Interval(**row["copy"][kind]).differs for row in rows for kind in KINDS]
     slower = [Interval(**row["slower"][kind]) for row in rows for kind in KINDS]
+    # A slowdown is detected if the verdict is a difference, and in the right direction.
     hits = [found.differs and found.estimate > 1 for found in slower]
     ways = {"paired rounds": "ratio", "one after the other": "usual", "as many calls": "usual, as many calls"}
     quiet = [row for row in rows if not _disturbed(row)]
@@ -180,6 +204,7 @@ def _judge_repetitions(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, bool],
         which: {way: _variation([row[key] for row in some]) for way, key in ways.items()}
         for which, some in (("quiet", quiet), ("all", rows))
     }
+    # The goal compares the procedures in quiet repetitions only.
     ours, theirs = (spreads["quiet"][way] for way in ("paired rounds", "one after the other"))
     judged = ours[0] / theirs[0] if ours and theirs and theirs[0] else None
     suspect = sum(bool(row["suspect"]) for row in rows)
@@ -216,7 +241,7 @@ def _judge_repetitions(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, bool],
 
 
 def _print_shares(title: str, found: dict[str, tuple[int, int]]) -> None:
-    """A table of how many there were of how many, with Wilson's interval, which takes them for independent."""
+    """Print a table of counts and their shares, with Wilson intervals, which assume independent observations."""
     print(f"| {title} | Found | Of | Share | 95 % interval |\n| --- | ---: | ---: | ---: | ---: |")
     for what, (count, total) in found.items():
         low, high = wilson_interval(count, total)
@@ -224,7 +249,8 @@ def _print_shares(title: str, found: dict[str, tuple[int, int]]) -> None:
 
 
 def _judge_runs(runs: Sequence[dict[str, Any]], device: torch.device) -> tuple[dict[str, bool], dict[str, Any]]:
-    """Goals and figures of two complete runs, each of half of the processes; printed as a table."""
+    """Return the goals and figures of two complete runs, each of half of the processes, and print a table of them."""
+    # Two kinds of runs are compared: whole runs of several processes, and pairs of single processes.
     halves = runs[:PROCESSES], runs[PROCESSES:]
     whole = [{name: pooled([run[name] for run in half]) for name in DEFAULT} for half in halves]
     ranks = [sorted(run, key=lambda name: run[name]["inference_ms_median"]) for run in whole]
@@ -247,6 +273,7 @@ def _judge_runs(runs: Sequence[dict[str, Any]], device: torch.device) -> tuple[d
     for what, _, some in kinds_of_runs:
         wrong = sum(verdict != "no difference found" for verdict in some)
         shares[f"verdicts of compare, {what} (false)"] = (wrong, len(some))
+    # Add a known slowdown to the second run of each pair, and count how often `compare` reports it.
     for what, both, _ in kinds_of_runs:
         for share in SLOWDOWNS:
             some = _verdicts([(a, _slowed(b, share)) for a, b in both], device)
@@ -272,7 +299,7 @@ def _judge_runs(runs: Sequence[dict[str, Any]], device: torch.device) -> tuple[d
 
 
 def _slowed(run: dict[str, dict[str, Any]], share: float) -> dict[str, dict[str, Any]]:
-    """The same figures as if all networks had taken a share longer."""
+    """Return the figures of a run as if every network took a share longer; the yardstick keeps its times."""
     return {
         name: figures
         | {
@@ -286,7 +313,7 @@ def _slowed(run: dict[str, dict[str, Any]], share: float) -> dict[str, dict[str,
 
 
 def _verdicts(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], device: torch.device) -> list[str]:
-    """What `compare` says of the times of runs of the same code."""
+    """Return the verdicts of `compare` on all times of pairs of runs."""
     machine = environment(hardware.device_name(device), torch.get_num_threads())
 
     def records(run: dict[str, Any]) -> list[Record]:
@@ -299,36 +326,42 @@ def _verdicts(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], device: to
 
 
 def _between(runs: Sequence[dict[str, Any]], kind: str) -> float:
-    """Standard deviation of a time from process to process, over the networks."""
+    """Return the standard deviation of a time from process to process, as a share.
+
+    It is the standard deviation of the logarithms of the times, from the mean variance over the networks.
+    """
     logs = [[math.log(_middle(run, name, kind)) for run in runs] for name in DEFAULT]
     return math.sqrt(statistics.fmean(statistics.variance(values) for values in logs))
 
 
 def _middle(run: dict[str, Any], name: str, kind: str) -> float:
-    """A network's time in a process, in units of the yardstick."""
+    """Return the median time of a network in one process, in units of the yardstick's time in the same round."""
     samples = run[name]["samples_ms"]
     rounds = zip(*([statistics.median(times) for times in samples[key]] for key in (kind, "yardstick")), strict=True)
     return statistics.median(x / y for x, y in rounds)
 
 
 def _disturbed(row: dict[str, Any]) -> bool:
-    """Whether the stopwatch saw other processes at work during a repetition."""
+    """Return whether the stopwatch saw other processes at work during a repetition."""
     return any(reason.startswith("other processes") for reason in row["suspect"])
 
 
 def _variation(values: Sequence[float]) -> tuple[float, float] | None:
-    """Coefficient of variation, and the same by the median absolute deviation, which single wild values do not move;
-    None of fewer than two values."""
+    """Return the coefficient of variation and its robust version, or None for fewer than two values.
+
+    The robust version uses the median and the median absolute deviation, which single outliers hardly change.
+    """
     if len(values) < 2:
         return None
     return (
         statistics.stdev(values) / statistics.fmean(values),
-        1.4826 * median_deviation(values) / statistics.median(values),  # 1.4826: the factor of a normal distribution
+        # The factor makes the deviation an estimate of the standard deviation of a normal distribution.
+        1.4826 * median_deviation(values) / statistics.median(values),
     )
 
 
 def _agree(first: Interval, second: Interval) -> bool:
-    """Whether the intervals of a ratio have a value in common; without intervals they do not."""
+    """Return whether two intervals of a ratio overlap; False if one of them has no ends."""
     if first.low is None or first.high is None or second.low is None or second.high is None:
         return False
     return max(first.low, second.low) <= min(first.high, second.high)

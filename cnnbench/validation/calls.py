@@ -1,8 +1,8 @@
-"""What a network calls, written down module by module and function by function: the audit's independent witness.
+"""A record of all functions and modules that a network calls: the audit's independent witness.
 
-Nothing here goes through the operators that `cnnbench.measure` counts. Functions of torch are replaced for the time of
-one forward pass by ones that note their shapes, which is also how most counters work, so that what each of them sees
-and misses can be told.
+Our own counts come from the operators that torch dispatches (`cnnbench.counting`). This file does not use them. It
+replaces functions of torch during one forward pass by versions that record the shapes of their arguments. Most other
+counters work in the same way, so the record also shows what each of them counts and what it misses.
 """
 
 from __future__ import annotations
@@ -28,11 +28,20 @@ POOLINGS = (
 ).split()
 MATMULS = ("matmul", "mm", "bmm", "addmm", "baddbmm")
 ELEMENTWISE = ("mul", "add")
+"""Names of the functions whose calls are recorded, by kind."""
 
 
 @dataclass
 class Call:
-    """One call of a function: its name, the modules that led to it, outermost first, and sizes."""
+    """One call of a function of torch.
+
+    Attributes:
+        function: Name of the function.
+        modules: Modules that were running at the time of the call, outermost first.
+        macs: Multiply-adds of a convolution or a matrix product; 0 for other functions.
+        size: Elements of the input of an activation or a pooling, or of the output of an element-wise function.
+        groups: Groups of a convolution.
+    """
 
     function: str
     modules: tuple[nn.Module, ...]
@@ -43,13 +52,13 @@ class Call:
 
 @dataclass
 class Calls:
-    """Everything that one forward pass called.
+    """All recorded calls of one forward pass.
 
     Attributes:
         functions: Calls of torch's functions.
-        modules: Module, shape of its first input and of its output, in the order of their ends.
-        stack: Modules that run while notes are taken.
-        inside: Whether a function that is noted runs.
+        modules: Modules with the shapes of their first input and of their output, in the order in which they finished.
+        stack: Modules that are running, outermost first; used during the recording.
+        inside: Whether a recorded function is running; used during the recording.
     """
 
     functions: list[Call] = field(default_factory=list)
@@ -59,12 +68,18 @@ class Calls:
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of all convolutions and matrix products, by their shapes."""
+        """Return the multiply-adds of all convolutions and matrix products, computed from their shapes."""
         return sum(call.macs for call in self.functions)
 
 
 def record_calls(model: nn.Module, image_shape: Sequence[int], training: bool = False) -> Calls:
-    """Notes what a network calls for one image, or in training for two."""
+    """Record what a network calls in a forward pass on the meta device.
+
+    Args:
+        model: Network, which is copied and not run itself.
+        image_shape: Shape of an image, (C, H, W).
+        training: Whether the forward pass is one of training, with two images; otherwise it is inference with one.
+    """
     calls = Calls()
     copy, _ = meta_copy(model)
     copy.train(training)
@@ -78,6 +93,8 @@ def record_calls(model: nn.Module, image_shape: Sequence[int], training: bool = 
 
 
 def _leave(calls: Calls) -> Callable[[nn.Module, Any, Any], None]:
+    """Return a forward hook that records a module when it finishes."""
+
     def leave(module: nn.Module, inputs: Any, output: Any) -> None:
         calls.stack.pop()
         first = inputs[0] if inputs and isinstance(inputs[0], Tensor) else None
@@ -90,7 +107,7 @@ def _leave(calls: Calls) -> Callable[[nn.Module, Any, Any], None]:
 
 @contextlib.contextmanager
 def _noted(calls: Calls) -> Iterator[None]:
-    """Replaces functions by ones that write themselves down."""
+    """Replace functions of torch inside the context by versions that record their calls."""
     with contextlib.ExitStack() as stack:
         for owner, names in (
             (F, (*CONVOLUTIONS, "linear", "scaled_dot_product_attention", *ACTIVATIONS, *POOLINGS)),
@@ -103,8 +120,10 @@ def _noted(calls: Calls) -> Iterator[None]:
 
 
 def _noting(calls: Calls, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a version of a function that records each call and its size."""
+
     def noting(*args: Any, **kwargs: Any) -> Any:
-        if calls.inside:  # how torch itself computes a function that is noted already
+        if calls.inside:  # called by a function that is recorded already, so it would count twice
             return function(*args, **kwargs)
         calls.inside = True
         try:
@@ -114,18 +133,23 @@ def _noting(calls: Calls, name: str, function: Callable[..., Any]) -> Callable[.
         call = Call(name, tuple(calls.stack))
         first = args[0] if args else kwargs["input"]
         if name in CONVOLUTIONS:
+            # A weight is (out, in / groups, ...), or (in, out / groups, ...) if the convolution is transposed. Each
+            # element of the output, or of the input of a transposed convolution, takes one multiply-add for each weight
+            # of its channel.
             weight = args[1] if len(args) > 1 else kwargs["weight"]
             groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
-            per_group = prod(weight.shape[1:])  # what one output channel multiplies with, or one input channel
+            per_group = prod(weight.shape[1:])
             positions = first.numel() if "transpose" in name else out.numel()
             call.macs, call.groups = positions * per_group, groups
         elif name == "linear":
             call.macs = out.numel() * first.shape[-1]
         elif name == "scaled_dot_product_attention":
+            # The scores are queries times keys; each score is then multiplied with a row of the values.
             key, value = args[1], args[2]
             scores = prod(first.shape[:-1]) * key.shape[-2]
             call.macs = scores * (first.shape[-1] + value.shape[-1])
         elif name in MATMULS:
+            # The first argument of addmm and baddbmm is added to the product.
             left = args[1] if name in ("addmm", "baddbmm") else first
             call.macs = out.numel() * left.shape[-1]
         elif name in ELEMENTWISE:

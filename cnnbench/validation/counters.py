@@ -1,7 +1,8 @@
-"""Other programs that count, how each is called, and what its rules make of the calls of a network.
+"""Other programs that count MACs or FLOPs: how each is called, and how its count differs from ours.
 
-What a counter adds and misses is worked out from its documentation and source and from the calls that
-`cnnbench.validation.calls` noted, not from our counts.
+The rules of each counter are known from its documentation and source. Applied to the calls that
+`cnnbench.validation.calls` records, they give the amounts that it adds and misses. These amounts do not depend on our
+own counts, except for the factor 2 between our MACs of training and the FLOPs of torch's counter.
 """
 
 from __future__ import annotations
@@ -25,7 +26,16 @@ POOL_MODULES = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMax
 
 
 class Subject(NamedTuple):
-    """A network under audit, on the meta device and with values, with what it calls and what we count."""
+    """A network under audit, with its recorded calls and our counts.
+
+    Attributes:
+        network: Network by its name, with the shape of its images.
+        model: The network on the meta device, where tensors have no values.
+        real: The network with values.
+        calls: Calls of a forward pass with one image.
+        macs: Our count of the MACs of inference per image.
+        train_macs: Our count of the MACs of a training step per image.
+    """
 
     network: Network
     model: nn.Module
@@ -36,10 +46,11 @@ class Subject(NamedTuple):
 
     @property
     def images(self) -> Tensor:
+        """Return a batch of one image on the meta device, (1, C, H, W)."""
         return torch.empty(1, *self.network.image_shape, device="meta")
 
 
-# The others, each as its documentation says that it is called.
+# The other counters, each called as its documentation says.
 
 
 def _flop_counter(subject: Subject) -> int:
@@ -53,18 +64,19 @@ def _flop_counter(subject: Subject) -> int:
 def _flop_counter_training(subject: Subject) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
-    images = torch.empty(2, *subject.network.image_shape, device="meta")  # batch norm needs two
+    images = torch.empty(2, *subject.network.image_shape, device="meta")  # batch norm needs two images
     with FlopCounterMode(display=False) as counter:
         outputs = [t for t in tensors_in(subject.model.train()(images)) if t.requires_grad]
         torch.autograd.backward(outputs, [torch.empty_like(t) for t in outputs])
     subject.model.zero_grad()
+    # FLOPs per image: the batch has two.
     return counter.get_total_flops() // 2
 
 
 def _ptflops(subject: Subject) -> int:
     from ptflops import get_model_complexity_info
 
-    # On the meta device it would count linear layers twice: torch computes them there by functions that it replaces.
+    # It needs real values: on the meta device torch computes a linear layer by functions that ptflops also counts.
     macs, _ = get_model_complexity_info(
         subject.real.eval(), subject.network.image_shape, print_per_layer_stat=False, as_strings=False
     )
@@ -87,11 +99,16 @@ def _fvcore(subject: Subject) -> int:
     return int(analysis.total())
 
 
-# Why they differ.
+# The causes of the differences. A positive amount is what the other counter adds to our count, a negative one is what
+# it misses.
 
 
 def _ptflops_causes(subject: Subject) -> Counter[str]:
-    """Hooks on modules of known types, and replaced functions: what is both is counted twice."""
+    """Return the causes for ptflops, which hooks modules of known types and also replaces functions.
+
+    A function that is called by a hooked module is counted twice. A convolution, a linear layer or an attention that is
+    called as a function, outside of a known module, is not counted.
+    """
     found: Counter[str] = Counter()
     for module, x, out in subject.calls.modules:
         kind = type(module)
@@ -104,9 +121,10 @@ def _ptflops_causes(subject: Subject) -> Counter[str]:
         elif kind in POOL_MODULES:
             found["pooling"] += prod(x)
         elif kind is nn.MultiheadAttention:
+            # Biases of queries, keys, values and the output; then the scaling of the queries, and the softmax.
             images, tokens, _ = x
             found["bias"] += 4 * prod(x)
-            found["activation"] += prod(x) + images * cast(int, module.num_heads) * tokens**2  # scale and softmax
+            found["activation"] += prod(x) + images * cast(int, module.num_heads) * tokens**2
     for call in subject.calls.functions:
         inner = type(call.modules[-1]) if call.modules else None
         in_attention = any(type(m) is nn.MultiheadAttention for m in call.modules)
@@ -122,7 +140,11 @@ def _ptflops_causes(subject: Subject) -> Counter[str]:
 
 
 def _torchinfo_causes(subject: Subject) -> Counter[str]:
-    """Parameters of innermost modules, times positions only where the class is called Conv."""
+    """Return the causes for torchinfo, which computes its count from the parameters of the innermost modules.
+
+    It multiplies them by the positions of the output where the name of the class contains Conv, and elsewhere by the
+    number of images only.
+    """
     found: Counter[str] = Counter()
     for module, x, out in subject.calls.modules:
         if any(module.children()):
@@ -130,9 +152,11 @@ def _torchinfo_causes(subject: Subject) -> Counter[str]:
         sizes = {name: p.numel() for name, p in module.named_parameters(recurse=False)}
         if isinstance(module, CONV_MODULES):
             found["bias"] += prod(out) if "bias" in sizes else 0
+            # The MACs of a transposed convolution follow from the positions of its input.
             if module.transposed:
                 found["transposed by outputs"] += out[0] * (prod(out[2:]) - prod(x[2:])) * sizes["weight"]
         elif isinstance(module, nn.Linear):
+            # A linear layer on tokens is counted as if each image had one position.
             found["bias"] += out[0] * sizes.get("bias", 0)
             found["one position for all"] -= (prod(out[:-1]) - out[0]) * sizes["weight"]
         else:
@@ -145,7 +169,11 @@ def _torchinfo_causes(subject: Subject) -> Counter[str]:
 
 
 def _fvcore_causes(subject: Subject) -> Counter[str]:
-    """Operators of a trace; it has rules for products, normalisation and adaptive pooling."""
+    """Return the causes for fvcore, which counts the operators of a trace.
+
+    It has rules for convolutions and matrix products, normalisation and adaptive average pooling, but none for the
+    fused attention of torch.
+    """
     found: Counter[str] = Counter()
     for module, x, _ in subject.calls.modules:
         if isinstance(module, NORM_MODULES):
@@ -159,12 +187,18 @@ def _fvcore_causes(subject: Subject) -> Counter[str]:
 
 
 def _flop_counter_causes(subject: Subject) -> Counter[str]:
+    # It counts 2 FLOPs per MAC.
     return Counter({"factor 2": subject.calls.macs})
 
 
 def _training_causes(subject: Subject) -> Counter[str]:
-    """Its weight gradient of a convolution in g groups is that of a dense one, g times too much (pytorch#183405)."""
-    with_heads = record_calls(subject.model, subject.network.image_shape, training=True)  # two images
+    """Return the causes for FlopCounterMode in training, which counts gradients of grouped convolutions wrongly.
+
+    It counts the weight gradient of a convolution with g groups as that of a dense one, which is g times too much
+    (pytorch#183405).
+    """
+    # The forward pass of training includes the auxiliary heads. It has two images, so its MACs equal the FLOPs of one.
+    with_heads = record_calls(subject.model, subject.network.image_shape, training=True)
     extra = sum((call.groups - 1) * call.macs for call in with_heads.functions if call.function in CONVOLUTIONS)
     return Counter({"factor 2": subject.train_macs, "grouped gradient": extra})
 
@@ -177,4 +211,6 @@ COUNTERS: dict[str, tuple[Callable[[Subject], int], Callable[[Subject], Counter[
     "fvcore": (_fvcore, _fvcore_causes),
     "FlopCounterMode, training": (_flop_counter_training, _training_causes),
 }
+"""Two functions by name of the counter: one returns its count, the other the causes of its difference from ours."""
 TIMED = tuple(name for name in COUNTERS if name != "shapes of calls")
+"""Counters that are timed. The shapes of calls are recorded before, so there is nothing to time."""

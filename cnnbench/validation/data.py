@@ -1,8 +1,8 @@
-"""Images per second of data loaders: ours, torchvision's usual pipeline, airbench's, and what copying memory allows.
+"""Images per second of data loaders: ours, torchvision's usual pipeline, airbench's, and a copy in memory as a limit.
 
-All give the same batches: random crops of images padded by 4 pixels, mirrored at random and normalised, for CIFAR-10 in
-batches of 128; normalised images of 28x28 for MNIST in batches of 64. The images are random, since their content does
-not change the time. Nobody trains on the batches meanwhile.
+All loaders return batches of the same kind. For CIFAR-10 these are batches of 128 images, padded by 4 pixels, cropped
+and mirrored at random, and normalised. For MNIST they are batches of 64 normalised images of 28x28 pixels. The pixels
+are random, since their values do not change the time. No network trains on the batches meanwhile.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ from cnnbench.validation import interleave, ratio, write_race
 from cnnbench.validation import run as run_race
 
 PEER = "torchvision"
+"""Loader that the others are compared with."""
 GOALS = {"CIFAR-10": 40, "MNIST": 75}
-"""Times the images per second of torchvision's pipeline without workers."""
+"""Least speed of our loaders, as a multiple of torchvision's pipeline without workers, by data set."""
 
 
 class _Cifar(datasets.CIFAR10):
-    """torchvision's data set, with its own way of giving an image, over images that are in memory already."""
+    """torchvision's CIFAR-10 over images that are in memory already; torchvision's code returns each image."""
 
     def __init__(self, split: Split, transform: Callable[[Any], Tensor]) -> None:
         self.data = split.images.permute(0, 2, 3, 1).numpy()
@@ -43,7 +44,7 @@ class _Cifar(datasets.CIFAR10):
 
 
 class _Mnist(datasets.MNIST):
-    """Likewise."""
+    """torchvision's MNIST over images that are in memory already."""
 
     def __init__(self, split: Split, transform: Callable[[Any], Tensor]) -> None:
         self.data, self.targets = split.images[:, 0], split.labels
@@ -51,13 +52,24 @@ class _Mnist(datasets.MNIST):
 
 
 def _split(count: int, channels: int, size: int) -> Split:
+    """Return random images, (count, channels, size, size) in uint8, with random labels."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
     return Split(images, torch.randint(10, (count,), generator=generator))
 
 
 class _Race:
-    """Loaders of one data set, each a function that goes through its images once, with how many there are."""
+    """The loaders of one data set.
+
+    Args:
+        split: Images and labels.
+        peer_images: Number of images, from the start of the split, that torchvision's loaders read.
+        batch_size: Images per batch.
+        device: Device that the batches are moved to.
+
+    Attributes:
+        subjects: Function that loads all batches once, and the number of images in these batches, by loader.
+    """
 
     def __init__(self, split: Split, peer_images: int, batch_size: int, device: torch.device) -> None:
         self.split, self.batch_size, self.device = split, batch_size, device
@@ -65,7 +77,16 @@ class _Race:
         self.subjects: dict[str, tuple[Callable[[], None], int]] = {}
 
     def add(self, name: str, batches: Iterable[Any], images: int) -> None:
+        """Add a loader.
+
+        Args:
+            name: Name of the loader.
+            batches: Images and labels of each batch, as the loader yields them.
+            images: Number of images; an incomplete last batch is left out.
+        """
+
         def once() -> None:
+            # The work is done when every batch is on the device.
             for x, y in batches:
                 x.to(self.device), y.to(self.device)
             synchronise(self.device)
@@ -75,18 +96,20 @@ class _Race:
     def add_ours(
         self, name: str, augmentation: Augmentation | None, mean: Sequence[float], std: Sequence[float]
     ) -> None:
+        """Add the loader of this project, with all images on the device."""
         on_device = Split(*(t.to(self.device) for t in self.split))
         batches = TensorBatches(on_device, self.batch_size, True, mean, std, augmentation=augmentation)
         self.add(name, batches, len(self.split.labels))
 
     def add_peer(self, name: str, data: Any, workers: int = 0) -> None:
+        """Add torch's `DataLoader` over a data set of torchvision."""
         loader: DataLoader = DataLoader(
             data, self.batch_size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
         )
         self.add(name, loader, len(data))
 
     def add_copy(self, name: str) -> None:
-        """A clone of each batch as float32, from memory to memory of the device."""
+        """Add a copy of a float32 batch within the memory of the device, which is a limit for every loader."""
         batch = torch.zeros(self.batch_size, *self.split.images.shape[1:], device=self.device)
         count = len(self.split.labels)
 
@@ -98,7 +121,7 @@ class _Race:
         self.subjects[name] = once, count // self.batch_size * self.batch_size
 
     def run(self, rounds: int) -> dict[str, list[float]]:
-        """Images per second by loader and round."""
+        """Return the images per second of every round, by loader."""
         times_ms = interleave({name: once for name, (once, _) in self.subjects.items()}, rounds)
         return {name: [1000 * self.subjects[name][1] / t for t in times] for name, times in times_ms.items()}
 
@@ -119,7 +142,7 @@ def _cifar(device: torch.device, folder: Path) -> _Race:
 
 
 def _airbench(split: Split, folder: Path, device: torch.device) -> Iterable[Any]:
-    """The loader of the package airbench over the same images."""
+    """Return the loader of the package airbench over the same images."""
     package = airbench()
     write_for_airbench(split, folder / "train.pt")
     augmentation = {"flip": True, "translate": 4}
@@ -127,13 +150,13 @@ def _airbench(split: Split, folder: Path, device: torch.device) -> Iterable[Any]
 
 
 def airbench() -> Any:
-    """The package airbench, which only the races need.
+    """Return the package airbench, which only the races need.
 
     Raises:
-        UserError: It is not installed.
+        UserError: The package is not installed.
     """
     try:
-        # Its import switches cuDNN's search for kernels on, for the whole process.
+        # The import switches cuDNN's search for kernels on for the whole process; the context restores the setting.
         with cudnn_benchmark(torch.backends.cudnn.benchmark):
             return importlib.import_module("airbench")
     except ImportError as error:
@@ -141,7 +164,7 @@ def airbench() -> Any:
 
 
 def write_for_airbench(split: Split, path: Path) -> None:
-    """Writes images as airbench's loader reads them: (N, H, W, C) in uint8."""
+    """Write images to a file as airbench's loader reads them: (N, H, W, C) in uint8."""
     images = split.images.permute(0, 2, 3, 1).contiguous()
     torch.save({"images": images, "labels": split.labels, "classes": CIFAR10.class_names}, path)
 
@@ -158,7 +181,7 @@ def _mnist(device: torch.device) -> _Race:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Races the loaders, prints the table and writes ``results/races/data.json``."""
+    """Time the loaders, print the table and write ``results/races/data.json``; return the exit code 0."""
     parser = argparse.ArgumentParser(prog="python -m cnnbench.validation.data", description=__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rounds", type=int, default=7)

@@ -1,11 +1,13 @@
-"""Does everything that needs a GPU work there, and are its numbers possible? In at most eight minutes.
+"""A check, in at most eight minutes, that everything that needs a GPU works there and that its numbers are plausible.
 
-Each stage is a process of its own with a limit of its own, so that one that dies costs only itself. Its numbers are set
-beside the range that an NVIDIA H200 should show; on another device they are printed without one. `--device cpu` runs
-the stages that need no GPU in tiny sizes, which tests this command itself.
+The check consists of stages. Every stage runs in processes of its own and has a time limit, so a stage that crashes or
+hangs does not stop the others. On an NVIDIA H200 the numbers of a stage are compared with expected ranges; on other
+devices they are only printed. ``--device cpu`` runs the stages that need no GPU in tiny sizes, to test this command
+itself.
 
-It needs no virtual environment: ``python3 -m cnnbench.validation.gpu`` where torch, lightning and the other libraries
-of ``pyproject.toml`` are; not wandb. Two stages need packages of their own, and fail at once where these are missing.
+No virtual environment is needed: ``python3 -m cnnbench.validation.gpu`` runs wherever torch, lightning and the other
+libraries of ``pyproject.toml`` except wandb are installed. Two stages need further packages, and fail at once if these
+are missing.
 """
 
 from __future__ import annotations
@@ -37,19 +39,21 @@ from cnnbench.validation import FOLDER
 from cnnbench.validation import run as run_race
 
 LIMIT_S = 480
+"""Default time limit of the whole check in seconds."""
 LAST_LINES = 15
-"""Lines of the log of a stage that failed."""
+"""Number of lines at the end of the log that are printed for a stage that failed."""
 GPU_TESTS = ("measure", "memory", "roofline", "data", "bench", "races", "zoo")
-"""Files with tests that need a GPU."""
+"""Test files that contain tests for a GPU, without ``test_`` and ``.py``."""
 Numbers = dict[str, float]
+"""Measured numbers by name."""
 
 
 class Range(NamedTuple):
-    """What a number should be on an H200.
+    """The expected range of a number on an NVIDIA H200.
 
     Attributes:
-        low, high: The ends.
-        source: Where they come from.
+        low, high: Ends of the range, which belong to it.
+        source: Source of the ends, in words.
     """
 
     low: float
@@ -124,8 +128,9 @@ RANGES_OF: dict[str, dict[str, Range]] = {
         "training in bench over the timed step, ResNet18": Range(0.9, 1.1, _ROOFLINE),
     },
 }
-"""What each stage has to find."""
+"""Numbers that each stage must measure, with their ranges."""
 RANGES = {name: value for found in RANGES_OF.values() for name, value in found.items()}
+"""Ranges of all stages, by name of the number."""
 
 
 @dataclass(frozen=True)
@@ -133,12 +138,12 @@ class Stage:
     """A part of the check.
 
     Attributes:
-        name: In `--stages`.
-        limit_s: After so many seconds it is ended.
-        commands: What it runs, one after the other, in the output folder.
-        numbers: Reads what they have found there.
-        needs_gpu: Whether it is left out on a CPU.
-        packages: Modules that it imports beside those of the package.
+        name: Name of the stage, as in ``--stages``.
+        limit_s: Time limit in seconds, after which the stage is killed.
+        commands: Commands to run one after the other in the output folder.
+        numbers: Function that reads the measured numbers from the output folder.
+        needs_gpu: Whether the stage is skipped on a CPU.
+        packages: Python packages that the stage needs beside the dependencies of this package.
     """
 
     name: str
@@ -150,7 +155,12 @@ class Stage:
 
 
 def stages(device: str, repository: Path) -> list[Stage]:
-    """Return the stages in their order: by what they are worth for each second."""
+    """Return the stages, those with the most information per second first.
+
+    Args:
+        device: Type of the device, ``cpu`` or ``cuda``; on a CPU the sizes are tiny.
+        repository: Folder of the project, which contains the tests.
+    """
     python = sys.executable
     cnnbench = (python, "-m", "cnnbench")
     small = device == "cpu"
@@ -197,7 +207,7 @@ def stages(device: str, repository: Path) -> list[Stage]:
             [(*train, *data, "--budget", "2s" if small else "8s", *one[2:], "--out", "training")],
             _training,
         ),
-        # What its tests find the other stages mostly show too, and it takes the longest.
+        # The tests come last: they take the longest, and the other stages show most of their failures too.
         Stage(
             "tests",
             300,
@@ -209,7 +219,7 @@ def stages(device: str, repository: Path) -> list[Stage]:
     ]
 
 
-# What the stages have found
+# Reading the numbers of the stages
 
 
 def _nothing(folder: Path) -> Numbers:
@@ -250,6 +260,7 @@ def _recipe(folder: Path) -> Numbers:
 
 
 def _ways(folder: Path) -> Numbers:
+    """Return ratios of the same time in two number formats or modes."""
     files = [path for path in (folder / "formats.jsonl", folder / "modes.jsonl") if path.is_file()]
     by_way = {(r.config["precision"], r.config["mode"]): r.measures for r in load_records(files)}
     step, eager = "train_step_ms_median", ("bf16-true", "eager")
@@ -276,22 +287,31 @@ def _limits(folder: Path) -> Numbers:
 
 
 def _training(folder: Path) -> Numbers:
+    """Return the images per second of whole trainings, as shares of what the timed training steps reach."""
     found = {}
     for record in load_records([folder / "training"]):
         rate = record.training["images"] / record.training["seconds"]
-        # A loop does not wait for each step either, so that the queued steps are those to compare with.
+        # A training loop does not wait for each step, so it is compared with queued steps where these were timed.
         timed = record.measures.get("train_images_per_s_queued", record.measures["train_images_per_s"])
         share = rate / timed
         found[f"training in bench over the timed step, {record.model}"] = share
     return found
 
 
-# Running them
+# Running the stages
 
 
 @dataclass
 class Outcome:
-    """How a stage went: ``PASS``, ``FAIL`` or ``SKIP``, in how many seconds, with what numbers, and why."""
+    """The outcome of a stage.
+
+    Attributes:
+        name: Name of the stage.
+        status: ``PASS``, ``FAIL`` or ``SKIP``.
+        seconds: Time that the stage took.
+        numbers: Measured numbers.
+        reason: Reason why the stage failed or was skipped.
+    """
 
     name: str
     status: str
@@ -301,7 +321,15 @@ class Outcome:
 
 
 def run_stage(stage: Stage, folder: Path, device: str, left_s: float, environ: Mapping[str, str]) -> Outcome:
-    """Run the commands of a stage, each with its output in the stage's log."""
+    """Run the commands of a stage, and write their output to the log of the stage.
+
+    Args:
+        stage: Stage to run.
+        folder: Output folder, in which the commands run.
+        device: Type of the device, ``cpu`` or ``cuda``.
+        left_s: Seconds that are left for the whole check.
+        environ: Environment variables of the commands.
+    """
     if stage.needs_gpu and device == "cpu":
         return Outcome(stage.name, "SKIP", 0.0, {}, "it needs a CUDA device")
     missing = [name for name in stage.packages if find_spec(name) is None]
@@ -324,13 +352,13 @@ def run_stage(stage: Stage, folder: Path, device: str, left_s: float, environ: M
     numbers: Numbers = {}
     try:
         numbers = stage.numbers(folder)
-    except Exception as error:  # whatever is missing in one stage, the others go on
+    except Exception as error:  # the other stages run, whatever is missing in this one
         reason = reason or f"no numbers: {type(error).__name__}: {error}"
     return Outcome(stage.name, "FAIL" if reason else "PASS", time.monotonic() - start, numbers, reason)
 
 
 def not_found(outcomes: Sequence[Outcome]) -> list[str]:
-    """Return the names of the numbers that stages should have found, and have not."""
+    """Return the names of the numbers that a stage should have measured and has not."""
     return [
         name
         for outcome in outcomes
@@ -340,11 +368,12 @@ def not_found(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def _run(command: Sequence[str], folder: Path, environ: Mapping[str, str], log: IO[str], limit_s: float) -> int:
-    """Run a command and return its exit code; at its limit it is killed with all that it started.
+    """Run a command and return its exit code; at the time limit kill it with all processes that it started.
 
     Raises:
-        subprocess.TimeoutExpired: It was still at work.
+        subprocess.TimeoutExpired: The command was still running at the limit.
     """
+    # A session of its own makes the command the leader of a process group, which can be killed as a whole.
     process = subprocess.Popen(
         command, cwd=folder, env=dict(environ), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
     )
@@ -357,7 +386,7 @@ def _run(command: Sequence[str], folder: Path, environ: Mapping[str, str], log: 
 
 
 def lines_of(outcomes: Sequence[Outcome], has_ranges: bool) -> Iterator[str]:
-    """Yield one line per stage and per number."""
+    """Yield one line per stage and one per number, with its range if `has_ranges`."""
     for outcome in outcomes:
         yield f"{outcome.status} {outcome.name} {outcome.seconds:.0f} s {outcome.reason}".rstrip()
     for outcome in outcomes:
@@ -371,7 +400,7 @@ def lines_of(outcomes: Sequence[Outcome], has_ranges: bool) -> Iterator[str]:
 
 
 def out_of_range(outcomes: Sequence[Outcome]) -> list[str]:
-    """Return the names of the numbers that are not within their range."""
+    """Return the names of the numbers that lie outside of their range."""
     numbers = {name: value for outcome in outcomes for name, value in outcome.numbers.items()}
     return [name for name, r in RANGES.items() if name in numbers and not r.low <= numbers[name] <= r.high]
 
@@ -383,7 +412,11 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the stages, print the lines, and write ``summary.json``; 1 if a stage failed or a number is out of range."""
+    """Run the stages, print their results and write ``summary.json``.
+
+    Returns:
+        The exit code, which is 1 if a stage failed, or a number is missing or outside of its range.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m cnnbench.validation.gpu", description=(__doc__ or "").split("\n")[0]
     )
@@ -406,12 +439,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     paths = [str(repository), *filter(None, [os.environ.get("PYTHONPATH")])]
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     if device.index:
-        # Every stage then sees this device alone, the tests and airbench too.
+        # Make only the chosen device visible, so that every stage uses it, the tests and airbench too.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         environ["CUDA_VISIBLE_DEVICES"] = visible[device.index] if len(visible) > device.index else str(device.index)
     start = time.monotonic()
     outcomes = []
-    # The data has tens of thousands of files, and does not belong to the results.
+    # The data sets have tens of thousands of files, which do not belong in the folder of the results.
     with tempfile.TemporaryDirectory(prefix="cnnbench-data-") as data:
         if options.data is not None:
             _unpack(options.data, Path(data))
@@ -427,7 +460,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _remove_what_is_made_anew(stage: Stage, folder: Path) -> None:
-    """Remove what an earlier check has left, which would be read again, or which no command writes over."""
+    """Remove the results of an earlier check, which would be read again or stop a command that does not overwrite."""
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
     for command in stage.commands:
         for option in ("--out", "--records"):
@@ -439,6 +472,7 @@ def _remove_what_is_made_anew(stage: Stage, folder: Path) -> None:
 
 
 def _conclude(outcomes: Sequence[Outcome], folder: Path, device: torch.device, seconds: float) -> int:
+    """Print the results, write ``summary.json`` and return the exit code."""
     has_ranges = device.type == "cuda" and "H200" in device_name(device)
     for outcome in outcomes:
         log = folder / f"{outcome.name}.log"

@@ -1,7 +1,7 @@
-"""Small questions that only a device can answer, each tried by itself, so that one that fails costs no other.
+"""Probes: small checks of a device, which run one by one, so that a failure does not stop the others.
 
-`cnnbench.validation.gpu` runs this in a process of its own and sets what it prints beside the ranges that are expected.
-On a CPU the same code runs in tiny sizes, and what needs a GPU is skipped.
+`cnnbench.validation.gpu` runs this file in a process of its own and compares its numbers with the expected ranges. On a
+CPU the same code runs in tiny sizes, and the probes that need a GPU are skipped.
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ from cnnbench.validation import bare_trainer
 from cnnbench.validation import run as run_race
 
 Numbers = dict[str, float]
+"""Measured numbers by name."""
 MIB = 2**20
 
 
 class Skipped(Exception):  # noqa: N818
-    """A probe needs what this device has not."""
+    """The reason why a probe cannot run on this device."""
 
 
 def _needs_gpu(device: torch.device) -> None:
@@ -55,7 +56,7 @@ def _needs_gpu(device: torch.device) -> None:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Return what a reader of the numbers has to know of the machine."""
+    """Return the facts about the machine that a reader of the numbers needs."""
     found: dict[str, Any] = environment(hardware.device_name(device), torch.get_num_threads())
     found |= {"accelerator": hardware.accelerator_facts(device), "libc": " ".join(platform.libc_ver())}
     include = sysconfig.get_paths()["include"]
@@ -65,7 +66,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def empty_call(device: torch.device) -> Numbers:
-    """Time a call that does next to nothing: what waiting and launching take."""
+    """Time a call with almost no work, which shows the cost of launching it and waiting for it."""
     watch, x = Stopwatch(device), torch.zeros(8, device=device)
     walls = []
     for _ in range(200):
@@ -80,17 +81,18 @@ def empty_call(device: torch.device) -> Numbers:
 
 
 def products_and_copies(device: torch.device) -> Numbers:
-    """Measure the peaks that the roofline uses."""
+    """Measure the peaks that the roofline uses: products in each number format, and copies in memory."""
     tiny: dict[str, Any] = {} if device.type == "cuda" else {"sizes": (128,), "copied_bytes": 2**22, "probe_s": 0.01}
     peaks = measure_peaks(device, **tiny)
     found = {f"{name} TFLOP/s": rate / 1e12 for name, rate in peaks.flops_per_s.items()}
     found["copy of memory TB/s"] = peaks.bytes_per_s / 1e12
+    # A copy of 16 MiB reads and writes 2 * 2**24 bytes, which is the size that `peaks` names.
     sizes = {size: rate for size, rate in peaks.cached if size == 2 * 2**24}
     return found | {f"copy of {size // 2 // MIB} MiB TB/s": rate / 1e12 for size, rate in sizes.items()}
 
 
 def tf32_is_off(device: torch.device) -> Numbers:
-    """Compare products with float64: by their error one sees in which format they were computed."""
+    """Compare float32 products with float64 ones: the size of the error shows whether TF32 was used."""
     _needs_gpu(device)
     a, b = (torch.randn(1024, 1024, device=device) for _ in range(2))
     exact = a.double() @ b.double()
@@ -103,7 +105,7 @@ def tf32_is_off(device: torch.device) -> Numbers:
 
 
 def graph_of_a_training_step(device: torch.device) -> Numbers:
-    """Train a small network eagerly and as a graph, and compare the weights."""
+    """Train a small network eagerly and with a CUDA graph, and compare the weights."""
     _needs_gpu(device)
     torch.manual_seed(0)
     twin = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)).to(device)
@@ -125,7 +127,7 @@ def graph_of_a_training_step(device: torch.device) -> Numbers:
 
     eager = step_of(twin)
     replay, _ = capture(step_of(net), batches[0])
-    # The recording has taken three steps, with the first batch.
+    # The capture has trained three steps on the first batch, so the eager twin takes them too.
     for x in [batches[0]] * 3 + batches:
         eager(x)
     for x in batches:
@@ -135,7 +137,7 @@ def graph_of_a_training_step(device: torch.device) -> Numbers:
 
 
 class _Reads(nn.Module):
-    """A network that reads a value of its own from the device."""
+    """A network that reads one of its values from the device, which makes the host wait for the device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,7 +149,7 @@ class _Reads(nn.Module):
 
 
 def graph_that_reads(device: torch.device) -> Numbers:
-    """Ask for a graph of a network that cannot be one: it is refused, and the process works on."""
+    """Check that a network that cannot become a CUDA graph is refused, and that the process can still compute."""
     _needs_gpu(device)
     config = SpeedConfig(device, "32-true", 8, 8, rounds=2, warmup_s=0.0)
     found = measure_speed({"reads": Subject(_Reads, (3, 8, 8), 10, way=Way("32-true", mode="cuda-graph"))}, config)
@@ -162,7 +164,7 @@ def graph_that_reads(device: torch.device) -> Numbers:
 
 
 def driver(device: torch.device) -> Numbers:
-    """Ask the driver while the device works."""
+    """Read the state of the GPU from its driver while the device works."""
     _needs_gpu(device)
     state = GpuState(device)
     x = torch.randn(4096, 4096, device=device)
@@ -178,20 +180,22 @@ def driver(device: torch.device) -> Numbers:
 
 
 def peak_memory(device: torch.device) -> Numbers:
-    """Measure the memory of a training step of a network whose weights are known."""
+    """Measure the peak memory of a training step of a network whose number of weights is known."""
     _needs_gpu(device)
     config = SpeedConfig(device, "32-true", 2, 2, rounds=1, warmup_s=0.0)
+    # Loaded libraries and their workspaces are no part of the step's memory.
     settle(config.way, config)
+    # The weight matrix, (width, 192) in float32, takes 64 MiB.
     megabytes = 64
     width = megabytes * MIB // 4 // 192
     subject = Subject(lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, width, bias=False)), (3, 8, 8), 10)
     found = measure_speed({"a": subject}, config)["a"]
-    # Weights, gradients and AdamW's two moments.
+    # Four times the weights: the weights, their gradients, and the two moments of AdamW.
     return {"peak of a step over four times its weights": found["peak_memory_bytes"] / (4 * 4 * 192 * width)}
 
 
 def graph_memory(device: torch.device) -> Numbers:
-    """Measure the memory of a training step as a CUDA graph beside that of one which is launched; and the yardstick."""
+    """Compare the memory of a training step as a CUDA graph with that of an eager one, and time the yardstick."""
     _needs_gpu(device)
     config = SpeedConfig(device, "bf16-mixed", 256, 256, rounds=3, fewest_rounds=3)
     ways = {mode: Way("bf16-mixed", mode=mode) for mode in ("eager", "cuda-graph")}
@@ -213,6 +217,7 @@ def _fit(
     callbacks: Sequence[L.Callback] = (),
     **options: Any,
 ) -> L.Trainer:
+    """Train a network on synthetic images, 20 steps per epoch, and return the Trainer."""
     data = Synthetic(in_channels=1, train_images=640, test_images=20, val_fraction=0.0, batch_size=32)
     trainer = bare_trainer(
         device,
@@ -229,7 +234,7 @@ def _fit(
 
 
 def waits_per_step(device: torch.device) -> Numbers:
-    """Count how often the training loop waits for the device."""
+    """Count how often the training loop waits for the device in a step."""
     _needs_gpu(device)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
@@ -243,9 +248,13 @@ def waits_per_step(device: torch.device) -> Numbers:
 
 
 class _Watch(L.Callback):
-    """Has torch warn of waits from the end of one step to that of another: the start and the end copy and read."""
+    """A callback that makes torch warn of waits, between the end of a first step and the end of a last one.
+
+    The start and the end of a training copy and read values, so they are left out.
+    """
 
     FIRST, LAST = 1, 18
+    """Numbers of the two steps."""
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step == self.FIRST:
@@ -255,7 +264,7 @@ class _Watch(L.Callback):
 
 
 def resume(device: torch.device) -> Numbers:
-    """Go on on this device with a training that began on the CPU."""
+    """Resume a training on this device that began on the CPU, and count its steps."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         first = _fit(torch.device("cpu"), get_model("LeNet5")(in_channels=1), folder, max_epochs=1)
@@ -265,7 +274,7 @@ def resume(device: torch.device) -> Numbers:
 
 
 def ways_of_fit(device: torch.device) -> Numbers:
-    """Train the same network from the same seed in each way that `fit` has, and compare the weights."""
+    """Train the same network from the same seed in the ways that `fit` offers, and compare the weights."""
     ways: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "steps in one call": ({"steps_per_call": 5}, {"precision": "32-true"}),
         "compiled steps": ({"compile_mode": "default"}, {"precision": "32-true"}),
@@ -281,7 +290,7 @@ def ways_of_fit(device: torch.device) -> Numbers:
 
 
 def _trained(device: torch.device, of_model: Mapping[str, Any], of_trainer: Mapping[str, Any]) -> Tensor:
-    """Return all weights of LeNet5 after an epoch of 20 steps."""
+    """Return all weights of LeNet5 after an epoch of 20 steps, as one vector."""
     L.seed_everything(0)
     model = get_model("LeNet5")(in_channels=1, **of_model)
     with tempfile.TemporaryDirectory() as folder:
@@ -290,7 +299,7 @@ def _trained(device: torch.device, of_model: Mapping[str, Any], of_trainer: Mapp
 
 
 def whitening(device: torch.device) -> Numbers:
-    """Whiten SpeedNet's first layer by the same images here and on the CPU."""
+    """Whiten SpeedNet's first layer with the same images on this device and on the CPU, and compare the weights."""
     torch.manual_seed(0)
     images = torch.randn(256, 3, 32, 32).cumsum(2)
     weights = []
@@ -299,14 +308,14 @@ def whitening(device: torch.device) -> Numbers:
         layer: Any = get_model("SpeedNet")().features[0]  # type: ignore[index]
         layer.to(place).whiten(images.to(place))
         weights.append(layer.weight.detach().cpu())
-    # A direction has no sign.
+    # The sign of an eigenvector is arbitrary, so the Gram matrices are compared, in which it cancels.
     products = torch.stack([w.flatten(1)[: w.shape[0] // 2] for w in weights])
     gram = [p.T @ p for p in products]
     return {"whitening, difference from the CPU": float((gram[0] - gram[1]).norm() / gram[0].norm())}
 
 
 def muon(device: torch.device) -> Numbers:
-    """Take steps of MuonSGD on the CPU in float32, and here as the device does it, in bfloat16 where it can."""
+    """Compare steps of MuonSGD on the CPU in float32 with steps on this device, in bfloat16 if it supports that."""
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(32, 16, 3, 3, generator=generator), torch.randn(64, 16, 3, 3, generator=generator)]
     gradients = [[torch.randn(p.shape, generator=generator) for p in start] for _ in range(3)]
@@ -323,7 +332,7 @@ def muon(device: torch.device) -> Numbers:
 
 
 def compilation(device: torch.device) -> Numbers:
-    """Compile a small network."""
+    """Time the first compilation of a small network."""
     hardware.check_compiler(device)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).to(device)
     start = time.perf_counter()
@@ -348,10 +357,15 @@ PROBES: Mapping[str, Callable[[torch.device], Numbers]] = {
         *(waits_per_step, resume, ways_of_fit, whitening, muon, compilation),
     )
 }
+"""Probes by name, in the order in which they run."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Try every probe and write what each found, or why it found nothing."""
+    """Run every probe and write its numbers, or the reason why it has none, to a file.
+
+    Returns:
+        The exit code, which is 1 if a probe failed.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m cnnbench.validation.gpu_probes", description=(__doc__ or "").split("\n")[0]
     )
@@ -374,7 +388,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         row["seconds"] = round(time.perf_counter() - start, 2)
         found["probes"][name] = row
         note(f"{row['status']} {name} {row['seconds']} s {row.get('reason', '')}")
-        # Written after each, so that one that ends the process leaves the others'.
+        # Written after each probe, so that a probe that kills the process leaves the results of the earlier ones.
         write_json(options.out, found)
     return int(any(row["status"] == "FAIL" for row in found["probes"].values()))
 

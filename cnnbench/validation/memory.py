@@ -1,8 +1,8 @@
-"""The estimate of a training step's memory beside what a real step takes.
+"""The estimated memory of a training step beside the memory that real training steps take.
 
-Every step runs in a process of its own. On a GPU the peak is the allocator's. On a CPU there are two: the sum of what
-torch's allocator reports to its profiler, and the growth of the resident memory, which also has the workspaces of the
-kernels and what the C library keeps.
+Each case runs in a process of its own. On a GPU the measured peak is that of torch's allocator. On a CPU two peaks are
+measured: the memory that torch's allocator reports to the profiler, and the growth of the resident memory. The latter
+also includes the workspaces of the kernels and the freed memory that the C library keeps.
 """
 
 from __future__ import annotations
@@ -31,15 +31,24 @@ CASES = [
     *((name, 128) for name in ("LeNet5", "SimpleCNN", "VGG16", "ResNet18", "MobileNetV1")),
     *((f"torchvision:{name}", 16) for name in ("resnet50", "densenet121", "mobilenet_v2")),
 ]
+"""Networks and batch sizes."""
 STEPS = 3
+"""Training steps of each measurement."""
 MIB = 2**20
 
 
 def measure(name: str, batch_size: int, precision: str, device: torch.device) -> dict[str, int]:
-    """Runs training steps of a network.
+    """Run training steps of a network and measure their memory.
+
+    Args:
+        name: Name of the network.
+        batch_size: Images per training step.
+        precision: Number format in Lightning's notation.
+        device: Device to train on.
 
     Returns:
-        Peaks in bytes: ``allocated`` by torch, and on a CPU ``resident``, the growth of the process.
+        Peaks in bytes: ``allocated``, the memory that torch allocated, and on a CPU also ``resident``, the growth of
+        the process.
     """
     network = get_network(name)
 
@@ -51,7 +60,7 @@ def measure(name: str, batch_size: int, precision: str, device: torch.device) ->
             step()
 
     if device.type == "cuda":
-        # A small network first: cuBLAS and cuDNN keep workspaces for the process, which are no part of the estimate.
+        # Run a small network first: cuBLAS and cuDNN keep workspaces for the process, which the estimate leaves out.
         config = SpeedConfig(device, precision, 2, 2, warmup_s=0.0)
         settle(config.way, config, ("training",))
         gc.collect()
@@ -67,10 +76,11 @@ def measure(name: str, batch_size: int, precision: str, device: torch.device) ->
 
 
 def _profiled_peak(run: Callable[[], None]) -> int:
-    """The most that torch's CPU allocator had handed out at once within a call."""
+    """Return the largest number of bytes that torch's CPU allocator had in use at once during a call."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     assert profiler.profiler is not None
+    # Each event is an allocation, or, with a negative size, a release; their running sum is the memory in use.
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
@@ -80,7 +90,16 @@ def _profiled_peak(run: Callable[[], None]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compares the cases and writes ``results/races/memory.json``."""
+    """Compare estimate and measurement for all cases, print the table and write ``results/races/memory.json``.
+
+    With ``--measure`` only measure one case in this process, and print the peaks as JSON.
+
+    Returns:
+        The exit code 0.
+
+    Raises:
+        UserError: The process of a case failed.
+    """
     parser = argparse.ArgumentParser(prog="python -m cnnbench.validation.memory", description=__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--measure", nargs=3, metavar=("MODEL", "BATCH", "PRECISION"), help="one case, in this process")

@@ -1,10 +1,10 @@
 """SpeedNet's recipes for a GPU beside airbench's own trainings: time and accuracy on one card, in turns.
 
-Each side trains once before anything counts, since the first training of a process chooses kernels and fills caches.
-Training and evaluation are timed apart. The training times of both span the same: from the data set in memory, before
-the network is made, to the last step; airbench reads its test images from a file within it. airbench trains by
-Jordan's recipe of SGD and lookahead, without Lightning. Both accuracies are given without and with test-time
-augmentation, the same six views of each image.
+The first training of each side does not count, because the first training of a process chooses kernels and fills
+caches. Training and evaluation are timed separately. The training time of both sides starts when the data set is in
+memory, before the network is made, and ends with the last step. airbench also reads its test images from a file within
+this time. It trains by Jordan's recipe of SGD and lookahead, without Lightning. The accuracies of both sides are
+measured without and with test-time augmentation, which uses the same six views of each image.
 """
 
 from __future__ import annotations
@@ -38,19 +38,22 @@ from cnnbench.validation import run as run_race
 from cnnbench.validation.data import airbench, write_for_airbench
 
 GOALS = (94, 96)
+"""Accuracies in per cent that the recipes are made for."""
 MOST_TIMES = 1.15
-"""Times airbench's training that ours may take."""
+"""Longest training time of ours, as a multiple of airbench's."""
 Result = dict[str, float]
+"""Seconds and accuracies of one training, by name."""
 
 
 def make_data(settings: Mapping[str, Any]) -> ImageDataModule:
-    """Makes the data module of an experiment's YAML."""
+    """Return the data module that the YAML file of an experiment describes."""
     return get_data(settings["data"]["class_path"])(**settings["data"].get("init_args", {}))
 
 
 def make_network(settings: Mapping[str, Any], data: ImageDataModule) -> ImageClassifier:
-    """Makes the network of an experiment's YAML for the data."""
+    """Return the network that the YAML file of an experiment describes, in the size that the data needs."""
     options = dict(settings["model"].get("init_args", {}))
+    # The network expects a function that makes the optimizer; the YAML file names its class and its arguments.
     optimizer = options.pop("optimizer", None)
     if optimizer is not None:
         module, _, name = optimizer["class_path"].rpartition(".")
@@ -60,7 +63,17 @@ def make_network(settings: Mapping[str, Any], data: ImageDataModule) -> ImageCla
 
 
 def train_ours(settings: Mapping[str, Any], seed: int, device: torch.device) -> Result:
-    """Train and test as `cnnbench fit` and `test` do, without checkpoints; seconds of each, and the accuracy."""
+    """Train and test a network as `cnnbench fit` and `cnnbench test` do, but without checkpoints.
+
+    Args:
+        settings: Content of the YAML file of the experiment.
+        seed: Random seed of the training.
+        device: GPU to train on.
+
+    Returns:
+        Seconds of the training, of its steps alone and of the evaluation, and the accuracy as a share of the test
+        images, without and with test-time augmentation.
+    """
     L.seed_everything(seed, workers=True, verbose=False)
     data = make_data(settings)
     data.prepare_data()
@@ -68,7 +81,8 @@ def train_ours(settings: Mapping[str, Any], seed: int, device: torch.device) -> 
     clock = TrainingClock()
     start = time.perf_counter()
     model = make_network(settings, data)
-    # Without checkpoints, which airbench does not write either. The Trainer may switch cuDNN's search on.
+    # No checkpoints, because airbench writes none either. The Trainer may switch cuDNN's search for kernels on; the
+    # context restores the setting.
     trainer_of_fit = fit_trainer(device, [clock], checkpoints=False, **settings["trainer"])
     with hardware.cudnn_benchmark(False), trainer_of_fit as trainer:
         trainer.fit(model, datamodule=data)
@@ -91,12 +105,21 @@ def train_ours(settings: Mapping[str, Any], seed: int, device: torch.device) -> 
 
 
 def train_airbench(goal: int, folder: Path, device: torch.device) -> Result:
-    """Trains and tests by airbench's own functions, with the files of `write_airbench_files`."""
+    """Train and test a network with airbench's own functions.
+
+    Args:
+        goal: Accuracy in per cent, which selects airbench's recipe.
+        folder: Folder with the files of `write_airbench_files`.
+        device: GPU that airbench uses.
+
+    Returns:
+        The figures of `train_ours`, without the seconds of the steps alone.
+    """
     package = airbench()
     train = {94: package.train94, 96: package.train96}[goal]
     recipe = importlib.import_module(f"airbench.lib_airbench{goal}").hyp
     options = {"batch_size": recipe["opt"]["batch_size"], "aug": recipe["aug"], "altflip": True}
-    with working_in(folder), hardware.cudnn_benchmark(True):  # as airbench does when it is imported
+    with working_in(folder), hardware.cudnn_benchmark(True):  # airbench switches it on when it is imported
         loader = package.CifarLoader("cifar10", train=True, **options)
         hardware.synchronise(device)
         start = time.perf_counter()
@@ -118,10 +141,10 @@ def train_airbench(goal: int, folder: Path, device: torch.device) -> Result:
 
 
 def write_airbench_files(folder: Path) -> str:
-    """Writes CIFAR-10 as airbench looks for it: ``cifar10/train.pt`` and ``test.pt``.
+    """Write CIFAR-10 to the files that airbench reads: ``cifar10/train.pt`` and ``cifar10/test.pt``.
 
     Returns:
-        What the data is to be called.
+        The label of the data set, for the report.
     """
     data = get_data("CIFAR10")(val_fraction=0.0)
     data.prepare_data()
@@ -133,7 +156,7 @@ def write_airbench_files(folder: Path) -> str:
 
 @contextlib.contextmanager
 def working_in(folder: Path) -> Iterator[None]:
-    """Another working folder for a while: airbench reads its test images from the current one."""
+    """Change the working folder inside the context: airbench reads its test images from the current folder."""
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -143,7 +166,16 @@ def working_in(folder: Path) -> Iterator[None]:
 
 
 def race(ours: Callable[[], Result], theirs: Callable[[], Result], rounds: int) -> dict[str, list[Result]]:
-    """Runs both in turns, the first time of each without counting."""
+    """Train both sides in turns.
+
+    Args:
+        ours: Function that trains our network.
+        theirs: Function that trains airbench's network.
+        rounds: Number of trainings of each side that count.
+
+    Returns:
+        The results of each side, without its first training, which is a warm-up.
+    """
     found: dict[str, list[Result]] = {"cnnbench": [], "airbench": []}
     ways = {
         "cnnbench": lambda: found["cnnbench"].append(ours()),
@@ -154,7 +186,7 @@ def race(ours: Callable[[], Result], theirs: Callable[[], Result], rounds: int) 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Races the recipes, prints the table and writes ``results/races/recipes.json``."""
+    """Compare the recipes, print the table and write ``results/races/recipes.json``; return the exit code 0."""
     parser = argparse.ArgumentParser(prog="python -m cnnbench.validation.recipes", description=__doc__)
     parser.add_argument("--goal", type=int, choices=GOALS, default=94)
     parser.add_argument("--rounds", type=int, default=5)

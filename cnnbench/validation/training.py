@@ -1,8 +1,9 @@
-"""What Lightning adds to a training step: the same steps in a hand-written loop and through the Trainer, in turns.
+"""The time that Lightning adds to a training step: the same steps in a hand-written loop and through the Trainer.
 
-Every way trains the same network from the same start on the same batches out of memory, with the recipe's optimizer and
-schedule. The first is the bare loop; the others are our Trainer with less and less left out, and with several steps in
-one call of Lightning's loop.
+All ways train the same network from the same initial weights on batches from memory, with the optimizer and the
+learning-rate schedule of the recipe. They are timed in turns. The bare loop is the reference. The others use the
+Trainer: as `cnnbench fit` does, with several steps per call of Lightning's loop, and without progress bar, log and
+checkpoints.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ from cnnbench.validation import bare_trainer, fit_trainer, interleave, ratio, wr
 from cnnbench.validation import run as run_race
 
 CHUNK = 50
+"""Training steps per call of Lightning's loop, in the way that takes several steps at once."""
 MOST_MS, MOST_CHUNKED_MS = 0.5, 0.05
-"""Milliseconds that `fit` may add to a step that does next to nothing, alone and with `CHUNK` steps in a call."""
+"""Milliseconds that `fit` may add to a step that does almost nothing, with one step and with `CHUNK` steps per call."""
 
 
 class Linear(ImageClassifier):
-    """The smallest classifier: what its training costs is what training costs around a network."""
+    """A linear classifier, whose own work is so small that a training step shows the cost of everything around it."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -43,7 +45,15 @@ class Linear(ImageClassifier):
 
 
 class Goal(NamedTuple):
-    """A network, and the share of the bare loop's speed that `fit` is to reach with it, if any."""
+    """A network to train, and the goal for its speed.
+
+    Attributes:
+        network: Class of the network.
+        batch_size: Images per training step.
+        steps: Number of timed steps on a CPU; on other devices there are 1000.
+        share: Share of the bare loop's speed that `fit` must reach. None for a network that is judged by the added
+            milliseconds instead.
+    """
 
     network: type[ImageClassifier]
     batch_size: int
@@ -59,7 +69,13 @@ CASES = (
 
 
 class _Clock(L.Callback):
-    """Measures the time from the end of the first call to the end of the last, before the checkpoint of the epoch."""
+    """A callback that measures the time per step, from the end of the first call to the end of the last one.
+
+    The first call and the checkpoint at the end of the epoch do not count.
+
+    Attributes:
+        step_ms: Milliseconds per training step.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -76,7 +92,7 @@ class _Clock(L.Callback):
 
 
 class _Case:
-    """A network with its data and the ways to train it; each returns milliseconds per step."""
+    """A network with its data and the ways to train it, which are functions that return milliseconds per step."""
 
     def __init__(self, goal: Goal, device: torch.device) -> None:
         self.network, self.batch_size, self.device = goal.network, goal.batch_size, device
@@ -87,6 +103,7 @@ class _Case:
         self.data.setup()
 
     def ways(self) -> dict[str, Callable[[], float]]:
+        """Return the ways to train the network, by name; with few steps there are only two of them."""
         ways: dict[str, Callable[[], float]] = {"bare loop": self.bare, "fit": self.fit}
         if self.steps >= 2 * CHUNK:
             ways |= {
@@ -100,7 +117,7 @@ class _Case:
         return self.network(**options)
 
     def bare(self) -> float:
-        """What one writes without Lightning."""
+        """Train in a loop as one writes it without Lightning, and return the milliseconds per step."""
         model = self._model().to(self.device, memory_format=torch.channels_last).train()
         optimizer = model.make_optimizer()
         total = self.steps + 1
@@ -113,6 +130,7 @@ class _Case:
         loader = TensorBatches(split, self.batch_size, True, data.mean, data.std, augmentation=data.augmentation)
         start = 0.0
         for step, (images, labels) in enumerate(loader):
+            # The clock starts after the first step, as in `_Clock`.
             if step == 1:
                 hardware.synchronise(self.device)
                 start = time.perf_counter()
@@ -128,32 +146,36 @@ class _Case:
         return 1000 * (time.perf_counter() - start) / self.steps
 
     def fit(self, steps_per_call: int | None = None) -> float:
-        """As `cnnbench fit` does it: progress bar, CSV log, learning-rate monitor, checkpoints, metrics."""
+        """Train as `cnnbench fit` does: with progress bar, CSV log, learning-rate monitor, checkpoints and metrics.
+
+        Args:
+            steps_per_call: Training steps per call of Lightning's loop; one if None.
+        """
         clock = _Clock(self.device)
         with fit_trainer(self.device, [clock], max_steps=self.steps + (steps_per_call or 1)) as trainer:
             trainer.fit(self._model(steps_per_call=steps_per_call), datamodule=self.data)
         return clock.step_ms
 
     def lean(self) -> float:
-        """Lightning's loop and the metrics, nothing else."""
+        """Train with Lightning's loop and the metrics only."""
         clock = _Clock(self.device)
         nothing = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         bare_trainer(self.device, [clock], max_steps=self.steps + 1, **nothing).fit(self._model(), datamodule=self.data)
         return clock.step_ms
 
     def run(self, rounds: int) -> dict[str, list[float]]:
-        """Milliseconds per step, by way and round."""
+        """Train in all ways in turns, and return the milliseconds per step of every round, by way."""
         found: dict[str, list[float]] = {name: [] for name in self.ways()}
 
         def measured(name: str, way: Callable[[], float]) -> Callable[[], None]:
             return lambda: found[name].append(way())
 
         interleave({name: measured(name, way) for name, way in self.ways().items()}, rounds)
-        return {name: times[1:] for name, times in found.items()}  # the first call of each does not count
+        return {name: times[1:] for name, times in found.items()}  # the first is a warm-up
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Races the ways, prints the table and writes ``results/races/training.json``."""
+    """Compare the ways, print the table and write ``results/races/training.json``; return the exit code 0."""
     parser = argparse.ArgumentParser(prog="python -m cnnbench.validation.training", description=__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rounds", type=int, default=7)

@@ -1,1 +1,1 @@
-"""Campaigns against the program: damaged input, kills at random moments, reports of thousands of records."""
+"""Campaigns that test the program under stress: damaged input, kills at random moments, thousands of records."""

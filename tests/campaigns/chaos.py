@@ -1,8 +1,9 @@
-"""Kill a real `bench` and a real `fit` at random moments, go on, and compare with runs that nothing disturbed.
+"""Kill a real `bench` and a real `fit` at random moments, resume them, and compare with runs that nothing disturbed.
 
-Every process is a fresh one, and a kill may hit it anywhere: while it imports, times, trains, writes a checkpoint or
-draws the report. Records must agree in all that is not a time, weights and optimizer states bit by bit. SIGTERM and
-SIGINT must end with 143 and 130, and the command that they print must lead to the same results.
+Every run is a fresh process, and a kill may hit it anywhere: while it imports, times, trains, writes a checkpoint or
+draws the report. After the resumed run, the records must equal those of the undisturbed run in everything except times,
+and weights and optimizer states must be equal bit by bit. After SIGTERM and SIGINT the exit code must be 143 and 130,
+and the command that the run prints must lead to the same results.
 """
 
 from __future__ import annotations
@@ -35,25 +36,31 @@ from cnnbench.validation import FOLDER
 from cnnbench.validation import run as run_race
 
 LIMIT_S = 300.0
+"""Longest time of a run in seconds."""
 GO_ON = re.compile(r"go on with: (.+)")
+"""The line in which an interrupted command prints how to resume it."""
 WRITING = "writing"
+"""Phase in which a file is being written."""
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
+"""Exit codes that the command must return after a signal."""
 Phase = Callable[[Path], str]
+"""Function that names the phase of the run in a folder."""
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A command that is disturbed.
+    """A command that the campaign disturbs.
 
     Attributes:
-        name: ``bench`` or ``fit``.
+        name: Name of the command, ``bench`` or ``fit``.
         phases: Names of all phases, in their order.
-        start: Arguments that begin it, in a folder of its own.
-        resume: Arguments that go on with what lies in the folder; those of the start if there is nothing.
-        phase: Names how far the run in a folder has come, by the files that are there.
-        result: What must be the same however often the run was disturbed.
-        faults: What is not whole in the folder of a finished run.
-        said: What it prints on stderr when its work is done and the process is about to end.
+        start: Arguments that start the command in an empty folder.
+        resume: Function that returns the arguments to resume the run in a folder, or those of the start if there is
+            nothing to resume.
+        phase: Function that names the phase of the run in a folder, judged by the files in it.
+        result: Function that returns the part of the results that must be the same however often a run was disturbed.
+        faults: Function that lists the incomplete and missing files in the folder of a finished run.
+        said: Text on stderr that shows that the work is done and the process is about to end.
     """
 
     name: str
@@ -68,7 +75,12 @@ class Scenario:
 
 @dataclass
 class Undisturbed:
-    """A run that nothing disturbed: its result, and the seconds that it spent in each phase."""
+    """A run that nothing disturbed.
+
+    Attributes:
+        result: Result that disturbed runs are compared with.
+        phases: Seconds that the run spent in each phase.
+    """
 
     result: Any
     phases: dict[str, float] = field(default_factory=dict)
@@ -76,7 +88,12 @@ class Undisturbed:
 
 @dataclass(frozen=True)
 class Moment:
-    """When a run is disturbed: so many seconds after a phase was first seen."""
+    """The moment at which a run is disturbed.
+
+    Attributes:
+        phase: Phase in which the run is disturbed.
+        after_s: Seconds after the phase was first seen.
+    """
 
     phase: str
     after_s: float
@@ -84,7 +101,15 @@ class Moment:
 
 @dataclass(frozen=True)
 class End:
-    """How a process ended."""
+    """The end of a process.
+
+    Attributes:
+        code: Exit code.
+        stderr: Everything that the process printed on stderr.
+        phase: Phase in which the signal was sent, or the phase at the start of the process if none was sent.
+        at_s: Run time of the process in seconds.
+        disturbed: Whether a signal was sent and the process did not end with exit code 0.
+    """
 
     code: int
     stderr: str
@@ -101,21 +126,24 @@ def run(
     number: int = signal.SIGKILL,
     phases: dict[str, float] | None = None,
 ) -> End:
-    """Run the command in a fresh process; send it a signal at a moment, if one is given.
+    """Run the command in a fresh process, and send it a signal at a given moment.
 
-    A run that never comes to the phase of the moment, or ends before the moment, is not disturbed.
+    A run that never reaches the phase of the moment, or that ends before the moment, is not disturbed.
 
     Args:
-        arguments: Of the command.
-        folder: Where it runs.
-        scenario: Names the phases.
-        moment: When it is disturbed.
-        number: The signal.
-        phases: Is given the seconds of each phase.
+        arguments: Arguments of the command.
+        folder: Working folder of the process.
+        scenario: Scenario that names the phases.
+        moment: Moment of the signal; None to send no signal.
+        number: Number of the signal.
+        phases: Dictionary to which the seconds of each phase are added.
+
+    Raises:
+        RuntimeError: The process is still running after `LIMIT_S`.
     """
     begin = time.monotonic()
     disturbed, phase = False, scenario.phase(folder)
-    # What earlier kills left behind is not being written.
+    # Parts of files that earlier kills have left do not show that something is being written now.
     left = frozenset(folder.rglob("*.part"))
     with tempfile.NamedTemporaryFile() as log:
         process = subprocess.Popen(
@@ -137,17 +165,17 @@ def run(
                 reached = now
             if moment is not None and reached is not None and not disturbed and now - reached >= moment.after_s:
                 phase, disturbed = name, True
-                # SIGKILL for all that it started; the others as a scheduler or a terminal would send them.
+                # SIGKILL goes to all processes of the run, other signals to the command only.
                 _send(process, number)
             if now - begin > LIMIT_S:
                 _send(process, signal.SIGKILL)
                 raise RuntimeError(f"'{shlex.join(arguments)}' is still at work after {LIMIT_S:.0f} s")
             last = now
-            # A checkpoint is written in a few milliseconds.
+            # A checkpoint is written in a few milliseconds, so this phase needs a shorter interval.
             time.sleep(0.001 if moment is not None and moment.phase == WRITING else 0.01)
         log.seek(0)
         text = log.read().decode(errors="replace")
-    # A run that ended at the same moment was not disturbed.
+    # A run that ended successfully at the moment of the signal was not disturbed.
     disturbed = disturbed and process.returncode != 0
     return End(process.returncode, text, phase, time.monotonic() - begin, disturbed)
 
@@ -171,7 +199,7 @@ def _send(process: subprocess.Popen[bytes], number: int) -> None:
 
 
 def _environment() -> dict[str, str]:
-    # The package of this process, wherever the command runs.
+    # The command must import the package of this repository, whatever its working folder is.
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
@@ -181,7 +209,11 @@ def _environment() -> dict[str, str]:
 
 
 def bench_scenario(quick: bool) -> Scenario:
-    """Return a small benchmark: two networks, timed, trained for an epoch and tested."""
+    """Return the scenario of a small benchmark: two networks are timed, trained for an epoch and tested.
+
+    Args:
+        quick: Whether to train on fewer images and time nothing.
+    """
     data = ["--data", "Synthetic", "--data_options", f"{{train_images: {300 if quick else 2000}, test_images: 100}}"]
     if os.environ.get("CNNBENCH_DATA") and not quick:
         data = ["--data", "MNIST", "--data_dir", str(Path(os.environ["CNNBENCH_DATA"]).resolve())]
@@ -231,7 +263,7 @@ def _bench_result(folder: Path) -> dict[str, Any]:
 
 
 def _bench_faults(folder: Path) -> list[str]:
-    """Return what is not whole in the folder of a finished benchmark."""
+    """Return the faults in the folder of a finished benchmark: partial, unreadable or missing files, wrong times."""
     root = folder / "run"
     faults = []
     for path in sorted(root.rglob("*")):
@@ -253,7 +285,11 @@ def _bench_faults(folder: Path) -> list[str]:
 
 
 def fit_scenario(quick: bool) -> Scenario:
-    """Return a small training of several epochs, each of which ends in a checkpoint."""
+    """Return the scenario of a small training of several epochs, each of which ends with a checkpoint.
+
+    Args:
+        quick: Whether to train on fewer images for fewer epochs.
+    """
     images, epochs = (300, 3) if quick else (2000, 6)
     limit = ("--trainer.max_epochs", str(epochs))
     quiet = ("--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu", "--out", "runs")
@@ -282,7 +318,7 @@ def fit_scenario(quick: bool) -> Scenario:
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest ``last.ckpt`` of the runs in a folder."""
+    """Return the newest ``last.ckpt`` of the runs in a folder, or None if there is none."""
     found = sorted((folder / "runs").glob("*/*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime_ns)
     return found[-1] if found else None
 
@@ -303,7 +339,7 @@ def _fit_result(folder: Path) -> dict[str, Any]:
 
 
 def _fit_faults(folder: Path) -> list[str]:
-    """Return what is not whole: checkpoints that cannot be read, and parts in the folder of the run that finished."""
+    """Return the faults of a finished training: unreadable checkpoints, and partial files in the newest run folder."""
     faults = []
     for path in sorted((folder / "runs").rglob("*.ckpt")):
         try:
@@ -315,7 +351,7 @@ def _fit_faults(folder: Path) -> list[str]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Return whether two results are equal, tensors bit by bit."""
+    """Return whether two results are equal; tensors must have the same type, shape and bits."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         if a.dtype != b.dtype or a.shape != b.shape:
             return False
@@ -331,10 +367,14 @@ def same(a: Any, b: Any) -> bool:
 
 
 def undisturbed(scenario: Scenario, base: Path) -> Undisturbed:
-    """Run a scenario to its end and measure its phases.
+    """Run a scenario without disturbance and measure its phases.
+
+    Args:
+        scenario: Command to run.
+        base: Folder in which the folder of the run is made.
 
     Raises:
-        RuntimeError: It fails.
+        RuntimeError: The command fails.
     """
     folder = base / f"{scenario.name}-undisturbed"
     folder.mkdir()
@@ -346,9 +386,19 @@ def undisturbed(scenario: Scenario, base: Path) -> Undisturbed:
 
 
 def kill(scenario: Scenario, good: Undisturbed, kills: int, base: Path, rng: random.Random) -> list[dict[str, Any]]:
-    """Kill runs so many times, each run until it is finished; return a row per kill and finish.
+    """Kill runs at random moments, and resume each run until it finishes.
 
-    The phases take turns, since most of them are short beside the start of the process.
+    The phases take turns, because most of them are short compared with the start of the process.
+
+    Args:
+        scenario: Command to kill.
+        good: Undisturbed run to compare with.
+        kills: Total number of kills; a finished run is followed by a new one until all kills are done.
+        base: Folder in which the folders of the runs are made.
+        rng: Random generator for the moments.
+
+    Returns:
+        One row per kill, and one per finished run with its comparison.
     """
     rows: list[dict[str, Any]] = []
     tries = dict.fromkeys(scenario.phases, 0)
@@ -379,12 +429,12 @@ def kill(scenario: Scenario, good: Undisturbed, kills: int, base: Path, rng: ran
 def _draw(
     scenario: Scenario, good: Undisturbed, folder: Path, tries: dict[str, int], rng: random.Random
 ) -> Moment | None:
-    """Draw a moment in the phase that was tried least; None if the run in a folder is past it and should finish."""
+    """Draw a moment in the phase with the fewest tries; None if the run is past this phase and should finish."""
     now = scenario.phase(folder)
     to_come = scenario.phases[scenario.phases.index(now) :]
     if min(tries.values()) < min(tries[phase] for phase in to_come):
         return None
-    # A run that begins in its middle imports everything first, as one that begins at the start does.
+    # A resumed run imports everything first, which takes as long as the phase "start" and counts as its current phase.
     begins = {now: good.phases["start"]} if now != "start" else {}
     least = min(tries[phase] for phase in to_come)
     phase = rng.choice([phase for phase in to_come if tries[phase] == least])
@@ -394,7 +444,7 @@ def _draw(
 
 
 def _compared(scenario: Scenario, good: Undisturbed, folder: Path, end: End) -> dict[str, Any]:
-    """Compare a finished run with the undisturbed one."""
+    """Return whether a finished run equals the undisturbed one, and the faults of its files."""
     if end.code != 0:
         return {"identical": False, "faults": [f"exit code {end.code}: {end.stderr.strip()[-500:]}"]}
     return {"identical": same(scenario.result(folder), good.result), "faults": scenario.faults(folder)}
@@ -403,18 +453,29 @@ def _compared(scenario: Scenario, good: Undisturbed, folder: Path, end: End) -> 
 def interrupt(
     scenario: Scenario, good: Undisturbed, number: signal.Signals, base: Path, rng: random.Random
 ) -> dict[str, Any]:
-    """Send a signal to a run that is at work, run the command that it prints, and compare."""
+    """Send a signal to a run, run the command that it prints, and compare the result with the undisturbed run.
+
+    Args:
+        scenario: Command to interrupt.
+        good: Undisturbed run to compare with.
+        number: Signal to send.
+        base: Folder in which the folder of the run is made.
+        rng: Random generator for the moment.
+
+    Returns:
+        A row with the exit code, the printed command and the comparison.
+    """
     while True:
         folder = Path(tempfile.mkdtemp(prefix=f"{scenario.name}-{number.name}-", dir=base))
         phase = rng.choice([name for name in scenario.phases if name not in ("start", "end", WRITING)])
         end = run(scenario.start, folder, scenario, Moment(phase, rng.uniform(0.0, good.phases[phase])), number)
-        # Before there is a folder nothing can be gone on with, and afterwards nothing is left to do.
+        # In the phase "start" there is no folder to resume from, and in the phase "end" no work is left: try again.
         if end.code != 0 and end.phase not in ("start", "end"):
             break
     row: dict[str, Any] = {"command": scenario.name, "event": number.name, "phase": end.phase, "code": end.code}
     printed = GO_ON.search(end.stderr)
     row["expected_code"] = end.code == CODES[number] and "Traceback" not in end.stderr
-    # Before the first checkpoint of a training there is nothing to go on with.
+    # Before its first checkpoint a training cannot be resumed, and must say so.
     nothing_kept = scenario.resume(folder) == scenario.start and "start it again" in end.stderr
     if printed is None and not nothing_kept:
         return {**row, "identical": False, "faults": [f"no line to go on with: {end.stderr.strip()[-300:]}"]}
@@ -425,7 +486,11 @@ def interrupt(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the campaign, print what was hit, and write the verdict; 1 if anything differs."""
+    """Run the campaign, print the kills of each phase, and write the verdict.
+
+    Returns:
+        The exit code, which is 1 if a goal is missed, for example if a result differs.
+    """
     parser = argparse.ArgumentParser(prog="python -m campaigns.chaos", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=25, help="of each command (default: %(default)s)")
     parser.add_argument("--signals", type=int, default=2, help="of each kind and command (default: %(default)s)")
@@ -436,7 +501,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.kills < 1 or options.signals < 0:
         raise UserError(f"kills {options.kills} must be at least 1, and signals {options.signals} at least 0")
     began = time.monotonic()
-    # A shell has what it starts in the background ignore Ctrl-C, and so would every process that is started here.
+    # A shell makes processes in the background ignore SIGINT, and child processes inherit this. Undo it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     rng = random.Random(options.seed)
     rows: list[dict[str, Any]] = []
@@ -455,12 +520,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _judge(rows: list[dict[str, Any]], phases: dict[str, Any], options: Any, seconds: float) -> int:
-    """Print and write the verdict."""
+    """Print and write the verdict, and return the exit code."""
     ends = [row for row in rows if "identical" in row]
     signals = [row for row in rows if row["event"] in ("SIGTERM", "SIGINT")]
     kills = Counter(row["command"] for row in rows if row["event"] == "kill")
-    # The last moments of a process are too short to be hit for certain.
+    # The phase "end" is too short to be hit for certain.
     wanted = [(name, found) for found in phases.values() for name in found["undisturbed_s"] if name != "end"]
+    # With fewer kills than phases not every phase can be hit.
     few = options.kills < max(len(found["undisturbed_s"]) for found in phases.values())
     goals = {
         f"at least {options.kills} kills of each command": min(kills["bench"], kills["fit"]) >= options.kills,

@@ -1,12 +1,13 @@
-"""Damage every kind of input of the command, and judge what it does: at least 2,000 seeded cases.
+"""Damage every kind of input of the command, and judge what the command does with it, in at least 2,000 seeded cases.
 
-A case is a kind, a number and a seed, and can be repeated alone with ``--only KIND:NUMBER``. Each runs in a
-forked child in a folder of its own. The verdicts:
+A case is made from a kind of input, a number and a seed. It can be repeated alone with ``--only KIND:NUMBER``. Every
+case runs in a forked child process in a folder of its own. The verdicts are:
 
-- clear: exit code 2 and one line, and nothing is left behind;
-- right: accepted, and what came out was checked;
-- failed cell: exit code 1, and a record says why;
-- apart: accepted with flipped pixels of a JPEG, or other weights, which no rule of the format can find;
+- clear: the input is refused with exit code 2 and one line, and nothing is left behind;
+- right: the input is accepted, and the result is correct;
+- failed cell: exit code 1, and a record or a message says why one network failed;
+- apart: the input is accepted although a JPEG has other pixels or a checkpoint other weights, which no rule of the
+  format can detect;
 - traceback, hang, wrong: defects of the project.
 """
 
@@ -45,6 +46,7 @@ from cnnbench.validation import FOLDER
 from cnnbench.validation import run as run_race
 
 Maker = Callable[[random.Random, Path, Templates], Prepared]
+"""Function that makes a case in a folder, from a random generator and the undamaged inputs."""
 KINDS: dict[str, tuple[int, Maker]] = {
     "mnist": (150, mnist),
     "images": (170, images),
@@ -65,16 +67,18 @@ KINDS: dict[str, tuple[int, Maker]] = {
     "outputs": (90, outputs),
     "names": (150, names),
 }
-"""Kinds of input, with their share of the cases and what makes one."""
+"""Kinds of input, each with its weight in the number of cases and the function that makes a case."""
 DRAWN = ("report", "outputs", "names")
-"""Kinds whose pictures are drawn; in the others matplotlib saves empty ones."""
+"""Kinds whose pictures are really drawn; for the others matplotlib saves empty pictures."""
 CASES = 2280
+"""Default number of cases."""
 LIMIT_S = 30.0
+"""Default time limit of a case in seconds."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A damaged input: all that is needed to make it again."""
+    """A damaged input, described by everything that is needed to make it again."""
 
     kind: str
     number: int
@@ -82,18 +86,18 @@ class Case:
 
     @property
     def generator(self) -> random.Random:
-        """A generator that belongs to this case alone."""
+        """Return a new random generator that depends on this case only."""
         return random.Random(f"{self.seed}:{self.kind}:{self.number}")
 
     @property
     def repeat(self) -> str:
-        """The command that runs it alone."""
+        """Return the command that runs this case alone."""
         return f"python -m campaigns.fuzz --seed {self.seed} --only {self.kind}:{self.number}"
 
 
 @dataclass(frozen=True)
 class Result:
-    """A case with its verdict."""
+    """A case that was run, with its outcome and its verdict."""
 
     case: Case
     prepared: Prepared
@@ -101,7 +105,7 @@ class Result:
     finding: Finding
 
     def row(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return the result as an object for JSON."""
         lines = [line for line in self.outcome.stderr.splitlines() if line.strip()]
         return {
             "kind": self.case.kind,
@@ -117,7 +121,13 @@ class Result:
 
 
 def cases_of(kinds: Sequence[str], count: int, seed: int) -> list[Case]:
-    """Return so many cases, shared among the kinds by their weights, in random order."""
+    """Return cases in random order, divided among the kinds by their weights.
+
+    Args:
+        kinds: Kinds of input.
+        count: Approximate number of cases; every kind gets at least one.
+        seed: Random seed for the damage and the order.
+    """
     total = sum(KINDS[kind][0] for kind in kinds)
     cases = []
     for kind in kinds:
@@ -130,21 +140,21 @@ def cases_of(kinds: Sequence[str], count: int, seed: int) -> list[Case]:
 def run_cases(
     cases: Sequence[Case], templates: Templates, jobs: int, limit_s: float, command: Command | None = None
 ) -> Iterator[Result]:
-    """Run cases, so many at a time, and yield each with its verdict.
+    """Run cases, several at a time, and yield each one with its verdict.
 
     Args:
-        cases: What to run.
-        templates: Good inputs.
-        jobs: Children at a time.
-        limit_s: Seconds after which a case hangs.
-        command: What is run; None for the command of the project.
+        cases: Cases to run.
+        templates: Undamaged inputs.
+        jobs: Number of child processes that run at the same time.
+        limit_s: Time limit in seconds, after which a case counts as hanging.
+        command: Command to run; None for the command of the project.
     """
     waiting = list(reversed(cases))
     working: list[tuple[Case, Prepared, Child]] = []
     while waiting or working:
         while waiting and len(working) < jobs:
             case = waiting.pop()
-            # Neither folder is below a template, and the output is not among the files of the case.
+            # The output is kept beside the folder of the case, so that it is not taken for a file that the case leaves.
             base = Path(tempfile.mkdtemp(prefix="case-", dir=templates.root.parent))
             folder = base / "here"
             folder.mkdir()
@@ -165,7 +175,7 @@ def run_cases(
 
 
 def _judged(outcome: Outcome, prepared: Prepared) -> Finding:
-    """Return the verdict; results that cannot even be read are wrong ones."""
+    """Return the verdict on a case, which is "wrong" if its results cannot be read at all."""
     try:
         return judge(outcome, prepared)
     except Exception as error:
@@ -173,7 +183,7 @@ def _judged(outcome: Outcome, prepared: Prepared) -> Finding:
 
 
 def table(results: Sequence[Result]) -> list[str]:
-    """Return the lines of a table of verdicts by kind."""
+    """Return the lines of a Markdown table of verdicts by kind."""
     lines = [f"| Input | Cases | {' | '.join(VERDICTS)} |", f"| --- |{' ---: |' * (1 + len(VERDICTS))}"]
     for kind in [*dict.fromkeys(kind for kind in KINDS if any(r.case.kind == kind for r in results)), "all"]:
         counts = Counter(r.finding.verdict for r in results if kind in ("all", r.case.kind))
@@ -183,7 +193,11 @@ def table(results: Sequence[Result]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the fuzz, print the table and every bad case, and write the verdict; 1 if there is a bad one."""
+    """Run the campaign, print the table and every bad case, and write the verdict.
+
+    Returns:
+        The exit code, which is 1 if there is a bad case.
+    """
     parsed = _parser().parse_args(arguments)
     kinds = parsed.kinds.split(",") if parsed.kinds else list(KINDS)
     for kind in kinds:
@@ -236,7 +250,7 @@ def _case(text: str, seed: int) -> Case:
 
 
 def _tell(result: Result, whole: bool) -> None:
-    """Print a bad case in a line, or all of a case that runs alone."""
+    """Print a bad case in one line, or everything about a case that runs alone (`whole`)."""
     outcome, finding = result.outcome, result.finding
     if finding.verdict in BAD:
         note(f"{finding.verdict}: {result.case.repeat}: {result.prepared.damage}: {finding.reason}")
@@ -278,7 +292,7 @@ def _write(parsed: Any, results: Sequence[Result], seconds: float) -> Path:
 
 
 if __name__ == "__main__":
-    # For the processes that a case starts; the children of the fuzz itself set their threads in torch.
+    # One thread for the processes that a case starts. The forked children set their number of threads in torch.
     os.environ["OMP_NUM_THREADS"] = "1"
     sys.setrecursionlimit(20_000)
     run_race("fuzz", main)

@@ -1,6 +1,6 @@
-"""Damaged data sets: MNIST and CIFAR-10 as it was published.
+"""Cases with damaged data sets: MNIST, and CIFAR-10 in its published form.
 
-Whether a file is good is decided here by the description of its format and not by the package.
+The checks decide whether a file is valid by the description of its format, independently of the package.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from campaigns.fuzz_judge import RIGHT, Finding, Prepared, wrong
 from campaigns.fuzz_templates import CLASSES, COUNTS, MNIST, Templates, complexity_of
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n(pwned) (w) file closefile showpage\n"
+"""A PostScript program that writes the file ``pwned`` if it is run."""
 
 
 def records_of(folder: Path) -> list[dict[str, Any]]:
@@ -30,7 +31,7 @@ def records_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def strange_file(path: Path, rng: random.Random) -> str:
-    """Put something that is no file with content in the place of a file; return what."""
+    """Replace a file by something without normal content, such as a folder or a pipe, and return what it is."""
     path.unlink()
     kind = rng.choice(["missing", "a folder", "a pipe", "a link to nothing", "a link to itself", "a device", "empty"])
     if kind == "a folder":
@@ -52,7 +53,7 @@ def strange_file(path: Path, rng: random.Random) -> str:
 
 
 def mnist(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
-    """Damage one of the four files of MNIST."""
+    """Return a case in which one of the four files of MNIST is damaged."""
     templates.copy("mnist/data", folder, "data")
     raw = folder / "data" / "MNIST" / "raw"
     path = raw / rng.choice(MNIST)
@@ -75,6 +76,7 @@ def mnist(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
 
 
 def _damage_header(content: bytes, rng: random.Random) -> tuple[str, bytes]:
+    # The fourth byte is the number of dimensions: files of images have four header words, files of labels two.
     fields = 4 if content[3] == 3 else 2
     at = 4 * rng.randrange(fields)
     value = rng.choice([0, 1, 14, 27, 29, 56, 0x801, 0x803, 0xD03, 199, 201, 2**31, 2**32 - 1, 784])
@@ -82,7 +84,7 @@ def _damage_header(content: bytes, rng: random.Random) -> tuple[str, bytes]:
 
 
 def _other_values(content: bytes, rng: random.Random) -> tuple[str, bytes]:
-    """Return a file of the right form: other labels or pixels, or labels that no class has."""
+    """Return a file whose form is valid but some of whose values are changed, perhaps to labels without a class."""
     header = 16 if content[3] == 3 else 8
     body = bytearray(content[header:])
     value = rng.choice([0, 9, 10, 115, 255])
@@ -92,7 +94,7 @@ def _other_values(content: bytes, rng: random.Random) -> tuple[str, bytes]:
 
 
 def _idx_fault(raw: Path) -> str:
-    """Return what is wrong with the four files, by their format; nothing if all is right."""
+    """Return what is wrong with the four files by the rules of their format, or an empty text if all are valid."""
     counts = []
     for name in MNIST:
         path = raw / name
@@ -116,6 +118,7 @@ def _idx_fault(raw: Path) -> str:
 
 
 def _check_mnist(outcome: Outcome, raw: Path) -> Finding:
+    """Judge an accepted data set: its files must be valid, and its label must say that it is not the original."""
     record = records_of(outcome.folder / "out")[0]
     data = record["data"]
     if data["synthetic"]:
@@ -130,16 +133,18 @@ def _check_mnist(outcome: Outcome, raw: Path) -> Finding:
     return RIGHT if said else wrong(f"the label is '{data['label']}'")
 
 
-# CIFAR-10 as Python wrote it
+# CIFAR-10 as pickle files of Python
 
 
 class _Attack:
+    """An object whose pickle runs a command when it is loaded."""
+
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return os.system, ("touch pwned",)
 
 
 def batches(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
-    """Make a folder of CIFAR-10 batches that are not the published ones: all must be refused, none unpickled."""
+    """Return a case with CIFAR-10 batches that are not the published files, so they must be refused and not loaded."""
     root = folder / "data" / "cifar-10-batches-py"
     root.mkdir(parents=True)
     names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"]

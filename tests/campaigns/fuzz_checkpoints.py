@@ -1,7 +1,7 @@
-"""Damaged checkpoints, and damaged predictions.
+"""Cases with damaged checkpoints and damaged files of predictions.
 
-The archive of a checkpoint has check sums: where they do not fit, it must be refused. Where they fit and the content is
-wrong, the variants of `fuzz_variants` say what must happen.
+A checkpoint is an archive with check sums. If one of them does not match, the checkpoint must be refused. Checkpoints
+whose check sums match but whose content is wrong come from `fuzz_variants`, and their names say what must happen.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from campaigns.fuzz_templates import COUNTS, LAST, SMALL, Templates
 
 
 def predictions(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
-    """Damage a file of predictions of which the confusions are shown."""
+    """Return a case in which `explain confusions` reads a damaged file of predictions."""
     templates.copy("mnist/data", folder, "data")
     path = folder / "predictions.csv"
     shutil.copy(templates.root / "predictions.csv", path)
@@ -68,7 +68,7 @@ def _damage_table(text: str, rng: random.Random) -> tuple[str, bytes]:
 
 
 def _check_predictions(outcome: Outcome, good: bytes, reference: str) -> Finding:
-    """Judge the numbers: those of the undamaged file, or of one that has other possible probabilities."""
+    """Judge an accepted file: it must be the undamaged one with the same result, or have other valid probabilities."""
     if outcome.code != 0:
         return wrong(f"exit code {outcome.code}")
     try:
@@ -96,7 +96,7 @@ def _check_predictions(outcome: Outcome, good: bytes, reference: str) -> Finding
 
 
 def checkpoint(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
-    """Damage a checkpoint and test, validate, explain or train on with it."""
+    """Return a case in which a damaged checkpoint is tested, validated, explained, or used to predict or to train."""
     root = templates.copy("fit", folder)
     path = folder / LAST
     commands: dict[str, tuple[str, ...]] = {
@@ -108,6 +108,7 @@ def checkpoint(rng: random.Random, folder: Path, templates: Templates) -> Prepar
     }
     name = rng.choice(sorted(commands))
     choice = rng.random()
+    # `weights`: only the weights differ. `good`: the checkpoint may be accepted.
     weights, good = False, True
     if choice < 0.05:
         what, good = strange_file(path, rng), False
@@ -117,6 +118,7 @@ def checkpoint(rng: random.Random, folder: Path, templates: Templates) -> Prepar
         if "-fit-" in variant.name:
             name = "fit"
         shutil.copy(variant, path)
+        # One of the variants names this function as its network; calling it leaves the file `pwned`.
         (folder / "mine.py").write_text("def touch(**_):\n    open('pwned', 'w').close()\n")
         what, weights = variant.stem, variant.name.startswith("free-")
         good = weights
@@ -131,13 +133,13 @@ def checkpoint(rng: random.Random, folder: Path, templates: Templates) -> Prepar
         what += ", no config.yaml"
     reference = templates.results.get("predictions" if name == "predict" else name)
     check = partial(_check_checkpoint, name=name, weights=weights, reference=reference)
-    # Weights that are not finite end a training that has begun.
+    # A training stops with an error when weights are not finite, and its run folder remains.
     left = ("of", "of/*") if weights and name == "fit" else ()
     return Prepared(commands[name], f"{name}: {what}", check if good else refuse, left=left)
 
 
 def _whole_zip(path: Path) -> bool:
-    """Return whether the check sums of all members of an archive fit."""
+    """Return whether the check sums of all members of an archive match."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
@@ -146,7 +148,7 @@ def _whole_zip(path: Path) -> bool:
 
 
 def _flip_weights(path: Path, rng: random.Random) -> str:
-    """Flip a bit of a weight and write the archive anew, so that its check sums fit."""
+    """Flip one bit of a weight, and rewrite the archive so that its check sums match; return what was done."""
     with zipfile.ZipFile(path) as archive:
         members = {info.filename: archive.read(info) for info in archive.infolist()}
     name = rng.choice([name for name in members if "/data/" in name and len(members[name]) > 64])
@@ -160,7 +162,10 @@ def _flip_weights(path: Path, rng: random.Random) -> str:
 
 
 def _check_checkpoint(outcome: Outcome, name: str, weights: bool, reference: str | None) -> Finding:
-    """Judge the result of a checkpoint whose archive is whole: as before, or as its other weights have it."""
+    """Judge an accepted checkpoint: unless its weights are changed, the result must be that of the undamaged one.
+
+    The result of a training is not compared; it only has to succeed.
+    """
     if outcome.code != 0:
         return wrong(f"exit code {outcome.code}")
     if weights:

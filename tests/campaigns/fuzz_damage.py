@@ -1,7 +1,7 @@
-"""Damage to files: of bytes, of text, and of the structure of JSON and YAML documents.
+"""Damage to the content of files: to bytes, to text, and to the structure of JSON and YAML documents.
 
-Every function takes a generator of its own and returns what it did in a few words beside the damaged content, so that a
-case can be repeated and read.
+Every function draws from the random generator that it receives, so a case can be repeated. It returns a short
+description of the damage together with the damaged content.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 Path_ = tuple[Any, ...]
-"""Keys and indices from the root of a document to a value."""
+"""Keys and indices that lead from the root of a document to a value."""
 TEXTS = (
     "",
     " ",
@@ -43,7 +43,7 @@ TEXTS = (
     "{0.__class__}",
     "os:system(command='touch pwned')",
 )
-"""Texts that went wrong somewhere."""
+"""Texts that have caused faults in some program."""
 NUMBERS = (
     0,
     -1,
@@ -63,26 +63,27 @@ NUMBERS = (
     math.inf,
     -math.inf,
 )
+"""Special and extreme numbers."""
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{b}: &{b} [{', '.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
-"""YAML of a few lines that stands for more than 10^8 values."""
+"""A few lines of YAML whose aliases expand to more than 10^8 values."""
 
 
 class Raw:
-    """A piece of a document that is written as it is, such as a key that is there twice."""
+    """A piece of text that is written into a document without change, such as a very deep list."""
 
     def __init__(self, text: str) -> None:
         self.text = text
 
 
 def damage_bytes(content: bytes, rng: random.Random, other: bytes = b"") -> tuple[str, bytes]:
-    """Return what was done, and the content with one kind of damage.
+    """Return a description of the damage, and the content with one kind of damage.
 
     Args:
-        content: A good file.
-        rng: Decides what happens, and where.
-        other: A file of another kind, which may take its place.
+        content: Content of an undamaged file.
+        rng: Random generator for the kind and the place of the damage.
+        other: Content of a file of another kind, which may replace the file.
     """
     kinds: list[Callable[[bytes, random.Random], tuple[str, bytes]]] = [
         _truncate,
@@ -102,7 +103,7 @@ def damage_bytes(content: bytes, rng: random.Random, other: bytes = b"") -> tupl
 
 
 def _place(content: bytes, rng: random.Random) -> int:
-    # Half of all damage is near the start, where the headers are.
+    # Put half of all damage near the start, where the headers are.
     limit = min(len(content), 64) if rng.random() < 0.5 else len(content)
     return rng.randrange(max(1, limit))
 
@@ -161,7 +162,7 @@ def _swap_halves(content: bytes, rng: random.Random) -> tuple[str, bytes]:
 
 
 def encodings(text: str, rng: random.Random) -> tuple[str, bytes]:
-    """Return a text document in another encoding, or with bytes in it that no text has."""
+    """Return a description of the damage, and a text in another encoding or with bytes that are no text."""
     good = text.encode(errors="surrogatepass")
     at = rng.randrange(len(good) + 1)
     return rng.choice(
@@ -178,7 +179,10 @@ def encodings(text: str, rng: random.Random) -> tuple[str, bytes]:
 
 
 def leaves(value: Any, path: Path_ = ()) -> Iterator[Path_]:
-    """Yield the paths of all values of a document, containers too, without the root."""
+    """Yield the paths of the values of a document, containers included, without the root.
+
+    Of each list only the first 12 values are visited.
+    """
     items: Sequence[tuple[Any, Any]] = ()
     if isinstance(value, Mapping):
         items = list(value.items())
@@ -203,10 +207,10 @@ def _copy(value: Any) -> Any:
 
 
 def damage_tree(document: Any, rng: random.Random) -> tuple[str, Any]:
-    """Return what was done, and the document with one value changed in its structure."""
+    """Return a description of the damage, and a copy of the document with one value or key damaged."""
     changed = _copy(document)
     paths = list(leaves(changed))
-    # Draw the depth first: otherwise nearly all damage would hit the samples of the times.
+    # Draw the depth first. Most values of a record are samples of times, deep in it, and would be hit nearly always.
     depth = rng.choice(sorted({len(path) for path in paths}))
     path = rng.choice([path for path in paths if len(path) == depth])
     parent, key = get(changed, path[:-1]), path[-1]
@@ -246,7 +250,7 @@ def _damage_keys(
 
 
 class _Twin(str):
-    """A key that is written like another one and is not equal to it."""
+    """A key with the same text as another key but not equal to it, so that a dictionary can hold both."""
 
     __slots__ = ()
 
@@ -258,7 +262,7 @@ class _Twin(str):
 
 
 def to_json(value: Any) -> str:
-    """Return JSON of a damaged document: NaN, raw pieces, keys twice."""
+    """Return a damaged document as JSON, which may contain NaN, raw pieces and duplicate keys."""
     if isinstance(value, Raw):
         return value.text
     if isinstance(value, Mapping):
@@ -269,7 +273,7 @@ def to_json(value: Any) -> str:
 
 
 def damage_json(text: str, rng: random.Random) -> tuple[str, bytes]:
-    """Return what was done, and a JSON document with its bytes, its encoding or its structure damaged."""
+    """Return a description of the damage, and a JSON document whose bytes, encoding or structure are damaged."""
     choice = rng.random()
     if choice < 0.2:
         return damage_bytes(text.encode(), rng, other=b"GIF89a" + rng.randbytes(40))
@@ -294,12 +298,12 @@ def damage_json(text: str, rng: random.Random) -> tuple[str, bytes]:
 
 
 def damage_yaml(text: str, document: Any, rng: random.Random) -> tuple[str, bytes]:
-    """Return what was done, and a YAML document with its bytes, its encoding, its structure or its syntax damaged.
+    """Return a description of the damage, and a YAML document whose bytes, encoding, structure or syntax are damaged.
 
     Args:
-        text: The good document.
-        document: Its values.
-        rng: Decides what happens.
+        text: Text of the undamaged document.
+        document: Values of the undamaged document.
+        rng: Random generator for the damage.
     """
     choice = rng.random()
     if choice < 0.2:
@@ -330,6 +334,6 @@ def damage_yaml(text: str, document: Any, rng: random.Random) -> tuple[str, byte
             ]
         )
     what, damaged = damage_tree(document, rng)
-    # JSON is YAML, but for the numbers that are none.
+    # JSON is also YAML, except that YAML writes NaN and infinity differently.
     flow = to_json(damaged).replace("NaN", ".nan").replace("-Infinity", "-.inf").replace("Infinity", ".inf")
     return what, flow.encode(errors="surrogatepass")

@@ -1,8 +1,8 @@
-"""Run the command of the project in a forked child, so that a case of the fuzz costs no start-up.
+"""Run the command of the project in a forked child process, so that a case of the fuzz costs no start-up.
 
-The parent imports everything and computes nothing: a child of a process whose torch has computed may wait for threads
-that it does not have. The child does what the interpreter does for a real process: it prints a traceback of what is not
-caught, flushes its output and turns both into an exit code.
+The parent process imports everything but never computes with torch: after a computation torch has threads, which a fork
+does not copy, and a child may wait for them for ever. The child does what the interpreter does at the end of a real
+process: it prints the traceback of an uncaught exception, flushes its output, and turns both into an exit code.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 MOST_MEMORY = 12 * 2**30
-"""Bytes of address space of a child: what would take more is refused by the system and not by the whole machine."""
+"""Bytes of address space of a child. The system refuses more, so that no case exhausts the memory of the machine."""
 HEAVY = (
     "cnnbench.cli",
     "cnnbench.commands.fit",
@@ -45,21 +45,22 @@ HEAVY = (
 )
 """Modules that the parent imports for its children."""
 Command = Callable[[Sequence[str]], int]
+"""Function that runs a command from its arguments and returns its exit code."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command did.
+    """The outcome of a command.
 
     Attributes:
-        code: Exit code as `subprocess` gives it; negative for a signal.
-        stdout: What it printed.
-        stderr: The same.
-        folder: Where it ran.
-        hung: Whether it was ended because it took too long.
-        seconds: How long it took.
-        before: Hashes of the files that were there before, by path below the folder.
-        after: The same, afterwards.
+        code: Exit code as `subprocess` returns it; negative if a signal ended the process.
+        stdout: Text that the command printed on stdout.
+        stderr: Text that the command printed on stderr.
+        folder: Working folder of the command.
+        hung: Whether the command was killed because it took too long.
+        seconds: Run time in seconds.
+        before: Hashes of the files in the folder before the command ran, by relative path.
+        after: Hashes of the files in the folder afterwards, by relative path.
     """
 
     code: int
@@ -73,18 +74,27 @@ class Outcome:
 
     @property
     def new(self) -> list[str]:
-        """Files and folders that were not there before."""
+        """Return the files and folders that the command made."""
         return sorted(set(self.after) - set(self.before))
 
     @property
     def changed(self) -> list[str]:
-        """Files that are gone or have other content."""
+        """Return the files that the command removed or changed."""
         return sorted(path for path, digest in self.before.items() if self.after.get(path) != digest)
 
 
 @dataclass
 class Child:
-    """A command at work."""
+    """A command that runs in a child process.
+
+    Attributes:
+        pid: Number of the process.
+        folder: Working folder of the command.
+        out: Folder of the files ``stdout`` and ``stderr``.
+        limit_s: Time limit in seconds.
+        before: Hashes of the files in the folder before the command ran, by relative path.
+        start: Time of the start, by the monotonic clock in seconds.
+    """
 
     pid: int
     folder: Path
@@ -94,13 +104,13 @@ class Child:
     start: float = field(default_factory=time.monotonic)
 
     def poll(self) -> Outcome | None:
-        """Return how it ended; None while it is at work. One that is past its limit is killed."""
+        """Return the outcome of the command, or None while it runs; kill it if it is past its time limit."""
         seconds = time.monotonic() - self.start
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         hung = pid == 0 and seconds > self.limit_s
         if pid == 0 and not hung:
             return None
-        # Also what it started, such as git or the processes of a timing.
+        # Also kill the processes that the command started, such as git or the processes of a timing.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         if hung:
@@ -111,19 +121,23 @@ class Child:
 
 
 def preload(names: Sequence[str] = HEAVY) -> None:
-    """Import what the commands need; modules that are not there are left out."""
+    """Import the modules that the commands need; those that cannot be imported are left out."""
     for name in names:
         with contextlib.suppress(Exception):
             importlib.import_module(name)
 
 
 def product_main() -> Command:
-    """Return the command of the project."""
+    """Return the main function of the command `cnnbench`."""
     return cast(Command, importlib.import_module("cnnbench.cli").main)
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Return a hash of every file below a folder; links, folders and pipes are named as what they are."""
+    """Return a hash of every file below a folder, by relative path.
+
+    Links, folders and special files have the words ``link``, ``folder`` and ``special`` in place of a hash.
+    """
+    # Walk through bytes, because file names may not be UTF-8.
     found: dict[str, str] = {}
     for base, folders, files in os.walk(os.fsencode(folder)):
         for name in (*folders, *files):
@@ -149,20 +163,21 @@ def start(
     modules: Path | None = None,
     pictures: bool = True,
 ) -> Child:
-    """Start a command in a child.
+    """Start a command in a forked child process.
 
     Args:
-        arguments: Of the command.
-        folder: Where it runs.
-        out: Folder for its output, not below the one where it runs.
-        limit_s: Seconds after which it is killed.
-        command: What is run; None for that of the project.
-        stdout: File that stdout goes to in place of ours, such as ``/dev/full``.
-        modules: File that the child lists its modules in at its end.
-        pictures: Whether pictures are drawn; see `_draw_nothing`.
+        arguments: Arguments of the command.
+        folder: Working folder of the command.
+        out: Folder for the output of the command, which must not be below `folder`.
+        limit_s: Time limit in seconds, after which the command is killed.
+        command: Command to run; None for the command of the project.
+        stdout: File that receives stdout, such as ``/dev/full``; empty for a file in `out`.
+        modules: File to which the child writes the names of its imported modules at the end; None to write none.
+        pictures: Whether pictures are really drawn; see `_draw_nothing`.
     """
     out.mkdir(parents=True, exist_ok=True)
     before = hashes(folder)
+    # Text that is still in a buffer would be printed by the child too.
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     pid = os.fork()
@@ -172,12 +187,13 @@ def start(
                 _draw_nothing()
             _be_child(arguments, folder, out, command or product_main(), stdout, modules)
         finally:
+            # The child must never return into the code of the parent.
             os._exit(111)
     return Child(pid, folder, out, limit_s, before)
 
 
 def run(arguments: Sequence[str], folder: Path, out: Path, limit_s: float, **options: Any) -> Outcome:
-    """Run a command in a child to its end; see `start`."""
+    """Run a command in a child process, wait for its end and return its outcome; see `start` for the options."""
     child = start(arguments, folder, out, limit_s, **options)
     while (outcome := child.poll()) is None:
         time.sleep(0.005)
@@ -187,6 +203,8 @@ def run(arguments: Sequence[str], folder: Path, out: Path, limit_s: float, **opt
 def _be_child(
     arguments: Sequence[str], folder: Path, out: Path, command: Command, stdout: str, modules: Path | None
 ) -> NoReturn:
+    """Prepare the process of the child, run the command and exit with its code."""
+    # In a session of its own the child leads a process group, which `Child.poll` can kill as a whole.
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -196,6 +214,7 @@ def _be_child(
     _environment(folder)
     targets = (os.devnull, stdout or str(out / "stdout"), str(out / "stderr"))
     (out / "stdout").touch()
+    # Replace the file descriptors 0, 1 and 2, so that processes that the command starts use them too.
     for number, path in enumerate(targets):
         flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         handle = os.open(path, flags if number == 0 or not stdout or number == 2 else os.O_WRONLY)
@@ -213,7 +232,7 @@ def _be_child(
 
 
 def _draw_nothing() -> None:
-    """Have matplotlib save an empty picture: drawing takes most of the time of a case, and few kinds are about it."""
+    """Make matplotlib save empty pictures: drawing takes most of the time of a case, and few kinds of case test it."""
     from matplotlib.figure import Figure
     from PIL import Image
 
@@ -234,19 +253,19 @@ def _draw_nothing() -> None:
 
 
 def _environment(folder: Path) -> None:
-    """Set the environment of a case: no data, keys or cache of the user, and no network."""
+    """Set the environment variables of a case: no data, keys or cache of the user, and no access to the network."""
     for name in ("CNNBENCH_DATA", "CNNBENCH_MIRROR", "WANDB_API_KEY"):
         os.environ.pop(name, None)
-    # A proxy that refuses at once: a case never downloads.
+    # Nothing listens at this proxy, so a download fails at once.
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         os.environ[name] = "http://127.0.0.1:9"
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     os.environ["NETRC"] = str(folder / "no-netrc")
-    sys.path.insert(0, str(folder))  # modules of the case, as `python -m` finds them
+    sys.path.insert(0, str(folder))  # find modules of the case, as `python -m` does
 
 
 def _exit_code(arguments: Sequence[str], command: Command) -> int:
-    """Return the exit code that the interpreter would end with."""
+    """Run the command and return the exit code with which the interpreter would end."""
     import torch
 
     torch.set_num_threads(1)
@@ -266,7 +285,7 @@ def _exit_code(arguments: Sequence[str], command: Command) -> int:
     try:
         sys.stdout.flush()
     except (BrokenPipeError, ValueError):
-        pass  # ValueError: a network has closed it, which the interpreter passes over too
+        pass  # ValueError: the code of a network has closed stdout, which the interpreter ignores too
     except Exception as error:
         print(f"Exception ignored in: {sys.stdout!r}\n{type(error).__name__}: {error}", file=sys.stderr)
         code = 120

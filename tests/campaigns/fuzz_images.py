@@ -1,7 +1,7 @@
-"""Damaged images: class folders, their decoded copy, photos.
+"""Cases with damaged images: class folders, the decoded copy of their images, and photos.
 
-Whether an image is good is decided here, by the check sums of PNG chunks and by pixels that are compared with those of
-the undamaged image.
+The checks decide independently of the package whether an image is valid: by the check sums of the chunks of a PNG, and
+by a comparison of its pixels with those of the undamaged image.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from campaigns.fuzz_judge import APART, RIGHT, Finding, Prepared, refuse, wrong
 from campaigns.fuzz_templates import CLASSES, Templates, complexity_of, pixels
 
 CACHE = "data/cifar10-images/.cnnbench-cache.npz"
+"""File with the decoded copy of the images, relative to the folder of a case."""
 
 
 # Class folders
 
 
 def images(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
-    """Damage one image of the class folders, or the folders."""
+    """Return a case in which one image of the class folders is damaged, or the folders themselves."""
     root = templates.copy("images/data", folder, "data") / "cifar10-images"
     (root / ".cnnbench-cache.npz").unlink(missing_ok=True)
     split = rng.choice(["train", "test"])
@@ -45,7 +46,7 @@ def images(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
     if choice < 0.1:
         what = strange_file(path, rng)
         if not os.path.lexists(path) and any(path.parent.iterdir()):
-            # A class with an image less is a smaller data set, and is called incomplete as this one was before.
+            # A class that has lost one of its images is a valid smaller data set, whose label says "incomplete".
             del expected[str(path.relative_to(root))]
             return Prepared(arguments, what, partial(_check_images, root=root, expected=expected, damaged=None))
         return Prepared(arguments, what)
@@ -81,7 +82,16 @@ def _pixels_of(path: Path) -> np.ndarray:
 
 
 def other_image(path: Path, rng: random.Random, size: int) -> tuple[str, bytes, bool]:
-    """Return what it is, a file of another format, mode or size, and whether it may be accepted."""
+    """Return an image file of another format, mode or size.
+
+    Args:
+        path: Path of the image to replace; not used.
+        rng: Random generator for the kind of the file.
+        size: Side in pixels of the images that the command expects.
+
+    Returns:
+        A description of the file, its content, and whether the command may accept it.
+    """
     image = Image.fromarray(pixels(5)).resize((size, size))
     formats = {"GIF": False, "BMP": False, "TIFF": False, "WEBP": False, "PPM": False, "PNG": True, "JPEG": True}
     kind = rng.choice(["format", "mode", "size", "postscript", "svg", "bomb", "depth"])
@@ -114,6 +124,7 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def _bomb() -> bytes:
+    """Return a small PNG file whose header says that the image has 60,000x60,000 pixels."""
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
@@ -124,9 +135,10 @@ def _bomb() -> bytes:
 
 
 def png_fault(content: bytes) -> str:
-    """Return what is wrong with a PNG by its chunks and their check sums (W3C PNG, section 5); else nothing."""
+    """Return what is wrong with a PNG, or an empty text, by its chunks and their check sums (W3C PNG, section 5)."""
     if content[:8] != b"\x89PNG\r\n\x1a\n":
         return "no PNG"
+    # A chunk consists of its size (4 bytes), its kind (4), its body and the check sum of kind and body (4).
     at, data, kinds = 8, b"", []
     while at + 12 <= len(content):
         size, kind = struct.unpack(">I4s", content[at : at + 8])
@@ -149,7 +161,7 @@ def png_fault(content: bytes) -> str:
 
 
 def _foreign(root: Path, path: Path, rng: random.Random, expected: dict[str, np.ndarray]) -> tuple[str, Any]:
-    """Add a file that is no image of the data set; return what, and the check."""
+    """Add a file that is not an image of the data set; return a description and the check."""
     names = [
         ".DS_Store",
         "._0.png",
@@ -167,7 +179,7 @@ def _foreign(root: Path, path: Path, rng: random.Random, expected: dict[str, np.
     if name.endswith("/"):
         target.mkdir()
         return f"a folder {name}", refuse
-    if name == "b\xe9.png":  # a name that is not UTF-8, of a good image
+    if name == "b\xe9.png":  # a valid image whose name is not UTF-8
         os.link(path.parent / "0.png", os.fsencode(path.parent) + b"/b\xe9.png")
         return "an image whose name is not UTF-8", partial(_check_images, root=root, expected=None, damaged=None)
     target.write_bytes(b"\0\5\x16\7" + rng.randbytes(60))
@@ -175,7 +187,7 @@ def _foreign(root: Path, path: Path, rng: random.Random, expected: dict[str, np.
 
 
 def _damage_folders(root: Path, path: Path, rng: random.Random) -> str:
-    """Damage the folders themselves so that they are no complete data set; return how."""
+    """Damage the folders so that they are not a complete data set any more, and return a description."""
     place = path.parent
     kind = rng.choice(["missing", "capitals", "empty", "a file", "a link to itself", "no split"])
     if kind == "no split":
@@ -202,7 +214,14 @@ def _stored(path: Path) -> dict[str, np.ndarray]:
 def _check_images(
     outcome: Outcome, root: Path, expected: dict[str, np.ndarray] | None, damaged: Path | None
 ) -> Finding:
-    """Judge the pixels that the package decoded, from the copy that it keeps."""
+    """Judge the pixels that the package decoded, which it has stored in its copy.
+
+    Args:
+        outcome: Outcome of the command.
+        root: Folder with the class folders.
+        expected: Pixels of the undamaged images, by path below `root`; None if the pixels are not compared.
+        damaged: Path of the damaged image; None if no image is damaged.
+    """
     data = records_of(outcome.folder / "out")[0]["data"]
     if data["synthetic"] or outcome.code != 0:
         return wrong(f"synthetic {data['synthetic']}, code {outcome.code}")
@@ -224,11 +243,18 @@ def _check_images(
 
 
 def judge_pixels(got: np.ndarray, path: Path, before: np.ndarray) -> Finding:
-    """Judge the pixels of a file that is not the original one: its own by Pillow, or a JPEG's flipped ones."""
+    """Judge the decoded pixels of a damaged file: they must be its own, decoded by Pillow; a JPEG may differ.
+
+    Args:
+        got: Pixels that the package decoded, (3, H, W).
+        path: Path of the damaged file.
+        before: Pixels of the undamaged image; not used.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(path, formats=("PNG", "JPEG")) as image:
             name = image.format
+            # 16 bits of grey are scaled to 8, transparent images are put on white, and EXIF says how a photo is turned.
             if image.mode.startswith("I"):
                 own = np.repeat((np.asarray(image).astype(np.int64) // 257)[None], 3, axis=0)
             elif image.mode in ("RGBA", "LA", "PA"):
@@ -238,7 +264,8 @@ def judge_pixels(got: np.ndarray, path: Path, before: np.ndarray) -> Finding:
             else:
                 own = np.asarray(ImageOps.exif_transpose(image).convert("RGB")).transpose(2, 0, 1)
     if own.shape == got.shape and np.abs(own.astype(int) - got.astype(int)).max() <= 1:
-        # Those of the file, which are others than before: only a checksum of the file would find it.
+        # The pixels are those of the file. That they differ from the original only a check sum could show, and a JPEG
+        # has none.
         return APART if name == "JPEG" else RIGHT
     return APART if name == "JPEG" else wrong("the pixels are not those of the file")
 
@@ -247,7 +274,7 @@ def judge_pixels(got: np.ndarray, path: Path, before: np.ndarray) -> Finding:
 
 
 def cache(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
-    """Damage the decoded copy of the class folders; the images themselves are good."""
+    """Return a case in which the decoded copy of the class folders is damaged, but not the images themselves."""
     root = templates.copy("images/data", folder, "data") / "cifar10-images"
     path = root / ".cnnbench-cache.npz"
     good = _stored(path)
@@ -263,7 +290,7 @@ def cache(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
 
 
 def _other_arrays(path: Path, good: dict[str, np.ndarray], rng: random.Random) -> str:
-    """Write a copy that is a whole archive with other arrays; return what is different."""
+    """Write a copy that is a valid archive with other arrays, and return a description of the difference."""
     changed: dict[str, Any] = dict(good)
     key = rng.choice([key for key in changed if "images" in key or "labels" in key])
     value = changed[key]
@@ -294,13 +321,13 @@ def _other_arrays(path: Path, good: dict[str, np.ndarray], rng: random.Random) -
 
 
 def _check_cache(outcome: Outcome, good: dict[str, np.ndarray]) -> Finding:
-    """Judge by the copy: it is as before, or it was decoded anew with a line said."""
+    """Judge the copy after the run: it must have the arrays of the undamaged copy, whether kept or decoded again."""
     data = records_of(outcome.folder / "out")[0]["data"]
     if data["synthetic"] or outcome.code != 0 or "incomplete" not in data["label"]:
         return wrong(f"label '{data['label']}', code {outcome.code}")
     path = outcome.folder / CACHE
     if not path.is_file() or path.is_symlink():
-        # Something else is in its place: the images were decoded, and that was said.
+        # Something else is in its place, so the images must have been decoded again, with a line that says so.
         return RIGHT if "decod" in outcome.stderr else wrong("another thing in the place of the copy, and no line")
     try:
         stored = _stored(path)
@@ -318,7 +345,7 @@ def _check_cache(outcome: Outcome, good: dict[str, np.ndarray]) -> Finding:
 
 
 def photo(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
-    """Damage the photo of `explain kernels` or of `explain feature-maps`."""
+    """Return a case in which the photo of `explain kernels` is damaged."""
     templates.copy("photos", folder)
     path = folder / "photos" / rng.choice(["photo.png", "photo.jpg"])
     good = True
@@ -333,18 +360,21 @@ def photo(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
             good = path.suffix == ".jpg" or not png_fault(content)
         path.write_bytes(content)
     arguments: tuple[str, ...] = ("explain", "kernels", str(path.relative_to(folder)), "--kernels", "sobel_x")
-    return Prepared((*arguments, "--out", "ex", "--json"), f"{path.name}: {what}", _check_photo if good else refuse)
+    return Prepared(
+        (*arguments, "--out", "ex", "--json"),
+        f"{path.name}: {what}",
+        partial(_check_photo, apart=path.suffix == ".jpg") if good else refuse,
+    )
 
 
-def _check_photo(outcome: Outcome) -> Finding:
-    """Judge that a whole document was printed and its pictures are there."""
+def _check_photo(outcome: Outcome, apart: bool) -> Finding:
+    """Judge an accepted photo: a complete JSON document must be printed, and its pictures must exist."""
     try:
         document = json.loads(outcome.stdout)
     except ValueError:
         return wrong("stdout is no JSON document")
     files = [outcome.folder / picture["file"] for picture in document["pictures"]]
     whole = outcome.code == 0 and files and all(path.is_file() for path in files)
-    damaged = next((outcome.folder / "photos").glob("photo.*"))
     if not whole:
         return wrong(f"code {outcome.code}, pictures {files}")
-    return APART if damaged.suffix == ".jpg" else RIGHT
+    return APART if apart else RIGHT

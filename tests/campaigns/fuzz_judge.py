@@ -1,4 +1,7 @@
-"""What a case is, and the judgement of what a command did with it."""
+"""The description of a case of the fuzz, and the judge of what a command did with it.
+
+A refusal is judged here by rules that hold for every case. An accepted input is judged by the check of its case.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,13 @@ from typing import NamedTuple
 from campaigns.fuzz_fork import Outcome
 
 VERDICTS = ("clear", "right", "failed cell", "apart", "traceback", "hang", "wrong")
+"""All verdicts; `campaigns.fuzz` describes them."""
 BAD = ("traceback", "hang", "wrong")
+"""Verdicts that show a defect of the project."""
 MOST_NOTES = 12
-"""Lines of notes that may stand before the line of an error."""
+"""Largest number of lines on stderr, the error and the notes before it."""
 LONGEST_LINE = 4000
+"""Largest number of characters in the line of an error, beyond what the user typed."""
 ALWAYS_LEFT = (
     "cache",
     "cache/*",
@@ -24,14 +30,14 @@ ALWAYS_LEFT = (
     "__pycache__*",
     "*/__pycache__*",
 )
-"""What a refusal may leave: locks, the decoded copy of images that are good, and Python's own."""
-# A line of an exception or a warning of Python, or of a logger, is not a note that was written for the user.
+"""Patterns of files that a refusal may leave: locks, the decoded copy of valid images, and Python's caches."""
+# Lines of Python's exceptions and warnings and of loggers are not notes for the user.
 _NOT_A_NOTE = re.compile(r"Traceback|^  File |^\s*raise |\w+(Error|Exception|Warning|Interrupt)\b\s*(:|$)|^usage: ")
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class Finding(NamedTuple):
-    """A verdict, and the reason where it is a bad one."""
+    """A verdict, with the reason if it is a bad one."""
 
     verdict: str
     reason: str = ""
@@ -42,26 +48,26 @@ APART = Finding("apart")
 
 
 def wrong(reason: str) -> Finding:
-    """Return the verdict that something was accepted that must not be, or came out otherwise without a word."""
+    """Return the verdict "wrong": an invalid input was accepted, or a result is wrong without any message."""
     return Finding("wrong", reason)
 
 
 def refuse(outcome: Outcome) -> Finding:
-    """Return the verdict on what had to be refused and was not."""
+    """Return the verdict on an input that was accepted although it must be refused."""
     return wrong("accepted, and it had to be refused")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A case, ready to run.
+    """A case that is ready to run.
 
     Attributes:
-        arguments: Of the command.
-        damage: What is wrong with its input, in a few words.
-        check: Judges what the command did when it accepted the input.
-        stdout: File that stdout goes to in place of ours.
-        left: Patterns of what a refusal may leave behind beyond `ALWAYS_LEFT`.
-        touched: Patterns of files that a refusal may change.
+        arguments: Arguments of the command.
+        damage: Short description of what is wrong with the input.
+        check: Function that judges the outcome if the command accepts the input.
+        stdout: File that receives stdout; empty for an ordinary file.
+        left: Patterns of the files that a refusal may leave behind beyond `ALWAYS_LEFT`.
+        touched: Patterns of the files that a refusal may change beyond `ALWAYS_LEFT`.
     """
 
     arguments: tuple[str, ...]
@@ -74,6 +80,7 @@ class Prepared:
 
 def judge(outcome: Outcome, prepared: Prepared) -> Finding:
     """Return the verdict on a case."""
+    # Every attack in an input tries to make a file of this name.
     if "pwned" in outcome.after:
         return wrong("a command that the input names was run")
     if outcome.hung:
@@ -94,12 +101,12 @@ def judge(outcome: Outcome, prepared: Prepared) -> Finding:
 
 
 def _judge_refusal(outcome: Outcome, prepared: Prepared) -> Finding:
-    """Return whether a refusal is one clear line that leaves nothing behind."""
+    """Return the verdict on a refusal, which must be one clear line and must leave nothing behind."""
     lines = [line for line in re.split(r"[\r\n]+", outcome.stderr) if line.strip()]
     errors = [line for line in lines if line.startswith("cnnbench: ")]
     if len(errors) != 1 or lines[-1] != errors[0]:
         return Finding("traceback", f"exit code 2 with {len(errors)} lines of error: {_last_line(outcome.stderr)}")
-    # What the user typed may be repeated whole, however long; what a file says may not.
+    # The line may repeat all that the user typed, however long it is, but not the content of a file.
     longest = LONGEST_LINE + max(map(len, prepared.arguments), default=0)
     if len(errors[0]) > longest or len(errors[0]) < len("cnnbench: ") + 12:
         return wrong(f"an error of {len(errors[0])} characters")
@@ -109,7 +116,7 @@ def _judge_refusal(outcome: Outcome, prepared: Prepared) -> Finding:
     if outcome.stdout.strip():
         return wrong(f"half a document on stdout: {outcome.stdout[:80]!r}")
     if re.search(r"the loss is \S+ at step|weights are not finite after step", errors[0]):
-        return Finding("clear")  # a training that began; its run folder stays
+        return Finding("clear")  # a training had begun; its run folder remains
     left = [path for path in outcome.new if not _matches(path, (*ALWAYS_LEFT, *prepared.left))]
     if left:
         return wrong(f"a refusal left {left[0]} behind")
@@ -120,7 +127,7 @@ def _judge_refusal(outcome: Outcome, prepared: Prepared) -> Finding:
 
 
 def _matches(path: str, patterns: tuple[str, ...]) -> bool:
-    # A part that was not renamed is half a file wherever it lies.
+    # A part that was not renamed is half a file, which no pattern allows.
     return not path.endswith(".part") and any(fnmatch(path, pattern) for pattern in patterns)
 
 

@@ -1,4 +1,4 @@
-"""Networks that do anything at all: raise, return something else, have a strange name."""
+"""Cases with networks of the user that misbehave: they raise, return something else, or have a strange name."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Net(nn.Module):
 def good(num_classes=10, name=""):
     return Net()
 """
+"""Start of the module ``mine`` of a case, with a network that works."""
 RAISED = (
     "SystemExit(0)",
     "SystemExit(3)",
@@ -49,6 +50,7 @@ RAISED = (
     "EOFError()",
     "StopAsyncIteration()",
 )
+"""Exceptions that a network raises, as Python code."""
 RETURNED = (
     "None",
     "3",
@@ -65,6 +67,7 @@ RETURNED = (
     "nn.Sequential()",
     "type('E', (), {})()",
 )
+"""Values that are returned in place of a network, and unusual networks, as Python code."""
 NAMES = (
     "",
     " ",
@@ -105,10 +108,11 @@ NAMES = (
     "mine:good(name=1e999)",
     "mine:good(num_classes=99999999999999999999)",
 )
+"""Odd names of networks, most of them invalid."""
 
 
 def names(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
-    """Name a network that cannot be found, raises, returns something else, or has a strange name."""
+    """Return a case with a network that does not exist, raises, returns something else, or has a strange name."""
     kind = rng.choice(
         ["raises", "raises in use", "returns", "import raises", "name", "name", "long", "breaks the rest"]
     )
@@ -141,6 +145,7 @@ def names(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
         )
     (folder / "mine.py").write_text(text)
     command = rng.choice(["bench", "bench", "count", "speed", "explain", "fit"])
+    # In `bench` LeNet5 runs beside the odd network, and its cell must succeed whatever the other network does.
     arguments: tuple[str, ...] = {
         "bench": (
             "bench",
@@ -158,7 +163,7 @@ def names(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
 
 
 def _check_network(outcome: Outcome, command: str, kind: str, model: str) -> Finding:
-    """Judge a network that was accepted: it works, or its cell failed with a reason and the other one did not."""
+    """Judge an accepted network: it must work, or its cell must fail with a reason while LeNet5 beside it succeeds."""
     if command != "bench":
         return RIGHT if outcome.code == 0 else _failed_rows(outcome, command)
     records = records_of(outcome.folder / "out")
@@ -175,6 +180,6 @@ def _check_network(outcome: Outcome, command: str, kind: str, model: str) -> Fin
 
 
 def _failed_rows(outcome: Outcome, command: str) -> Finding:
-    """Judge exit code 1 of a command other than `bench`: `speed` and `count` say which network failed, and why."""
+    """Judge exit code 1 of a command other than `bench`: only `speed` and `count` may return it, with a message."""
     said = "failed" in (outcome.stdout + outcome.stderr) or "cnnbench: " in outcome.stderr
     return Finding("failed cell") if command in ("speed", "count") and said else wrong(f"exit code {outcome.code}")

@@ -1,4 +1,7 @@
-"""Wrong options of every command: names, numbers, texts, too many, too few, and such as contradict each other."""
+"""Cases with wrong options of every command: names, values, too many, too few, and options that contradict each other.
+
+Whether a value is valid is decided here by the words of the help texts, independently of the package.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ _DATA = "--data Synthetic --data_options '{train_images: 60, test_images: 20}' -
 _SMALL = shlex.join(SMALL)
 _FIT = "--model LeNet5 --data Synthetic --data.train_images 60 --data.test_images 20 --data.batch_size 16"
 _SHORT = "--trainer.max_epochs 1 --trainer.max_steps 8"
-"""However many epochs are asked for instead, it ends after a few steps."""
+"""Options that end a training after a few steps, even if a case asks for more epochs."""
 _COMMANDS = {
     "bench": f"bench --models LeNet5 {_DATA} --measures complexity --epochs 1 --device cpu --out out",
     "count": "count LeNet5",
@@ -36,8 +39,9 @@ _COMMANDS = {
     "explain confusions": "explain confusions run --out ex",
 }
 COMMANDS = {name: tuple(shlex.split(text)) for name, text in _COMMANDS.items()}
-"""A short command that succeeds, for each."""
+"""Arguments of a short call of each command, which succeeds."""
 WHOLE, ABOVE0, SHARE, SEED, NAME, GATE = "whole", "above 0", "share", "seed", "name", "gate"
+"""Kinds of values: whole number, number above 0, share from 0 to 1, seed, name or other text, limit of a gate."""
 OPTIONS: dict[str, dict[str, str]] = {
     "bench": {
         "--models": NAME,
@@ -121,7 +125,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     "explain parameters": {},
     "explain confusions": {"--models": NAME, "--pairs": WHOLE, "--data": NAME},
 }
-"""Options with the kind of value that each takes."""
+"""Options of each command with the kind of their value."""
 NUMBERS = (
     *"0 -1 -0 nan inf -inf 1e999 1e-320 0.5 1_000 0x10 ٣ 1e3 99999999999999999999".split(),
     *"2147483648 4294967296 1,2 true None null 1;2 --1 100000 3".split(),
@@ -129,6 +133,7 @@ NUMBERS = (
     " ",
     "1" * 40,
 )
+"""Values for options that take a number, valid and invalid ones."""
 WORDS = (
     "",
     " ",
@@ -172,10 +177,11 @@ WORDS = (
     "{train_images: [1]}",
     "{'': 1}",
 )
+"""Values for options that take a name or a text, valid and invalid ones."""
 
 
 def options(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
-    """Give one command a wrong option: value, name, number of values, or two that contradict each other."""
+    """Return a case in which a command gets an odd option: value, name, number of values, or a contradiction."""
     name = rng.choice(sorted(COMMANDS))
     arguments = list(COMMANDS[name])
     if name in ("report", "compare", "explain confusions"):
@@ -221,7 +227,7 @@ def _set(arguments: list[str], option: str, value: str) -> None:
 
 
 def _contradiction(name: str) -> list[str]:
-    """Return options that cannot go together with those of the command, or that need others."""
+    """Return options that contradict those in `COMMANDS`, need others that are missing, or have an invalid value."""
     return {
         "bench": ["--budget", "30s"],
         "count": ["--per_layer", "--precision", "bf16"],
@@ -248,13 +254,13 @@ def _number(text: str) -> float | None:
 
 
 def _fits(value: str, kind: str) -> bool:
-    """Return whether a text is a possible value of its kind, by the words of the help texts."""
+    """Return whether a text is a valid value of its kind, by the words of the help texts."""
     number = _number(value)
     if kind == SEED:
         numbers = [_number(part.strip().replace("_", "")) for part in value.split(",")]
         return all(number is not None and 0 <= number < 2**32 and number == int(number) for number in numbers)
     if value.lower() in ("none", "null", "true") and kind != NAME:
-        return True  # YAML of the training commands: no value; argparse's commands refuse it
+        return True  # valid YAML for the training commands; the other commands must refuse it themselves
     if number is None or math.isnan(number):
         return kind == NAME
     if kind == WHOLE:
@@ -265,11 +271,11 @@ def _fits(value: str, kind: str) -> bool:
 
 
 def _check_value(outcome: Outcome, option: str, value: str, kind: str) -> Finding:
-    """Judge an accepted value: it must be one that fits, and the plan or the configuration must say it."""
-    # Limits of batches are counts or shares, and -1 epochs is Lightning's word for no end.
+    """Judge an accepted value: it must be valid for its option, and the plan of a benchmark must contain it."""
+    # Lightning judges its own options: limits of batches are counts or shares, and -1 epochs mean no end.
     if option.startswith("--trainer."):
         return RIGHT if outcome.code == 0 else wrong(f"exit code {outcome.code}")
-    # The generators of `speed` and `explain` take any whole number; those of a training 32 bits.
+    # The seed of `speed` and `explain` may be any whole number; that of a training has 32 bits.
     if not _fits(value, WHOLE if option == "--seed" else kind):
         return wrong(f"{option} {value[:40]!a} was accepted")
     path = outcome.folder / "out" / "plan.json"
@@ -282,7 +288,7 @@ def _check_value(outcome: Outcome, option: str, value: str, kind: str) -> Findin
         if any(record["status"] == "error" for record in records_of(outcome.folder / "out")):
             return Finding("failed cell") if outcome.code == 1 else wrong("a failed cell and exit code 0")
     if outcome.code == 1 and re.search(r"^\S+ failed: ", outcome.stderr, re.MULTILINE):
-        return Finding("failed cell")  # such as images that do not fit into the memory
+        return Finding("failed cell")  # for example if images do not fit into memory
     if outcome.code == 1 and "gate" not in option:
         return wrong("exit code 1")
     return RIGHT
@@ -293,7 +299,7 @@ def _succeeds(outcome: Outcome) -> Finding:
 
 
 def _check_odd(outcome: Outcome, what: str) -> Finding:
-    """Judge an odd command line that was accepted: help is an answer, and a further network or file may exist."""
+    """Judge an accepted odd command line: only the help text can be a right answer."""
     if what in ("unknown", "abbreviation", "no value", "contradiction", "no command"):
         helped = outcome.code == 0 and "usage:" in outcome.stdout.lower()
         return RIGHT if helped else wrong(f"{what} was accepted")

@@ -1,4 +1,4 @@
-"""Places that cannot be written to: files in the way, names that are too long, full devices."""
+"""Cases with output paths that cannot be written to: files in the way, names that are too long, full devices."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "export": ("report", "run", "--out", "rep"),
     "records": COMMANDS["speed"],
 }
+"""Commands that write files; ``export`` and ``records`` are cases of `report --export` and `speed --records`."""
 
 
 def _without_out(arguments: tuple[str, ...]) -> tuple[str, ...]:
@@ -28,7 +29,7 @@ def _without_out(arguments: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def outputs(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
-    """Give a command a place that cannot be written to, or a full device as stdout."""
+    """Return a case in which a command gets an output path that cannot be written to, or a full device as stdout."""
     name = rng.choice(sorted(OUTPUTS))
     templates.copy("run", folder)
     templates.copy("fit", folder)
@@ -41,7 +42,7 @@ def outputs(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
     base = OUTPUTS[name] if name in ("export", "records") else _without_out(OUTPUTS[name])
     what = rng.choice(["file", "below a file", "long name", "long path", "device", "link", "empty", "in the way"])
     place = _place(what, name, folder, rng)
-    # What stands in the way may be met only when something has been written already.
+    # The command may meet the obstacle only after it has written something.
     left = ("place*", "rep*", "results*") if what in ("in the way", "device", "link") else ("rep*",)
     check = partial(_check_output, what=what, place=place)
     arguments = (*base, option, place)
@@ -49,6 +50,7 @@ def outputs(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
 
 
 def _place(what: str, name: str, folder: Path, rng: random.Random) -> str:
+    """Make the obstacle of a case, and return the output path that meets it."""
     place = folder / "place"
     if what in ("file", "below a file"):
         place.write_text("mine")
@@ -77,6 +79,7 @@ def _place(what: str, name: str, folder: Path, rng: random.Random) -> str:
         "kernels.png",
         "LeNet5-Synthetic",
     ]
+    # Put files where the command makes folders, and folders where it writes files.
     for entry in rng.sample(names, 3):
         path = place / entry
         path.parent.mkdir(exist_ok=True)
@@ -92,7 +95,7 @@ def _full(outcome: Outcome) -> Finding:
 
 
 def _check_output(outcome: Outcome, what: str, place: str) -> Finding:
-    """Judge an accepted place: what was there is still there, and something was written."""
+    """Judge an accepted output path: the command must succeed, and must not change files that were there before."""
     if what in ("file", "below a file"):
         return wrong("a file in the way was accepted")
     if what in ("long name", "long path", "link"):

@@ -1,8 +1,8 @@
-"""Damaged run folders: plan, times, records and configuration; YAML of options; predictions; checkpoints.
+"""Cases with damaged files of a run folder: its plan, its times and its records.
 
-What is accepted is compared with what the command makes of the undamaged input. A file without a checksum, as older
-versions wrote it, may hold another value of the right kind, and then the result must say that value; a file whose
-checksum does not fit must not be believed.
+If the command accepts a damaged file, its result is compared with the result for the undamaged file. A file without a
+checksum, as older versions wrote it, may contain another valid value. A file whose checksum does not match its content
+must be refused.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ from campaigns.fuzz_judge import RIGHT, Finding, Prepared, wrong
 from campaigns.fuzz_templates import Templates
 
 CHECKSUM = "checksum"
+"""Key of the checksum in a document."""
 FREE_TEXTS = ("precision_reason", "reason", "created", "recipe", "skipped", "suspect", "os", "python", "load_average")
-"""Keys whose values nothing is computed from."""
+"""Keys of values that are only shown, and from which nothing is computed."""
 REQUIRED = ("model", "data", "seed", "status", "config", "environment", "schema", "created")
+"""Keys that every record must have."""
 RESUME = ("bench", "--resume", "--out", "run")
+"""Arguments that resume the run of a case."""
 
 
 def loose_json(content: bytes) -> Any:
-    """Return what a tolerant reader makes of a document; None of what is none."""
+    """Return the value of a JSON document as a tolerant reader understands it; None if it is not JSON."""
     try:
         return json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError):
@@ -44,10 +47,11 @@ def without_checksum(value: Any) -> Any:
 
 
 def prepare_document(path: Path, rng: random.Random) -> tuple[str, bool]:
-    """Damage a JSON file, with its checksum or as an older version wrote it.
+    """Damage a JSON file, either with its checksum or without one, as an older version wrote it.
 
     Returns:
-        What was done, and whether the checksum that it has, if any, fits its content.
+        A description of the damage, and whether the file may be believed: it has no checksum, or its content is still
+        that of the undamaged file.
     """
     document = json.loads(path.read_text())
     if rng.random() < 0.5:
@@ -63,7 +67,7 @@ def prepare_document(path: Path, rng: random.Random) -> tuple[str, bool]:
 
 
 def deterministic(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a record says that no second run may say otherwise: no times, dates or loads."""
+    """Return the part of a record that must be equal in a second run: everything except times, dates and loads."""
     measures = {k: v for k, v in record.get("measures", {}).items() if k in _EXACT or "accuracy" in k}
     training = {k: v for k, v in record.get("training", {}).items() if k != "seconds"}
     same = ("model", "data", "seed", "status", "reason", "confusion_matrix", "skipped")
@@ -72,14 +76,15 @@ def deterministic(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _EXACT = ("params", "macs", "flops", "activations", "other_ops", "train_macs")
+"""Keys of measures that are counted and not timed."""
 
 
 def contradiction(record: Any, good: Mapping[str, Any]) -> str:
-    """Return what in a record cannot be, by rules of our own; nothing if all of it can.
+    """Return what is impossible in a record, by rules that are independent of the package; empty if all is possible.
 
     Args:
-        record: The damaged one.
-        good: The undamaged one, for the types of its values.
+        record: Damaged record.
+        good: Undamaged record, which shows the keys and the types of the values.
     """
     if not isinstance(record, dict):
         return "it is no object"
@@ -94,6 +99,7 @@ def contradiction(record: Any, good: Mapping[str, Any]) -> str:
         return ""
     if not {"class_names", "test_images"} <= set(data):
         return "it does not say what its matrix counts"
+    # The matrix must be square, count every test image once, and agree with the accuracy.
     total = sum(map(sum, matrix))
     if len(matrix) != len(data["class_names"]) or any(len(row) != len(matrix) for row in matrix):
         return "the matrix is not square, or not as large as its class names"
@@ -105,10 +111,16 @@ def contradiction(record: Any, good: Mapping[str, Any]) -> str:
 
 
 def _unlike(value: Any, good: Any, path: tuple[str, ...]) -> str:
-    """Return the first value of another type than before, or that is no possible number."""
+    """Return a description of the first value that has another type than in the undamaged record, or an invalid number.
+
+    Args:
+        value: Value of the damaged record.
+        good: Value at the same place of the undamaged record.
+        path: Keys that lead to the value.
+    """
     where = ".".join(path)
     if path == ("config", "data_options"):
-        # What a data set takes only the data set knows, and a report does not open it.
+        # Only the data set knows its valid options, and a report does not open the data set.
         return ""
     if isinstance(value, float) and not math.isfinite(value):
         return f"{where} is not finite"
@@ -123,7 +135,8 @@ def _unlike(value: Any, good: Any, path: tuple[str, ...]) -> str:
                 return fault
         return ""
     if isinstance(good, list) and isinstance(value, list):
-        # The values of a list are alike, but points of a curve have different keys.
+        # All values of a list must be like its first one. Objects, such as the points of a curve, may have different
+        # keys, so they are compared with the keys of all of them together.
         alike = {k: v for below in good for k, v in below.items()} if _are_objects(good) else (good or [None])[0]
         faults = (_unlike(below, alike, (*path, str(index))) for index, below in enumerate(value))
         return next((fault for fault in faults if fault), "")
@@ -133,7 +146,7 @@ def _unlike(value: Any, good: Any, path: tuple[str, ...]) -> str:
     same = isinstance(value, type(good)) or (type(value) in numbers and type(good) in numbers)
     if not same or (isinstance(value, bool) != isinstance(good, bool)):
         return f"{where} is a {type(value).__name__}, not a {type(good).__name__}"
-    # A loss of somebody's own may be negative.
+    # The loss of a user's own network may be negative.
     if type(value) in numbers and value < 0 and not where.endswith("loss"):
         return f"{where} is negative"
     return ""
@@ -147,7 +160,7 @@ def _are_objects(values: list[Any]) -> bool:
 
 
 def report(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
-    """Damage one of two records and make the report."""
+    """Return a case in which a report is made from two records, one of them damaged."""
     path = _one_record(rng, folder, templates)
     good = json.loads(path.read_text())
     what, fits = prepare_document(path, rng)
@@ -156,7 +169,7 @@ def report(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
 
 
 def compare(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
-    """Damage a record and compare it with itself undamaged."""
+    """Return a case in which a damaged record is compared with its undamaged copy."""
     path = _one_record(rng, folder, templates)
     good = json.loads(path.read_text())
     shutil.copy(path, folder / "good.json")
@@ -174,7 +187,15 @@ def _one_record(rng: random.Random, folder: Path, templates: Templates) -> Path:
 
 
 def _check_document(outcome: Outcome, path: Path, good: dict[str, Any], fits: bool, reference: Any) -> Finding:
-    """Judge a JSON document that was made from a damaged record."""
+    """Judge the JSON document that `report` or `compare` made from a damaged record.
+
+    Args:
+        outcome: Outcome of the command.
+        path: Path of the damaged record.
+        good: Undamaged record.
+        fits: Whether the damaged record may be believed; see `prepare_document`.
+        reference: Document for the undamaged record; None if documents are not compared.
+    """
     if outcome.code != 0:
         return wrong(f"exit code {outcome.code} without a gate")
     try:
@@ -182,7 +203,7 @@ def _check_document(outcome: Outcome, path: Path, good: dict[str, Any], fits: bo
     except ValueError as error:
         return wrong(f"stdout is no JSON: {error}")
     if not os.path.lexists(path):
-        return RIGHT  # the report of the records that are left
+        return RIGHT  # a report of the records that remain
     damaged = loose_json(path.read_bytes()) if path.is_file() else None
     if without_checksum(damaged) == without_checksum(good):
         return RIGHT if reference is None or document == reference else wrong("the same record, another document")
@@ -190,6 +211,7 @@ def _check_document(outcome: Outcome, path: Path, good: dict[str, Any], fits: bo
 
 
 def _judge_acceptance(damaged: Any, good: Mapping[str, Any], fits: bool) -> Finding:
+    """Judge a damaged record that was accepted: it may be believed only if nothing in it is impossible."""
     if not fits:
         return wrong("accepted although its checksum does not fit")
     fault = contradiction(damaged, good)
@@ -197,11 +219,12 @@ def _judge_acceptance(damaged: Any, good: Mapping[str, Any], fits: bool) -> Find
 
 
 def _no_number(name: str) -> float:
+    """Raise ValueError for NaN and infinity, which JSON does not have."""
     raise ValueError(f"{name} is no number")
 
 
 def resume(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
-    """Damage a finished record and go on with its run."""
+    """Return a case in which a run is resumed that has a damaged record of a finished network."""
     path = _one_record(rng, folder, templates)
     good = json.loads(path.read_text())
     what, fits = prepare_document(path, rng)
@@ -213,7 +236,7 @@ def resume(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
 def _check_resume(
     outcome: Outcome, reference: dict[str, Any], content: bytes, good: dict[str, Any], fits: bool
 ) -> Finding:
-    """Judge the records after `--resume` with a damaged one: as in an undamaged run, or its legitimate other value."""
+    """Judge the records after `--resume`: as in an undamaged run, or with another valid value of the damaged record."""
     records = {path.name: json.loads(path.read_text()) for path in (outcome.folder / "run" / "records").glob("*.json")}
     if outcome.code == 0 and all(
         name in records and deterministic(records[name]) == deterministic(value) for name, value in reference.items()
@@ -232,7 +255,7 @@ def _check_resume(
 
 
 def _free(value: Any, good: Any) -> bool:
-    """Return whether two objects differ only in what nothing is computed from."""
+    """Return whether two objects differ only in `FREE_TEXTS`."""
     if not isinstance(value, dict) or not isinstance(good, dict):
         return False
     return all(value.get(key) == good.get(key) or key in FREE_TEXTS for key in {*value, *good})
@@ -242,7 +265,7 @@ def _free(value: Any, good: Any) -> bool:
 
 
 def plan(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
-    """Damage ``plan.json`` and go on with the run, of which a record is missing."""
+    """Return a case in which a run with a damaged ``plan.json`` and a missing record is resumed."""
     root = templates.copy("run", folder)
     sorted((root / "records").glob("*.json"))[1].unlink()
     path = root / "plan.json"
@@ -256,7 +279,7 @@ def plan(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
 def _check_plan(
     outcome: Outcome, reference: dict[str, Any], content: bytes, good: dict[str, Any], fits: bool
 ) -> Finding:
-    """Judge the records: those of the undamaged plan, or of one that asks for more cells of the same settings."""
+    """Judge the records: those of the undamaged plan must be the same; the damaged plan may ask for other cells."""
     damaged = loose_json(content)
     if not isinstance(damaged, dict) or not fits:
         return wrong("a plan that is none was followed" if fits else "accepted although its checksum does not fit")
@@ -275,7 +298,10 @@ def _check_plan(
 
 
 def speed(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
-    """Damage ``speed.json`` and go on with the run, of which a record is missing: it is timed again, and that said."""
+    """Return a case in which a run with a damaged ``speed.json`` and a missing record is resumed.
+
+    Unless the stored times may be believed, the command must time the networks again, and say so.
+    """
     root = templates.copy("run", folder)
     missing = sorted((root / "records").glob("*.json"))[1]
     missing.unlink()
@@ -304,7 +330,17 @@ def _check_speed(
     fits: bool,
     reference: dict[str, Any],
 ) -> Finding:
-    """Judge the times of the new record: the stored ones if they are undamaged, or measured anew with a line said."""
+    """Judge the times of the new record: stored ones that may be believed, or new ones that a line announces.
+
+    Args:
+        outcome: Outcome of the command.
+        there: Whether ``speed.json`` existed at the start.
+        name: File name of the new record.
+        content: Content of the damaged ``speed.json``.
+        good: Content of the undamaged ``speed.json`` as an object.
+        fits: Whether the damaged file may be believed; see `prepare_document`.
+        reference: Records of an undamaged run, by file name.
+    """
     if outcome.code != 0:
         return wrong(f"exit code {outcome.code}")
     record = json.loads((outcome.folder / "run" / "records" / name).read_text())

@@ -1,7 +1,7 @@
-"""Small good inputs that the fuzz damages, and what the command makes of them undamaged.
+"""Templates: small undamaged inputs, which the fuzz copies and damages, and the results of the command for them.
 
-Data sets are written here, independently of the package; run folders, checkpoints and reference results are made by
-the command itself, once.
+The data sets are written here, independently of the package. The command itself makes the run folders, checkpoints and
+reference results, once at the start.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from campaigns import fuzz_fork, fuzz_variants
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MNIST = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 COUNTS = (200, 40)
-"""Training and test images of the small MNIST."""
+"""Numbers of training and test images of the small MNIST."""
 BENCH = (
     "bench",
     "--models",
@@ -50,6 +50,7 @@ BENCH = (
     "--out",
     "run",
 )
+"""Arguments of the benchmark that makes the run folder."""
 SMALL = (
     "--trainer.enable_progress_bar",
     "false",
@@ -58,6 +59,7 @@ SMALL = (
     "--trainer.precision",
     "32-true",
 )
+"""Options of all commands that use Lightning's Trainer."""
 FIT = (
     "fit",
     "--model",
@@ -76,29 +78,40 @@ FIT = (
     "runs",
     *SMALL,
 )
+"""Arguments of the training that makes the checkpoint."""
 LAST = "fit/checkpoints/last.ckpt"
+"""Checkpoint of this training, relative to the folder of the templates or of a case."""
 LIMIT_S = 120.0
+"""Time limit in seconds of a command that makes templates."""
 
 
 @dataclass(frozen=True)
 class Templates:
-    """Folders to copy, and reference results.
+    """The undamaged inputs and the reference results.
 
     Attributes:
         root: Folder with ``mnist``, ``images``, ``run``, ``fit``, ``photos`` and ``variants``.
-        results: What the command makes of the undamaged inputs, by name.
+        results: Results of the command for the undamaged inputs, by name.
     """
 
     root: Path
     results: dict[str, Any]
 
     def copy(self, name: str, folder: Path, target: str = "") -> Path:
-        """Copy a template into the folder of a case; times stay, since the decoded copy of the images goes by them."""
+        """Copy a template into the folder of a case and return the path of the copy.
+
+        File times are kept, because the decoded copy of the images is recognised by them.
+
+        Args:
+            name: Path of the template below `root`.
+            folder: Folder of the case.
+            target: Name of the copy; empty for `name`.
+        """
         return Path(shutil.copytree(self.root / name, folder / (target or name), symlinks=True, dirs_exist_ok=True))
 
 
 def make(root: Path) -> Templates:
-    """Make all templates below an empty folder.
+    """Make all templates in an empty folder.
 
     Raises:
         RuntimeError: The command fails with undamaged inputs.
@@ -114,31 +127,39 @@ def make(root: Path) -> Templates:
 
 
 def _quick_timing() -> None:
-    """Have `bench` time for a tenth of a second: what is fuzzed is what is read and written, not the stopwatch."""
+    """Make `bench` time for a tenth of a second only: the fuzz tests reading and writing, not the stopwatch."""
     running: Any = importlib.import_module("cnnbench.benchmark.run")
     work: Any = importlib.import_module("cnnbench.timing.work")
     running.SpeedConfig = functools.partial(work.SpeedConfig, rounds=6, fewest_rounds=2, most_s=0.1, warmup_s=0.0)
 
 
 def command(root: Path, arguments: Sequence[str], name: str, code: int = 0) -> fuzz_fork.Outcome:
-    """Run a command that must succeed, in the templates' folder.
+    """Run a command in the folder of the templates and return its outcome.
+
+    Args:
+        root: Folder in which the command runs.
+        arguments: Arguments of the command.
+        name: Name of the folder for the output of the command.
+        code: Exit code that the command must return.
 
     Raises:
-        RuntimeError: It does not.
+        RuntimeError: The command returns another exit code, or runs for too long.
     """
     out = root.parent / "output" / name
     outcome = fuzz_fork.run(arguments, root, out, LIMIT_S, modules=root / "modules")
     if outcome.code != code or outcome.hung:
         raise RuntimeError(f"undamaged inputs: {' '.join(arguments)} ended with {outcome.code}:\n{outcome.stderr}")
-    # What a command imports on its way, the parent imports now, once for all children that follow.
+    # The parent now imports the modules that this command needed, once for all later children.
     names = (root / "modules").read_text().split()
     fuzz_fork.preload([name for name in dict.fromkeys(names) if name not in sys.modules])
     return outcome
 
 
 def _make_runs(templates: Templates) -> None:
+    """Make the run folder, the checkpoint and its variants."""
     root = templates.root
     command(root, BENCH, "bench")
+    # Remove the report: the cases damage only the plan, the times and the records.
     for name in ("figures", "report.html", "report.md", "results.csv"):
         path = root / "run" / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -153,6 +174,7 @@ def _make_runs(templates: Templates) -> None:
 
 
 def _make_references(templates: Templates) -> None:
+    """Run the commands with the undamaged inputs and keep their results."""
     root, results = templates.root, templates.results
     bench = (*complexity_of("CIFAR10"), "--out", "of-images")
     command(root / "images", bench, "images")
@@ -175,7 +197,7 @@ def _make_references(templates: Templates) -> None:
     write_predictions(root / "predictions.csv")
     confusions = ("explain", "confusions", "--predictions", "predictions.csv", "--data", "MNIST", "--data_dir")
     results["confusions"] = command(root, (*confusions, "mnist/data", "--out", "ex", "--json"), "confusions").stdout
-    # `bench --resume` with one record missing: what every damaged resume is compared with.
+    # Resumed runs with a damaged plan or damaged times are compared with this one, in which a record is missing.
     shutil.copytree(root / "run", root / "resumed")
     (root / "resumed" / "records" / second.name).unlink()
     command(root, ("bench", "--resume", "--out", "resumed"), "resume")
@@ -185,7 +207,7 @@ def _make_references(templates: Templates) -> None:
 
 
 def complexity_of(data: str) -> tuple[str, ...]:
-    """Return the arguments of the quickest benchmark that reads a data set."""
+    """Return the arguments of the shortest benchmark that reads a data set, without ``--out``."""
     return (
         "bench",
         "--models",
@@ -208,7 +230,7 @@ def complexity_of(data: str) -> tuple[str, ...]:
 
 
 def write_mnist(folder: Path) -> None:
-    """Write the four files of a small MNIST, by the description of the format (LeCun et al. 1998)."""
+    """Write the four files of a small MNIST, as the description of the format says (LeCun et al. 1998)."""
     folder.mkdir(parents=True)
     rng = random.Random(1)
     for index, count in enumerate(COUNTS):
@@ -219,14 +241,14 @@ def write_mnist(folder: Path) -> None:
 
 
 def pixels(number: int) -> np.ndarray:
-    """Return a smooth colour image, (32, 32, 3), another for every number."""
+    """Return a smooth colour image, (32, 32, 3), which is different for every number."""
     y, x = np.mgrid[0:32, 0:32]
     waves = [np.sin(x * (1 + number % 5) / 9 + k) + np.cos(y * (1 + number % 7) / 11 + number) for k in range(3)]
     return np.stack([(wave + 2) * 63 for wave in waves], axis=2).astype(np.uint8)
 
 
 def write_images(folder: Path) -> None:
-    """Write class folders: a PNG and a JPEG for training and a PNG for the test of each class."""
+    """Write class folders with a PNG and a JPEG for training, and a PNG for testing, of each class."""
     for label, name in enumerate(CLASSES):
         for split in ("train", "test"):
             (folder / split / name).mkdir(parents=True)
@@ -244,7 +266,7 @@ def write_photos(folder: Path) -> None:
 
 
 def write_predictions(path: Path) -> None:
-    """Write predictions of the small MNIST's test images, as `cnnbench predict` does."""
+    """Write random predictions for the test images of the small MNIST, in the format of `cnnbench predict`."""
     rng = random.Random(2)
     lines = ["image,true,predicted," + ",".join(map(str, range(10)))]
     for number in range(COUNTS[1]):

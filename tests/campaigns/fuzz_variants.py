@@ -1,4 +1,4 @@
-"""Checkpoints that are whole files and wrong in content: attacks, other types, missing and unknown keys."""
+"""Checkpoints that are intact files with wrong content: attacks, other types, missing and unknown keys."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from typing import Any
 import torch
 
 REFUSED, FREE = "refused", "free"
-"""What must happen to a variant: it is refused; or it may be used, since only its weights are others."""
+"""Expectations of a variant: it must be refused, or it may be used because only its weights differ."""
 ATTACK = "touch pwned"
+"""Shell command of the attacks. The file that it makes shows that an attack has succeeded."""
 
 
 class _Attack:
+    """An object whose pickle runs a command when it is loaded."""
+
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return os.system, (ATTACK,)
+
+
+# Each of the following functions returns a function that changes a checkpoint in place.
 
 
 def _class_path(name: str, /, **options: Any) -> Callable[[dict[str, Any]], None]:
@@ -51,6 +57,8 @@ def _delete(*path: str) -> Callable[[dict[str, Any]], None]:
 
 
 def _weights(value: float) -> Callable[[dict[str, Any]], None]:
+    """Return a change that sets the first element of the first weight tensor."""
+
     def change(stored: dict[str, Any]) -> None:
         first = next(iter(stored["state_dict"].values()))
         first[(0,) * first.ndim] = value
@@ -59,6 +67,8 @@ def _weights(value: float) -> Callable[[dict[str, Any]], None]:
 
 
 def _first_weight(change_of: Callable[[torch.Tensor], Any]) -> Callable[[dict[str, Any]], None]:
+    """Return a change that replaces the first weight tensor."""
+
     def change(stored: dict[str, Any]) -> None:
         name = next(iter(stored["state_dict"]))
         stored["state_dict"][name] = change_of(stored["state_dict"][name])
@@ -111,6 +121,7 @@ CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], None]]] = {
     "weight-infinite": (FREE, _weights(math.inf)),
     "weight-other": (FREE, _weights(0.25)),
 }
+"""Changes of a checkpoint with their expectation, by name of the variant."""
 FOR_FIT: dict[str, tuple[str, Callable[[dict[str, Any]], None]]] = {
     "fit-no-loops": (REFUSED, _delete("loops")),
     "fit-loops-list": (REFUSED, _set("loops", value=[])),
@@ -123,11 +134,20 @@ FOR_FIT: dict[str, tuple[str, Callable[[dict[str, Any]], None]]] = {
     "fit-step-text": (REFUSED, _set("global_step", value="x")),
     "fit-version": (REFUSED, _set("pytorch-lightning_version", value=17)),
 }
-"""Of the state of a training, which only `fit` reads."""
+"""Changes of the training state, which only `fit` reads."""
 
 
 def main(source: Path, folder: Path, arguments: Sequence[str] = ()) -> int:
-    """Write every variant of a checkpoint to ``<expectation>-<name>.ckpt`` in a folder; return 0."""
+    """Write every variant of a checkpoint to ``<expectation>-<name>.ckpt`` in a folder.
+
+    Args:
+        source: Undamaged checkpoint.
+        folder: Folder to make.
+        arguments: Not used; a command of `fuzz_fork` takes them.
+
+    Returns:
+        The exit code 0.
+    """
     folder.mkdir()
     stored = torch.load(source, map_location="cpu", weights_only=True)
     for name, (expected, change) in {**CHANGES, **FOR_FIT}.items():

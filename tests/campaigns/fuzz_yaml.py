@@ -1,4 +1,7 @@
-"""Damaged YAML: options of `bench` and `fit`, and the configuration of a run folder."""
+"""Cases with damaged YAML: files of options of `bench` and `fit`, and the configuration of a run folder.
+
+If the command accepts a damaged file, the options that it used must be those of the file.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +27,11 @@ eval_batch_size: 20
 learning_rate: 0.002
 data_options: {train_images: 60, test_images: 20}
 """
+"""Undamaged file of options for `bench`."""
 
 
 def bench_yaml(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
-    """Damage the file of `bench --config`."""
+    """Return a case in which the file of `bench --config` is damaged."""
     what, content = damage_yaml(BENCH_YAML, yaml.safe_load(BENCH_YAML), rng)
     path = folder / "c.yaml"
     path.write_bytes(content)
@@ -38,8 +42,9 @@ def bench_yaml(rng: random.Random, folder: Path, templates: Templates) -> Prepar
 
 
 def loose_yaml(content: bytes) -> Any:
-    """Return what a tolerant reader makes of a document; None of what is none."""
+    """Return the value of a YAML document as a tolerant reader understands it; None if it cannot be read."""
     try:
+        # The bomb of aliases must not be expanded here.
         if BOMB.encode()[:30] in content:
             return None
         return yaml.safe_load(content.decode("utf-8-sig"))
@@ -48,7 +53,7 @@ def loose_yaml(content: bytes) -> Any:
 
 
 def _check_bench_yaml(outcome: Outcome, content: bytes) -> Finding:
-    """Judge that the plan says what the file says, key by key."""
+    """Judge an accepted file: the plan must contain all its values, and a file without options must be reported."""
     asked = loose_yaml(content)
     if not isinstance(asked, dict) or not asked:
         said = "c.yaml" in outcome.stderr
@@ -65,7 +70,7 @@ def _check_bench_yaml(outcome: Outcome, content: bytes) -> Finding:
 
 
 def _same(asked: Any, planned: Any) -> bool:
-    """Return whether a value of the plan is what was asked for; a text may stand for a number or a list."""
+    """Return whether a planned value equals the value in the file, where a text may stand for a number or a list."""
     if isinstance(asked, bool) or isinstance(planned, bool):
         return asked is planned
     if isinstance(planned, list):
@@ -91,10 +96,11 @@ data:
 trainer:
   log_every_n_steps: 1
 """
+"""Undamaged file of options for `fit`."""
 
 
 def fit_yaml(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
-    """Damage the file of `fit --config`."""
+    """Return a case in which the file of `fit --config` is damaged."""
     what, content = damage_yaml(FIT_YAML, yaml.safe_load(FIT_YAML), rng)
     path = folder / "c.yaml"
     path.write_bytes(content)
@@ -106,7 +112,7 @@ def fit_yaml(rng: random.Random, folder: Path, templates: Templates) -> Prepared
 
 
 def _check_fit_yaml(outcome: Outcome, content: bytes) -> Finding:
-    """Judge that the saved configuration says what the file says."""
+    """Judge an accepted file: the saved configuration must have the same values."""
     asked = loose_yaml(content)
     configs = list((outcome.folder / "out").glob("*/*/config.yaml"))
     if outcome.code != 0 or len(configs) != 1:
@@ -119,7 +125,7 @@ def _check_fit_yaml(outcome: Outcome, content: bytes) -> Finding:
 
 
 def _lost(asked: Any, saved: Any, path: tuple[str, ...]) -> str:
-    """Return the first value of a file that the saved configuration does not say."""
+    """Return a description of the first value in the file that the saved configuration lacks; empty if it has all."""
     where = ".".join(path)
     if isinstance(asked, dict) and isinstance(saved, dict):
         for key, value in asked.items():
@@ -141,7 +147,7 @@ def _lost(asked: Any, saved: Any, path: tuple[str, ...]) -> str:
 
 
 def run_config(rng: random.Random, folder: Path, templates: Templates) -> Prepared:
-    """Damage the ``config.yaml`` of a run folder and test its checkpoint."""
+    """Return a case in which a checkpoint is tested beside a damaged ``config.yaml``."""
     root = templates.copy("fit", folder)
     path = root / "config.yaml"
     text = path.read_text()
@@ -155,7 +161,7 @@ def run_config(rng: random.Random, folder: Path, templates: Templates) -> Prepar
 
 
 def _check_config(outcome: Outcome, content: bytes, good: Any, reference: str) -> Finding:
-    """Judge the accuracy: that of the undamaged run, unless the file asks for something else that is valid."""
+    """Judge the printed result: it must be that of the undamaged run, unless the file has other valid options."""
     if outcome.code != 0:
         return wrong(f"exit code {outcome.code}")
     if outcome.stdout == reference:
@@ -165,6 +171,6 @@ def _check_config(outcome: Outcome, content: bytes, good: Any, reference: str) -
         return wrong("a configuration that is none, and another result")
     if asked == good:
         return wrong("the same configuration, another result")
-    # Another value of an option is the user's own, but not another network.
+    # The user may change options in the file, but not the network, which must be that of the checkpoint.
     same = asked.get("model", {}) == good["model"]
     return RIGHT if same else wrong("another network than the checkpoint's")

@@ -1,7 +1,7 @@
-"""The report of 2,000 records: how long it takes, and how much memory.
+"""Time and memory that the report of 2,000 records takes.
 
 The records are variants of committed ones, in four mixtures that are hard in different ways. `cnnbench report` makes
-the report of each mixture in a fresh process, start-up and reading of the records included.
+the report of each mixture in a fresh process. The figures include its start-up and the reading of the records.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ from cnnbench.validation import run as run_race
 from cnnbench.validation import write_race
 
 RECORDS = 2000
+"""Number of records of each mixture."""
 LONGEST_S = 120.0
 LARGEST_MB = 600.0
 LARGEST_PAGE_MB = 8.0
+"""Limits of the goals: seconds of a report, its peak memory, and the size of its page."""
 SOURCE = Path("experiments/results")
+"""Default folder of the committed records."""
 MEASURE = """
 import json, os, sys, time
 start = time.perf_counter()
@@ -37,12 +40,22 @@ _, status, usage = os.wait4(process, 0)
 print(json.dumps([os.waitstatus_to_exitcode(status), time.perf_counter() - start,
                   usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024]))
 """
-"""Starts a command from a small process: the system counts the memory of the one that starts it as the command's."""
+"""Program that starts a command and prints its exit code, seconds, processor seconds and peak memory in MiB.
+
+It is a small process of its own, because the system counts the memory of the starting process as the command's.
+"""
 REPORT = "import sys; from cnnbench.cli import main; sys.exit(main(sys.argv[1:]))"
+"""Program that runs `cnnbench` with its arguments."""
 
 
 def _changed(record: Record, generator: random.Random, **data: Any) -> Record:
-    """Return a record with other costs and times, whose figures still agree with each other."""
+    """Return a copy of a record with other costs and times, which still agree with each other.
+
+    Args:
+        record: Record to change.
+        generator: Random generator for the size and the speed of the network.
+        data: Further entries of the description of the data.
+    """
     measures = {key: value for key, value in record.measures.items() if key != "samples_ms"}
     size, slowness = 10 ** generator.uniform(-1, 1), 10 ** generator.uniform(-0.5, 0.5)
     for key in ("macs", "params", "activations"):
@@ -59,7 +72,7 @@ def _changed(record: Record, generator: random.Random, **data: Any) -> Record:
 
 
 def models(records: Sequence[Record], generator: random.Random) -> list[Record]:
-    """Return records of as many networks, each of a family of its own, with long names."""
+    """Return records of 2,000 different networks with long names, each of a family of its own."""
     made = []
     for index in range(RECORDS):
         letters = "".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=8)).capitalize()
@@ -79,7 +92,7 @@ def seeds(records: Sequence[Record], generator: random.Random) -> list[Record]:
 
 
 def settings(records: Sequence[Record], generator: random.Random) -> list[Record]:
-    """Return records of 5 networks, each with 400 other batch sizes, precisions and budgets."""
+    """Return records of 5 networks, each with 400 different combinations of batch size, precision and budget."""
     networks = [_changed(generator.choice(records), generator) for _ in range(5)]
     made = []
     for index in range(RECORDS):
@@ -92,7 +105,7 @@ def settings(records: Sequence[Record], generator: random.Random) -> list[Record
             "epochs": None,
         }
         measures = dict(networks[number].measures)
-        # A record whose throughput is not that of its batch is refused.
+        # The throughput must agree with batch size and time, or the record is refused.
         if "inference_ms_median" in measures:
             measures["images_per_s"] = 1e3 * (1 + variant) / measures["inference_ms_median"]
         made.append(replace(networks[number], model=f"VGG{number}", config=config, measures=measures))
@@ -115,13 +128,18 @@ MIXTURES: Mapping[str, Callable[[Sequence[Record], random.Random], list[Record]]
     "settings": settings,
     "copies": copies,
 }
+"""Functions that make 2,000 records from committed ones, by name of the mixture."""
 
 
 def measure(records: Path, out: Path) -> dict[str, float]:
-    """Make the report of a file of records in a fresh process.
+    """Make the report of a file of records in a fresh process, and measure it.
+
+    Args:
+        records: File of records, in JSON lines.
+        out: Folder for the report.
 
     Returns:
-        Seconds on the clock and of the processor, peak memory and the size of the page in MB, and the number of files.
+        Wall time and processor time in seconds, peak memory and size of the page in MB, and the number of files.
 
     Raises:
         UserError: The command failed.
@@ -145,7 +163,7 @@ def measure(records: Path, out: Path) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the reports and write ``results/races/reports.json``."""
+    """Make the reports, print their figures and write ``results/races/reports.json``; return the exit code 0."""
     parser = argparse.ArgumentParser(prog="python -m campaigns.reports", description=__doc__)
     parser.add_argument("--records", type=Path, default=SOURCE, help="folder of the records that are varied")
     parser.add_argument("--mixtures", nargs="+", choices=list(MIXTURES), default=list(MIXTURES), help="default: all")
