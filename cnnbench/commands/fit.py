@@ -67,9 +67,11 @@ class CLI(LightningCLI):
             parser.link_arguments(f"data.{key}", f"model.init_args.{key}", apply_on="instantiate")
         parser.add_argument("--out", default="results/runs", help="Folder in which each run makes a folder of its own.")
         parser.add_argument(
-            "--wandb", type=Literal["off", "offline", "online"], default="off",
+            "--wandb",
+            type=Literal["off", "offline", "online"],
+            default="off",
             help="Log to W&B too; without a key it is offline.",
-        )  # fmt: skip
+        )
         parser.add_argument(
             OPTION,
             default="",

@@ -360,9 +360,16 @@ def _config(options: Options) -> tuple[SpeedConfig, list[Way | None]]:
     # A number of rounds that the user sets is kept, however long the rounds take.
     fewest = SpeedConfig.fewest_rounds if options.rounds is None else given[2]
     config = SpeedConfig(
-        device, precisions[0][0], given[0], given[1], rounds=given[2], fewest_rounds=fewest, seed=options.seed,
-        cudnn_benchmark=benchmark, inference_precision=precisions[0][1],
-    )  # fmt: skip
+        device,
+        precisions[0][0],
+        given[0],
+        given[1],
+        rounds=given[2],
+        fewest_rounds=fewest,
+        seed=options.seed,
+        cudnn_benchmark=benchmark,
+        inference_precision=precisions[0][1],
+    )
     if ways == [config.way] and config.precision != "tf32":
         ways = [None]  # rows are named after their network alone
     return config, ways

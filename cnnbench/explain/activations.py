@@ -23,10 +23,20 @@ from cnnbench.counting.operators import base_name
 from cnnbench.errors import Stopped, UserError, unknown
 
 ACTIVATIONS = {
-    "relu": "ReLU", "gelu": "GELU", "silu": "SiLU", "hardswish": "hard swish", "hardtanh": "hard tanh",
-    "leaky_relu": "leaky ReLU", "_prelu_kernel": "PReLU", "elu": "ELU", "mish": "Mish", "softplus": "softplus",
-    "sigmoid": "sigmoid", "hardsigmoid": "hard sigmoid", "tanh": "tanh",
-}  # fmt: skip
+    "relu": "ReLU",
+    "gelu": "GELU",
+    "silu": "SiLU",
+    "hardswish": "hard swish",
+    "hardtanh": "hard tanh",
+    "leaky_relu": "leaky ReLU",
+    "_prelu_kernel": "PReLU",
+    "elu": "ELU",
+    "mish": "Mish",
+    "softplus": "softplus",
+    "sigmoid": "sigmoid",
+    "hardsigmoid": "hard sigmoid",
+    "tanh": "tanh",
+}
 """Names of activation functions by torch's operators. ReLU6 is called a hard tanh, because torch runs it as one."""
 
 

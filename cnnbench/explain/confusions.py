@@ -211,8 +211,10 @@ def differences(first: Sequence[Counts], second: Sequence[Counts]) -> list[Diffe
             f"the networks have {len(first[0])} and {len(second[0])} classes; compare those of the same data"
         )
     # Mean count per run in each cell, for both networks.
-    one, other = ([[statistics.fmean(cell) for cell in zip(*rows, strict=True)] for rows in zip(*runs, strict=True)]
-                  for runs in (first, second))  # fmt: skip
+    one, other = (
+        [[statistics.fmean(cell) for cell in zip(*rows, strict=True)] for rows in zip(*runs, strict=True)]
+        for runs in (first, second)
+    )
     cells = [(i, j) for i in range(len(one)) for j in range(len(one)) if one[i][j] + other[i][j] >= FEWEST]
     tested = []
     for i, j in cells:
@@ -432,19 +434,29 @@ def _describe(matrix: Matrix, limit: int, explanation: Explanation) -> None:
     share["test_accuracy_low"], share["test_accuracy_high"] = wilson_interval(share["test_accuracy"] * total, total)
     explanation.numbers["networks"].append(
         {
-            "model": matrix.name, "data": matrix.label, "trainings": matrix.trainings, **share,
+            "model": matrix.name,
+            "data": matrix.label,
+            "trainings": matrix.trainings,
+            **share,
             "confusion_matrix": counts,
-            "classes": {n: f._asdict() | {"images": f.images // matrix.trainings}
-                        for n, f in zip(names, figures, strict=True)},
+            "classes": {
+                n: f._asdict() | {"images": f.images // matrix.trainings} for n, f in zip(names, figures, strict=True)
+            },
             "pairs": [p._asdict() | {"first": names[p.first], "second": names[p.second]} for p in pairs],
             "mistakes": [m._asdict() | {"true": names[m.true], "predicted": names[m.predicted]} for m in directed],
         }
-    )  # fmt: skip
+    )
     rows = [
-        (name, f"{f.images // matrix.trainings:,}", "-" if f.precision is None else f"{f.precision:.1%}",
-         f"{f.recall:.1%}", f"{f.low:.1%} to {f.high:.1%}", f"{f.f1:.3f}")
+        (
+            name,
+            f"{f.images // matrix.trainings:,}",
+            "-" if f.precision is None else f"{f.precision:.1%}",
+            f"{f.recall:.1%}",
+            f"{f.low:.1%} to {f.high:.1%}",
+            f"{f.f1:.3f}",
+        )
         for name, f in zip(names, figures, strict=True)
-    ]  # fmt: skip
+    ]
     class_head = ("Class", "Images", "Precision", "Recall", "95 % interval", "F1")
     explanation.tables.append(Table(f"{matrix.title}: classes", class_head, rows))
     mistakes = [
@@ -518,20 +530,29 @@ def _compare(first: Matrix, second: Matrix, limit: int, explanation: Explanation
     found = differences(first.runs, second.runs)
     names = first.classes
     rows = [
-        (f"{names[d.true]} taken for {names[d.predicted]}" if d.true != d.predicted else f"{names[d.true]} found",
-         f"{d.first:.1%}", f"{d.second:.1%}", f"{100 * (d.second - d.first):+.1f}", f"{d.p_value:.2g}",
-         "yes" if d.real else "not shown")
+        (
+            f"{names[d.true]} taken for {names[d.predicted]}" if d.true != d.predicted else f"{names[d.true]} found",
+            f"{d.first:.1%}",
+            f"{d.second:.1%}",
+            f"{100 * (d.second - d.first):+.1f}",
+            f"{d.p_value:.2g}",
+            "yes" if d.real else "not shown",
+        )
         for d in found[: 2 * limit]
-    ]  # fmt: skip
+    ]
     several = min(first.trainings, second.trainings) > 1
     beyond = "the draw of images and the chance in training" if several else "the draw of images"
     head = ("Cell", first.name, second.name, "Points", "p", "Beyond chance" if several else "Beyond the draw of images")
     title = f"{second.name} against {first.name} on {first.label}"
     explanation.tables.append(Table(f"{title}: largest differences", head, rows))
     explanation.numbers.setdefault("differences", []).append(
-        {"first": first.name, "second": second.name, "data": first.label, "cells": [
-            d._asdict() | {"true": names[d.true], "predicted": names[d.predicted]} for d in found]}
-    )  # fmt: skip
+        {
+            "first": first.name,
+            "second": second.name,
+            "data": first.label,
+            "cells": [d._asdict() | {"true": names[d.true], "predicted": names[d.predicted]} for d in found],
+        }
+    )
     real = sum(d.real for d in found)
     caption = (
         f"Share of each true class, in points: red where {second.name} has more than {first.name}, blue where less. "
@@ -543,9 +564,14 @@ def _compare(first: Matrix, second: Matrix, limit: int, explanation: Explanation
         caution = f"With {once}, another seed of the same network may differ as much: `bench --seeds 0,1,2` shows it."
         caption += f" {caution}"
         explanation.remarks.append(f"{title}: {caution}")
-    explanation.pictures.append(Picture(
-        f"difference-{len(explanation.numbers['differences'])}", title, caption, _draw_difference(first, second, found)
-    ))  # fmt: skip
+    explanation.pictures.append(
+        Picture(
+            f"difference-{len(explanation.numbers['differences'])}",
+            title,
+            caption,
+            _draw_difference(first, second, found),
+        )
+    )
 
 
 def _draw_difference(first: Matrix, second: Matrix, found: Sequence[Difference]) -> Figure:

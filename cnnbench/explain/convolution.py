@@ -194,8 +194,11 @@ def conv2d_fft(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) -> np.n
 
 
 ALGORITHMS: dict[str, Callable[..., np.ndarray]] = {
-    "loop": conv2d, "im2col": conv2d_im2col, "Toeplitz": conv2d_toeplitz, "FFT": conv2d_fft
-}  # fmt: skip
+    "loop": conv2d,
+    "im2col": conv2d_im2col,
+    "Toeplitz": conv2d_toeplitz,
+    "FFT": conv2d_fft,
+}
 
 
 def _prepared(x: np.ndarray, w: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
@@ -376,9 +379,14 @@ def explain(options: Options) -> Explanation:
     out = results["loop"][0, 0]
     explanation = Explanation(
         {"input": image[0, 0].tolist(), "kernel": EDGE.tolist(), "output": out.tolist(), "largest_error": errors},
-        [Table("The same by every algorithm", ("Algorithm", "Largest difference from torch"),
-               [(name, f"{error:.2g}") for name, error in errors.items()])],
-    )  # fmt: skip
+        [
+            Table(
+                "The same by every algorithm",
+                ("Algorithm", "Largest difference from torch"),
+                [(name, f"{error:.2g}") for name, error in errors.items()],
+            )
+        ],
+    )
     what = "convolution: the kernel is flipped" if options.convolve else "correlation, which networks call convolution"
     window_caption = (
         f"At each place the window's numbers are multiplied by the kernel's and added up ({what}). "
@@ -480,11 +488,18 @@ def _add_race(explanation: Explanation, sizes: list[int], kernels: list[int], ro
     ahead = found[largest]
     explanation.numbers |= {"race_ms": times, "crossover_kernels": found, "race_suspect": doubts}
     rows = [
-        (name, f"{size}x{size}", f"{kernel}x{kernel}",
-         f"{multiply_adds(name, size, kernel):,.0f}" if name != "torch" else "-",
-         f"{statistics.median(times[name][case]):.3g}", f"{min(times[name][case]):.3g} to {max(times[name][case]):.3g}")
-        for size, kernel in product(sizes, kernels) for name in times if (case := f"{size},{kernel}") in times[name]
-    ]  # fmt: skip
+        (
+            name,
+            f"{size}x{size}",
+            f"{kernel}x{kernel}",
+            f"{multiply_adds(name, size, kernel):,.0f}" if name != "torch" else "-",
+            f"{statistics.median(times[name][case]):.3g}",
+            f"{min(times[name][case]):.3g} to {max(times[name][case]):.3g}",
+        )
+        for size, kernel in product(sizes, kernels)
+        for name in times
+        if (case := f"{size},{kernel}") in times[name]
+    ]
     head = ("Algorithm", "Image", "Kernel", "Multiply-adds", "ms", "Range")
     suspect = " (suspect)" if doubts else ""
     title = f"Race, one thread, float64, {_counted(rounds, 'round')} in turns{suspect}"
@@ -714,13 +729,22 @@ def _draw_race(
             if not points:
                 continue
             middle = [statistics.median(t) for _, t in points]
-            bars = [[m - min(t) for m, (_, t) in zip(middle, points, strict=True)],
-                    [max(t) - m for m, (_, t) in zip(middle, points, strict=True)]]  # fmt: skip
+            bars = [
+                [m - min(t) for m, (_, t) in zip(middle, points, strict=True)],
+                [max(t) - m for m, (_, t) in zip(middle, points, strict=True)],
+            ]
             everything += [end for _, t in points for end in (min(t), max(t))]
             ax.errorbar(
-                [x for x, _ in points], middle, yerr=bars, label=name, color=PALETTE[index], marker=MARKERS[index],
-                capsize=2, linewidth=1.5, markersize=5,
-            )  # fmt: skip
+                [x for x, _ in points],
+                middle,
+                yerr=bars,
+                label=name,
+                color=PALETTE[index],
+                marker=MARKERS[index],
+                capsize=2,
+                linewidth=1.5,
+                markersize=5,
+            )
         ax.set_title(title, loc="left", fontsize=11, fontweight="bold")
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(color="#e6e6e6", linewidth=0.7)

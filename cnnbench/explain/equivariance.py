@@ -40,9 +40,17 @@ SIDE = 64
 PROBE = 0.15
 """Share of the training time for which a throw-away copy is trained, to estimate how many steps fit into all of it."""
 LATER = {
-    "image_size", "batch_size", "eval_batch_size", "subset", "augment", "padding", "padding_mode", "flip", "cutout",
+    "image_size",
+    "batch_size",
+    "eval_batch_size",
+    "subset",
+    "augment",
+    "padding",
+    "padding_mode",
+    "flip",
+    "cutout",
     "sizes",
-}  # fmt: skip
+}
 """Arguments of a data set that have no influence on which images are in its validation split."""
 BRIGHT = 0.5
 """Error, in standard deviations, from which on pixels are drawn in the brightest colour."""
@@ -424,12 +432,14 @@ def _add_layers(found: Explanation, seed: int) -> None:
         errors = measured[layer.name]
         found.numbers["layers"].append(
             {
-                "layer": layer.name, "stride": layer.stride, "shifts": list(shifts),
+                "layer": layer.name,
+                "stride": layer.stride,
+                "shifts": list(shifts),
                 "relative_error": [whole for whole, *_ in errors],
                 # Only NaN differs from itself; a missing centre becomes None.
                 "relative_error_centre": [centre if centre == centre else None for _, centre, _ in errors],
             }
-        )  # fmt: skip
+        )
     shown = (1, 2, 4, 8)
     rows = [
         (n.name, str(n.stride), *(_error(measured[n.name][d][0]) for d in shown), _error(measured[n.name][1][1]))
@@ -487,10 +497,15 @@ def _add_networks(found: Explanation, options: Options) -> None:
     curves = [shift_curve(n, model, images, labels, most) for n, (_, model) in zip(names, models, strict=True)]
     found.numbers["networks"] = [_numbers(curve, kind, data) for curve in curves]
     rows = [
-        (c.name, f"{c.accuracy['across'][most].value:.1%}", f"{c.mean('accuracy'):.1%}", f"{c.mean('consistency'):.1%}",
-         f"{min(s.value for shares in c.consistency.values() for s in shares):.1%}")
+        (
+            c.name,
+            f"{c.accuracy['across'][most].value:.1%}",
+            f"{c.mean('accuracy'):.1%}",
+            f"{c.mean('consistency'):.1%}",
+            f"{min(s.value for shares in c.consistency.values() for s in shares):.1%}",
+        )
         for c in curves
-    ]  # fmt: skip
+    ]
     head = ("Network", "Accuracy, no shift", "Accuracy, mean", "Consistency, mean", "Consistency, lowest")
     title = f"Shifts of 1 to {most} pixels in four directions, {len(labels):,} {kind} of {data.label}"
     found.tables.append(Table(title, head, rows))
@@ -603,9 +618,17 @@ def _trained(options: Options, data: Any, found: Explanation) -> list[tuple[str,
     def fit(model: ImageClassifier, steps: int, callbacks: Sequence[L.Callback] = ()) -> int:
         L.seed_everything(options.seed, workers=True, verbose=False)  # All networks see the same batches.
         trainer = L.Trainer(
-            max_epochs=-1, max_steps=steps, callbacks=list(callbacks), accelerator="auto", devices=1, logger=False,
-            limit_val_batches=0, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        )  # fmt: skip
+            max_epochs=-1,
+            max_steps=steps,
+            callbacks=list(callbacks),
+            accelerator="auto",
+            devices=1,
+            logger=False,
+            limit_val_batches=0,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
         trainer.fit(model, datamodule=data)
         return trainer.global_step
 
@@ -653,9 +676,13 @@ def _draw_layers(measured: Mapping[str, Sequence[tuple[float, float, Tensor]]]) 
         for number, name in enumerate(names):
             values = [whole for whole, *_ in measured[name]]
             ax.plot(
-                values, MARKERS[number] + LINES[number % 4], color=PALETTE[number], label=name, markersize=4.5,
+                values,
+                MARKERS[number] + LINES[number % 4],
+                color=PALETTE[number],
+                label=name,
+                markersize=4.5,
                 linewidth=1.4,
-            )  # fmt: skip
+            )
         ax.set(xlabel="shift, pixels", title=title)
         ax.set_xticks(range(LAYER_SHIFT + 1))
         ax.spines[["top", "right"]].set_visible(False)
@@ -682,9 +709,13 @@ def _draw_curves(curves: Sequence[Curve]) -> Figure:
                 shares, colour = getattr(curve, what)[axis], PALETTE[number]
                 ax.plot(curve.shifts, [s.value for s in shares], LINES[number], color=colour, label=curve.name)
                 ax.fill_between(
-                    curve.shifts, [s.low for s in shares], [s.high for s in shares], color=colour, alpha=0.18,
+                    curve.shifts,
+                    [s.low for s in shares],
+                    [s.high for s in shares],
+                    color=colour,
+                    alpha=0.18,
                     linewidth=0,
-                )  # fmt: skip
+                )
             ax.spines[["top", "right"]].set_visible(False)
             ax.grid(color="#e6e6e6", linewidth=0.7)
             ax.set_axisbelow(True)

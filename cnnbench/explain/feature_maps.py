@@ -112,10 +112,17 @@ def _show_maps(
         state = _state(activation, before)
         rows.append((name, size, state, field_text(fields.get(name)), f"{zeros:.0%}", f"{maps.shape[1] - alive}"))
         numbers.append(
-            {"layer": name, "shape": list(maps.shape[1:]), "activation": activation,
-             "before_activation": before and activation is not None, "receptive_field": fields.get(name),
-             "zeros": zeros, "constant_channels": maps.shape[1] - alive, "shown_channels": order}
-        )  # fmt: skip
+            {
+                "layer": name,
+                "shape": list(maps.shape[1:]),
+                "activation": activation,
+                "before_activation": before and activation is not None,
+                "receptive_field": fields.get(name),
+                "zeros": zeros,
+                "constant_channels": maps.shape[1] - alive,
+                "shown_channels": order,
+            }
+        )
     explanation.numbers["layers"] = numbers
     head = ("Layer", "Maps", "Shown", "Sees (pixels)", "Zeros", "Constant maps")
     explanation.tables.append(Table(f"{subject.description}: maps of {shown.title}", head, rows))

@@ -404,9 +404,15 @@ def _convolved(
 
 
 def _convolved_back(
-    x: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0,
-    groups: int = 1, dilation: Any = 1,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:
     """Return a transposed convolution with equal weights."""
     out = weight.shape[1] * groups
     more = {"output_padding": output_padding, "dilation": dilation}
@@ -439,9 +445,14 @@ def _equal_weights(
 
 
 def _max_pooled(
-    x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
+    x: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
     return_indices: bool = False,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Return the mean of each window in place of its maximum, so that a gradient reaches all of the window."""
     if dilation in (1, (1, 1), [1, 1]):
         return F.avg_pool2d(x, kernel_size, stride or None, padding, ceil_mode)

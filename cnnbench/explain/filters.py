@@ -67,10 +67,16 @@ def explain(options: Options) -> Explanation:
     rows = not colour and channels > 1
     shown = order[: options.filters or (FEW if rows else 96)].tolist()
     numbers: dict[str, Any] = {
-        "model": subject.name, "trained": subject.trained, "layer": name, "shape": list(weights.shape),
-        "groups": layer.groups, "fixed": name in fixed, "order": options.sort, "shown": shown,
+        "model": subject.name,
+        "trained": subject.trained,
+        "layer": name,
+        "shape": list(weights.shape),
+        "groups": layer.groups,
+        "fixed": name in fixed,
+        "order": options.sort,
+        "shown": shown,
         "norms": found.tolist(),
-    }  # fmt: skip
+    }
     first = "the largest norm first" if options.sort == "norm" else "in the network's order"
     caption = (
         f"{len(shown)} of the {count} filters of {name}, {weights.shape[2]}x{weights.shape[3]}, {first}, with "

@@ -137,9 +137,14 @@ def page(shown: Sequence[tuple[Part, Explanation]], trained: Trained) -> str:
 
     second = next((n for n, (part, _) in enumerate(shown, 1) if "--train_steps" in part.command), None)
     return render(
-        "gallery", shown=shown, trained=trained, second=second, picture_uri=picture_uri, command=command,
+        "gallery",
+        shown=shown,
+        trained=trained,
+        second=second,
+        picture_uri=picture_uri,
+        command=command,
         width=_readable_width,
-    )  # fmt: skip
+    )
 
 
 def _readable_width(picture: Picture) -> int:

@@ -203,12 +203,23 @@ def show_grad_cam(subject: Subject, shown: Shown, layer: str, seed: int, explana
     check = _sanity(subject, shown, layer, seed)
     size = "x".join(map(str, maps.shape[1:]))
     explanation.numbers["grad_cam"] = {
-        "layer": layer, "map": list(maps.shape[1:]), "true_class": None if label is None else name[label],
-        "classes": [{"class": name[k], "role": role, "probability": float(shares[k]), "largest": float(cam.max())}
-                    for (k, role), cam in zip(asked, maps, strict=True)],
-        "sanity": {"steps": check.steps, "correlation_of_image": check.own, "mean_correlation": check.mean,
-                   "deviation": check.deviation, "standard_error": check.error, "images": check.images, "draws": DRAWS},
-    }  # fmt: skip
+        "layer": layer,
+        "map": list(maps.shape[1:]),
+        "true_class": None if label is None else name[label],
+        "classes": [
+            {"class": name[k], "role": role, "probability": float(shares[k]), "largest": float(cam.max())}
+            for (k, role), cam in zip(asked, maps, strict=True)
+        ],
+        "sanity": {
+            "steps": check.steps,
+            "correlation_of_image": check.own,
+            "mean_correlation": check.mean,
+            "deviation": check.deviation,
+            "standard_error": check.error,
+            "images": check.images,
+            "draws": DRAWS,
+        },
+    }
     titles = [f"{role}:\n{name[k]}, {shares[k]:.1%}" for k, role in asked]
     caption = (
         f"Grad-CAM of {subject.description} at layer {layer}: the brighter, the more the place raises the logit of the "

@@ -166,7 +166,7 @@ def bank(size: int = 5, sigma: float = 1.0) -> dict[str, Kernel]:
         "unsharp_mask": Kernel(unsharp_mask(size, sigma, 1.0), "the image plus what a blur takes away", False),
         "emboss": Kernel(np.array([[-2.0, -1, 0], [-1, 1, 1], [0, 1, 2]]), "relief, light from the upper left", False),
         "cross": Kernel(cross(size), "bright upright crosses", True),
-    }  # fmt: skip
+    }
 
 
 def apply(image: np.ndarray, kernel: np.ndarray, convolve: bool = False) -> np.ndarray:
@@ -284,8 +284,9 @@ def explain(options: Options) -> Explanation:
     wrapped = wrapped_share(grey(photo).round(), kernels["sobel_x"].values)
     rows = [
         (name, "x".join(map(str, k.values.shape)), f"{round(k.values.sum(), 9) + 0.0:g}", k.effect)
-        for name, k in kernels.items() if name in chosen
-    ]  # fmt: skip
+        for name, k in kernels.items()
+        if name in chosen
+    ]
     if "gradient" in chosen:
         rows.append(("gradient", "3x3", "-", "magnitude of Sobel's x and y: edges of all directions"))
     how = "convolution, the kernel flipped" if options.convolve else "correlation, as networks compute it"

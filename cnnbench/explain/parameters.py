@@ -78,9 +78,13 @@ def costs(
         UserError: A value is out of its range, or the kernel does not fit into the padded image.
     """
     named = {
-        "in_channels": in_channels, "image_size": size, "out_channels": out_channels, "kernel_size": kernel_size,
-        "stride": stride, "units": units,
-    }  # fmt: skip
+        "in_channels": in_channels,
+        "image_size": size,
+        "out_channels": out_channels,
+        "kernel_size": kernel_size,
+        "stride": stride,
+        "units": units,
+    }
     for name, value in named.items():
         if value < 1:
             raise UserError(f"{name} {value} must be at least 1")
@@ -99,14 +103,17 @@ def costs(
     return [
         Cost("convolution", window * o, o, window * outputs, f"{k}·{k}·{c}·{o}"),
         Cost(
-            "depthwise separable convolution", depthwise + c * o, c + o, (depthwise + c * o) * places,
+            "depthwise separable convolution",
+            depthwise + c * o,
+            c + o,
+            (depthwise + c * o) * places,
             f"{k}·{k}·{c} + {c}·{o}",
         ),
         Cost("locally connected", window * outputs, outputs, window * outputs, f"{k}·{k}·{c} · {maps}"),
         Cost("dense, to the same maps", pixels * outputs, outputs, pixels * outputs, f"{image} · {maps}"),
         Cost(f"dense, to {o} numbers, one per channel", pixels * o, o, pixels * o, f"{image} · {o}"),
         Cost(f"dense, to {units:,} numbers", pixels * units, units, pixels * units, f"{image} · {units:,}"),
-    ]  # fmt: skip
+    ]
 
 
 def stacked(in_channels: int, out_channels: int) -> tuple[int, int]:
@@ -150,10 +157,17 @@ def explain(options: Options) -> Explanation:
     found = costs(a.in_channels, a.image_size, a.out_channels, a.kernel_size, a.stride, padding, a.units)
     convolution, _, local, dense, per_channel, _ = found
     rows = [
-        (c.name, f"{c.weights:,}", c.formula, f"{c.biases:,}", f"{c.macs:,}", plain(c.mebibytes),
-         plain(c.weights / convolution.weights))
+        (
+            c.name,
+            f"{c.weights:,}",
+            c.formula,
+            f"{c.biases:,}",
+            f"{c.macs:,}",
+            plain(c.mebibytes),
+            plain(c.weights / convolution.weights),
+        )
         for c in found
-    ]  # fmt: skip
+    ]
     head = ("Layer", "Weights", "Formula", "Biases", "MACs", "MiB", "Weights x convolution's")
     shape = f"{a.in_channels}x{a.image_size}x{a.image_size} to {a.out_channels} maps, {a.kernel_size}x{a.kernel_size}"
     caption = (
@@ -172,12 +186,14 @@ def explain(options: Options) -> Explanation:
     stack_rows = [(name, f"{two:,}", f"{one:,}", f"{two / one:.2f}") for name, (two, one) in stacks.items()]
     stack_head = ("Channels", "Two 3x3", "One 5x5", "Two over one")
     return Explanation(
-        {"stacks": [{"channels": name, "two_3x3": two, "one_5x5": one} for name, (two, one) in stacks.items()],
-         "layers": [{**c._asdict(), "params": c.params, "mebibytes": c.mebibytes} for c in found]},
+        {
+            "stacks": [{"channels": name, "two_3x3": two, "one_5x5": one} for name, (two, one) in stacks.items()],
+            "layers": [{**c._asdict(), "params": c.params, "mebibytes": c.mebibytes} for c in found],
+        },
         [Table(f"From {shape}", head, rows), Table("Weights of stacks that see 5x5 pixels", stack_head, stack_rows)],
         [Picture("parameters", "Weights of layers for the same maps", caption, _draw(found))],
         [remark, STACKS],
-    )  # fmt: skip
+    )
 
 
 def _draw(found: Sequence[Cost]) -> Figure:

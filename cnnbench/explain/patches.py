@@ -149,9 +149,14 @@ def cut(image: np.ndarray, seen: Window | None) -> np.ndarray:
 
 
 def show_patches(
-    subject: Subject, data: ImageDataModule, layers: Sequence[str], images: int, count: int, fields: Mapping[str, Any],
+    subject: Subject,
+    data: ImageDataModule,
+    layers: Sequence[str],
+    images: int,
+    count: int,
+    fields: Mapping[str, Any],
     explanation: Explanation,
-) -> None:  # fmt: skip
+) -> None:
     """Add the patches that excite the channels of some layers most to an explanation.
 
     Args:
@@ -173,10 +178,22 @@ def show_patches(
         channels = selective_channels(found[name], ROWS, count)
         shown[name] = {channel: top_images(found[name], channel, count) for channel in channels}
         values, places = found[name]
-        rows.append({"layer": name, "receptive_field": fields.get(name), "channels": [
-            {"channel": channel, "patches": [
-                {"image": i, "value": float(values[i, channel]), "unit": places[i, channel].tolist()} for i in chosen]}
-            for channel, chosen in shown[name].items()]})  # fmt: skip
+        rows.append(
+            {
+                "layer": name,
+                "receptive_field": fields.get(name),
+                "channels": [
+                    {
+                        "channel": channel,
+                        "patches": [
+                            {"image": i, "value": float(values[i, channel]), "unit": places[i, channel].tolist()}
+                            for i in chosen
+                        ],
+                    }
+                    for channel, chosen in shown[name].items()
+                ],
+            }
+        )
     explanation.numbers["patches"] = {"images": images, "layers": rows}
     figure = _draw_patches(data, found, shown, fields, count)
     seen = [field_text(fields.get(name)) for name in layers]
@@ -201,9 +218,11 @@ def show_patches(
 
 
 def _limits(
-    found: Mapping[str, Responses], shown: Mapping[str, Mapping[int, Sequence[int]]], fields: Mapping[str, Any],
+    found: Mapping[str, Responses],
+    shown: Mapping[str, Mapping[int, Sequence[int]]],
+    fields: Mapping[str, Any],
     size: int,
-) -> str:  # fmt: skip
+) -> str:
     """Return sentences for the caption on grey borders and on windows larger than the image, if the picture has any."""
     seen = [
         window(field, found[name].places[i, channel].tolist())
@@ -221,9 +240,12 @@ def _limits(
 
 
 def _draw_patches(
-    data: ImageDataModule, found: Mapping[str, Responses], shown: Mapping[str, Mapping[int, Sequence[int]]],
-    fields: Mapping[str, Any], count: int,
-) -> Figure:  # fmt: skip
+    data: ImageDataModule,
+    found: Mapping[str, Responses],
+    shown: Mapping[str, Mapping[int, Sequence[int]]],
+    fields: Mapping[str, Any],
+    count: int,
+) -> Figure:
     """Return a figure with a part for every layer, a row for every channel, and a patch in every cell."""
     height = max(1, *(len(channels) for channels in shown.values()))
     cell = 0.56

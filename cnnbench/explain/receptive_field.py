@@ -389,12 +389,24 @@ def _explain_stacks(text: str, explanation: Explanation) -> None:
         rule = "-" if gap is None else "yes" if keeps_hdc_rule(stack) else "no"
         seen = int((paths > 0).sum())
         numbers[name] = {
-            "kind": words[name], "size": len(paths), "pixels": seen, "share": seen / paths.size, "hdc_m2": gap
-        }  # fmt: skip
-        rows.append((
-            name, words[name], str(len(paths)), f"{seen:,} of {paths.size:,}", f"{seen / paths.size:.1%}",
-            f"{paths.max():,}", "-" if gap is None else str(gap), rule,
-        ))  # fmt: skip
+            "kind": words[name],
+            "size": len(paths),
+            "pixels": seen,
+            "share": seen / paths.size,
+            "hdc_m2": gap,
+        }
+        rows.append(
+            (
+                name,
+                words[name],
+                str(len(paths)),
+                f"{seen:,} of {paths.size:,}",
+                f"{seen / paths.size:.1%}",
+                f"{paths.max():,}",
+                "-" if gap is None else str(gap),
+                rule,
+            )
+        )
     head = ("Rates", "Kind", "Field", "Pixels with a path", "Share", "Most paths", "HDC: M2", "HDC rule kept")
     explanation.numbers["dilations"] = numbers
     explanation.tables.append(Table("What stacks of dilated 3x3 convolutions cover", head, rows))

@@ -99,9 +99,12 @@ def explain(options: Options) -> Explanation:
     results = measure(cases, k, options.batch_size, options.rounds, device, precision, peaks)
     rows = [
         (
-            f"{r['channels']}{' (suspect)' if r['suspect'] else ''}", f"{r['resolution']}x{r['resolution']}",
-            f"{r['params'][0]:,}", f"{r['params'][1]:,}",
-            f"{r['params_ratio']:.2f}", f"{r['macs_ratio']:.2f}",
+            f"{r['channels']}{' (suspect)' if r['suspect'] else ''}",
+            f"{r['resolution']}x{r['resolution']}",
+            f"{r['params'][0]:,}",
+            f"{r['params'][1]:,}",
+            f"{r['params_ratio']:.2f}",
+            f"{r['macs_ratio']:.2f}",
             *(
                 text
                 for n in TIMES
@@ -112,7 +115,7 @@ def explain(options: Options) -> Explanation:
             ),
         )
         for r in results
-    ]  # fmt: skip
+    ]
     head = (
         "Channels",
         "Map",
@@ -127,17 +130,25 @@ def explain(options: Options) -> Explanation:
     )
     where = f"{hardware.device_name(device)}, {precision}, {options.batch_size} images"
     return Explanation(
-        {"kernel_size": k, "device": str(device), "precision": precision, "batch_size": options.batch_size,
-         "peaks": peaks.figures(), "cases": results},
+        {
+            "kernel_size": k,
+            "device": str(device),
+            "precision": precision,
+            "batch_size": options.batch_size,
+            "peaks": peaks.figures(),
+            "cases": results,
+        },
         [Table(f"Standard over separable, {k}x{k}; {where}", head, rows)],
         [Picture("separable", "Standard over separable convolutions", _caption(results, where), _draw(results, k))],
-        [*_findings(results),
-         "In brackets: 95 % interval of the ratio, from paired rounds; there is none with fewer than 6 of them.",
-         "Roofline: the times that the machine's measured peaks of arithmetic and of copying allow, standard over "
-         f"separable; arithmetic {with_unit(peaks.of(precision), 'FLOP/s')}, "
-         f"memory {with_unit(peaks.bytes_per_s, 'B/s')}.",
-         *_doubts(results)],
-    )  # fmt: skip
+        [
+            *_findings(results),
+            "In brackets: 95 % interval of the ratio, from paired rounds; there is none with fewer than 6 of them.",
+            "Roofline: the times that the machine's measured peaks of arithmetic and of copying allow, standard over "
+            f"separable; arithmetic {with_unit(peaks.of(precision), 'FLOP/s')}, "
+            f"memory {with_unit(peaks.bytes_per_s, 'B/s')}.",
+            *_doubts(results),
+        ],
+    )
 
 
 def measure(
@@ -187,9 +198,12 @@ def measure(
     def subject(kind: str, case: Case) -> Subject:
         shape = (case.channels, case.resolution, case.resolution)
         return Subject(
-            lambda: Timed(kind, case.channels), shape, case.channels, lambda m: torch.optim.SGD(m.parameters(), lr=0.0),
+            lambda: Timed(kind, case.channels),
+            shape,
+            case.channels,
+            lambda m: torch.optim.SGD(m.parameters(), lr=0.0),
             kinds=("inference", "training"),
-        )  # fmt: skip
+        )
 
     config = SpeedConfig(
         device,
@@ -211,8 +225,10 @@ def measure(
         shape = (case.channels, case.resolution, case.resolution)
         costs = [complexity(layer(kind, case.channels, kernel_size), shape, training=False) for kind in BOTH]
         found: dict[str, Any] = {
-            **case._asdict(), "params": [c.params for c in costs], "macs": [c.macs for c in costs],
-        }  # fmt: skip
+            **case._asdict(),
+            "params": [c.params for c in costs],
+            "macs": [c.macs for c in costs],
+        }
         for name in ("params", "macs"):
             found[f"{name}_ratio"] = found[name][0] / found[name][1]
         standard, separable = (times[f"{kind} {case}"] for kind in BOTH)
@@ -311,9 +327,12 @@ def _draw(results: Sequence[Mapping[str, Any]], kernel_size: int) -> Figure:
     for ax, (key, title) in zip(panels, (("forward", "inference"), ("training", "training step")), strict=True):
         # Expected ratio of multiply-adds: the inverse of 1/N + 1/k² (Howard et al. 2017).
         ax.plot(
-            channels, [1 / (1 / n + 1 / kernel_size**2) for n in channels], color="#555555", linestyle="--",
+            channels,
+            [1 / (1 / n + 1 / kernel_size**2) for n in channels],
+            color="#555555",
+            linestyle="--",
             label=f"multiply-adds, 1 / (1/N + 1/{kernel_size**2})",
-        )  # fmt: skip
+        )
         for index, resolution in enumerate(sorted({r["resolution"] for r in results})):
             some = [r for r in results if r["resolution"] == resolution]
             style = {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}

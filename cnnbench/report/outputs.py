@@ -41,9 +41,18 @@ TEXT_COLUMNS_OF_SEEDS = 2
 """Number of columns with text at the left of the table over seeds; all others hold numbers."""
 SEEDS_MEANING = "Test accuracy over seeds: mean, standard deviation (n - 1), lowest and highest."
 LEFT_OUT_WHEN_NARROW = (
-    "flops", "data", "activations", "train_images_per_s", "test_accuracy_interval", "train_accuracy", "budget",
-    "epochs", "resident_bytes", "peak_memory_bytes", "images_per_s",
-)  # fmt: skip
+    "flops",
+    "data",
+    "activations",
+    "train_images_per_s",
+    "test_accuracy_interval",
+    "train_accuracy",
+    "budget",
+    "epochs",
+    "resident_bytes",
+    "peak_memory_bytes",
+    "images_per_s",
+)
 """Keys of the columns that the terminal table leaves out, in this order, until it fits. Without the column of the data
 set, the label of each data set stands in a row above its records."""
 LONGEST_MODEL = 40

@@ -72,9 +72,12 @@ def draw_roofs(
     """
     rates = peaks["flops_per_s"]
     roof = Roof(
-        rates[number_format], peaks["bytes_per_s"], max([rate for _, rate in peaks["cached"]] + [peaks["bytes_per_s"]]),
-        number_format, {name: rate for name, rate in rates.items() if name != number_format},
-    )  # fmt: skip
+        rates[number_format],
+        peaks["bytes_per_s"],
+        max([rate for _, rate in peaks["cached"]] + [peaks["bytes_per_s"]]),
+        number_format,
+        {name: rate for name, rate in rates.items() if name != number_format},
+    )
     title = f"What networks reach of what the machine can do\n{where}"
     figure, axes = panels([title], many=True, height=5.6)
     ax = axes[title]
@@ -109,9 +112,10 @@ def _shown(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the kinds of layers that do arithmetic and take more than `LEAST_OF_TIME` of the network's time."""
     whole = sum(g["seconds"] or 0 for g in found["groups"])
     return [
-        g for g in found["groups"]
+        g
+        for g in found["groups"]
         if g["flops"] + g["other_ops"] and g["seconds"] and g["seconds"] > LEAST_OF_TIME * whole
-    ]  # fmt: skip
+    ]
 
 
 def _axes(ax: Axes, points: Sequence[tuple[float, float]], roof: Roof) -> None:
@@ -127,9 +131,13 @@ def _roof(ax: Axes, roof: Roof) -> None:
     ax.plot([low, roof.ridge, high], [roof.at(low), roof.flops_per_s, roof.flops_per_s], color="#222222", linewidth=1.6)
     ax.plot([roof.ridge] * 2, [ax.get_ylim()[0], roof.flops_per_s], color="#999999", linewidth=0.8, linestyle=":")
     ax.annotate(
-        f"ridge {roof.ridge:.3g} FLOP/byte", (roof.ridge, ax.get_ylim()[0]), xytext=(4, 5), textcoords="offset points",
-        fontsize=8, color=SOFT,
-    )  # fmt: skip
+        f"ridge {roof.ridge:.3g} FLOP/byte",
+        (roof.ridge, ax.get_ylim()[0]),
+        xytext=(4, 5),
+        textcoords="offset points",
+        fontsize=8,
+        color=SOFT,
+    )
     # Caches have a roof of their own only if they are clearly faster than memory.
     if roof.cached > 1.2 * roof.bytes_per_s:
         corner = roof.flops_per_s / roof.cached

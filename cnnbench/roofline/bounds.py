@@ -133,9 +133,13 @@ def _device_seconds(figures: Mapping[str, Any], graph: Mapping[str, Any]) -> dic
 
 
 def find_limits(
-    subject: Subject, figures: Mapping[str, Any], config: SpeedConfig, peaks: Peaks,
-    graph_s: Mapping[str, float] | None = None, device_s: Mapping[str, float] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    subject: Subject,
+    figures: Mapping[str, Any],
+    config: SpeedConfig,
+    peaks: Peaks,
+    graph_s: Mapping[str, float] | None = None,
+    device_s: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
     """Determine what limits the inference of a network, with one image and with a batch.
 
     Args:
@@ -187,10 +191,15 @@ def find_limits(
     with cudnn_benchmark(way.cudnn_benchmark):
         seconds = seconds_by_kind(model, x, precision, config.device)
     found["groups"] = [
-        {"kind": kind, **_costs(part), "intensity": part.intensity, "seconds": seconds.get(kind),
-         "predicted_s": part.seconds(peaks)}
+        {
+            "kind": kind,
+            **_costs(part),
+            "intensity": part.intensity,
+            "seconds": seconds.get(kind),
+            "predicted_s": part.seconds(peaks),
+        }
         for kind, part in many.load.by_kind().items()
-    ]  # fmt: skip
+    ]
     return found | {"uncounted": list(many.load.uncounted)}
 
 

@@ -51,9 +51,12 @@ def _leave_signals() -> None:
 
 
 def in_processes(
-    count: int, config: SpeedConfig, function: Callable[..., Mapping[str, Any]], *arguments: Any,
+    count: int,
+    config: SpeedConfig,
+    function: Callable[..., Mapping[str, Any]],
+    *arguments: Any,
     on_start: Callable[[int], None] = lambda _: None,
-) -> dict[str, dict[str, Any]]:  # fmt: skip
+) -> dict[str, dict[str, Any]]:
     """Time networks in fresh processes, which share the rounds and the time.
 
     Args:
@@ -70,9 +73,11 @@ def in_processes(
     """
     # -(-a // b) is a / b rounded up.
     share = replace(
-        config, rounds=-(-config.rounds // count), fewest_rounds=-(-config.fewest_rounds // count),
+        config,
+        rounds=-(-config.rounds // count),
+        fewest_rounds=-(-config.fewest_rounds // count),
         most_s=config.most_s / count,
-    )  # fmt: skip
+    )
     runs = []
     for index in range(count):
         on_start(index)

@@ -38,9 +38,11 @@ times along with the networks. It takes some milliseconds, so that its launch is
 
 
 def measure_speed(
-    subjects: Mapping[str, Subject], config: SpeedConfig, on_progress: Callable[[float, str], None] = lambda *_: None,
+    subjects: Mapping[str, Subject],
+    config: SpeedConfig,
+    on_progress: Callable[[float, str], None] = lambda *_: None,
     stopwatch: Callable[[torch.device], Stopwatch] = Stopwatch,
-) -> dict[str, dict[str, Any]]:  # fmt: skip
+) -> dict[str, dict[str, Any]]:
     """Time networks against each other.
 
     Args:

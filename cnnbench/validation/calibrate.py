@@ -220,23 +220,30 @@ def _judge_repetitions(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, bool],
     pair = " / ".join(PAIR)
     for which, some in (("quiet", quiet), ("all", rows)):
         texts = [f"{found[0]:.1%} ({found[1]:.1%}) {way}" for way, found in spreads[which].items() if found]
-        print(f"coefficient of variation (robust: by the median absolute deviation) of {pair}, {which} {len(some)} "
-              f"repetitions: {', '.join(texts)}")  # fmt: skip
+        print(
+            f"coefficient of variation (robust: by the median absolute deviation) of {pair}, {which} {len(some)} "
+            f"repetitions: {', '.join(texts)}"
+        )
     ratios = {
         f"{pair}, {way}": {"median": statistics.median(v), "low": min(v), "high": max(v)}
-        for way, key in ways.items() for v in ([row[key] for row in rows],)
-    }  # fmt: skip
+        for way, key in ways.items()
+        for v in ([row[key] for row in rows],)
+    }
     goals = {
         f"at most {GOALS['false verdicts']:.0%} false verdicts": false_share <= GOALS["false verdicts"],
-        f"at least {GOALS['planted slowdowns found']:.0%} of planted slowdowns found":
-            hit_share >= GOALS["planted slowdowns found"],
-        "the spread of a ratio at most half of that of the usual procedure":
-            judged is not None and judged <= GOALS["spread of a ratio"],
-    }  # fmt: skip
+        f"at least {GOALS['planted slowdowns found']:.0%} of planted slowdowns found": hit_share
+        >= GOALS["planted slowdowns found"],
+        "the spread of a ratio at most half of that of the usual procedure": judged is not None
+        and judged <= GOALS["spread of a ratio"],
+    }
     figures = {
-        "false verdicts": false_share, "planted slowdowns found": hit_share, "spread of a ratio": judged,
-        "coefficients_of_variation": spreads, "repetitions": len(rows), "suspect": suspect,
-    }  # fmt: skip
+        "false verdicts": false_share,
+        "planted slowdowns found": hit_share,
+        "spread of a ratio": judged,
+        "coefficients_of_variation": spreads,
+        "repetitions": len(rows),
+        "suspect": suspect,
+    }
     return goals, figures, ratios
 
 
@@ -258,8 +265,9 @@ def _judge_runs(runs: Sequence[dict[str, Any]], device: torch.device) -> tuple[d
     agree = [_agree(*(time_ratio(run[a], run[b], kind) for run in whole)) for kind, a, b in pairs]
     single = [
         _agree(*(time_ratio(run[a], run[b], kind) for run in both))
-        for both in zip(*halves, strict=True) for kind, a, b in pairs
-    ]  # fmt: skip
+        for both in zip(*halves, strict=True)
+        for kind, a, b in pairs
+    ]
     by_run = _verdicts([(whole[0], whole[1])], device)
     by_process = _verdicts(list(zip(*halves, strict=True)), device)
     false = [verdict != "no difference found" for verdict in (*by_run, *by_process)]
@@ -268,8 +276,10 @@ def _judge_runs(runs: Sequence[dict[str, Any]], device: torch.device) -> tuple[d
         f"ratios whose intervals meet, {PROCESSES} processes each": (sum(agree), len(agree)),
         "ratios whose intervals meet, one process each": (sum(single), len(single)),
     }
-    kinds_of_runs = ((f"{PROCESSES} processes each", [(whole[0], whole[1])], by_run),
-                     ("one process each", list(zip(*halves, strict=True)), by_process))  # fmt: skip
+    kinds_of_runs = (
+        (f"{PROCESSES} processes each", [(whole[0], whole[1])], by_run),
+        ("one process each", list(zip(*halves, strict=True)), by_process),
+    )
     for what, _, some in kinds_of_runs:
         wrong = sum(verdict != "no difference found" for verdict in some)
         shares[f"verdicts of compare, {what} (false)"] = (wrong, len(some))
@@ -280,21 +290,28 @@ def _judge_runs(runs: Sequence[dict[str, Any]], device: torch.device) -> tuple[d
             shares[f"slowdowns of {share:.0%} found by compare, {what}"] = (some.count("slower"), len(some))
     _print_shares("Two complete runs", shares)
     print(f"ranks of two runs: {' < '.join(ranks[0])} and {' < '.join(ranks[1])}")
-    print("standard deviation from process to process, in units of the yardstick: "
-          + ", ".join(f"{kind} {value:.1%}" for kind, value in between.items()))  # fmt: skip
+    print(
+        "standard deviation from process to process, in units of the yardstick: "
+        + ", ".join(f"{kind} {value:.1%}" for kind, value in between.items())
+    )
     figures: dict[str, Any] = {
-        "ranks": ranks, "ratios that agree": sum(agree) / len(agree), "verdicts of compare": len(false),
+        "ranks": ranks,
+        "ratios that agree": sum(agree) / len(agree),
+        "verdicts of compare": len(false),
         "of two complete runs": {what: list(counts) for what, counts in shares.items()},
-        "false verdicts of compare": sum(false) / len(false), "between processes": between,
+        "false verdicts of compare": sum(false) / len(false),
+        "between processes": between,
         "processes": [{n: {k: _middle(run, n, k) for k in KINDS} for n in DEFAULT} for run in runs],
-    }  # fmt: skip
+    }
     goals = {
         "two runs rank the networks alike": ranks[0] == ranks[1],
-        f"at least {GOALS['ratios that agree']:.0%} of the ratios of two runs agree within their intervals":
-            figures["ratios that agree"] >= GOALS["ratios that agree"],
-        f"at most {GOALS['false verdicts']:.0%} false verdicts of compare":
-            figures["false verdicts of compare"] <= GOALS["false verdicts"],
-    }  # fmt: skip
+        f"at least {GOALS['ratios that agree']:.0%} of the ratios of two runs agree within their intervals": figures[
+            "ratios that agree"
+        ]
+        >= GOALS["ratios that agree"],
+        f"at most {GOALS['false verdicts']:.0%} false verdicts of compare": figures["false verdicts of compare"]
+        <= GOALS["false verdicts"],
+    }
     return goals, figures
 
 
