@@ -354,9 +354,17 @@ def _unknown(kind: str, name: str, valid: Sequence[str]) -> UserError:
     return UserError(f"{unknown(kind, name, near)}, and {len(valid) - len(near)} more")
 
 
-def _from_callable(
-    name: str, module: str, attribute: str, arguments: dict[str, Any], wanted: _Wanted, strict: bool
-) -> Network:
+def _callable_of(name: str, module: str, attribute: str) -> Callable[..., Any]:
+    """Import the class or function that makes a network.
+
+    Args:
+        name: Network as it was named, for messages.
+        module: Module to import.
+        attribute: Name of the class or function in it.
+
+    Raises:
+        UserError: The module or the name is not there or not trusted, or it is nothing that makes a network.
+    """
     trust = current()
     if trust is not None:
         check_network(name, "a file", trust)
@@ -385,6 +393,13 @@ def _from_callable(
             f"'{name}' is a function that is not written in Python, which makes no network; give a class or function "
             "that does"
         )
+    return cast("Callable[..., Any]", factory)
+
+
+def _from_callable(
+    name: str, module: str, attribute: str, arguments: dict[str, Any], wanted: _Wanted, strict: bool
+) -> Network:
+    factory = _callable_of(name, module, attribute)
     try:
         accepted = dict(inspect.signature(factory).parameters)
     except ValueError:  # a function that is not written in Python may have no signature

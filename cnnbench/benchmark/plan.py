@@ -98,12 +98,31 @@ class Plan:
     """Options of pydantic for `load_plan`: unknown keys and values of another type are errors."""
 
     def __post_init__(self) -> None:
+        self._check_grid()
+        self._check_measures()
+        self._check_training()
+        self._check_numbers()
+
+    def _check_grid(self) -> None:
+        """Raise UserError unless the grid has cells, each once."""
         for name in ("models", "data", "seeds", "measures"):
             values = getattr(self, name)
             if not values:
                 raise UserError(f"{name} is empty; name at least one")
             if len(set(values)) < len(values):
                 raise UserError(f"{name} {','.join(map(str, values))} names something twice")
+        for seed in self.seeds:
+            if not 0 <= seed < 2**32:
+                raise UserError(f"seed {seed} is not in 0 to {2**32 - 1}, the range of every generator in use")
+        # A key is also the file name of a record, in which special characters become underscores.
+        keys = [cell.key for cell in self.cells()]
+        if len(set(keys)) < len(keys):
+            raise UserError(
+                f"models {', '.join(self.models)} have names that differ in punctuation only; leave one out"
+            )
+
+    def _check_measures(self) -> None:
+        """Raise UserError unless the measures exist and can be taken together."""
         for measure in self.measures:
             if measure not in MEASURES:
                 raise unknown("measure", measure, MEASURES)
@@ -116,12 +135,9 @@ class Plan:
                 "memory is how much a process on the CPU grows in the timed step: add speed to the measures, and "
                 "--device cpu; on a GPU speed has the peak memory"
             )
-        # A key is also the file name of a record, in which special characters become underscores.
-        keys = [cell.key for cell in self.cells()]
-        if len(set(keys)) < len(keys):
-            raise UserError(
-                f"models {', '.join(self.models)} have names that differ in punctuation only; leave one out"
-            )
+
+    def _check_training(self) -> None:
+        """Raise UserError unless budget, data options and recipe are possible."""
         if (self.budget_s is None) == (self.epochs is None):
             raise UserError("give either a budget in seconds or a number of epochs, not both")
         if self.budget_s is not None and not 0 < self.budget_s < float("inf"):
@@ -134,11 +150,11 @@ class Plan:
             raise UserError(f"learning_rate {self.learning_rate} must be a positive number, such as 0.001")
         if self.recipe is not None and self.recipe not in RECIPE_NAMES:
             raise unknown("recipe", self.recipe, RECIPE_NAMES)
+
+    def _check_numbers(self) -> None:
+        """Raise UserError unless the number format exists, and numbers are within their ranges."""
         if self.inference_precision not in (None, *INFERENCE_FORMATS):
             raise unknown("inference_precision", str(self.inference_precision), INFERENCE_FORMATS)
-        for seed in self.seeds:
-            if not 0 <= seed < 2**32:
-                raise UserError(f"seed {seed} is not in 0 to {2**32 - 1}, the range of every generator in use")
         for name in ("epochs", "batch_size", "speed_batch_size", "eval_batch_size", "processes"):
             value = getattr(self, name)
             if value is not None and value < 1:

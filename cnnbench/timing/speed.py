@@ -86,12 +86,14 @@ def measure_speed(
         return _measure(subjects, config, on_progress, stopwatch(config.device))
 
 
-def _measure(
+def _warm_up(
     subjects: Mapping[str, Subject], config: SpeedConfig, on_progress: Callable[[float, str], None], watch: Stopwatch
-) -> dict[str, dict[str, Any]]:
-    """Warm up all networks, time them in rounds, and return their figures; see `measure_speed`."""
-    # The yardstick is made before the networks, since one of them may break the device.
-    yardstick = _Yardstick(config)
+) -> tuple[dict[str, Timed], dict[str, dict[str, Any]], list[str]]:
+    """Build and warm up all networks.
+
+    Returns:
+        The networks by name; the failures by name; and why the device is broken, which is empty while it is not.
+    """
     timed: dict[str, Timed] = {}
     failed: dict[str, dict[str, Any]] = {}
     broken: list[str] = []
@@ -110,6 +112,16 @@ def _measure(
             if way.precision_of("latency") in INFERENCE_PRECISIONS:
                 failed[name]["error"] += f" (inference in {way.precision_of('latency')}; try --precision 32-true)"
             broken = _broken_by(name, failed[name], config.device)
+    return timed, failed, broken
+
+
+def _measure(
+    subjects: Mapping[str, Subject], config: SpeedConfig, on_progress: Callable[[float, str], None], watch: Stopwatch
+) -> dict[str, dict[str, Any]]:
+    """Warm up all networks, time them in rounds, and return their figures; see `measure_speed`."""
+    # The yardstick is made before the networks, since one of them may break the device.
+    yardstick = _Yardstick(config)
+    timed, failed, broken = _warm_up(subjects, config, on_progress, watch)
     start = time.monotonic()
     shuffler = random.Random(config.seed)
     with Conditions(config.device) as conditions, _no_collection():

@@ -250,22 +250,7 @@ class ImageClassifier(L.LightningModule):
                 f"num_classes {num_classes}, in_channels {in_channels} and image_size {image_size} must be whole "
                 "numbers of at least 1"
             )
-        if lr_scheduler is not None and optimizer is None:
-            raise UserError("lr_scheduler is given without optimizer; give both, or neither for the recipe")
-        if learning_rate is not None and optimizer is not None:
-            raise UserError("learning_rate belongs to the recipe; with an optimizer of your own, set optimizer.lr")
-        if recipe is not None and optimizer is not None:
-            raise UserError(f"recipe '{recipe}' has an optimizer of its own; leave out the recipe or the optimizer")
-        if recipe is not None and recipe not in RECIPES:
-            raise unknown("recipe", str(recipe), tuple(RECIPES))
-        if learning_rate is not None:
-            self.check_positive(learning_rate=learning_rate)
-        if lr_scheduler is not None and (schedule, warmup) != (None, None):
-            raise UserError("lr_scheduler and schedule or warmup exclude each other; give one of them")
-        if schedule is not None and schedule not in get_args(Schedule):
-            raise unknown("schedule", str(schedule), get_args(Schedule))
-        if warmup is not None and not 0 <= warmup < 1:
-            raise UserError(f"warmup {warmup} is a share of the training from 0 to below 1, such as 0.15")
+        self._check_recipe(optimizer, lr_scheduler, learning_rate, recipe, schedule, warmup)
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.image_size = image_size
@@ -303,6 +288,33 @@ class ImageClassifier(L.LightningModule):
         self._outcomes: list[tuple[int, Tensor, Tensor, Tensor]] = []
         self._random_state: dict[str, Tensor] | None = None
         self._logged_in_epoch = False
+
+    def _check_recipe(
+        self,
+        optimizer: OptimizerCallable | None,
+        lr_scheduler: LRSchedulerCallable | None,
+        learning_rate: float | None,
+        recipe: str | None,
+        schedule: str | None,
+        warmup: float | None,
+    ) -> None:
+        """Raise UserError where arguments of the training contradict each other, or are out of their range."""
+        if lr_scheduler is not None and optimizer is None:
+            raise UserError("lr_scheduler is given without optimizer; give both, or neither for the recipe")
+        if learning_rate is not None and optimizer is not None:
+            raise UserError("learning_rate belongs to the recipe; with an optimizer of your own, set optimizer.lr")
+        if recipe is not None and optimizer is not None:
+            raise UserError(f"recipe '{recipe}' has an optimizer of its own; leave out the recipe or the optimizer")
+        if recipe is not None and recipe not in RECIPES:
+            raise unknown("recipe", str(recipe), tuple(RECIPES))
+        if learning_rate is not None:
+            self.check_positive(learning_rate=learning_rate)
+        if lr_scheduler is not None and (schedule, warmup) != (None, None):
+            raise UserError("lr_scheduler and schedule or warmup exclude each other; give one of them")
+        if schedule is not None and schedule not in get_args(Schedule):
+            raise unknown("schedule", str(schedule), get_args(Schedule))
+        if warmup is not None and not 0 <= warmup < 1:
+            raise UserError(f"warmup {warmup} is a share of the training from 0 to below 1, such as 0.15")
 
     def take_steps_together(self, steps_per_call: int | None) -> None:
         """Set the number of optimizer steps within one call of Lightning's loop; call this before training.
