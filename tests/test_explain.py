@@ -20,17 +20,18 @@ from cnnbench.cli import main
 from cnnbench.commands import gallery
 from cnnbench.errors import UserError
 from cnnbench.explain.gallery import PARTS, Part, Trained, page
+from cnnbench.explain.options import TOOLS
 from cnnbench.models.speednet import SpeedNet
 from cnnbench.network import get_network
 
 
 def test_every_tool_is_a_module_and_says_how_it_is_used(capsys: pytest.CaptureFixture) -> None:
     modules = {p.stem for p in Path(explain.__file__).parent.glob("*.py")}
-    assert {name.replace("-", "_") for name in explain.TOOLS} <= modules
+    assert {name.replace("-", "_") for name in TOOLS} <= modules
     assert main(["explain"]) == 0
     listed = capsys.readouterr().out
-    assert all(f"  {name} " in listed for name in explain.TOOLS)
-    for name in explain.TOOLS:
+    assert all(f"  {name} " in listed for name in TOOLS)
+    for name in TOOLS:
         with pytest.raises(SystemExit) as ended:
             main(["explain", name, "--help"])
         assert ended.value.code == 0
@@ -153,7 +154,7 @@ def test_a_checkpoint_gives_back_the_network_and_its_data() -> None:
 
 
 def test_the_gallery_shows_every_tool_with_its_command() -> None:
-    assert [part.command.split()[0] for part in PARTS] == list(explain.TOOLS)
+    assert [part.command.split()[0] for part in PARTS] == list(TOOLS)
 
 
 def test_the_gallery_names_what_was_trained() -> None:

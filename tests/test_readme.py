@@ -15,7 +15,7 @@ import pytest
 import cnnbench.data
 from cnnbench.cli import COMMANDS, TRAINING, main
 from cnnbench.data import all_data, get_data
-from cnnbench.explain import TOOLS
+from cnnbench.explain.options import TOOLS
 from cnnbench.record import load_records
 from cnnbench.report.findings import front_sentences, over_seeds, speed_sentences
 from cnnbench.report.outputs import Report, to_markdown

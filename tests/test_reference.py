@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import struct
@@ -20,7 +19,7 @@ from cnnbench import references as reference
 from cnnbench.checkpoints import read_checkpoint
 from cnnbench.cli import main
 from cnnbench.errors import UserError
-from cnnbench.explain import TOOLS, tool
+from cnnbench.explain.options import TOOLS
 from cnnbench.record import Record, load_records, write_lines
 from cnnbench.report import figures
 from cnnbench.report.columns import DASH, columns_of
@@ -262,12 +261,10 @@ def test_shipped_weights_of_two_data_sets_are_told_apart_by_every_tool(capsys: p
     """The package's own: LeNet5 has weights for both data sets, so that a tool with --weights needs --data too."""
     asked = 0
     for name in TOOLS:
-        parser = argparse.ArgumentParser()
-        tool(name).add_arguments(parser)
-        options = {option for action in parser._actions for option in action.option_strings}
-        if "--weights" in options:
+        options = TOOLS[name].options.__dataclass_fields__.keys()
+        if "weights" in options:
             asked += 1
-            assert {"--data", "--data_dir"} <= options, name
+            assert {"data", "data_dir"} <= options, name
     assert asked >= 4
     assert main(["explain", "filters", "LeNet5", "--weights", "reference", "--json"]) == 2
     assert "LeNet5 was trained on CIFAR10 or MNIST; add --data NAME" in capsys.readouterr().err

@@ -11,8 +11,9 @@ from typing import Any
 from rich.table import Table
 
 from cnnbench.console import out, out_json, out_text, show, stdout_kept
-from cnnbench.errors import UserError
-from cnnbench.explain import TOOLS, Explanation, tool, write_picture
+from cnnbench.errors import UserError, unknown
+from cnnbench.explain import Explanation, tool, write_picture
+from cnnbench.explain.options import TOOLS
 from cnnbench.options import parse
 
 CAPTION_WIDTH = 110
@@ -40,8 +41,10 @@ def main(words: Sequence[str]) -> int:
         from cnnbench.commands import gallery
 
         return gallery.run(parse(gallery.Options, rest, command, gallery.EXAMPLE))
-    module = tool(name)
-    return _run_tool(module, parse(module.Options, rest, command, module.EXAMPLE))
+    if name not in TOOLS:
+        raise unknown("tool of `cnnbench explain`", name, [*TOOLS, "gallery"])
+    options: Any = parse(TOOLS[name].options, rest, command, TOOLS[name].example)
+    return _run_tool(tool(name), options)
 
 
 def _run_tool(module: Any, options: Any) -> int:
@@ -95,8 +98,8 @@ def _print_tables(explanation: Explanation) -> None:
 def _overview() -> str:
     """Return the help of ``cnnbench explain``: the list of its tools."""
     lines = ["usage: cnnbench explain TOOL ...", "", "The instruments, in the order of a course on CNNs:", ""]
-    for name, text in TOOLS.items():
-        lines.append(f"  {name:<17} {text}")
+    for name, about in TOOLS.items():
+        lines.append(f"  {name:<17} {about.summary}")
     lines.append(f"  {'gallery':<17} all of them on one page, with a freshly trained network")
     lines += ["", "`cnnbench explain TOOL --help` has the options. Pictures go to results/explain, or to --out."]
     lines += ["", "example: cnnbench explain kernels photo.jpg"]

@@ -1,9 +1,9 @@
 """The tools of ``cnnbench explain TOOL``, made for a course on convolutional networks.
 
-A tool is a module of this package with a dataclass ``Options`` (see `cnnbench.options`) and a function ``explain``,
-which takes the options and returns an `Explanation`: numbers, tables and pictures. A tool writes no files and prints
-nothing; the command and the gallery do that with its explanation. The module of a tool, with all that it needs, is
-imported only when the tool is chosen.
+A tool is a module of this package with a function ``explain``, which takes the options of the tool
+(`cnnbench.explain.options`) and returns an `Explanation`: numbers, tables and pictures. A tool writes no files and
+prints nothing; the command and the gallery do that with its explanation. The module of a tool, with all that it needs,
+is imported only when the tool runs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cnnbench.errors import unknown
+from cnnbench.explain.options import TOOLS
 from cnnbench.files import replacing
 from cnnbench.options import parse
 
@@ -23,22 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-TOOLS = {
-    "parameters": "dense, locally connected and convolutional layers for the same maps",
-    "convolution": "the sliding window step by step, and algorithms for it against each other",
-    "kernels": "classic filters on a photo: Sobel, Laplacian, Gaussian, sharpen, emboss and more",
-    "equivariance": "whether maps and classes follow when the image is shifted, with and without BlurPool",
-    "filters": "the filters of a convolution as images, learnt or random",
-    "feature-maps": "what layers answer to an image, Grad-CAM, and the patches that excite them most",
-    "sizes": "how large the maps of a network are, layer by layer, with parameters and memory",
-    "receptive-field": "which part of an image a unit can see, and which part it attends to",
-    "confusions": "which classes a network mistakes for which, from records or a trained network",
-    "separable": "depthwise separable against standard convolutions: parameters, multiply-adds, time",
-}
-"""Tools in the order of the course (see `gallery.PARTS`), with a description of each.
-
-The name of a tool's module has underscores in place of the dashes.
-"""
 _NUMBER = r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?[kMGT]?( ?%)?"
 NUMBERS = re.compile(rf"{_NUMBER}(( ?x ?| to ){_NUMBER})*( \(.*\))?")
 """Pattern of a number such as 1,000 or 5.1 %, a size such as 3x3, or a range, with an optional remark in brackets."""
@@ -125,7 +110,8 @@ def run(name: str, words: Sequence[str] = ()) -> Explanation:
         UserError: The name or an option is wrong.
     """
     module = tool(name)
-    explanation: Explanation = module.explain(parse(module.Options, words, f"cnnbench explain {name}", module.EXAMPLE))
+    about = TOOLS[name]
+    explanation: Explanation = module.explain(parse(about.options, words, f"cnnbench explain {name}", about.example))
     return explanation
 
 

@@ -15,25 +15,27 @@ import csv
 import io
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from cnnbench.data import get_data
 from cnnbench.errors import UserError, unknown
 from cnnbench.explain import Explanation, Picture, Table
-from cnnbench.explain.options import DataOptions
+from cnnbench.explain.options import ConfusionsOptions
+from cnnbench.explain.subjects import load_checkpoint, predict
 from cnnbench.files import read_text, reason
-from cnnbench.options import option
+from cnnbench.plots.grids import grid, outline, show
 from cnnbench.quality import Counts, accuracy, most_confused
 from cnnbench.record import Record, load_records
 from cnnbench.registry import split_names
+from cnnbench.report.figures import draw_confusion, name_classes
+from cnnbench.report.findings import contenders
 from cnnbench.stats import discoveries, mean_difference, two_proportions_p, wilson_interval
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from torch import Tensor
-
-EXAMPLE = "results/bench/20260101-120000 --data CIFAR10 --models VGG16,ResNet18"
 IMAGES = 8
 """Largest number of images that are shown for each kind of mistake."""
 _ROUNDED = 1e-3
@@ -228,31 +230,7 @@ def differences(first: Sequence[Counts], second: Sequence[Counts]) -> list[Diffe
     return sorted(marked, key=lambda d: -abs(d.first - d.second))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options(DataOptions):
-    """Show which classes a network mistakes for which, from records, a checkpoint or predictions."""
-
-    records: tuple[Path, ...] = option(
-        "Records: run folders of `cnnbench bench`, .json or .jsonl files.",
-        default=(),
-        positional=True,
-        metavar="RECORDS",
-    )
-    models: tuple[str, ...] | None = option(
-        "Use only these networks of the records; of two on the same data the difference is shown.",
-        default=None,
-        metavar="A,B",
-    )
-    ckpt_path: Path | None = option(
-        "Checkpoint of `cnnbench fit`: test it, and show the images.", default=None, metavar="FILE"
-    )
-    predictions: Path | None = option(
-        "File predictions.csv of `cnnbench predict`, with --data.", default=None, metavar="FILE"
-    )
-    pairs: int = option("Mistakes in lists and pictures.", default=6, metavar="N", least=1)
-
-
-def explain(options: Options) -> Explanation:
+def explain(options: ConfusionsOptions) -> Explanation:
     """Show which classes are confused, from records, a checkpoint or predictions.
 
     Raises:
@@ -285,10 +263,8 @@ def explain(options: Options) -> Explanation:
     return explanation
 
 
-def _from_records(options: Options) -> list[Matrix]:
+def _from_records(options: ConfusionsOptions) -> list[Matrix]:
     """Return one matrix per network, data set and settings, with all of its training runs."""
-    from cnnbench.report.findings import contenders
-
     records = [r for r in load_records(options.records) if r.confusion_matrix is not None]
     if not records:
         raise UserError("the records have no confusion matrices; measure quality with `cnnbench bench`")
@@ -322,17 +298,12 @@ def _only(records: Sequence[Record], kind: str, key: str, names: Sequence[str]) 
     return [record for record in records if getattr(record, key) in names]
 
 
-def _from_images(options: Options) -> tuple[Matrix, Picture]:
+def _from_images(options: ConfusionsOptions) -> tuple[Matrix, Picture]:
     """Return the matrix of a checkpoint or of a predictions file, and a picture of the images behind its worst cells.
 
     Raises:
         UserError: The data set is not known, the options contradict each other, or the predictions do not fit the data.
     """
-    import torch
-
-    from cnnbench.data import get_data
-    from cnnbench.explain.subjects import load_checkpoint, predict
-
     if options.predictions is not None:
         if options.ckpt_path or options.data is None:
             raise UserError("--predictions goes with --data NAME, and without --ckpt_path")
@@ -371,8 +342,6 @@ def _read_predictions(path: Path) -> Tensor:
     Raises:
         UserError: The file is not such a file; the message names the line.
     """
-    import torch
-
     rows = _rows_of(path)
     mend = "`cnnbench predict` writes such a file"
     if not rows or rows[0][:3] != ["image", "true", "predicted"]:
@@ -423,8 +392,6 @@ def _check_predictions(path: Path, names: Sequence[str], labels: Sequence[int], 
 
 def _describe(matrix: Matrix, limit: int, explanation: Explanation) -> None:
     """Add the tables, the picture and the numbers of one matrix to the explanation."""
-    from cnnbench.report.figures import draw_confusion
-
     counts, names = matrix.counts, matrix.classes
     figures, pairs = class_figures(counts, matrix.trainings), confused_pairs(counts, limit, matrix.trainings)
     directed = most_confused(counts, limit)
@@ -503,8 +470,6 @@ def _note(matrix: Matrix) -> str:
 
 def _worst_images(matrix: Matrix, images: Tensor, labels: Tensor, probabilities: Tensor, limit: int) -> Picture:
     """Draw the test images behind the most frequent mistakes: a row for each mistake, the most confident ones first."""
-    from cnnbench.plots.grids import grid, show
-
     confidence, predicted = probabilities.max(1)
     worst = most_confused(matrix.counts, limit)
     figure, axes = grid(max(len(worst), 1) * IMAGES, IMAGES, cell=0.71)
@@ -575,10 +540,6 @@ def _compare(first: Matrix, second: Matrix, limit: int, explanation: Explanation
 
 
 def _draw_difference(first: Matrix, second: Matrix, found: Sequence[Difference]) -> Figure:
-    from matplotlib.figure import Figure
-
-    from cnnbench.plots.grids import outline
-    from cnnbench.report.figures import name_classes
 
     shares = [[[n / max(sum(row), 1) for n in row] for row in m.counts] for m in (first, second)]
     points = [[100 * (b - a) for a, b in zip(*rows, strict=True)] for rows in zip(*shares, strict=True)]

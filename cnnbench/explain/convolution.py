@@ -12,29 +12,33 @@ kernel, which gives the convolution of mathematics.
 
 from __future__ import annotations
 
+import io
 import math
 import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator
+from PIL import Image
+from PIL.Image import Image as Frame
 from threadpoolctl import threadpool_limits
 
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
-from cnnbench.explain.options import ToolOptions
-from cnnbench.options import option
+from cnnbench.explain.options import ConvolutionOptions
+from cnnbench.plots.drawing import MARKERS, PALETTE, log_axis
+from cnnbench.plots.grids import outline
+from cnnbench.registry import whole_numbers
+from cnnbench.timing.conditions import Conditions, reasons_to_doubt
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from PIL.Image import Image as Frame
-
-EXAMPLE = "--stride 2 --padding 1"
 MOST_PLACES = 150
 """Largest number of window positions that is drawn; each position becomes a frame of the animation."""
 Pair = int | tuple[int, int]
@@ -233,9 +237,6 @@ def _prepared(x: np.ndarray, w: np.ndarray, settings: Settings) -> tuple[np.ndar
 
 def torch_conv2d(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) -> np.ndarray:
     """Compute the same as `conv2d` with torch, in float64, for comparison."""
-    import torch
-    import torch.nn.functional as F
-
     stride, padding, dilation, groups, flip = settings
     weights = torch.from_numpy(np.array(w[:, :, ::-1, ::-1] if flip else w, dtype=np.float64, order="C"))
     images = torch.from_numpy(np.array(x, dtype=np.float64, order="C"))
@@ -274,8 +275,6 @@ def race(sizes: Sequence[int], kernels: Sequence[int], rounds: int, seed: int = 
         Milliseconds of a call in each round, by algorithm and then by case, ``"size,kernel"``. Sizes at which the loop
         or the Toeplitz matrix would take long are left out for these two.
     """
-    import torch
-
     generator, shuffler = np.random.default_rng(seed), random.Random(seed)
     ways = ALGORITHMS | {"torch": torch_conv2d}
     calls: dict[tuple[str, str], Callable[[], Any]] = {}
@@ -340,20 +339,7 @@ def crossover(times: dict[str, dict[str, list[float]]], size: int, kernels: Sequ
     return ahead
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options(ToolOptions):
-    """Show the sliding window step by step, its matrix, and algorithms for it against each other."""
-
-    stride: int = option("Stride of the drawn window.", default=1, metavar="S")
-    padding: int = option("Zeros on each side.", default=0, metavar="P")
-    dilation: int = option("Pixels between taps.", default=1, metavar="D")
-    convolve: bool = option("Flip the kernel: convolution in place of correlation.", default=False)
-    sizes: str = option("Sizes of the race's images, in pixels.", default="16,32,64,128,256", metavar="A,B")
-    kernels: str = option("Sizes of the race's kernels, in pixels.", default="3,5,7,11,15,21,31", metavar="A,B")
-    rounds: int = option("Turns of the race; 0 for none.", default=5, metavar="N")
-
-
-def explain(options: Options) -> Explanation:
+def explain(options: ConvolutionOptions) -> Explanation:
     """Draw the sliding window and the matrix for a small image, and race the algorithms.
 
     Raises:
@@ -416,14 +402,12 @@ def explain(options: Options) -> Explanation:
     return explanation
 
 
-def _raced(options: Options) -> tuple[list[int], list[int]]:
+def _raced(options: ConvolutionOptions) -> tuple[list[int], list[int]]:
     """Return the image sizes and the kernel sizes of the race, in pixels.
 
     Raises:
         UserError: A size is repeated or does not fit, the rounds are out of range, or im2col's matrix is too large.
     """
-    from cnnbench.registry import whole_numbers
-
     sizes, kernels = (whole_numbers(name, getattr(options, name)) for name in ("sizes", "kernels"))
     for name, values in (("sizes", sizes), ("kernels", kernels)):
         if len(getattr(options, name).split(",")) > len(values):
@@ -476,9 +460,6 @@ def _answer(out: np.ndarray, settings: Settings) -> str:
 
 
 def _add_race(explanation: Explanation, sizes: list[int], kernels: list[int], rounds: int) -> None:
-    import torch
-
-    from cnnbench.timing.conditions import Conditions, reasons_to_doubt
 
     with Conditions(torch.device("cpu")) as conditions:
         times = race(sizes, kernels, rounds)
@@ -598,9 +579,6 @@ def _window(ax: Any, image: np.ndarray, out: np.ndarray, settings: Settings, ste
         step: Index of the window position, row by row.
         target: Panel for the output.
     """
-    from cnnbench.plots.drawing import PALETTE
-    from cnnbench.plots.grids import outline
-
     py, px = settings.padding
     padded = np.pad(image, ((py, py), (px, px)))
     kernel = EDGE[::-1, ::-1] if settings.flip else EDGE
@@ -649,11 +627,6 @@ def _sum_in_words(image: np.ndarray, out: np.ndarray, settings: Settings, step: 
 
 def _frame(image: np.ndarray, out: np.ndarray, settings: Settings, step: int) -> Frame:
     """Draw one step of the animation as an image."""
-    import io
-
-    from matplotlib.figure import Figure
-    from PIL import Image
-
     figure = Figure(figsize=(6.4, 3.5), dpi=90)
     left, right = figure.add_axes((0.02, 0.14, 0.5, 0.78)), figure.add_axes((0.56, 0.14, 0.42, 0.78))
     _window(left, image, out, settings, step, right)
@@ -666,7 +639,6 @@ def _frame(image: np.ndarray, out: np.ndarray, settings: Settings, step: int) ->
 
 
 def _strip(image: np.ndarray, out: np.ndarray, settings: Settings, steps: Sequence[int]) -> Figure:
-    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2.3 * len(steps), 4.2), layout="constrained")
     axes = figure.subplots(2, len(steps), squeeze=False)
@@ -678,9 +650,6 @@ def _strip(image: np.ndarray, out: np.ndarray, settings: Settings, steps: Sequen
 
 def _draw_matrix(matrix: np.ndarray, image: np.ndarray, out: np.ndarray) -> Figure:
     """Draw the matrix, and next to it the image and the output as columns."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
     figure = Figure(figsize=(8.0, 3.6 * max(0.6, len(matrix) / matrix.shape[1] * 1.6)), layout="constrained")
     axes = figure.subplots(1, 3, width_ratios=[matrix.shape[1], 4, 4])
     bound = np.abs(matrix).max() or 1
@@ -711,10 +680,6 @@ def _apart(values: Sequence[int]) -> list[int]:
 def _draw_race(
     times: dict[str, dict[str, list[float]]], size: int, kernel: int, sizes: Sequence[int], kernels: Sequence[int]
 ) -> Figure:
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator
-
-    from cnnbench.plots.drawing import MARKERS, PALETTE, log_axis
 
     figure = Figure(figsize=(9.6, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)

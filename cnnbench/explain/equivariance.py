@@ -11,28 +11,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
+import lightning as L
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor, nn
 
+from cnnbench.benchmark.run import quiet_lightning
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
 from cnnbench.explain.kernels import binomial
-from cnnbench.explain.options import NetworkOptions
-from cnnbench.options import option
+from cnnbench.explain.options import EquivarianceOptions
+from cnnbench.explain.subjects import Subject, find_subject, image_for, load_checkpoint, read_photo
+from cnnbench.network import make_classifier
+from cnnbench.plots.drawing import LINES, MARKERS, PALETTE
+from cnnbench.plots.grids import grid, show
 from cnnbench.stats import wilson_interval
+from cnnbench.training.classifier import ImageClassifier, TimeBudget
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from cnnbench.explain.subjects import Subject
-    from cnnbench.training.classifier import ImageClassifier
-
-EXAMPLE = "--ckpt_path results/runs/SimpleCNN-CIFAR10/<date>/checkpoints/last.ckpt"
 LAYER_SHIFT = 8
 """Largest shift of the photo, in pixels, when single layers and stacks are measured."""
 SIDE = 64
@@ -367,43 +366,7 @@ def _share(hits: Tensor) -> Share:
     return Share(count / total, *wilson_interval(count, total))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options(NetworkOptions):
-    """Show whether maps and classes follow when the image is shifted, with and without BlurPool."""
-
-    compare: Path | None = option(
-        "Another checkpoint of `cnnbench fit`, drawn beside the network.", default=None, metavar="FILE"
-    )
-    train_seconds: float = option(
-        "Train MODEL for about this many seconds, and a copy with BlurPool for as many steps, and compare them "
-        "(default: train nothing).",
-        default=0.0,
-        metavar="S",
-        least=0,
-    )
-    train_steps: int = option(
-        "Train both for this many steps, whatever the machine (default: train nothing).",
-        default=0,
-        metavar="N",
-        least=0,
-    )
-    images: int = option(
-        "Validation images; test images where no validation images are known.", default=1000, metavar="N", least=1
-    )
-    max_shift: int = option("Largest shift of the images.", default=8, metavar="PIXELS", least=1)
-
-    def __post_init__(self) -> None:
-        if self.train_seconds and self.train_steps:
-            raise UserError("give --train_seconds or --train_steps, not both")
-        trains = self.train_seconds or self.train_steps
-        if trains and not (self.model and self.data):
-            asked = "--train_steps" if self.train_steps else "--train_seconds"
-            raise UserError(f"{asked} trains MODEL on --data; give both, such as SimpleCNN --data CIFAR10")
-        if self.compare and not (self.model or self.ckpt_path):
-            raise UserError("--compare is drawn beside a network; give --ckpt_path FILE too")
-
-
-def explain(options: Options) -> Explanation:
+def explain(options: EquivarianceOptions) -> Explanation:
     """Measure layers on a photo, and a network on shifted images if the options name one.
 
     Raises:
@@ -422,7 +385,6 @@ def explain(options: Options) -> Explanation:
 
 
 def _add_layers(found: Explanation, seed: int) -> None:
-    from cnnbench.explain.subjects import image_for, read_photo
 
     image = image_for((3, SIDE, SIDE), read_photo()).double()
     shifts = range(LAYER_SHIFT + 1)
@@ -472,8 +434,7 @@ def _error(value: float) -> str:
     return "-" if value != value else "0" if value == 0 else f"{value:.1e}" if value < 1e-3 else f"{value:.3f}"
 
 
-def _add_networks(found: Explanation, options: Options) -> None:
-    from cnnbench.explain.subjects import find_subject, load_checkpoint
+def _add_networks(found: Explanation, options: EquivarianceOptions) -> None:
 
     subject = find_subject(options)
     data = _open(subject)
@@ -597,7 +558,7 @@ def _augmentation(subjects: Sequence[Subject], names: Sequence[str]) -> str:
     return f"Augmentation of the training images: {'; '.join(parts)}. "
 
 
-def _trained(options: Options, data: Any, found: Explanation) -> list[tuple[str, nn.Module]]:
+def _trained(options: EquivarianceOptions, data: Any, found: Explanation) -> list[tuple[str, nn.Module]]:
     """Train MODEL and a copy of it with BlurPool, from the same initial weights and for the same number of steps.
 
     With ``train_seconds``, a third copy is trained for a part of that time (`PROBE`) and thrown away, to estimate how
@@ -607,12 +568,6 @@ def _trained(options: Options, data: Any, found: Explanation) -> list[tuple[str,
     Returns:
         Names and networks, on the CPU and in evaluation mode: MODEL, then the copy with BlurPool.
     """
-    import lightning as L
-
-    from cnnbench.benchmark.run import quiet_lightning
-    from cnnbench.network import make_classifier
-    from cnnbench.training.classifier import TimeBudget
-
     quiet_lightning()
 
     def fit(model: ImageClassifier, steps: int, callbacks: Sequence[L.Callback] = ()) -> int:
@@ -654,7 +609,6 @@ def _trained(options: Options, data: Any, found: Explanation) -> list[tuple[str,
 
 
 def _draw_maps(image: Tensor, measured: Mapping[str, Sequence[tuple[float, float, Tensor]]]) -> Figure:
-    from cnnbench.plots.grids import grid, show
 
     figure, axes = grid(len(measured) + 1, 3, cell=1.9)
     show(axes[0], image[0].permute(1, 2, 0), "photo", "unit")
@@ -665,9 +619,6 @@ def _draw_maps(image: Tensor, measured: Mapping[str, Sequence[tuple[float, float
 
 
 def _draw_layers(measured: Mapping[str, Sequence[tuple[float, float, Tensor]]]) -> Figure:
-    from matplotlib.figure import Figure
-
-    from cnnbench.plots.drawing import LINES, MARKERS, PALETTE
 
     figure = Figure(figsize=(5.7, 6.6), layout="constrained")
     axes = figure.subplots(2, 1, sharey=True)
@@ -695,10 +646,6 @@ def _draw_layers(measured: Mapping[str, Sequence[tuple[float, float, Tensor]]]) 
 
 
 def _draw_curves(curves: Sequence[Curve]) -> Figure:
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
-
-    from cnnbench.plots.drawing import LINES, PALETTE
 
     figure = Figure(figsize=(5.7, 5.2), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey="row")

@@ -7,26 +7,24 @@ the patches are in `cnnbench.explain.patches`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+from cnnbench.counting.complexity import receptive_fields
 from cnnbench.errors import UserError
-from cnnbench.explain import Explanation, Picture, Table
-from cnnbench.explain.options import NetworkOptions
-from cnnbench.options import option
+from cnnbench.explain import Explanation, Picture, Table, activations
+from cnnbench.explain.activations import LayerMap, record
+from cnnbench.explain.grad_cam import show_grad_cam
+from cnnbench.explain.images import Shown, find_image
+from cnnbench.explain.options import FeatureMapsOptions
+from cnnbench.explain.patches import field_text, show_patches, window
+from cnnbench.explain.subjects import Subject, find_subject
+from cnnbench.plots.drawing import PALETTE
+from cnnbench.plots.grids import grid, outline, show
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from cnnbench.explain.activations import LayerMap
-    from cnnbench.explain.images import Shown
-    from cnnbench.explain.subjects import Subject
-
-EXAMPLE = "--ckpt_path results/runs/ResNet18-CIFAR10/<date>/checkpoints/last.ckpt --index 7"
 CHANNELS, COLUMNS = 8, 4
 """Largest number of channels of a layer in the picture of feature maps, and number of channels in a row."""
 
@@ -34,38 +32,12 @@ Fields = Mapping[str, Any]
 """Receptive fields by name of the layer, as `cnnbench.counting.complexity.receptive_fields` returns them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options(NetworkOptions):
-    """Show what layers answer to an image, Grad-CAM, and the patches that excite channels most."""
-
-    image: Path | None = option(
-        "Image to look at (default: --index 0 of the data, else a photo).", default=None, metavar="FILE"
-    )
-    index: int | None = option(
-        "Training image to look at, in the order of the split.", default=None, metavar="N", least=0
-    )
-    layers: str | None = option("Layers by name (default: the last of every resolution).", default=None, metavar="A,B")
-    before_activation: bool = option(
-        "Show what goes into the activation function at the end of a layer.", default=False
-    )
-    cam_layer: str | None = option("Layer for Grad-CAM (default: the last of --layers).", default=None, metavar="NAME")
-    patches: int = option("Patches for each channel; 0 for none.", default=6, metavar="K", least=0)
-    images: int = option("Training images to take patches from.", default=2000, metavar="N", least=1)
-
-
-def explain(options: Options) -> Explanation:
+def explain(options: FeatureMapsOptions) -> Explanation:
     """Return feature maps, Grad-CAM and patches of a network.
 
     Raises:
         UserError: An option is wrong, or the network, the image or the data cannot be used.
     """
-    from cnnbench.counting.complexity import receptive_fields
-    from cnnbench.explain import activations
-    from cnnbench.explain.grad_cam import show_grad_cam
-    from cnnbench.explain.images import find_image
-    from cnnbench.explain.patches import show_patches
-    from cnnbench.explain.subjects import find_subject
-
     subject = find_subject(options)
     model, shape = subject.model, subject.image_shape
     asked = [name.strip() for name in options.layers.split(",")] if options.layers else []
@@ -96,9 +68,6 @@ def _show_maps(
     subject: Subject, shown: Shown, layers: Sequence[str], before: bool, fields: Fields, explanation: Explanation
 ) -> None:
     """Add the table and the picture of the layers' feature maps to an explanation."""
-    from cnnbench.explain.activations import record
-    from cnnbench.explain.patches import field_text
-
     found = record(subject.model, shown.x, layers, before)
     rows, numbers, chosen = [], [], {}
     for name in layers:
@@ -147,9 +116,6 @@ def _draw_maps(
     shown: Shown, found: Mapping[str, LayerMap], chosen: Mapping[str, Sequence[int]], before: bool, fields: Fields
 ) -> Figure:
     """Return a figure with a group of rows for every layer: the image on the left, feature maps beside it."""
-    from cnnbench.explain.patches import field_text
-    from cnnbench.plots.grids import grid, show
-
     most = max(1, *(len(order) for order in chosen.values()))
     columns, rows = 1 + min(most, COLUMNS), -(-most // COLUMNS)
     figure, axes = grid(len(found) * rows * columns, columns, cell=0.95)
@@ -170,10 +136,6 @@ def _draw_maps(
 
 def _frame(ax: Axes, pixels: np.ndarray, field: Any, place: tuple[int, int]) -> None:
     """Outline the part of the image that a unit sees; draw nothing if the receptive field is not known."""
-    from cnnbench.explain.patches import window
-    from cnnbench.plots.drawing import PALETTE
-    from cnnbench.plots.grids import outline
-
     if field is None:
         return
     ranges = window(field, place) if isinstance(field, dict) else tuple((0, n) for n in pixels.shape[:2])

@@ -7,47 +7,31 @@ channel.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import nn
 
+from cnnbench.blocks import WhiteningConv2d
 from cnnbench.errors import UserError, unknown
 from cnnbench.explain import Explanation, Picture, Table
-from cnnbench.explain.options import NetworkOptions
-from cnnbench.options import option
+from cnnbench.explain.activations import outputs
+from cnnbench.explain.options import FEW_FILTERS, FiltersOptions
+from cnnbench.explain.subjects import find_subject
+from cnnbench.plots.grids import grid, outline, show
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from torch import nn
-
-EXAMPLE = "--ckpt_path results/runs/ResNet18-CIFAR10/<date>/checkpoints/last.ckpt"
 COLUMNS = 12
 """Largest number of panels in a row of the picture: filters, or input channels of one filter."""
-FEW = 8
-"""Default number of filters in a picture in which each filter has a row of its own."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options(NetworkOptions):
-    """Show the filters of a convolution as images, learnt or random."""
-
-    layer: str | None = option("Convolution to show (default: the first that learns).", default=None, metavar="NAME")
-    sort: str = option("Order: norm for the largest first, network for the network's own.", default="norm")
-    filters: int | None = option(
-        f"Filters to show (default: 96, or {FEW} where each has a row).", default=None, metavar="N", least=1
-    )
-
-
-def explain(options: Options) -> Explanation:
+def explain(options: FiltersOptions) -> Explanation:
     """Return a picture of one convolution's filters, and a table of all convolutions.
 
     Raises:
         UserError: The order or the layer is unknown, or the network has no convolution.
     """
-    from cnnbench.explain.subjects import find_subject
-
     if options.sort not in ("norm", "network"):
         raise unknown("order", options.sort, ("norm", "network"))
     subject = find_subject(options)
@@ -65,7 +49,7 @@ def explain(options: Options) -> Explanation:
     colour = channels == 3 and layer is next(iter(layers.values())) and layer.groups == 1
     # Filters of several channels that are not colours get a row each, with a column per input channel.
     rows = not colour and channels > 1
-    shown = order[: options.filters or (FEW if rows else 96)].tolist()
+    shown = order[: options.filters or (FEW_FILTERS if rows else 96)].tolist()
     numbers: dict[str, Any] = {
         "model": subject.name,
         "trained": subject.trained,
@@ -123,10 +107,6 @@ def convolutions(model: nn.Module, image_shape: Sequence[int]) -> dict[str, nn.C
     Raises:
         UserError: The network has no such convolution, or does not run on such images.
     """
-    from torch import nn
-
-    from cnnbench.explain.activations import outputs
-
     modules = dict(model.named_modules())
     found = {name: m for name in outputs(model, image_shape) if isinstance(m := modules[name], nn.Conv2d)}
     if not found:
@@ -165,8 +145,6 @@ def colours(kernel: np.ndarray) -> np.ndarray:
 
 def _origin(layer: nn.Conv2d) -> str:
     """Return a phrase on the origin of filters that training does not change."""
-    from cnnbench.blocks import WhiteningConv2d
-
     if not isinstance(layer, WhiteningConv2d):
         return "training leaves them as they are"
     if layer.whitened:
@@ -192,8 +170,6 @@ def _row(name: str, conv: nn.Conv2d) -> tuple[str, ...]:
 
 def _draw(weights: np.ndarray, found: np.ndarray, shown: Sequence[int], colour: bool) -> Figure:
     """Return a figure of filters in a grid, of one channel each, or of three channels drawn as colours."""
-    from cnnbench.plots.grids import grid, show
-
     columns = min(range(COLUMNS, COLUMNS // 2, -1), key=lambda n: -len(shown) % n)  # as few empty cells as possible
     figure, axes = grid(len(shown), columns, cell=0.7, ratio=weights.shape[2] / weights.shape[3])
     for ax, index in zip(axes, shown, strict=True):
@@ -206,8 +182,6 @@ def _draw(weights: np.ndarray, found: np.ndarray, shown: Sequence[int], colour: 
 
 def _draw_rows(weights: np.ndarray, found: np.ndarray, shown: Sequence[int]) -> Figure:
     """Return a figure with a row for each filter and a column for each input channel."""
-    from cnnbench.plots.grids import grid
-
     columns = min(weights.shape[1], COLUMNS)
     figure, axes = grid(
         len(shown) * columns, columns, cell=0.7, ratio=weights.shape[2] / weights.shape[3], titles=False
@@ -227,6 +201,4 @@ def _draw_rows(weights: np.ndarray, found: np.ndarray, shown: Sequence[int]) -> 
 
 def _frame(ax: Axes, weights: np.ndarray) -> None:
     """Draw a thin line around a filter, so that a white filter is visible too."""
-    from cnnbench.plots.grids import outline
-
     outline(ax, (0, 0), weights.shape[2:], "#999999", linewidth=0.6, clip_on=False)

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from PIL import Image
 
 from cnnbench.errors import UserError, unknown
 from cnnbench.explain import Explanation, Picture, Table
-from cnnbench.explain.options import ToolOptions
-from cnnbench.options import option
+from cnnbench.explain.options import KernelsOptions
+from cnnbench.explain.subjects import read_photo
+from cnnbench.plots.grids import grid, show
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-EXAMPLE = "photo.jpg --colour"
 LARGEST_SIDE = 512
 """Largest height or width of a photo in pixels; larger photos are scaled down before they are filtered."""
 LARGEST_KERNEL = 101
@@ -185,9 +184,6 @@ def apply(image: np.ndarray, kernel: np.ndarray, convolve: bool = False) -> np.n
         UserError: The kernel has an even side, or the image is too small for its border to be mirrored by half the
             kernel.
     """
-    import torch
-    import torch.nn.functional as F
-
     height, width = kernel.shape
     if height % 2 == 0 or width % 2 == 0:
         raise UserError(f"a filter of {height}x{width} has no middle; give it odd sides")
@@ -239,30 +235,12 @@ def grey(photo: np.ndarray) -> np.ndarray:
     return photo @ np.array([0.299, 0.587, 0.114])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options(ToolOptions):
-    """Filter a photo with classic kernels: Sobel, Laplacian, Gaussian, sharpen, emboss and more."""
-
-    image: Path | None = option(
-        "PNG or JPEG file (default: a photo of matplotlib's).", default=None, positional=True, metavar="IMAGE"
-    )
-    kernels: str | None = option(
-        "Use only these filters; gradient is the magnitude of Sobel's (default: all).", default=None, metavar="A,B"
-    )
-    size: int = option("Size of box, Gaussian, unsharp mask and cross, in pixels.", default=5, metavar="N")
-    sigma: float = option("Width of Gaussian and unsharp mask, in pixels.", default=1.0, metavar="X")
-    colour: bool = option("Filter red, green and blue, each for itself (default: brightness).", default=False)
-    convolve: bool = option("Flip the kernels: convolution in place of correlation.", default=False)
-
-
-def explain(options: Options) -> Explanation:
+def explain(options: KernelsOptions) -> Explanation:
     """Filter a photo with the bank, and show kernels, results and what each filter responds to.
 
     Raises:
         UserError: A filter is unknown or named twice, a value is out of its range, or the photo cannot be used.
     """
-    from cnnbench.explain.subjects import read_photo
-
     kernels = bank(options.size, options.sigma)
     names = [*kernels, "gradient"]
     chosen = names if options.kernels is None else [name.strip() for name in options.kernels.split(",")]
@@ -331,7 +309,6 @@ def explain(options: Options) -> Explanation:
 
 
 def _reduced(photo: np.ndarray) -> np.ndarray:
-    from PIL import Image
 
     height, width = photo.shape[:2]
     scale = LARGEST_SIDE / max(height, width)
@@ -343,8 +320,6 @@ def _reduced(photo: np.ndarray) -> np.ndarray:
 
 def _panel(image: np.ndarray, results: Mapping[str, np.ndarray], kernels: Mapping[str, Kernel]) -> Figure:
     """Draw the photo and the result of each filter, with the kernel in a corner."""
-    from cnnbench.plots.grids import grid, show
-
     figure, axes = grid(len(results) + 1, 5, cell=2.4, ratio=image.shape[0] / image.shape[1])
     show(axes[0], image, "photo", "unit")
     for ax, (name, found) in zip(axes[1:], results.items(), strict=True):

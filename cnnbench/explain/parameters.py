@@ -9,23 +9,20 @@ channel. That layer has another task and is far smaller; the table lists it too,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
+
+from matplotlib.figure import Figure
 
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
-from cnnbench.explain.options import ToolOptions
-from cnnbench.options import option
+from cnnbench.explain.options import ParametersOptions
+from cnnbench.plots.drawing import PALETTE
 from cnnbench.units import plain, short
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 STACKS = (
     "Two 3x3 convolutions have fewer weights than one 5x5, 9·(C + O) against 25·C for each of the O channels that they "
     "make of C, if O is less than 16/9 of C."
 )
-EXAMPLE = "--in_channels 3 --image_size 32 --out_channels 16"
 
 
 class Cost(NamedTuple):
@@ -129,24 +126,7 @@ def stacked(in_channels: int, out_channels: int) -> tuple[int, int]:
     return 9 * in_channels * out_channels + 9 * out_channels**2, 25 * in_channels * out_channels
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options(ToolOptions):
-    """Count dense, locally connected and convolutional layers for the same maps."""
-
-    in_channels: int = option("Channels of the image.", default=3, metavar="C")
-    image_size: int = option("Height and width of the image in pixels.", default=224, metavar="N")
-    out_channels: int = option("Number of maps.", default=32, metavar="O")
-    kernel_size: int = option("Height and width of the kernel in pixels.", default=3, metavar="K")
-    stride: int = option("Stride of the window.", default=1, metavar="S")
-    padding: int | None = option(
-        "Zeros on each side (default: half the kernel, which keeps the size of the maps if it is odd).",
-        default=None,
-        metavar="P",
-    )
-    units: int = option("Units of a dense layer without maps.", default=1000, metavar="U")
-
-
-def explain(options: Options) -> Explanation:
+def explain(options: ParametersOptions) -> Explanation:
     """Count the weights of layers for the same maps.
 
     Raises:
@@ -197,9 +177,6 @@ def explain(options: Options) -> Explanation:
 
 
 def _draw(found: Sequence[Cost]) -> Figure:
-    from matplotlib.figure import Figure
-
-    from cnnbench.plots.drawing import PALETTE
 
     figure = Figure(figsize=(5.7, 3), layout="constrained")
     # With less padding the names of the layers touch the edge of the figure.

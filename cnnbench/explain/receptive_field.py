@@ -12,31 +12,43 @@ example sees 16 pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
+from torch import Tensor
 
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
-from cnnbench.explain.options import NetworkOptions
-from cnnbench.options import option
+from cnnbench.explain.fields import (
+    Effective,
+    LayerField,
+    Measured,
+    at_initialisation,
+    chosen_fields,
+    coverage,
+    effective_fields,
+    first_without_field,
+    keeps_hdc_rule,
+    largest_gap,
+    layer_fields,
+    measure_fields,
+    parse_rates,
+    scales_near_zero,
+    stack_in_words,
+)
+from cnnbench.explain.options import ROWS, STACKS, ReceptiveFieldOptions
+from cnnbench.explain.subjects import Subject, find_subject, image_for, read_photo
+from cnnbench.plots.drawing import PALETTE
+from cnnbench.plots.grids import grid, outline
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from torch import Tensor
-
-    from cnnbench.explain.fields import Effective, LayerField, Measured
-    from cnnbench.explain.subjects import Subject
-
-EXAMPLE = "ResNet18 --image photo.jpg --dilations '2,2,2 1,2,5'"
-STACKS = "1,1,1 2,2,2 1,2,3 1,2,5 6+12+18 1,2,5,6+12+18"
-"""Default of ``--dilations``: stacks that show gridding, and stacks that avoid it."""
-ROWS, PANELS = 10, 4
-"""Largest number of layers in the table and in the picture, unless ``--layers`` names them."""
+PANELS = 4
+"""Largest number of layers in the picture, unless ``--layers`` names them."""
 FINE = 256
 """Width in pixels up to which the photo is drawn finer than the network's image, by a whole factor."""
 MOST_SAMPLES = 1000
@@ -53,26 +65,7 @@ class _Layer(NamedTuple):
     effective: Mapping[str, Effective]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options(NetworkOptions):
-    """Show which part of an image a unit can see, and which part it attends to."""
-
-    image: Path | None = option(
-        "PNG or JPEG to draw the fields on (default: a photo of matplotlib's).", default=None, metavar="FILE"
-    )
-    layers: str | None = option(f"Show only these layers (default: {ROWS} of all).", default=None, metavar="A,B")
-    samples: int = option(
-        "Images for the effective field, of the data if there is any, else noise.", default=8, metavar="N"
-    )
-    dilations: str | None = option(
-        "Rates of stacks of 3x3 convolutions, drawn in place of or beside MODEL; branches in parallel with plus "
-        f"(default without MODEL: '{STACKS}').",
-        default=None,
-        metavar="'A B'",
-    )
-
-
-def explain(options: Options) -> Explanation:
+def explain(options: ReceptiveFieldOptions) -> Explanation:
     """Return the fields of a network's layers, and the pixels that stacks of dilated convolutions cover.
 
     Args:
@@ -94,19 +87,8 @@ def explain(options: Options) -> Explanation:
     return explanation
 
 
-def _explain_network(options: Options, explanation: Explanation) -> None:
+def _explain_network(options: ReceptiveFieldOptions, explanation: Explanation) -> None:
     """Add the fields of a network's layers to an explanation."""
-    from cnnbench.explain.fields import (
-        at_initialisation,
-        chosen_fields,
-        effective_fields,
-        first_without_field,
-        layer_fields,
-        measure_fields,
-        scales_near_zero,
-    )
-    from cnnbench.explain.subjects import find_subject, image_for, read_photo
-
     if not 1 <= options.samples <= MOST_SAMPLES:
         raise UserError(f"samples {options.samples} must be from 1 to {MOST_SAMPLES:,}")
     photo = read_photo(options.image)
@@ -154,8 +136,6 @@ def _inputs(subject: Subject, fields: Sequence[LayerField], samples: int, seed: 
 
     They are training images if there is a data set, else noise, large enough for the fields up to `LARGEST_IMAGE`.
     """
-    import torch
-
     if subject.data is not None:
         subject.data.prepare_data()
         subject.data.setup()
@@ -274,8 +254,6 @@ def _caption(layers: Sequence[_Layer], inputs: str) -> str:
 
 def _draw_fields(image: np.ndarray, layers: Sequence[_Layer]) -> Figure:
     """Return a figure with a panel of both fields for every layer, and a row for every state of the weights."""
-    from cnnbench.plots.grids import grid
-
     states = list(layers[0].effective)
     figure, axes = grid(len(states) * len(layers), len(layers), cell=2.6, ratio=1.02)
     for ax, (state, layer) in zip(axes, ((s, layer) for s in states for layer in layers), strict=True):
@@ -287,12 +265,6 @@ def _draw_fields(image: np.ndarray, layers: Sequence[_Layer]) -> Figure:
 
 def _draw_field(ax: Axes, image: np.ndarray, layer: _Layer, found: Effective) -> None:
     """Draw the image, the gradient, the frame of the theoretical field, and the ellipse of the effective one."""
-    from matplotlib.colors import to_rgb
-    from matplotlib.patches import Ellipse
-
-    from cnnbench.plots.drawing import PALETTE
-    from cnnbench.plots.grids import outline
-
     spans, (height, width) = _spans(layer.field, found), found.magnitude.shape
     # The photo may have more pixels than the gradient; the extent puts both on the gradient's pixel coordinates.
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
@@ -327,10 +299,6 @@ def _growth_caption(layers: Sequence[_Layer]) -> str:
 
 def _draw_growth(layers: Sequence[_Layer]) -> Figure:
     """Return a figure of the fields' sizes by layer, and of the last layer's gradient, with its Gaussian."""
-    from matplotlib.figure import Figure
-
-    from cnnbench.plots.drawing import PALETTE
-
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     growth, profile = figure.subplots(1, 2, width_ratios=(1.35, 1))
     places = range(len(layers))
@@ -372,8 +340,6 @@ def _explain_stacks(text: str, explanation: Explanation) -> None:
     Raises:
         UserError: There is no stack, or one is not written as rates.
     """
-    from cnnbench.explain.fields import coverage, keeps_hdc_rule, largest_gap, parse_rates, stack_in_words
-
     texts = text.split()
     if not texts:
         raise UserError(f"--dilations is empty; write for example --dilations '{STACKS}'")
@@ -450,10 +416,6 @@ def _coverage_caption(numbers: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _draw_coverage(maps: Mapping[str, np.ndarray], words: Mapping[str, str]) -> Figure:
     """Return a figure with a panel for every stack, titled by its kind."""
-    from matplotlib.colors import LogNorm
-
-    from cnnbench.plots.grids import grid
-
     figure, axes = grid(len(maps), min(3, len(maps)) if len(maps) != 4 else 4, cell=2.5, ratio=1.1)
     for ax, (name, paths) in zip(axes, maps.items(), strict=True):
         seen = np.ma.masked_equal(paths, 0)

@@ -11,24 +11,28 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+from torch import Tensor, nn
+
+from cnnbench import hardware
+from cnnbench.counting.complexity import complexity
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
-from cnnbench.explain.options import ToolOptions
-from cnnbench.options import option
+from cnnbench.explain.options import SeparableOptions
+from cnnbench.plots.drawing import MARKERS, PALETTE
+from cnnbench.registry import whole_numbers
+from cnnbench.report.speeds import time_ratio
+from cnnbench.roofline.model import predicted_seconds
+from cnnbench.roofline.peaks import Peaks, measure_peaks
+from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
 from cnnbench.units import with_unit
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from torch import nn
-
-    from cnnbench.roofline.peaks import Peaks
-
-EXAMPLE = "--channels 32,128 --resolutions 16"
 BOTH = ("standard", "separable")
 TIMES = ("forward", "training")
 SECONDS_PER_TURN = 0.015
@@ -54,8 +58,6 @@ def layer(kind: str, channels: int, kernel_size: int) -> nn.Sequential:
         channels: Number of input and output channels.
         kernel_size: Height and width of the kernel in pixels, odd.
     """
-    from torch import nn
-
     padding = kernel_size // 2
     if kind == "standard":
         return nn.Sequential(nn.Conv2d(channels, channels, kernel_size, padding=padding, bias=False))
@@ -65,29 +67,12 @@ def layer(kind: str, channels: int, kernel_size: int) -> nn.Sequential:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options(ToolOptions):
-    """Compare depthwise separable with standard convolutions: parameters, multiply-adds, time."""
-
-    channels: str = option("Channels, in and out.", default="32,64,128,256", metavar="A,B")
-    resolutions: str = option("Heights and widths of the maps in pixels.", default="8,16,32", metavar="A,B")
-    kernel_size: int = option("Height and width of the kernels in pixels, odd.", default=3, metavar="K")
-    batch_size: int = option("Images per call.", default=16, metavar="B", least=1)
-    rounds: int = option("Turns of each layer.", default=12, metavar="N", least=1)
-    device: str = option("Device: auto, cpu, cuda, cuda:N or mps.", default="auto")
-    precision: str = option("Number format: auto, 32-true, bf16-mixed or 16-mixed.", default="32-true")
-
-
-def explain(options: Options) -> Explanation:
+def explain(options: SeparableOptions) -> Explanation:
     """Return counts and times of both kinds of layer over a grid of channels and resolutions.
 
     Raises:
         UserError: An option is wrong, or a layer cannot be timed.
     """
-    from cnnbench import hardware
-    from cnnbench.registry import whole_numbers
-    from cnnbench.roofline.peaks import measure_peaks
-
     numbers = [whole_numbers(name, getattr(options, name)) for name in ("channels", "resolutions")]
     cases = [Case(*pair) for pair in product(*numbers)]
     k = options.kernel_size
@@ -177,13 +162,6 @@ def measure(
     Raises:
         UserError: A layer cannot be timed, for example because the memory is too small.
     """
-    import torch
-    from torch import Tensor, nn
-
-    from cnnbench.counting.complexity import complexity
-    from cnnbench.report.speeds import time_ratio
-    from cnnbench.roofline.model import predicted_seconds
-    from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
 
     class Timed(nn.Module):
         """Layer that is timed as if inside a network: its input gets a gradient, and channel means are its logits."""
@@ -316,11 +294,6 @@ def _caption(results: Sequence[Mapping[str, Any]], where: str) -> str:
 
 def _draw(results: Sequence[Mapping[str, Any]], kernel_size: int) -> Figure:
     """Return a figure of ratios against channels: multiply-adds, measured times by resolution, and the roofline's."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullLocator
-
-    from cnnbench.plots.drawing import MARKERS, PALETTE
-
     figure = Figure(figsize=(9.6, 4.5), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     channels = sorted({r["channels"] for r in results})

@@ -10,18 +10,26 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Polygon
+from torch import Tensor, nn
 
+from cnnbench.counting.complexity import complexity
+from cnnbench.counting.copies import build_without_values, eager, meta_copy, untouched_randomness, without_global_hooks
+from cnnbench.counting.meta import MetaRun, tensors_in
+from cnnbench.counting.operators import base_name
+from cnnbench.counting.receptive_field import FieldTracker
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
-from cnnbench.explain.options import ToolOptions
+from cnnbench.explain.options import SizesOptions
 from cnnbench.explain.windows import (
     LARGEST_NUMBER,
-    NOTATION,
     Conv,
     Extent,
     Layer,
@@ -37,16 +45,9 @@ from cnnbench.explain.windows import (
     trace_sizes,
     unread_in_words,
 )
-from cnnbench.options import option
+from cnnbench.network import get_network
+from cnnbench.plots.drawing import PALETTE
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from torch import Tensor, nn
-
-    from cnnbench.counting.receptive_field import FieldTracker
-
-EXAMPLE = "--layers 'conv7/2p3:64 maxpool3/2p1 conv3p1:128' --image_size 224"
 BYTES = 4
 """Bytes of one value in float32."""
 VECTORS = "vectors"
@@ -136,8 +137,6 @@ def rows_of_network(model: nn.Module, image_shape: tuple[int, int, int]) -> tupl
     Raises:
         UserError: The network does not run on such images.
     """
-    from cnnbench.counting.complexity import complexity
-
     params = {layer.name: layer.params for layer in complexity(model, image_shape, training=False).layers}
     rows, left_out, called = [Row("image", "", image_shape, 0)], Counter[str](), set()
     for call in _calls(model, image_shape):
@@ -168,8 +167,6 @@ def parameter_formula(module: nn.Module) -> str:
     The formula is ``(kH·kW·C/groups+1)·O`` for a convolution and ``(inputs+1)·outputs`` for a dense layer, both without
     the ``+1`` if there is no bias, and ``2·C`` for batch normalisation. The layer's numbers replace the letters.
     """
-    from torch import nn
-
     bias = getattr(module, "bias", None) is not None
     if isinstance(module, nn.modules.conv._ConvNd):
         fan_in = "·".join(map(str, module.kernel_size)) + f"·{module.in_channels}"
@@ -239,13 +236,6 @@ def _calls(model: nn.Module, image_shape: Sequence[int]) -> list[_Call]:
     - A hook after each module takes it from the stack and records its call, with its window if it has one. Containers
       are recorded only if they own parameters directly.
     """
-    import torch
-
-    from cnnbench.counting.copies import eager, meta_copy, untouched_randomness, without_global_hooks
-    from cnnbench.counting.meta import MetaRun, tensors_in
-    from cnnbench.counting.operators import base_name
-    from cnnbench.counting.receptive_field import FieldTracker
-
     copy = meta_copy(model)[0].eval()
     names = {module: name for name, module in copy.named_modules()}
     stack: list[Any] = []
@@ -298,8 +288,6 @@ def _channels_last(module: nn.Module, given: Tensor, result: Tensor, tracker: Fi
     The receptive field of the output says along which dimensions height and width run. Where it is not defined, the
     type of the layer decides, or else the input, if the layer keeps its shape.
     """
-    from torch import nn
-
     if result.dim() != 4:
         return False
     field = tracker.field_of(result)
@@ -346,30 +334,7 @@ def _window(name: str, args: Sequence[Any]) -> Layer | None:
     return None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options(ToolOptions):
-    """Show how large the maps of a network are, layer by layer, with parameters and memory."""
-
-    model: str | None = option(
-        "Network: a name from `cnnbench list`, torchvision:NAME, timm:NAME or package.module:callable; arguments in "
-        "brackets, quoted.",
-        default=None,
-        positional=True,
-        metavar="MODEL",
-    )
-    layers: str | None = option(f"Stack of layers, in place of MODEL: {NOTATION}.", default=None, metavar="'A B'")
-    image_size: str | None = option(
-        "Height and width in pixels, or, with --layers, HEIGHTxWIDTH (default: the network's own; 224 with --layers).",
-        default=None,
-        metavar="N",
-    )
-    in_channels: int | None = option(
-        "Channels of the images (default: the network's own, or 3).", default=None, metavar="C"
-    )
-    num_classes: int | None = option("Number of classes (default: the network's own).", default=None, metavar="K")
-
-
-def explain(options: Options) -> Explanation:
+def explain(options: SizesOptions) -> Explanation:
     """Return the table of a network or of a stack of layers, and a picture of its maps if all channels are known.
 
     Raises:
@@ -390,9 +355,6 @@ def explain(options: Options) -> Explanation:
         (height, width), (high, wide) = output_size(size, ()), output_size(size, layers)
         remarks = [f"{height}x{width} pixels become {high}x{wide}."]
     else:
-        from cnnbench.counting.copies import build_without_values
-        from cnnbench.network import get_network
-
         if isinstance(size, tuple):
             raise UserError(f"image_size '{options.image_size}': a MODEL takes square images; give one number")
         assert options.model is not None
@@ -524,10 +486,6 @@ def _pixels(stage: Mapping[str, int]) -> int:
 
 def _draw(title: str, stages: Mapping[str, Mapping[str, int]]) -> Figure:
     """Draw a block per resolution, and below it bars of its memory and its parameters."""
-    from matplotlib.figure import Figure
-
-    from cnnbench.plots.drawing import PALETTE
-
     figure = Figure(figsize=(max(5.5, 1.15 * len(stages) + 1.2), 5.4), layout="constrained")
     blocks, memory, params = figure.subplots(3, 1, sharex=True, height_ratios=(2.2, 1, 1))
     _draw_blocks(blocks, stages)
@@ -556,8 +514,6 @@ def _draw(title: str, stages: Mapping[str, Mapping[str, int]]) -> Figure:
 
 def _draw_blocks(ax: Axes, stages: Mapping[str, Mapping[str, int]]) -> None:
     """Draw each stage as a block; edges grow with the square root of height, width and channels."""
-    from matplotlib.patches import Polygon
-
     # Heights are relative to the largest map and lengths to the most channels, so that every block fits its column.
     tallest = max(max(s["height"], s["width"]) for s in stages.values()) ** 0.5
     longest = max(s["channels"] for s in stages.values()) ** 0.5

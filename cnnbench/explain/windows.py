@@ -16,12 +16,6 @@ import numpy as np
 
 from cnnbench.errors import UserError
 
-NOTATION = (
-    "convK, tconvK (transposed), maxpoolK, avgpoolK with kernel size K, each followed by what is needed of: /S stride "
-    "(of a pool K unless given), pP padding, dD dilation, same (padding of a conv that keeps the size), ceil (rounds "
-    "a pool's size up), oO output padding of a tconv, :C output channels; and padN zeros around, or padLxRxTxB left, "
-    "right, top, bottom. Two numbers are height x width: 'conv3x5/2x3p1x2'"
-)
 LARGEST_NUMBER = 65_536
 """Largest number that the notation accepts, and largest height or width of an image in pixels."""
 LARGEST_SIDE = 2**24

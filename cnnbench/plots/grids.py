@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 Scale = Literal["unit", "signed", "own"]
 """Values at the two ends of a grey or colour scale.
@@ -84,8 +85,6 @@ def outline(ax: Axes, low: Sequence[float], high: Sequence[float], colour: str, 
         colour: Colour of the line.
         options: Further arguments of matplotlib's ``Rectangle``.
     """
-    from matplotlib.patches import Rectangle
-
     corner = (low[1] - 0.5, low[0] - 0.5)  # in matplotlib, whole numbers are the centres of pixels
     options = {"linewidth": 1.6} | options
     ax.add_patch(Rectangle(corner, high[1] - low[1], high[0] - low[0], fill=False, edgecolor=colour, **options))

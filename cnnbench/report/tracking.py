@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from PIL import Image
+
 from cnnbench.console import note
 from cnnbench.errors import UserError
 from cnnbench.files import write_text
@@ -29,6 +31,13 @@ LOGGED_FILE = Path("wandb") / "logged.txt"
 """File in the run folder that lists the records that have been logged."""
 LONGEST_NAME = 128
 """Largest number of characters in the name of a run or group that W&B accepts."""
+
+
+def _wandb() -> Any:
+    """Return the package wandb, which is imported when it is used, because a machine may lack it."""
+    import wandb
+
+    return wandb
 
 
 def has_key() -> bool:
@@ -82,8 +91,7 @@ class Tracker:
 
     def _start(self, name: str, job_type: str, config: dict[str, Any]) -> Any:
         """Start a run of W&B; if no online run can be started, this run and all later ones are offline."""
-        import wandb
-
+        wandb = _wandb()
         try:
             return self._init(name, job_type, config)
         except wandb.errors.Error as error:
@@ -95,8 +103,7 @@ class Tracker:
             return self._init(name, job_type, config)
 
     def _init(self, name: str, job_type: str, config: dict[str, Any]) -> Any:
-        import wandb
-
+        wandb = _wandb()
         return wandb.init(
             project=PROJECT,
             group=run_name(self._folder.resolve().name),
@@ -123,8 +130,7 @@ class Tracker:
             write_text(path, "\n".join([*logged, mark]) + "\n")
 
     def _log_cell(self, record: Record) -> None:
-        import wandb
-
+        wandb = _wandb()
         config: dict[str, Any] = {"model": record.model, "seed": record.seed, "data": record.data, **record.config}
         config |= {key: record.training.get(key) for key in ("recipe", "peak_lr")}
         name = record.key + (" (synthetic)" if record.data["synthetic"] else "")
@@ -151,8 +157,7 @@ class Tracker:
 
     def log_comparison(self, records: Sequence[Record]) -> None:
         """Log the table of all records and the pictures that compare networks."""
-        import wandb
-
+        wandb = _wandb()
         report = Report(records)
         run = self._start("comparison", "comparison", {"cells": [r.key for r in records], "facts": dict(report.facts)})
         keys = [key for key in figures() if any(key in r.measures for r in records)]
@@ -174,9 +179,7 @@ def run_name(name: str) -> str:
 
 def _log_picture(run: Any, key: str, picture: Picture) -> None:
     """Draw a picture and log it; a picture that cannot be drawn is left out, with a line on stderr."""
-    import wandb
-    from PIL import Image
-
+    wandb = _wandb()
     try:
         with plain_text():
             sheet = picture.draw()
