@@ -17,6 +17,7 @@ Everything is imported when it is asked for, so ``import cnnbench`` takes no tim
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -61,16 +62,18 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Return a function, a class or a room of the package, imported on its first use."""
-    if name in _ROOMS:
-        return importlib.import_module(f"cnnbench.{name}")
+    """Return a function, a class or a module of the package, imported on its first use."""
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
-    if not name.startswith("_"):
-        for room in _ROOMS:
-            listed = importlib.import_module(f"cnnbench.{room}").listed()
-            if name in listed:
-                return listed[name]
+    if name.startswith("_"):
+        raise AttributeError(f"module 'cnnbench' has no attribute '{name}'")
+    # Python asks here for every `from cnnbench import module` too, which must not import all networks.
+    if importlib.util.find_spec(f"cnnbench.{name}") is not None:
+        return importlib.import_module(f"cnnbench.{name}")
+    for room in _ROOMS:
+        listed = importlib.import_module(f"cnnbench.{room}").listed()
+        if name in listed:
+            return listed[name]
     raise AttributeError(f"module 'cnnbench' has no attribute '{name}'")
 
 

@@ -229,7 +229,10 @@ def _class_of(path: Any, where: str, trust: Trust) -> type[ImageClassifier]:
     if not isinstance(path, str):
         raise UserError(f"{where} does not name its network; {MADE_BY}")
     # The networks of this package need no trust of the user's.
-    known = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in (*all_models().values(), External)}
+    known: dict[str, type[ImageClassifier]] = {}
+    for cls in (*all_models().values(), External):
+        known[f"{cls.__module__}.{cls.__qualname__}"] = cls
+        known[f"cnnbench.{cls.__qualname__}"] = cls  # its public name, which the parser of `fit` writes
     if path in known:
         return known[path]
     module, _, name = path.rpartition(".")

@@ -7,6 +7,7 @@ the folder and collects the classes. The other functions look up names and check
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -124,7 +125,8 @@ def attribute(module: str, name: str, table: Callable[[], Mapping[str, T]]) -> T
     Raises:
         AttributeError: No class of this name is registered.
     """
-    if not name.startswith("_"):
+    # Python asks for modules too, as in `from cnnbench.models import vgg`, which must not import all the others.
+    if not name.startswith("_") and importlib.util.find_spec(f"{module}.{name}") is None:
         classes = table()
         if name in classes:
             return classes[name]

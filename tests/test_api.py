@@ -23,6 +23,17 @@ def test_import_of_the_package_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "set()"
 
 
+@pytest.mark.parametrize("module", ["hardware", "network", "counting.complexity", "training.classifier", "data.module"])
+def test_every_module_can_be_the_first_one(module: str) -> None:
+    """Importing a module of the package must not import all networks on the way, in which it may be needed itself."""
+    *room, name = module.split(".")
+    code = (
+        f"import sys; from {'.'.join(['cnnbench', *room])} import {name}; print('cnnbench.models.vgg' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.stderr) == ("False", "")
+
+
 def test_networks_and_data_sets_are_attributes() -> None:
     from cnnbench import CIFAR10, VGG16
 

@@ -180,7 +180,7 @@ def test_short_names_in_a_config_are_known_to_a_fresh_process() -> None:
     command = [sys.executable, "-m", "cnnbench", "fit", "--config=x.yaml", "--print_config"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert yaml.safe_load(done.stdout)["model"]["class_path"] == "cnnbench.models.lenet.LeNet5"
+    assert yaml.safe_load(done.stdout)["model"]["class_path"] == "cnnbench.LeNet5"
 
 
 def test_names_are_split_at_commas_outside_of_brackets() -> None:
@@ -408,8 +408,8 @@ def test_the_growth_of_a_process_is_that_of_the_row(
         ("--precision auto,32-true,32-true", "two of the ways are the same"),
         ("--sweep --mode eager,compile", "--sweep is for one way and one process"),
         ("--processes 0", "processes 0 must be at least 1"),
-        ("--seed -1", "seed -1 is not in 0 to 2^63 - 1"),
-        ("--seed 99999999999999999999", "argument --seed: invalid int value: '99999999999999999999'"),
+        ("--seed -1", "seed -1 must be at least 0"),
+        ("--seed 99999999999999999999", "seed '99999999999999999999' is not a whole number of 64 bits"),
         ("--max_batch_size 4", "--max_batch_size is that of --sweep"),
         ("--limits --mode compile", "leave out --mode compile"),
         ("--memory --mode compile", "leave out --mode compile"),
@@ -451,7 +451,7 @@ def test_fit_leaves_config_metrics_and_checkpoints_and_test_reads_them(capsys: p
     text = (folder / "config.yaml").read_text()
     assert re.match(r"# precision (32-true|bf16-mixed): this CPU|# precision 32-true: this cpu", text)
     config = yaml.safe_load(text)
-    assert config["model"]["class_path"] == "cnnbench.models.lenet.LeNet5"
+    assert config["model"]["class_path"] == "cnnbench.LeNet5"
     assert config["data"]["init_args"]["train_images"] == 200
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
     columns = {key for row in rows for key, value in row.items() if value}

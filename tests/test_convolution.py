@@ -197,7 +197,7 @@ def test_the_strip_has_only_steps_that_there_are() -> None:
 def test_a_race_beside_other_processes_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--sizes", "8", "--kernels", "3", "--rounds", "1"]
     for doubts in ([], ["other processes kept 1.0 processors busy"]):
-        monkeypatch.setattr("cnnbench.timing.conditions.reasons_to_doubt", lambda _, doubts=doubts: doubts)
+        monkeypatch.setattr("cnnbench.explain.convolution.reasons_to_doubt", lambda _, doubts=doubts: doubts)
         found = run("convolution", options)
         picture = found.pictures[-1]
         assert found.numbers["race_suspect"] == doubts

@@ -331,7 +331,7 @@ def test_a_network_with_random_weights_is_called_so(capsys: pytest.CaptureFixtur
         (["SimpleCNN", "--train_seconds=1"], "give both"),
         (["--compare=a.ckpt"], "give --ckpt_path FILE too"),
         (["SimpleCNN", "--data=Synthetic", "--compare=a.ckpt"], "'a.ckpt' does not exist"),
-        (["SimpleCNN", "--data=Synthetic", "--train_seconds=-1"], "train_seconds -1.0 must be"),
+        (["SimpleCNN", "--data=Synthetic", "--train_seconds=-1"], "train_seconds -1 must be at least 0"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture) -> None:

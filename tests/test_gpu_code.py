@@ -247,7 +247,8 @@ def test_peaks_that_cannot_be_measured_again_cost_no_figures(
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return first.pop()
 
-    monkeypatch.setattr("cnnbench.roofline.bounds.peaks_now", peaks_now)
+    for module in ("cnnbench.roofline.bounds", "cnnbench.commands.speed_run"):
+        monkeypatch.setattr(f"{module}.peaks_now", peaks_now)
     options = (
         "--device=cpu --precision=32-true --batch_size=2 --train_batch_size=2 --rounds=1 --out=p --records=r.jsonl"
     )

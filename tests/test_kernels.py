@@ -152,7 +152,7 @@ def test_large_filters_are_filtered_row_by_row_alike() -> None:
         (["--kernels=box,box"], "'box' is named twice"),
         (["--sigma", "1e-200"], "sigma 1e-200 of a Gaussian must be from 0.05 to 1000 pixels"),
         (["--sigma", "1e300"], "sigma 1e+300 of a Gaussian must be from 0.05 to 1000 pixels"),
-        (["--sigma", "nan"], "sigma nan of a Gaussian must be from 0.05 to 1000 pixels"),
+        (["--sigma", "nan"], "sigma 'nan' is not a number"),
     ],
 )
 def test_wrong_options_are_refused(options: list[str], words: str, capsys: pytest.CaptureFixture) -> None:

@@ -235,7 +235,7 @@ def test_bad_input_is_refused(call: object, words: str) -> None:
 @pytest.fixture
 def quick_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = Peaks({"fp32": 1e11, "bf16": 4e11}, 1e10, 2**27, ((2**20, 5e10),))
-    monkeypatch.setattr("cnnbench.roofline.peaks.measure_peaks", lambda *_, **__: peaks)
+    monkeypatch.setattr("cnnbench.roofline.bounds.measure_peaks", lambda *_, **__: peaks)
 
 
 @pytest.mark.usefixtures("quick_peaks")
@@ -266,7 +266,7 @@ def test_the_command_says_what_limits_networks(
     assert "peaks measured in this run: fp32 100 GFLOP/s" in printed
     assert "LeNet5 at 2 images: " in printed
     busy = iter([["others kept 1.0 processors busy"], [], ["others kept 1.0 processors busy"], ["others"]])
-    monkeypatch.setattr("cnnbench.timing.conditions.reasons_to_doubt", lambda _: next(busy))
+    monkeypatch.setattr("cnnbench.roofline.bounds.reasons_to_doubt", lambda _: next(busy))
     assert main(call) == 0
     assert "suspect peaks" not in capsys.readouterr().out  # the better of before and after
     assert main(call) == 0

@@ -245,15 +245,28 @@ _ALLOWED = (
 """Modules and classes that a configuration may name: the class itself, or any class of the module."""
 
 
+def _allowed() -> tuple[str, ...]:
+    """Return what a configuration may name, with the networks and data sets as attributes of the package.
+
+    The parser writes the shortest path of a class into the configuration of a run, such as ``cnnbench.LeNet5``.
+    """
+    return (*_ALLOWED, *(f"cnnbench.{name}" for name in ("External", *all_models(), *all_data())))
+
+
 _CLOSED: set[str] = set()
 """Names that an earlier command line in this process allowed, and that are denied by name since then."""
+
+
+def _is_allowed(path: str) -> bool:
+    """Return whether a configuration may name a class without the trust of the user."""
+    return any(path == allowed or path.startswith(f"{allowed}.") for allowed in _allowed())
 
 
 def foreign_classes(values: Any) -> Iterator[str]:
     """Yield the modules of the classes in a configuration that a file may name only if the user trusts them."""
     if isinstance(values, dict):
         path = values.get("class_path")
-        if isinstance(path, str) and not path.startswith(tuple(f"{allowed}." for allowed in _ALLOWED) + _ALLOWED):
+        if isinstance(path, str) and not _is_allowed(path):
             yield path.rpartition(".")[0]
         for value in values.values():
             yield from foreign_classes(value)
@@ -279,16 +292,17 @@ def allowed_imports() -> Iterator[None]:
     dotted = [name for name in names if all(part.isidentifier() for part in name.split("."))]
     dotted += [name for name in _CLOSED if trust.covers(name.rpartition(".")[0])]
     own = [name for name in dict.fromkeys(dotted) if name.partition(".")[0] != "jsonargparse"]
+    allowed = _allowed()
     jsonargparse.set_parsing_settings(
         import_path_denylist=["*"],
-        import_path_allowlist=[*_ALLOWED, *own],
+        import_path_allowlist=[*allowed, *own],
         instantiate_subclass_spec_in_any=False,  # a value for an argument of type Any could otherwise name any class
     )
     try:
         yield
     finally:
         # The settings hold for the whole process, but what this command line allowed must not hold for the next one.
-        closed = [name for name in own if name not in _ALLOWED]
+        closed = [name for name in own if name not in allowed]
         _CLOSED.update(closed)
         jsonargparse.set_parsing_settings(import_path_denylist=closed)
 
