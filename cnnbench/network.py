@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from cnnbench.errors import Stopped, UserError, unknown
 from cnnbench.registry import check_arguments
-from cnnbench.training.classifier import ImageClassifier, loss_and_logits
+from cnnbench.training.classifier import ImageClassifier
+from cnnbench.training.loss import loss_and_logits
 from cnnbench.trust import check_network, current
 
 _MADE: weakref.WeakSet[nn.Module] = weakref.WeakSet()

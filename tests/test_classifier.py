@@ -16,7 +16,9 @@ from cnnbench import hardware
 from cnnbench.data import get_data
 from cnnbench.errors import DivergedError, UserError
 from cnnbench.models import all_models, get_model
-from cnnbench.training.classifier import ImageClassifier, TimeBudget, lr_factor
+from cnnbench.training.classifier import ImageClassifier
+from cnnbench.training.clock import TimeBudget
+from cnnbench.training.schedule import lr_factor
 
 MODELS = sorted(all_models())
 

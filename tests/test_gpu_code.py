@@ -30,7 +30,7 @@ from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
 from cnnbench.timing.stopwatch import Stopwatch
 from cnnbench.timing.sweep import sweep
 from cnnbench.timing.work import Timed, Way
-from cnnbench.training.classifier import TrainingClock
+from cnnbench.training.clock import TrainingClock
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 

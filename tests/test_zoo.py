@@ -40,7 +40,8 @@ from cnnbench.models.mobilenet_v2 import InvertedResidual
 from cnnbench.models.resnet import BasicBlock, Bottleneck
 from cnnbench.network import get_network
 from cnnbench.references import references
-from cnnbench.training.classifier import ImageClassifier, loss_and_logits
+from cnnbench.training.classifier import ImageClassifier
+from cnnbench.training.loss import loss_and_logits
 
 MODELS = sorted(all_models())
 TORCHVISION = [name for name in MODELS if get_model(name).torchvision_name]

@@ -44,7 +44,8 @@ from cnnbench.schemas import check_speed
 from cnnbench.timing.processes import in_process, in_processes
 from cnnbench.timing.resident import resident_growth
 from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
-from cnnbench.training.classifier import ImageClassifier, TimeBudget, TrainingClock
+from cnnbench.training.classifier import ImageClassifier
+from cnnbench.training.clock import TimeBudget, TrainingClock
 from cnnbench.trust import Trust
 
 CURVE_POINTS = 30

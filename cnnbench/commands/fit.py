@@ -55,7 +55,8 @@ from cnnbench.network import External
 from cnnbench.report.tracking import Mode, resolve_mode
 from cnnbench.text import to_csv
 from cnnbench.training.callbacks import BestCheckpoint, LastCheckpoint, ProgressBar, SaveConfig, Stage
-from cnnbench.training.classifier import ImageClassifier, TrainingClock
+from cnnbench.training.classifier import ImageClassifier
+from cnnbench.training.clock import TrainingClock
 from cnnbench.trust import OPTION, foreign_module
 
 

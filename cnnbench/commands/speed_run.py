@@ -33,7 +33,7 @@ from cnnbench.timing.resident import resident_growth
 from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
 from cnnbench.timing.sweep import sweep
 from cnnbench.timing.work import MODES, Way
-from cnnbench.training.classifier import loss_and_logits
+from cnnbench.training.loss import loss_and_logits
 
 DEFAULT_OUT = Path("results/speed")
 PICTURE = "roofline.png"

@@ -30,7 +30,8 @@ from cnnbench.network import make_classifier
 from cnnbench.plots.drawing import LINES, MARKERS, PALETTE
 from cnnbench.plots.grids import grid, show
 from cnnbench.stats import wilson_interval
-from cnnbench.training.classifier import ImageClassifier, TimeBudget
+from cnnbench.training.classifier import ImageClassifier
+from cnnbench.training.clock import TimeBudget
 
 LAYER_SHIFT = 8
 """Largest shift of the photo, in pixels, when single layers and stacks are measured."""

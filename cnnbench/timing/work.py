@@ -34,7 +34,7 @@ from cnnbench.record import KINDS
 from cnnbench.stats import median_deviation, median_interval
 from cnnbench.timing.graphs import capture
 from cnnbench.timing.stopwatch import Lap, Stopwatch
-from cnnbench.training.classifier import loss_and_logits
+from cnnbench.training.loss import loss_and_logits
 
 KEYS = {"latency": "latency_ms", "inference": "inference_ms", "training": "train_step_ms"}
 """Prefixes of the figures of each kind of work in records."""

@@ -7,9 +7,6 @@ integer counts.
 
 from __future__ import annotations
 
-import contextlib
-import math
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
 
@@ -24,9 +21,11 @@ from cnnbench import hardware
 from cnnbench.blocks import Form, resolve_form
 from cnnbench.errors import DivergedError, UserError, unknown
 from cnnbench.optimizers import RECIPES, adamw
+from cnnbench.training.clock import TimeBudget
+from cnnbench.training.loss import loss_and_logits
+from cnnbench.training.schedule import Schedule, lr_factor
 
 Batch = tuple[Tensor, Tensor]
-Schedule = Literal["linear", "cosine", "constant"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 RecipeName = Literal["sgd", "muon"]
 Views = Literal["one", "mirror", "mirror and shift"]
@@ -46,120 +45,6 @@ class Published(NamedTuple):
     accuracy: float
     data: str
     source: str
-
-
-def loss_and_logits(
-    output: Any, labels: Tensor, label_smoothing: float = 0.0, auxiliary_weight: float = 0.3
-) -> tuple[Tensor, Tensor]:
-    """Return the cross-entropy loss of a network's output, and its logits.
-
-    Args:
-        output: Logits, (N, K), or a tuple of logits from a network with auxiliary heads in training, main head first.
-        labels: Indices of the true classes, (N,).
-        label_smoothing: Share of the target probability that is spread over all classes.
-        auxiliary_weight: Weight of each auxiliary head in the loss.
-
-    Returns:
-        Loss, a scalar, and the logits of the main head, (N, K).
-
-    Raises:
-        UserError: The output is neither logits nor a tuple of logits.
-    """
-    heads = (output,) if isinstance(output, Tensor) else output
-    if not isinstance(heads, tuple) or not all(isinstance(h, Tensor) and h.ndim == 2 for h in heads):
-        raise UserError(
-            f"the network returns {_shape_of(output)}, not logits, (N, K), or a tuple of them; "
-            "wrap it in a module that does"
-        )
-    loss, *others = [F.cross_entropy(head, labels, label_smoothing=label_smoothing) for head in heads]
-    for other in others:
-        loss = loss + auxiliary_weight * other
-    return loss, heads[0]
-
-
-def _shape_of(output: Any) -> str:
-    return f"a tensor of {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-
-
-class TrainingClock(L.Callback):
-    """Callback that measures the wall time of training.
-
-    The time counts from the start to the end of each epoch and includes the drawing of batches. Set-up, validation and
-    work between two epochs, such as writing checkpoints, do not count.
-
-    Args:
-        clock: Function that returns the current time in seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
-        self._used_s = 0.0
-        self._since: float | None = None
-
-    @property
-    def used_s(self) -> float:
-        """Return the seconds of training so far."""
-        return self._used_s + (self._clock() - self._since if self._since is not None else 0.0)
-
-    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        if self._since is None:
-            self._since = self._clock()
-
-    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        if self._since is None:  # the clock was stopped for a validation within the epoch
-            self._since = self._clock()
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)  # work that is still queued belongs to training
-        self._used_s, self._since = self.used_s, None
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.on_validation_start(trainer, pl_module)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.on_validation_start(trainer, pl_module)
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        with contextlib.suppress(RuntimeError):  # the exception may come from a device that no longer works
-            self.on_validation_start(trainer, pl_module)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"used_s": self.used_s}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._used_s = state_dict["used_s"]
-
-
-class TimeBudget(TrainingClock):
-    """Callback that ends training after a number of seconds.
-
-    The learning-rate schedule follows the used share of the budget, so that every network completes its schedule
-    whatever its speed (budgeted training: Li, Yumer, Ramanan 2020, arXiv 1905.04753).
-
-    Args:
-        seconds: Wall time of training in seconds, as `TrainingClock` measures it.
-        clock: Function that returns the current time in seconds.
-
-    Raises:
-        UserError: The budget is not positive.
-    """
-
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.perf_counter) -> None:
-        super().__init__(clock)
-        if seconds <= 0:
-            raise UserError(f"budget {seconds} s is not positive; give the seconds of training, such as 30")
-        self.seconds = seconds
-
-    @property
-    def progress(self) -> float:
-        """Return the used share of the budget; above 1 when the budget is overrun."""
-        return self.used_s / self.seconds
-
-    def on_train_batch_start(self, trainer: L.Trainer, *arguments: Any) -> None:
-        super().on_train_batch_start(trainer, *arguments)
-        if self.progress >= 1:
-            trainer.should_stop = True  # ImageClassifier then skips the batch
 
 
 class ImageClassifier(L.LightningModule):
@@ -691,19 +576,3 @@ class ImageClassifier(L.LightningModule):
                 optimizer, lambda step: lr_factor(self._progress(step, total_steps), self._warmup, self._schedule)
             )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def lr_factor(progress: float, warmup: float, schedule: Schedule) -> float:
-    """Return the learning rate as a share of its peak.
-
-    Args:
-        progress: Completed share of the training, 0 to 1.
-        warmup: Share of the training in which the rate rises linearly from a tenth of its peak.
-        schedule: Course after the warm-up: ``linear`` or ``cosine`` decay to zero, or ``constant``.
-    """
-    if progress < warmup:
-        return 0.1 + 0.9 * progress / warmup
-    if schedule == "constant":
-        return 1.0
-    left = max(0.0, (1 - progress) / (1 - warmup))
-    return left if schedule == "linear" else (1 - math.cos(math.pi * left)) / 2

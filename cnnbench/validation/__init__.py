@@ -30,7 +30,7 @@ from cnnbench.hardware import autocast, choose_precision, device_name
 from cnnbench.optimizers import adamw
 from cnnbench.record import environment
 from cnnbench.training.callbacks import BestCheckpoint, LastCheckpoint, ProgressBar
-from cnnbench.training.classifier import loss_and_logits
+from cnnbench.training.loss import loss_and_logits
 
 FOLDER = Path("results/races")
 """Folder of the result files, relative to the working folder."""

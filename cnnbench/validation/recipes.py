@@ -32,7 +32,8 @@ from cnnbench.data.module import ImageDataModule
 from cnnbench.errors import UserError
 from cnnbench.models import get_model
 from cnnbench.quality import accuracy
-from cnnbench.training.classifier import ImageClassifier, TrainingClock
+from cnnbench.training.classifier import ImageClassifier
+from cnnbench.training.clock import TrainingClock
 from cnnbench.validation import fit_trainer, interleave, ratio, write_race
 from cnnbench.validation import run as run_race
 from cnnbench.validation.data import airbench, write_for_airbench

@@ -25,7 +25,9 @@ from cnnbench.data.batches import Split, TensorBatches
 from cnnbench.data.sets import Synthetic
 from cnnbench.errors import UserError
 from cnnbench.models import get_model
-from cnnbench.training.classifier import ImageClassifier, loss_and_logits, lr_factor
+from cnnbench.training.classifier import ImageClassifier
+from cnnbench.training.loss import loss_and_logits
+from cnnbench.training.schedule import lr_factor
 from cnnbench.validation import bare_trainer, fit_trainer, interleave, ratio, write_race
 from cnnbench.validation import run as run_race
 
