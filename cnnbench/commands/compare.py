@@ -20,7 +20,7 @@ class Options:
     b: Path = option("Records after: a run folder, .json or .jsonl file.", positional=True, metavar="B")
     gate: float | None = option(
         "Exit with 1 if a time is longer by more than this many per cent, or an accuracy lower by more than this many "
-        "points, beyond chance; also if that cannot be decided.",
+        "points, beyond chance; also if a figure is missing in B, or if that cannot be decided.",
         default=None,
         metavar="PERCENT",
         least=0,

@@ -49,7 +49,8 @@ class Options:
         "YAML file of what to train in place of that, as for `cnnbench fit`.", default=None, metavar="FILE"
     )
     weights: Literal["reference"] | None = option(
-        f"Train nothing: take the weights of {SHIPPED} that the package ships.", default=None
+        f"Take the weights of {SHIPPED} that the package ships, in place of a training; only the part on shifts trains.",
+        default=None,
     )
     out: Path = option("Folder of the page.", default=Path("results/gallery"), metavar="DIR")
     trust: tuple[str, ...] = option("Modules whose networks --config may name.", default=(), metavar="MODULE")

@@ -218,7 +218,7 @@ LETTERS = {
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """Return the tables of the README in Markdown, from the document that the audit writes."""
+    """Return the tables of docs/counting.md in Markdown, from the document that the audit writes."""
     lines = [
         "| Counter | Equal | Differs by (largest share in one network; networks) | Unexplained | Time | of ours |",
         "| --- | ---: | --- | ---: | ---: | ---: |",
