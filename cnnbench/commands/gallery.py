@@ -49,7 +49,7 @@ class Options:
         "YAML file of what to train in place of that, as for `cnnbench fit`.", default=None, metavar="FILE"
     )
     weights: Literal["reference"] | None = option(
-        f"Take the weights of {SHIPPED} that the package ships, in place of a training; only the part on shifts trains.",
+        f"Take the shipped weights of {SHIPPED}, and train nothing but the pair of the part on shifts.",
         default=None,
     )
     out: Path = option("Folder of the page.", default=Path("results/gallery"), metavar="DIR")
