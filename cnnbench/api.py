@@ -1,38 +1,49 @@
-"""Python functions for the questions that the package answers: what a network costs, how fast and how good it is."""
+"""The Python functions of the package: what a network costs, how fast it is, and how good it gets."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from cnnbench.benchmark.session import Session
+from cnnbench.commands.bench import Options as BenchOptions
 from cnnbench.commands.speed import Options as SpeedOptions
 from cnnbench.commands.speed_run import time_networks
 from cnnbench.counting.complexity import Complexity, complexity
 from cnnbench.counting.copies import build_without_values
-from cnnbench.errors import UserError
+from cnnbench.errors import Stopped, UserError
 from cnnbench.network import Network, get_network
-from cnnbench.registry import split_names
+from cnnbench.options import from_keywords
 from cnnbench.report.results import Results
+from cnnbench.stopping import stoppable
 from cnnbench.training.classifier import ImageClassifier
+from cnnbench.trust import Trust
+
+NOT_OF_SPEED = ("models", "records", "out", "json", "limits")
+"""Options of ``cnnbench speed`` that `speed` does not have: they name networks and files, or draw a picture."""
+NOT_OF_BENCH = ("config", "models", "data", "out", "resume", "json", "trust")
+"""Options of ``cnnbench bench`` that are arguments of `bench` itself, or that it does not have."""
 
 
 def count(network: nn.Module | str, image_shape: Sequence[int] | None = None, *, training: bool = True) -> Complexity:
-    """Return what a network costs for one image, counted exactly; the network is neither run nor changed.
+    """Return what a network costs for one image, exact to the last multiply-add.
+
+    The network itself is neither run nor changed.
 
     Args:
-        network: Module that takes a batch of images, or the name of a network as on the command line: ``"VGG16"``,
+        network: Any module that takes a batch of images, or a name as on the command line: ``"VGG16"``,
             ``"torchvision:resnet50"``, ``"timm:NAME"``, ``"package.module:callable"``.
-        image_shape: Channels, height and width of one image, (C, H, W). None stands for the network's own shape, which
-            is known for networks of this package and for networks by name only.
+        image_shape: Channels, height and width of one image, (C, H, W); None for the network's own images. Modules that
+            are no `ImageClassifier` do not say which images they take.
         training: Whether to count a training step too.
 
     Raises:
-        UserError: The name is unknown, the image shape is missing, or the network does not run on such images.
+        UserError: The name is unknown, or the network does not run on such images.
 
     Example:
         >>> from cnnbench import LeNet5, count
@@ -40,40 +51,44 @@ def count(network: nn.Module | str, image_shape: Sequence[int] | None = None, *,
         651720
     """
     if isinstance(network, str):
-        named = _named(network, image_shape)
+        in_channels, image_size = _square(image_shape)
+        named = get_network(network, in_channels, image_size)
         return complexity(build_without_values(named.build)[0], named.image_shape, training)
     return complexity(network, _shape_of(network, image_shape), training)
 
 
 def speed(*networks: nn.Module | str, image_shape: Sequence[int] | None = None, **options: Any) -> Results:
-    """Time networks against each other, in turns, and return a record for each of them.
-
-    Several precisions, memory formats or modes make several records per network.
+    """Time networks against each other, in turns, and return a record of each.
 
     Args:
-        networks: Modules, of which copies are timed, or names of networks as on the command line.
-        image_shape: Channels, height and width of one image, (C, H, W); None for the own shape of each network.
+        networks: Modules, of which copies are timed, or names as on the command line.
+        image_shape: Channels, height and width of one image, (C, H, W); None for each network's own images.
         options: Options of ``cnnbench speed`` by name, such as ``batch_size=64`` or ``mode="eager,compile"``.
 
     Raises:
-        UserError: A name, an option or a value is wrong.
+        UserError: A name, an option or a value is wrong, or a network does not run on such images.
+        KeyboardInterrupt: A signal stopped the timing.
 
     Example:
         >>> print(speed("ResNet18", "MobileNetV1", rounds=12))  # doctest: +SKIP
     """
+    if not networks:
+        raise UserError("speed() needs a network, such as speed('LeNet5')")
+    if image_shape is not None:
+        in_channels, image_size = _square(image_shape)
+        options = {"in_channels": in_channels, "image_size": image_size, **options}
+    chosen = from_keywords(SpeedOptions, "speed", {**options, "models": ()}, [n for n in NOT_OF_SPEED if n != "models"])
     found = []
     for network in networks:
         if isinstance(network, str):
-            found.append(_named(network, image_shape))
+            found.append(get_network(network, chosen.in_channels, chosen.image_size, chosen.num_classes))
+        elif chosen.processes > 1 or chosen.memory:
+            raise UserError("processes and memory start processes that build networks by name; give names, not modules")
         else:
             found.append(_network_of(network, image_shape))
     names = tuple(network.name for network in found)
-    unknown = options.keys() - SpeedOptions.__dataclass_fields__.keys()
-    if unknown:
-        raise UserError(f"speed has no option '{min(unknown)}'; `cnnbench speed --help` lists them")
-    if options.get("processes", 1) > 1 and not all(isinstance(network, str) for network in networks):
-        raise UserError("processes are started with names of networks; give names, or leave processes out")
-    return Results(time_networks(SpeedOptions(models=names, **options), found))
+    with _interruptible():
+        return Results(time_networks(from_keywords(SpeedOptions, "speed", {**options, "models": names}), found))
 
 
 def bench(
@@ -82,41 +97,61 @@ def bench(
     *,
     out: Path | str | None = None,
     resume: bool = False,
+    trust: Sequence[str] = (),
     **settings: Any,
 ) -> Results:
     """Count, time, train and test networks on data sets under an equal budget, and return a record of each cell.
 
-    A cell is one network on one data set with one random seed.
-
     Args:
-        models: Names of networks, as on the command line; None for the four default networks.
+        models: Names of networks, as on the command line; None for the four default ones.
         data: Names of data sets; None for MNIST and CIFAR10.
-        out: Run folder; None for a new folder in ``results/bench``, or for the newest run if `resume` is set.
+        out: Run folder; None for a new folder in ``results/bench``.
         resume: Whether to continue the run in that folder.
+        trust: Modules whose networks the plan of a run to resume may name.
         settings: Other options of ``cnnbench bench`` by name, such as ``budget="60s"`` or ``seeds=(0, 1, 2)``.
 
     Raises:
         UserError: A name, a setting or a folder is wrong.
+        KeyboardInterrupt: A signal stopped the run, which ``resume=True`` continues.
     """
-    for name, value in (("models", models), ("data", data)):
-        if value is not None:
-            settings[name] = split_names(value) if isinstance(value, str) else tuple(value)
+    refused = [name for name in NOT_OF_BENCH if name not in ("models", "data")]
+    options = from_keywords(BenchOptions, "bench", {**settings, "models": models, "data": data}, refused)
     folder = Path(out) if out is not None else None
-    return Results(Session(settings, folder, resume).run())
+    trusted = Trust.of(trust, typed=options.models or ())
+    with _interruptible():
+        return Results(Session(options.settings(), folder, resume, trusted).run(options.wandb))
 
 
-def _named(name: str, image_shape: Sequence[int] | None) -> Network:
-    """Return a network by its name, for images of a shape, which must be square, or of the network's own shape."""
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C stop the work inside the block; otherwise it would count as the failure of the network at work."""
+    try:
+        with stoppable():
+            yield
+    except Stopped as stop:
+        raise KeyboardInterrupt(str(stop)) from stop
+
+
+def _square(image_shape: Sequence[int] | None) -> tuple[int | None, int | None]:
+    """Return channels and size of square images; None for a network's own.
+
+    Raises:
+        UserError: The images are not square.
+    """
     if image_shape is None:
-        return get_network(name)
+        return None, None
     channels, height, width = image_shape
     if height != width:
-        raise UserError(f"image_shape {tuple(image_shape)}: a network by name takes square images")
-    return get_network(name, channels, height)
+        raise UserError(f"image_shape {tuple(image_shape)}: a network by name, and a timing, take square images")
+    return channels, height
 
 
 def _shape_of(module: nn.Module, image_shape: Sequence[int] | None) -> tuple[int, ...]:
-    """Return the image shape that the caller passed, or else the one that the module states."""
+    """Return the shape of the images that a module takes.
+
+    Raises:
+        UserError: Neither the caller nor the module says it.
+    """
     if image_shape is not None:
         return tuple(image_shape)
     if isinstance(module, ImageClassifier):
@@ -125,10 +160,10 @@ def _shape_of(module: nn.Module, image_shape: Sequence[int] | None) -> tuple[int
 
 
 def _network_of(module: nn.Module, image_shape: Sequence[int] | None) -> Network:
-    """Return a module as a `Network`, which can be built several times; each time it is a copy of the module."""
-    channels, height, width = _shape_of(module, image_shape)
-    if height != width:
-        raise UserError(f"image_shape {(channels, height, width)}: networks are timed on square images")
-    name = module.display_name if isinstance(module, ImageClassifier) else type(module).__name__
-    classes = module.num_classes if isinstance(module, ImageClassifier) else None
-    return Network(str(name), channels, height, classes, lambda: copy.deepcopy(module))
+    """Return a module as a network that can be built again and again."""
+    channels, height, _ = _shape_of(module, image_shape)
+    name = type(module).__name__
+    classes = None
+    if isinstance(module, ImageClassifier):
+        name, classes = module.display_name, module.num_classes
+    return Network(name, channels, height, classes, lambda: copy.deepcopy(module))

@@ -85,12 +85,13 @@ def stdout_kept() -> Iterator[None]:
         yield
 
 
-def make_console(stderr: bool = False, pipe_width: int = PIPE_WIDTH) -> Console:
+def make_console(stderr: bool = False, pipe_width: int = PIPE_WIDTH, plain: bool = False) -> Console:
     """Return a rich console that shows control characters as escapes.
 
     Args:
         stderr: Whether to write to stderr instead of stdout.
         pipe_width: Line width, in characters, if the output is not a terminal.
+        plain: Whether the output is never taken for a terminal, so that a captured text has no colours.
 
     Raises:
         OSError: The output is closed.
@@ -112,6 +113,8 @@ def make_console(stderr: bool = False, pipe_width: int = PIPE_WIDTH) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     if stream.closed:
         raise OSError(errno.EBADF, "it is closed")
+    if plain:
+        return SafeConsole(stderr=stderr, width=pipe_width, force_terminal=False, color_system=None)
     return SafeConsole(stderr=stderr, width=None if stream.isatty() else pipe_width)
 
 

@@ -120,6 +120,28 @@ def parse(
     return cls(**given)
 
 
+def from_keywords(cls: type[T], function: str, keywords: Mapping[str, Any], refused: Sequence[str] = ()) -> T:
+    """Return options from the keyword arguments of a Python function, checked as those of a command line.
+
+    Args:
+        cls: Dataclass of options.
+        function: Name of the function, for messages.
+        keywords: Values by name of the option; None stands for the default.
+        refused: Options of the command that the function does not have.
+
+    Raises:
+        UserError: A name or a value is wrong.
+    """
+    valid = [name for name, _ in _fields(cls) if name not in refused]
+    values = {}
+    for name, value in keywords.items():
+        if name not in valid:
+            raise unknown(f"option of {function}():", name, valid)
+        if value is not None:
+            values[name] = convert(cls, name, value)
+    return cls(**values)
+
+
 def convert(cls: type, name: str, value: Any, where: str = "") -> Any:
     """Return the value of an option, converted to the type of its field.
 
@@ -137,14 +159,27 @@ def convert(cls: type, name: str, value: Any, where: str = "") -> Any:
     try:
         if not kind.many:
             return _single(kind, value, name, facts)
-        parts = split_names(value) if isinstance(value, str) else value
-        if not isinstance(parts, (list, tuple)):
-            parts = [parts]
-        return tuple(_single(kind, part, name, facts) for part in parts)
+        return tuple(_single(kind, part, name, facts) for part in _parts(value, from_file=bool(where)))
     except UserError as error:
         if where:
             raise UserError(f"{where}: {error}") from None
         raise
+
+
+def _parts(value: Any, from_file: bool) -> list[Any]:
+    """Return the single values of an option that takes several.
+
+    A text has names between commas. So has each text in a list of a file; a list from a command line has its words,
+    whose commas are their own.
+    """
+    if isinstance(value, str):
+        return list(split_names(value))
+    if not isinstance(value, (list, tuple)):
+        return [value]
+    parts: list[Any] = []
+    for part in value:
+        parts += split_names(part) if from_file and isinstance(part, str) else [part]
+    return parts
 
 
 def _single(kind: _Kind, value: Any, name: str, facts: _Facts) -> Any:
@@ -153,7 +188,12 @@ def _single(kind: _Kind, value: Any, name: str, facts: _Facts) -> Any:
         value = "off"
     if kind.many and kind.type is str and not isinstance(value, str):
         raise UserError(f"{name} {value!r} is not a name")
-    result = _CONVERTERS[kind.type](value, name)
+    try:
+        result = _CONVERTERS[kind.type](value, name)
+    except UserError as error:
+        if kind.many and facts.metavar:
+            raise UserError(f"{error}; write for example --{name} {facts.metavar}") from None
+        raise
     if kind.choices and result not in kind.choices:
         raise unknown(name, str(result), kind.choices)
     if facts.least is not None and result < facts.least:
@@ -194,8 +234,12 @@ def _to_bool(value: Any, name: str) -> bool:
 
 
 def _to_str(value: Any, name: str) -> str:
-    if isinstance(value, (list, tuple, dict)):
-        raise UserError(f"{name} '{value}' is not a single value")
+    # Numbers are texts too, as in ``precision: 32``. YAML reads words such as yes and off as booleans, and
+    # 2020-01-01 as a date, of which the text that was meant cannot be known.
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, Path)):
+        raise UserError(f"{name} '{value}' is not a single text; put it in quotes")
+    if value == "":
+        raise UserError(f"{name} is empty; leave it out for the default")
     return str(value)
 
 
@@ -212,6 +256,9 @@ def _to_table(value: Any, name: str) -> dict[str, Any]:
             raise UserError(f"{error}; {hint}") from None
     if not isinstance(value, dict):
         raise UserError(f"{name} '{value}' is not a table; {hint}")
+    for key in value:
+        if not isinstance(key, str):
+            raise UserError(f"{name} has the key {key!r}, which is not a name; {hint}")
     return value
 
 
@@ -307,8 +354,9 @@ def _make_parser(cls: type, command: str, example: str) -> _Parser:
 def _help(field: Field, facts: _Facts) -> str:
     """Return the help text of an option with its default added, unless there is none or the text states it already."""
     text = facts.help
-    silent = field.default in (MISSING, None, False, ()) or "default:" in text
-    if not silent:
+    # Compared by identity, since 0 is equal to False.
+    silent = field.default is MISSING or field.default is None or field.default is False or field.default == ()
+    if not silent and "default:" not in text:
         default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         text = f"{text.rstrip('.')} (default: {default})."
     return text.replace("%", "%%")  # argparse formats help texts with the % operator

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_count_of_a_module_and_of_a_name() -> None:
     assert cost._repr_html_().count("<tr>") == 10
     with pytest.raises(UserError, match="Conv2d does not say which images it takes; give image_shape"):
         count(nn.Conv2d(3, 8, 3))
-    with pytest.raises(UserError, match="takes square images"):
+    with pytest.raises(UserError, match="take square images"):
         count("LeNet5", (3, 32, 28))
 
 
@@ -74,10 +75,72 @@ def test_speed_times_modules_and_names(capsys: pytest.CaptureFixture) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
     assert "Times as multiples of LeNet5's" in str(results)
     assert capsys.readouterr().out == ""
-    with pytest.raises(UserError, match="speed has no option 'round'"):
+    with pytest.raises(UserError, match="unknown option of speed\\(\\): 'round'"):
         speed("LeNet5", round=1)
-    with pytest.raises(UserError, match="processes are started with names"):
+    with pytest.raises(UserError, match="processes and memory start processes"):
         speed(net, image_shape=(3, 32, 32), processes=2)
+
+
+def test_two_networks_of_one_name_are_refused() -> None:
+    """Their figures are kept by name, so that one would stand for both."""
+    nets = [nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, width)) for width in (5, 10)]
+    with pytest.raises(UserError, match="two networks are called 'Sequential'"):
+        speed(*nets, image_shape=(3, 8, 8), **SMALL)
+
+
+def test_options_of_functions_are_checked_as_those_of_commands() -> None:
+    for keywords, message in (
+        ({"rounds": 0}, "rounds 0 must be at least 1"),
+        ({"cudnn_benchmark": "yes"}, "unknown cudnn_benchmark 'yes'"),
+        ({"processes": 2.5}, "processes '2.5' is not a whole number"),
+        ({"records": "a.jsonl"}, "unknown option of speed\\(\\): 'records'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            speed("LeNet5", **keywords)
+    for keywords, message in (
+        ({"epochs": 0}, "epochs 0 must be at least 1"),
+        ({"measures": "speeed"}, "unknown measure 'speeed'"),
+        ({"epoch": 1}, "unknown option of bench\\(\\): 'epoch'"),
+        ({"wandb": "maybe"}, "unknown wandb 'maybe'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            bench("LeNet5", "Synthetic", **keywords)
+
+
+def test_named_networks_are_timed_on_the_images_that_were_asked_for() -> None:
+    (record,) = speed("LeNet5", image_size=28, in_channels=1, num_classes=7, **SMALL)
+    assert (record.data["image_size"], record.data["in_channels"]) == (28, 1)
+    (record,) = speed("SimpleCNN", image_shape=(1, 20, 20), processes=2, **SMALL)
+    assert (record.data["image_size"], record.measures["process_rounds"]) == (20, [1, 1])
+
+
+def test_ctrl_c_stops_a_benchmark(tmp_path: Path) -> None:
+    """It is not taken for the failure of the network at work, after which the next would have its turn."""
+    (tmp_path / "slow.py").write_text(
+        "import os, signal\n"
+        "from cnnbench import bench\n"
+        "from torch import nn\n"
+        "class Interrupts(nn.Module):\n"
+        "    def __init__(self, num_classes=10):\n"
+        "        super().__init__()\n"
+        "        self.layer, self.calls = nn.Linear(3 * 32 * 32, num_classes), 0\n"
+        "    def forward(self, x):\n"
+        "        self.calls += 1\n"
+        "        if self.calls == 8:\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "        return self.layer(x.flatten(1))\n"
+        "if __name__ == '__main__':\n"
+        "    options = {'train_images': 400, 'test_images': 20}\n"
+        "    try:\n"
+        "        bench('slow:Interrupts', 'Synthetic', measures='quality', epochs=3, device='cpu', batch_size=20,\n"
+        "              data_options=options, out='run')\n"
+        "    except KeyboardInterrupt:\n"
+        "        print('stopped')\n"
+    )
+    command = [sys.executable, "slow.py"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.stdout.strip() == "stopped", done.stderr
+    assert not list((tmp_path / "run" / "records").glob("*.json"))
 
 
 def test_bench_returns_the_records_of_a_run(tmp_path) -> None:

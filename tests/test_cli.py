@@ -308,7 +308,8 @@ def test_speed_times_any_network(capsys: pytest.CaptureFixture) -> None:
     found = json.loads(capsys.readouterr().out)
     assert [row["model"] for row in found["networks"]] == ["LeNet5", "mine:tiny", "torchvision:googlenet"]
     assert all(row["latency_ms_median"] > 0 < row["train_images_per_s"] for row in found["networks"])
-    assert found["config"]["batch_size"] == 2
+    assert (found["config"]["batch_size"], found["config"]["rounds"]) == (2, 1)
+    assert found["networks"][0]["num_classes"] == 10
     assert main(["speed", "LeNet5", *options]) == 0
     assert "Latency ms" in capsys.readouterr().out
     assert main(["speed", "LeNet5", "--batch_size", "0"]) == 2

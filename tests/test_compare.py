@@ -300,3 +300,14 @@ def test_nothing_in_common_is_refused() -> None:
     with pytest.raises(UserError, match="A has LeNet5 on MNIST, B has VGG16 on MNIST"):
         compare([_record()], [_record(model="VGG16")])
     assert main(["compare", "none.jsonl", "none.jsonl"]) == 2
+
+
+def test_cold_starts_of_other_software_say_so() -> None:
+    """They are raw times, never in units of the yardstick."""
+    a, b = _record(), _record()
+    for record, version in ((a, "2.6"), (b, "2.7")):
+        record.measures["cold_start_ms"] = 100.0
+        record.measures["process_cold_ms"] = [{"latency": 100.0 + n} for n in range(5)]
+        record.environment["packages"] = {**record.environment["packages"], "torch": version}
+    change = next(c for c in compare([a], [b]) if c.figure == "cold_start_ms")
+    assert change.reason.startswith("torch 2.6 against 2.7: raw times")

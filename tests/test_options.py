@@ -28,6 +28,8 @@ class Options:
     order: Literal["off", "norm"] = option("Order.", default="norm")
     table: dict[str, Any] | None = option("Table.", default=None)
     fast: bool = option("Be fast.", default=False)
+    title: str | None = option("Title.", default=None)
+    shift: int = option("Shift.", default=0)
 
 
 def test_words_become_values_of_their_types() -> None:
@@ -74,7 +76,11 @@ def test_a_file_means_the_same_and_the_command_line_overrides_it() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("seeds: 1.5", "config 'x.yaml': seeds '1.5' is not a whole number"),
+        ("seeds: 1.5", "config 'x.yaml': seeds '1.5' is not a whole number; write for example --seeds 0,1"),
+        ("title: yes", "config 'x.yaml': title 'True' is not a single text; put it in quotes"),
+        ("title: 2020-01-01", "config 'x.yaml': title '2020-01-01' is not a single text"),
+        ("title: ''", "config 'x.yaml': title is empty; leave it out for the default"),
+        ("table: {1: 2}", "config 'x.yaml': table has the key 1, which is not a name"),
         ("fast: 1", "config 'x.yaml': fast '1' is not true or false"),
         ("order: nrom", "config 'x.yaml': unknown order 'nrom'"),
         ("config: y.yaml", "config 'x.yaml': unknown key 'config'"),
@@ -89,6 +95,11 @@ def test_what_is_wrong_in_a_file_names_the_file(text: str, message: str) -> None
     assert message in str(error.value)
 
 
+def test_names_between_commas_in_a_list_of_a_file_are_several() -> None:
+    Path("x.yaml").write_text("models: ['A(b=1,c=2), D', E]\n")
+    assert parse(bench.Options, ["--config=x.yaml"], "x").models == ("A(b=1,c=2)", "D", "E")
+
+
 def test_help_has_description_defaults_and_example(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         parse(Options, ["--help"], "cnnbench x", "A --size 3")
@@ -96,6 +107,7 @@ def test_help_has_description_defaults_and_example(capsys: pytest.CaptureFixture
     assert "Do something with models." in text
     assert "More that the help" not in text
     assert "Random seeds (default: 0)." in text
+    assert "Shift (default: 0)." in text
     assert "example: cnnbench x A --size 3" in text
 
 

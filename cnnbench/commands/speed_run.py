@@ -25,7 +25,7 @@ from cnnbench.network import Network
 from cnnbench.record import Record, environment, write_lines
 from cnnbench.registry import split_names
 from cnnbench.report.roofs import draw_roofs
-from cnnbench.report.speeds import SUSPECT, WAY, all_ratios, sentences, tables, way_words
+from cnnbench.report.speeds import SUSPECT, all_ratios, sentences, tables, way_words
 from cnnbench.roofline.bounds import CONVENTION, Survey, peaks_now, survey
 from cnnbench.roofline.peaks import hardware_precisions
 from cnnbench.timing.processes import in_process, in_processes
@@ -59,11 +59,16 @@ class Row:
 
 def speed(options: Options) -> int:
     """Time networks, print and write the results; return 1 if a network failed or its limits are not known."""
+    config, ways = _config(options)
+    _check_ways(options, config, ways)
+    networks = find_networks(options)
+    # Folders are made once nothing else can be refused, and before anything is timed.
     if options.limits:
         make_folder(options.out or DEFAULT_OUT, "out")
     if options.records is not None:
         make_folder(options.records.parent, "records")
-    records = time_networks(options, find_networks(options))
+    rows = [Row(network, way) for network in networks for way in ways]
+    records = _time_rows(options, config, rows)
     picture = None
     if any("limits" in record.measures for record in records):
         picture = _draw_roofline(records, options.out or DEFAULT_OUT)
@@ -71,7 +76,7 @@ def speed(options: Options) -> int:
         write_lines(options.records, records)
         note(f"records: {options.records}")
     if options.json:
-        out_json(_document(records, picture))
+        out_json(_document(config, rows, records, picture))
     else:
         show(*tables(records), pipe_width=PIPE_WIDTH)
         for line in sentences(records):
@@ -98,11 +103,20 @@ def time_networks(options: Options, networks: Sequence[Network]) -> list[Record]
         networks: Networks to time.
 
     Raises:
-        UserError: An option does not go with another option, with the device, or with a network.
+        UserError: An option does not go with another option, with the device, or with a network; or two networks have
+            the same name.
     """
     config, ways = _config(options)
     _check_ways(options, config, ways)
-    rows = [Row(network, way) for network in networks for way in ways]
+    names = [network.name for network in networks]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two networks are called '{name}'; give one of them another name, such as a subclass")
+    return _time_rows(options, config, [Row(network, way) for network in networks for way in ways])
+
+
+def _time_rows(options: Options, config: SpeedConfig, rows: Sequence[Row]) -> list[Record]:
+    """Return a record per row."""
     hardware.keep_freed_memory()
     with stdout_kept():  # text that a user's network prints must not get into the document
         figures, limits = _measure(options, config, rows)
@@ -267,30 +281,35 @@ def _draw_roofline(records: Sequence[Record], folder: Path) -> Path:
     return path
 
 
-def _document(records: Sequence[Record], picture: Path | None) -> dict[str, Any]:
-    """Return everything that was measured, as a document for JSON.
+def _document(
+    config: SpeedConfig, rows: Sequence[Row], records: Sequence[Record], picture: Path | None
+) -> dict[str, Any]:
+    """Return everything that was measured, for JSON.
 
     Args:
-        records: Records of all rows.
+        config: How the networks were timed.
+        rows: Networks and ways, in the order of the records.
+        records: Record of each row.
         picture: File of the roofline picture; None if there is none.
     """
     networks = []
-    for record in records:
-        row = {
+    for row, record in zip(rows, records, strict=True):
+        entry = {
             "row": record.model,
-            "model": record.config["network"],
-            "in_channels": record.data["in_channels"],
-            "image_size": record.data["image_size"],
-            "way": {name: record.config[name] for name in WAY},
+            "model": row.network.name,
+            "in_channels": row.network.in_channels,
+            "image_size": row.network.image_size,
+            "num_classes": row.network.num_classes,
+            "way": vars(row.way) if row.way else None,
         }
-        row |= {key: value for key, value in record.measures.items() if key not in ("limits", "sweep")}
+        entry |= {key: value for key, value in record.measures.items() if key not in ("limits", "sweep")}
         if record.reason:
-            row["error"] = record.reason
-        networks.append(row)
+            entry["error"] = record.reason
+        networks.append(entry)
     machine = dict(records[0].environment)
     peaks = machine.pop("peaks", None)
     document = {
-        "config": records[0].config,
+        "config": {**vars(config), "device": str(config.device)},
         "environment": machine,
         "networks": networks,
         "ratios": all_ratios(records),

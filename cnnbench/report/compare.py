@@ -306,7 +306,8 @@ def _cold_change(pair: _Pair) -> Change:
     """Compare the times of first calls; each process contributes one time."""
     after, before = ([math.log(ms) for ms in _cold_starts(side)] for side in (pair.second, pair.first))
     too_few = f"too few processes of each side, of which {FEWEST_PROCESSES} are needed"
-    return _ratio_change(pair, shift(after, before), [], too_few)
+    note = _raw_times_note(pair)
+    return _ratio_change(pair, shift(after, before), [note] if note else [], too_few)
 
 
 def _time_change(pair: _Pair) -> Change:
@@ -316,12 +317,8 @@ def _time_change(pair: _Pair) -> Change:
     missing = _without_rounds(pair.first, pair.second, work)
     if missing:
         return pair.verdict("not comparable", missing)
-    notes = []
-    difference = _software_difference(pair.first[0], pair.second[0])
-    # Other versions of the software change the yardstick's own time, so the times then stay as they are.
-    raw = bool(difference)
-    if raw:
-        notes.append(f"{difference}: raw times, in which a machine that was slower as a whole counts too")
+    notes = [_raw_times_note(pair)]
+    raw = bool(notes[0])
     between = max(BETWEEN.values()) if raw else BETWEEN[work]
     log_ratio, note = _log_ratio(between, *(_by_process(side, work, raw) for side in (pair.second, pair.first)))
     notes.append(note)
@@ -364,6 +361,12 @@ def _doubts(pair: _Pair) -> list[str]:
             for text in record.measures.get("suspect", ()):
                 doubts[f"{side}: {text}"] = None
     return list(doubts)
+
+
+def _raw_times_note(pair: _Pair) -> str:
+    """Return why times are not divided by the yardstick's: the software differs. Empty if it does not."""
+    difference = _software_difference(pair.first[0], pair.second[0])
+    return f"{difference}: raw times, in which a machine that was slower as a whole counts too" if difference else ""
 
 
 def _software_difference(first: Record, second: Record) -> str:

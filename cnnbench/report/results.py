@@ -10,7 +10,7 @@ from cnnbench.report.outputs import Report, print_table, to_markdown
 from cnnbench.report.speeds import sentences, tables
 
 WIDTH = 160
-"""Characters in a line of the table where stdout is not a terminal."""
+"""Characters in a line of the table."""
 
 
 class Results(list[Record]):
@@ -18,7 +18,7 @@ class Results(list[Record]):
 
     def __str__(self) -> str:
         """Return the table that the command prints."""
-        console = make_console(pipe_width=WIDTH)
+        console = make_console(pipe_width=WIDTH, plain=True)
         with console.capture() as capture:
             self._print(console)
         return capture.get().rstrip()
