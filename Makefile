@@ -34,22 +34,22 @@ bench-zoo: .venv/ready  ## the whole zoo on CIFAR-10: 47 minutes on two cores, f
 	$(BIN)/cnnbench bench --config experiments/bench/zoo$$($(BIN)/python -c 'import torch; print("-gpu" * torch.cuda.is_available())').yaml $(ARGS)
 
 audit: .venv/ready  ## our counts beside fvcore, ptflops, torchinfo and torch's own, every difference explained
-	$(BIN)/python -m cnnbench.validation.audit $(ARGS)
+	$(BIN)/python -m cnnbench.verification.audit $(ARGS)
 
 race-data: .venv/ready  ## images per second of our loader beside torchvision's and airbench's, two minutes
-	$(BIN)/python -m cnnbench.validation.data $(ARGS)
+	$(BIN)/python -m cnnbench.verification.data $(ARGS)
 
 race-training: .venv/ready  ## what Lightning adds to a training step, beside a bare loop, five minutes
-	$(BIN)/python -m cnnbench.validation.training $(ARGS)
+	$(BIN)/python -m cnnbench.verification.training $(ARGS)
 
 race-recipes: .venv/ready  ## SpeedNet's recipes beside airbench's own trainings, on a CUDA GPU: ARGS="--goal 96"
-	$(BIN)/python -m cnnbench.validation.recipes $(ARGS)
+	$(BIN)/python -m cnnbench.verification.recipes $(ARGS)
 
 calibrate: .venv/ready  ## is the stopwatch right? against itself, a planted slowdown and the usual way; 12 to 25 minutes
-	$(BIN)/python -m cnnbench.validation.calibrate $(ARGS)
+	$(BIN)/python -m cnnbench.verification.calibrate $(ARGS)
 
 race-memory: .venv/ready  ## the estimate of a training step's memory beside real steps, four minutes
-	$(BIN)/python -m cnnbench.validation.memory $(ARGS)
+	$(BIN)/python -m cnnbench.verification.memory $(ARGS)
 
 race-reports: .venv/ready  ## seconds and memory of a report of 2,000 records, six minutes
 	PYTHONPATH=tests $(BIN)/python -m campaigns.reports $(ARGS)
@@ -71,7 +71,7 @@ test: .venv/ready  ## the tests, no network and no data needed
 
 # Without the virtual environment, so that it runs where torch is and no index can be reached.
 gpu-check:  ## does all GPU code work here, and are its numbers possible? at most eight minutes: GPU_PYTHON=python3
-	$(GPU_PYTHON) -m cnnbench.validation.gpu $(ARGS)
+	$(GPU_PYTHON) -m cnnbench.verification.gpu $(ARGS)
 
 # One process: tests that time a GPU or read its memory would disturb each other.
 test-gpu: .venv/ready  ## the tests that need a CUDA GPU

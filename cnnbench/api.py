@@ -15,12 +15,12 @@ from cnnbench.commands.bench import Options as BenchOptions
 from cnnbench.commands.speed import Options as SpeedOptions
 from cnnbench.commands.speed_run import time_networks
 from cnnbench.counting.complexity import Complexity, complexity
-from cnnbench.counting.copies import build_without_values
+from cnnbench.counting.meta_copy import build_without_values
 from cnnbench.errors import Stopped, UserError
+from cnnbench.interrupts import stoppable
 from cnnbench.network import Network, get_network
 from cnnbench.options import from_keywords
 from cnnbench.report.results import Results
-from cnnbench.stopping import stoppable
 from cnnbench.training.classifier import ImageClassifier
 from cnnbench.trust import Trust
 

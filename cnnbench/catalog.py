@@ -146,7 +146,7 @@ def _accuracies(cls: type[ImageClassifier]) -> Iterator[dict[str, Any]]:
 def _costs(cls: type[ImageClassifier]) -> dict[str, int | None]:
     """Return parameters and MACs of an architecture in each form of `SIZES`, and its depth in the last form."""
     from cnnbench.counting.complexity import complexity
-    from cnnbench.counting.copies import building_on_meta
+    from cnnbench.counting.meta_copy import building_on_meta
 
     found: dict[str, int | None] = {}
     for suffix, (size, classes) in SIZES.items():

@@ -18,8 +18,8 @@ from cnnbench import __version__
 from cnnbench.console import note, out_text, refusal
 from cnnbench.errors import Stopped, UserError, unknown
 from cnnbench.files import reason
+from cnnbench.interrupts import stoppable
 from cnnbench.options import parse
-from cnnbench.stopping import stoppable
 from cnnbench.trust import Trust, enforced
 
 TRAINING = {

@@ -305,7 +305,7 @@ def synchronise(device: torch.device) -> None:
 def accelerator_facts(device: torch.device) -> dict[str, object]:
     """Return the versions and switches that decide how a GPU computes, for records; empty for other devices.
 
-    Switches that the timing sets for each network (`cnnbench.timing.work.Way`) are not included.
+    Switches that the timing sets for each network (`cnnbench.timing.timed_network.Way`) are not included.
     """
     if device.type != "cuda":
         return {}

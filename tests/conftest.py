@@ -11,8 +11,8 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
+from cnnbench.confusion import accuracy
 from cnnbench.data import get_data
-from cnnbench.quality import accuracy
 from cnnbench.record import Record
 
 CLASSES = get_data("CIFAR10").class_names

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from cnnbench.counting.complexity import complexity
 from cnnbench.network import get_network
-from cnnbench.validation import audit, interleave, ratio
-from cnnbench.validation.calls import record_calls
-from cnnbench.validation.counters import COUNTERS, Subject
+from cnnbench.verification import audit as audit
+from cnnbench.verification import interleave, ratio
+from cnnbench.verification.counters import COUNTERS, Subject
+from cnnbench.verification.recorded_calls import record_calls
 
 ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "experiments" / "results" / "2026-11-22-audit.json"
@@ -41,7 +42,7 @@ def test_calls_are_noted_once_and_by_their_module() -> None:
         ("linear", "Linear", 12),
         ("linear", "Network", 6),
     ]
-    assert F.linear.__module__ != "cnnbench.validation.calls"
+    assert F.linear.__module__ != "cnnbench.verification.recorded_calls"
 
 
 def test_the_audit_explains_and_writes(

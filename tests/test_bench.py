@@ -24,11 +24,11 @@ from cnnbench.benchmark.display import LiveDisplay
 from cnnbench.benchmark.plan import Plan, parse_budget
 from cnnbench.checkpoints import read_checkpoint
 from cnnbench.cli import main
+from cnnbench.confusion import accuracy
 from cnnbench.data import get_data, sources
 from cnnbench.errors import MissingDataError, UserError
 from cnnbench.files import with_checksum, without_checksum
 from cnnbench.models import get_model
-from cnnbench.quality import accuracy
 from cnnbench.record import load_records
 
 SMALL = [

@@ -28,8 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cnnbench.cli import main
 from cnnbench.counting.complexity import Complexity, complexity
-from cnnbench.counting.copies import building_on_meta, meta_copy
-from cnnbench.counting.meta import MetaRun, tensors_in
+from cnnbench.counting.meta_copy import building_on_meta, meta_copy
+from cnnbench.counting.meta_run import MetaRun, tensors_in
 from cnnbench.errors import UserError
 from cnnbench.models import get_model
 from cnnbench.network import get_network
@@ -590,7 +590,7 @@ def test_counting_vgg16_needs_no_memory_for_its_weights() -> None:
 import resource
 import sys
 from cnnbench.counting.complexity import complexity
-from cnnbench.counting.copies import building_on_meta
+from cnnbench.counting.meta_copy import building_on_meta
 from cnnbench.network import get_network
 
 def peak_mib(name):

@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from cnnbench.cli import main
-from cnnbench.counting.copies import build_without_values
+from cnnbench.counting.meta_copy import build_without_values
 from cnnbench.errors import UserError
-from cnnbench.explain import fields, run
-from cnnbench.explain.fields import (
+from cnnbench.explain import effective_field, run
+from cnnbench.explain.effective_field import (
     LayerField,
     Measured,
     at_initialisation,
@@ -219,7 +219,7 @@ def test_thin_images_measure_what_square_ones_do(monkeypatch: pytest.MonkeyPatch
     for name in ("ResNet20", "torchvision:squeezenet1_1", "torchvision:shufflenet_v2_x0_5"):
         model, shape, chosen = _last(name)
         thin = measure_fields(model, shape, chosen)
-        monkeypatch.setattr(fields, "THINNEST", 10**6)
+        monkeypatch.setattr(effective_field, "THINNEST", 10**6)
         assert measure_fields(model, shape, chosen) == thin
         monkeypatch.undo()
 

@@ -32,9 +32,9 @@ from cnnbench.explain.grad_cam import (
     weighted_map,
 )
 from cnnbench.explain.images import pixels_of, training_images
+from cnnbench.explain.networks import load_checkpoint
 from cnnbench.explain.options import DataOptions
 from cnnbench.explain.patches import Responses, cut, selective_channels, strongest_units, top_images, window
-from cnnbench.explain.subjects import load_checkpoint
 from cnnbench.network import get_network
 
 SHAPE = (3, 12, 12)

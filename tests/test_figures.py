@@ -11,7 +11,7 @@ from matplotlib.text import Text
 
 from cnnbench.plots.drawing import LONGEST_NAME, Name, Scheme, family, short_names, write_names
 from cnnbench.record import Record
-from cnnbench.report.figures import accuracy_against, latency_against_macs, learning_curves
+from cnnbench.report.charts import accuracy_against, latency_against_macs, learning_curves
 
 
 @pytest.mark.parametrize(

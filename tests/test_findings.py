@@ -10,7 +10,7 @@ from conftest import FULL_TRAINING, make_record
 
 from cnnbench.record import Record
 from cnnbench.report.findings import contenders, front, front_sentences, misjudged, over_seeds, speed_sentences
-from cnnbench.report.fronts import Spread, inversion, pareto_front
+from cnnbench.report.pareto import Spread, inversion, pareto_front
 
 
 def record(model: str, seed: int = 0, data: str = "MNIST", **measures: float | None) -> Record:

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from cnnbench.validation import gpu
-from cnnbench.validation.gpu import Outcome, Stage
+from cnnbench.verification import gpu as gpu
+from cnnbench.verification.gpu import Outcome, Stage
 
 
 def test_the_check_runs_on_a_cpu_in_tiny_sizes(tmp_path: Path) -> None:
     root = Path(__file__).parent.parent
-    command = [sys.executable, "-m", "cnnbench.validation.gpu", "--device", "cpu", "--out", str(tmp_path / "check")]
+    command = [sys.executable, "-m", "cnnbench.verification.gpu", "--device", "cpu", "--out", str(tmp_path / "check")]
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=root, env=environ, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -115,7 +115,7 @@ def test_numbers_stand_beside_their_range() -> None:
 
 
 def test_bad_options_are_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "cnnbench.validation.gpu", "--device", "cpu", "--stages", "probes,nothing"]
+    command = [sys.executable, "-m", "cnnbench.verification.gpu", "--device", "cpu", "--stages", "probes,nothing"]
     place = tmp_path / "place"
     place.mkdir()
     done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)

@@ -25,11 +25,11 @@ from cnnbench.optimizers import NEWTON_SCHULZ, MuonSGD, adamw, orthogonalise
 from cnnbench.record import load_records
 from cnnbench.roofline import peaks
 from cnnbench.roofline.model import layer_traffic
-from cnnbench.timing import graphs, speed
+from cnnbench.timing import cuda_graphs, speed
 from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
 from cnnbench.timing.stopwatch import Stopwatch
 from cnnbench.timing.sweep import sweep
-from cnnbench.timing.work import Timed, Way
+from cnnbench.timing.timed_network import Timed, Way
 from cnnbench.training.clock import TrainingClock
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -131,7 +131,7 @@ def test_a_network_that_waits_is_refused_before_anything_is_recorded(
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
     words = "time it in mode eager" if expected is UserError else str(error)
-    with pytest.raises(expected, match=words), graphs._no_waiting():
+    with pytest.raises(expected, match=words), cuda_graphs._no_waiting():
         raise error
     assert modes == ["error", 1]
 
@@ -328,13 +328,13 @@ check()
 
 
 def test_cudnns_search_is_put_back_and_no_import_leaves_it_on() -> None:
-    from cnnbench.validation.data import airbench
+    from cnnbench.verification.data import airbench
 
     assert not torch.backends.cudnn.benchmark
     with hardware.cudnn_benchmark(True):
         assert torch.backends.cudnn.benchmark
     code = (
-        "import torch; from cnnbench.validation.data import airbench; airbench(); import sys\n"
+        "import torch; from cnnbench.verification.data import airbench; airbench(); import sys\n"
         "sys.exit(torch.backends.cudnn.benchmark)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -479,7 +479,7 @@ def test_training_and_races_start_without_wandb_and_say_so_where_it_is_asked_for
     code = """
 import sys
 sys.modules["wandb"] = None
-import cnnbench.validation.recipes, cnnbench.validation.training
+import cnnbench.verification.recipes, cnnbench.verification.training
 from cnnbench.cli import main
 small = ["--data", "Synthetic", "--data.train_images", "40", "--data.test_images", "20", "--data.batch_size", "20"]
 fit = ["fit", "--model", "LeNet5", *small, "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"]

@@ -22,7 +22,7 @@ import cnnbench
 from cnnbench import images
 from cnnbench.data.class_folders import load_class_folders
 from cnnbench.errors import UserError
-from cnnbench.explain.subjects import read_photo
+from cnnbench.explain.networks import read_photo
 from cnnbench.images import open_image, read_rgb, to_rgb
 
 

@@ -13,7 +13,7 @@ from cnnbench.cli import main
 from cnnbench.errors import UserError
 from cnnbench.explain import run
 from cnnbench.explain.kernels import apply, bank, binomial, box, cross, gaussian, grey, magnitude, wrapped_share
-from cnnbench.explain.subjects import read_photo
+from cnnbench.explain.networks import read_photo
 from cnnbench.plots.grids import limits
 
 SQUARES = np.arange(25.0).reshape(5, 5) ** 2

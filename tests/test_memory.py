@@ -14,7 +14,7 @@ from cnnbench.counting import memory
 from cnnbench.counting.memory import training_memory
 from cnnbench.errors import UserError
 from cnnbench.models import get_model
-from cnnbench.validation.memory import measure
+from cnnbench.verification.memory import measure
 
 MAP = 2 * 4 * 8 * 8 * 4  # 2 images, 4 channels, 8x8 pixels, 4 bytes
 

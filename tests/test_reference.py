@@ -21,7 +21,7 @@ from cnnbench.cli import main
 from cnnbench.errors import UserError
 from cnnbench.explain.options import TOOLS
 from cnnbench.record import Record, load_records, write_lines
-from cnnbench.report import figures
+from cnnbench.report import charts
 from cnnbench.report.columns import DASH, columns_of
 from cnnbench.report.findings import contenders, front, front_sentences, reference_sentences
 from cnnbench.report.outputs import Report, to_html, to_markdown
@@ -113,7 +113,7 @@ def test_without_references_short_trainings_have_no_front() -> None:
     assert front(contenders(_benchmark()), "macs") == []
     (sentence,) = front_sentences(_benchmark(), "macs")
     assert sentence.startswith("No front of accuracy against MACs is drawn on MNIST: these trainings are too short")
-    figure = figures.accuracy_against(_benchmark(), "macs")
+    figure = charts.accuracy_against(_benchmark(), "macs")
     assert figure is not None
     assert "grey line" not in figure.get_supxlabel()
 
@@ -141,7 +141,7 @@ def test_the_report_has_the_reference_beside_a_short_training(known: Path) -> No
 
 
 def test_the_picture_has_both_accuracies(known: Path) -> None:
-    figure = figures.accuracy_against(_benchmark(), "macs")
+    figure = charts.accuracy_against(_benchmark(), "macs")
     assert figure is not None
     note = figure.get_supxlabel()
     assert "filled marker: after the reference training" in note
@@ -153,7 +153,7 @@ def test_the_picture_has_both_accuracies(known: Path) -> None:
 
 def test_what_is_said_below_two_panels_fits(known: Path) -> None:
     other = [replace(record, data=record.data | {"label": "CIFAR-10"}) for record in _benchmark()]
-    figure = figures.accuracy_against([*_benchmark(), *other], "macs")
+    figure = charts.accuracy_against([*_benchmark(), *other], "macs")
     assert figure is not None
     figure.draw_without_rendering()
     box = figure._supxlabel.get_window_extent()  # type: ignore[attr-defined]
@@ -161,7 +161,7 @@ def test_what_is_said_below_two_panels_fits(known: Path) -> None:
 
 
 def test_references_that_the_picture_has_no_room_for_are_said(known: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cnnbench.report.figures.MOST_PANELS", 0)
+    monkeypatch.setattr("cnnbench.report.charts.MOST_PANELS", 0)
     monkeypatch.setattr("cnnbench.report.pictures.MOST_PANELS", 0)
     records = _benchmark()
     for record in records:
@@ -171,15 +171,15 @@ def test_references_that_the_picture_has_no_room_for_are_said(known: Path, monke
 
 
 def test_a_picture_of_its_own_has_the_reference_accuracies_alone(known: Path) -> None:
-    figure = figures.reference_against(_benchmark(), "macs")
+    figure = charts.reference_against(_benchmark(), "macs")
     assert figure is not None
     (axes,) = figure.axes
     heights = {round(float(y), 3) for line in axes.lines if line.get_marker() != "None" for y in line.get_ydata()}
     assert heights == {0.6, 0.85}
     assert "short training" not in figure.get_supxlabel()
-    assert figures.reference_against(_benchmark()[:1], "macs") is None  # a network alone is not compared
+    assert charts.reference_against(_benchmark()[:1], "macs") is None  # a network alone is not compared
     full = [_trained("LeNet5", 9, 416520, 40.0, converged=True), _trained("ResNet18", 7, 5, 40.0, converged=True)]
-    assert figures.reference_against(full, "macs") is None  # the other picture has the same
+    assert charts.reference_against(full, "macs") is None  # the other picture has the same
 
 
 def test_records_are_taken_over_only_from_real_trainings(known: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from cnnbench.files import LONGEST_NAME
 from cnnbench.record import Record
-from cnnbench.report.figures import confusion_sentence
+from cnnbench.report.charts import confusion_sentence
 from cnnbench.report.outputs import Report, print_table, to_csv, to_html, to_markdown, write_report
 from cnnbench.report.pictures import draw_pictures, matrix_names
 from cnnbench.units import short
@@ -362,7 +362,7 @@ def test_a_picture_that_fails_costs_only_itself(
         raise error
 
     complete = {path.name for path in write_report(RECORDS, Path("whole"))}
-    for place in ("figures", "matrices", "pictures"):
+    for place in ("charts", "confusion_pictures", "pictures"):
         monkeypatch.setattr(f"cnnbench.report.{place}.{what}", fail, raising=False)
     if what == "savefig":
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
@@ -386,7 +386,7 @@ def test_the_records_are_written_before_any_picture(monkeypatch: pytest.MonkeyPa
         assert Path("report/results.csv").read_text() == to_csv(Report(RECORDS))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cnnbench.report.figures.accuracy_against", kill)
+    monkeypatch.setattr("cnnbench.report.charts.accuracy_against", kill)
     with pytest.raises(KeyboardInterrupt):
         write_report(RECORDS, Path("report"))
     assert [path.name for path in Path("report").iterdir()] == ["results.csv"]

@@ -19,10 +19,10 @@ from PIL import Image
 from cnnbench.plots.drawing import MOST_ENTRIES, MOST_NAMES, MOST_PANELS, Name, panels, write_names
 from cnnbench.record import Record, load_records, write_lines
 from cnnbench.report import findings, pictures
-from cnnbench.report.figures import accuracy_against, latency_against_macs, panels_drawn
+from cnnbench.report.charts import accuracy_against, latency_against_macs, panels_drawn
 from cnnbench.report.findings import MOST_LISTED, contenders, front_sentences, over_seeds, rivals_by_label
-from cnnbench.report.fronts import Spread, inversion
 from cnnbench.report.outputs import Report, to_html, to_markdown, write_report
+from cnnbench.report.pareto import Spread, inversion
 from cnnbench.report.pictures import MOST_MATRICES, Drawn, FigureSheet, Shown, draw_pictures
 
 COUNT = 300

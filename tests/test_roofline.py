@@ -16,7 +16,7 @@ from cnnbench.counting.complexity import complexity
 from cnnbench.counting.operators import KINDS
 from cnnbench.errors import UserError
 from cnnbench.network import get_network
-from cnnbench.report.roofs import draw_roofs
+from cnnbench.report.roofline_picture import draw_roofs
 from cnnbench.roofline.bounds import seconds_by_kind
 from cnnbench.roofline.model import Load, Timed, Work, bound, layer_traffic, predicted_seconds
 from cnnbench.roofline.peaks import Peaks, measure_peaks

@@ -13,17 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cnnbench.cli import main
-from cnnbench.counting.copies import build_without_values
+from cnnbench.counting.meta_copy import build_without_values
 from cnnbench.errors import UserError
-from cnnbench.explain.sizes import (
-    Row,
-    evaluated,
-    parameter_formula,
-    rows_of_layers,
-    rows_of_network,
-    stages_of,
-)
-from cnnbench.explain.windows import (
+from cnnbench.explain.output_sizes import (
     Conv,
     Layer,
     Pad,
@@ -34,6 +26,14 @@ from cnnbench.explain.windows import (
     parse_layers,
     trace_sizes,
     unread,
+)
+from cnnbench.explain.sizes import (
+    Row,
+    evaluated,
+    parameter_formula,
+    rows_of_layers,
+    rows_of_network,
+    stages_of,
 )
 from cnnbench.network import get_network
 

@@ -26,10 +26,10 @@ from torch._dynamo.testing import CompileCounter
 
 from cnnbench import hardware
 from cnnbench.cli import main
+from cnnbench.confusion import Confusion, accuracy, most_confused
 from cnnbench.errors import UserError
 from cnnbench.models import get_model
-from cnnbench.quality import Confusion, accuracy, most_confused
-from cnnbench.report.speeds import time_ratio
+from cnnbench.report.speed_tables import time_ratio
 from cnnbench.timing.conditions import Conditions, reasons_to_doubt
 from cnnbench.timing.gpu_state import GpuState, summary
 from cnnbench.timing.processes import in_process, in_processes, pooled

@@ -29,7 +29,7 @@ from cnnbench.blocks import (
 )
 from cnnbench.catalog import FILE, PAPER, count_models, describe_data, first_paragraph, load_catalog, sources
 from cnnbench.counting.complexity import complexity
-from cnnbench.counting.copies import building_on_meta
+from cnnbench.counting.meta_copy import building_on_meta
 from cnnbench.errors import UserError
 from cnnbench.hardware import autocast, tf32
 from cnnbench.models import all_models, get_model, load_torchvision

@@ -24,9 +24,10 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor
 
-from cnnbench import hardware, stopping
+from cnnbench import hardware, interrupts
 from cnnbench.benchmark.plan import PLAN_FILE, Cell, Plan, load_plan, save_plan
 from cnnbench.checkpoints import CheckpointFile
+from cnnbench.confusion import accuracy
 from cnnbench.counting.complexity import CONVENTION
 from cnnbench.data import get_data
 from cnnbench.data.module import ImageDataModule
@@ -36,13 +37,12 @@ from cnnbench.files import parse_json, read_text, remove_parts, without_checksum
 from cnnbench.measures import DEFAULT_MEASURES, MEASURES
 from cnnbench.measures import Subject as MeasuredNetwork
 from cnnbench.network import make_classifier
-from cnnbench.quality import accuracy
 from cnnbench.record import Record, environment, load_records, write_record
 from cnnbench.references import percent, reference_of
 from cnnbench.registry import check_arguments
 from cnnbench.schemas import check_speed
+from cnnbench.timing.process_memory import resident_growth
 from cnnbench.timing.processes import in_process, in_processes
-from cnnbench.timing.resident import resident_growth
 from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
 from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.clock import TimeBudget, TrainingClock
@@ -123,7 +123,7 @@ class _Progress(L.Callback):
             self._display.update(self._cell.key, self._part + (1 - self._part) * done, f"test, {done:.0%}")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        stopping.check()
+        interrupts.check()
         if not self._is_due():
             return
         share = training_share(trainer, self._plan)
@@ -307,7 +307,7 @@ class _Run:
         for cell in pending:
             self.display.expect(cell.key, sum(self._expected_s(cell, speed.get(self._pair(cell), {}))))
         for cell in pending:
-            stopping.check()
+            interrupts.check()
             record = self._run_cell(cell, speed.get(self._pair(cell), {}))
             write_record(self.folder / "records" / f"{cell.key}.json", record)
             done[cell.key] = record

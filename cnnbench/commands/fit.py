@@ -25,7 +25,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from cnnbench import hardware, stopping
+from cnnbench import hardware, interrupts
 from cnnbench.benchmark.run import quiet_lightning
 from cnnbench.blocks import has_depthwise
 from cnnbench.checkpoints import CheckpointFile
@@ -204,7 +204,7 @@ class CLI(LightningCLI):
         """Train; a signal stops the training after a complete step, and ``last.ckpt`` keeps its state."""
         # Several processes would not all stop after the same step, and those that go on would wait for the others.
         # With several processes a signal therefore stops each of them at once.
-        defer = stopping.deferred() if self.trainer.world_size == 1 else contextlib.nullcontext()
+        defer = interrupts.deferred() if self.trainer.world_size == 1 else contextlib.nullcontext()
         try:
             with defer:
                 self._restoring(self.trainer.fit, model, **options)

@@ -147,7 +147,7 @@ def describe_training(checkpoint: Path, command: str, trusted: Sequence[str] = (
     Raises:
         UserError: The checkpoint does not name the data set of its training.
     """
-    from cnnbench.explain.subjects import load_checkpoint
+    from cnnbench.explain.networks import load_checkpoint
 
     subject = load_checkpoint(checkpoint, DataOptions(trust=tuple(trusted)))
     data = subject.data

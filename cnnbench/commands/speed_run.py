@@ -1,7 +1,7 @@
 """The timing behind `cnnbench speed`: from options to timed networks, and from their times to records.
 
-A way (`cnnbench.timing.work.Way`) is how a network runs: number format, memory format, mode, and cuDNN's benchmark
-switch. Every network is timed in every way that the options name, and each combination is one row.
+A way (`cnnbench.timing.timed_network.Way`) is how a network runs: number format, memory format, mode, and cuDNN's
+benchmark switch. Every network is timed in every way that the options name, and each combination is one row.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from cnnbench.files import replacing
 from cnnbench.network import Network
 from cnnbench.record import Record, environment, write_lines
 from cnnbench.registry import split_names
-from cnnbench.report.roofs import draw_roofs
-from cnnbench.report.speeds import SUSPECT, all_ratios, sentences, tables, way_words
+from cnnbench.report.roofline_picture import draw_roofs
+from cnnbench.report.speed_tables import SUSPECT, all_ratios, sentences, tables, way_words
 from cnnbench.roofline.bounds import CONVENTION, Survey, peaks_now, survey
 from cnnbench.roofline.peaks import hardware_precisions
+from cnnbench.timing.process_memory import resident_growth
 from cnnbench.timing.processes import in_process, in_processes
-from cnnbench.timing.resident import resident_growth
 from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
 from cnnbench.timing.sweep import sweep
-from cnnbench.timing.work import MODES, Way
+from cnnbench.timing.timed_network import MODES, Way
 from cnnbench.training.loss import loss_and_logits
 
 DEFAULT_OUT = Path("results/speed")

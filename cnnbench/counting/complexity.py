@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from cnnbench.counting import operators
-from cnnbench.counting.copies import (
+from cnnbench.counting.meta_copy import (
     eager,
     meta_copy,
     unregistered_modules,
     untouched_randomness,
     without_global_hooks,
 )
-from cnnbench.counting.meta import MetaRun, tensors_in
+from cnnbench.counting.meta_run import MetaRun, tensors_in
 from cnnbench.counting.receptive_field import Field, FieldTracker
 from cnnbench.errors import Stopped, UserError
 from cnnbench.measures import COMPLEXITY, Subject, Taken

@@ -20,8 +20,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cnnbench.counting.copies import eager, meta_copy, untouched_randomness, without_global_hooks
-from cnnbench.counting.meta import tensors_in
+from cnnbench.counting.meta_copy import eager, meta_copy, untouched_randomness, without_global_hooks
+from cnnbench.counting.meta_run import tensors_in
 from cnnbench.errors import Stopped, UserError, unknown
 from cnnbench.hardware import PRECISIONS, autocast
 

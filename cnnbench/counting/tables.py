@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from cnnbench.counting.complexity import Complexity, complexity
-from cnnbench.counting.copies import build_without_values
 from cnnbench.counting.memory import TrainingMemory, training_memory
+from cnnbench.counting.meta_copy import build_without_values
 from cnnbench.network import Network
 
 

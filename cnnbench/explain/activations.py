@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
-from cnnbench.counting.copies import untouched_randomness
-from cnnbench.counting.meta import tensors_in
+from cnnbench.counting.meta_copy import untouched_randomness
+from cnnbench.counting.meta_run import tensors_in
 from cnnbench.counting.operators import base_name
 from cnnbench.errors import Stopped, UserError, unknown
 

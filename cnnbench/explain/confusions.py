@@ -22,17 +22,17 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from cnnbench.confusion import Counts, accuracy, most_confused
 from cnnbench.data import get_data
 from cnnbench.errors import UserError, unknown
 from cnnbench.explain import Explanation, Picture, Table
+from cnnbench.explain.networks import load_checkpoint, predict
 from cnnbench.explain.options import ConfusionsOptions
-from cnnbench.explain.subjects import load_checkpoint, predict
 from cnnbench.files import read_text, reason
 from cnnbench.plots.grids import grid, outline, show
-from cnnbench.quality import Counts, accuracy, most_confused
 from cnnbench.record import Record, load_records
 from cnnbench.registry import split_names
-from cnnbench.report.figures import draw_confusion, name_classes
+from cnnbench.report.charts import draw_confusion, name_classes
 from cnnbench.report.findings import contenders
 from cnnbench.stats import discoveries, mean_difference, two_proportions_p, wilson_interval
 

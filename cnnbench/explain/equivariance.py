@@ -24,8 +24,8 @@ from cnnbench.benchmark.run import quiet_lightning
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
 from cnnbench.explain.kernels import binomial
+from cnnbench.explain.networks import Subject, find_subject, image_for, load_checkpoint, read_photo
 from cnnbench.explain.options import EquivarianceOptions
-from cnnbench.explain.subjects import Subject, find_subject, image_for, load_checkpoint, read_photo
 from cnnbench.network import make_classifier
 from cnnbench.plots.drawing import LINES, MARKERS, PALETTE
 from cnnbench.plots.grids import grid, show

@@ -19,9 +19,9 @@ from cnnbench.explain import Explanation, Picture, Table, activations
 from cnnbench.explain.activations import LayerMap, record
 from cnnbench.explain.grad_cam import show_grad_cam
 from cnnbench.explain.images import Shown, find_image
+from cnnbench.explain.networks import Subject, find_subject
 from cnnbench.explain.options import FeatureMapsOptions
 from cnnbench.explain.patches import field_text, show_patches, window
-from cnnbench.explain.subjects import Subject, find_subject
 from cnnbench.plots.drawing import PALETTE
 from cnnbench.plots.grids import grid, outline, show
 

@@ -18,8 +18,8 @@ from cnnbench.blocks import WhiteningConv2d
 from cnnbench.errors import UserError, unknown
 from cnnbench.explain import Explanation, Picture, Table
 from cnnbench.explain.activations import outputs
+from cnnbench.explain.networks import find_subject
 from cnnbench.explain.options import FEW_FILTERS, FiltersOptions
-from cnnbench.explain.subjects import find_subject
 from cnnbench.plots.grids import grid, outline, show
 
 COLUMNS = 12

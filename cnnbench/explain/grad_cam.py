@@ -18,13 +18,13 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from cnnbench.blocks import initialise
-from cnnbench.counting.copies import untouched_randomness
-from cnnbench.counting.meta import tensors_in
+from cnnbench.counting.meta_copy import untouched_randomness
+from cnnbench.counting.meta_run import tensors_in
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
 from cnnbench.explain.activations import forward, outputs, predict_logits, stages, undisturbed
 from cnnbench.explain.images import Shown, training_images
-from cnnbench.explain.subjects import Subject
+from cnnbench.explain.networks import Subject
 from cnnbench.plots.grids import grid, show
 from cnnbench.stats import spearman
 

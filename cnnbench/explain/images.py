@@ -17,7 +17,7 @@ from torch import Tensor
 from cnnbench.data.batches import Split, TensorBatches
 from cnnbench.data.module import ImageDataModule
 from cnnbench.errors import UserError
-from cnnbench.explain.subjects import Subject, image_for, normalised, read_photo
+from cnnbench.explain.networks import Subject, image_for, normalised, read_photo
 
 BATCH = 100
 """Number of training images per batch."""

@@ -18,8 +18,8 @@ from PIL import Image
 
 from cnnbench.errors import UserError, unknown
 from cnnbench.explain import Explanation, Picture, Table
+from cnnbench.explain.networks import read_photo
 from cnnbench.explain.options import KernelsOptions
-from cnnbench.explain.subjects import read_photo
 from cnnbench.plots.grids import grid, show
 
 LARGEST_SIDE = 512

@@ -19,7 +19,7 @@ from cnnbench.data.module import ImageDataModule
 from cnnbench.explain import Explanation, Picture
 from cnnbench.explain.activations import record
 from cnnbench.explain.images import BATCH, pixels_of, training_images
-from cnnbench.explain.subjects import Subject
+from cnnbench.explain.networks import Subject
 from cnnbench.plots.grids import show
 
 ROWS = 6

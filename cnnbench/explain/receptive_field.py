@@ -1,7 +1,7 @@
 """The tool ``receptive-field``: the pixels that a unit can see, and those that it attends to.
 
 For the layers of a network it shows the theoretical field, the measured field and the effective field; for stacks of
-dilated convolutions, the pixels that they cover. The fields are computed in `cnnbench.explain.fields`.
+dilated convolutions, the pixels that they cover. The fields are computed in `cnnbench.explain.effective_field`.
 
 The course's function ``compute_receptive_field`` goes back through the layers with ``stride * r + (k - 1)``. This step
 is too large wherever a stride exceeds 1: for the course's own example of 3x3 convolutions and two poolings it returns
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
-from cnnbench.explain.fields import (
+from cnnbench.explain.effective_field import (
     Effective,
     LayerField,
     Measured,
@@ -42,8 +42,8 @@ from cnnbench.explain.fields import (
     scales_near_zero,
     stack_in_words,
 )
+from cnnbench.explain.networks import Subject, find_subject, image_for, read_photo
 from cnnbench.explain.options import ROWS, STACKS, ReceptiveFieldOptions
-from cnnbench.explain.subjects import Subject, find_subject, image_for, read_photo
 from cnnbench.plots.drawing import PALETTE
 from cnnbench.plots.grids import grid, outline
 
@@ -334,7 +334,7 @@ def _explain_stacks(text: str, explanation: Explanation) -> None:
     """Add the coverage of stacks of dilated convolutions to an explanation.
 
     Args:
-        text: Stacks, separated by spaces; see `cnnbench.explain.fields.parse_rates`.
+        text: Stacks, separated by spaces; see `cnnbench.explain.effective_field.parse_rates`.
         explanation: Explanation to extend.
 
     Raises:

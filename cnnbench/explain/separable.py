@@ -27,7 +27,7 @@ from cnnbench.explain import Explanation, Picture, Table
 from cnnbench.explain.options import SeparableOptions
 from cnnbench.plots.drawing import MARKERS, PALETTE
 from cnnbench.registry import whole_numbers
-from cnnbench.report.speeds import time_ratio
+from cnnbench.report.speed_tables import time_ratio
 from cnnbench.roofline.model import predicted_seconds
 from cnnbench.roofline.peaks import Peaks, measure_peaks
 from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed

@@ -1,8 +1,8 @@
 """Sizes of the feature maps of a network, layer by layer, with parameters, memory and the pixels that no window reads.
 
 The table describes either a stack of layers in the notation of ``--layers``, or a network. The sizes of a stack are
-computed in `cnnbench.explain.windows`, whose `output_size` is the function that the second exercise of the course asks
-for. The sizes of a network are recorded while a copy without values runs on the meta device.
+computed in `cnnbench.explain.output_sizes`, whose `output_size` is the function that the second exercise of the course
+asks for. The sizes of a network are recorded while a copy without values runs on the meta device.
 """
 
 from __future__ import annotations
@@ -21,14 +21,20 @@ from matplotlib.patches import Polygon
 from torch import Tensor, nn
 
 from cnnbench.counting.complexity import complexity
-from cnnbench.counting.copies import build_without_values, eager, meta_copy, untouched_randomness, without_global_hooks
-from cnnbench.counting.meta import MetaRun, tensors_in
+from cnnbench.counting.meta_copy import (
+    build_without_values,
+    eager,
+    meta_copy,
+    untouched_randomness,
+    without_global_hooks,
+)
+from cnnbench.counting.meta_run import MetaRun, tensors_in
 from cnnbench.counting.operators import base_name
 from cnnbench.counting.receptive_field import FieldTracker
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
 from cnnbench.explain.options import SizesOptions
-from cnnbench.explain.windows import (
+from cnnbench.explain.output_sizes import (
     LARGEST_NUMBER,
     Conv,
     Extent,

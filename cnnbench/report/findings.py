@@ -19,7 +19,7 @@ from cnnbench.references import (
     published_words,
     reference_of,
 )
-from cnnbench.report.fronts import Spread, inversion, pareto_front
+from cnnbench.report.pareto import Spread, inversion, pareto_front
 from cnnbench.stats import Correlation, correlate
 
 SETTINGS = (

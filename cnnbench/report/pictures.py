@@ -21,7 +21,8 @@ from cnnbench.files import reason, write_bytes
 from cnnbench.pages import data_uri
 from cnnbench.plots.drawing import MOST_PANELS, plain_text
 from cnnbench.record import Record
-from cnnbench.report import figures
+from cnnbench.report import charts
+from cnnbench.report.confusion_pictures import DPI_OF_MANY, MatrixPainter
 from cnnbench.report.findings import (
     Contender,
     contenders,
@@ -31,7 +32,6 @@ from cnnbench.report.findings import (
     measured,
     speed_sentences,
 )
-from cnnbench.report.matrices import DPI_OF_MANY, MatrixPainter
 
 MOST_MATRICES = 36
 """Largest number of confusion matrices on the page; the folder of pictures has all of them."""
@@ -251,7 +251,7 @@ def matrix_picture(name: str, record: Record, painter: MatrixPainter, vectors: b
     """
 
     def describe() -> str:
-        mistakes = figures.confusion_sentence(record)
+        mistakes = charts.confusion_sentence(record)
         return f"Confusion matrix of {record.model} on {record.data['label']}; {mistakes}"
 
     def draw() -> Sheet | None:
@@ -266,34 +266,34 @@ def comparisons(records: Sequence[Record]) -> list[Picture]:
     vectors = len(records) <= MOST_VECTORS
 
     def references_caption() -> list[str]:
-        entries = figures.with_references(records, figures.LATENCY)
+        entries = charts.with_references(records, charts.LATENCY)
         words = "These are the accuracies of reference trainings, whose length is said under the table."
         return [words, *_panels_left_out(entries)]
 
     found.append(
         Picture(
             "reference_latency",
-            lambda: _sheet(figures.reference_against(records, figures.LATENCY)),
-            lambda: f"Test accuracy after a full training against {figures.COSTS[figures.LATENCY][0]}",
+            lambda: _sheet(charts.reference_against(records, charts.LATENCY)),
+            lambda: f"Test accuracy after a full training against {charts.COSTS[charts.LATENCY][0]}",
             references_caption,
             vectors=vectors,
         )
     )
-    for cost, (title, name) in figures.COSTS.items():
+    for cost, (title, name) in charts.COSTS.items():
         found.append(_accuracy_picture(records, cost, title, name))
 
     def speed_caption() -> list[str]:
-        keys = ("macs", figures.LATENCY)
+        keys = ("macs", charts.LATENCY)
         entries = measured(contenders(records), *keys)
         return [*speed_sentences(records), *left_out_sentences(records, *keys), *_panels_left_out(entries)]
 
     def curves_caption() -> list[str]:
-        return _labels_left_out(len(figures.with_curves(records)))
+        return _labels_left_out(len(charts.with_curves(records)))
 
     found.append(
         Picture(
             "macs_latency",
-            lambda: _sheet(figures.latency_against_macs(records)),
+            lambda: _sheet(charts.latency_against_macs(records)),
             lambda: "Latency of one image against multiply-adds (MACs) per image",
             speed_caption,
             vectors=vectors,
@@ -302,7 +302,7 @@ def comparisons(records: Sequence[Record]) -> list[Picture]:
     found.append(
         Picture(
             "learning_curves",
-            lambda: _sheet(figures.learning_curves(records)),
+            lambda: _sheet(charts.learning_curves(records)),
             lambda: "Training accuracy against training images seen",
             curves_caption,
             vectors=vectors,
@@ -319,7 +319,7 @@ def _accuracy_picture(records: Sequence[Record], cost: str, title: str, name: st
 
     return Picture(
         name,
-        lambda: _sheet(figures.accuracy_against(records, cost)),
+        lambda: _sheet(charts.accuracy_against(records, cost)),
         lambda: f"Test accuracy against {title}",
         caption,
         vectors=len(records) <= MOST_VECTORS,

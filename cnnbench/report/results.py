@@ -7,7 +7,7 @@ from typing import Any
 from cnnbench.console import make_console
 from cnnbench.record import Record
 from cnnbench.report.outputs import Report, print_table, to_markdown
-from cnnbench.report.speeds import sentences, tables
+from cnnbench.report.speed_tables import sentences, tables
 
 WIDTH = 160
 """Characters in a line of the table."""

@@ -20,7 +20,7 @@ from cnnbench.files import write_text
 from cnnbench.measures import figures
 from cnnbench.plots.drawing import plain_text
 from cnnbench.record import Record
-from cnnbench.report.matrices import MatrixPainter
+from cnnbench.report.confusion_pictures import MatrixPainter
 from cnnbench.report.outputs import Report
 from cnnbench.report.pictures import Picture, comparisons, failure, matrix_picture
 from cnnbench.text import printable

@@ -32,7 +32,7 @@ from cnnbench.hardware import (
 from cnnbench.roofline.model import TRAFFIC_CONVENTION, Load, Timed, bound, layer_traffic
 from cnnbench.roofline.peaks import PEAK_CONVENTION, Peaks, hardware_precisions, measure_peaks
 from cnnbench.timing.conditions import Conditions, reasons_to_doubt
-from cnnbench.timing.work import SpeedConfig, Subject
+from cnnbench.timing.timed_network import SpeedConfig, Subject
 
 CONVENTION = f"{TRAFFIC_CONVENTION}; {PEAK_CONVENTION}"
 _KINDS = ("inference", "latency")

@@ -19,8 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnnbench.counting import operators
-from cnnbench.counting.copies import eager, meta_copy, untouched_randomness, without_global_hooks
-from cnnbench.counting.meta import tensors_in
+from cnnbench.counting.meta_copy import eager, meta_copy, untouched_randomness, without_global_hooks
+from cnnbench.counting.meta_run import tensors_in
 from cnnbench.errors import Stopped, UserError, unknown
 from cnnbench.hardware import INFERENCE_PRECISIONS, PRECISIONS, autocast, weights_type
 from cnnbench.roofline.peaks import Peaks

@@ -18,7 +18,7 @@ from typing import Any
 
 from cnnbench.errors import Stopped, UserError
 from cnnbench.stats import FEWEST_ROUNDS
-from cnnbench.timing.work import KEYS, SpeedConfig, spread
+from cnnbench.timing.timed_network import KEYS, SpeedConfig, spread
 
 
 def in_process(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -25,7 +25,7 @@ from cnnbench.record import KINDS
 from cnnbench.stats import median_interval
 from cnnbench.timing.conditions import Conditions, reasons_to_doubt
 from cnnbench.timing.stopwatch import Stopwatch
-from cnnbench.timing.work import FEWEST_CALLS, SpeedConfig, Subject, Timed, Way, settle
+from cnnbench.timing.timed_network import FEWEST_CALLS, SpeedConfig, Subject, Timed, Way, settle
 
 __all__ = ["KINDS", "SpeedConfig", "Stopwatch", "Subject", "Way", "measure_speed"]
 MOST_DRIFT = 0.02

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cnnbench.timing.speed import measure_speed
-from cnnbench.timing.work import SpeedConfig, Subject
+from cnnbench.timing.timed_network import SpeedConfig, Subject
 
 LONGEST_S = 1.0
 """Time of a batch in seconds beyond which no larger batch is tried."""

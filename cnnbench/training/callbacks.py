@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
-from cnnbench import stopping
+from cnnbench import interrupts
 from cnnbench.files import write_text
 from cnnbench.trust import OPTION
 
@@ -106,15 +106,15 @@ class Stage(L.Callback):
         self.started = True
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if stopping.is_pending() and self.keep is not None:
+        if interrupts.is_pending() and self.keep is not None:
             trainer.save_checkpoint(self.keep)
-        stopping.check()
+        interrupts.check()
 
     def on_validation_batch_end(self, *_: Any) -> None:
-        stopping.check()
+        interrupts.check()
 
     def on_test_batch_end(self, *_: Any) -> None:
-        stopping.check()
+        interrupts.check()
 
     def on_predict_batch_end(self, *_: Any) -> None:
-        stopping.check()
+        interrupts.check()

@@ -32,8 +32,8 @@ from cnnbench.console import note, out
 from cnnbench.errors import UserError
 from cnnbench.files import write_json
 from cnnbench.record import environment
-from cnnbench.validation import FOLDER
-from cnnbench.validation import run as run_race
+from cnnbench.verification import FOLDER
+from cnnbench.verification import run as run_race
 
 LIMIT_S = 300.0
 """Longest time of a run in seconds."""

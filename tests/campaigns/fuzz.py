@@ -42,8 +42,8 @@ from cnnbench.console import note, out, out_text
 from cnnbench.errors import UserError, unknown
 from cnnbench.files import write_json
 from cnnbench.record import environment
-from cnnbench.validation import FOLDER
-from cnnbench.validation import run as run_race
+from cnnbench.verification import FOLDER
+from cnnbench.verification import run as run_race
 
 Maker = Callable[[random.Random, Path, Templates], Prepared]
 """Function that makes a case in a folder, from a random generator and the undamaged inputs."""

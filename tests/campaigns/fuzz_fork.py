@@ -31,7 +31,7 @@ HEAVY = (
     "cnnbench.report.outputs",
     "cnnbench.report.compare",
     "cnnbench.benchmark.display",
-    "cnnbench.report.figures",
+    "cnnbench.report.charts",
     "cnnbench.report.tracking",
     "cnnbench.explain.confusions",
     "cnnbench.explain.filters",

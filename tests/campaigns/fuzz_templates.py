@@ -129,7 +129,7 @@ def make(root: Path) -> Templates:
 def _quick_timing() -> None:
     """Make `bench` time for a tenth of a second only: the fuzz tests reading and writing, not the stopwatch."""
     running: Any = importlib.import_module("cnnbench.benchmark.run")
-    work: Any = importlib.import_module("cnnbench.timing.work")
+    work: Any = importlib.import_module("cnnbench.timing.timed_network")
     running.SpeedConfig = functools.partial(work.SpeedConfig, rounds=6, fewest_rounds=2, most_s=0.1, warmup_s=0.0)
 
 

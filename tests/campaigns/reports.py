@@ -20,8 +20,8 @@ from typing import Any
 from cnnbench.errors import UserError
 from cnnbench.files import reason
 from cnnbench.record import Record, load_records, write_lines
-from cnnbench.validation import run as run_race
-from cnnbench.validation import write_race
+from cnnbench.verification import run as run_race
+from cnnbench.verification import write_race
 
 RECORDS = 2000
 """Number of records of each mixture."""

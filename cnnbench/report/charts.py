@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import Bbox
 
+from cnnbench.confusion import Counts, most_confused
 from cnnbench.plots.drawing import (
     LONGEST_LABEL,
     MOST_PANELS,
@@ -30,7 +31,6 @@ from cnnbench.plots.drawing import (
     title_left,
     write_names,
 )
-from cnnbench.quality import Counts, most_confused
 from cnnbench.record import Record
 from cnnbench.report.findings import (
     Contender,

@@ -17,15 +17,15 @@ from typing import Any
 
 import torch
 
-from cnnbench.counting.copies import build_without_values
 from cnnbench.counting.memory import training_memory
+from cnnbench.counting.meta_copy import build_without_values
 from cnnbench.errors import UserError
 from cnnbench.hardware import choose_device
 from cnnbench.network import get_network
-from cnnbench.timing.resident import resident_growth
-from cnnbench.timing.work import SpeedConfig, Subject, Way, settle
-from cnnbench.validation import run as run_race
-from cnnbench.validation import training_step, write_race
+from cnnbench.timing.process_memory import resident_growth
+from cnnbench.timing.timed_network import SpeedConfig, Subject, Way, settle
+from cnnbench.verification import run as run_race
+from cnnbench.verification import training_step, write_race
 
 CASES = [
     *((name, 128) for name in ("LeNet5", "SimpleCNN", "VGG16", "ResNet18", "MobileNetV1")),
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         UserError: The process of a case failed.
     """
-    parser = argparse.ArgumentParser(prog="python -m cnnbench.validation.memory", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m cnnbench.verification.memory", description=__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--measure", nargs=3, metavar=("MODEL", "BATCH", "PRECISION"), help="one case, in this process")
     options = parser.parse_args(arguments)
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             network = get_network(name)
             model, _ = build_without_values(network.build)
             estimate = training_memory(model, network.image_shape, batch_size, precision)
-            command = [sys.executable, "-m", "cnnbench.validation.memory", "--device", str(device), "--measure"]
+            command = [sys.executable, "-m", "cnnbench.verification.memory", "--device", str(device), "--measure"]
             done = subprocess.run([*command, name, str(batch_size), precision], capture_output=True, text=True)
             if done.returncode:
                 raise UserError(f"{name} with {batch_size} images failed: {done.stderr.strip().splitlines()[-1]}")

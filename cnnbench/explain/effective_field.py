@@ -22,8 +22,8 @@ from torch.overrides import TorchFunctionMode
 
 from cnnbench.blocks import initialise
 from cnnbench.counting.complexity import complexity
-from cnnbench.counting.copies import eager, meta_copy, untouched_randomness, without_global_hooks
-from cnnbench.counting.meta import MetaRun, tensors_in
+from cnnbench.counting.meta_copy import eager, meta_copy, untouched_randomness, without_global_hooks
+from cnnbench.counting.meta_run import MetaRun, tensors_in
 from cnnbench.counting.receptive_field import FieldTracker
 from cnnbench.errors import Stopped, UserError, unknown
 

@@ -20,7 +20,7 @@ from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from cnnbench.record import Record
-from cnnbench.report.figures import (
+from cnnbench.report.charts import (
     MOST_NUMBERED_CLASSES,
     SOFT,
     cell_colour,

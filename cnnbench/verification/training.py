@@ -28,8 +28,8 @@ from cnnbench.models import get_model
 from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.loss import loss_and_logits
 from cnnbench.training.schedule import lr_factor
-from cnnbench.validation import bare_trainer, fit_trainer, interleave, ratio, write_race
-from cnnbench.validation import run as run_race
+from cnnbench.verification import bare_trainer, fit_trainer, interleave, ratio, write_race
+from cnnbench.verification import run as run_race
 
 CHUNK = 50
 """Training steps per call of Lightning's loop, in the way that takes several steps at once."""
@@ -178,7 +178,7 @@ class _Case:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare the ways, print the table and write ``results/races/training.json``; return the exit code 0."""
-    parser = argparse.ArgumentParser(prog="python -m cnnbench.validation.training", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m cnnbench.verification.training", description=__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args(arguments)

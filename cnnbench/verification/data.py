@@ -25,8 +25,8 @@ from cnnbench.data.batches import Augmentation, Split, TensorBatches
 from cnnbench.data.sets import CIFAR10, MNIST
 from cnnbench.errors import UserError
 from cnnbench.hardware import choose_device, cudnn_benchmark, device_name, synchronise
-from cnnbench.validation import interleave, ratio, write_race
-from cnnbench.validation import run as run_race
+from cnnbench.verification import interleave, ratio, write_race
+from cnnbench.verification import run as run_race
 
 PEER = "torchvision"
 """Loader that the others are compared with."""
@@ -182,7 +182,7 @@ def _mnist(device: torch.device) -> _Race:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Time the loaders, print the table and write ``results/races/data.json``; return the exit code 0."""
-    parser = argparse.ArgumentParser(prog="python -m cnnbench.validation.data", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m cnnbench.verification.data", description=__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args(arguments)

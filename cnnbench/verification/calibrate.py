@@ -36,11 +36,11 @@ from cnnbench.models import get_model
 from cnnbench.network import get_network
 from cnnbench.record import Record, environment
 from cnnbench.report.compare import compare
-from cnnbench.report.speeds import time_ratio
+from cnnbench.report.speed_tables import time_ratio
 from cnnbench.stats import Interval, median_deviation, wilson_interval
 from cnnbench.timing.processes import in_process, pooled
 from cnnbench.timing.speed import KINDS, SpeedConfig, Subject, measure_speed
-from cnnbench.validation import run, write_race
+from cnnbench.verification import run, write_race
 
 PLANTED = 0.05
 """Slowdown of the twin network, as a share of its time."""
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, which is 1 if a goal is missed.
     """
-    parser = argparse.ArgumentParser(prog="python -m cnnbench.validation.calibrate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m cnnbench.verification.calibrate", description=__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--repetitions", type=int, default=40)
     options = parser.parse_args(arguments)

@@ -17,7 +17,8 @@ from torch import nn
 from cnnbench.errors import UserError
 from cnnbench.models import get_model
 from cnnbench.timing.speed import KINDS, SpeedConfig
-from cnnbench.validation import calibrate, recipes
+from cnnbench.verification import calibrate as calibrate
+from cnnbench.verification import recipes as recipes
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 

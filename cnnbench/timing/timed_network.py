@@ -32,7 +32,7 @@ from cnnbench.hardware import (
 from cnnbench.optimizers import adamw
 from cnnbench.record import KINDS
 from cnnbench.stats import median_deviation, median_interval
-from cnnbench.timing.graphs import capture
+from cnnbench.timing.cuda_graphs import capture
 from cnnbench.timing.stopwatch import Lap, Stopwatch
 from cnnbench.training.loss import loss_and_logits
 

@@ -27,16 +27,16 @@ import yaml
 
 from cnnbench import hardware
 from cnnbench.benchmark.run import quiet_lightning
+from cnnbench.confusion import accuracy
 from cnnbench.data import get_data
 from cnnbench.data.module import ImageDataModule
 from cnnbench.errors import UserError
 from cnnbench.models import get_model
-from cnnbench.quality import accuracy
 from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.clock import TrainingClock
-from cnnbench.validation import fit_trainer, interleave, ratio, write_race
-from cnnbench.validation import run as run_race
-from cnnbench.validation.data import airbench, write_for_airbench
+from cnnbench.verification import fit_trainer, interleave, ratio, write_race
+from cnnbench.verification import run as run_race
+from cnnbench.verification.data import airbench, write_for_airbench
 
 GOALS = (94, 96)
 """Accuracies in per cent that the recipes are made for."""
@@ -188,7 +188,7 @@ def race(ours: Callable[[], Result], theirs: Callable[[], Result], rounds: int) 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare the recipes, print the table and write ``results/races/recipes.json``; return the exit code 0."""
-    parser = argparse.ArgumentParser(prog="python -m cnnbench.validation.recipes", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m cnnbench.verification.recipes", description=__doc__)
     parser.add_argument("--goal", type=int, choices=GOALS, default=94)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cnnbench.counting.copies import meta_copy, untouched_randomness
+from cnnbench.counting.meta_copy import meta_copy, untouched_randomness
 
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 ACTIVATIONS = ("relu", "relu6", "prelu", "elu", "gelu", "silu", "softmax")

@@ -1,8 +1,8 @@
 """Other programs that count MACs or FLOPs: how each is called, and how its count differs from ours.
 
 The rules of each counter are known from its documentation and source. Applied to the calls that
-`cnnbench.validation.calls` records, they give the amounts that it adds and misses. These amounts do not depend on our
-own counts, except for the factor 2 between our MACs of training and the FLOPs of torch's counter.
+`cnnbench.verification.recorded_calls` records, they give the amounts that it adds and misses. These amounts do not
+depend on our own counts, except for the factor 2 between our MACs of training and the FLOPs of torch's counter.
 """
 
 from __future__ import annotations
@@ -15,9 +15,17 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from cnnbench.counting.meta import tensors_in
+from cnnbench.counting.meta_run import tensors_in
 from cnnbench.network import Network
-from cnnbench.validation.calls import ACTIVATIONS, CONVOLUTIONS, ELEMENTWISE, MATMULS, POOLINGS, Calls, record_calls
+from cnnbench.verification.recorded_calls import (
+    ACTIVATIONS,
+    CONVOLUTIONS,
+    ELEMENTWISE,
+    MATMULS,
+    POOLINGS,
+    Calls,
+    record_calls,
+)
 
 CONV_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORM_MODULES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cnnbench.errors import UserError
 from cnnbench.timing.stopwatch import Stopwatch
-from cnnbench.timing.work import SpeedConfig, Subject, Timed, settle
+from cnnbench.timing.timed_network import SpeedConfig, Subject, Timed, settle
 
 _RESET_PEAK = "5"  # written to /proc/self/clear_refs, this resets the peak resident memory of a process, see proc(5)
 

@@ -1,7 +1,7 @@
 """Probes: small checks of a device, which run one by one, so that a failure does not stop the others.
 
-`cnnbench.validation.gpu` runs this file in a process of its own and compares its numbers with the expected ranges. On a
-CPU the same code runs in tiny sizes, and the probes that need a GPU are skipped.
+`cnnbench.verification.gpu` runs this file in a process of its own and compares its numbers with the expected ranges.
+On a CPU the same code runs in tiny sizes, and the probes that need a GPU are skipped.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from cnnbench.models import get_model
 from cnnbench.optimizers import MuonSGD, adamw
 from cnnbench.record import environment
 from cnnbench.roofline.peaks import measure_peaks
+from cnnbench.timing.cuda_graphs import capture
 from cnnbench.timing.gpu_state import GpuState
-from cnnbench.timing.graphs import capture
 from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
 from cnnbench.timing.stopwatch import Stopwatch
-from cnnbench.timing.work import Way, settle
-from cnnbench.validation import bare_trainer
-from cnnbench.validation import run as run_race
+from cnnbench.timing.timed_network import Way, settle
+from cnnbench.verification import bare_trainer
+from cnnbench.verification import run as run_race
 
 Numbers = dict[str, float]
 """Measured numbers by name."""
@@ -367,7 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code, which is 1 if a probe failed.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m cnnbench.validation.gpu_probes", description=(__doc__ or "").split("\n")[0]
+        prog="python -m cnnbench.verification.gpu_probes", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")

@@ -5,7 +5,7 @@ hangs does not stop the others. On an NVIDIA H200 the numbers of a stage are com
 devices they are only printed. ``--device cpu`` runs the stages that need no GPU in tiny sizes, to test this command
 itself.
 
-No virtual environment is needed: ``python3 -m cnnbench.validation.gpu`` runs wherever torch, lightning and the other
+No virtual environment is needed: ``python3 -m cnnbench.verification.gpu`` runs wherever torch, lightning and the other
 libraries of ``pyproject.toml`` except wandb are installed. Two stages need further packages, and fail at once if these
 are missing.
 """
@@ -35,8 +35,8 @@ from cnnbench.errors import UserError
 from cnnbench.files import write_json
 from cnnbench.hardware import choose_device, device_name
 from cnnbench.record import environment, load_records
-from cnnbench.validation import FOLDER
-from cnnbench.validation import run as run_race
+from cnnbench.verification import FOLDER
+from cnnbench.verification import run as run_race
 
 LIMIT_S = 480
 """Default time limit of the whole check in seconds."""
@@ -178,14 +178,14 @@ def stages(device: str, repository: Path) -> list[Stage]:
         Stage(
             "probes",
             90,
-            [(python, "-m", "cnnbench.validation.gpu_probes", "--device", device, "--out", "probes.json")],
+            [(python, "-m", "cnnbench.verification.gpu_probes", "--device", device, "--out", "probes.json")],
             _probes,
         ),
         Stage("grid", 150, [grid], _grid),
         Stage(
             "recipe",
             90,
-            [(python, "-m", "cnnbench.validation.recipes", "--rounds", "3", "--project", str(repository))],
+            [(python, "-m", "cnnbench.verification.recipes", "--rounds", "3", "--project", str(repository))],
             _recipe,
             needs_gpu=True,
             packages=("airbench",),
@@ -418,7 +418,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code, which is 1 if a stage failed, or a number is missing or outside of its range.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m cnnbench.validation.gpu", description=(__doc__ or "").split("\n")[0]
+        prog="python -m cnnbench.verification.gpu", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu to test this command (default: cuda)")
     parser.add_argument("--stages", metavar="A,B", help="only these (default: all)")

@@ -1,7 +1,7 @@
 """The audit: our counts beside those of other counters, with a named cause for every difference.
 
-The causes are worked out in `cnnbench.validation.counters`. They must add up to the difference exactly. If they do not,
-the audit ends with exit code 1.
+The causes are worked out in `cnnbench.verification.counters`. They must add up to the difference exactly. If they do
+not, the audit ends with exit code 1.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from rich.console import Console
 from rich.table import Table
 
 from cnnbench.counting.complexity import complexity
-from cnnbench.counting.copies import build_without_values
+from cnnbench.counting.meta_copy import build_without_values
 from cnnbench.errors import UserError
 from cnnbench.models import all_models
 from cnnbench.network import Network, get_network
-from cnnbench.validation import interleave, ratio, run, training_step, write_race
-from cnnbench.validation.calls import record_calls
-from cnnbench.validation.counters import COUNTERS, TIMED, Subject
+from cnnbench.verification import interleave, ratio, run, training_step, write_race
+from cnnbench.verification.counters import COUNTERS, TIMED, Subject
+from cnnbench.verification.recorded_calls import record_calls
 
 TORCHVISION = (
     "alexnet vgg11 vgg16 vgg16_bn googlenet inception_v3 resnet18 resnet34 resnet50 resnet101 resnet152 "
@@ -262,7 +262,7 @@ def _cell(d: Mapping[str, Any] | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the audit and return its exit code, which is 1 if a difference is unexplained."""
-    parser = argparse.ArgumentParser(prog="python -m cnnbench.validation.audit", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m cnnbench.verification.audit", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="rounds of timing (default: 3)")
     parser.add_argument("--models", nargs="+", metavar="MODEL", help="instead of the zoo and 29 of torchvision")
     options = parser.parse_args(arguments)
