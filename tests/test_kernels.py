@@ -148,7 +148,7 @@ def test_large_filters_are_filtered_row_by_row_alike() -> None:
     [
         (["--size=401"], "from 1 to 101"),
         (["--size=-3"], "from 1 to 101"),
-        (["--kernels="], "unknown filter ''"),
+        (["--kernels="], "kernels is empty; leave it out for the default"),
         (["--kernels=box,box"], "'box' is named twice"),
         (["--sigma", "1e-200"], "sigma 1e-200 of a Gaussian must be from 0.05 to 1000 pixels"),
         (["--sigma", "1e300"], "sigma 1e+300 of a Gaussian must be from 0.05 to 1000 pixels"),

@@ -296,18 +296,17 @@ class Timed:
         count, dtype = self.sizes[kind], weights_type(self.way.precision_of(kind))
         inputs = self._number_of_inputs(count, dtype.itemsize)
         pool = self.subject.images(inputs * count) if self.subject.images else None
-        batches = []
-        suitable = True
+        batches, ends = [], []
         for _ in range(inputs):
             if pool is None:
                 x = torch.randn(count, *self.subject.image_shape, generator=generator, device=generator.device)
             else:
                 chosen = torch.randint(len(pool), (count,), generator=generator, device=generator.device)
                 x = pool[chosen.to(pool.device)]
-            # A comparison with NaN is false, so a batch that holds one is not suitable either.
-            suitable = suitable and -math.inf < float(x.min()) < float(x.max()) < math.inf
+            ends += [float(x.min()), float(x.max())]
             batches.append(x.to(self.config.device, dtype, memory_format=self._format))
-        if not suitable:
+        # The lowest and highest values of each batch, which are NaN where the batch holds one.
+        if not all(map(math.isfinite, ends)) or min(ends) == max(ends):
             self.doubts["the inputs are constant or not finite, on which arithmetic can be faster or slower"] = None
         return batches
 
