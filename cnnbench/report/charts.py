@@ -142,7 +142,7 @@ def _accuracy_figure(
             ax.plot(*zip(*_steps(ax, group, cost), strict=True), color="#b0b0b0", linewidth=1.3, zorder=1)
         _accuracy_points(ax, of_this_run, cost, scheme)
         _reference_points(ax, group, cost, scheme, short_too)
-    title_left(axes, "test accuracy" if short_too else "test accuracy after a full training")
+    title_left(axes, "test accuracy" if short_too else "test accuracy after a long training")
     _explain(figure, drawn, cost, short_too)
     _finish(figure, scheme, drawn)
     # Names come last, because they depend on the final positions of the panels.

@@ -274,7 +274,7 @@ def comparisons(records: Sequence[Record]) -> list[Picture]:
         Picture(
             "reference_latency",
             lambda: _sheet(charts.reference_against(records, charts.LATENCY)),
-            lambda: f"Test accuracy after a full training against {charts.COSTS[charts.LATENCY][0]}",
+            lambda: f"Test accuracy after a long training against {charts.COSTS[charts.LATENCY][0]}",
             references_caption,
             vectors=vectors,
         )
