@@ -216,7 +216,10 @@ class Broken(nn.Module):
     [
         (lambda: layer_traffic(nn.ReLU(), (1,), 0), "batch_size 0 must be at least 1"),
         (lambda: layer_traffic(nn.ReLU(), (1,), 1, "auto"), "unknown precision 'auto'"),
-        (lambda: layer_traffic(Broken(), (1, 3), 2), "cannot trace Broken with 2 images of 1x3: RuntimeError"),
+        (
+            lambda: layer_traffic(Broken(), (1, 3), 2),
+            "cannot trace Broken on images of 1x3: in its forward: RuntimeError",
+        ),
         (lambda: Peaks({"fp32": 0.0}, 1.0), "peak fp32 0.0 must be above 0"),
         (lambda: FAKE.of("16-mixed"), "the peak of 16-mixed (fp16) was not measured; there are fp32, bf16"),
         (lambda: measure_peaks(CPU, ["64-true"]), "unknown precision '64-true'"),

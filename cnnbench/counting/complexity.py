@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import html
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -21,16 +20,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from cnnbench.counting import operators
-from cnnbench.counting.meta_copy import (
-    eager,
-    meta_copy,
-    unregistered_modules,
-    untouched_randomness,
-    without_global_hooks,
-)
-from cnnbench.counting.meta_run import MetaRun, tensors_in
+from cnnbench.counting.dry_run import DryRun, Listener
+from cnnbench.counting.meta_run import tensors_in
 from cnnbench.counting.receptive_field import Field, FieldTracker
-from cnnbench.errors import Stopped, UserError
+from cnnbench.errors import UserError
 from cnnbench.measures import COMPLEXITY, Subject, Taken
 
 CONVENTION = (
@@ -177,8 +170,7 @@ def complexity(model: nn.Module, image_shape: Sequence[int], training: bool = Tr
     """
     if any(not isinstance(n, int) or n < 1 for n in image_shape):
         raise UserError(f"image_shape {tuple(image_shape)} must be channels and extents, whole numbers of at least 1")
-    with torch.inference_mode(False), without_global_hooks() as global_hooks:
-        return _Passes(model, tuple(image_shape), global_hooks).complexity(training)
+    return _Passes(model, tuple(image_shape)).complexity(training)
 
 
 def take_complexity(subject: Subject) -> Taken:
@@ -210,10 +202,25 @@ def receptive_fields(model: nn.Module, image_shape: Sequence[int]) -> dict[str, 
     Raises:
         UserError: The network does not run on such images, or its forward pass needs the values of a tensor.
     """
-    with torch.inference_mode(False), without_global_hooks() as global_hooks:
-        passes = _Passes(model, tuple(image_shape), global_hooks)
-        fields_of = passes.inference(1).fields
-        return {n: passes.shown(fields_of[m]) for n, m in passes.model.named_modules() if m in fields_of}
+    passes = _Passes(model, tuple(image_shape))
+    fields_of = passes.inference(1).fields
+    return {name: passes.shown(fields_of[module]) for module, name in passes.names.items() if module in fields_of}
+
+
+def map_dimensions(model: nn.Module, image_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Return which dimension of the output runs along each axis of the image, by module name.
+
+    Modules whose output has no such dimensions, or whose receptive field is not defined, are left out; see
+    `receptive_fields` for arguments and errors.
+    """
+    passes = _Passes(model, tuple(image_shape))
+    fields_of = passes.inference(1).fields
+    found = {}
+    for module, name in passes.names.items():
+        field = fields_of.get(module)
+        if field is not None and field.map_dims is not None:
+            found[name] = field.map_dims
+    return found
 
 
 _CONVOLUTIONS = frozenset(getattr(torch, f"conv{kind}{dims}d") for kind in ("", "_transpose") for dims in (1, 2, 3))
@@ -320,30 +327,18 @@ def _per_image(one: tuple[int, ...] | None, eight: tuple[int, ...] | None) -> tu
     return one[1:] if eight == (8 * one[0], *one[1:]) else one
 
 
-class _Passes:
-    """Forward and backward passes of a copy of a network; each pass fills its own books."""
+class _Passes(Listener):
+    """Forward and backward passes of a dry run; each pass fills its own books."""
 
-    def __init__(self, model: nn.Module, image_shape: tuple[int, ...], left_out: Sequence[str] = ()) -> None:
+    def __init__(self, model: nn.Module, image_shape: tuple[int, ...]) -> None:
         self.image_shape = image_shape
-        self.model = model
-        self._stack = [model]
-        self._failed: tuple[BaseException, nn.Module] | None = None  # last error, innermost module that raised it
-        self._unregistered = unregistered_modules(model)
-        self._random_in: dict[str, None] = {}  # kinds of pass that drew random numbers
         self._complex = ComplexConvolutions()
-        with self._refusing():
-            self.model, more = meta_copy(model)
-            self._left_out = (*more, *left_out)
         self._books = _Books()
         self._fields: FieldTracker | None = None
         self._module_of_node: dict[int, nn.Module] = {}
         self._rules: dict[Any, operators.Rule | None] = {}
-        self._mode = MetaRun(self._book)
-        for module in self.model.modules():
-            module.register_forward_pre_hook(self._enter)
-            module.register_forward_hook(self._leave, always_call=True)
-        # Attributes and buffers before the first pass: a network may remember things from one call to the next.
-        self._states = [(module, dict(module.__dict__), dict(module._buffers)) for module in self.model.modules()]
+        self._run = DryRun(model, image_shape, self, "count")
+        self.names = self._run.names
 
     def complexity(self, training: bool) -> Complexity:
         """Run all passes and return the figures; training figures are None if training is False."""
@@ -366,7 +361,7 @@ class _Passes:
         layers = tuple(self.layers(one, eight, train))
         return Complexity(
             params=sum(layer.params for layer in layers),
-            trainable_params=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            trainable_params=sum(p.numel() for p in self._run.model.parameters() if p.requires_grad),
             macs=macs,
             other_ops=one.total("other"),
             activations=one.activations,
@@ -375,23 +370,24 @@ class _Passes:
             receptive_field=self.receptive_field(one),
             depth=one.depth,
             batch_linear=linear,
-            uncounted=(*(f"{name} ({calls} calls)" for name, calls in sorted(unknown.items())), *self._left_out),
+            uncounted=(*(f"{name} ({calls} calls)" for name, calls in sorted(unknown.items())), *self._run.left_out),
             remarks=tuple(remarks),
             layers=layers,
         )
 
     def _warnings(self) -> Iterator[str]:
         """Yield the reasons why the count may not describe what the user has in mind."""
-        if self._unregistered:
-            several = f" and {len(self._unregistered) - 3} more" if len(self._unregistered) > 3 else ""
+        unregistered = self._run.unregistered
+        if unregistered:
+            several = f" and {len(unregistered) - 3} more" if len(unregistered) > 3 else ""
             yield (
-                f"{', '.join(self._unregistered[:3])}{several}: layers in a plain list, tuple or dict run, but their "
+                f"{', '.join(unregistered[:3])}{several}: layers in a plain list, tuple or dict run, but their "
                 "weights are not counted, not trained and not saved; use nn.ModuleList or nn.ModuleDict"
             )
-        if self._random_in:
+        if self._run.random_in:
             yield (
-                f"the forward pass draws random numbers in {' and '.join(self._random_in)}: what it does may differ "
-                "from call to call, and the counts are those of one draw"
+                f"the forward pass draws random numbers in {' and '.join(self._run.random_in)}: what it does may "
+                "differ from call to call, and the counts are those of one draw"
             )
 
     def train(self) -> tuple[_Training | None, list[str]]:
@@ -402,7 +398,7 @@ class _Passes:
         """
         two, check = self.training(2), self.training(4, backward=False)
         remarks = []
-        if not two.has_backward and any(p.requires_grad for p in self.model.parameters()):
+        if not two.has_backward and any(p.requires_grad for p in self._run.model.parameters()):
             remarks.append("no output of the network leads back to its parameters: the training step is forward only")
         # Each product of the backward pass grows with the batch as its product in the forward pass does.
         if check.forward_macs == 2 * two.forward_macs:
@@ -420,12 +416,8 @@ class _Passes:
 
     def inference(self, batch: int) -> _Books:
         """Run the forward pass in inference; with one image, follow receptive fields and depth as well."""
-        self.model.eval()
-        self._fields = None
-        with self._pass(batch) as x, torch.no_grad():
-            if batch == 1 and len(self.image_shape) > 1:
-                self._fields = FieldTracker(x)
-            outputs = list(tensors_in(self.model(x)))
+        with self._pass(batch, training=False) as images:
+            outputs = self._run.forward(images)
             if not outputs:
                 raise TypeError("its forward returns no tensor")
             if self._fields is not None:
@@ -435,56 +427,32 @@ class _Passes:
 
     def training(self, batch: int, backward: bool = True) -> _Books:
         """Run a training step without loss and optimizer; without `backward`, its forward pass alone."""
-        self.model.train()
-        self._fields = None
-        with self._pass(batch) as x, torch.enable_grad():
-            outputs = [t for t in tensors_in(self.model(x)) if t.requires_grad]
+        with self._pass(batch, training=True) as images:
+            outputs = [t for t in self._run.forward(images) if t.requires_grad]
             self._books.forward_macs = self._books.total("macs")
             self._books.has_backward = bool(outputs)
             if outputs and backward:
-                # Counting needs the shapes of gradients alone, so the gradient of a loss is not needed.
-                self._stack = [self.model]
-                torch.autograd.backward(outputs, [torch.empty_like(t) for t in outputs])
-        self.model.zero_grad(set_to_none=True)
+                self._run.backward(outputs)
         return self._books
 
     @contextlib.contextmanager
-    def _pass(self, batch: int) -> Iterator[Tensor]:
-        """Open new books, yield images without values, and restore the attributes of all modules afterwards."""
+    def _pass(self, batch: int, training: bool) -> Iterator[Tensor]:
+        """Open new books and a pass of the dry run."""
         self._books = _Books()
-        self._stack = [self.model]
         self._module_of_node = {}
-        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
-        try:
-            with self._refusing(), untouched_randomness() as have_drawn, eager(), self._complex, self._mode:
-                yield torch.empty(batch, *self.image_shape, device="meta", dtype=dtype)
-                if have_drawn():
-                    self._random_in["training" if self.model.training else "inference"] = None
-        finally:
-            for module, attributes, buffers in self._states:
-                training = module.training
-                module.__dict__.clear()
-                module.__dict__.update(attributes, training=training)
-                module._buffers.clear()
-                module._buffers.update(buffers)
+        with self._complex, self._run.images(batch, training) as images:
+            yield images
 
-    @contextlib.contextmanager
-    def _refusing(self) -> Iterator[None]:
-        """Turn any error inside the context into a one-line `UserError` that names the module."""
-        try:
-            yield
-        except (UserError, Stopped):
-            raise
-        except BaseException as error:
-            raise self._refusal(error) from error
+    def start(self, images: Tensor) -> None:
+        """Follow receptive fields from one image on, but not from a batch."""
+        self._fields = FieldTracker(images) if len(images) == 1 and images.dim() > 2 else None
 
     def layers(self, one: _Books, eight: _Books, train: _Training | None) -> Iterator[Layer]:
         """Return the layers that have a cost, or that ran and have no submodules, in the order of their first call."""
         order = {module: index for index, module in enumerate(one.calls)}
-        names = {module: name for name, module in self.model.named_modules()}
         seen: set[int] = set()
         found = []
-        for module, name in names.items():
+        for module, name in self.names.items():
             params = [p for p in module.parameters(recurse=False) if id(p) not in seen]
             seen |= {id(p) for p in params}
             layer = Layer(
@@ -522,39 +490,19 @@ class _Passes:
         covers = all(a.low <= 0 and a.high >= n for a, n in zip(field.axes, self.image_shape[1:], strict=True))
         return "image" if field.whole or (covers and not field.local) else field.as_dict()
 
-    def _refusal(self, error: BaseException) -> UserError:
-        """Return the `UserError` for an error in a pass; it names the innermost module that raised it."""
-        names = {module: name for name, module in self.model.named_modules()}
-        failed = self._failed[1] if self._failed and self._failed[0] is error else self._stack[-1]
-        text = " ".join(str(error).split())[:300]
-        values = "meta tensor", "data-dependent", "item()", "data is not allocated"
-        hint = (
-            "; it needs the values of a tensor, which counting does not have" if any(v in text for v in values) else ""
-        )
-        images = "x".join(map(str, self.image_shape)) + (" in training" if self.model.training else "")
-        return UserError(
-            f"cannot count {type(self.model).__name__} on images of {images}: in "
-            f"{names.get(failed) or 'its forward'}: {type(error).__name__}: {text}{hint}"
-        )
-
-    def _enter(self, module: nn.Module, inputs: Any) -> None:
-        self._stack.append(module)
+    def enter(self, module: nn.Module) -> None:
+        """Count a call."""
         self._books.calls[module] += 1
 
-    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """Record where an error started, and the output shape and receptive field of the first call of a module."""
-        self._stack.pop()
-        error = sys.exc_info()[1]
-        # Hooks of inner modules run first, so that the first one to see an error belongs to the innermost module.
-        if error is not None and (self._failed is None or self._failed[0] is not error):
-            self._failed = error, module
+    def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """Keep the output shape and the receptive field of the first call of a module."""
         if module not in self._books.shapes:
             first = next(tensors_in(output), None)
             self._books.shapes[module] = None if first is None else tuple(first.shape)
             if self._fields is not None and first is not None:
                 self._books.fields[module] = self._fields.field_of(first)
 
-    def _book(self, operator: Any, args: Any, out: Any) -> None:
+    def operator(self, operator: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Add the cost of an operator to a module.
 
         In the forward pass this is the module that is running; in the backward pass, the module of the forward operator
@@ -567,9 +515,9 @@ class _Passes:
         node = torch._C._current_autograd_node()
         backward = node is not None and not torch.is_grad_enabled()
         if backward:
-            module = self._module_of_node.get(node._sequence_nr(), self.model)
+            module = self._module_of_node.get(node._sequence_nr(), self._run.model)
         else:
-            module = self._stack[-1]
+            module = self._run.running
             # The latest sequence number is that of the node that autograd made for this operator. An operator without
             # a node leaves the number of an earlier one, which keeps its module.
             self._module_of_node.setdefault(torch._C._autograd._get_sequence_nr() - 1, module)

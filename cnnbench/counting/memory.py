@@ -11,19 +11,17 @@ Workspaces of the kernels and the rounding of the allocator are not included.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor, nn
 
-from cnnbench.counting.meta_copy import eager, meta_copy, untouched_randomness, without_global_hooks
+from cnnbench.counting.dry_run import DryRun, Listener
 from cnnbench.counting.meta_run import tensors_in
-from cnnbench.errors import Stopped, UserError, unknown
-from cnnbench.hardware import PRECISIONS, autocast
+from cnnbench.errors import UserError, unknown
+from cnnbench.hardware import PRECISIONS
 
 STEP_PRECISIONS = tuple(name for name in PRECISIONS if name != "auto")
 """Number formats of a training step."""
@@ -60,22 +58,21 @@ class TrainingMemory:
         return asdict(self)
 
 
-class _Ledger(TorchDispatchMode):
+class _Ledger(Listener):
     """Account of the memory that operators allocated and that is still in use, in bytes."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.live = 0
         self.peak = 0
         self._known: Any = torch.utils.weak.WeakIdKeyDictionary()
 
-    def ignore(self, tensors: Any) -> None:
+    def ignore(self, tensors: Iterable[Tensor]) -> None:
         """Leave the memory of these tensors out of the account."""
         for tensor in tensors:
             self._known[tensor.untyped_storage()] = True
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+    def operator(self, operator: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Add the memory that the results of an operator have allocated."""
         for tensor in tensors_in(out):
             # Views of the same memory share a storage, which counts once and until it is freed.
             storage = tensor.untyped_storage()
@@ -84,7 +81,6 @@ class _Ledger(TorchDispatchMode):
                 self.live += storage.nbytes()
                 weakref.finalize(storage, self._free, storage.nbytes())
         self.peak = max(self.peak, self.live)
-        return out
 
     def _free(self, size: int) -> None:
         self.live -= size
@@ -118,43 +114,23 @@ def training_memory(
         raise unknown("optimizer", optimizer, STATES_PER_WEIGHT)
     if batch_size < 1:
         raise UserError(f"batch_size {batch_size} must be at least 1")
-    try:
-        return _simulate(model, image_shape, batch_size, precision, STATES_PER_WEIGHT[optimizer])
-    except (UserError, Stopped):
-        raise
-    except BaseException as error:  # a user's network may raise any error
-        text = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"cannot estimate the memory of {type(model).__name__} with {batch_size} images of "
-            f"{'x'.join(map(str, image_shape))}: {type(error).__name__}: {text}"
-        ) from error
-
-
-def _simulate(
-    model: nn.Module, image_shape: Sequence[int], batch_size: int, precision: str, states: int
-) -> TrainingMemory:
-    """Run a training step on a copy without values; `states` is the number of optimizer states per weight."""
     ledger = _Ledger()
-    with untouched_randomness(), without_global_hooks(), eager(), FakeTensorMode(allow_non_fake_inputs=True):
-        copy = meta_copy(model, "cpu")[0].train()
-        # Parameters, buffers and images exist before the step; their sizes are added at the end.
-        ledger.ignore([*copy.parameters(), *copy.buffers()])
-        dtype = next((p.dtype for p in copy.parameters() if p.is_floating_point()), torch.float32)
-        images = torch.empty(batch_size, *image_shape, dtype=dtype)
+    run = DryRun(model, image_shape, ledger, "estimate the memory of", "cpu", precision)
+    # Parameters, buffers and images exist before the step; their sizes are added at the end.
+    ledger.ignore([*run.model.parameters(), *run.model.buffers()])
+    with run.images(batch_size, training=True) as images:
         ledger.ignore([images])
-        with ledger:
-            with torch.enable_grad(), autocast(precision, torch.device("cpu")):
-                outputs = [t for t in tensors_in(copy(images)) if t.requires_grad]
-            # The outputs and the tensors that autograd keeps for the backward pass are still in memory.
-            stored = ledger.live
-            if outputs:
-                torch.autograd.backward(outputs, [torch.empty_like(t) for t in outputs])
-    trainable = _bytes(p for p in copy.parameters() if p.requires_grad)
+        outputs = [t for t in run.forward(images) if t.requires_grad]
+        # The outputs and the tensors that autograd keeps for the backward pass are still in memory.
+        stored = ledger.live
+        if outputs:
+            run.backward(outputs)
+    trainable = _bytes(p for p in run.model.parameters() if p.requires_grad)
     fixed = {
-        "parameter_bytes": _bytes(copy.parameters()),
-        "buffer_bytes": _bytes(copy.buffers()),
-        "optimizer_bytes": states * trainable,
-        "input_bytes": images.numel() * images.element_size(),
+        "parameter_bytes": _bytes(run.model.parameters()),
+        "buffer_bytes": _bytes(run.model.buffers()),
+        "optimizer_bytes": STATES_PER_WEIGHT[optimizer] * trainable,
+        "input_bytes": _bytes([images]),
     }
     return TrainingMemory(
         **fixed,
@@ -164,5 +140,5 @@ def _simulate(
     )
 
 
-def _bytes(tensors: Any) -> int:
+def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)

@@ -35,10 +35,10 @@ class MetaRun(TorchDispatchMode):
     """Dispatch mode that runs operators on meta tensors and shows each call to a listener.
 
     Args:
-        listener: Function that is called with the operator, its positional arguments and its result.
+        listener: Function that is called with the operator, its positional and keyword arguments and its result.
     """
 
-    def __init__(self, listener: Callable[[Any, Any, Any], None]) -> None:
+    def __init__(self, listener: Callable[[Any, Any, Any, Any], None]) -> None:
         super().__init__()
         self._listener = listener
         self._results: dict[Any, Any] = {}
@@ -53,7 +53,7 @@ class MetaRun(TorchDispatchMode):
             with self:
                 return func.decompose(*args, **kwargs)
         out = self._result(kind, func, args, kwargs)
-        self._listener(func, args, out)
+        self._listener(func, args, kwargs, out)
         return out
 
     def _result(self, kind: str, func: Any, args: Any, kwargs: Any) -> Any:

@@ -21,10 +21,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from cnnbench.blocks import initialise
-from cnnbench.counting.complexity import complexity
-from cnnbench.counting.meta_copy import eager, meta_copy, untouched_randomness, without_global_hooks
-from cnnbench.counting.meta_run import MetaRun, tensors_in
-from cnnbench.counting.receptive_field import FieldTracker
+from cnnbench.counting.complexity import complexity, map_dimensions
+from cnnbench.counting.meta_copy import meta_copy
 from cnnbench.errors import Stopped, UserError, unknown
 
 EFFECTIVE = 1 - 0.9545
@@ -84,44 +82,26 @@ def layer_fields(model: nn.Module, image_shape: Sequence[int]) -> list[LayerFiel
         UserError: The network does not run on such images.
     """
     layers = complexity(model, image_shape, training=False).layers  # raises UserError if the network does not run
-    found, dims = [], _map_dims(model, image_shape)
+    found, dims = [], map_dimensions(model, image_shape)
     for layer in layers:
         if layer.type.startswith("Adaptive"):
             break
         field = layer.receptive_field
         # A dict is a known field that is a part of the image; each value is a number, or a list where the axes differ.
-        if isinstance(field, dict) and layer.output_shape and len(layer.output_shape) == 3 and layer.name in dims:
+        if (
+            isinstance(field, dict)
+            and layer.output_shape
+            and len(layer.output_shape) == 3
+            and len(dims.get(layer.name, ())) == 2
+        ):
             size, jump, start = (
                 (field[k][0], field[k][1]) if isinstance(field[k], list) else (field[k], field[k])
                 for k in ("size", "jump", "start")
             )
-            found.append(LayerField(layer.name, layer.type, size, jump, start, dims[layer.name]))
+            found.append(
+                LayerField(layer.name, layer.type, size, jump, start, (dims[layer.name][0], dims[layer.name][1]))
+            )
     return found
-
-
-def _map_dims(model: nn.Module, image_shape: Sequence[int]) -> dict[str, tuple[int, int]]:
-    """Return the dimensions of the output that are height and width, for each layer whose output is a feature map.
-
-    The layers of `complexity` do not say which dimensions these are, so a copy runs once more on the meta device.
-    """
-    copy = meta_copy(model)[0].eval()
-    names = {module: name for name, module in copy.named_modules()}
-    dtype = next((p.dtype for p in copy.parameters() if p.is_floating_point()), torch.float32)
-    x = torch.empty(1, *image_shape, device="meta", dtype=dtype)
-    tracker = FieldTracker(x)
-    found: dict[str, tuple[int, ...] | None] = {}
-
-    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-        first = next(tensors_in(output), None)
-        field = None if first is None else tracker.field_of(first)
-        found.setdefault(names[module], field and field.map_dims)
-
-    for module in copy.modules():
-        module.register_forward_hook(leave)
-    follow = MetaRun(lambda operator, args, out: tracker(operator, args, out, False))
-    with torch.no_grad(), without_global_hooks(), untouched_randomness(), eager(), follow:
-        copy(x)
-    return {name: (dims[0], dims[1]) for name, dims in found.items() if dims and len(dims) == 2}
 
 
 def first_without_field(model: nn.Module, image_shape: Sequence[int]) -> str | None:

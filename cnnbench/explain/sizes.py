@@ -14,21 +14,15 @@ from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 from torch import Tensor, nn
 
 from cnnbench.counting.complexity import complexity
-from cnnbench.counting.meta_copy import (
-    build_without_values,
-    eager,
-    meta_copy,
-    untouched_randomness,
-    without_global_hooks,
-)
-from cnnbench.counting.meta_run import MetaRun, tensors_in
+from cnnbench.counting.dry_run import DryRun, Listener
+from cnnbench.counting.meta_copy import build_without_values
+from cnnbench.counting.meta_run import tensors_in
 from cnnbench.counting.operators import base_name
 from cnnbench.counting.receptive_field import FieldTracker
 from cnnbench.errors import UserError
@@ -145,7 +139,7 @@ def rows_of_network(model: nn.Module, image_shape: tuple[int, int, int]) -> tupl
     """
     params = {layer.name: layer.params for layer in complexity(model, image_shape, training=False).layers}
     rows, left_out, called = [Row("image", "", image_shape, 0)], Counter[str](), set()
-    for call in _calls(model, image_shape):
+    for call in _Calls(model, image_shape).found:
         module = model.get_submodule(call.name)
         # The parameters of a layer that runs several times are counted in its first row only.
         own = 0 if call.name in called or call.operator else params.get(call.name, 0)
@@ -231,61 +225,56 @@ _POOLS = {
 """Operators that pool, by their name at dispatch, with the name that the table shows."""
 
 
-def _calls(model: nn.Module, image_shape: Sequence[int]) -> list[_Call]:
-    """Run a copy of the network without values, and return its calls in the order in which they end.
+class _Calls(Listener):
+    """List of the calls in a dry run, in the order in which they end.
 
-    Three parts work together:
+    In a module without children, the first operator that moves a window (convolution or pooling) gives the window of
+    the module. In a container, pooling is a call of its own. A container itself is listed only if it owns parameters.
 
-    - A hook before each module pushes it on a stack, so the top of the stack is the module that runs at the moment.
-    - A listener sees every operator. In a module without children it keeps the first window (convolution or pooling) as
-      the window of this module. In a container it records pooling as a call of its own.
-    - A hook after each module takes it from the stack and records its call, with its window if it has one. Containers
-      are recorded only if they own parameters directly.
+    Args:
+        model: Network, of which a dry run follows one image.
+        image_shape: Channels, height and width of the image.
+
+    Attributes:
+        found: The calls.
     """
-    copy = meta_copy(model)[0].eval()
-    names = {module: name for name, module in copy.named_modules()}
-    stack: list[Any] = []
-    windows: dict[Any, tuple[Layer, Size]] = {}  # Window of each running module, and the size that it moves over.
-    found: list[_Call] = []
 
-    def listen(operator: Any, args: Any, out: Any) -> None:
-        name = base_name(operator)
-        tracker(operator, args, out, False)
+    def __init__(self, model: nn.Module, image_shape: Sequence[int]) -> None:
+        self.found: list[_Call] = []
+        self._windows: dict[nn.Module, tuple[Layer, Size]] = {}  # window of each running module, and what it moves over
+        self._run = DryRun(model, image_shape, self, "follow")
+        with self._run.images(1) as images:
+            self._run.forward(images)
+
+    def start(self, images: Tensor) -> None:
+        """Follow receptive fields from the image on; they say which dimensions are height and width."""
+        self._fields = FieldTracker(images)
+
+    def operator(self, operator: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Keep the window of an operator, if it has one."""
+        name, module = base_name(operator), self._run.running
+        self._fields(operator, args, out, False)
         layer = _window(name, args)
         size = tuple(args[0].shape[2:]) if layer else None
-        module = stack[-1] if stack else copy
         if not any(module.children()):
             if layer and size:
-                windows.setdefault(module, (layer, size))
+                self._windows.setdefault(module, (layer, size))
         elif name in _POOLS and args[0].dim() == 4:
             result = next(tensors_in(out))
-            found.append(_Call(names[module], _POOLS[name], *_shapes(args[0], result), layer, size))
+            self.found.append(_Call(self._run.names[module], _POOLS[name], *_shapes(args[0], result), layer, size))
 
-    def enter(module: Any, inputs: Any) -> None:
-        stack.append(module)
-
-    def leave(module: Any, inputs: Any, output: Any) -> None:
-        stack.pop()
+    def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """List the call of a module."""
         given, result = next(tensors_in(inputs), None), next(tensors_in(output), None)
-        layer, size = windows.pop(module, (None, None))
+        layer, size = self._windows.pop(module, (None, None))
         if given is None or result is None or (any(module.children()) and not module._parameters):
             return
-        last = _channels_last(module, given, result, tracker)
+        last = _channels_last(module, given, result, self._fields)
         # The flag travels with the tensor, so that the next layer can take it over.
         result._channels_last = last  # type: ignore[attr-defined]
         # Two tensors on one storage share their memory.
         view = given.untyped_storage()._cdata == result.untyped_storage()._cdata
-        found.append(_Call(names[module], "", *_shapes(given, result), layer, size, last, view))
-
-    for module in copy.modules():
-        module.register_forward_pre_hook(enter)
-        module.register_forward_hook(leave)
-    dtype = next((p.dtype for p in copy.parameters() if p.is_floating_point()), torch.float32)
-    x = torch.empty(1, *image_shape, device="meta", dtype=dtype)
-    tracker = FieldTracker(x)
-    with torch.no_grad(), without_global_hooks(), untouched_randomness(), eager(), MetaRun(listen):
-        copy(x)
-    return found
+        self.found.append(_Call(self._run.names[module], "", *_shapes(given, result), layer, size, last, view))
 
 
 def _channels_last(module: nn.Module, given: Tensor, result: Tensor, tracker: FieldTracker) -> bool:

@@ -13,16 +13,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnnbench.counting import operators
-from cnnbench.counting.meta_copy import eager, meta_copy, untouched_randomness, without_global_hooks
+from cnnbench.counting.dry_run import DryRun, Listener
 from cnnbench.counting.meta_run import tensors_in
-from cnnbench.errors import Stopped, UserError, unknown
-from cnnbench.hardware import INFERENCE_PRECISIONS, PRECISIONS, autocast, weights_type
+from cnnbench.errors import UserError, unknown
+from cnnbench.hardware import INFERENCE_PRECISIONS, PRECISIONS
 from cnnbench.roofline.peaks import Peaks
 from cnnbench.units import percent, plain
 
@@ -146,70 +143,34 @@ def layer_traffic(
         raise unknown("precision", precision, valid)
     if batch_size < 1:
         raise UserError(f"batch_size {batch_size} must be at least 1")
-    try:
-        return _trace(model, image_shape, batch_size, precision, training)
-    except (UserError, Stopped):
-        raise
-    except BaseException as error:  # a user's network may raise any error
-        text = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"cannot trace {type(model).__name__} with {batch_size} images of {'x'.join(map(str, image_shape))}: "
-            f"{type(error).__name__}: {text}"
-        ) from error
-
-
-def _trace(model: nn.Module, image_shape: Sequence[int], batch_size: int, precision: str, training: bool) -> Load:
     tracer = _Tracer()
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with torch.inference_mode(False), untouched_randomness(), without_global_hooks(), eager(), fake:
-        copy = meta_copy(model, "cpu")[0].train(training)
-        if precision in INFERENCE_PRECISIONS:
-            _cast(copy, weights_type(precision))
-        dtype = next((p.dtype for p in copy.parameters() if p.is_floating_point()), torch.float32)
-        images = torch.empty(batch_size, *image_shape, dtype=dtype)
-        with tracer:
-            with torch.set_grad_enabled(training), autocast(precision, torch.device("cpu")):
-                outputs = [t for t in tensors_in(copy(images)) if t.requires_grad]
-            if training and outputs:
-                torch.autograd.backward(outputs, [torch.empty_like(t) for t in outputs])
+    run = DryRun(model, image_shape, tracer, "trace", "cpu", precision)
+    with run.images(batch_size, training) as images:
+        outputs = [t for t in run.forward(images) if t.requires_grad]
+        if training and outputs:
+            run.backward(outputs)
     uncounted = tuple(f"{name} ({calls} calls)" for name, calls in sorted(tracer.unknown.items()))
     return Load(batch_size, precision, tuple(tracer.works), uncounted)
 
 
-def _cast(model: nn.Module, dtype: torch.dtype) -> None:
-    """Convert floating-point parameters and buffers to another type.
-
-    ``Module.to`` does not work inside a `FakeTensorMode`.
-    """
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.is_floating_point():
-                module._parameters[name] = nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad)
-        for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_floating_point():
-                module._buffers[name] = buffer.to(dtype)
-
-
-class _Tracer(TorchDispatchMode):
-    """Dispatch mode that records the work of every operator."""
+class _Tracer(Listener):
+    """Record of the work of every operator."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.works: list[Work] = []
         self.unknown: Counter[str] = Counter()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if not operators.moves_data(func):
-            return out
-        rule = operators.rule_of(func)
+    def operator(self, operator: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Note the work of an operator."""
+        if not operators.moves_data(operator):
+            return
+        rule = operators.rule_of(operator)
         if rule is None:
-            self.unknown[str(func)] += 1
+            self.unknown[str(operator)] += 1
         cost = rule(args, out) if rule is not None else operators.FREE
-        kind = operators.kind_of(func, args)
-        moved = _bytes((args, kwargs or {})) + _bytes(out)
+        kind = operators.kind_of(operator, args)
+        moved = _bytes((args, kwargs)) + _bytes(out)
         self.works.append(Work(kind, 2 * cost.macs, cost.other, moved))
-        return out
 
 
 def _bytes(values: Any) -> int:
