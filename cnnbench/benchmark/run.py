@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, replace
 from functools import partial
@@ -46,6 +44,7 @@ from cnnbench.timing.processes import in_process, in_processes
 from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
 from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.clock import TimeBudget, TrainingClock
+from cnnbench.training.trainer import make_trainer, quiet_lightning
 from cnnbench.trust import Trust
 
 CURVE_POINTS = 30
@@ -156,15 +155,6 @@ def training_share(trainer: L.Trainer, plan: Plan) -> float:
     whole = min(int(epochs_done), epochs)
     done = sum(pixels[:whole]) + (epochs_done - whole) * sum(pixels[whole : whole + 1])
     return min(1.0, done / sum(pixels))
-
-
-def quiet_lightning() -> None:
-    """Keep Lightning's messages about hardware and data loaders out of the display; errors are still shown."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for text in (".*does not have many workers.*", ".*number of training batches.*", ".*LeafSpec.*", ".*no logger.*"):
-        warnings.filterwarnings("ignore", text)
-    warnings.filterwarnings("ignore", module="lightning.*")
 
 
 def open_data(plan: Plan, say: Callable[[str], None]) -> dict[str, ImageDataModule]:
@@ -577,18 +567,13 @@ class _Run:
         callbacks: list[L.Callback] = [_Progress(cell, plan, self.display, train_s / (train_s + test_s))]
         clock = TrainingClock() if plan.budget_s is None else TimeBudget(plan.budget_s)
         callbacks.insert(0, clock)
-        trainer = L.Trainer(
-            accelerator=self.device.type,
-            devices=[self.device.index or 0] if self.device.type == "cuda" else 1,
-            precision=plan.precision,  # type: ignore[arg-type]
+        trainer = make_trainer(
+            self.device,
+            callbacks,
+            precision=plan.precision,
             max_epochs=-1 if plan.epochs is None else plan.epochs,
-            callbacks=callbacks,
             logger=curve,
             log_every_n_steps=_log_interval(plan, facts, measures),
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
             plugins=[CheckpointFile()],
         )
         try:

@@ -26,7 +26,6 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from cnnbench import hardware, interrupts
-from cnnbench.benchmark.run import quiet_lightning
 from cnnbench.blocks import has_depthwise
 from cnnbench.checkpoints import CheckpointFile
 from cnnbench.commands.fit_arguments import (
@@ -57,6 +56,7 @@ from cnnbench.text import to_csv
 from cnnbench.training.callbacks import BestCheckpoint, LastCheckpoint, ProgressBar, SaveConfig, Stage
 from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.clock import TrainingClock
+from cnnbench.training.trainer import quiet_lightning
 from cnnbench.trust import OPTION, foreign_module
 
 

@@ -20,18 +20,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor, nn
 
-from cnnbench.benchmark.run import quiet_lightning
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
 from cnnbench.explain.kernels import binomial
 from cnnbench.explain.networks import Subject, find_subject, image_for, load_checkpoint, read_photo
 from cnnbench.explain.options import EquivarianceOptions
+from cnnbench.hardware import choose_device
 from cnnbench.network import make_classifier
 from cnnbench.plots.drawing import LINES, MARKERS, PALETTE
 from cnnbench.plots.grids import grid, show
 from cnnbench.stats import wilson_interval
 from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.clock import TimeBudget
+from cnnbench.training.trainer import make_trainer, quiet_lightning
 
 LAYER_SHIFT = 8
 """Largest shift of the photo, in pixels, when single layers and stacks are measured."""
@@ -573,17 +574,8 @@ def _trained(options: EquivarianceOptions, data: Any, found: Explanation) -> lis
 
     def fit(model: ImageClassifier, steps: int, callbacks: Sequence[L.Callback] = ()) -> int:
         L.seed_everything(options.seed, workers=True, verbose=False)  # All networks see the same batches.
-        trainer = L.Trainer(
-            max_epochs=-1,
-            max_steps=steps,
-            callbacks=list(callbacks),
-            accelerator="auto",
-            devices=1,
-            logger=False,
-            limit_val_batches=0,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
+        trainer = make_trainer(
+            choose_device("auto"), callbacks, precision="32-true", max_epochs=-1, max_steps=steps, limit_val_batches=0
         )
         trainer.fit(model, datamodule=data)
         return trainer.global_step

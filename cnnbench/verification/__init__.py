@@ -26,11 +26,12 @@ from torch import Tensor, nn
 
 from cnnbench.errors import UserError
 from cnnbench.files import write_json
-from cnnbench.hardware import autocast, choose_precision, device_name
+from cnnbench.hardware import autocast, device_name
 from cnnbench.optimizers import adamw
 from cnnbench.record import environment
 from cnnbench.training.callbacks import BestCheckpoint, LastCheckpoint, ProgressBar
 from cnnbench.training.loss import loss_and_logits
+from cnnbench.training.trainer import make_trainer
 
 FOLDER = Path("results/races")
 """Folder of the result files, relative to the working folder."""
@@ -126,27 +127,15 @@ def fit_trainer(
         own: list[L.Callback] = [LearningRateMonitor(), ProgressBar()]
         if checkpoints:
             own += [BestCheckpoint(folder), LastCheckpoint()]
-        yield bare_trainer(
+        yield make_trainer(
             device,
             [*own, *callbacks],
             logger=CSVLogger(folder, name="", version=""),
             default_root_dir=folder,
             enable_checkpointing=checkpoints,
+            enable_progress_bar=True,
             **options,
         )
-
-
-def bare_trainer(device: torch.device, callbacks: Sequence[L.Callback], **options: Any) -> L.Trainer:
-    """Return a Trainer for one device; without the option `precision` it uses the default of that device."""
-    options.setdefault("precision", choose_precision("auto", device)[0])
-    return L.Trainer(
-        accelerator=device.type,
-        devices=[device.index or 0] if device.type == "cuda" else 1,
-        callbacks=list(callbacks),
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **options,
-    )
 
 
 def ratio(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:

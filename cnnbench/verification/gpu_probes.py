@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 
 from cnnbench import hardware
-from cnnbench.benchmark.run import quiet_lightning
 from cnnbench.checkpoints import CheckpointFile
 from cnnbench.console import note
 from cnnbench.data.sets import Synthetic
@@ -38,7 +37,7 @@ from cnnbench.timing.gpu_state import GpuState
 from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
 from cnnbench.timing.stopwatch import Stopwatch
 from cnnbench.timing.timed_network import Way, settle
-from cnnbench.verification import bare_trainer
+from cnnbench.training.trainer import make_trainer, quiet_lightning
 from cnnbench.verification import run as run_race
 
 Numbers = dict[str, float]
@@ -219,13 +218,10 @@ def _fit(
 ) -> L.Trainer:
     """Train a network on synthetic images, 20 steps per epoch, and return the Trainer."""
     data = Synthetic(in_channels=1, train_images=640, test_images=20, val_fraction=0.0, batch_size=32)
-    trainer = bare_trainer(
+    trainer = make_trainer(
         device,
         callbacks,
         default_root_dir=folder,
-        logger=False,
-        enable_progress_bar=False,
-        enable_checkpointing=False,
         plugins=[CheckpointFile()],
         **options,
     )

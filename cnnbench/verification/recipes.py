@@ -26,7 +26,6 @@ import torch
 import yaml
 
 from cnnbench import hardware
-from cnnbench.benchmark.run import quiet_lightning
 from cnnbench.confusion import accuracy
 from cnnbench.data import get_data
 from cnnbench.data.module import ImageDataModule
@@ -34,6 +33,7 @@ from cnnbench.errors import UserError
 from cnnbench.models import get_model
 from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.clock import TrainingClock
+from cnnbench.training.trainer import quiet_lightning
 from cnnbench.verification import fit_trainer, interleave, ratio, write_race
 from cnnbench.verification import run as run_race
 from cnnbench.verification.data import airbench, write_for_airbench

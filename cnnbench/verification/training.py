@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from cnnbench import hardware
-from cnnbench.benchmark.run import quiet_lightning
 from cnnbench.data.batches import Split, TensorBatches
 from cnnbench.data.sets import Synthetic
 from cnnbench.errors import UserError
@@ -28,7 +27,8 @@ from cnnbench.models import get_model
 from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.loss import loss_and_logits
 from cnnbench.training.schedule import lr_factor
-from cnnbench.verification import bare_trainer, fit_trainer, interleave, ratio, write_race
+from cnnbench.training.trainer import make_trainer, quiet_lightning
+from cnnbench.verification import fit_trainer, interleave, ratio, write_race
 from cnnbench.verification import run as run_race
 
 CHUNK = 50
@@ -161,8 +161,7 @@ class _Case:
     def lean(self) -> float:
         """Train with Lightning's loop and the metrics only."""
         clock = _Clock(self.device)
-        nothing = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        bare_trainer(self.device, [clock], max_steps=self.steps + 1, **nothing).fit(self._model(), datamodule=self.data)
+        make_trainer(self.device, [clock], max_steps=self.steps + 1).fit(self._model(), datamodule=self.data)
         return clock.step_ms
 
     def run(self, rounds: int) -> dict[str, list[float]]:
