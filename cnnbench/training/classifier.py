@@ -7,12 +7,11 @@ integer counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -20,17 +19,18 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from cnnbench import hardware
 from cnnbench.blocks import Form, resolve_form
 from cnnbench.errors import DivergedError, UserError, unknown
-from cnnbench.optimizers import RECIPES, adamw
+from cnnbench.optimizers import adamw
 from cnnbench.training.clock import TimeBudget
 from cnnbench.training.loss import loss_and_logits
+from cnnbench.training.outcomes import Outcomes
 from cnnbench.training.schedule import Schedule, lr_factor
+from cnnbench.training.settings import settle
+from cnnbench.training.several_steps import take_steps
+from cnnbench.training.views import Views, mean_logits
 
 Batch = tuple[Tensor, Tensor]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 RecipeName = Literal["sgd", "muon"]
-Views = Literal["one", "mirror", "mirror and shift"]
-_MOST_OUTCOMES = 100
-"""Largest number of training steps whose logits are kept before they are counted."""
 
 
 class Published(NamedTuple):
@@ -135,71 +135,31 @@ class ImageClassifier(L.LightningModule):
                 f"num_classes {num_classes}, in_channels {in_channels} and image_size {image_size} must be whole "
                 "numbers of at least 1"
             )
-        self._check_recipe(optimizer, lr_scheduler, learning_rate, recipe, schedule, warmup)
-        self.num_classes = num_classes
-        self.in_channels = in_channels
-        self.image_size = image_size
-        self.check_size(image_size, image_size)
-        self._optimizer = optimizer
-        self._lr_scheduler = lr_scheduler
-        self._recipe = None if recipe is None else RECIPES[recipe]
-        # The defaults of the learning rate come from the recipe that was chosen by name, else from the architecture.
-        usual: Any = self._recipe or type(self)
-        self.learning_rate: float = usual.peak_lr if learning_rate is None else learning_rate
-        own = optimizer is not None
-        self._schedule: Schedule = schedule or ("constant" if own else "linear")
-        self._warmup = warmup if warmup is not None else 0.0 if own else usual.warmup
-        if label_smoothing is None:
-            label_smoothing = 0.0 if self._recipe is None else self._recipe.label_smoothing
-        if not 0 <= label_smoothing < 1:
-            raise UserError(f"label_smoothing {label_smoothing} is not a share from 0 to below 1, such as 0.1")
-        self._label_smoothing = label_smoothing
         if steps_per_call is not None:
             self.check_positive(steps_per_call=steps_per_call)
         if compile_mode is not None and compile_mode not in get_args(CompileMode):
             raise unknown("compile_mode", str(compile_mode), get_args(CompileMode))
         if test_views not in get_args(Views):
             raise unknown("test_views", str(test_views), get_args(Views))
+        self._settings = settle(self, optimizer, lr_scheduler, recipe, learning_rate, schedule, warmup, label_smoothing)
+        self.learning_rate = self._settings.learning_rate
+        self.num_classes = num_classes
+        self.in_channels = in_channels
+        self.image_size = image_size
+        self.check_size(image_size, image_size)
         self.test_views: Views = test_views
         self.compile_mode = compile_mode
         self._compiled: Callable[[Tensor], Any] | None = None
         self.take_steps_together(steps_per_call)
-        self._logged_step = 0
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.val_confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
         self.test_confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
-        # Sums of the loss and the images; in training also of the correct predictions, between the two.
-        self._sums = {"train": torch.zeros(3), "val": torch.zeros(2), "test": torch.zeros(2)}
-        self._outcomes: list[tuple[int, Tensor, Tensor, Tensor]] = []
-        self._random_state: dict[str, Tensor] | None = None
+        self._outcomes = Outcomes()
+        self._logged_step = 0
         self._logged_in_epoch = False
-
-    def _check_recipe(
-        self,
-        optimizer: OptimizerCallable | None,
-        lr_scheduler: LRSchedulerCallable | None,
-        learning_rate: float | None,
-        recipe: str | None,
-        schedule: str | None,
-        warmup: float | None,
-    ) -> None:
-        """Raise UserError where arguments of the training contradict each other, or are out of their range."""
-        if lr_scheduler is not None and optimizer is None:
-            raise UserError("lr_scheduler is given without optimizer; give both, or neither for the recipe")
-        if learning_rate is not None and optimizer is not None:
-            raise UserError("learning_rate belongs to the recipe; with an optimizer of your own, set optimizer.lr")
-        if recipe is not None and optimizer is not None:
-            raise UserError(f"recipe '{recipe}' has an optimizer of its own; leave out the recipe or the optimizer")
-        if recipe is not None and recipe not in RECIPES:
-            raise unknown("recipe", str(recipe), tuple(RECIPES))
-        if learning_rate is not None:
-            self.check_positive(learning_rate=learning_rate)
-        if lr_scheduler is not None and (schedule, warmup) != (None, None):
-            raise UserError("lr_scheduler and schedule or warmup exclude each other; give one of them")
-        if schedule is not None and schedule not in get_args(Schedule):
-            raise unknown("schedule", str(schedule), get_args(Schedule))
-        if warmup is not None and not 0 <= warmup < 1:
-            raise UserError(f"warmup {warmup} is a share of the training from 0 to below 1, such as 0.15")
+        # Sums of the loss and the images. They stay on the device until the end of the epoch, as `Outcomes` does.
+        self._sums = {"val": torch.zeros(2), "test": torch.zeros(2)}
+        self._random_state: dict[str, Tensor] | None = None
 
     def take_steps_together(self, steps_per_call: int | None) -> None:
         """Set the number of optimizer steps within one call of Lightning's loop; call this before training.
@@ -284,12 +244,12 @@ class ImageClassifier(L.LightningModule):
             output = (compiled or self)(images.contiguous(memory_format=self.memory_format))
         except StopIteration as error:  # Lightning's loops would take it for the end of the data
             raise RuntimeError("the network raised StopIteration") from error
-        smoothing = self._label_smoothing if self.training else 0.0
+        smoothing = self._settings.label_smoothing if self.training else 0.0
         return loss_and_logits(output, labels, smoothing, self.auxiliary_weight)
 
     def setup(self, stage: str) -> None:
         self.to(memory_format=self.memory_format)
-        self._outcomes.clear()
+        self._outcomes.forget()
         if stage == "fit" and self.compile_mode is not None:
             hardware.check_compiler(self.trainer.strategy.root_device)
             # Only the function is compiled, so that the modules keep their names in checkpoints.
@@ -309,15 +269,10 @@ class ImageClassifier(L.LightningModule):
         else:
             super().__setattr__(name, value)
 
-    # The sums stay on the device and are read once per log line or epoch, since reading them waits for the GPU.
-
-    def _start_sums(self, phase: str) -> None:
-        self._sums[phase] = torch.zeros_like(self._sums[phase], device=self.device)
-
     def on_train_epoch_start(self) -> None:
         self._logged_in_epoch = False
-        if self.current_epoch == 0 or self._sums["train"].device != self.device:
-            self._start_sums("train")
+        if self.current_epoch == 0 or self._outcomes.device != self.device:
+            self._outcomes.restart(self.device)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         # -1 tells Lightning to skip this batch and the rest of the epoch.
@@ -326,64 +281,20 @@ class ImageClassifier(L.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         if self.automatic_optimization:
             return self._training_loss(batch)
-        self._take_steps(batch)
+        take_steps(self, batch, self._training_loss, self._time_budget())
         return None
-
-    def _take_steps(self, batches: Sequence[Batch]) -> None:
-        """Take one optimizer step per batch as Lightning's loop does, but without its bookkeeping between the steps."""
-        trainer, budget = self.trainer, self._time_budget()
-        optimizer = cast(torch.optim.Optimizer, self.optimizers(use_pl_optimizer=False))
-        scheduler = cast("torch.optim.lr_scheduler.LRScheduler | None", self.lr_schedulers())
-        progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
-        for batch in batches:
-            if (budget and budget.progress >= 1) or trainer.global_step == trainer.max_steps:
-                return
-            loss = self._training_loss(batch)
-            # Lightning runs this whole method under autocast, which is meant for the forward pass alone.
-            with torch.autocast(self.device.type, enabled=False):
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-            torch.clear_autocast_cache()  # else the next step would use cast copies of the old weights
-            if scheduler is not None:
-                scheduler.step()
-            # `trainer.global_step` reads this counter, which Lightning's own optimizer wrapper would advance.
-            progress.increment_ready()
-            progress.increment_completed()
 
     def _training_loss(self, batch: Batch) -> Tensor:
         loss, logits = self._loss_and_logits(batch)
-        # A compiled network may run as a CUDA graph, whose next replay overwrites the logits.
-        kept = logits.detach() if self._compiled is None else logits.detach().clone()
-        self._outcomes.append((self.trainer.global_step + 1, loss.detach(), kept, batch[1]))
-        if len(self._outcomes) == _MOST_OUTCOMES:
-            self._sum_outcomes()
+        kept = logits.detach()
+        if self._compiled is not None:
+            kept = kept.clone()  # a compiled network may run as a CUDA graph, whose next replay overwrites the logits
+        self._outcomes.add(self.trainer.global_step + 1, loss.detach(), kept, batch[1])
         return loss
 
-    def _sum_outcomes(self) -> None:
-        """Add the steps since the last call to the sums, all at once, since one step is too little work for the device.
-
-        Raises:
-            DivergedError: The loss of a step is not finite.
-        """
-        if not self._outcomes:
-            return
-        steps, losses, logits, labels = zip(*self._outcomes, strict=True)
-        self._outcomes.clear()
-        finite = torch.stack(losses).isfinite()
-        if not finite.all():
-            first = int(finite.int().argmin())
-            raise DivergedError(
-                f"the loss is {losses[first].item()} at step {steps[first]}; use a lower learning rate; checkpoints "
-                "from before are kept"
-            )
-        counts = torch.tensor([float(len(found)) for found in labels], device=self.device)
-        correct = (torch.cat(logits).argmax(1) == torch.cat(labels)).sum()
-        self._sums["train"] += torch.stack([(torch.stack(losses).float() * counts).sum(), correct, counts.sum()])
-
     def on_train_epoch_end(self) -> None:
-        self._sum_outcomes()
-        if not self._logged_in_epoch and float(self._sums["train"][2]) > 0:  # the epoch was shorter than a log interval
+        self._outcomes.sum_up()
+        if not self._logged_in_epoch and self._outcomes.images > 0:  # the epoch was shorter than a log interval
             self._log_training(on_step=False)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -391,33 +302,22 @@ class ImageClassifier(L.LightningModule):
         # A call of several steps can jump over a multiple of the interval, so compare the numbers of whole intervals.
         if step // every > self._logged_step // every:
             self._logged_step = step
-            self._sum_outcomes()
+            self._outcomes.sum_up()
             self._log_training(on_step=True)
 
     def _log_training(self, on_step: bool) -> None:
-        loss, correct, count = self._sums["train"].tolist()
-        values = {"train/loss": loss / count, "train/accuracy": correct / count}
+        values = self._outcomes.means()
         self.log_dict(values, prog_bar=True, on_step=on_step, on_epoch=not on_step, batch_size=1)
         self._logged_in_epoch = True
-        self._start_sums("train")
+        self._outcomes.restart(self.device)
 
     def _logits_over_views(self, images: Tensor) -> Tensor:
         """Return the logits, (N, K), averaged over the views of `test_views`."""
 
-        def of(x: Tensor) -> Tensor:
-            logits: Tensor = self(x.contiguous(memory_format=self.memory_format))
-            if self.test_views == "one":
-                return logits
-            mirrored: Tensor = self(x.flip(3).contiguous(memory_format=self.memory_format))
-            return (logits + mirrored) / 2
+        def logits_of(x: Tensor) -> Tensor:
+            return self(x.contiguous(memory_format=self.memory_format))
 
-        if self.test_views != "mirror and shift":
-            return of(images)
-        height, width = images.shape[2:]
-        # Padding by one pixel and cropping at two opposite corners shifts the image by one pixel along both axes.
-        padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
-        shifted = (of(padded[:, :, :height, :width]) + of(padded[:, :, 2:, 2:])) / 2
-        return (of(images) + shifted) / 2
+        return mean_logits(logits_of, images, self.test_views)
 
     def _eval_step(self, phase: str, batch: Batch) -> None:
         if phase == "test" and self.test_views != "one":
@@ -450,7 +350,7 @@ class ImageClassifier(L.LightningModule):
         Raises:
             DivergedError: The weights are not finite, or were computed from a loss that is not finite.
         """
-        self._sum_outcomes()
+        self._outcomes.sum_up()
         if not all(value.isfinite().all() for value in self.state_dict().values() if value.is_floating_point()):
             raise DivergedError(
                 f"weights are not finite after step {self.trainer.global_step}; use a lower learning rate; "
@@ -462,7 +362,7 @@ class ImageClassifier(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._random_state = checkpoint.get("random_state")  # restored when training starts
-        if self._trainer is None or self._optimizer is not None:
+        if self._trainer is None or self._settings.optimizer is not None:
             return
         # Whether AdamW can be fused depends on this device, not on the one where the training began.
         on_gpu = self._trainer.strategy.root_device.type == "cuda"
@@ -472,9 +372,12 @@ class ImageClassifier(L.LightningModule):
                     group["fused"] = True if on_gpu and not self._clips_scaled_gradients() else None
 
     def on_validation_epoch_start(self) -> None:
-        self._sum_outcomes()  # raises here at the latest if a loss is not finite
+        self._outcomes.sum_up()  # raises here at the latest if a loss is not finite
         self._start_sums("val")
         self.val_confusion.reset()
+
+    def _start_sums(self, phase: str) -> None:
+        self._sums[phase] = torch.zeros(2, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._eval_step("val", batch)
@@ -499,19 +402,12 @@ class ImageClassifier(L.LightningModule):
     @property
     def training_words(self) -> str:
         """Return the recipe in words, for records and logs."""
-        words = self.recipe_words if self._recipe is None else self._recipe.words
-        parts = [words if self._optimizer is None else "the user's optimizer"]
-        if self._lr_scheduler is None:
-            rise = f"linear warm-up over {100 * self._warmup:g} % of the training and " if self._warmup else ""
-            parts.append(rise + ("a constant rate" if self._schedule == "constant" else f"{self._schedule} decay to 0"))
-        else:
-            parts.append("the user's schedule")
-        parts.append(f"label smoothing {self._label_smoothing:g}")
+        words = self._settings.words(self.recipe_words)
         if self.compile_mode is not None:
-            parts.append(f"steps compiled in mode {self.compile_mode}")
+            words += f", steps compiled in mode {self.compile_mode}"
         if self.test_views != "one":
-            parts.append(f"tested with test-time augmentation ({self.test_views})")
-        return ", ".join(parts)
+            words += f", tested with test-time augmentation ({self.test_views})"
+        return words
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return class probabilities, (N, K), from the logits averaged over the views of `test_views`."""
@@ -539,10 +435,10 @@ class ImageClassifier(L.LightningModule):
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Build the user's optimizer if there is one, else that of the recipe."""
-        if self._optimizer is not None:
-            return self._optimizer(self.parameters())
-        if self._recipe is not None:
-            return self._recipe.build(self, self.learning_rate)
+        if self._settings.optimizer is not None:
+            return self._settings.optimizer(self.parameters())
+        if self._settings.recipe is not None:
+            return self._settings.recipe.build(self, self.learning_rate)
         return self.recipe_optimizer()
 
     def recipe_optimizer(self) -> torch.optim.Optimizer:
@@ -562,17 +458,19 @@ class ImageClassifier(L.LightningModule):
         return trainer is not None and trainer.precision == "16-mixed" and bool(trainer.gradient_clip_val)
 
     def configure_optimizers(self) -> Any:
+        settings = self._settings
         optimizer = self.make_optimizer()
         scheduler: Any
-        if self._lr_scheduler is not None:
-            scheduler = self._lr_scheduler(optimizer)
-        elif self._schedule == "constant" and not self._warmup:
+        if settings.lr_scheduler is not None:
+            scheduler = settings.lr_scheduler(optimizer)
+        elif settings.schedule == "constant" and not settings.warmup:
             return optimizer
         else:
             total_steps = self._total_steps()
             if total_steps == float("inf") and self._time_budget() is None:
                 raise UserError("the learning rate needs an end; set trainer.max_epochs or trainer.max_steps")
             scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer, lambda step: lr_factor(self._progress(step, total_steps), self._warmup, self._schedule)
+                optimizer,
+                lambda step: lr_factor(self._progress(step, total_steps), settings.warmup, settings.schedule),
             )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,128 @@
+"""How a network is trained: the arguments of the user, checked, and completed from a recipe or the architecture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_args
+
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+
+from cnnbench.errors import UserError, unknown
+from cnnbench.optimizers import RECIPES, Recipe
+from cnnbench.training.schedule import Schedule
+
+if TYPE_CHECKING:
+    from cnnbench.training.classifier import ImageClassifier
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Settings of a training, complete.
+
+    Attributes:
+        optimizer: Function of the user that builds an optimizer; None for that of the recipe.
+        lr_scheduler: Function of the user that builds a scheduler; None for `schedule` and `warmup`.
+        recipe: Recipe that was chosen by name; None for that of the architecture.
+        learning_rate: Peak of the recipe's learning rate.
+        schedule: Course of the learning rate after the warm-up.
+        warmup: Share of the training in which the learning rate rises.
+        label_smoothing: Share of the target probability that is spread over all classes.
+    """
+
+    optimizer: OptimizerCallable | None
+    lr_scheduler: LRSchedulerCallable | None
+    recipe: Recipe | None
+    learning_rate: float
+    schedule: Schedule
+    warmup: float
+    label_smoothing: float
+
+    def words(self, architecture: str) -> str:
+        """Return optimizer, schedule and label smoothing in words.
+
+        Args:
+            architecture: Words for the optimizer of the architecture.
+        """
+        optimizer = architecture
+        if self.optimizer is not None:
+            optimizer = "the user's optimizer"
+        elif self.recipe is not None:
+            optimizer = self.recipe.words
+        if self.lr_scheduler is not None:
+            schedule = "the user's schedule"
+        elif self.schedule == "constant":
+            schedule = "a constant rate"
+        else:
+            schedule = f"{self.schedule} decay to 0"
+        if self.lr_scheduler is None and self.warmup:
+            schedule = f"linear warm-up over {100 * self.warmup:g} % of the training and {schedule}"
+        return f"{optimizer}, {schedule}, label smoothing {self.label_smoothing:g}"
+
+
+def settle(
+    network: ImageClassifier,
+    optimizer: OptimizerCallable | None,
+    lr_scheduler: LRSchedulerCallable | None,
+    recipe: str | None,
+    learning_rate: float | None,
+    schedule: Schedule | None,
+    warmup: float | None,
+    label_smoothing: float | None,
+) -> TrainingSettings:
+    """Check the arguments of a network that concern its training, and fill in those that are unset.
+
+    See `ImageClassifier` for the arguments. Unset ones come from the recipe that was chosen by name, else from the
+    architecture.
+
+    Raises:
+        UserError: Arguments contradict each other, or one is out of its range.
+    """
+    _check_combination(optimizer, lr_scheduler, recipe, learning_rate, schedule, warmup)
+    _check_ranges(network, learning_rate, schedule, warmup, label_smoothing)
+    chosen = None
+    if recipe is not None:
+        if recipe not in RECIPES:
+            raise unknown("recipe", str(recipe), tuple(RECIPES))
+        chosen = RECIPES[recipe]
+    usual: Any = chosen or type(network)
+    if learning_rate is None:
+        learning_rate = usual.peak_lr
+    if warmup is None:
+        warmup = usual.warmup if optimizer is None else 0.0
+    if schedule is None:
+        schedule = "linear" if optimizer is None else "constant"
+    if label_smoothing is None:
+        label_smoothing = chosen.label_smoothing if chosen is not None else 0.0
+    return TrainingSettings(optimizer, lr_scheduler, chosen, learning_rate, schedule, warmup, label_smoothing)
+
+
+def _check_combination(
+    optimizer: Any, lr_scheduler: Any, recipe: str | None, learning_rate: Any, schedule: Any, warmup: Any
+) -> None:
+    """Raise UserError where arguments contradict each other."""
+    if lr_scheduler is not None and optimizer is None:
+        raise UserError("lr_scheduler is given without optimizer; give both, or neither for the recipe")
+    if learning_rate is not None and optimizer is not None:
+        raise UserError("learning_rate belongs to the recipe; with an optimizer of your own, set optimizer.lr")
+    if recipe is not None and optimizer is not None:
+        raise UserError(f"recipe '{recipe}' has an optimizer of its own; leave out the recipe or the optimizer")
+    if lr_scheduler is not None and (schedule, warmup) != (None, None):
+        raise UserError("lr_scheduler and schedule or warmup exclude each other; give one of them")
+
+
+def _check_ranges(
+    network: ImageClassifier,
+    learning_rate: float | None,
+    schedule: str | None,
+    warmup: float | None,
+    label_smoothing: float | None,
+) -> None:
+    """Raise UserError where an argument is out of its range."""
+    if learning_rate is not None:
+        network.check_positive(learning_rate=learning_rate)
+    if schedule is not None and schedule not in get_args(Schedule):
+        raise unknown("schedule", str(schedule), get_args(Schedule))
+    if warmup is not None and not 0 <= warmup < 1:
+        raise UserError(f"warmup {warmup} is a share of the training from 0 to below 1, such as 0.15")
+    if label_smoothing is not None and not 0 <= label_smoothing < 1:
+        raise UserError(f"label_smoothing {label_smoothing} is not a share from 0 to below 1, such as 0.1")
