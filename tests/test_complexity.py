@@ -966,7 +966,7 @@ def test_the_table_shows_exact_counts_layers_and_memory(capsys: pytest.CaptureFi
         (["ResNet18", "--batch_size=0"], "batch_size 0 must be at least 1"),
         (
             ["torchvision:inception_v3", "--batch_size=1"],
-            "with 1 images of 3x299x299: ValueError: Expected more",
+            "on images of 3x299x299 in training (batch of 1): in AuxLogits.conv1.bn: ValueError: Expected more",
         ),
         (["ResNet18", "--precision=bf16-mixed"], "add --batch_size"),
         (["torchvision:vit_b_16", "--image_size=100"], "cannot build model 'torchvision:vit_b_16'"),

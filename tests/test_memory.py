@@ -97,9 +97,10 @@ def test_estimate_is_close_to_what_torch_allocates(precision: str) -> None:
 
 
 def test_networks_that_cannot_train_are_refused_in_one_line() -> None:
-    with pytest.raises(
-        UserError, match="cannot estimate the memory of Sequential on images of 4x1x1 in training: in 0: ValueError"
-    ):
+    message = (
+        r"cannot estimate the memory of Sequential on images of 4x1x1 in training \(batch of 1\): in 0: ValueError"
+    )
+    with pytest.raises(UserError, match=message):
         training_memory(nn.Sequential(nn.BatchNorm2d(4)), (4, 1, 1), 1)
     with pytest.raises(UserError, match="batch_size 0 must be at least 1"):
         training_memory(_net(True), (3, 8, 8), 0)

@@ -92,6 +92,7 @@ class DryRun:
         self._purpose = purpose
         self._precision = precision
         self._running = [model]  # modules that run at the moment, innermost last
+        self._batch_size = 1  # number of images in the last pass
         self._failed: tuple[BaseException, nn.Module] | None = None  # last error, innermost module that raised it
         self._fake: Any = FakeTensorMode(allow_non_fake_inputs=True) if kind == "cpu" else contextlib.nullcontext()
         self._mode = _Heard(listener) if kind == "cpu" else MetaRun(listener.operator)
@@ -125,6 +126,7 @@ class DryRun:
             UserError: The network does not run on such images; the message names the module.
         """
         self._running = [self.model]
+        self._batch_size = batch_size
         self.model.train(training)
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
         try:
@@ -183,7 +185,10 @@ class DryRun:
         if any(sign in text for sign in _NEEDS_VALUES):
             hint = "; it needs the values of a tensor, which a run without values does not have"
         images = "x".join(map(str, self.image_shape))
-        training = " in training" if self.model.training else ""
+        training = ""
+        if self.model.training:
+            # Batch normalization refuses a single value per channel, so that the batch size may be the cause.
+            training = f" in training (batch of {self._batch_size})"
         return UserError(
             f"cannot {self._purpose} {type(self.model).__name__} on images of {images}{training}: in "
             f"{names.get(failed) or 'its forward'}: {type(error).__name__}: {text}{hint}"
