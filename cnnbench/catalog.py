@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,19 +42,29 @@ def sources(room: str = "models") -> dict[str, str]:
     Args:
         room: Folder of the modules: ``models`` or ``data``.
     """
-    texts = {f.stem: f.read_bytes() for f in sorted((PACKAGE / room).glob("*.py")) if f.name != "__init__.py"}
+    texts: dict[str, bytes] = {}
+    for file in sorted((PACKAGE / room).glob("*.py")):
+        if file.name != "__init__.py":
+            texts[file.stem] = file.read_bytes()
+    # A folder with several files counts as one module.
     for init in sorted((PACKAGE / room).glob("*/__init__.py")):
         texts[init.parent.name] = b"".join(f.read_bytes() for f in sorted(init.parent.rglob("*.py")))
     shared = b""
     if room == "models":
-        shared = b"".join((PACKAGE / name).read_bytes() for name in ("blocks.py", "training/classifier.py"))
+        for name in ("blocks.py", "training/classifier.py"):
+            shared += (PACKAGE / name).read_bytes()
+    return {name: hashlib.sha256(shared + _whole_text(name, texts)).hexdigest()[:16] for name in texts}
 
-    # A module counts as mentioned if its name is a word of the source, in an import or anywhere else.
-    def whole(name: str, seen: frozenset[str] = frozenset()) -> bytes:
-        below = {word.decode() for word in re.findall(rb"[a-zA-Z]\w*", texts[name])} & texts.keys()
-        return texts[name] + b"".join(whole(n, seen | {name}) for n in sorted(below - seen - {name}))
 
-    return {name: hashlib.sha256(shared + whole(name)).hexdigest()[:16] for name in texts}
+def _whole_text(name: str, texts: Mapping[str, bytes], above: frozenset[str] = frozenset()) -> bytes:
+    """Return the source of a module, followed by the sources of all modules that it mentions, except those `above`."""
+    # A module counts as mentioned if its name is a word of the source, in an import or anywhere else. Two modules may
+    # mention each other, so the modules that led to this one are left out.
+    words = {word.decode() for word in re.findall(rb"[a-zA-Z]\w*", texts[name])}
+    whole = texts[name]
+    for other in sorted((words & texts.keys()) - above - {name}):
+        whole += _whole_text(other, texts, above | {name})
+    return whole
 
 
 def load_catalog() -> dict[str, Any]:
@@ -66,14 +76,16 @@ def load_catalog() -> dict[str, Any]:
     kept = _kept()
     modules, data_modules = sources(), sources("data")
     fresh = {name for name, fingerprint in modules.items() if kept["modules"].get(name) != fingerprint}
-    models = {name: entry for name, entry in kept["models"].items() if entry["module"] in modules.keys() - fresh}
+    unchanged = modules.keys() - fresh
+    models = {name: entry for name, entry in kept["models"].items() if entry["module"] in unchanged}
     if fresh:
         note(f"counting the networks of {', '.join(sorted(fresh))}, new or changed; `make catalog` keeps the figures")
         models |= count_models(fresh)
     # Reading the records takes a tenth of a second, so they are read again only if they have changed.
     if kept["records"] != records_fingerprint():
         measured = measured_accuracies()
-        models = {name: {**entry, "measured": measured.get(name, [])} for name, entry in models.items()}
+        for name, entry in models.items():
+            entry["measured"] = measured.get(name, [])
     data = kept["data"] if kept["data_modules"] == data_modules else describe_data()
     return {"models": {name: models[name] for name in sorted(models, key=natural)}, "data": data}
 
@@ -108,16 +120,14 @@ def count_models(modules: Iterable[str]) -> dict[str, dict[str, Any]]:
 def _paper(cls: type[ImageClassifier]) -> dict[str, Any]:
     """Return what the docstring of a class, or of the family that the class belongs to, says about its paper."""
     texts = [first_paragraph(base) for base in cls.__mro__ if base.__doc__]
-    found = next((m for m in map(PAPER.fullmatch, texts) if m), None)
-    return {
-        "summary": texts[0],
-        "title": found and found["title"],
-        "authors": found and found["authors"],
-        "year": int(found["year"]) if found else None,
-        "arxiv": found and found["arxiv"],
-        "key_idea": cls.key_idea,
-        "published": list(_accuracies(cls)),
-    }
+    paper: dict[str, Any] = {"title": None, "authors": None, "year": None, "arxiv": None}
+    # The class itself comes first, so a paper of its own has precedence over that of its family.
+    for text in texts:
+        match = PAPER.fullmatch(text)
+        if match:
+            paper = {**match.groupdict(), "year": int(match["year"])}
+            break
+    return {"summary": texts[0], **paper, "key_idea": cls.key_idea, "published": list(_accuracies(cls))}
 
 
 def first_paragraph(cls: type) -> str:
@@ -129,18 +139,26 @@ def _accuracies(cls: type[ImageClassifier]) -> Iterator[dict[str, Any]]:
     """Yield the best published accuracies: torchvision's for ImageNet, and the class's own for other data."""
     own = vars(cls)  # attributes of the class itself: a derived architecture does not inherit an accuracy
     if own.get("torchvision_name"):
-        from torchvision.models import get_model_weights
-
-        weights = get_model_weights(own["torchvision_name"])
-        # Weights called FEATURES are those of a backbone without a classifier, so they have no accuracy.
-        best = max(weights, key=lambda w: w.meta["_metrics"]["ImageNet-1K"]["acc@1"] if "FEATURES" not in w.name else 0)
-        accuracy = best.meta["_metrics"]["ImageNet-1K"]["acc@1"]
-        data = "ImageNet" + " V2" * best.name.endswith("V2")
-        size = best.transforms.keywords["crop_size"]
-        data += f", {size} pixels" * (size != 224)
-        yield {"accuracy": accuracy, "data": data, "source": f"torchvision, {best}"}
+        yield _torchvision_accuracy(own["torchvision_name"])
     if own.get("published"):
         yield own["published"]._asdict()
+
+
+def _torchvision_accuracy(name: str) -> dict[str, Any]:
+    """Return the best accuracy on ImageNet of torchvision's weights for an architecture, with the data and a source."""
+    from torchvision.models import get_model_weights
+
+    # Weights called FEATURES are those of a backbone without a classifier, so they have no accuracy.
+    classifiers = [weights for weights in get_model_weights(name) if "FEATURES" not in weights.name]
+    best = max(classifiers, key=lambda weights: weights.meta["_metrics"]["ImageNet-1K"]["acc@1"])
+    accuracy = best.meta["_metrics"]["ImageNet-1K"]["acc@1"]
+    data = "ImageNet"
+    if best.name.endswith("V2"):
+        data += " V2"
+    size = best.transforms.keywords["crop_size"]
+    if size != 224:  # the usual size is not named
+        data += f", {size} pixels"
+    return {"accuracy": accuracy, "data": data, "source": f"torchvision, {best}"}
 
 
 def _costs(cls: type[ImageClassifier]) -> dict[str, int | None]:
@@ -148,15 +166,15 @@ def _costs(cls: type[ImageClassifier]) -> dict[str, int | None]:
     from cnnbench.counting.complexity import complexity
     from cnnbench.counting.meta_copy import building_on_meta
 
-    found: dict[str, int | None] = {}
+    figures: dict[str, int | None] = {}
     for suffix, (size, classes) in SIZES.items():
         with building_on_meta():
             model = cls(image_size=size, num_classes=classes)
         cost = complexity(model, (3, size, size), training=False)
         # Layers that inference does not call, such as auxiliary heads, are left out of the parameters.
         unused = sum(layer.params for layer in cost.layers if layer.output_shape is None)
-        found |= {"depth": cost.depth, f"params_{suffix}": cost.params - unused, f"macs_{suffix}": cost.macs}
-    return found
+        figures |= {"depth": cost.depth, f"params_{suffix}": cost.params - unused, f"macs_{suffix}": cost.macs}
+    return figures
 
 
 def records_fingerprint() -> str:
@@ -167,10 +185,11 @@ def records_fingerprint() -> str:
 def measured_accuracies() -> dict[str, list[dict[str, Any]]]:
     """Return the reference accuracies, in per cent, of every network at 32x32 pixels, by the name of the network."""
     by_model: dict[str, list[dict[str, Any]]] = {}
-    for (model, label, _, size), found in sorted(references().items()):
+    for (model, label, _, size), reference in sorted(references().items()):
         if size == 32:
-            entry = {"accuracy": round(100 * found.accuracy, 2), "data": label, "seeds": found.seeds}
-            by_model.setdefault(model, []).append(entry | {"epochs": round(found.epochs, 1), "date": found.created})
+            accuracy, epochs = round(100 * reference.accuracy, 2), round(reference.epochs, 1)
+            entry = {"accuracy": accuracy, "data": label, "seeds": reference.seeds, "epochs": epochs}
+            by_model.setdefault(model, []).append(entry | {"date": reference.created})
     return by_model
 
 
@@ -187,6 +206,7 @@ def _take_over(runs: Sequence[Path], weights: Sequence[str]) -> None:
 
     for record in take_over(runs):
         note(f"reference: {record.key}")
+        # The weights of a network are in the run folder that made its record.
         for run in runs:
             file = run / "weights" / f"{record.key}.ckpt"
             if record.model in weights and record.seed == 0 and file.is_file():
@@ -207,9 +227,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _take_over(options.runs, split_names(options.weights))
     modules = sources()
     counted = count_models(modules)
-    kept = {"modules": modules, "data_modules": sources("data"), "models": counted, "data": describe_data()}
-    kept["records"] = records_fingerprint()
-    write_json(FILE, kept)
+    catalog = {"modules": modules, "data_modules": sources("data"), "models": counted, "data": describe_data()}
+    catalog["records"] = records_fingerprint()
+    write_json(FILE, catalog)
     out(f"{FILE.relative_to(PACKAGE.parent)}: {len(modules)} modules, {len(counted)} networks")
     return 0
 

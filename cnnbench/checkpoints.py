@@ -76,13 +76,18 @@ def _check_parts(path: Path, stored: Any) -> None:
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"'{path}' is not a checkpoint of `cnnbench fit`: its weights are not tensors; {MADE_BY}")
     for name, value in weights.items():
-        if value.layout != torch.strided or value.dtype not in _DTYPES:
-            raise UserError(f"weight {name} in checkpoint '{path}' is {value.dtype}, which no network here has")
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise UserError(f"weight {name} in checkpoint '{path}' is not finite; use an earlier checkpoint")
+        _check_weight(path, name, value)
     # Lightning stores the arguments as a class of its own that derives from dict.
     if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
         raise UserError(f"'{path}' is not a checkpoint of `cnnbench fit`: it does not say how the network is built")
+
+
+def _check_weight(path: Path, name: str, value: Tensor) -> None:
+    """Raise UserError unless a weight is a plain tensor of finite numbers."""
+    if value.layout != torch.strided or value.dtype not in _DTYPES:
+        raise UserError(f"weight {name} in checkpoint '{path}' is {value.dtype}, which no network here has")
+    if value.is_floating_point() and not bool(value.isfinite().all()):
+        raise UserError(f"weight {name} in checkpoint '{path}' is not finite; use an earlier checkpoint")
 
 
 class CheckpointFile(TorchCheckpointIO):
@@ -242,12 +247,12 @@ def _class_of(path: Any, where: str, trust: Trust) -> type[ImageClassifier]:
             f"--trust {module or path}"
         )
     try:
-        found = getattr(importlib.import_module(module), name)
+        value = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{where} names the network '{path}', which cannot be imported: {reason(error)}") from error
-    if not isinstance(found, type) or not issubclass(found, ImageClassifier):
+    if not isinstance(value, type) or not issubclass(value, ImageClassifier):
         raise UserError(f"{where} names '{path}', which is not an ImageClassifier; {MADE_BY}")
-    return found
+    return value
 
 
 def _built(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -137,7 +138,12 @@ def _levels(value: Any) -> int:
     while layer and level <= MOST_LEVELS:
         below: list[Any] = []
         for part in layer:
-            parts = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+            # The value itself may be a plain one; all further parts of a layer are tables or lists.
+            parts: Any = ()
+            if isinstance(part, dict):
+                parts = part.values()
+            elif isinstance(part, list):
+                parts = part
             below += [item for item in parts if isinstance(item, (dict, list))]
         level, layer = level + 1, below
     return level
@@ -155,12 +161,12 @@ def _finite(text: str) -> float:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    table = dict(pairs)
+    if len(table) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"the key '{twice}' is there twice")
-    return found
+    return table
 
 
 def read_json(path: Path, what: str) -> Any:
@@ -265,31 +271,37 @@ def _written_out(node: Any, sizes: dict[int, int], where: str) -> int:
         sizes: Results so far, by the identity of a node, since an aliased node is met several times.
         where: Name of the file or option, for the message.
     """
-    import yaml
-
     if id(node) in sizes:
         if sizes[id(node)] < 0:
             raise UserError(f"{where} is not YAML that can be read: a value contains itself")
         return sizes[id(node)]
     sizes[id(node)] = -1  # marks a node whose count has begun: meeting it again means that it contains itself
-    below: list[Any] = []
-    if isinstance(node, yaml.ScalarNode) and "\0" in node.value:
-        # No file name can contain one, and Python raises wherever such a text is used as a file name.
-        raise UserError(f"{where}: line {node.start_mark.line + 1} has a zero character in a value; take it out")
-    if isinstance(node, yaml.SequenceNode):
-        below = list(node.value)
-    elif isinstance(node, yaml.MappingNode):
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        # The merge key << may occur several times.
-        for key in keys:
-            if keys.count(key) > 1 and key != "<<":
-                raise UserError(f"{where}: the key '{key}' is there twice; leave one out")
-        below = [part for pair in node.value for part in pair]
-    total = 1 + sum(_written_out(part, sizes, where) for part in below)
+    total = 1
+    for part in _nodes_in(node, where):
+        total += _written_out(part, sizes, where)
     if total > MOST_YAML_NODES:
         raise UserError(f"{where} has more than {MOST_YAML_NODES:,} values with its aliases written out")
     sizes[id(node)] = total
     return total
+
+
+def _nodes_in(node: Any, where: str) -> list[Any]:
+    """Return the nodes directly within a YAML node, after checking its text or its keys."""
+    import yaml
+
+    if isinstance(node, yaml.ScalarNode) and "\0" in node.value:
+        # No file name can contain one, and Python raises wherever such a text is used as a file name.
+        raise UserError(f"{where}: line {node.start_mark.line + 1} has a zero character in a value; take it out")
+    if isinstance(node, yaml.SequenceNode):
+        return list(node.value)
+    if not isinstance(node, yaml.MappingNode):
+        return []
+    keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+    # The merge key << may occur several times.
+    for key in keys:
+        if keys.count(key) > 1 and key != "<<":
+            raise UserError(f"{where}: the key '{key}' is there twice; leave one out")
+    return list(itertools.chain.from_iterable(node.value))  # the nodes of the keys count too
 
 
 @contextlib.contextmanager

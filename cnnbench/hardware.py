@@ -48,7 +48,10 @@ def choose_device(name: str) -> torch.device:
             return torch.device("cuda", 0)
         return torch.device("cpu")
     if kind == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        # The driver can list devices that torch cannot use.
+        count = 0
+        if torch.cuda.is_available():
+            count = torch.cuda.device_count()
         number = int(index or 0)
         if number >= count:
             raise UserError(f"device '{name}' is not there: torch sees {count} CUDA devices; use --device cpu or auto")
@@ -100,7 +103,9 @@ def inference_precision(precision: str) -> str:
 
 def default_batch_sizes(device: torch.device) -> tuple[int, int]:
     """Return the default numbers of images per batch of the inference throughput, and per training step."""
-    return (128, 32) if device.type == "cpu" else (1024, 256)
+    if device.type == "cpu":
+        return 128, 32
+    return 1024, 256
 
 
 def check_compiler(device: torch.device) -> None:
@@ -110,8 +115,10 @@ def check_compiler(device: torch.device) -> None:
         UserError: A compiler is missing, which is one of C++ for a CPU and one of C for a GPU; or, for a GPU, Python's
             headers are missing, with which Triton compiles the code that launches its kernels.
     """
-    language, variable, usual = ("C++", "CXX", "g++") if device.type == "cpu" else ("C", "CC", "gcc")
-    compilers = (os.environ.get(variable) or usual, "clang++" if device.type == "cpu" else "clang")
+    if device.type == "cpu":
+        language, compilers = "C++", (os.environ.get("CXX") or "g++", "clang++")
+    else:
+        language, compilers = "C", (os.environ.get("CC") or "gcc", "clang")
     if device.type in ("cpu", "cuda") and not any(map(shutil.which, compilers)):
         raise UserError(
             f"compiling a network needs a {language} compiler on a {device.type} device ({' or '.join(compilers)}); "
@@ -217,8 +224,9 @@ class _Tf32(NamedTuple):
     @classmethod
     def both(cls, allowed: bool) -> _Tf32:
         """Return the values that allow or forbid TF32 everywhere."""
-        word = "tf32" if allowed else "ieee"
-        return cls(word, word, word, "high" if allowed else "highest")
+        if allowed:
+            return cls("tf32", "tf32", "tf32", "high")
+        return cls("ieee", "ieee", "ieee", "highest")
 
     @classmethod
     def now(cls) -> _Tf32:
@@ -227,11 +235,13 @@ class _Tf32(NamedTuple):
         matmul: Any = torch.backends.cuda.matmul
         if hasattr(matmul, "fp32_precision"):
             words = cudnn.conv.fp32_precision, matmul.fp32_precision, cudnn.rnn.fp32_precision
+            # This is the older switch's value for the same setting; it stands where torch refuses to read that switch.
             oldest = "high" if words[1] == "tf32" else "highest"
             # Torch raises the error if other code has set a newer switch to something else.
             with contextlib.suppress(RuntimeError):
                 oldest = torch.get_float32_matmul_precision()
             return cls(*words, oldest)
+        # Older versions of torch have one switch for convolutions and recurrent networks.
         names = {True: "tf32", False: "ieee"}
         convolutions = names[cudnn.allow_tf32]
         return cls(convolutions, names[matmul.allow_tf32], convolutions, torch.get_float32_matmul_precision())
@@ -283,7 +293,9 @@ def keep_freed_memory() -> str:
     # to the system when it is freed. The largest M_TRIM_THRESHOLD (-1) returns the top of the heap only beyond 2 GiB.
     # M_TOP_PAD (-2) asks the system for 256 MiB more than needed each time that the heap grows.
     no_mapping, never_trim, step = mallopt(-4, 0), mallopt(-1, 2**31 - 1), mallopt(-2, 2**28)
-    return "glibc, freed memory kept" if no_mapping and never_trim and step else "the system's"
+    if no_mapping and never_trim and step:
+        return "glibc, freed memory kept"
+    return "the system's"
 
 
 def on_device(device: torch.device) -> AbstractContextManager:
@@ -326,4 +338,7 @@ def device_name(device: torch.device) -> str:
         match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
         match = None
-    return match.group(1).strip() if match else platform.processor() or platform.machine()
+    if match:
+        return match.group(1).strip()
+    # Linux on ARM lists no model name, and other systems have no such file.
+    return platform.processor() or platform.machine()

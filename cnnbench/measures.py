@@ -118,6 +118,7 @@ class Measure:
 def _spread(prefix: str, work: Work, median_title: str = "", meaning: str = "") -> tuple[Figure, ...]:
     """Return the figures of a time: median with interval, deciles, the GPU's own time, and absolute deviation."""
     median = Figure(f"{prefix}_median", "ms", median_title, meaning, "less", "rounds", work)
+    # The interval, the deciles and the GPU's own time belong to the median, and are not compared themselves.
     others = [Figure(f"{prefix}_{end}", "ms") for end in ("low", "high", "p10", "p90", "device")]
     return (median, *others, Figure(f"{prefix}_mad", "amount"))
 
@@ -252,7 +253,11 @@ DEFAULT_MEASURES = tuple(name for name, measure in MEASURES.items() if measure.d
 
 def figures() -> dict[str, Figure]:
     """Return the figures of all measures by key."""
-    return {figure.key: figure for measure in MEASURES.values() for figure in measure.figures}
+    rows = {}
+    for measure in MEASURES.values():
+        for figure in measure.figures:
+            rows[figure.key] = figure
+    return rows
 
 
 def measure_of(key: str) -> str:
@@ -260,5 +265,11 @@ def measure_of(key: str) -> str:
 
     Args:
         key: Key of a figure, as in `figures`.
+
+    Raises:
+        KeyError: No measure gives this figure.
     """
-    return next(name for name, measure in MEASURES.items() if any(figure.key == key for figure in measure.figures))
+    for name, measure in MEASURES.items():
+        if any(figure.key == key for figure in measure.figures):
+            return name
+    raise KeyError(key)

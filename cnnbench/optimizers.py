@@ -48,9 +48,12 @@ def _muon(network: nn.Module, lr: float) -> torch.optim.Optimizer:
     Raises:
         UserError: The network has fewer normalisations than convolutions.
     """
-    kinds = [type(module).__name__ for module in network.modules()]
-    filters = sum(kind.startswith("Conv") for kind in kinds)
-    if filters > sum("Norm" in kind for kind in kinds):
+    convolutions = normalisations = 0
+    for module in network.modules():
+        kind = type(module).__name__
+        convolutions += kind.startswith("Conv")
+        normalisations += "Norm" in kind
+    if convolutions > normalisations:
         raise UserError(
             f"recipe 'muon' is for networks with a normalisation after every convolution, and {type(network).__name__} "
             f"has convolutions without; leave the recipe out, or take {RECIPES['sgd'].words} by recipe 'sgd'"
@@ -83,10 +86,46 @@ def adamw(params: ParamsT, fused: bool = True, **options: Any) -> torch.optim.Ad
         options: Further options of ``torch.optim.AdamW``.
     """
     groups = list(params)
-    tensors = [p for group in groups for p in (group["params"] if isinstance(group, dict) else [group])]
+    tensors = _tensors_in(groups)
     on_cuda = bool(tensors) and all(isinstance(p, Tensor) and p.is_cuda for p in tensors)
     # None lets torch choose; with False it would update one tensor after the other.
     return torch.optim.AdamW(groups, fused=True if fused and on_cuda else None, **options)  # type: ignore[arg-type]
+
+
+def _tensors_in(groups: list[Any]) -> list[Any]:
+    """Return the parameters in a list of parameters or of groups of parameters."""
+    tensors: list[Any] = []
+    for group in groups:
+        if isinstance(group, dict):
+            tensors += group["params"]
+        else:
+            tensors.append(group)
+    return tensors
+
+
+def _by_kind(groups: list[Any]) -> dict[str, list[Tensor]]:
+    """Return the parameters to train as filters, matrices and vectors, which differ in their number of axes.
+
+    Raises:
+        UserError: A group has options of its own.
+    """
+    options: set[str] = set()
+    for group in groups:
+        if isinstance(group, dict):
+            options |= group.keys() - {"params"}
+    if options:
+        raise UserError(f"MuonSGD makes its own groups; leave out {', '.join(sorted(options))} of the given ones")
+    kinds: dict[str, list[Tensor]] = {"filters": [], "matrices": [], "vectors": []}
+    for parameter in _tensors_in(groups):
+        if not parameter.requires_grad:
+            continue
+        if parameter.ndim > 2:
+            kinds["filters"].append(parameter)
+        elif parameter.ndim == 2:
+            kinds["matrices"].append(parameter)
+        else:
+            kinds["vectors"].append(parameter)
+    return kinds
 
 
 class MuonSGD(torch.optim.Optimizer):
@@ -139,14 +178,7 @@ class MuonSGD(torch.optim.Optimizer):
                 raise UserError(f"{name} {value} of MuonSGD must be in [0, 1)")
         if newton_schulz_steps < 1:
             raise UserError(f"newton_schulz_steps {newton_schulz_steps} of MuonSGD must be at least 1")
-        found = list(params)
-        options = {key for group in found if isinstance(group, dict) for key in group if key != "params"}
-        if options:
-            raise UserError(f"MuonSGD makes its own groups; leave out {', '.join(sorted(options))} of the given ones")
-        tensors: list[Any] = [p for group in found for p in (group["params"] if isinstance(group, dict) else [group])]
-        kinds: dict[str, list[Tensor]] = {"filters": [], "matrices": [], "vectors": []}
-        for p in (p for p in tensors if p.requires_grad):
-            kinds["filters" if p.ndim > 2 else "matrices" if p.ndim == 2 else "vectors"].append(p)
+        kinds = _by_kind(list(params))
         if bfloat16 is None and kinds["filters"]:
             bfloat16 = hardware.computes_in_bfloat16(kinds["filters"][0].device)
         # The settings are stored in the group, so that a checkpoint keeps them and a resumed training continues as it
@@ -226,15 +258,16 @@ class MuonSGD(torch.optim.Optimizer):
 
 def _orthogonalised(updates: list[Tensor], steps: int, bfloat16: bool) -> list[Tensor]:
     """Return the result of `orthogonalise` for the update of each layer; layers of one shape share a call."""
-    found = list(updates)
+    results = list(updates)
     shapes: dict[tuple[torch.Size, torch.device, torch.dtype], list[int]] = defaultdict(list)
     for index, update in enumerate(updates):
         shapes[update.shape, update.device, update.dtype].append(index)
     for indices in shapes.values():
-        matrices = orthogonalise(torch.stack([updates[index].flatten(1) for index in indices]), steps, bfloat16)
-        for index, matrix in zip(indices, matrices, strict=True):
-            found[index] = matrix.view_as(updates[index])
-    return found
+        # A filter has several axes, (in_channels, height, width), which become one row of the matrix of its layer.
+        stacked = torch.stack([updates[index].flatten(1) for index in indices])
+        for index, matrix in zip(indices, orthogonalise(stacked, steps, bfloat16), strict=True):
+            results[index] = matrix.view_as(updates[index])
+    return results
 
 
 def orthogonalise(matrices: Tensor, steps: int, bfloat16: bool = False) -> Tensor:
@@ -257,7 +290,8 @@ def orthogonalise(matrices: Tensor, steps: int, bfloat16: bool = False) -> Tenso
     shape = x.shape
     # baddbmm takes exactly one axis before the two of a matrix.
     x = x.reshape(-1, *shape[-2:])
-    x = x.bfloat16() if bfloat16 else x
+    if bfloat16:
+        x = x.bfloat16()
     # The Frobenius norm is at least the largest singular value, so that all singular values start between 0 and 1.
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     # One iteration is x <- a x + (b g + c g g) x with g = x x^T. It leaves the singular vectors as they are, and maps

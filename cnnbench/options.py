@@ -109,7 +109,8 @@ def parse(
     raw = vars(parser.parse_args(list(words)))
     known = dict(_fields(cls))
     given = {name: convert(cls, name, value) for name, value in raw.items()}
-    for path in [given[name] for name in given if known[name].metadata["option"].is_config]:
+    files = [value for name, value in given.items() if known[name].metadata["option"].is_config]
+    for path in files:
         stored = _read_config(cls, path, known)
         if check_file is not None:
             check_file(stored, f"config '{path}'")
@@ -178,7 +179,10 @@ def _parts(value: Any, from_file: bool) -> list[Any]:
         return [value]
     parts: list[Any] = []
     for part in value:
-        parts += split_names(part) if from_file and isinstance(part, str) else [part]
+        if from_file and isinstance(part, str):
+            parts += split_names(part)
+        else:
+            parts.append(part)
     return parts
 
 
@@ -191,16 +195,22 @@ def _single(kind: _Kind, value: Any, name: str, facts: _Facts) -> Any:
     try:
         result = _CONVERTERS[kind.type](value, name)
     except UserError as error:
+        # A list has a form of its own, so the message shows an example.
         if kind.many and facts.metavar:
             raise UserError(f"{error}; write for example --{name} {facts.metavar}") from None
         raise
     if kind.choices and result not in kind.choices:
         raise unknown(name, str(result), kind.choices)
+    _check_range(result, value, name, facts)
+    return result
+
+
+def _check_range(result: Any, value: Any, name: str, facts: _Facts) -> None:
+    """Raise UserError if a converted value is out of the option's range; the message shows it as it was written."""
     if facts.least is not None and result < facts.least:
         raise UserError(f"{name} {value} must be at least {facts.least:g}")
     if facts.most is not None and result > facts.most:
         raise UserError(f"{name} {value} must be at most {facts.most:g}")
-    return result
 
 
 def _to_int(value: Any, name: str) -> int:
@@ -274,6 +284,7 @@ _CONVERTERS: dict[Any, Callable[[Any, str], Any]] = {
 
 def _fields(cls: type) -> Iterator[tuple[str, Field]]:
     """Yield the name and the field of each option: first a class's own options, then those that it inherits."""
+    # `dataclasses.fields` would begin with the options of the base class, so the classes are walked from this one up.
     own = {field.name: field for field in dataclasses.fields(cls) if "option" in field.metadata}
     seen = set()
     for base in cls.__mro__:
@@ -297,6 +308,7 @@ def _kind_of(cls: type, name: str) -> _Kind:
     # `int | None` is read as int: None only stands for an option that is not set.
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         (annotation,) = (part for part in typing.get_args(annotation) if part is not type(None))
+    # `tuple[str, ...]` has the arguments (str, Ellipsis), and `dict[str, Any]` is read as a plain dict.
     origin = typing.get_origin(annotation)
     if origin is tuple:
         return _Kind(typing.get_args(annotation)[0], many=True)
@@ -313,10 +325,13 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, rest = super().parse_known_args(args, namespace)
+        # argparse itself would name everything that it did not understand, and suggest nothing.
         if rest:
             typed = rest[0].split("=")[0]
             near = difflib.get_close_matches(typed, self._option_string_actions, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"`{self.prog} --help` lists the options"
+            hint = f"`{self.prog} --help` lists the options"
+            if near:
+                hint = f"did you mean '{near[0]}'?"
             raise UserError(f"unknown option '{typed}'; {hint}")
         return parsed, rest
 
@@ -357,7 +372,9 @@ def _help(field: Field, facts: _Facts) -> str:
     # Compared by identity, since 0 is equal to False.
     silent = field.default is MISSING or field.default is None or field.default is False or field.default == ()
     if not silent and "default:" not in text:
-        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        default = field.default
+        if isinstance(default, tuple):
+            default = ",".join(map(str, default))
         text = f"{text.rstrip('.')} (default: {default})."
     return text.replace("%", "%%")  # argparse formats help texts with the % operator
 

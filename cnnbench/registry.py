@@ -22,7 +22,14 @@ T = TypeVar("T")
 
 def natural(name: str) -> list[tuple[int, str]]:
     """Return a sort key that compares the numbers in names by value, so that ResNet18 comes before ResNet101."""
-    return [(int(part), "") if part.isdigit() else (-1, part.lower()) for part in re.split(r"(\d+)", name)]
+    key = []
+    for part in re.split(r"(\d+)", name):
+        # Text and numbers do not compare, so each part of the key has both; -1 puts text before every number.
+        if part.isdigit():
+            key.append((int(part), ""))
+        else:
+            key.append((-1, part.lower()))
+    return key
 
 
 def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
@@ -60,11 +67,10 @@ def check_arguments(whose: str, cls: type, arguments: Mapping[str, Any]) -> None
     parser.add_class_arguments(cls, skip={"optimizer", "lr_scheduler"})
     valid = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
     # Each argument is parsed together with the required ones, because the parser refuses a class without these.
-    needed = {
-        name: arguments.get(name)
-        for name, parameter in inspect.signature(cls).parameters.items()
-        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-    }
+    needed: dict[str, Any] = {}
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            needed[name] = arguments.get(name)
     for name in needed.keys() - arguments.keys():
         raise UserError(f"{name} of {whose} is missing")
     for name, value in arguments.items():
@@ -99,7 +105,7 @@ def discover(package: ModuleType, base: type[T]) -> dict[str, type[T]]:
     Raises:
         RuntimeError: Two modules define a class of the same name, which would make the name ambiguous.
     """
-    found: dict[str, type[T]] = {}
+    classes: dict[str, type[T]] = {}
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         for name, value in vars(module).items():
@@ -108,10 +114,10 @@ def discover(package: ModuleType, base: type[T]) -> dict[str, type[T]]:
             # Skip a class that the module only imports from elsewhere.
             if not f"{value.__module__}.".startswith(f"{module.__name__}.") or name.startswith("_"):
                 continue
-            if name in found:
-                raise RuntimeError(f"{name} is defined in {found[name].__module__} and in {module.__name__}")
-            found[name] = value
-    return {name: found[name] for name in sorted(found, key=natural)}
+            if name in classes:
+                raise RuntimeError(f"{name} is defined in {classes[name].__module__} and in {module.__name__}")
+            classes[name] = value
+    return {name: classes[name] for name in sorted(classes, key=natural)}
 
 
 def attribute(module: str, name: str, table: Callable[[], Mapping[str, T]]) -> T:
@@ -137,6 +143,7 @@ def split_names(text: str) -> tuple[str, ...]:
     """Return the parts of a text between commas, stripped and without empty ones; brackets keep their commas."""
     parts, depth = [""], 0
     for character in text:
+        # The difference of two truth values is 1 at an opening bracket, -1 at a closing one, else 0.
         depth += (character in "([{") - (character in ")]}")
         if character == "," and depth == 0:
             parts.append("")
@@ -155,7 +162,9 @@ def whole_numbers(name: str, text: str) -> list[int]:
     Raises:
         UserError: The text is not such a list.
     """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UserError(f"{name} '{text}' are not whole numbers of at least 1; write for example --{name} 16,32")
-    return sorted({int(part) for part in parts})
+    numbers = set()
+    for part in text.split(","):
+        if not part.strip().isdecimal() or int(part) < 1:
+            raise UserError(f"{name} '{text}' are not whole numbers of at least 1; write for example --{name} 16,32")
+        numbers.add(int(part))
+    return sorted(numbers)

@@ -218,8 +218,8 @@ def check(schema: type[BaseModel], value: Any, where: str, mend: str) -> None:
 def _in_words(schema: type[BaseModel], error: ValidationError) -> str:
     """Return the most telling of the errors that pydantic found, in words."""
     # For a union, pydantic reports an error for every alternative; the deepest one belongs to the intended alternative.
-    found = sorted(error.errors(include_url=False), key=lambda e: (-len(e["loc"]), e["type"] == "missing"))
-    first = found[0]
+    errors = sorted(error.errors(include_url=False), key=lambda e: (-len(e["loc"]), e["type"] == "missing"))
+    first = errors[0]
     place = _shortened(".".join(str(part) for part in first["loc"] if not _is_alternative(part))) or "the document"
     if first["type"] == "missing":
         return f"{place} is missing"
@@ -230,7 +230,7 @@ def _in_words(schema: type[BaseModel], error: ValidationError) -> str:
         keys = [field.alias or key for key, field in schema.model_fields.items()]
         return str(unknown("key", name, keys))
     # The message lists what pydantic expects at this place, at most three alternatives of a union.
-    kinds = dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in found if e["loc"][:1] == first["loc"][:1])
+    kinds = dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in errors if e["loc"][:1] == first["loc"][:1])
     return f"{place} is {_shown(first['input'])}: {' or '.join(list(kinds)[:3])}"
 
 
@@ -261,9 +261,11 @@ def check_record(value: Any, where: str) -> None:
         UserError: The object does not fit the schema of records, or contradicts itself.
     """
     mend = "measure it again, or leave it out"
-    is_object = isinstance(value, dict)
+    filled = value
     # The record of a cell that was not trained has an empty object as its training.
-    filled = {key: part for key, part in value.items() if key != "training" or part != {}} if is_object else value
+    if isinstance(value, dict) and value.get("training") == {}:
+        filled = dict(value)
+        del filled["training"]
     check(RecordFile, filled, where, mend)
     for contradiction in contradictions(value):
         raise UserError(f"{where}: {contradiction}; {mend}")
@@ -271,6 +273,7 @@ def check_record(value: Any, where: str) -> None:
 
 def contradictions(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield a sentence for each contradiction in a record that fits its schema."""
+    # Either both of these say that the measurement failed, or none of them does.
     reason = record.get("reason", "")
     if (record["status"] == "error") != bool(reason):
         yield f"status is '{record['status']}' and reason is '{reason}': errors have a reason, others have none"
@@ -292,9 +295,10 @@ def _data(record: Mapping[str, Any]) -> Iterator[str]:
     if data["name"] == "Synthetic" and not data["synthetic"]:
         yield "data.synthetic is False, but data.name is 'Synthetic'"
     names = data["class_names"]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        yield f"data.class_names has '{twice}' more than once"
+    for name in names:
+        if names.count(name) > 1:
+            yield f"data.class_names has '{name}' more than once"
+            break
     if config["budget_s"] is not None and config["epochs"] is not None:
         yield "config.budget_s and config.epochs are both there; one of them ended the training"
     if record.get("training") and config["budget_s"] is None and config["epochs"] is None:
@@ -327,6 +331,7 @@ def _confusion(record: Mapping[str, Any], measures: Mapping[str, Any]) -> Iterat
         if accuracy is not None:
             yield f"measures.test_accuracy is {accuracy} without a confusion_matrix to derive it from"
         return
+    # The matrix must be square, with a row and a column per class.
     rows = [len(row) for row in matrix]
     if len(matrix) != classes or rows != [classes] * classes:
         shape = f"{len(matrix)} rows of {', '.join(map(str, sorted(set(rows))))}"
@@ -343,17 +348,20 @@ def _confusion(record: Mapping[str, Any], measures: Mapping[str, Any]) -> Iterat
 
 def measures_contradictions(measures: Mapping[str, Any]) -> Iterator[str]:
     """Yield a sentence for each contradiction between the figures of a network that fit their schema."""
+    # 1 MAC is counted as 2 FLOPs.
     macs, flops = measures.get("macs"), measures.get("flops")
     if macs is not None and flops is not None and flops != 2 * macs:
         yield f"measures.flops is {flops}: it should be twice the macs, {macs}"
     # The values of these keys must not fall: lower end, value, upper end.
-    orders = [(f"{split}_accuracy_low", f"{split}_accuracy", f"{split}_accuracy_high") for split in ("test", "train")]
+    orders = []
+    for split in ("test", "train"):
+        orders.append((f"{split}_accuracy_low", f"{split}_accuracy", f"{split}_accuracy_high"))
     for kind in TIMED:
-        orders += [
-            (f"{kind}_{low}", f"{kind}_median", f"{kind}_{high}") for low, high in (("low", "high"), ("p10", "p90"))
-        ]
+        for low, high in (("low", "high"), ("p10", "p90")):
+            orders.append((f"{kind}_{low}", f"{kind}_median", f"{kind}_{high}"))
     for names in orders:
         values = [measures[name] for name in names if measures.get(name) is not None]
+        # Equal values may differ in their last digits, since they were computed in different ways.
         if any(later < earlier * (1 - 1e-9) for earlier, later in pairwise(values)):
             yield f"measures.{', '.join(names)} are {', '.join(map(str, values))}: they should not fall"
     yield from _rounds(measures)
@@ -366,6 +374,7 @@ def _rounds(measures: Mapping[str, Any]) -> Iterator[str]:
     samples = measures.get("samples_ms") or {}
     if "yardstick" not in samples:  # from before times were stored by round
         return
+    # Every kind of work has one turn per round, and the fresh processes share the rounds among them.
     counts = {kind: len(rounds) for kind, rounds in samples.items()}
     if len(set(counts.values())) > 1:
         yield f"measures.samples_ms has {', '.join(f'{n} rounds of {kind}' for kind, n in counts.items())}"
@@ -379,7 +388,10 @@ def _samples(measures: Mapping[str, Any], kind: str, key: str) -> Iterator[str]:
     rounds, median = (measures.get("samples_ms") or {}).get(kind), measures.get(key)
     if rounds is None or median is None:
         return
-    times = [time for block in rounds for time in (block if isinstance(block, list) else [block])]
+    times: list[float] = []
+    for block in rounds:
+        # Older records have one list of times, newer ones a list per round.
+        times += block if isinstance(block, list) else [block]
     if not times:
         yield f"measures.samples_ms.{kind} is empty, but {key} is {median}"
     elif abs(statistics.median(times) - median) > _ROUNDING + 1e-3 * median:
@@ -391,6 +403,7 @@ def _training(record: Mapping[str, Any]) -> Iterator[str]:
     training, data = record.get("training") or {}, record["data"]
     if not training:
         return
+    # The points of the curve are in the order of the training, and none lies behind its end.
     steps = [point["step"] for point in training["curve"]]
     if steps != sorted(steps) or any(step > training["steps"] for step in steps):
         yield f"training.curve has steps {str(steps)[:60]}: they should rise to {training['steps']} at most"

@@ -112,6 +112,7 @@ def paired_ratio(first: Sequence[float], second: Sequence[float]) -> Interval:
     Raises:
         ValueError: The numbers of rounds differ.
     """
+    # The logarithms of a ratio and of its inverse differ in the sign alone, so the order of the two does not matter.
     logs = [math.log(a / b) for a, b in zip(first, second, strict=True)]
     estimate, low, high = pseudomedian(logs)
     if low is None or high is None:
@@ -133,6 +134,7 @@ def shift(first: Sequence[float], second: Sequence[float]) -> Interval:
     differences = sorted(a - b for a in first for b in second)
     estimate = statistics.median(differences)
     n, m = len(first), len(second)
+    # Rank of the low end among the differences: the mean of the test's U minus 1.96 of its standard deviations.
     outside = math.floor(n * m / 2 - NORMAL_QUANTILE * math.sqrt(n * m * (n + m + 1) / 12))
     if outside < 1:
         return Interval(estimate, None, None)
@@ -174,6 +176,7 @@ def wilson_interval(successes: float, total: float) -> tuple[float, float]:
 
     Counts may be means over several trainings, which scipy's `proportion_ci` does not take.
     """
+    # The ends solve |share - p| = z sqrt(p (1 - p) / total) for p, a quadratic equation.
     z = NORMAL_QUANTILE
     share = successes / total
     centre = share + z * z / (2 * total)
@@ -201,6 +204,7 @@ def newcombe_interval(first: float, of_first: float, second: float, of_second: f
     low, high = wilson_interval(first, of_first)
     other_low, other_high = wilson_interval(second, of_second)
     change = share - other
+    # Square-and-add: the difference is smallest where the first share is at its low end and the other at its high end.
     return change - math.hypot(share - low, other_high - other), change + math.hypot(high - share, other - other_low)
 
 
@@ -236,7 +240,7 @@ class MeanDifference(NamedTuple):
     def p(self) -> float:
         """Return the two-sided p value of the hypothesis that both means are equal."""
         if self.error == 0:
-            return 1.0 if self.value == 0 else 0.0
+            return float(self.value == 0)
         return float(2 * special.stdtr(self.freedom, -abs(self.value) / self.error))
 
 
@@ -254,13 +258,15 @@ def mean_difference(first: Sequence[float], second: Sequence[float]) -> MeanDiff
         raise ValueError("at least one side needs two values or more")
     squared_errors = []
     for values in (first, second):
-        variance = statistics.variance(values if len(values) > 1 else several[0])
-        squared_errors.append(variance / len(values))
+        measured = values if len(values) > 1 else several[0]
+        squared_errors.append(statistics.variance(measured) / len(values))
     error = math.sqrt(sum(squared_errors))
     if len(several) == 1:
         return MeanDifference(value, error, len(several[0]) - 1)
+    # Without any spread the formula below would divide by zero, and the degrees of freedom do not matter.
     if error == 0:
         return MeanDifference(value, 0.0, 1.0)
+    # The degrees of freedom by Welch and Satterthwaite weigh those of each side by its part of the error.
     weights = sum(e**2 / (len(v) - 1) for e, v in zip(squared_errors, (first, second), strict=True))
     return MeanDifference(value, error, sum(squared_errors) ** 2 / weights)
 
@@ -296,11 +302,15 @@ class Correlation(NamedTuple):
 
 def correlate(xs: Sequence[float], ys: Sequence[float]) -> Correlation | None:
     """Return Spearman's correlation with its interval; None for fewer than `FEWEST_FOR_CORRELATION` networks."""
-    value = spearman(xs, ys) if len(xs) >= FEWEST_FOR_CORRELATION else None
+    if len(xs) < FEWEST_FOR_CORRELATION:
+        return None
+    value = spearman(xs, ys)
     if value is None:
         return None
-    enough = len(xs) >= FEWEST_FOR_CORRELATION_INTERVAL
-    return Correlation(value, len(xs), _correlation_interval(xs, ys) if enough else None)
+    interval = None
+    if len(xs) >= FEWEST_FOR_CORRELATION_INTERVAL:
+        interval = _correlation_interval(xs, ys)
+    return Correlation(value, len(xs), interval)
 
 
 def spearman(xs: Sequence[float], ys: Sequence[float]) -> float | None:
@@ -329,6 +339,7 @@ def _correlation_interval(xs: Sequence[float], ys: Sequence[float]) -> tuple[flo
         missing -= count
     resampled = np.concatenate(values)
     resampled = np.sort(resampled[~np.isnan(resampled)])
+    # Leave out 2.5 % of the resamples on each side.
     tail = round(0.025 * len(resampled))
     low, high = float(resampled[tail]), float(resampled[-1 - tail])
     return (low, high) if low < high else None

@@ -30,7 +30,8 @@ def printable(text: str, lines: bool = False) -> str:
         text: Any text.
         lines: Whether to keep line breaks and tabs; otherwise they become escapes too, and the result is one line.
     """
-    return (_UNSAFE_BUT_LINES if lines else _UNSAFE).sub(_escaped, text)
+    unsafe = _UNSAFE_BUT_LINES if lines else _UNSAFE
+    return unsafe.sub(_escaped, text)
 
 
 def shortened(text: str, most: int) -> str:
@@ -50,7 +51,9 @@ def shortened(text: str, most: int) -> str:
 
 def _escaped(match: re.Match[str]) -> str:
     code = ord(match.group())
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}"
 
 
 def to_json(value: Any, indent: int | None = 1) -> str:
@@ -72,8 +75,8 @@ def to_json(value: Any, indent: int | None = 1) -> str:
 
 def _finite(value: Any) -> Any:
     """Return the value with None in place of every number that is not finite."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -94,7 +97,14 @@ def markdown(text: str) -> str:
     # Strip the line, because four spaces at its start would make it a block of code.
     line = printable(" ".join(text.splitlines()).strip())
     plain = _MARKDOWN.sub(lambda match: "\\" + match.group(), line)
-    return _MARKDOWN_START.sub(lambda m: f"{m[1]}\\" if m[1].isdigit() else f"\\{m[1]}", plain)
+    return _MARKDOWN_START.sub(_escaped_start, plain)
+
+
+def _escaped_start(match: re.Match[str]) -> str:
+    # A backslash in front of a number would be shown; behind it, it escapes the dot or bracket that makes a list.
+    if match[1].isdigit():
+        return f"{match[1]}\\"
+    return f"\\{match[1]}"
 
 
 def markdown_table(rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> list[str]:
@@ -105,7 +115,9 @@ def markdown_table(rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> li
         numeric: For each column, whether it is aligned to the right.
     """
     marks = ["---:" if right else "---" for right in numeric]
-    lines = ["| " + " | ".join(markdown(cell) for cell in row) + " |" for row in rows]
+    lines = []
+    for row in rows:
+        lines.append("| " + " | ".join(map(markdown, row)) + " |")
     return [lines[0], "| " + " | ".join(marks) + " |", *lines[1:]]
 
 
@@ -126,12 +138,15 @@ def to_csv(rows: Iterable[Sequence[Any]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     for row in rows:
-        writer.writerow(["" if cell is None else _csv_cell(cell) for cell in row])
+        writer.writerow([_csv_cell(cell) for cell in row])
     return out.getvalue()
 
 
 def _csv_cell(value: Any) -> Any:
+    if value is None:
+        return ""
     if not isinstance(value, str):
         return value
-    apostrophe = "'" if _FORMULA.match(value) else ""
-    return apostrophe + printable(value)
+    if _FORMULA.match(value):
+        return "'" + printable(value)
+    return printable(value)

@@ -71,6 +71,7 @@ class Trust:
         modules: list[str] = []
         typed: set[str] = set()
         for index, argument in enumerate(arguments):
+            # An option and its value are one word, with an equals sign, or two; names may be between commas in it.
             name, equals, value = argument.partition("=")
             typed |= {argument, value, *split_names(argument), *split_names(value)}
             for text in (argument, value):
@@ -122,7 +123,7 @@ def words(names: Iterable[str]) -> str:
 
 def foreign_module(name: str) -> str | None:
     """Return the module in a network name ``module:callable``, or None for a name of the zoo, torchvision or timm."""
-    plain = name.partition("(")[0]
+    plain = name.partition("(")[0]  # a name may have arguments in brackets
     module, colon, _ = plain.rpartition(":")
     return module.strip() if colon and module.strip() not in TABLES else None
 
@@ -153,9 +154,9 @@ def _check_origin(name: str, module: str, where: str, trust: Trust) -> None:
     """Raise UserError for a callable that a trusted module only imports, such as a function that starts programs."""
     attribute = name.partition("(")[0].rpartition(":")[2].strip()
     # `__module__` names the module that defines the callable, which may be another than the one that offers it.
-    found = getattr(_imported(module), attribute, None)
-    origin = str(getattr(found, "__module__", None))
-    if found is not None and not trust.covers(origin) and origin.partition(".")[0] not in LIBRARIES:
+    value = getattr(_imported(module), attribute, None)
+    origin = str(getattr(value, "__module__", None))
+    if value is not None and not trust.covers(origin) and origin.partition(".")[0] not in LIBRARIES:
         raise UserError(
             f"{where} names '{name}', which is code of {origin}, not of {module}; if you trust it, type the name on "
             "the command line"
@@ -184,24 +185,35 @@ def check_config(path: Path, seen: frozenset[Path] = frozenset()) -> None:
     """
     values = read_yaml(path, "config")
     where = f"config '{path}'"
-    if values is not None and not isinstance(values, dict):
+    if values is None:  # the file is empty
+        return
+    if not isinstance(values, dict):
         raise UserError(f"{where} is not a table of `option: value`")
-    if isinstance(values, dict) and OPTION.strip("-") in values:
+    if OPTION.strip("-") in values:
         raise UserError(f"{where} must not set {OPTION.strip('-')}; it is a word of the command line")
     for key in ("trainer", "lr_monitor", "checkpoint"):
-        if isinstance(values, dict) and not isinstance(values.get(key), (dict, str, type(None))):
+        if not isinstance(values.get(key), (dict, str, type(None))):
             raise UserError(f"{where}: {key} is {str(values[key])[:60]}; it must be a table of `option: value`")
     for owner, options in _options_of_classes(values):
         if not isinstance(options, (dict, type(None))):
             raise UserError(
                 f"{where}: init_args of {owner} is {str(options)[:60]}; it must be a table of `argument: value`"
             )
+    seen |= {path.resolve()}
+    for file in _files_named(values, path.parent):
+        if file.resolve() not in seen:
+            check_config(file, seen)
+
+
+def _files_named(values: Any, folder: Path) -> Iterator[Path]:
+    """Yield the existing files that the values of a configuration in this folder refer to."""
     for text in _texts(values):
-        # jsonargparse replaces a value that is a file name by the content of the file. It looks for the file beside the
-        # file that names it and in the working folder.
-        for file in (path.parent / text, Path(text)) if re.search(r"\.(ya?ml|json)$", text) else ():
-            if file.is_file() and file.resolve() not in seen | {path.resolve()}:
-                check_config(file, seen | {path.resolve()})
+        if re.search(r"\.(ya?ml|json)$", text):
+            # jsonargparse replaces a value that is a file name by the content of the file. It looks for the file beside
+            # the file that names it and in the working folder.
+            for file in (folder / text, Path(text)):
+                if file.is_file():
+                    yield file
 
 
 def _options_of_classes(value: Any, owner: str = "a class") -> Iterator[tuple[str, Any]]:

@@ -14,6 +14,7 @@ from PIL import Image
 from cnnbench.confusion import accuracy
 from cnnbench.data import get_data
 from cnnbench.record import Record
+from cnnbench.report.pictures import Drawn
 
 CLASSES = get_data("CIFAR10").class_names
 # Hypothesis tries the same random cases in every run; HYPOTHESIS_PROFILE=default makes it look for new ones.
@@ -31,10 +32,18 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setattr("sys.argv", ["cnnbench"])
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # importing airbench switches it on
+    # Tests run in parallel, and threads that wait for each other's cores are slow, here and in child processes.
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tests run in parallel, and threads that wait for each other's cores are slow
+    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write reports without pictures, which take seconds to draw, in tests that look at texts and records alone."""
+    monkeypatch.setattr("cnnbench.report.outputs.draw_pictures", lambda records, folder: Drawn())
 
 
 @pytest.fixture

@@ -61,6 +61,7 @@ def test_bench_writes_complete_records_and_a_report(capsys: pytest.CaptureFixtur
     assert not list(Path("run").rglob("*.part"))
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_any_network_is_a_cell() -> None:
     Path("theirs.py").write_text(
         "from torch import nn\n"
@@ -80,6 +81,7 @@ def test_any_network_is_a_cell() -> None:
     assert records["theirs:tiny"].measures["params"] == 4 * 3 * 9 + 4 + 4 * 10 + 10
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_train_accuracy_is_that_of_training_images_as_they_are() -> None:
     options = '--data_options={"train_images": 300, "test_images": 100}'
     arguments = ["--epochs=15", "--batch_size=16", "--device=cpu", "--precision=32-true", "--out=learnt"]
@@ -88,6 +90,7 @@ def test_train_accuracy_is_that_of_training_images_as_they_are() -> None:
     assert load_records([Path("learnt")])[0].measures["train_accuracy"] > 0.9  # few enough to be learnt by heart
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_memory_is_what_a_process_grows_by() -> None:
     """ResNet18 has 11,173,962 parameters at 32x32; a step keeps them, their gradients and AdamW's two states."""
     options = '--data_options={"train_images": 60, "test_images": 20}'
@@ -132,6 +135,7 @@ def test_json_is_one_document_on_stdout(capsys: pytest.CaptureFixture) -> None:
     assert all("test_accuracy" not in c for c in cells)
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_epochs_are_an_exact_and_repeatable_budget() -> None:
     arguments = [
         "bench",
@@ -152,12 +156,12 @@ def test_epochs_are_an_exact_and_repeatable_budget() -> None:
     assert first.training["curve"] == second.training["curve"]
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_killed_run_resumes_without_repeating(capsys: pytest.CaptureFixture) -> None:
     models = ["LeNet5", "SimpleCNN"]
     arguments = [*TINY, "--budget=2s", "--out=run"]
     process = subprocess.Popen(
         [sys.executable, "-m", "cnnbench", *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},  # as in this process, or resuming is refused
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -183,6 +187,7 @@ def test_a_killed_run_resumes_without_repeating(capsys: pytest.CaptureFixture) -
     assert (first.read_bytes(), first.stat().st_mtime_ns) == before
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_diverged_training_is_a_record_that_says_so(capsys: pytest.CaptureFixture) -> None:
     arguments = ["bench", "--models=LeNet5", "--data=Synthetic", "--measures=quality", "--learning_rate=1e12", *SMALL]
     assert main([*arguments, "--out=run"]) == 0
@@ -193,6 +198,7 @@ def test_a_diverged_training_is_a_record_that_says_so(capsys: pytest.CaptureFixt
     assert "diverged" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_failed_timing_is_an_error_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     measure = runner.measure_speed
 
@@ -211,6 +217,7 @@ def test_failed_timing_is_an_error_and_is_tried_again(monkeypatch: pytest.Monkey
     assert all("latency_ms_median" in r.measures for r in load_records([Path("run")]))
 
 
+@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_signal_in_training_says_how_to_go_on(
     name: str, code: int, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -246,6 +253,7 @@ def test_a_plan_whose_device_is_gone_is_refused(capsys: pytest.CaptureFixture) -
     assert "device 'cuda:66' is not there" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_command_line_wins_over_config() -> None:
     Path("x.yaml").write_text("models: [LeNet5]\ndata: Synthetic\nbudget: 2h\nseeds:\n")
     arguments = ["bench", "--config=x.yaml", "--epochs=1", "--measures=complexity", *SMALL]
@@ -255,6 +263,7 @@ def test_command_line_wins_over_config() -> None:
     assert (plan.epochs, plan.budget_s, plan.seeds) == (1, None, (0,))
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_resume_finds_the_newest_run() -> None:
     for name in ("20250101-000000", "20260101-000000"):
         folder = Path("results/bench") / name
@@ -265,6 +274,7 @@ def test_resume_finds_the_newest_run() -> None:
     assert len(load_records([Path("results/bench/20250101-000000")])) == 1
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_failing_cell_is_a_record_and_is_tried_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -314,6 +324,7 @@ def test_missing_data_becomes_synthetic_and_says_so_everywhere(
         assert "Synthetic (stands in for MNIST)" in " ".join(text.split())
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_wandb_offline_runs_hold_the_figures_of_the_records(capsys: pytest.CaptureFixture) -> None:
     assert main([*TINY, "--out=run", "--wandb=online"]) == 0
     line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("W&B"))
@@ -349,6 +360,7 @@ def test_wandb_offline_runs_hold_the_figures_of_the_records(capsys: pytest.Captu
     }
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_wandb_goes_offline_when_the_server_is_out_of_reach(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -384,6 +396,7 @@ def test_bench_on_a_gpu_measures_the_gpu() -> None:
         assert record.skipped == {}
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_wandb_gets_the_cells_that_an_interruption_left_out() -> None:
     assert main([*TINY, "--measures=complexity", "--out=run"]) == 0
     assert main(["bench", "--resume", "--out=run", "--wandb=offline"]) == 0
@@ -440,6 +453,7 @@ def test_default_grid_is_four_networks_on_two_data_sets() -> None:
         get_data(name)
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_weights_are_kept_where_that_is_asked_for() -> None:
     options = ["--models=LeNet5", "--data=Synthetic", "--measures=quality", *SMALL]
     assert main(["bench", *options, "--keep_weights", "--out=run"]) == 0

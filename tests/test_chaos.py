@@ -21,7 +21,7 @@ def test_chaos_of_a_few_kills_leaves_everything_identical(tmp_path: Path) -> Non
     path = tmp_path / "chaos.json"
     command = [sys.executable, "-m", "campaigns.chaos", "--quick", "--kills", "2", "--signals", "0"]
     root = Path(__file__).parent.parent
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root / "tests")}
+    environment = {**os.environ, "PYTHONPATH": str(root / "tests")}
     done = subprocess.run(
         [*command, "--out", str(path)], cwd=root, env=environment, capture_output=True, text=True, timeout=600
     )

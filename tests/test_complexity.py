@@ -820,7 +820,7 @@ def test_a_network_that_does_not_fit_the_images_is_refused_with_its_place() -> N
 def test_a_network_that_cannot_train_on_the_images_is_counted_in_inference(capsys: pytest.CaptureFixture[str]) -> None:
     inception = ["count", "torchvision:inception_v3", "--image_size=224"]
     assert main(inception) == 2
-    assert "on images of 3x224x224 in training: in AuxLogits" in capsys.readouterr().err
+    assert "on images of 3x224x224 in training (batch of 2): in AuxLogits" in capsys.readouterr().err
     assert main([*inception, "--no_training", "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)["networks"]
     assert found["macs"] > 0

@@ -164,12 +164,13 @@ def test_counts_of_several_trainings_are_answers_and_not_images() -> None:
     records = [make_record("A", data=data, seed=i % 3, confusion_matrix=c) for i, c in enumerate(counts)]
     write_lines(Path("records.jsonl"), records)
     found = run("confusions", ["records.jsonl"])
-    classes, mistakes, pairs = found.tables
+    shares, classes, mistakes, pairs = found.tables
+    assert shares.rows[0][2:5] == ("4", "4,000", "70.0%")
     assert classes.title.endswith("4 trainings added up: classes")
     assert [row[1] for row in classes.rows] == ["2,000", "2,000"]
     assert mistakes.head[1] == pairs.head[1] == "Answers in 4 trainings"
     assert [row[1] for row in mistakes.rows] == ["2,800", "2,000"]
-    assert "Most confused are cat and dog: 4,800 answers in 4 trainings." in found.pictures[0].caption
+    assert [row[:2] for row in pairs.rows] == [("cat and dog", "4,800")]
 
 
 def test_images_come_from_a_checkpoint_or_from_its_predictions(capsys: pytest.CaptureFixture) -> None:

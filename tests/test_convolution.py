@@ -184,8 +184,14 @@ def test_images_of_any_type_are_computed_in_floating_point() -> None:
         (["--dilation", "3"], "at the places of this stride and dilation it answers 0"),
     ],
 )
-def test_the_caption_says_what_is_seen(options: list[str], words: str) -> None:
-    assert words in run("convolution", [*options, "--rounds", "0"]).pictures[0].caption
+def test_the_remarks_say_what_is_seen(options: list[str], words: str) -> None:
+    assert words in run("convolution", [*options, "--rounds", "0"]).remarks[0]
+
+
+def test_the_facts_say_whether_the_kernel_is_flipped() -> None:
+    for options, words in (([], "correlation, which networks call convolution"), (["--convolve"], "is flipped")):
+        found = run("convolution", [*options, "--rounds", "0"])
+        assert words in dict(found.tables[1].rows)["Operation"]
 
 
 def test_the_strip_has_only_steps_that_there_are() -> None:
@@ -202,7 +208,7 @@ def test_a_race_beside_other_processes_says_so(monkeypatch: pytest.MonkeyPatch) 
         picture = found.pictures[-1]
         assert found.numbers["race_suspect"] == doubts
         assert ("(suspect)" in picture.title) == bool(doubts)
-        assert ("Suspect: other processes kept 1.0 processors busy." in picture.caption) == bool(doubts)
+        assert ("Suspect: other processes kept 1.0 processors busy." in found.remarks) == bool(doubts)
 
 
 def test_the_race_says_what_it_measured() -> None:
@@ -239,21 +245,28 @@ def test_the_verdict_claims_no_more_than_was_raced(
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "size", "zeros", "weights", "words"),
     [
-        ([], "88% of it is zero, which is locality, and its other entries are the kernel's 6 weights other than zero "
-             "again and again, which is sharing."),
+        # 25 places with 6 weights each: 150 of 1,225 entries are not zero.
+        ([], "25x49", "88%", 6, "weights of the kernel, again and again, which is sharing."),
         # One place, whose middle tap alone lies on the image; it is a zero of the kernel.
-        (["--dilation", "4", "--padding", "1"], "the kernel's 6 weights other than zero all fall into the padding."),
-        (["--dilation", "3"], "are the kernel's 6 weights other than zero once, since there is one place."),
+        (["--dilation", "4", "--padding", "1"], "1x49", "100%", 0, "other than zero all fall into the padding."),
+        (["--dilation", "3"], "1x49", "88%", 6, "each of them once, since there is one place."),
         # One place, with taps at -3, 0 and 3: of its last column two are on the image.
-        (["--stride", "7", "--dilation", "3", "--padding", "3"], "2 of the kernel's 6 weights other than zero once, "
-                                                                 "since there is one place; the rest always falls"),
+        (["--stride", "7", "--dilation", "3", "--padding", "3"], "1x49", "96%", 2,
+         "each of them once, since there is one place; the rest of the kernel always falls into the padding."),
     ],
 )  # fmt: skip
-def test_the_caption_counts_the_weights_of_the_matrix(options: list[str], words: str) -> None:
+def test_the_facts_count_the_weights_of_the_matrix(
+    options: list[str], size: str, zeros: str, weights: int, words: str
+) -> None:
     found = run("convolution", [*options, "--rounds", "0"])
-    assert words in found.pictures[2].caption
+    facts = dict(found.tables[1].rows)
+    assert facts["Matrix, outputs by pixels"] == size
+    assert facts["Entries of the matrix that are zero"] == zeros
+    assert facts["Weights of the kernel other than zero"] == "6"
+    assert facts["Of these, in the matrix"] == str(weights)
+    assert found.remarks[1].endswith(words)
     matrix = found.pictures[2].image
     assert isinstance(matrix, Figure)
     low, high = matrix.axes[0].images[0].get_clim()

@@ -291,10 +291,10 @@ def test_an_old_checkpoint_is_shown_what_no_network_has_seen() -> None:
     assert "10 test images of Synthetic" in found.tables[1].title
     assert "Augmentation of the training images: not known." in " ".join(found.remarks)
     options = ["--ckpt_path=old.ckpt", "--index=3", "--images=20"]
-    pictures, remarks = (getattr(run("feature-maps", options), name) for name in ("pictures", "remarks"))
-    assert pictures[0].caption.startswith("Maps of image 3 of the training set in LeNet5")
-    assert "20 images of the training set of Synthetic:" in pictures[-1].caption
-    assert any("which of them the network was trained on is not known" in line for line in remarks)
+    found = run("feature-maps", options)
+    assert found.tables[0].title == "LeNet5, trained: maps of image 3 of the training set"
+    assert dict(found.tables[-1].rows)["Images searched"] == "20 images of the training set of Synthetic"
+    assert any("which of them the network was trained on is not known" in line for line in found.remarks)
 
 
 def test_a_pair_is_trained_for_so_many_steps_and_a_checkpoint_drawn_beside_it() -> None:
@@ -306,11 +306,13 @@ def test_a_pair_is_trained_for_so_many_steps_and_a_checkpoint_drawn_beside_it() 
     assert "10 test images" in found.tables[1].title  # the checkpoint has other images to split
 
 
-def test_numbers_in_a_caption_are_those_of_its_table() -> None:
+def test_blurpool_lowers_the_error_of_max_pooling_on_the_photo() -> None:
     found = run("equivariance", [])
-    first, second = (next(row[2] for row in found.tables[0].rows if row[0] == name)
-                     for name in ("max pool 2x2", "max pool, BlurPool"))  # fmt: skip
-    assert f"from {first} to {second}." in found.pictures[0].caption
+    cells = {row[0]: row[2] for row in found.tables[0].rows}
+    errors = {layer["layer"]: layer["relative_error"][1] for layer in found.numbers["layers"]}
+    for name in ("max pool 2x2", "max pool, BlurPool"):
+        assert cells[name] == f"{errors[name]:.3f}"
+    assert errors["max pool, BlurPool"] < errors["max pool 2x2"]
 
 
 def test_a_network_with_random_weights_is_called_so(capsys: pytest.CaptureFixture) -> None:

@@ -85,7 +85,7 @@ def test_json_has_the_numbers_and_the_files(tmp_path: Path, capsys: pytest.Captu
 
 def test_captions_are_printed_and_in_the_document(capsys: pytest.CaptureFixture) -> None:
     assert main(["explain", "parameters"]) == 0
-    assert "Four layers that make the same 32 maps" in capsys.readouterr().out
+    assert "Four layers that make the same maps" in capsys.readouterr().out
     assert main(["explain", "parameters", "--json"]) == 0
     (picture,) = json.loads(capsys.readouterr().out)["pictures"]
     assert picture["file"] == "results/explain/parameters.png"

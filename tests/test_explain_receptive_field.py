@@ -429,14 +429,21 @@ def test_stacks_are_called_by_what_they_are(rates: str, words: str) -> None:
 
 def test_the_picture_of_stacks_names_gridding_hdc_and_aspp() -> None:
     found = run("receptive-field", ["--dilations", "1,1,1 2,2,2 1,2,5 1,2,5,6+12+18"])
-    caption, figure = found.pictures[0].caption, found.pictures[0].image
+    figure = found.pictures[0].image
     assert isinstance(figure, Figure)
     assert [ax.get_title().split("\n")[0] for ax in figure.axes] == [
         "not dilated", "gridding", "HDC", "HDC, then ASPP"
     ]  # fmt: skip
-    assert "gridding (2,2,2) 29.0%; HDC (1,2,5) 100.0%; HDC, then ASPP (1,2,5,6+12+18)" in caption  # 49 of 169
-    assert "atrous spatial pyramid pooling" in caption
-    assert "pyramid" not in run("receptive-field", ["--dilations", "1,2,9"]).pictures[0].caption
+    (table,) = found.tables
+    assert [row[:2] for row in table.rows[1:]] == [
+        ("2,2,2", "gridding"), ("1,2,5", "HDC"), ("1,2,5,6+12+18", "HDC, then ASPP")
+    ]  # fmt: skip
+    assert [row[table.head.index("Share")] for row in table.rows[:3]] == ["100.0%", "29.0%", "100.0%"]  # 49 of 169
+    assert "atrous spatial pyramid pooling" in " ".join(found.remarks)
+    assert "leave a grid of gaps" in " ".join(found.remarks)
+    other = run("receptive-field", ["--dilations", "1,2,9"])  # not HDC
+    assert not [word for word in ("pyramid", "fill each other", "grid of gaps") if word in " ".join(other.remarks)]
+    assert other.pictures[0].caption == found.pictures[0].caption
 
 
 @pytest.mark.parametrize(
@@ -484,6 +491,17 @@ def test_the_command_draws_a_network_and_stacks(capsys: pytest.CaptureFixture[st
     assert document["dilations"]["2,2,2"] == {
         "kind": "gridding", "size": 13, "pixels": 49, "share": 49 / 169, "hdc_m2": 2
     }  # fmt: skip
+
+
+def test_the_table_has_the_size_of_each_effective_field() -> None:
+    found = run("receptive-field", "SimpleCNN --in_channels 1 --image_size 28 --samples 2".split())
+    height, width = found.numbers["image_size"]
+    table = found.tables[1]
+    assert table.title.endswith(f"2 images of Gaussian noise ({height}x{width} pixels)")
+    for row, layer in zip(table.rows, found.numbers["layers"], strict=True):
+        effective = layer["effective"]["at initialisation"]
+        assert row[:2] == (layer["layer"], "at initialisation")
+        assert row[4:] == (f"{effective['pixels'] ** 0.5:.1f}", f"{effective['gaussian_overlap']:.0%}")
 
 
 def test_trained_networks_are_shown_beside_their_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

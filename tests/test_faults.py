@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -52,6 +51,7 @@ def nets(monkeypatch: pytest.MonkeyPatch) -> None:
     sys.modules.pop("nets", None)
 
 
+@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize("length", [120, 250, 3000])
 def test_long_names_cost_nothing(length: int, capsys: pytest.CaptureFixture) -> None:
     names = [f"nets:Small(name='{letter * length}')" for letter in "ab"]
@@ -65,6 +65,7 @@ def test_long_names_cost_nothing(length: int, capsys: pytest.CaptureFixture) -> 
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize("raises", ["keyboard", "exit", "generator", "odd", "memory", "recursion", "stop", "value"])
 def test_a_network_that_raises_anything_is_a_failed_cell(raises: str, capsys: pytest.CaptureFixture) -> None:
     bad = f"nets:Small(raises={raises},where=forward)"
@@ -167,9 +168,8 @@ def test_a_full_disk_in_a_run_is_one_line_and_what_was_measured_stays(
 
 
 def _started(*arguments: str, **options: object) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "cnnbench", *arguments]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, **options)  # type: ignore[call-overload]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload]
 
 
 def test_a_full_output_is_one_line() -> None:

@@ -503,7 +503,11 @@ def test_filters_of_any_channel_count(options: list[str], shown: int, panels: in
     numbers, (picture,) = found.numbers, found.pictures
     assert len(numbers["shown"]) == shown
     assert sum(len(ax.images) for ax in picture.image.axes) == panels
-    assert f"{shown} of the {numbers['shape'][0]} filters" in picture.caption
+    facts = dict(found.tables[1].rows)
+    assert facts["Filters in the picture"] == f"{shown} of {numbers['shape'][0]}"
+    if "shown_input_channels" in numbers:
+        seen = f"the first {numbers['shown_input_channels']} of {numbers['shape'][1]}"
+        assert facts["Input channels in the picture"] == seen
     order = np.array(numbers["norms"])[numbers["shown"]]
     assert numbers["shown"] == list(range(shown)) if "--sort" in options else np.all(np.diff(order) <= 0)
 
@@ -511,11 +515,11 @@ def test_filters_of_any_channel_count(options: list[str], shown: int, panels: in
 def test_filters_that_are_not_learnt_are_passed_over_and_called_so() -> None:
     found = run("filters", ["SpeedNet"])
     assert (found.numbers["layer"], found.numbers["fixed"]) == ("features.2.first.0", False)
-    assert "fixed" not in found.pictures[0].caption
+    assert not any(remark.startswith("The filters of") for remark in found.remarks)
     assert "features.0 is fixed, not learnt; --layer features.0 shows it." in found.remarks
     found = run("filters", ["SpeedNet", "--layer", "features.0"])
     assert found.numbers["fixed"]
-    assert "They are fixed, not learnt: a random basis" in found.pictures[0].caption
+    assert found.remarks[0].startswith("The filters of features.0 are fixed, not learnt: a random basis")
 
 
 def test_whitening_filters_are_shown_with_their_negatives() -> None:

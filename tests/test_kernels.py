@@ -12,7 +12,19 @@ from PIL import Image, ImageFilter
 from cnnbench.cli import main
 from cnnbench.errors import UserError
 from cnnbench.explain import run
-from cnnbench.explain.kernels import apply, bank, binomial, box, cross, gaussian, grey, magnitude, wrapped_share
+from cnnbench.explain.kernels import (
+    CAPTION,
+    CAPTION_IN_COLOUR,
+    apply,
+    bank,
+    binomial,
+    box,
+    cross,
+    gaussian,
+    grey,
+    magnitude,
+    wrapped_share,
+)
 from cnnbench.explain.networks import read_photo
 from cnnbench.plots.grids import limits
 
@@ -193,13 +205,27 @@ def test_photos_that_are_neither_png_nor_jpeg_are_refused(
 
 def test_the_text_is_about_the_filters_that_were_chosen() -> None:
     found = run("kernels", ["--kernels=emboss,gaussian", "--convolve", "--sigma=10"])
-    assert "Sobel x" not in found.pictures[0].caption
-    assert "to white, its largest value." in run("kernels", ["--kernels=gradient"]).pictures[0].caption
-    assert "largest value" not in found.pictures[0].caption
-    assert "red where" in run("kernels", ["--kernels=box,cross"]).pictures[0].caption
-    assert "red where" not in run("kernels", ["--kernels=box"]).pictures[0].caption
+    assert [row[0] for row in found.tables[0].rows] == ["gaussian", "emboss"]
     assert [row[3] for row in found.tables[0].rows if row[0] == "emboss"] == ["relief, light from the lower right"]
+    assert found.tables[0].title == "Filters, by convolution, the kernel flipped"
     assert "give --size 41 or more" in found.remarks[1]
+    assert "before they are flipped" in found.remarks[2]
+    found = run("kernels", ["--kernels=gradient,sobel_x,box"])
+    assert found.tables[0].title == "Filters, by correlation, as networks compute it"
+    assert list(found.tables[0].rows) == [
+        ("sobel_x", "3x3", "0", "change along x: vertical edges"),
+        ("box", "5x5", "1", "mean of 5x5 pixels"),
+        ("gradient", "3x3", "-", "magnitude of Sobel's x and y: edges of all directions"),
+    ]
+    assert len(found.remarks) == 1
+
+
+def test_the_caption_explains_the_colours_of_the_picture() -> None:
+    assert run("kernels", ["--kernels=box"]).pictures[0].caption == CAPTION
+    assert run("kernels", ["--kernels=cross", "--colour"]).pictures[0].caption == CAPTION_IN_COLOUR
+    for caption, sign in ((CAPTION, "red where the answer is plus"), (CAPTION_IN_COLOUR, "mid-grey is no answer")):
+        assert sign in caption
+        assert "to white, its largest value." in caption
 
 
 def test_a_flat_image_has_no_answers() -> None:

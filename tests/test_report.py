@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import re
 import warnings
@@ -348,6 +349,12 @@ KINDS = (
 """What is called for a picture, from the first number to the last byte."""
 
 
+@functools.cache
+def _names_of_a_whole_report() -> frozenset[str]:
+    """Return the names of all files of the report of the records, which take long to draw."""
+    return frozenset(path.name for path in write_report(RECORDS, Path("whole")))
+
+
 @pytest.mark.parametrize(
     ("what", "error"),
     [
@@ -361,7 +368,7 @@ def test_a_picture_that_fails_costs_only_itself(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    complete = {path.name for path in write_report(RECORDS, Path("whole"))}
+    complete = set(_names_of_a_whole_report())
     for place in ("charts", "confusion_pictures", "pictures"):
         monkeypatch.setattr(f"cnnbench.report.{place}.{what}", fail, raising=False)
     if what == "savefig":

@@ -250,6 +250,7 @@ SPEEDS: list[Callable[[dict], Any]] = [
 ]
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_damaged_times_are_taken_again_with_a_line(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -411,6 +411,7 @@ def test_texts_of_records_are_safe_in_every_format(text: str) -> None:
         assert not re.search(r'(^|,)"?[=+@-](?!\d)', row), row
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_texts_of_records_are_safe_in_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for number, text in enumerate(HOSTILE.values()):
         for index, record in enumerate(_hostile(text)):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cnnbench.cli import main
 from cnnbench.counting.meta_copy import build_without_values
 from cnnbench.errors import UserError
+from cnnbench.explain import run
 from cnnbench.explain.output_sizes import (
     Conv,
     Layer,
@@ -270,6 +271,28 @@ def test_rows_of_networks_with_functional_pooling() -> None:
     assert sum(r.params or 0 for r in rows) == sum(p.numel() for p in _Odd().parameters())
 
 
+class _ScaledPool(nn.Module):
+    """Block with a parameter of its own that pools in its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 1, bias=False)
+        self.scale = nn.Parameter(torch.ones(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.max_pool2d(self.conv(images) * self.scale, 2)
+
+
+def test_a_block_that_pools_in_its_forward_keeps_its_own_parameters() -> None:
+    rows, _ = rows_of_network(nn.Sequential(_ScaledPool(), nn.Conv2d(3, 1, 1, bias=False)), (2, 8, 8))
+    assert [(r.name, r.kind.split()[0], r.shape, r.params) for r in rows[1:]] == [
+        ("0.conv", "Conv2d", (3, 8, 8), 6),
+        ("0", "max_pool2d", (3, 4, 4), 0),
+        ("0", "_ScaledPool", (3, 4, 4), 3),
+        ("1", "Conv2d", (1, 4, 4), 3),
+    ]
+
+
 @pytest.mark.parametrize("name", ["torchvision:vgg16", "torchvision:shufflenet_v2_x0_5", "DenseNet121", "AlexNet"])
 def test_rows_add_up_and_shapes_are_those_of_a_real_run(name: str) -> None:
     network = get_network(name, image_size=64)
@@ -337,6 +360,16 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     shapes = [tuple(row["shape"]) for row in document["layers"] if row["kind"] != "Flatten"]  # which is a view
     assert document["memory_bytes"] == 4 * sum(int(np.prod(shape)) for shape in shapes)
     assert [p["file"] for p in document["pictures"]] == ["results/explain/sizes.png"]
+
+
+def test_a_table_says_how_much_memory_and_how_many_parameters_each_resolution_has() -> None:
+    """By hand: 4 * (3 + 8) * 256 and 4 * (8 + 16) * 64 bytes, (27 + 1) * 8 and (72 + 1) * 16 parameters."""
+    found = run("sizes", ["--layers", "conv3p1:8 maxpool2 conv3p1:16", "--image_size", "16"])
+    assert list(found.tables[1].rows) == [
+        ("16x16", "8", "11.0", "65%", "224", "16%"),
+        ("8x8", "16", "6.0", "35%", "1,168", "84%"),
+    ]
+    assert found.remarks[-1] == "Large maps cost memory, many channels cost parameters."
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ class LiveDisplay:
 
     def expect(self, name: str, seconds: float) -> None:
         """Announce a piece of work by its name and its expected duration in seconds."""
+        # Without a duration above 0, the share of the whole run could not be computed.
         self._expected_s[name] = max(seconds, 0.1)
         self._share.setdefault(name, 0.0)
 
@@ -70,6 +71,7 @@ class LiveDisplay:
             left=f"about {_clock(left)} left",
             text=printable(text),
         )
+        # A log gets a line now and then, so that somebody who reads it knows that the run is alive.
         if not self._console.is_terminal and text and time.monotonic() - self._spoke >= SILENT_S:
             self.note(f"{name}: {text}, about {_clock(left)} left")
 

@@ -126,6 +126,7 @@ class Plan:
         for measure in self.measures:
             if measure not in MEASURES:
                 raise unknown("measure", measure, MEASURES)
+            # Only `quality` trains the networks.
             if MEASURES[measure].trained and "quality" not in self.measures:
                 raise UserError(f"{measure} is taken after a training; add quality to the measures")
         if self.keep_weights and "quality" not in self.measures:
@@ -166,6 +167,7 @@ class Plan:
 
     def cells(self) -> Iterator[Cell]:
         """Yield the cells of the grid, data set by data set."""
+        # The last factor changes fastest, so all networks have their turn on a data set before the next seed.
         for data, seed, model in itertools.product(self.data, self.seeds, self.models):
             yield Cell(model, data, seed)
 
@@ -177,11 +179,13 @@ def parse_budget(text: str) -> float:
         UserError: The text is not a positive time.
     """
     units = {"s": 1, "m": 60, "h": 3600}
-    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    number, unit = text, "s"
+    if text[-1:] in units:
+        number, unit = text[:-1], text[-1]
     try:
         seconds = float(number) * units[unit]
     except ValueError:
-        seconds = float("nan")
+        seconds = float("nan")  # fails the check below
     if not 0 < seconds < float("inf"):
         raise UserError(f"budget '{text}' is not a positive time; write seconds, such as 30 or 30s, or 5m, or 2h")
     return seconds
@@ -217,6 +221,7 @@ def load_plan(folder: Path, trust: Trust | None = None) -> Plan:
     try:
         plan = TypeAdapter(Plan).validate_json(json.dumps(content))
     except ValidationError as error:
+        # One error is enough. Its place is empty if it comes from the checks of `Plan` and not from a type.
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         text = first["msg"].removeprefix("Value error, ")
@@ -234,9 +239,10 @@ def conflicts(stored: Plan, asked: Mapping[str, Any]) -> Sequence[str]:
         stored: Plan with which the run was started.
         asked: Settings for the resumed run, by their names in `Plan`.
     """
+    # These two follow from other settings.
     known = {f.name for f in fields(Plan)} - {"precision_reason", "inference_precision"}
-    return [
-        f"{name} {getattr(stored, name)}, not {value}"
-        for name, value in asked.items()
-        if name in known and getattr(stored, name) != value
-    ]
+    differences = []
+    for name, value in asked.items():
+        if name in known and getattr(stored, name) != value:
+            differences.append(f"{name} {getattr(stored, name)}, not {value}")
+    return differences

@@ -83,9 +83,16 @@ class Curve(Logger):
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        wanted = {k: float(v) for k, v in metrics.items() if k.startswith(("train/", "val/"))}
-        self.diverged |= not all(map(math.isfinite, wanted.values()))
-        values = {k: round(v, 5) for k, v in wanted.items() if math.isfinite(v)}
+        values = {}
+        for name, metric in metrics.items():
+            if not name.startswith(("train/", "val/")):
+                continue
+            value = float(metric)
+            # The record is JSON, which has no numbers that are not finite.
+            if math.isfinite(value):
+                values[name] = round(value, 5)
+            else:
+                self.diverged = True
         if values:
             self.points.append({"step": step or 0, **values})
 
@@ -111,12 +118,13 @@ class _Progress(L.Callback):
     def _is_due(self) -> bool:
         """Return whether half a second has passed since the last time that the answer was yes."""
         now = time.monotonic()
-        due = now - self._last >= 0.5
-        if due:
-            self._last = now
-        return due
+        if now - self._last < 0.5:
+            return False
+        self._last = now
+        return True
 
     def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
+        # The further arguments are the outputs, the batch and its index.
         done = arguments[2] / trainer.num_test_batches[0]
         if self._is_due():
             self._display.update(self._cell.key, self._part + (1 - self._part) * done, f"test, {done:.0%}")
@@ -246,16 +254,21 @@ class _Run:
                 remove_parts(self.folder)
                 remove_parts(self.folder / "records")
                 save_plan(self.folder, self.plan)
-                plan = self.plan
-                inference = plan.inference_precision or plan.precision
-                formats = plan.precision if inference == plan.precision else f"{plan.precision}, inference {inference}"
-                self.display.note(f"{self.folder}: {plan.device}, {formats} ({plan.precision_reason})")
-                self._take([cell for cell in plan.cells() if cell.key not in done], done, on_record)
+                self._announce()
+                self._take([cell for cell in self.plan.cells() if cell.key not in done], done, on_record)
         except Timeout:
             raise UserError(
                 f"another process is at work in '{self.folder}'; wait for it, or choose another --out"
             ) from None
         return [done[cell.key] for cell in self.plan.cells()]
+
+    def _announce(self) -> None:
+        """Show in a note where the run is stored, on which device it runs, and in which number formats."""
+        plan = self.plan
+        formats = plan.precision
+        if plan.inference_precision not in (None, plan.precision):
+            formats += f", inference {plan.inference_precision}"
+        self.display.note(f"{self.folder}: {plan.device}, {formats} ({plan.precision_reason})")
 
     def _try_to_build(self, cell: Cell) -> None:
         """Raise UserError early, before any measurement, if the network of a cell cannot be built or trained.
@@ -291,9 +304,11 @@ class _Run:
             done: Records by the key of the cell, to which the new ones are added.
             on_record: Callback that gets each new record.
         """
+        # All cells are announced before the timing, so that the time left is that of the whole run.
         for cell in pending:
             self.display.expect(cell.key, sum(self._expected_s(cell, {})))
         speed = self._speed(pending) if "speed" in self.plan.measures and pending else {}
+        # With the times, the durations of the cells are known better.
         for cell in pending:
             self.display.expect(cell.key, sum(self._expected_s(cell, speed.get(self._pair(cell), {}))))
         for cell in pending:
@@ -313,6 +328,7 @@ class _Run:
         cells = {cell.key: cell for cell in self.plan.cells()}
         done = {}
         for file in sorted((self.folder / "records").glob("*.json")):
+            # Hidden files, such as those of a file manager, are no records.
             if file.name.startswith("."):
                 continue
             if file.is_dir():
@@ -345,7 +361,8 @@ class _Run:
             before = getattr(record, part)
             for key in dict.fromkeys([*now, *before]):
                 # A record that is older than a setting was measured with the default of that setting.
-                then, is_now = (values.get(key, _DEFAULTS.get(key, "not said")) for values in (before, now))
+                default = _DEFAULTS.get(key, "not said")
+                then, is_now = before.get(key, default), now.get(key, default)
                 if then != is_now:
                     raise UserError(
                         f"{record.key} was measured with {part}.{key} {then}, but now it is {is_now}; start a new run"
@@ -366,6 +383,7 @@ class _Run:
         return f"{cell.model} on {self.facts[cell.data]['label']}"
 
     def _build(self, cell: Cell) -> ImageClassifier:
+        """Return the untrained network of a cell."""
         data = self.data[cell.data]
         return make_classifier(
             cell.model,
@@ -377,6 +395,7 @@ class _Run:
         )
 
     def _image_shape(self, cell: Cell) -> tuple[int, int, int]:
+        """Return channels, height and width of a cell's images."""
         data = self.data[cell.data]
         return data.in_channels, data.image_size, data.image_size
 
@@ -398,15 +417,17 @@ class _Run:
             inference_precision=self.plan.inference_precision,
         )
         subjects = self.subjects()
+        # About 6 seconds per network, which is only a guess.
         self.display.expect("speed", 6.0 * len(subjects))
         if self.plan.processes > 1:
             figures = in_processes(self.plan.processes, config, _figures_of, self.plan, on_start=self._say_process)
         else:
             figures = measure_speed(subjects, config, partial(self.display.update, "speed"))
         if "memory" in self.plan.measures:
-            for pair in (pair for pair in subjects if "error" not in figures[pair]):
-                self.display.update("speed", 1.0, f"memory of {pair}")
-                figures[pair]["resident_bytes"] = in_process(_growth_of, config, self.plan, pair)
+            for pair in subjects:
+                if "error" not in figures[pair]:
+                    self.display.update("speed", 1.0, f"memory of {pair}")
+                    figures[pair]["resident_bytes"] = in_process(_growth_of, config, self.plan, pair)
         self.display.update("speed", 1.0)
         write_checked_json(self.folder / SPEED_FILE, {"figures": figures, "environment": self.environment})
         return figures
@@ -417,54 +438,59 @@ class _Run:
         If there are times that cannot be used, a note says why.
         """
         path = self.folder / SPEED_FILE
+        # A link that points nowhere counts as a file of times that cannot be read.
         if not path.exists() and not path.is_symlink():
             return None
-        where = f"'{path}'"
         try:
-            value = parse_json(read_text(path, "file of times"), where)
-            if not isinstance(value, dict):
-                raise UserError(f"{where} is not a table of figures")
-            stored = without_checksum(value, where, check=False)
-            check_speed(stored, where)
-            without_checksum(value, where)
+            stored = _read_speed(path)
         except UserError as error:
             self.display.note(f"timing all networks again, since their times cannot be used: {error}")
             return None
-        pairs = dict.fromkeys(self._pair(cell) for cell in pending)
-        missing = [pair for pair in pairs if pair not in stored["figures"]]
-        failed = [pair for pair in pairs if "error" in stored["figures"].get(pair, {})]
+        reason = self._gap(stored, pending)
+        if reason:
+            self.display.note(f"timing all networks again, since {reason}")
+            return None
+        return stored["figures"]
+
+    def _gap(self, stored: Mapping[str, Any], pending: Sequence[Cell]) -> str:
+        """Return why the times of an interrupted run do not serve the pending cells; empty if they do."""
+        figures = stored["figures"]
         changed = _differs(stored["environment"], self.environment)
-        if not missing and not failed and not changed:
-            return stored["figures"]
         if changed:
-            reason = f"{changed} has changed"
-        elif missing:
-            reason = f"there are none of {', '.join(missing)}"
-        else:
-            reason = f"it failed for {', '.join(failed)}"
-        self.display.note(f"timing all networks again, since {reason}")
-        return None
+            return f"{changed} has changed"
+        pairs = dict.fromkeys(self._pair(cell) for cell in pending)
+        missing = [pair for pair in pairs if pair not in figures]
+        if missing:
+            return f"there are none of {', '.join(missing)}"
+        failed = [pair for pair in pairs if "error" in figures[pair]]
+        if failed:
+            return f"it failed for {', '.join(failed)}"
+        return ""
 
     def _say_process(self, index: int) -> None:
+        """Show which of the processes is timing."""
         count = self.plan.processes
         self.display.update("speed", index / count, f"process {index + 1} of {count}")
 
     def subjects(self) -> dict[str, Subject]:
         """Return the networks to time, each with the images of each data set, by `_pair`."""
-        return {
-            self._pair(cell): Subject(
+        subjects = {}
+        for cell in self.plan.cells():
+            data = self.data[cell.data]
+            # The network is built, and its images are made, only at its turn.
+            subjects[self._pair(cell)] = Subject(
                 partial(self._build, cell),
                 self._image_shape(cell),
-                self.data[cell.data].num_classes,
+                data.num_classes,
                 ImageClassifier.make_optimizer,
-                images=partial(_some_images, self.data[cell.data]),
+                images=partial(_some_images, data),
             )
-            for cell in self.plan.cells()
-        }
+        return subjects
 
     def _expected_s(self, cell: Cell, speed: Mapping[str, Any]) -> tuple[float, float]:
         """Return the approximate seconds of the training and of the test of a cell, for the display."""
         facts = self.facts[cell.data]
+        # Before the timing, 1,000 images per second are a guess.
         training = self.plan.budget_s
         if training is None:
             training = facts["train_images"] * (self.plan.epochs or 1) / speed.get("train_images_per_s", 1000.0)
@@ -472,10 +498,10 @@ class _Run:
 
     def _run_cell(self, cell: Cell, speed: Mapping[str, Any]) -> Record:
         """Measure a cell and return its record; an error becomes part of the record, with the measures before it."""
-        found: dict[str, Any] = {"measures": {}, "skipped": {}}
+        content: dict[str, Any] = {"measures": {}, "skipped": {}}
         status, reason = "ok", ""
         try:
-            self._measure(cell, speed, found)
+            self._measure(cell, speed, content)
         except Stopped:
             raise
         except BaseException as error:  # whatever a network raises becomes part of its record; the other cells go on
@@ -488,51 +514,63 @@ class _Run:
             reason=reason,
             config=self._config(cell),
             environment=self.environment,
-            **found,
+            **content,
         )
         seed = f", seed {cell.seed}" if len(self.plan.seeds) > 1 else ""
         self.display.update(cell.key, 1.0)
         self.display.note(f"{self._pair(cell)}{seed}: {_outcome(record)}")
         return record
 
-    def _measure(self, cell: Cell, speed: Mapping[str, Any], found: dict[str, Any]) -> None:
-        """Take the measures of a cell, and put each into ``found`` immediately, so that a later error does not lose it.
+    def _measure(self, cell: Cell, speed: Mapping[str, Any], content: dict[str, Any]) -> None:
+        """Take the measures of a cell, and store each immediately, so that a later error does not lose it.
 
         Args:
             cell: Cell to measure.
             speed: Figures of the timing; empty if the plan has none.
-            found: Fields of the record, which are filled here.
+            content: Fields of the record, which are filled here.
         """
         L.seed_everything(cell.seed, workers=True, verbose=False)
         model = self._build(cell)
-        measures = found["measures"]
-        self._take_measures(cell, model, found, trained=False)
+        measures = content["measures"]
+        self._take_measures(cell, model, content, trained=False)
         measures |= {key: value for key, value in speed.items() if value is not None and key != "error"}
-        found["skipped"] |= {name: "not asked for" for name in DEFAULT_MEASURES if name not in self.plan.measures}
+        content["skipped"] |= {name: "not asked for" for name in DEFAULT_MEASURES if name not in self.plan.measures}
         if speed and "peak_memory_bytes" not in measures:
-            found["skipped"]["peak_memory_bytes"] = f"not measured on {self.device.type}"
+            content["skipped"]["peak_memory_bytes"] = f"not measured on {self.device.type}"
         if "quality" in self.plan.measures:
-            found["training"] = self._train(cell, model, measures)
-            matrix = model.test_confusion_counts()
-            seen, images = sum(map(sum, matrix)), self.facts[cell.data]["test_images"]
-            if seen != images:
-                raise RuntimeError(f"the test counted {seen} of {images} images")
-            found["confusion_matrix"] = matrix
-            measures |= accuracy(matrix)
-            self._take_measures(cell, model, found, trained=True)
-            if "train_quality" in self.plan.measures:
-                learnt = self._confusion_in_training_images(cell, model)
-                measures |= {**accuracy(learnt, "train"), "train_accuracy_images": sum(map(sum, learnt))}
+            self._measure_quality(cell, model, content)
+        # A network whose timing failed can be trained nevertheless, so this error comes last.
         if "error" in speed:
             raise RuntimeError(f"timing failed: {speed['error']}")
 
-    def _take_measures(self, cell: Cell, model: ImageClassifier, found: dict[str, Any], trained: bool) -> None:
+    def _measure_quality(self, cell: Cell, model: ImageClassifier, content: dict[str, Any]) -> None:
+        """Train and test the network of a cell, and take the measures of the trained network.
+
+        Args:
+            cell: Cell to measure.
+            model: Network of the cell, which is trained here.
+            content: Fields of the record, which are filled here.
+        """
+        measures = content["measures"]
+        content["training"] = self._train(cell, model, measures)
+        matrix = model.test_confusion_counts()
+        seen, images = sum(map(sum, matrix)), self.facts[cell.data]["test_images"]
+        if seen != images:
+            raise RuntimeError(f"the test counted {seen} of {images} images")
+        content["confusion_matrix"] = matrix
+        measures |= accuracy(matrix)
+        self._take_measures(cell, model, content, trained=True)
+        if "train_quality" in self.plan.measures:
+            learnt = self._confusion_in_training_images(cell, model)
+            measures |= {**accuracy(learnt, "train"), "train_accuracy_images": sum(map(sum, learnt))}
+
+    def _take_measures(self, cell: Cell, model: ImageClassifier, content: dict[str, Any], trained: bool) -> None:
         """Take the measures that are functions of one network, either before its training or after it.
 
         Args:
             cell: Cell to measure.
             model: Network of the cell.
-            found: Fields of the record, to which the figures are added.
+            content: Fields of the record, to which the figures are added.
             trained: Whether to take the measures of the trained network or those that need no training.
         """
         subject = MeasuredNetwork(
@@ -552,10 +590,10 @@ class _Run:
             except UserError as error:
                 # The measure does not apply, for example because control flow depends on values. The network can be
                 # trained all the same.
-                found["skipped"][name] = f"{cell.model}: {error}"
+                content["skipped"][name] = f"{cell.model}: {error}"
                 continue
-            found["measures"] |= taken.figures
-            found["skipped"] |= taken.skipped
+            content["measures"] |= taken.figures
+            content["skipped"] |= taken.skipped
 
     def _train(self, cell: Cell, model: ImageClassifier, measures: Mapping[str, Any]) -> dict[str, Any]:
         """Train a network within the budget, test it, and return the facts about the training for the record."""
@@ -584,27 +622,37 @@ class _Run:
         diverged = curve.diverged or not all(bool(p.isfinite().all()) for p in model.parameters())
         trainer.test(model, datamodule=data, verbose=False)
         if plan.keep_weights:
-            cls = type(model)
-            # The class is stored as in a checkpoint of `fit`, so that every command that reads a checkpoint knows which
-            # network it holds.
-            model.hparams["_class_path"] = f"{cls.__module__}.{cls.__qualname__}"
-            trainer.save_checkpoint(self.folder / "weights" / f"{cell.key}.ckpt", weights_only=True)
-        batch = min(plan.batch_size, facts["train_images"])
-        # In training an epoch has whole batches only, so its last images may be left out.
-        images, whole_epoch = steps * batch, facts["full_train_images"] // batch * batch
-        epochs = images / facts["train_images"]
+            self._keep_weights(cell, model, trainer)
         return {
             "seconds": clock.used_s,
             "steps": steps,
-            "images": images,
-            "epochs": epochs,
-            "full_epochs": facts["full_epochs"],
-            "converged": images >= facts["full_epochs"] * whole_epoch and not diverged,
-            "diverged": diverged,
+            **self._extent(cell, steps, diverged),
             "recipe": model.training_words,
             "peak_lr": model.learning_rate,
             "curve": curve.points,
             "steps_per_call": together,
+        }
+
+    def _keep_weights(self, cell: Cell, model: ImageClassifier, trainer: L.Trainer) -> None:
+        """Write the trained weights of a cell into the run folder."""
+        cls = type(model)
+        # The class is stored as in a checkpoint of `fit`, so that every command that reads a checkpoint knows which
+        # network it holds.
+        model.hparams["_class_path"] = f"{cls.__module__}.{cls.__qualname__}"
+        trainer.save_checkpoint(self.folder / "weights" / f"{cell.key}.ckpt", weights_only=True)
+
+    def _extent(self, cell: Cell, steps: int, diverged: bool) -> dict[str, Any]:
+        """Return how far a training came: its images and epochs, and whether it was a full training."""
+        facts = self.facts[cell.data]
+        batch = min(self.plan.batch_size, facts["train_images"])
+        # In training an epoch has whole batches only, so its last images may be left out.
+        images, whole_epoch = steps * batch, facts["full_train_images"] // batch * batch
+        return {
+            "images": images,
+            "epochs": images / facts["train_images"],
+            "full_epochs": facts["full_epochs"],
+            "converged": images >= facts["full_epochs"] * whole_epoch and not diverged,
+            "diverged": diverged,
         }
 
     def _steps_per_call(self, measures: Mapping[str, Any]) -> int | None:
@@ -653,6 +701,23 @@ def _growth_of(config: SpeedConfig, plan: Plan, pair: str) -> int:
     return resident_growth(_Run(plan, Path(), _Silent()).subjects()[pair], replace(config, warmup_s=0.0))
 
 
+def _read_speed(path: Path) -> dict[str, Any]:
+    """Return the content of a file of times.
+
+    Raises:
+        UserError: The file cannot be read, or its content is damaged.
+    """
+    where = f"'{path}'"
+    value = parse_json(read_text(path, "file of times"), where)
+    if not isinstance(value, dict):
+        raise UserError(f"{where} is not a table of figures")
+    # The checksum is verified last, because an error of a single value says more than a wrong checksum.
+    stored = without_checksum(value, where, check=False)
+    check_speed(stored, where)
+    without_checksum(value, where)
+    return stored
+
+
 def _plain(value: dict[str, Any]) -> dict[str, Any]:
     """Return values as they are after reading a record again, with lists in place of tuples."""
     return json.loads(json.dumps(value))
@@ -675,9 +740,11 @@ def _outcome(record: Record) -> str:
     text = f"test accuracy {record.measures['test_accuracy']:.1%} after {training['epochs']:.2g} epochs"
     if training["converged"]:
         return text
+    text += f" in {training['seconds']:.0f} s, not converged"
     known = reference_of(record)
-    full = f"; after the reference training {percent(known.accuracy)}" if known is not None else ""
-    return f"{text} in {training['seconds']:.0f} s, not converged{full}"
+    if known is not None:
+        text += f"; after the reference training {percent(known.accuracy)}"
+    return text
 
 
 def _log_interval(plan: Plan, facts: Mapping[str, Any], measures: Mapping[str, Any]) -> int:

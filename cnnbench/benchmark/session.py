@@ -94,8 +94,14 @@ class Session:
 
 
 def _newest_run(out: Path | None) -> Path:
+    """Return the run folder to resume: the named one, or the newest.
+
+    Raises:
+        UserError: None is named, and there is none.
+    """
     if out is not None:
         return out
+    # The folders are named by their date and time, so the last name is the newest run.
     runs = sorted(path.parent for path in ROOT.glob(f"*/{PLAN_FILE}"))
     if not runs:
         raise UserError(f"there is no run in '{ROOT}' to resume; leave out --resume, or name one with --out")
@@ -103,6 +109,11 @@ def _newest_run(out: Path | None) -> Path:
 
 
 def _new_folder(out: Path | None) -> Path:
+    """Return the folder for a new run: the named one, or one with the present date and time as its name.
+
+    Raises:
+        UserError: The named folder cannot be used.
+    """
     if out is None:
         return ROOT / datetime.now().strftime("%Y%m%d-%H%M%S")
     if out.exists() and not out.is_dir():
@@ -118,7 +129,7 @@ def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: Settings exclude each other, or this machine lacks the device or the precision.
     """
-    asked = dict(settings)
+    asked = dict(settings)  # a copy, which is changed here
     if asked.get("models") == ("all",):
         asked["models"] = tuple(all_models())
     if "budget" in asked:
@@ -157,6 +168,7 @@ def _with_defaults(asked: Mapping[str, Any]) -> Plan:
         "cudnn_benchmark": device.type == "cuda",
     }
     settings = defaults | dict(asked)
+    # The format of inference follows from that of training, which the user may have chosen.
     settings["inference_precision"] = hardware.inference_precision(settings["precision"])
     return Plan(**settings)
 

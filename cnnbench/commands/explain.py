@@ -91,7 +91,7 @@ def _print_tables(explanation: Explanation) -> None:
         for row in table.rows:
             drawn.add_row(*row)
         show(drawn)
-    for line in explanation.further_remarks():
+    for line in explanation.remarks:
         out(line)
 
 

@@ -131,9 +131,11 @@ class CLI(LightningCLI):
         chosen = self._choose_precision(config.trainer, compiled_depthwise)
         if chosen is not None:
             kwargs["precision"] = config.trainer.precision = chosen[0]
-            choices = f"precision {chosen[0]}: {chosen[1]}; memory format {str(self.model.memory_format)[6:]}"
+            memory_format = str(self.model.memory_format).removeprefix("torch.")
+            choices = f"precision {chosen[0]}: {chosen[1]}; memory format {memory_format}"
             _say(choices)
             self.save_config_kwargs["choices"] = choices
+        # Lightning's loop clips and accumulates gradients, and with `steps_per_call` the steps are taken outside it.
         if self.model.steps_per_call is not None:
             for name, none in (("gradient_clip_val", (None, 0)), ("accumulate_grad_batches", (1,))):
                 value = config.trainer.get(name)
@@ -163,8 +165,8 @@ class CLI(LightningCLI):
             # A trial run (fast_dev_run) logs nothing, so there is nothing to upload.
             kwargs["logger"] = _loggers("off" if config.trainer.fast_dev_run else config.wandb, folder)
         kwargs["callbacks"] = self._callbacks(config.trainer, folder)
-        plugins = self.config_init[self.subcommand].trainer.plugins or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
+        plugins = _as_list(self.config_init[self.subcommand].trainer.plugins)
+        # A plugin of the user's may store checkpoints in a way of its own.
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, CheckpointFile()]
         return super().instantiate_trainer(default_root_dir=str(folder), **kwargs)
@@ -172,8 +174,7 @@ class CLI(LightningCLI):
     def _callbacks(self, trainer: Any, folder: Path) -> list[L.Callback]:
         """Return the user's callbacks, and those callbacks of every run that the options of the Trainer allow."""
         config = self.config_init[self.subcommand]
-        own = config.trainer.callbacks or []
-        callbacks = [*(own if isinstance(own, list) else [own]), self.clock, self.stage]
+        callbacks = [*_as_list(config.trainer.callbacks), self.clock, self.stage]
         if trainer.barebones:
             return callbacks
         if trainer.logger is not False and trainer.fast_dev_run is False:
@@ -196,9 +197,11 @@ class CLI(LightningCLI):
         else:
             size = "x".join(map(str, shape))
             _say(f"{name} at {size}: {cost.params:,} parameters, {cost.macs:,} MACs per image")
-        own = self.config[self.subcommand].model.init_args.get("optimizer") is not None
-        rate = "" if own else f"; peak learning rate {self.model.learning_rate:g}"
-        _say(f"recipe: {self.model.training_words}{rate}")
+        words = self.model.training_words
+        # An optimizer of the user's has a learning rate of its own.
+        if self.config[self.subcommand].model.init_args.get("optimizer") is None:
+            words += f"; peak learning rate {self.model.learning_rate:g}"
+        _say(f"recipe: {words}")
 
     def fit(self, model: ImageClassifier, **options: Any) -> None:
         """Train; a signal stops the training after a complete step, and ``last.ckpt`` keeps its state."""
@@ -262,11 +265,12 @@ class CLI(LightningCLI):
             _say("nothing was left to train: the checkpoint is of a finished training")
         else:
             _say(f"{self.trainer.global_step:,} steps in {self.clock.used_s:,.1f} s of training")
-        saved = sorted(self.trainer.checkpoint_callbacks, key=lambda c: isinstance(c, LastCheckpoint))
-        paths = [Path(path) for c in saved if (path := getattr(c, "best_model_path", ""))]
-        existing = next((path for path in paths if path.exists()), None)
-        if existing is not None:
-            _say(f"test it:    {self._command('test', existing)}")
+        # False sorts before True, so the best checkpoint is offered before the last one.
+        for callback in sorted(self.trainer.checkpoint_callbacks, key=lambda c: isinstance(c, LastCheckpoint)):
+            path = getattr(callback, "best_model_path", "")
+            if path and Path(path).exists():
+                _say(f"test it:    {self._command('test', Path(path))}")
+                break
 
     def predict(self, model: ImageClassifier, datamodule: ImageDataModule, **options: Any) -> None:
         """Write the class probabilities of the test images, in the order of the data, into the run folder.
@@ -310,6 +314,13 @@ def _try_sizes(model: ImageClassifier, data: ImageDataModule) -> None:
             ) from error
         finally:
             model.train(training)
+
+
+def _as_list(value: Any) -> list[Any]:
+    """Return the value of an option that takes one object or a list of them as a list; empty if it is unset."""
+    if not value:
+        return []
+    return value if isinstance(value, list) else [value]
 
 
 def _has_no_end(trainer: Any) -> bool:
@@ -356,6 +367,7 @@ def _run_folder(config: Any) -> Path:
     name = f"{_network_name(config.model)}-{_class_name(config.data)}"
     base = Path(config.out) / safe_name(name)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    # A run that starts in the same second as another one gets a number behind the time.
     for suffix in ("", *(f"-{i}" for i in range(2, 100))):
         folder = base / f"{stamp}{suffix}"
         if int(os.environ.get("LOCAL_RANK", 0)) > 0:
@@ -409,6 +421,7 @@ def main(arguments: list[str]) -> None:
     quiet_lightning()
     hardware.keep_freed_memory()
     all_models(), all_data()  # the parser knows the names of classes that have been imported
+    # Each of these needs the words that the one before it has written out: names, then checkpoints, then their runs.
     arguments = with_named_checkpoint(with_reference_weights(with_network_options(arguments)))
     arguments = with_run_config(arguments)
     check_files(arguments)
@@ -428,8 +441,8 @@ def main(arguments: list[str]) -> None:
         wandb = sys.modules.get("wandb")
         if wandb is None or not isinstance(error, wandb.errors.Error):
             raise
-        reason = " ".join(str(error).split())
-        raise UserError(f"W&B cannot be reached ({reason}); use --wandb offline, or wandb login") from error
+        text = " ".join(str(error).split())
+        raise UserError(f"W&B cannot be reached ({text}); use --wandb offline, or wandb login") from error
     finally:
         sys.argv = before
 

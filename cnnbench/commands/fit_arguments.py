@@ -61,45 +61,58 @@ def explain(message: str) -> UserError:
         message: Message of the parser. Its parts, such as the option and the value, are found by regular expressions.
     """
     text = " ".join(message.split())
-    denied = re.search(r"Importing '([^']+)' is not allowed", text)
+    # A message can match several of the expressions, so the order counts.
+    denied = _first(r"Importing '([^']+)' is not allowed", text)
     if denied:
-        module = denied[1].rpartition(".")[0]
         return UserError(
-            f"a configuration names '{denied[1]}', which is none of the networks, data sets and classes of "
-            f"Lightning and torch that a file may name; if you trust its code, add {OPTION} {module}"
+            f"a configuration names '{denied}', which is none of the networks, data sets and classes of Lightning and "
+            f"torch that a file may name; if you trust its code, add {OPTION} {denied.rpartition('.')[0]}"
         )
-    # The option and the value that the message is about, if it names them.
-    key = re.search(r'Parser key "([^"]+)"', text)
-    name = key.group(1) if key else ""
-    value = re.search(r"(?:Given value|Got value): (.*)$", text)
-    given = value.group(1).strip() if value else ""
-    no_class = re.search(r"(?:Expected a dot import path string|[Uu]nable to import[^:]*): ([\w.:]+)", text)
-    # A network or data set that is unknown, or the short form of an external network, which files cannot use.
-    if no_class and name in ("model", "data"):
-        kind, valid = _TABLES[name]()
-        if name == "model" and ":" in no_class.group(1).rstrip(":"):
-            text = f"in a file write class_path: External and init_args: {{name: '{no_class.group(1)}'}}"
-            return UserError(f"model '{no_class.group(1)}': {text}")
-        if no_class.group(1) not in valid:
-            return unknown(kind, no_class.group(1), valid)
-    if no_class:
-        return UserError(f"{name} '{no_class.group(1)}' is no class that can be imported; write a name such as AdamW")
-    option = re.search(r"(?:[Oo]ption|unrecognized arguments:) ['\"]?-*([\w.]+)", text)
-    if option and ("accept" in text or "unrecognized" in text):
-        return _unknown_option(option.group(1))
-    file = re.search(r"File does not exist: '?([^']+)", text)
+    # The option that the message is about, if it names one.
+    key = _first(r'Parser key "([^"]+)"', text)
+    name = _first(r"(?:Expected a dot import path string|[Uu]nable to import[^:]*): ([\w.:]+)", text)
+    if name:
+        return _no_class(key, name)
+    option = _first(r"(?:[Oo]ption|unrecognized arguments:) ['\"]?-*([\w.]+)", text)
+    if option and re.search("accept|unrecognized", text):
+        return _unknown_option(option)
+    file = _first(r"File does not exist: '?([^']+)", text)
     if file:
-        return UserError(f"{name or 'file'} '{file.group(1)}' does not exist")
-    required = re.search(r"arguments are required: (.*)$", text)
+        return UserError(f"{key or 'file'} '{file}' does not exist")
+    required = _first(r"arguments are required: (.*)$", text)
     if required:
-        missing = [part.split(".")[-1] for part in required.group(1).split(", ")]
+        missing = [part.split(".")[-1] for part in required.split(", ")]
         return UserError(f"--{' and --'.join(missing)} missing; name one, or give a --config with it")
     # A value of the wrong type: name the types that are valid.
-    types = re.findall(r"<class '([\w.]+)'>", text)
-    if name and given and types:
-        kinds = " or ".join(dict.fromkeys("null, for nothing," if t == "NoneType" else t for t in types))
-        return UserError(f"{name} '{given}' is not valid; it must be {kinds}")
+    value = _first(r"(?:Given value|Got value): (.*)$", text).strip()
+    types = " or ".join(dict.fromkeys(re.findall(r"<class '([\w.]+)'>", text)))
+    if key and value and types:
+        types = types.replace("NoneType", "null, for nothing,")
+        return UserError(f"{key} '{value}' is not valid; it must be {types}")
     return UserError(text if len(text) <= 400 else text[:399] + "…")
+
+
+def _first(pattern: str, text: str) -> str:
+    """Return what the group of a pattern matches at its first place in a text, or an empty text."""
+    match = re.search(pattern, text)
+    return match[1] if match else ""
+
+
+def _no_class(key: str, name: str) -> UserError:
+    """Return the error for a name that stands for no class.
+
+    Args:
+        key: Option that has the name as its value.
+        name: Name that the user wrote.
+    """
+    # The short form of an external network is expanded on the command line only, so a file cannot use it.
+    if key == "model" and ":" in name.rstrip(":"):
+        return UserError(f"model '{name}': in a file write class_path: External and init_args: {{name: '{name}'}}")
+    if key in _TABLES:
+        kind, valid = _TABLES[key]()
+        if name not in valid:
+            return unknown(kind, name, valid)
+    return UserError(f"{key} '{name}' is no class that can be imported; write a name such as AdamW")
 
 
 _TABLES: dict[str, Callable[[], tuple[str, Iterable[str]]]] = {
@@ -120,7 +133,9 @@ def _options() -> list[str]:
     names = ["config", "seed_everything", "out", "wandb", "ckpt_path", "model", "data", "trainer"]
     names += [f"trainer.{name}" for name in inspect.signature(L.Trainer.__init__).parameters if name != "self"]
     for prefix, classes in (("model", all_models().values()), ("data", all_data().values())):
-        for base in {base for cls in classes for base in cls.__mro__ if base.__module__.startswith("cnnbench")}:
+        # A class passes most of its arguments on to its base classes, so the signatures of these count too.
+        bases = {base for cls in classes for base in cls.__mro__ if base.__module__.startswith("cnnbench")}
+        for base in bases:
             for name in inspect.signature(base).parameters:
                 names += [name, f"{prefix}.{name}"]
     return names
@@ -139,16 +154,19 @@ def with_named_checkpoint(arguments: list[str]) -> list[str]:
         return arguments
     word = paths[-1]
     out = Path((values_of(arguments, "--out") or ["results/runs"])[-1])
-    model, data = ((values_of(arguments, option) or ["*"])[-1] for option in ("--model", "--data"))
-    name = "-".join(part if part == "*" else safe_name(part) for part in (model, data))
-    found = sorted(out.glob(f"{name}/*/checkpoints/{word}.ckpt"), key=lambda path: path.stat().st_mtime)
-    if word == "hpc" or not found:
+    parts = []
+    for option in ("--model", "--data"):
+        part = (values_of(arguments, option) or ["*"])[-1]
+        parts.append(part if part == "*" else safe_name(part))
+    name = "-".join(parts)  # the name of a folder, or a pattern for several
+    matches = sorted(out.glob(f"{name}/*/checkpoints/{word}.ckpt"), key=lambda path: path.stat().st_mtime)
+    if word == "hpc" or not matches:
         raise UserError(
             f"--ckpt_path {word}: there is no run with such a checkpoint in '{out / name}'; name the file, which "
             "`cnnbench fit` prints"
         )
-    note(f"checkpoint: {found[-1]}")
-    return [*_without_option(arguments, "--ckpt_path"), f"--ckpt_path={found[-1]}"]
+    note(f"checkpoint: {matches[-1]}")
+    return [*_without_option(arguments, "--ckpt_path"), f"--ckpt_path={matches[-1]}"]
 
 
 def with_reference_weights(arguments: list[str]) -> list[str]:
@@ -169,8 +187,10 @@ def with_reference_weights(arguments: list[str]) -> list[str]:
         raise UserError("--weights reference needs --model NAME, such as LeNet5, and --data NAME")
     path = weights_file(models[-1], data[-1] if data else None)
     rest = [*_without_option(arguments, "--weights"), f"--ckpt_path={path}"]
-    # The name of the data set must precede the options of the data set, so it follows the subcommand directly.
-    return rest if data else [rest[0], "--data", path.stem.removeprefix(f"{models[-1]}-"), *rest[1:]]
+    if not data:
+        # The name of the data set must precede the options of the data set, so it follows the subcommand directly.
+        rest[1:1] = ["--data", path.stem.removeprefix(f"{models[-1]}-")]
+    return rest
 
 
 def _without_option(arguments: list[str], flag: str) -> Iterator[str]:
@@ -230,18 +250,12 @@ def check_files(arguments: list[str]) -> None:
 
 
 _ALLOWED = (
-    *(
-        "cnnbench.models",
-        "cnnbench.data",
-        "cnnbench.network.External",
-        "cnnbench.optimizers",
-        "cnnbench.training.callbacks",
-    ),
-    *("torch.optim", "torch.nn", "torchmetrics"),
-    *(f"lightning.pytorch.{room}" for room in ("callbacks", "loggers", "profilers", "plugins", "accelerators")),
-    *("lightning.pytorch.strategies", "lightning.fabric.plugins", "lightning.fabric.strategies"),
-    *("lightning.fabric.accelerators", "lightning.fabric.loggers"),
-)
+    "cnnbench.models cnnbench.data cnnbench.network.External cnnbench.optimizers cnnbench.training.callbacks "
+    "torch.optim torch.nn torchmetrics "
+    "lightning.pytorch.callbacks lightning.pytorch.loggers lightning.pytorch.profilers lightning.pytorch.plugins "
+    "lightning.pytorch.accelerators lightning.pytorch.strategies lightning.fabric.plugins "
+    "lightning.fabric.strategies lightning.fabric.accelerators lightning.fabric.loggers"
+).split()
 """Modules and classes that a configuration may name: the class itself, or any class of the module."""
 
 
@@ -275,6 +289,19 @@ def foreign_classes(values: Any) -> Iterator[str]:
             yield from foreign_classes(value)
 
 
+def _own_names(trust: Trust) -> list[str]:
+    """Return the modules and classes outside the package that the user allows, without duplicates."""
+    names = []
+    for name in (*trust.modules, *trust.typed):
+        # Of the typed words only dotted names can be modules or classes.
+        if all(part.isidentifier() for part in name.split(".")):
+            names.append(name)
+    # A name that was denied after an earlier command line is allowed again if the user trusts its module now.
+    names += [name for name in _CLOSED if trust.covers(name.rpartition(".")[0])]
+    # jsonargparse refuses to allow its own classes, since they could change these settings.
+    return [name for name in dict.fromkeys(names) if name.partition(".")[0] != "jsonargparse"]
+
+
 @contextlib.contextmanager
 def allowed_imports() -> Iterator[None]:
     """Restrict the parser's imports inside the block to `_ALLOWED` and to what the user named on the command line.
@@ -286,12 +313,7 @@ def allowed_imports() -> Iterator[None]:
     if trust is None:
         yield
         return
-    # Of the typed words only dotted names can be modules or classes. A name that was denied after an earlier command
-    # line is allowed again if the user trusts its module now.
-    names = [*trust.modules, *trust.typed]
-    dotted = [name for name in names if all(part.isidentifier() for part in name.split("."))]
-    dotted += [name for name in _CLOSED if trust.covers(name.rpartition(".")[0])]
-    own = [name for name in dict.fromkeys(dotted) if name.partition(".")[0] != "jsonargparse"]
+    own = _own_names(trust)
     allowed = _allowed()
     jsonargparse.set_parsing_settings(
         import_path_denylist=["*"],
@@ -323,16 +345,19 @@ def values_of(arguments: list[str], flag: str) -> list[str]:
 
 def with_network_options(arguments: list[str]) -> list[str]:
     """Replace ``--model NAME(key=value)`` and ``--model torchvision:NAME`` by options that the parser knows."""
-    found: list[str] = []
+    expanded: list[str] = []
     for argument in _split_flag("--model", arguments):
-        if found[-1:] == ["--model"] and ":" in argument:
-            found += [External.__name__, f"--model.name={argument}"]
-        elif found[-1:] == ["--model"] and "(" in argument:
+        is_model = expanded[-1:] == ["--model"]
+        if is_model and ":" in argument:
+            expanded += [External.__name__, f"--model.name={argument}"]
+        elif is_model and "(" in argument:
             name, options = parse_name(argument)
-            found += [name, *(f"--model.{key}={_as_option(value)}" for key, value in options.items())]
+            expanded.append(name)
+            for key, value in options.items():
+                expanded.append(f"--model.{key}={_as_option(value)}")
         else:
-            found.append(argument)
-    return found
+            expanded.append(argument)
+    return expanded
 
 
 def _as_option(value: Any) -> str:
@@ -354,19 +379,31 @@ def check_names(arguments: list[str]) -> None:
     Raises:
         UserError: A network or data set is unknown, or an argument is set that the data decides.
     """
-    pairs = [*itertools.pairwise(arguments), *(a.split("=", 1) for a in arguments if "=" in a)]
+    # An option and its value are two neighbouring words, or one word with an equals sign.
+    pairs = list(itertools.pairwise(arguments))
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if equals:
+            pairs.append((flag, value))
     for flag, value in pairs:
         if flag in ("--model", "--data") and re.fullmatch(r"\w+", value):
             kind, valid = _TABLES[flag[2:]]()
             if value not in valid and value != External.__name__:
                 raise unknown(kind, value, valid)
-        if flag.removeprefix("--model.").removeprefix("init_args.") in LINKED and flag.startswith("--model."):
+        if flag.startswith("--model.") and flag.removeprefix("--model.").removeprefix("init_args.") in LINKED:
             raise _decided_by_data(flag)
         if flag in ("--config", "-c") and Path(value).is_file():
-            network = (read_yaml(Path(value), "config") or {}).get("model")
-            given = (network.get("init_args") or network) if isinstance(network, dict) else {}
-            for name in set(LINKED) & set(given):
-                raise _decided_by_data(f"model.{name} in '{value}'")
+            _check_linked_in(value)
+
+
+def _check_linked_in(file: str) -> None:
+    """Raise UserError if a configuration file sets an argument of the network that the data decides."""
+    network = (read_yaml(Path(file), "config") or {}).get("model")
+    if not isinstance(network, dict):
+        return
+    # The arguments of the network are under `init_args`, or directly under `model` in the short form.
+    for name in set(LINKED) & set(network.get("init_args") or network):
+        raise _decided_by_data(f"model.{name} in '{file}'")
 
 
 def _decided_by_data(what: str) -> UserError:

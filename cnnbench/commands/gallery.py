@@ -130,6 +130,7 @@ def train(fit_options: Sequence[str], runs: Path) -> Path:
     """
     from cnnbench.commands.fit import main as fit
 
+    # `fit` prints the name of its run folder but does not return it, so the new folder is looked for.
     before = set(runs.glob("*/*"))
     fit(["fit", *fit_options, "--trainer.enable_progress_bar=false"])
     (made,) = set(runs.glob("*/*")) - before
@@ -155,13 +156,16 @@ def describe_training(checkpoint: Path, command: str, trusted: Sequence[str] = (
         raise UserError(f"checkpoint '{checkpoint}' does not say what it was trained on")
     data.prepare_data()
     data.setup()
+    # These words name the data set to the tools, so arguments appear only where they differ from the defaults.
     data_words = [type(data).__name__]
     if data.image_size != data.default_size:
         data_words.append(f"--image_size={data.image_size}")
     default = inspect.signature(type(data)).parameters.get("in_channels")
     if default is not None and data.in_channels != default.default:
         data_words.append(f"--in_channels={data.in_channels}")
-    trust = [f"{OPTION}={','.join(trusted)}"] if trusted else []
+    trust = []
+    if trusted:
+        trust.append(f"{OPTION}={','.join(trusted)}")
     return Trained(written_name(subject.model), data.label, checkpoint, command, data_words, trust)
 
 
@@ -174,7 +178,10 @@ def written_name(model: Any) -> str:
         value = _as_list(model.hparams[key])
         if value != _as_list(parameter.default):
             chosen.append(f"{key}={value}")
-    return f"{model.display_name}({','.join(chosen)})" if chosen else str(model.display_name)
+    name = str(model.display_name)
+    if chosen:
+        name += f"({','.join(chosen)})"
+    return name
 
 
 def _as_list(value: Any) -> Any:

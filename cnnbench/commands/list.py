@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,9 @@ def run(options: Options) -> int:
 def _table(models: Mapping[str, Mapping[str, Any]], width: int) -> Table:
     """Return the table of the networks; in a narrow terminal it lacks the columns that need the most room."""
     with_ideas = width >= ROOM_FOR_IDEAS
-    sizes = list(SIZES) if width >= ROOM_FOR_BOTH_SIZES else ["32"]
+    sizes = ["32"]
+    if width >= ROOM_FOR_BOTH_SIZES:
+        sizes = list(SIZES)
     table = Table(header_style="bold")
     table.add_column("Model", no_wrap=True)
     table.add_column("Year", no_wrap=True)
@@ -70,16 +72,23 @@ def _table(models: Mapping[str, Mapping[str, Any]], width: int) -> Table:
     for title in _ACCURACIES:
         table.add_column(title, overflow="fold")
     for name, facts in models.items():
-        cells = [name, str(facts["year"] or "-")]
-        if with_ideas:
-            cells.append(facts["key_idea"] or facts["summary"])
-        cells.append(str(facts["depth"]))
-        for size in sizes:
-            cells += [short(facts[f"{figure}_{size}"]) for figure in _COUNTS.values()]
-        for key in _ACCURACIES.values():
-            cells.append("\n".join(_accuracy(entry) for entry in facts[key]) or "-")
-        table.add_row(*cells)
+        table.add_row(name, *_cells(facts, sizes, with_ideas))
     return table
+
+
+def _cells(facts: Mapping[str, Any], sizes: Sequence[str], with_ideas: bool) -> list[str]:
+    """Return the row of a network behind its name, in the order of the columns."""
+    cells = [str(facts["year"] or "-")]
+    if with_ideas:
+        cells.append(facts["key_idea"] or facts["summary"])
+    cells.append(str(facts["depth"]))
+    for size in sizes:
+        for figure in _COUNTS.values():
+            cells.append(short(facts[f"{figure}_{size}"]))
+    for key in _ACCURACIES.values():
+        # A network may have several accuracies, one per data set or source, each on a line of its own.
+        cells.append("\n".join(_accuracy(entry) for entry in facts[key]) or "-")
+    return cells
 
 
 def _accuracy(entry: Mapping[str, Any]) -> str:

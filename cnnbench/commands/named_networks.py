@@ -42,7 +42,9 @@ def find_networks(options: NetworkOptions) -> list[Network]:
     from cnnbench.models import all_models
     from cnnbench.network import get_network
 
-    names = list(all_models()) if options.models == ("all",) else list(options.models)
+    names = list(options.models)
+    if names == ["all"]:
+        names = list(all_models())
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"models name '{name}' twice; leave one out")

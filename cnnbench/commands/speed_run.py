@@ -63,15 +63,16 @@ def speed(options: Options) -> int:
     _check_ways(options, config, ways)
     networks = find_networks(options)
     # Folders are made once nothing else can be refused, and before anything is timed.
+    folder = options.out or DEFAULT_OUT
     if options.limits:
-        make_folder(options.out or DEFAULT_OUT, "out")
+        make_folder(folder, "out")
     if options.records is not None:
         make_folder(options.records.parent, "records")
-    rows = [Row(network, way) for network in networks for way in ways]
+    rows = [Row(*pair) for pair in itertools.product(networks, ways)]
     records = _time_rows(options, config, rows)
     picture = None
-    if any("limits" in record.measures for record in records):
-        picture = _draw_roofline(records, options.out or DEFAULT_OUT)
+    if _by_row(records, "limits"):
+        picture = _draw_roofline(records, folder)
     if options.records is not None:
         write_lines(options.records, records)
         note(f"records: {options.records}")
@@ -83,15 +84,21 @@ def speed(options: Options) -> int:
             out(line)
         if picture is not None:
             out(f"{picture}: achieved against possible, by network and kind of layer")
-    failed = False
+    failures = _failures(records)
+    for failure in failures:
+        note(failure)
+    return 1 if failures else 0
+
+
+def _failures(records: Sequence[Record]) -> list[str]:
+    """Return a sentence for each network that failed and for each whose limits are not known."""
+    failures = []
     for record in records:
         if record.status == "error":
-            note(f"{record.model} failed: {record.reason}")
-            failed = True
+            failures.append(f"{record.model} failed: {record.reason}")
         if "limits" in record.skipped:
-            note(f"what limits {record.model} was not found: {record.skipped['limits']}")
-            failed = True
-    return 1 if failed else 0
+            failures.append(f"what limits {record.model} was not found: {record.skipped['limits']}")
+    return failures
 
 
 def time_networks(options: Options, networks: Sequence[Network]) -> list[Record]:
@@ -112,7 +119,7 @@ def time_networks(options: Options, networks: Sequence[Network]) -> list[Record]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"two networks are called '{name}'; give one of them another name, such as a subclass")
-    return _time_rows(options, config, [Row(network, way) for network in networks for way in ways])
+    return _time_rows(options, config, [Row(*pair) for pair in itertools.product(networks, ways)])
 
 
 def _time_rows(options: Options, config: SpeedConfig, rows: Sequence[Row]) -> list[Record]:
@@ -125,11 +132,11 @@ def _time_rows(options: Options, config: SpeedConfig, rows: Sequence[Row]) -> li
 
 def _check_ways(options: Options, config: SpeedConfig, ways: Sequence[Way | None]) -> None:
     """Raise UserError if ``--memory``, ``--limits`` or ``--sweep`` does not go with the device or with the ways."""
-    chosen = [way or config.way for way in ways]
     if options.memory:
         if config.device.type != "cpu":
             raise UserError("--memory is for the CPU; on a GPU the peak memory is always in the table")
-        for way in chosen:
+        for named in ways:
+            way = named or config.way
             if "training" not in way.kinds:
                 raise UserError(
                     f"--memory is that of training steps, and in {way.precision} there are none; leave out one"
@@ -164,9 +171,9 @@ def _measure(
     options: Options, config: SpeedConfig, rows: Sequence[Row]
 ) -> tuple[dict[str, dict[str, Any]], Survey | None]:
     """Return the figures of every row by the row's name, and what limits the networks if the options ask for it."""
-    found_limits = None
-    # A fresh process gets the names of the networks and builds them itself.
+    limits = None
     if options.processes > 1:
+        # A fresh process gets the names of the networks and builds them itself.
         named = [(row.network.name, row.way) for row in rows]
         figures = in_processes(
             options.processes,
@@ -177,26 +184,46 @@ def _measure(
             on_start=lambda number: note(f"process {number + 1} of {options.processes}"),
         )
     else:
-        subjects = {row.name: _subject(row) for row in rows}
-        # The peaks of the machine are measured before the timing, and by `survey` after it; the better ones count.
-        before = peaks_now(config) if options.limits else None
-        graphs = _as_graphs(subjects, config) if options.limits else {}
-        everything = measure_speed(subjects | graphs, config, _say)
-        figures = {name: everything[name] for name in subjects}
-        if before is not None:
-            replayed = {name: everything[name + _GRAPH] for name in subjects if name + _GRAPH in everything}
-            found_limits = survey(subjects, figures, config, before, replayed)
-        if options.sweep:
-            working = {name: subject for name, subject in subjects.items() if "error" not in figures[name]}
-            for name, swept in sweep(working, config, _most_images(options, config), _say).items():
-                figures[name]["sweep"] = asdict(swept)
+        figures, limits = _time_here(options, config, rows)
     # The growth of a process says something about one network only if the process has done nothing else.
     if options.memory:
         for row in rows:
             if "error" not in figures[row.name]:
                 note(f"memory of {row.name}")
                 figures[row.name] |= in_process(_growth_of, config, options, [(row.network.name, row.way)])
-    return figures, found_limits
+    return figures, limits
+
+
+def _time_here(
+    options: Options, config: SpeedConfig, rows: Sequence[Row]
+) -> tuple[dict[str, dict[str, Any]], Survey | None]:
+    """Return the figures of every row, timed in this process, and what limits the networks if that was asked for."""
+    subjects = _subjects(rows)
+    graphs: dict[str, Subject] = {}
+    before = None
+    if options.limits:
+        # The peaks of the machine are measured before the timing, and by `survey` after it; the better ones count.
+        before = peaks_now(config)
+        graphs = _as_graphs(subjects, config)
+    # The graphs take part in the same rounds, so that their times compare with those of the networks.
+    everything = measure_speed(subjects | graphs, config, _say)
+    figures: dict[str, dict[str, Any]] = {}
+    replayed: dict[str, dict[str, Any]] = {}
+    working: dict[str, Subject] = {}
+    for name, subject in subjects.items():
+        figures[name] = everything[name]
+        if name + _GRAPH in everything:
+            replayed[name] = everything[name + _GRAPH]
+        if "error" not in figures[name]:
+            working[name] = subject
+    limits = None
+    if before is not None:
+        limits = survey(subjects, figures, config, before, replayed)
+    if options.sweep:
+        default = 512 if config.device.type == "cpu" else 65536
+        for name, swept in sweep(working, config, options.max_batch_size or default, _say).items():
+            figures[name]["sweep"] = asdict(swept)
+    return figures, limits
 
 
 def _records(
@@ -206,21 +233,7 @@ def _records(
     machine = _machine(config, limits)
     records = []
     for row in rows:
-        way = row.way or config.way
-        settings = {
-            "budget_s": None,
-            "epochs": None,
-            "device": str(config.device),
-            "measures": ["speed"],
-            "network": row.network.name,
-            "precision": way.precision,
-            "inference_precision": way.precision_of("inference"),
-            "memory_format": "channels_last" if way.channels_last else "contiguous",
-            "mode": way.mode,
-            "cudnn_benchmark": way.cudnn_benchmark,
-            "batch_size": config.train_batch_size,
-            "speed_batch_size": config.batch_size,
-        }
+        # A figure that the device does not have, such as the memory of a GPU, is None and is left out.
         measures = {key: value for key, value in figures[row.name].items() if value is not None}
         error = measures.pop("error", "")
         skipped = {}
@@ -229,9 +242,28 @@ def _records(
         if limits is not None and row.name in limits.failed:
             skipped["limits"] = limits.failed[row.name]
         status = "error" if error else "ok"
-        data = _random_images(row.network)
+        data, settings = _random_images(row.network), _settings(config, row)
         records.append(Record(row.name, data, 0, status, settings, machine, error, measures, skipped))
     return records
+
+
+def _settings(config: SpeedConfig, row: Row) -> dict[str, Any]:
+    """Return the settings of a row for its record; nothing is trained, so there is no budget and no epoch."""
+    way = row.way or config.way
+    return {
+        "budget_s": None,
+        "epochs": None,
+        "device": str(config.device),
+        "measures": ["speed"],
+        "network": row.network.name,
+        "precision": way.precision,
+        "inference_precision": way.precision_of("inference"),
+        "memory_format": "channels_last" if way.channels_last else "contiguous",
+        "mode": way.mode,
+        "cudnn_benchmark": way.cudnn_benchmark,
+        "batch_size": config.train_batch_size,
+        "speed_batch_size": config.batch_size,
+    }
 
 
 def _random_images(network: Network) -> dict[str, Any]:
@@ -269,8 +301,8 @@ def _machine(config: SpeedConfig, limits: Survey | None) -> dict[str, Any]:
 
 def _draw_roofline(records: Sequence[Record], folder: Path) -> Path:
     """Draw a roofline picture from records, with what the networks reach of the machine's peaks; return its path."""
-    limits = {record.model: record.measures["limits"] for record in records if "limits" in record.measures}
-    first = records[0]
+    limits = _by_row(records, "limits")
+    first = records[0]  # machine and batch size are the same in all records
     peaks = first.environment["peaks"]
     title = f"{first.environment['device']}, {way_words(records)}, {first.config['speed_batch_size']} images"
     if peaks["suspect"] or any(record.measures.get("suspect") for record in records if record.model in limits):
@@ -302,7 +334,8 @@ def _document(
             "num_classes": row.network.num_classes,
             "way": vars(row.way) if row.way else None,
         }
-        entry |= {key: value for key, value in record.measures.items() if key not in ("limits", "sweep")}
+        # Limits and sweeps have parts of the document of their own.
+        entry |= _without(record.measures, "limits", "sweep")
         if record.reason:
             entry["error"] = record.reason
         networks.append(entry)
@@ -317,17 +350,27 @@ def _document(
     if peaks is not None:
         document["limits"] = {
             "convention": CONVENTION,
-            "peaks": {key: value for key, value in peaks.items() if key not in ("number_format", "suspect")},
+            "peaks": _without(peaks, "number_format", "suspect"),
             "suspect": peaks["suspect"],
             "number_format": peaks["number_format"],
-            "networks": {r.model: r.measures["limits"] for r in records if "limits" in r.measures},
-            "failed": {r.model: r.skipped["limits"] for r in records if "limits" in r.skipped},
+            "networks": _by_row(records, "limits"),
+            "failed": {record.model: record.skipped["limits"] for record in records if "limits" in record.skipped},
             "picture": str(picture) if picture else None,
         }
-    swept = {record.model: record.measures["sweep"] for record in records if "sweep" in record.measures}
-    if swept:
-        document["sweep"] = swept
+    sweeps = _by_row(records, "sweep")
+    if sweeps:
+        document["sweep"] = sweeps
     return document
+
+
+def _by_row(records: Sequence[Record], key: str) -> dict[str, Any]:
+    """Return one of the measures by the name of the row, for the records that have it."""
+    return {record.model: record.measures[key] for record in records if key in record.measures}
+
+
+def _without(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    """Return a copy of a dictionary that lacks some keys."""
+    return {key: value for key, value in values.items() if key not in keys}
 
 
 def _as_graphs(subjects: Mapping[str, Subject], config: SpeedConfig) -> dict[str, Subject]:
@@ -355,43 +398,53 @@ def _config(options: Options) -> tuple[SpeedConfig, list[Way | None]]:
         UserError: A name is unknown, two ways are the same, or the device does not support a way.
     """
     device = hardware.choose_device(options.device)
-    asked, formats, modes = (_values(options, n, device) for n in ("precision", "memory_format", "mode"))
+    asked = _values(options, "precision", device)
+    formats = _values(options, "memory_format", device)
+    modes = _values(options, "mode", device)
     benchmark = device.type == "cuda" and options.cudnn_benchmark == "on"
     precisions = [_precisions(name, device) for name in asked]
     for name in formats:
         if name not in FORMATS:
             raise unknown("memory_format", name, FORMATS)
-    ways: list[Way | None] = [
-        Way(training, FORMATS[order], mode, benchmark, inference)
-        for (training, inference), order, mode in itertools.product(precisions, formats, modes)
-    ]
+    ways = []
+    for (training, inference), order, mode in itertools.product(precisions, formats, modes):
+        ways.append(Way(training, FORMATS[order], mode, benchmark, inference))
     # With `all`, impossible combinations are left out; those that the user named are refused by `check`.
     if "all" in (options.precision, options.mode):
-        ways = [way for way in ways if way and way.is_possible]
+        ways = [way for way in ways if way.is_possible]
     for way in ways:
-        assert way is not None
         way.check(device)
     if len(set(ways)) < len(ways):
-        raise UserError(f"two of the ways are the same: {'; '.join(way.words for way in ways if way)}")
-    defaults = (*hardware.default_batch_sizes(device), SpeedConfig.rounds)
-    sizes = [options.batch_size, options.train_batch_size, options.rounds]
-    given = [default if value is None else value for value, default in zip(sizes, defaults, strict=True)]
-    # A number of rounds that the user sets is kept, however long the rounds take.
-    fewest = SpeedConfig.fewest_rounds if options.rounds is None else given[2]
-    config = SpeedConfig(
+        raise UserError(f"two of the ways are the same: {'; '.join(way.words for way in ways)}")
+    config = _speed_config(options, device, precisions[0], benchmark)
+    if ways == [config.way] and config.precision != "tf32":
+        return config, [None]
+    return config, [*ways]
+
+
+def _speed_config(options: Options, device: torch.device, precisions: tuple[str, str], benchmark: bool) -> SpeedConfig:
+    """Return the configuration of the timing; options that are unset get their default for the device."""
+    batch_size, train_batch_size = hardware.default_batch_sizes(device)
+    if options.batch_size is not None:
+        batch_size = options.batch_size
+    if options.train_batch_size is not None:
+        train_batch_size = options.train_batch_size
+    rounds, fewest = SpeedConfig.rounds, SpeedConfig.fewest_rounds
+    if options.rounds is not None:
+        # A number of rounds that the user sets is kept, however long the rounds take.
+        rounds = fewest = options.rounds
+    training, inference = precisions
+    return SpeedConfig(
         device,
-        precisions[0][0],
-        given[0],
-        given[1],
-        rounds=given[2],
+        training,
+        batch_size,
+        train_batch_size,
+        rounds=rounds,
         fewest_rounds=fewest,
         seed=options.seed,
         cudnn_benchmark=benchmark,
-        inference_precision=precisions[0][1],
+        inference_precision=inference,
     )
-    if ways == [config.way] and config.precision != "tf32":
-        ways = [None]  # rows are named after their network alone
-    return config, ways
 
 
 def _precisions(name: str, device: torch.device) -> tuple[str, str]:
@@ -436,12 +489,6 @@ def _all_precisions(of_training: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(both))
 
 
-def _most_images(options: Options, config: SpeedConfig) -> int:
-    """Return the largest batch size of the sweep."""
-    default = 512 if config.device.type == "cpu" else 65536
-    return options.max_batch_size or default
-
-
 def _rows(options: Options, ways: Sequence[tuple[str, Way | None]]) -> list[Row]:
     networks = {network.name: network for network in find_networks(options)}
     return [Row(networks[name], way) for name, way in ways]
@@ -453,20 +500,25 @@ def _figures_of(
     """Return the figures of the rows; called in a fresh process."""
     hardware.keep_freed_memory()
     with stdout_kept():
-        return measure_speed({row.name: _subject(row) for row in _rows(options, ways)}, config, _say)
+        return measure_speed(_subjects(_rows(options, ways)), config, _say)
 
 
 def _growth_of(config: SpeedConfig, options: Options, ways: Sequence[tuple[str, Way | None]]) -> dict[str, Any]:
     """Return the bytes by which a row's training steps grow the memory of their process; called in a fresh process."""
     with stdout_kept():
-        (row,) = _rows(options, ways)
-        return {"resident_bytes": resident_growth(_subject(row), replace(config, warmup_s=0.0))}
+        (subject,) = _subjects(_rows(options, ways)).values()
+        # Times do not matter here, so nothing is warmed up.
+        return {"resident_bytes": resident_growth(subject, replace(config, warmup_s=0.0))}
 
 
-def _subject(row: Row) -> Any:
-
-    network = row.network
-    return Subject(network.build, network.image_shape, network.num_classes or _classes(network), way=row.way)
+def _subjects(rows: Sequence[Row]) -> dict[str, Subject]:
+    """Return the rows by name, as `measure_speed` takes them."""
+    subjects = {}
+    for row in rows:
+        network = row.network
+        classes = network.num_classes or _classes(network)
+        subjects[row.name] = Subject(network.build, network.image_shape, classes, way=row.way)
+    return subjects
 
 
 def _classes(network: Network) -> int:

@@ -119,34 +119,49 @@ class Complexity:
         """Return the same table for a notebook."""
         rows = []
         for cells in self._rows():
-            rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+            columns = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+            rows.append(f"<tr>{columns}</tr>")
         return f"<table>{''.join(rows)}</table>"
 
     def _rows(self) -> list[tuple[str, str, str]]:
         """Return title, value and remark of each row of the table."""
-        frozen = self.params - self.trainable_params
-        ratio = f"{self.train_macs / self.macs:.4g} x inference" if self.macs and self.train_macs else ""
-        field = self.receptive_field
-        if isinstance(field, dict):
-            field = "x".join(f"{n:g}" for n in field["size"]) if isinstance(field["size"], list) else field["size"]
+        frozen, remark_on_frozen, ratio = self.params - self.trainable_params, "", ""
+        if frozen:
+            remark_on_frozen = f"{frozen:,} of them frozen"
+        if self.macs and self.train_macs:
+            ratio = f"{self.train_macs / self.macs:.4g} x inference"
+        train_macs = "-" if self.train_macs is None else f"{self.train_macs:,}"
+        depth = "-" if self.depth is None else str(self.depth)
         uncounted = ", ".join(self.uncounted)
         return [
-            ("parameters", f"{self.params:,}", f"{frozen:,} of them frozen" if frozen else ""),
+            ("parameters", f"{self.params:,}", remark_on_frozen),
             ("MACs", f"{self.macs:,}", "multiply-adds of one image"),
             ("FLOPs", f"{self.flops:,}", "twice the MACs"),
-            ("training MACs", "-" if self.train_macs is None else f"{self.train_macs:,}", ratio),
+            ("training MACs", train_macs, ratio),
             ("other operations", f"{self.other_ops:,}", "normalisation, activations, pooling, bias"),
             ("activations", f"{self.activations:,}", "outputs of convolutions and matrix products"),
-            ("receptive field", "-" if field is None else str(field), "pixels, of the last map"),
-            ("depth", "-" if self.depth is None else str(self.depth), "layers with weights on the longest path"),
+            ("receptive field", _size_of_field(self.receptive_field), "pixels, of the last map"),
+            ("depth", depth, "layers with weights on the longest path"),
             ("modules", str(len(self.layers)), "that compute or hold parameters"),
             ("not counted", uncounted or "nothing", ""),
         ]
 
     def figures(self) -> dict[str, Any]:
         """Return every figure except the layers, for records and JSON."""
-        found = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "layers"}
-        return found | {"flops": self.flops, "uncounted": list(self.uncounted), "remarks": list(self.remarks)}
+        figures = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "layers"}
+        # JSON has lists and no tuples.
+        return figures | {"flops": self.flops, "uncounted": list(self.uncounted), "remarks": list(self.remarks)}
+
+
+def _size_of_field(field: dict[str, Any] | str | None) -> str:
+    """Return the size of a receptive field as text, with a number per axis if the axes differ."""
+    if field is None:
+        return "-"
+    if isinstance(field, str):
+        return field
+    if isinstance(field["size"], list):
+        return "x".join(f"{n:g}" for n in field["size"])
+    return str(field["size"])
 
 
 def complexity(model: nn.Module, image_shape: Sequence[int], training: bool = True) -> Complexity:
@@ -183,7 +198,9 @@ def take_complexity(subject: Subject) -> Taken:
         The figures of the measure; operators without a rule are named under ``skipped``.
     """
     cost = complexity(subject.model, subject.image_shape)
-    skipped = {"operators": f"not counted: {', '.join(cost.uncounted)}"} if cost.uncounted else {}
+    skipped = {}
+    if cost.uncounted:
+        skipped["operators"] = f"not counted: {', '.join(cost.uncounted)}"
     return Taken({figure.key: getattr(cost, figure.key) for figure in COMPLEXITY.figures}, skipped)
 
 
@@ -204,7 +221,11 @@ def receptive_fields(model: nn.Module, image_shape: Sequence[int]) -> dict[str, 
     """
     passes = _Passes(model, tuple(image_shape))
     fields_of = passes.inference(1).fields
-    return {name: passes.shown(fields_of[module]) for module, name in passes.names.items() if module in fields_of}
+    shown: dict[str, dict[str, Any] | str | None] = {}
+    for module, name in passes.names.items():
+        if module in fields_of:
+            shown[name] = passes.shown(fields_of[module])
+    return shown
 
 
 def map_dimensions(model: nn.Module, image_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
@@ -215,15 +236,17 @@ def map_dimensions(model: nn.Module, image_shape: Sequence[int]) -> dict[str, tu
     """
     passes = _Passes(model, tuple(image_shape))
     fields_of = passes.inference(1).fields
-    found = {}
+    dimensions = {}
     for module, name in passes.names.items():
         field = fields_of.get(module)
         if field is not None and field.map_dims is not None:
-            found[name] = field.map_dims
-    return found
+            dimensions[name] = field.map_dims
+    return dimensions
 
 
-_CONVOLUTIONS = frozenset(getattr(torch, f"conv{kind}{dims}d") for kind in ("", "_transpose") for dims in (1, 2, 3))
+_CONVOLUTIONS: frozenset[Any] = frozenset(
+    (torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
+)
 
 
 class ComplexConvolutions(TorchFunctionMode):
@@ -305,6 +328,7 @@ class _Books:
         self.depth: int | None = None
 
     def total(self, column: str) -> int:
+        """Return the sum of a column over all modules."""
         return sum(getattr(self, column).values())
 
 
@@ -316,15 +340,22 @@ class _Training(NamedTuple):
 
     def of_one(self, cost: Callable[[_Books], int]) -> int:
         """Return a cost for one image, with all of the cost that arises once per batch."""
+        if self.four is None:
+            return cost(self.two) // 2
         # A cost of f per batch and v per image gives two = f + 2v and four = f + 4v, so f + v = (3 two - four) / 2.
-        return cost(self.two) // 2 if self.four is None else (3 * cost(self.two) - cost(self.four)) // 2
+        return (3 * cost(self.two) - cost(self.four)) // 2
+
+    def macs_of(self, module: nn.Module) -> int:
+        """Return the multiply-adds of a module for one image."""
+        return self.of_one(lambda books: books.macs[module])
 
 
 def _per_image(one: tuple[int, ...] | None, eight: tuple[int, ...] | None) -> tuple[int, ...] | None:
     """Return a shape without its batch dimension if that is the first one, else the shape unchanged."""
-    if not one or not eight:
-        return one
-    return one[1:] if eight == (8 * one[0], *one[1:]) else one
+    # The batch dimension is the one that grows with the number of images.
+    if one and eight and eight == (8 * one[0], *one[1:]):
+        return one[1:]
+    return one
 
 
 class _Passes(Listener):
@@ -344,20 +375,28 @@ class _Passes(Listener):
         """Run all passes and return the figures; training figures are None if training is False."""
         one = self.inference(1)
         if self._complex.needed:
+            # There are complex tensors, and the filter for their convolutions was off.
             self._complex.on = True
             one = self.inference(1)
         eight = self.inference(8)
-        macs = one.total("macs")
-        linear, remarks = eight.total("macs") == 8 * macs, []
+        macs, macs_of_eight = one.total("macs"), eight.total("macs")
+        linear, remarks = macs_of_eight == 8 * macs, []
         if not linear:
-            remarks.append(f"8 images cost {eight.total('macs'):,} MACs, which is not 8 times the {macs:,} of one")
+            remarks.append(f"8 images cost {macs_of_eight:,} MACs, which is not 8 times the {macs:,} of one")
+        unknown = one.unknown
         train: _Training | None = None
+        train_macs: int | None = None
+        train_forward_macs: int | None = None
         if training:
             train, more = self.train()
             linear = linear and train is not None and train.four is None
             remarks += more
+        if train is not None:
+            unknown = unknown | train.two.unknown
+            train_macs = train.of_one(lambda books: books.total("macs"))
+            train_forward_macs = train.of_one(lambda books: books.forward_macs)
+        # The warnings come last, since they depend on what all passes did.
         remarks += self._warnings()
-        unknown = one.unknown | train.two.unknown if train else one.unknown
         layers = tuple(self.layers(one, eight, train))
         return Complexity(
             params=sum(layer.params for layer in layers),
@@ -365,8 +404,8 @@ class _Passes(Listener):
             macs=macs,
             other_ops=one.total("other"),
             activations=one.activations,
-            train_forward_macs=train.of_one(lambda books: books.forward_macs) if train else None,
-            train_macs=train.of_one(lambda books: books.total("macs")) if train else None,
+            train_forward_macs=train_forward_macs,
+            train_macs=train_macs,
             receptive_field=self.receptive_field(one),
             depth=one.depth,
             batch_linear=linear,
@@ -379,7 +418,9 @@ class _Passes(Listener):
         """Yield the reasons why the count may not describe what the user has in mind."""
         unregistered = self._run.unregistered
         if unregistered:
-            several = f" and {len(unregistered) - 3} more" if len(unregistered) > 3 else ""
+            several = ""
+            if len(unregistered) > 3:
+                several = f" and {len(unregistered) - 3} more"
             yield (
                 f"{', '.join(unregistered[:3])}{several}: layers in a plain list, tuple or dict run, but their "
                 "weights are not counted, not trained and not saved; use nn.ModuleList or nn.ModuleDict"
@@ -422,7 +463,10 @@ class _Passes(Listener):
                 raise TypeError("its forward returns no tensor")
             if self._fields is not None:
                 depths = [self._fields.depth_of(t) for t in outputs]
-                self._books.depth = None if None in depths else max(d for d in depths if d is not None)
+                known = [depth for depth in depths if depth is not None]
+                # If one of the paths is hidden, nobody knows which is the longest.
+                if len(known) == len(depths):
+                    self._books.depth = max(known)
         return self._books
 
     def training(self, batch: int, backward: bool = True) -> _Books:
@@ -445,16 +489,19 @@ class _Passes(Listener):
 
     def start(self, images: Tensor) -> None:
         """Follow receptive fields from one image on, but not from a batch."""
-        self._fields = FieldTracker(images) if len(images) == 1 and images.dim() > 2 else None
+        self._fields = None
+        if len(images) == 1 and images.dim() > 2:
+            self._fields = FieldTracker(images)
 
-    def layers(self, one: _Books, eight: _Books, train: _Training | None) -> Iterator[Layer]:
+    def layers(self, one: _Books, eight: _Books, train: _Training | None) -> list[Layer]:
         """Return the layers that have a cost, or that ran and have no submodules, in the order of their first call."""
         order = {module: index for index, module in enumerate(one.calls)}
         seen: set[int] = set()
-        found = []
+        ranked: list[tuple[int, Layer]] = []
         for module, name in self.names.items():
+            # A shared parameter belongs to the first module that holds it.
             params = [p for p in module.parameters(recurse=False) if id(p) not in seen]
-            seen |= {id(p) for p in params}
+            seen.update(map(id, params))
             layer = Layer(
                 name=name,
                 type=type(module).__name__,
@@ -462,14 +509,16 @@ class _Passes(Listener):
                 params=sum(p.numel() for p in params),
                 macs=one.macs[module],
                 other_ops=one.other[module],
-                train_macs=train.of_one(lambda books, module=module: books.macs[module]) if train else None,  # type: ignore[misc]
+                train_macs=None if train is None else train.macs_of(module),
                 calls=one.calls[module],
                 receptive_field=self.shown(one.fields.get(module)),
             )
             has_cost = layer.params or layer.macs or layer.other_ops or layer.train_macs
             if has_cost or (layer.calls and not any(module.children())):
-                found.append((order.get(module, len(order)), layer))
-        return (layer for _, layer in sorted(found, key=lambda pair: pair[0]))
+                # Modules that inference does not call come last.
+                ranked.append((order.get(module, len(order)), layer))
+        ranked.sort(key=lambda pair: pair[0])
+        return [layer for _, layer in ranked]
 
     def receptive_field(self, one: _Books) -> dict[str, Any] | str | None:
         """Return the receptive field of the last feature map whose units see different parts of the image.
@@ -488,7 +537,9 @@ class _Passes(Listener):
             return None
         # A pooled unit whose field covers every pixel of this image is reported as seeing the whole image.
         covers = all(a.low <= 0 and a.high >= n for a, n in zip(field.axes, self.image_shape[1:], strict=True))
-        return "image" if field.whole or (covers and not field.local) else field.as_dict()
+        if field.whole or (covers and not field.local):
+            return "image"
+        return field.as_dict()
 
     def enter(self, module: nn.Module) -> None:
         """Count a call."""
@@ -496,11 +547,12 @@ class _Passes(Listener):
 
     def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """Keep the output shape and the receptive field of the first call of a module."""
-        if module not in self._books.shapes:
-            first = next(tensors_in(output), None)
-            self._books.shapes[module] = None if first is None else tuple(first.shape)
-            if self._fields is not None and first is not None:
-                self._books.fields[module] = self._fields.field_of(first)
+        if module in self._books.shapes:
+            return
+        first = next(tensors_in(output), None)
+        self._books.shapes[module] = None if first is None else tuple(first.shape)
+        if self._fields is not None and first is not None:
+            self._books.fields[module] = self._fields.field_of(first)
 
     def operator(self, operator: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Add the cost of an operator to a module.
@@ -511,26 +563,35 @@ class _Passes(Listener):
         if operator not in self._rules:
             self._rules[operator] = operators.rule_of(operator)
         rule, books = self._rules[operator], self._books
-        # A checkpointed part runs forward again inside the backward pass, with gradients enabled: it counts as forward.
-        node = torch._C._current_autograd_node()
-        backward = node is not None and not torch.is_grad_enabled()
-        if backward:
-            module = self._module_of_node.get(node._sequence_nr(), self._run.model)
-        else:
-            module = self._run.running
-            # The latest sequence number is that of the node that autograd made for this operator. An operator without
-            # a node leaves the number of an earlier one, which keeps its module.
-            self._module_of_node.setdefault(torch._C._autograd._get_sequence_nr() - 1, module)
-        cost = rule(args, out) if rule is not None else None
+        node: Any = torch._C._current_autograd_node()
+        if torch.is_grad_enabled():
+            # A checkpointed part runs forward again in the backward pass, with gradients enabled: it counts as forward.
+            node = None
+        module = self._module_of_operator(node)
+        cost: operators.Cost | None = None
+        if rule is not None:
+            cost = rule(args, out)
+        # Fields and depth pass through all operators, counted or not.
         if self._fields is not None:
             self._fields(operator, args, out, bool(cost and cost.macs))
-        if self._complex.skips(operator, out, node if backward else None):
+        if self._complex.skips(operator, out, node):
             return
         if cost is None:
             books.unknown[str(operator)] += 1
             return
         if cost.macs:
             books.macs[module] += cost.macs
-            books.activations += 0 if backward else out.numel()
+            if node is None:
+                books.activations += out.numel()
         if cost.other:
             books.other[module] += cost.other
+
+    def _module_of_operator(self, node: Any) -> nn.Module:
+        """Return the module to which an operator belongs; `node` is its node in the backward pass, None in forward."""
+        if node is not None:
+            return self._module_of_node.get(node._sequence_nr(), self._run.model)
+        # The latest sequence number is that of the node that autograd made for this operator. An operator without a
+        # node leaves the number of an earlier one, which keeps its module.
+        module = self._run.running
+        self._module_of_node.setdefault(torch._C._autograd._get_sequence_nr() - 1, module)
+        return module

@@ -94,8 +94,12 @@ class DryRun:
         self._running = [model]  # modules that run at the moment, innermost last
         self._batch_size = 1  # number of images in the last pass
         self._failed: tuple[BaseException, nn.Module] | None = None  # last error, innermost module that raised it
-        self._fake: Any = FakeTensorMode(allow_non_fake_inputs=True) if kind == "cpu" else contextlib.nullcontext()
-        self._mode = _Heard(listener) if kind == "cpu" else MetaRun(listener.operator)
+        if kind == "cpu":
+            self._fake: Any = FakeTensorMode(allow_non_fake_inputs=True)
+            self._mode: TorchDispatchMode = _Heard(listener)
+        else:
+            # Tensors on the meta device have no values by themselves.
+            self._fake, self._mode = contextlib.nullcontext(), MetaRun(listener.operator)
         with self._refusing(), self._undisturbed() as disabled_hooks:
             self.model, left_out = meta_copy(model, kind)
             if precision in INFERENCE_PRECISIONS:
@@ -128,6 +132,7 @@ class DryRun:
         self._running = [self.model]
         self._batch_size = batch_size
         self.model.train(training)
+        # The images have the type of the weights, as a network in 16 bits needs it.
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
         try:
             with self._refusing(), untouched_randomness() as have_drawn:
@@ -139,6 +144,7 @@ class DryRun:
                 if have_drawn():
                     self.random_in["training" if training else "inference"] = None
         finally:
+            # The copy gets back the attributes and buffers from before the first pass, but keeps its mode.
             self.model.zero_grad(set_to_none=True)
             for module, attributes, buffers in self._states:
                 training = module.training
@@ -179,6 +185,7 @@ class DryRun:
     def _refusal(self, error: BaseException) -> UserError:
         """Return the `UserError` for an error in a pass; it names the innermost module that raised it."""
         names = {module: name for name, module in self.model.named_modules()}
+        # An error that no hook has seen is attributed to the module that runs.
         failed = self._failed[1] if self._failed and self._failed[0] is error else self.running
         text = " ".join(str(error).split())[:300]
         hint = ""

@@ -79,10 +79,12 @@ class _Ledger(Listener):
             if storage not in self._known:
                 self._known[storage] = True
                 self.live += storage.nbytes()
+                # Python frees a storage as soon as neither a tensor nor autograd refers to it.
                 weakref.finalize(storage, self._free, storage.nbytes())
         self.peak = max(self.peak, self.live)
 
     def _free(self, size: int) -> None:
+        """Take freed memory out of the account."""
         self.live -= size
 
 
@@ -125,6 +127,7 @@ def training_memory(
         stored = ledger.live
         if outputs:
             run.backward(outputs)
+    # Each trainable parameter has a gradient of its own size, and the optimizer's numbers have the same size again.
     trainable = _bytes(p for p in run.model.parameters() if p.requires_grad)
     fixed = {
         "parameter_bytes": _bytes(run.model.parameters()),
@@ -136,9 +139,11 @@ def training_memory(
         **fixed,
         gradient_bytes=trainable,
         activation_bytes=stored,
+        # What exists before the step stays in memory during the whole step.
         peak_bytes=sum(fixed.values()) + ledger.peak,
     )
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
+    """Return the size of all elements of these tensors."""
     return sum(t.numel() * t.element_size() for t in tensors)

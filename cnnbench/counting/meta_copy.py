@@ -81,28 +81,34 @@ class _Copier:
             return self.memo[id(value)]
         self.alive.append(value)
         kind: Any = type(value)
-        made: Any
         if isinstance(value, Tensor):
             made = self.memo[id(value)] = self.empty(value)
-        elif isinstance(value, nn.Module) and not hasattr(kind, "__deepcopy__"):
-            made = self.module(value)
-        elif kind in (dict, OrderedDict):
-            made = self.memo[id(value)] = kind()
+            return made
+        if isinstance(value, nn.Module) and not hasattr(kind, "__deepcopy__"):
+            return self.module(value)
+        # Exact types only: a subclass may hold more than its items.
+        if kind in (dict, OrderedDict, list, tuple):
+            return self.container(value)
+        if kind is types.MethodType:
+            return types.MethodType(value.__func__, self.copy(value.__self__))
+        if kind is weakref.ref and isinstance(value(), (nn.Module, Tensor)):
+            return weakref.ref(self.copy(value()))
+        if kind is types.FunctionType:
+            self.memo[id(value)] = self.function(value)
+            return self.memo[id(value)]
+        return self.other(value)
+
+    def container(self, value: Any) -> Any:
+        """Return a dictionary, list or tuple of the copies of its items."""
+        if isinstance(value, tuple):
+            return tuple(self.copy(item) for item in value)
+        # The copy is in the memo before its items are copied, since an item may refer back to the container.
+        made = self.memo[id(value)] = type(value)()
+        if isinstance(value, list):
+            made.extend(self.copy(item) for item in value)
+        else:
             for key, item in value.items():
                 made[self.copy(key)] = self.copy(item)
-        elif kind is list:
-            made = self.memo[id(value)] = []
-            made.extend(self.copy(item) for item in value)
-        elif kind is tuple:
-            made = tuple(self.copy(item) for item in value)
-        elif kind is types.MethodType:
-            made = types.MethodType(value.__func__, self.copy(value.__self__))
-        elif kind is weakref.ref and isinstance(value(), (nn.Module, Tensor)):
-            made = weakref.ref(self.copy(value()))
-        elif kind is types.FunctionType:
-            made = self.memo[id(value)] = self.function(value)
-        else:
-            made = self.other(value)
         return made
 
     def empty(self, tensor: Tensor) -> Tensor:
@@ -184,14 +190,19 @@ def without_global_hooks() -> Iterator[list[str]]:
         The names of the disabled hooks.
     """
     owner = torch.nn.modules.module
-    kept = {name: dict(getattr(owner, name)) for name in _GLOBAL_HOOKS}
+    kept: dict[str, dict[int, Any]] = {}
+    disabled = []
     for name in _GLOBAL_HOOKS:
-        getattr(owner, name).clear()
+        hooks = getattr(owner, name)
+        kept[name] = dict(hooks)
+        hooks.clear()
+        if kept[name]:
+            disabled.append(f"{name.strip('_').removesuffix('s').replace('_', ' ')} of all modules")
     try:
-        yield [f"{name.strip('_').removesuffix('s').replace('_', ' ')} of all modules" for name, h in kept.items() if h]
+        yield disabled
     finally:
-        for name, hooks in kept.items():
-            getattr(owner, name).update(hooks)
+        for name in _GLOBAL_HOOKS:
+            getattr(owner, name).update(kept[name])
 
 
 @contextlib.contextmanager
@@ -247,28 +258,33 @@ def untouched_randomness() -> Iterator[Callable[[], bool]]:
         A function that returns whether any of the three generators has been used since the start.
     """
     numpy = sys.modules.get("numpy")
-    states = random.getstate(), torch.get_rng_state(), numpy.random.get_state() if numpy else None
+    python_state, torch_state = random.getstate(), torch.get_rng_state()
+    numpy_state: Any = None
+    numpy_start: Any = None
     random.seed(0)
     torch.default_generator.manual_seed(0)
     if numpy:
+        numpy_state = numpy.random.get_state()
         numpy.random.seed(0)
-    start = random.getstate(), torch.get_rng_state()
-    # The second and third entry of NumPy's state are the generator's words and its position in them.
-    drawn_by_numpy = numpy.random.get_state()[1:3] if numpy else ()
+        # The second and third entry of NumPy's state are the generator's words and its position in them.
+        numpy_start = numpy.random.get_state()[1:3]
+    python_start, torch_start = random.getstate(), torch.get_rng_state()
 
     def have_drawn() -> bool:
-        if random.getstate() != start[0] or not torch.equal(torch.get_rng_state(), start[1]):
+        if random.getstate() != python_start or not torch.equal(torch.get_rng_state(), torch_start):
             return True
-        now = numpy.random.get_state()[1:3] if numpy else ()
-        return any(not numpy.array_equal(a, b) for a, b in zip(now, drawn_by_numpy, strict=True)) if numpy else False
+        if not numpy:
+            return False
+        words, position = numpy.random.get_state()[1:3]
+        return position != numpy_start[1] or not numpy.array_equal(words, numpy_start[0])
 
     try:
         yield have_drawn
     finally:
-        random.setstate(states[0])
-        torch.set_rng_state(states[1])
+        random.setstate(python_state)
+        torch.set_rng_state(torch_state)
         if numpy:
-            numpy.random.set_state(states[2])
+            numpy.random.set_state(numpy_state)
 
 
 def unregistered_modules(model: nn.Module) -> list[str]:
@@ -278,16 +294,18 @@ def unregistered_modules(model: nn.Module) -> list[str]:
     saves them.
     """
     known = set(model.modules())
-    found = []
+    places = []
     for name, module in model.named_modules():
         for key, value in vars(module).items():
+            # Torch keeps its own tables, such as `_modules`, under names with an underscore.
             if key.startswith("_"):
                 continue
             for place, part in _parts_of(value, f"{name}.{key}" if name else key):
+                # A layer in several places is listed once.
                 if part not in known:
                     known.add(part)
-                    found.append(f"{place} ({type(part).__name__})")
-    return found
+                    places.append(f"{place} ({type(part).__name__})")
+    return places
 
 
 def _parts_of(value: Any, place: str) -> Iterator[tuple[str, nn.Module]]:

@@ -60,12 +60,19 @@ class MetaRun(TorchDispatchMode):
         """Return the result of an operator, worked out in the way of its kind; see `_kind`."""
         if kind == "run":
             return func(*args, **kwargs)
-        if kind == "batch norm" and (known := _batch_norm_specification(func, args)):
-            return _from_specification(known)
         if kind == "addmm" and _is_plain_addmm(args):
             return torch.empty(args[1].shape[0], args[2].shape[1], dtype=args[1].dtype, device="meta")
-        if kind.startswith("element") and (like := _common_specification(args)):
-            return args[0] if kind == "element in place" else _from_specification(like)
+        known = None
+        if kind == "batch norm":
+            known = _batch_norm_specification(func, args)
+        elif kind.startswith("element"):
+            known = _common_specification(args)
+        if known is None:
+            return self._stored_result(kind, func, args, kwargs)
+        return args[0] if kind == "element in place" else _from_specification(known)
+
+    def _stored_result(self, kind: str, func: Any, args: Any, kwargs: Any) -> Any:
+        """Return the result from the shapes that are stored for such a call; run the operator if there are none."""
         # The mode does not store a call with values among its tensors, or with arguments that cannot be hashed.
         try:
             key = (func, _signature(args), _signature(tuple(kwargs.items())))
@@ -97,17 +104,20 @@ def _all_on_meta(args: Any) -> Any:
         RuntimeError: A tensor to move is a parameter, which then is not among the parameters of the network.
     """
     tensors = list(tensors_in(args))
-    if not any(t.is_meta for t in tensors) or not any(not t.is_meta and t.dim() for t in tensors):
-        return args
+    if any(t.is_meta for t in tensors) and any(not t.is_meta and t.dim() for t in tensors):
+        return _moved_to_meta(args)
+    return args
 
-    def moved(value: Any) -> Any:
-        if isinstance(value, Tensor) and not value.is_meta and value.dim():
-            if isinstance(value, nn.Parameter):
-                raise RuntimeError("a parameter that the network does not list takes part")
-            return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-        return type(value)(moved(v) for v in value) if isinstance(value, (list, tuple)) else value
 
-    return moved(args)
+def _moved_to_meta(value: Any) -> Any:
+    """Return a value with all of its tensors on the meta device, except zero-dimensional ones; see `_all_on_meta`."""
+    if isinstance(value, Tensor) and not value.is_meta and value.dim():
+        if isinstance(value, nn.Parameter):
+            raise RuntimeError("a parameter that the network does not list takes part")
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    if isinstance(value, (list, tuple)):
+        return type(value)(_moved_to_meta(item) for item in value)
+    return value
 
 
 def _kind(func: Any) -> str:
@@ -132,9 +142,16 @@ def _kind(func: Any) -> str:
     schema = func._schema
     if not any(a.alias_info for a in (*schema.arguments, *schema.returns)):
         return "element" if elementwise else "table"
+    # The operator writes to an argument or returns a view of it, so new tensors of the stored shapes would not do.
+    if elementwise and _is_in_place(schema):
+        return "element in place"
+    return "run"
+
+
+def _is_in_place(schema: Any) -> bool:
+    """Return whether an operator writes to its first argument alone and returns nothing but that."""
     writes = [a.alias_info is not None and a.alias_info.is_write for a in schema.arguments]
-    in_place = writes[:1] == [True] and sum(writes) == 1 and len(schema.returns) == 1
-    return "element in place" if in_place and elementwise else "run"
+    return writes[:1] == [True] and sum(writes) == 1 and len(schema.returns) == 1
 
 
 # Element-wise operators whose result may have another type or layout than their arguments.
@@ -157,21 +174,23 @@ def _common_specification(args: Any) -> Any:
     Returns:
         None if they differ, or if a tensor is not dense, not of floating point or not on the meta device.
     """
-    found = None
+    common = None
     for value in args:
-        if isinstance(value, Tensor):
-            if not value.is_meta or not value.is_floating_point():
-                return None
-            here = (value.shape, value.stride(), value.dtype)
-            if found is None:
-                if not _is_dense(value):
-                    return None
-                found = here
-            elif here != found:
-                return None
-        elif isinstance(value, (complex, list, tuple)):
+        # A complex number turns real tensors into complex ones, and a list may hold more tensors.
+        if isinstance(value, (complex, list, tuple)):
             return None
-    return found
+        if not isinstance(value, Tensor):
+            continue
+        if not value.is_meta or not value.is_floating_point():
+            return None
+        specification = (value.shape, value.stride(), value.dtype)
+        if common is None:
+            if not _is_dense(value):
+                return None
+            common = specification
+        elif specification != common:
+            return None
+    return common
 
 
 def _is_dense(x: Tensor) -> bool:
@@ -187,12 +206,14 @@ def _batch_norm_specification(func: Any, args: Any) -> Any:
         A list with shape, strides and type of each result, or with None for a gradient that is not wanted; None if the
         input is not dense, not float32 or not on the meta device.
     """
-    backward = operators.base_name(func) == "native_batch_norm_backward"
-    x = args[1] if backward else args[0]
+    if operators.base_name(func) == "native_batch_norm_backward":
+        x, wanted = args[1], args[9]
+    else:
+        x, wanted = args[0], (True, True, True)
     if not x.is_meta or not _is_dense(x) or x.dtype != torch.float32:
         return None
     per_channel = ((x.shape[1],), (1,), x.dtype)
-    wanted = args[9] if backward else (True, True, True)
+    # Forward, these are the result, its mean and its deviation; backward, the gradients of input, scale and shift.
     known = ((x.shape, x.stride(), x.dtype), per_channel, per_channel)
     return [spec if want else None for spec, want in zip(known, wanted, strict=True)]
 

@@ -63,13 +63,13 @@ def rule_of(operator: torch._ops.OpOverload) -> Rule | None:
     """
     name = base_name(operator)
     if operator.namespace == "profiler":
-        return lambda args, out: FREE
+        return _no_cost
     if operator.namespace not in ("aten", "torchvision"):
         return None
     if name in _RULES:
         return _RULES[name]
     if name in _FREE or name in _BACKWARD or is_view(operator):
-        return lambda args, out: FREE
+        return _no_cost
     return _elementwise if is_elementwise(operator) else None
 
 
@@ -111,7 +111,10 @@ def kind_of(operator: torch._ops.OpOverload, args: Sequence[Any]) -> str:
     """
     name = base_name(operator).removesuffix("_data").removesuffix("_backward")
     if name == "convolution":
-        x, groups = (args[1], args[9]) if base_name(operator) != name else (args[0], args[8])
+        if base_name(operator) == name:
+            x, groups = args[0], args[8]
+        else:  # in the backward pass, the gradient of the result comes first
+            x, groups = args[1], args[9]
         return "depthwise convolution" if groups == x.shape[1] > 1 else "convolution"
     if "deform_conv" in name:
         return "convolution"
@@ -119,7 +122,14 @@ def kind_of(operator: torch._ops.OpOverload, args: Sequence[Any]) -> str:
         return "linear"
     if "norm" in name and "vector" not in name:
         return "normalisation"
-    return "activation and pooling" if "pool" in name or name in _ACTIVATIONS else "other"
+    if "pool" in name or name in _ACTIVATIONS:
+        return "activation and pooling"
+    return "other"
+
+
+def _no_cost(args: Sequence[Any], out: Any) -> Cost:
+    """Return the cost of an operator that computes nothing."""
+    return FREE
 
 
 # A convolution uses each weight once at every position of its output; a transposed one, at every position of its input.
@@ -128,7 +138,8 @@ def kind_of(operator: torch._ops.OpOverload, args: Sequence[Any]) -> str:
 # weight gradient has one, `dw += x * dy`.
 def _convolution_macs(x: Tensor, out: Tensor, weight: Tensor, transposed: bool) -> int:
     """Return the multiply-adds of a convolution: batch size x positions x weights."""
-    return x.shape[0] * prod((x if transposed else out).shape[2:]) * weight.numel()
+    positions = x.shape[2:] if transposed else out.shape[2:]
+    return x.shape[0] * prod(positions) * weight.numel()
 
 
 def _convolution(args: Sequence[Any], out: Any) -> Cost:
@@ -169,20 +180,33 @@ def _outer(args: Sequence[Any], out: Any) -> Cost:
 
 
 def _elementwise(args: Sequence[Any], out: Any) -> Cost:
-    numbers = any(isinstance(a, Tensor) and (a.is_floating_point() or a.is_complex()) for a in (*args, out))
-    return Cost(0, out.numel()) if numbers else FREE  # integers are indices and counters
+    """Return the cost of an element-wise operator; integers are indices and counters, which cost nothing."""
+    for value in (*args, out):
+        if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
+            return Cost(0, out.numel())
+    return FREE
 
 
 def _per_element(operations: int) -> Rule:
+    """Return the rule with this number of operations per element of the first argument."""
     return lambda args, out: Cost(0, operations * args[0].numel())
 
 
 def _added(source_at: int) -> Rule:
+    """Return the rule with one operation per element of the argument at an index, which is added to another."""
     return lambda args, out: Cost(0, args[source_at].numel())
 
 
+def _index_put(args: Sequence[Any], out: Any) -> Cost:
+    # Only with `accumulate`, the fourth argument, are the values added to those that are there.
+    if len(args) > 3 and args[3]:
+        return Cost(0, args[2].numel())
+    return FREE
+
+
 def _batch_norm(args: Sequence[Any], out: Any) -> Cost:
-    return Cost(0, (6 if args[5] else 2) * args[0].numel())
+    operations = 6 if args[5] else 2  # with own statistics, or with the stored ones
+    return Cost(0, operations * args[0].numel())
 
 
 def _pool(dims: int) -> Rule:
@@ -190,10 +214,16 @@ def _pool(dims: int) -> Rule:
 
     def rule(args: Sequence[Any], out: Any) -> Cost:
         kernel = args[1]
-        values = out[0] if isinstance(out, tuple) else out
-        return Cost(0, values.numel() * prod(kernel if len(kernel) == dims else kernel * dims))
+        if len(kernel) != dims:
+            kernel = kernel * dims  # one number stands for all dimensions
+        return Cost(0, _pooled(out).numel() * prod(kernel))
 
     return rule
+
+
+def _pooled(out: Any) -> Tensor:
+    """Return the values in the result of pooling; max pooling returns their indices as well."""
+    return out[0] if isinstance(out, tuple) else out
 
 
 def _adaptive_pool(args: Sequence[Any], out: Any) -> Cost:
@@ -201,15 +231,17 @@ def _adaptive_pool(args: Sequence[Any], out: Any) -> Cost:
 
     From n pixels to m units, window i reaches from floor(i * n / m) to ceil((i + 1) * n / m); windows may overlap.
     """
-    x, values = args[0], out[0] if isinstance(out, tuple) else out
+    x, values = args[0], _pooled(out)
     spatial = len(args[1])
     elements = prod(x.shape[:-spatial])
     for n, m in zip(x.shape[-spatial:], values.shape[-spatial:], strict=True):
+        # The quotient of a negative number, negated, is rounded up.
         elements *= sum(-(-(i + 1) * n // m) - i * n // m for i in range(m))
     return Cost(0, elements)
 
 
 def _interpolation(taps: int) -> Rule:
+    """Return the rule of interpolation: each output element is a sum of weighted taps."""
     return lambda args, out: Cost(0, (2 * taps - 1) * out.numel())
 
 
@@ -252,7 +284,7 @@ _RULES: dict[str, Rule] = {
     "native_dropout": _per_element(2),
     "index_add": _added(3),
     "scatter_add": _added(3),
-    "index_put": lambda args, out: _added(2)(args, out) if len(args) > 3 and args[3] else FREE,
+    "index_put": _index_put,
     "glu": lambda args, out: Cost(0, 2 * out.numel()),  # sigmoid and product
 }
 for _name, _taps in (("linear1d", 2), ("bilinear2d", 4), ("trilinear3d", 8), ("bicubic2d", 16)):

@@ -12,8 +12,9 @@ field is undefined; it is never guessed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from math import inf, isfinite, prod
 from typing import Any, NamedTuple
 
@@ -50,7 +51,8 @@ class Axis(NamedTuple):
     def window(self, kernel: int, stride: int, padding: int, dilation: int = 1) -> Axis:
         """Return the axis after a convolution or pooling with this window, in units."""
         low = self.low - padding * self.jump
-        return Axis(low, low + self.size + dilation * (kernel - 1) * self.jump, self.jump * stride, self.pooled)
+        high = low + self.size + dilation * (kernel - 1) * self.jump
+        return Axis(low, high, self.jump * stride, self.pooled)
 
     def all_of(self, units: int) -> Axis:
         """Return the axis after all of its units were combined into one."""
@@ -95,26 +97,33 @@ class Field(NamedTuple):
     @property
     def map_dims(self) -> tuple[int, ...] | None:
         """Return the dimension that runs along each axis of the image; None if an axis has no dimension of its own."""
-        found = [self.dims.index((axis,)) for axis in range(len(self.axes)) if (axis,) in self.dims]
-        return tuple(found) if len(found) == len(self.axes) else None
+        dims = []
+        for axis in range(len(self.axes)):
+            if (axis,) not in self.dims:
+                return None
+            dims.append(self.dims.index((axis,)))
+        return tuple(dims)
 
     def as_dict(self) -> dict[str, Any]:
         """Return ``size``, ``jump`` and ``start`` in pixels.
 
         Each is a number, or a list with a number per axis if the axes differ.
         """
-        found = {}
+        figures: dict[str, Any] = {}
         for name in ("size", "jump", "start"):
-            values = [getattr(axis, name) for axis in self.axes]
-            values = [int(v) if v == int(v) else v for v in values]
-            found[name] = values[0] if len(set(values)) == 1 else values
-        return found
+            values: list[float] = []
+            for axis in self.axes:
+                value = getattr(axis, name)
+                values.append(int(value) if value == int(value) else value)
+            figures[name] = values[0] if len(set(values)) == 1 else values
+        return figures
 
     def change(self, axis: int, new: Axis, size: int | None = None) -> Field:
         """Return the field with a new receptive field along one axis; `size` is its new number of units, if any."""
         axes, sizes = list(self.axes), list(self.sizes)
         axes[axis] = new
-        sizes[axis] = sizes[axis] if size is None else size
+        if size is not None:
+            sizes[axis] = size
         return self._replace(axes=tuple(axes), sizes=tuple(sizes))
 
     def mixed(self, dims: Iterable[int]) -> Field:
@@ -189,7 +198,10 @@ class FieldTracker:
         field: Field | None = getattr(tensor, "_receptive_field", None)
         if field is None or _memory(tensor) in self._parts:
             return None
-        return field if field.pure or tensor.dim() == 2 else None  # (N, features) may be a flattened map
+        # A tensor (N, features) may be a flattened map.
+        if field.pure or tensor.dim() == 2:
+            return field
+        return None
 
     def depth_of(self, tensor: Tensor) -> int | None:
         """Return the depth of a tensor; None if its memory was written in parts."""
@@ -207,26 +219,51 @@ class FieldTracker:
         """
         given = _flat(args)
         tensors = [t for t in given if hasattr(t, "_receptive_field")]
-        depth = max((getattr(t, "_depth", 0) for t in tensors), default=0)
-        if multiplies:
-            factors = given[1:3] if base_name(operator) in ("addmm", "baddbmm", "addmv", "addbmm") else given[:2]
-            depth += sum(hasattr(t, "_receptive_field") for t in factors) == 1
-        if not tensors and not any(_memory(t) in self._parts for t in given if self._parts):
+        if not tensors and not self._have_parts(given):
             return
+        depth = max((getattr(t, "_depth", 0) for t in tensors), default=0)
+        if multiplies and _has_weights(operator, given):
+            depth += 1
+        # The fields before the operator: it may itself write to a part of its argument.
         fields: list[Any] = [None if _memory(t) in self._parts else t._receptive_field for t in tensors]
-        written = operator._schema.arguments[0].alias_info
-        if written is not None and written.is_write and (args[0].numel() != _elements(args[0]) or args[0]._is_view()):
-            # Other tensors on this memory keep their field from before the write. The memory is kept alive, so that its
-            # identity is not used again.
-            self._parts[_memory(args[0])] = args[0].untyped_storage()
-        rule = _RULES.get(base_name(operator), _elementwise if is_elementwise(operator) else _undefined)
+        self._note_write(operator, args)
+        rule = _rule_of(operator)
         for result in _flat([out]):
             field = None
+            # If the field of one argument is undefined, so is that of the result.
             if tensors and None not in fields:
                 with suppress(_UndefinedError):
                     field = rule(_Call(operator, tensors, fields, args, result))
             result._receptive_field = field  # type: ignore[attr-defined]
             result._depth = depth  # type: ignore[attr-defined]
+
+    def _have_parts(self, tensors: Sequence[Tensor]) -> bool:
+        """Return whether the memory of any of these tensors was written in parts, which few networks do."""
+        return bool(self._parts) and any(_memory(t) in self._parts for t in tensors)
+
+    def _note_write(self, operator: Any, args: Sequence[Any]) -> None:
+        """Remember the memory of the first argument if the operator writes to a part of it."""
+        written = operator._schema.arguments[0].alias_info
+        if written is None or not written.is_write:
+            return
+        if args[0].numel() != _elements(args[0]) or args[0]._is_view():
+            # Other tensors on this memory keep their field from before the write. The memory is kept alive, so that its
+            # identity is not used again.
+            self._parts[_memory(args[0])] = args[0].untyped_storage()
+
+
+def _has_weights(operator: Any, tensors: Sequence[Tensor]) -> bool:
+    """Return whether exactly one factor of a convolution or matrix product depends on the image."""
+    first = 0
+    if base_name(operator) in ("addmm", "baddbmm", "addmv", "addbmm"):
+        first = 1  # the addend comes before the factors
+    return sum(hasattr(t, "_receptive_field") for t in tensors[first : first + 2]) == 1
+
+
+def _rule_of(operator: Any) -> Callable[[_Call], Field]:
+    """Return the function that computes the field of a result of an operator."""
+    default = _elementwise if is_elementwise(operator) else _undefined
+    return _RULES.get(base_name(operator), default)
 
 
 def _memory(tensor: Tensor) -> int:
@@ -241,13 +278,13 @@ def _elements(tensor: Tensor) -> int:
 
 def _flat(values: Sequence[Any]) -> list[Tensor]:
     """Return the tensors of nested lists and tuples in order."""
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
-            found.append(value)
+            tensors.append(value)
         elif isinstance(value, (list, tuple)):
-            found += _flat(value)
-    return found
+            tensors += _flat(value)
+    return tensors
 
 
 def _undefined(call: _Call) -> Field:
@@ -256,47 +293,58 @@ def _undefined(call: _Call) -> Field:
 
 def _elementwise(call: _Call) -> Field:
     """Return the union of the fields of the arguments at each element of the result, with broadcasting."""
-    out = call.out
-    if len(call.tensors) == 1 and call.tensors[0].shape == out.shape:
+    if len(call.tensors) == 1 and call.tensors[0].shape == call.out.shape:
         return call.fields[0]
+    dims = _aligned_dims(call)
+    axes: list[Axis] = []
+    sizes: list[int] = []
+    for axis in range(len(call.fields[0].sizes)):
+        size = max(field.sizes[axis] for field in call.fields)
+        seen = []
+        for field in call.fields:
+            # Broadcasting copies a unit to all positions along the axis: a tensor with fewer units there, or without
+            # a dimension for the axis. Such a unit is taken for one that sees the whole axis.
+            lacks_dim = any(axis in d for d in dims) and not any(axis in d for d in field.dims)
+            seen.append(WHOLE if field.sizes[axis] < size or lacks_dim else field.axes[axis])
+        axes.append(_union(seen))
+        sizes.append(size)
+    return Field(tuple(axes), tuple(sizes), dims, all(field.pure for field in call.fields))
+
+
+def _aligned_dims(call: _Call) -> tuple[tuple[int, ...], ...]:
+    """Return the axes of the image along each dimension of the result of an element-wise operator."""
+    out = call.out
     dims: list[tuple[int, ...]] = [()] * out.dim()
     for tensor, field in zip(call.tensors, call.fields, strict=True):
+        # Broadcasting aligns the last dimensions; one of size 1 that is repeated has no axis of its own.
         for dim in range(-min(tensor.dim(), out.dim()), 0):
             if field.dims[dim] and tensor.shape[dim] == out.shape[dim]:
                 if dims[dim] not in ((), field.dims[dim]):
                     raise _UndefinedError  # two axes of the image on one dimension
                 dims[dim] = field.dims[dim]
-    sizes = call.fields[0].sizes
-    axes = []
-    for axis in range(len(sizes)):
-        seen = []
-        sizes_here = {f.sizes[axis] for f in call.fields}
-        for field in call.fields:
-            # Broadcasting copies a unit to all positions along the axis: a tensor with fewer units there, or without
-            # a dimension for the axis. Such a unit is taken for one that sees the whole axis.
-            spread = field.sizes[axis] < max(sizes_here) or any(axis in d for d in dims) > any(
-                axis in d for d in field.dims
-            )
-            seen.append(WHOLE if spread else field.axes[axis])
-        axes.append(_union(seen))
-    sizes = tuple(max(f.sizes[axis] for f in call.fields) for axis in range(len(sizes)))
-    return Field(tuple(axes), sizes, tuple(dims), all(f.pure for f in call.fields))
+    return tuple(dims)
 
 
 def _union(axes: Sequence[Axis]) -> Axis:
     """Return the smallest interval that contains those of all branches, which must have the same jump."""
     if any(not isfinite(axis.size) for axis in axes):
         return WHOLE
-    if len({axis.jump for axis in axes}) > 1:
-        raise _UndefinedError
-    return Axis(min(a.low for a in axes), max(a.high for a in axes), axes[0].jump, any(a.pooled for a in axes))
+    union = axes[0]
+    for axis in axes[1:]:
+        # With different jumps, the interval of the next unit would not have the same size.
+        if axis.jump != union.jump:
+            raise _UndefinedError
+        low, high = min(union.low, axis.low), max(union.high, axis.high)
+        union = Axis(low, high, union.jump, union.pooled or axis.pooled)
+    return union
 
 
 def _windows(call: _Call, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Field:
     """Return the field after a window slides over each spatial dimension; the settings are per dimension or for all."""
     x, field = call.tensors[0], call.fields[0]
-    spatial = x.dim() - 2
-    settings = [list(s) * (spatial if len(s) == 1 else 1) for s in (kernel, stride, padding, dilation)]
+    settings = []
+    for setting in (kernel, stride, padding, dilation):
+        settings.append(list(setting) * (x.dim() - 2) if len(setting) == 1 else list(setting))
     for index, (k, s, p, d) in enumerate(zip(*settings, strict=True)):
         if not field.dims[2 + index] and x.shape[2 + index] == k == 1:
             continue  # torch pools one axis by a 2d operator, with a dimension of size 1
@@ -306,6 +354,7 @@ def _windows(call: _Call, kernel: Any, stride: Any, padding: Any, dilation: Any)
 
 
 def _convolution(call: _Call) -> Field:
+    """Return the field of a convolution with weights; those of a transposed one with gaps and others are undefined."""
     _, weight, _, stride, padding, dilation, transposed = call.args[:7]
     if len(call.tensors) != 1 or call.tensors[0] is not call.args[0] or (transposed and max(stride) > 1):
         raise _UndefinedError
@@ -339,7 +388,9 @@ def _adaptive_pool(call: _Call) -> Field:
             raise _UndefinedError
         # All windows are equal only if the number of units is a multiple of the number of windows.
         step = units // wanted
-        pooled = field.axes[axis].all_of(units) if wanted == 1 else field.axes[axis].window(step, step, 0)
+        pooled = field.axes[axis].window(step, step, 0)
+        if wanted == 1:
+            pooled = field.axes[axis].all_of(units)
         field = field.change(axis, pooled, wanted)
     return field
 
@@ -356,8 +407,10 @@ def _pad(call: _Call) -> Field:
 
 def _reduction(call: _Call) -> Field:
     x, field = call.tensors[0], call.fields[0]
-    dims = call.args[1] if len(call.args) > 1 else None
-    dims = range(x.dim()) if not isinstance(dims, (list, tuple)) or not dims else [d % x.dim() for d in dims]
+    dims = list(range(x.dim()))
+    # Without a list of dimensions, or with an empty one, the operator combines all elements.
+    if len(call.args) > 1 and isinstance(call.args[1], (list, tuple)) and call.args[1]:
+        dims = [d % x.dim() for d in call.args[1]]
     for dim in dims:
         field = field.contracted(dim)
     if call.out.dim() == x.dim():
@@ -371,35 +424,44 @@ def _reshape(call: _Call) -> Field:
     Dimensions of the input and of the result are matched in the smallest groups with equal numbers of elements, from
     first to last. The axes of a group of the input go to the dimensions of its group of the result.
     """
-    x, out, field = call.tensors[0], call.out, call.fields[0]
-    dims: list[tuple[int, ...]] = [()] * out.dim()
-    i = j = 0
+    field, shape = call.fields[0], call.out.shape
+    dims: list[tuple[int, ...]] = [()] * len(shape)
     pure = True
-    while i < x.dim() and j < out.dim():
-        first, second = i, j
-        have, want = x.shape[i], out.shape[j]
-        i, j = i + 1, j + 1
-        while have != want:
-            if have < want:
-                have, i = have * x.shape[i], i + 1
-            else:
-                want, j = want * out.shape[j], j + 1
-        # The group is complete: dimensions first to i of the input hold the elements of second to j of the result.
-        axes = tuple(axis for dim in range(first, i) for axis in field.dims[dim])
-        targets = [dim for dim in range(second, j) if out.shape[dim] != 1] or [second]
+    for sources, targets in _matching_groups(call.tensors[0].shape, shape):
+        axes = tuple(chain.from_iterable(field.dims[dim] for dim in sources))
         if not axes:
             continue
-        if len(targets) == 1:
-            dims[targets[0]] = axes
-            pure = pure and prod(field.sizes[axis] for axis in axes) == out.shape[targets[0]]
+        # Dimensions of size 1 take no axis, unless all in the group are such.
+        wide = [dim for dim in targets if shape[dim] != 1] or [targets[0]]
+        if len(wide) == 1:
+            dims[wide[0]] = axes
+            pure = pure and prod(field.sizes[axis] for axis in axes) == shape[wide[0]]
             continue
         # Several dimensions can take the axes only one by one, with equal sizes: channels may not be among them.
-        wide = [axis for axis in axes if field.sizes[axis] != 1]
-        if [field.sizes[axis] for axis in wide] != [out.shape[dim] for dim in targets]:
+        long = [axis for axis in axes if field.sizes[axis] != 1]
+        if len(long) != len(wide):
             raise _UndefinedError
-        for axis, dim in zip(wide, targets, strict=True):
+        for axis, dim in zip(long, wide, strict=True):
+            if field.sizes[axis] != shape[dim]:
+                raise _UndefinedError
             dims[dim] = (axis,)
     return field._replace(dims=tuple(dims), pure=pure)
+
+
+def _matching_groups(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[range, range]]:
+    """Yield the dimensions of the input and of the result of a reshape that hold the same elements, group by group."""
+    i = j = 0
+    while i < len(before) and j < len(after):
+        first, second = i, j
+        have, want = before[i], after[j]
+        i, j = i + 1, j + 1
+        # The side with fewer elements takes one more dimension, until both have the same number.
+        while have != want:
+            if have < want:
+                have, i = have * before[i], i + 1
+            else:
+                want, j = want * after[j], j + 1
+        yield range(first, i), range(second, j)
 
 
 def _permute(call: _Call) -> Field:
@@ -408,8 +470,11 @@ def _permute(call: _Call) -> Field:
     if name == "permute":
         order = [d % dims for d in call.args[1]]
     else:
+        # A transposition swaps two dimensions; t has no arguments and at most two dimensions.
         order = list(range(dims))
-        a, b = (0, dims - 1) if name == "t" else (call.args[1] % dims, call.args[2] % dims)
+        a, b = 0, dims - 1
+        if name == "transpose":
+            a, b = call.args[1] % dims, call.args[2] % dims
         order[a], order[b] = order[b], order[a]
     return field._replace(dims=tuple(field.dims[d] for d in order))
 
@@ -427,7 +492,7 @@ def _slice(call: _Call) -> Field:
 
 
 def _split(call: _Call) -> Field:
-    return _without_axes(call, call.args[2] if len(call.args) > 2 else 0)
+    return _without_axes(call, _defaults(call.args, None, None, 0)[2])
 
 
 def _cat(call: _Call) -> Field:
@@ -436,12 +501,12 @@ def _cat(call: _Call) -> Field:
     Raises:
         _UndefinedError: The tensors are joined along an axis of the image.
     """
-    _without_axes(call, call.args[1] if len(call.args) > 1 else 0)
+    _without_axes(call, _defaults(call.args, None, 0)[1])
     return _elementwise(call)
 
 
 def _select(call: _Call) -> Field:
-    field, dim = call.fields[0], call.args[1] if len(call.args) > 1 else 0
+    field, dim = call.fields[0], _defaults(call.args, None, 0)[1]
     _without_axes(call, dim)
     dim = dim % len(field.dims)
     return field._replace(dims=field.dims[:dim] + field.dims[dim + 1 :])
@@ -470,16 +535,23 @@ def _product(call: _Call) -> Field:
     if len(call.tensors) > 1 or (call.tensors[0] is not a and call.tensors[0] is not b):
         return Field(len(call.fields[0].axes) * (WHOLE,), call.fields[0].sizes, ((),) * call.out.dim())
     field, x = call.fields[0], call.tensors[0]
-    contracted = x.dim() - 1 if x is a else max(x.dim() - 2, 0)
+    # The product sums over the last dimension of the first factor and over the last but one of the second.
+    contracted = x.dim() - 1
+    if x is not a:
+        contracted = max(x.dim() - 2, 0)
     kept = field.contracted(contracted)
     if call.out.dim() != x.dim():
         raise _UndefinedError
-    dims = tuple(() if d == contracted else axes for d, axes in enumerate(field.dims))
-    return kept._replace(dims=dims, pure=field.pure or not any(dims))
+    dims = list(field.dims)
+    dims[contracted] = ()
+    return kept._replace(dims=tuple(dims), pure=field.pure or not any(dims))
 
 
 def _layer_norm(call: _Call) -> Field:
-    return call.fields[0].mixed(range(-len(call.args[1]), 0)) if call.out.dim() == call.tensors[0].dim() else _all(call)
+    # The other results are statistics, one per position.
+    if call.out.dim() != call.tensors[0].dim():
+        return _all(call)
+    return call.fields[0].mixed(range(-len(call.args[1]), 0))
 
 
 def _softmax(call: _Call) -> Field:
@@ -506,6 +578,7 @@ def _restrided(call: _Call) -> Field:
 def _batch_norm(call: _Call) -> Field:
     if call.out.dim() != call.tensors[0].dim():
         raise _UndefinedError
+    # With the statistics of the batch, each element depends on all others.
     return _all(call) if call.args[5] else call.fields[0]
 
 

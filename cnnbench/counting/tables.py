@@ -65,6 +65,7 @@ class Count(NamedTuple):
             "num_classes": self.network.num_classes,
             **self.cost.figures(),
         }
+        # What is not counted has a key of its own.
         figures["remarks"] = [line for line in self.remarks() if not line.startswith("not counted")]
         if self.memory is not None:
             figures["training_memory"] = self.memory.figures()
@@ -89,6 +90,7 @@ def count_network(network: Network, training: bool, step: Step | None) -> Count:
     """
     model, without_values = build_without_values(network.build)
     cost = complexity(model, network.image_shape, training=training)
+    # The estimate runs another copy, on tensors that know their types.
     memory = None
     if step is not None:
         memory = training_memory(model, network.image_shape, *step)
@@ -97,13 +99,16 @@ def count_network(network: Network, training: bool, step: Step | None) -> Count:
 
 def network_table(counts: Sequence[Count]) -> Table:
     """Return a table with one row per network."""
+    # Cells are folded and not cut off, so that no figure is lost in a narrow terminal.
     table = Table(header_style="bold")
     table.add_column("Model", overflow="fold")
     titles = "Image,Params,MACs,FLOPs,Training MACs,x inference,Other ops,Activations,Receptive field"
     for title in titles.split(","):
         table.add_column(title, justify="right", overflow="fold")
     for network, cost, *_ in counts:
-        ratio = f"{cost.train_macs / cost.macs:.4f}" if cost.macs and cost.train_macs else "-"
+        ratio = "-"
+        if cost.macs and cost.train_macs:
+            ratio = f"{cost.train_macs / cost.macs:.4f}"
         figures = (cost.params, cost.macs, cost.flops, cost.train_macs, ratio, cost.other_ops, cost.activations)
         shape = _by(network.image_shape)
         table.add_row(network.name, shape, *map(_number, figures), _field(cost.receptive_field))
@@ -122,26 +127,28 @@ def layer_table(count: Count) -> Table:
         "Output": "",
         "Params": cost.params,
         "MACs": cost.macs,
-        "Share %": "100.00" if cost.macs else "",
+        "Share %": "",
         "Training MACs": cost.train_macs,
         "Other ops": cost.other_ops,
         "Field": "",
     }
+    if cost.macs:
+        totals["Share %"] = "100.00"
     for title, total in totals.items():
         table.add_column(title, _number(total), justify="right", overflow="fold")
     for layer in cost.layers:
-        calls = f" (x{layer.calls})" if layer.calls > 1 else ""
-        table.add_row(
-            layer.name or "(the network)",
-            layer.type + calls,
-            "not called" if layer.output_shape is None else _by(layer.output_shape),
-            f"{layer.params:,}",
-            f"{layer.macs:,}",
-            f"{100 * layer.macs / cost.macs:.2f}" if cost.macs else "-",
-            _number(layer.train_macs),
-            f"{layer.other_ops:,}",
-            _field(layer.receptive_field),
-        )
+        kind, shape, share = layer.type, "not called", "-"
+        if layer.calls > 1:
+            kind += f" (x{layer.calls})"
+        if layer.output_shape is not None:
+            shape = _by(layer.output_shape)
+        # A network without any multiply-add has no shares.
+        if cost.macs:
+            share = f"{100 * layer.macs / cost.macs:.2f}"
+        # The path of the network itself is empty.
+        name = layer.name or "(the network)"
+        figures = (layer.params, layer.macs, share, layer.train_macs, layer.other_ops)
+        table.add_row(name, kind, shape, *map(_number, figures), _field(layer.receptive_field))
     return table
 
 
@@ -168,15 +175,21 @@ def _by(shape: Sequence[int]) -> str:
 
 
 def _number(value: int | str | None) -> str:
+    """Return a figure with separators between thousands, a text unchanged, and a dash for a missing figure."""
     if value is None:
         return "-"
-    return value if isinstance(value, str) else f"{value:,}"
+    if isinstance(value, str):
+        return value
+    return f"{value:,}"
 
 
 def _field(field: Mapping[str, Any] | str | None) -> str:
+    """Return the size of a receptive field in pixels; one number if all axes have the same size."""
     if field is None:
         return "-"
     if isinstance(field, str):
         return field
     size = field["size"]
-    return "x".join(f"{n:g}" for n in size) if isinstance(size, list) else f"{size:g}"
+    if isinstance(size, list):
+        return "x".join(f"{n:g}" for n in size)
+    return f"{size:g}"

@@ -44,8 +44,9 @@ def check_whole(name: str, value: Any, low: int, high: int, example: int) -> Non
         UserError: The value is not an integer from ``low`` to ``high``; a boolean does not count as an integer.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        shown = f"{value!r}"
-        shown = shown if len(shown) <= 40 else f"{shown[:40]}..."
+        shown = repr(value)
+        if len(shown) > 40:
+            shown = f"{shown[:40]}..."
         raise UserError(f"{name} {shown} must be a whole number from {low} to {high:,}, such as {example}")
 
 
@@ -104,10 +105,15 @@ class Augmentation:
 
     def describe(self) -> str:
         """Return the augmentation in words, for records."""
-        parts = [f"shift of up to {self.padding} pixels ({self.padding_mode})"] * (self.padding > 0)
-        if self.flip != "none":
-            parts.append("alternate mirroring" if self.flip == "alternate" else "mirroring")
-        parts += [f"cutout of {self.cutout}x{self.cutout}"] * (self.cutout > 0)
+        parts = []
+        if self.padding:
+            parts.append(f"shift of up to {self.padding} pixels ({self.padding_mode})")
+        if self.flip == "random":
+            parts.append("mirroring")
+        if self.flip == "alternate":
+            parts.append("alternate mirroring")
+        if self.cutout:
+            parts.append(f"cutout of {self.cutout}x{self.cutout}")
         return ", ".join(parts) or "none"
 
 
@@ -185,10 +191,15 @@ class TensorBatches:
         self._scale = 1 / (255 * torch.tensor(std or [1 / 255] * channels))
         self._shift = -255 * torch.tensor(mean or [0.0] * channels) * self._scale
         total = len(split.labels)
-        # All ranks must take the same number of training steps, or one of them would wait forever for the others.
-        share = total // world_size if shuffle else len(range(rank, total, world_size))
-        self.batch_size = min(batch_size, share) if shuffle else batch_size
-        self.batches = share // self.batch_size if shuffle else -(-share // batch_size)
+        self.batch_size = batch_size
+        if shuffle:
+            # All ranks must take the same number of training steps, or one of them would wait forever for the others.
+            share = total // world_size
+            self.batch_size = min(batch_size, share)
+            self.batches = share // self.batch_size
+        else:
+            share = len(range(rank, total, world_size))
+            self.batches = -(-share // batch_size)  # rounded up, so that no image is left out
         # `_prepare` fills these for images of `_prepared` pixels.
         self._crops = self._row_scale = self._row_shift = torch.empty(0)
         self._prepared = 0
@@ -215,21 +226,25 @@ class TensorBatches:
         self._resume_at = state["epoch"], state["batch"]
 
     def __len__(self) -> int:
-        return self.batches if self.chunk is None else -(-self.batches // self.chunk)
+        return -(-self.batches // (self.chunk or 1))  # rounded up
 
     def __iter__(self) -> Iterator[Any]:
         batches = self._one_by_one()
-        return batches if self.chunk is None else self._together(batches, self.chunk)
+        if self.chunk is None:
+            return batches
+        return self._together(batches, self.chunk)
 
     def _together(self, batches: Iterator[Split], chunk: int) -> Iterator[list[Split]]:
-        while found := list(islice(batches, chunk)):
-            yield found
+        while group := list(islice(batches, chunk)):
+            yield group
 
     def _one_by_one(self) -> Iterator[Split]:
-        size = self._sizes[min(self.epoch, len(self._sizes) - 1)] if self._sizes else self._stored
+        # Crops have `size` pixels, and the yielded images `wanted` pixels.
+        size, wanted = self._stored, self._size
+        if self._sizes:
+            size = wanted = self._sizes[min(self.epoch, len(self._sizes) - 1)]
         self._prepare(size)
         epoch = self._draw(size)
-        wanted = size if self._sizes else self._size
         # A restored position is used once, and only for its own epoch.
         resumed_epoch, given = self._resume_at
         self._resume_at = (-1, 0)
@@ -257,7 +272,9 @@ class TensorBatches:
         device = self.split.images.device
         self._row_scale, self._row_shift = (values.repeat(size).to(device) for values in (self._scale, self._shift))
         padding = self.augmentation.padding
-        images = self.split.images if size == self._stored else resize(self.split.images, size)
+        images = self.split.images
+        if size != self._stored:
+            images = resize(images, size)
         padded = torch.cat([_pad(piece, padding, self.augmentation.padding_mode) for piece in images.split(PIECE)])
         count, height, width, channels = padded.shape
         # Window i starts at pixel i of the flat memory, and its rows are `width` pixels apart; windows overlap.
@@ -274,7 +291,9 @@ class TensorBatches:
         width = size + 2 * padding
         # Every process draws for all images, so that the choices do not depend on the number of processes.
         generator = torch.Generator().manual_seed((self.seed % 2**31) * 1_000_003 + self.epoch)
-        order = torch.randperm(total, generator=generator) if self.shuffle else torch.arange(total)
+        order = torch.arange(total)
+        if self.shuffle:
+            order = torch.randperm(total, generator=generator)
         # Index of an image's window: the first pixel of the padded image, plus a shift down and a shift across.
         windows = torch.arange(total) * width**2
         if padding:
@@ -294,8 +313,10 @@ class TensorBatches:
         columns = [order, windows[order]]
         if corners is not None:
             columns += corners[order].unbind(1)
-        moved = _moved(columns, self.split.images.device)
-        return _Epoch(moved[0], moved[1], counts, torch.stack(moved[2:], dim=1) if corners is not None else None)
+        order, windows, *corner = _moved(columns, self.split.images.device)
+        if corners is not None:
+            corners = torch.stack(corner, dim=1)
+        return _Epoch(order, windows, counts, corners)
 
     def _mirrored(self, total: int, generator: torch.Generator) -> Tensor | None:
         """Return which images are mirrored in this epoch, (total,) bool; None if images are never mirrored."""

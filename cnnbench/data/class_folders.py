@@ -86,9 +86,15 @@ def find_class_folders(root: Path, classes: tuple[str, ...]) -> Path | None:
         if not missing:
             return folder
         # Upper and lower case do not matter here, so that the error can propose to rename a folder such as Train/Cat.
-        inside = [path for split in _names(folder) if split.casefold() in SPLITS for path in _inside(folder, split)]
+        inside: list[str] = []
+        for split in _names(folder):
+            if split.casefold() in SPLITS:
+                inside += _inside(folder, split)
         similar = [path for path in inside if path.casefold() in wanted]
-        is_meant = len(similar) >= _LIKELY if name == "." else bool(inside)
+        # The data folder itself may hold the folders train and test of other data.
+        is_meant = bool(inside)
+        if name == ".":
+            is_meant = len(similar) >= _LIKELY
         if is_meant:
             partial.append(_incomplete(folder, missing, similar, len(wanted)))
     if partial:
@@ -137,12 +143,15 @@ def _names(folder: Path) -> list[str]:
 
 def _incomplete(folder: Path, missing: Sequence[str], similar: Sequence[str], wanted: int) -> UserError:
     """Build the error for missing class folders, with a hint where a name differs only in upper and lower case."""
-    shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+    shown = ", ".join(missing[:4])
+    if len(missing) > 4:
+        shown += f" and {len(missing) - 4} more"
     hints = []
     for path in missing:
         near = [name for name in similar if name.casefold() == path]
         if not near:
             continue
+        # A path that exists under its exact name is missing only because it is a file.
         hints.append(f"rename '{near[0]}' to '{path}'" if near[0] != path else f"'{path}' is not a folder")
     mend = hints[0] if hints else "add them, or take the folder away"
     return UserError(f"'{folder}' lacks {len(missing)} of {wanted} class folders: {shown}; {mend}")
@@ -176,11 +185,11 @@ def load_class_folders(folder: Path, classes: tuple[str, ...]) -> tuple[Split, S
             stored = _decode_all(listing)
             if cache is not None:
                 _write_cache(cache, listing, stored)
-    train, test = (
-        Split(torch.from_numpy(stored[f"{split}_images"]), torch.from_numpy(stored[f"{split}_labels"]))
-        for split in SPLITS
-    )
-    return train, test, bool(stored["lossy"])
+    return _split_of(stored, "train"), _split_of(stored, "test"), bool(stored["lossy"])
+
+
+def _split_of(stored: dict[str, np.ndarray], split: str) -> Split:
+    return Split(torch.from_numpy(stored[f"{split}_images"]), torch.from_numpy(stored[f"{split}_labels"]))
 
 
 # Listing
@@ -196,6 +205,7 @@ def _list(folder: Path, classes: tuple[str, ...]) -> _Listing:
     listing = _Listing(folder)
     for split in SPLITS:
         listing.files[split] = []
+        # Hidden files are left alone, other files get a note, and other folders are an error: they may be classes.
         for name in _names(folder / split):
             if name in classes or name.startswith("."):
                 continue

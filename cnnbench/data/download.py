@@ -55,15 +55,13 @@ def fetch(urls: Sequence[str], target: Path, md5: str) -> None:
         urls = [f"{own.rstrip('/')}/{target.name}", *urls]
     part = target.with_name(target.name + ".part")
     try:
-        for path in (target, part):
-            if os.path.lexists(path):
-                check_regular(path, "downloaded file")
-        if _is_there(target, md5) or _was_all_but_renamed(part, target, md5):
+        if _is_complete(target, part, md5):
             return
         mirrors = _Mirrors(urls, offset=_size(part))
     except OSError as error:
         raise UserError(f"downloaded file '{target}' cannot be read: {reason(error)}; delete it") from error
     try:
+        # The mirrors before the first one that answers; `_try_mirrors` adds those that fail later.
         failures = mirrors.failures()
         if len(failures) < len(set(urls)):  # without any answer no folder is created
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -77,10 +75,19 @@ def fetch(urls: Sequence[str], target: Path, md5: str) -> None:
         mirrors.close()
     # HTTP 416 is "range not satisfiable": the partial file is longer than the whole one, so start again without it.
     if "HTTP 416" in failures.values() and part.exists():
-        part.unlink()
+        with FileLock(f"{target}.lock"):  # another process may be writing to it
+            part.unlink(missing_ok=True)
         fetch(urls, target, md5)
         return
     raise MissingDataError(f"could not download {target.name}; tried {_listed(failures)}")
+
+
+def _is_complete(target: Path, part: Path, md5: str) -> bool:
+    """Return whether the file is there, after checking that it and its partial download are files that can be read."""
+    for path in (target, part):
+        if os.path.lexists(path):
+            check_regular(path, "downloaded file")
+    return _is_there(target, md5) or _was_all_but_renamed(part, target, md5)
 
 
 def _was_all_but_renamed(part: Path, target: Path, md5: str) -> bool:
@@ -142,7 +149,7 @@ def _try_mirrors(urls: Sequence[str], mirrors: _Mirrors, part: Path, md5: str, f
             failures[url] = _reason(error)
             continue
         if file_md5(part) == md5:
-            part.replace(part.with_suffix(""))
+            part.replace(part.with_suffix(""))  # the name of the complete file lacks ".part"
             return True
         failures[url] = f"wrong content: its md5 is not {md5}"
         part.unlink()
@@ -211,14 +218,15 @@ class _Mirrors:
 
 def _save(response: HTTPResponse, part: Path) -> None:
     """Write a response to the partial file and show the progress; append if the server resumes the download."""
-    resumed = response.status == 206  # partial content; any other status sends the whole file
-    done = _size(part) if resumed else 0
+    done, mode = 0, "wb"
+    if response.status == 206:  # partial content; any other status sends the whole file
+        done, mode = _size(part), "ab"
     length = response.headers.get("Content-Length")
     total = done + int(length) if length else None
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with (
         response,
-        part.open("ab" if resumed else "wb") as file,
+        part.open(mode) as file,
         Progress(*columns, TimeRemainingColumn(), console=make_console(stderr=True)) as progress,
     ):
         task = progress.add_task(f"download {part.stem}", total=total, completed=done)

@@ -57,6 +57,7 @@ def load(raw: Path) -> tuple[Split, Split, bool]:
             index = int((labels > 9).argmax())
             raise _wrong(labels_path, f"has the label {labels[index]} at index {index}; labels are 0 to 9")
         original &= (images_md5, labels_md5) == (FILES[images_path.name], FILES[labels_path.name])
+        # Images get an axis for their one channel, and cross-entropy takes labels of type int64 only.
         splits.append(Split(torch.from_numpy(images)[:, None], torch.from_numpy(labels).long()))
     return splits[0], splits[1], original
 
@@ -99,6 +100,7 @@ def _read_whole(path: Path, header: int, dimensions: int) -> bytearray:
         expected = header + math.prod(shape)
         if size != expected:
             raise _wrong(path, f"has {size:,} bytes; {expected:,} are due for the {shape[0]:,} {what} of its header")
+        # An array on a bytearray can be written to, which torch asks for; one on bytes could only be read.
         content = bytearray(expected)
         content[:header] = start
         read = file.readinto(memoryview(content)[header:])

@@ -57,6 +57,28 @@ def check_memory(what: str, needed: int) -> None:
         )
 
 
+def _check_optional(name: str, value: Any, high: int, example: int) -> None:
+    """Raise UserError unless an argument is unset or a whole number from 1 to ``high``; see `check_whole`."""
+    if value is not None:
+        check_whole(name, value, 1, high, example)
+
+
+def _check_fraction(val_fraction: Any) -> None:
+    """Raise UserError unless the share of the validation split is a number from 0 to below 1."""
+    # A bool is an int for Python, so False would pass as 0.
+    is_number = isinstance(val_fraction, int | float) and not isinstance(val_fraction, bool)
+    if not is_number or not 0 <= val_fraction < 1:
+        raise UserError(f"val_fraction {val_fraction!r} is not in [0, 1); 0.1 keeps a tenth for validation")
+
+
+def _check_sizes(sizes: Any, example: int) -> None:
+    """Raise UserError unless the sizes of the images by epoch are a list of whole numbers of pixels."""
+    if not isinstance(sizes, list | tuple) or len(sizes) > MOST_SIZES:
+        raise UserError(f"sizes {str(sizes)[:40]} must be a list of numbers of pixels, such as [20, 24, 28, 32]")
+    for pixels in sizes:
+        check_whole("sizes: side", pixels, 1, LARGEST_SIDE, example)
+
+
 class ImageDataModule(L.LightningDataModule, ABC):
     """A classification data set with its splits, batches, augmentation and normalisation.
 
@@ -115,22 +137,15 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.save_hyperparameters(ignore=["data_dir"], logger=False)
         if data_dir is not None and not isinstance(data_dir, str):
             raise UserError(f"data_dir {data_dir!r} is not the name of a folder")
-        if batch_size is not None:
-            check_whole("batch_size", batch_size, 1, LARGEST_BATCH, DEFAULT_BATCH)
+        _check_optional("batch_size", batch_size, LARGEST_BATCH, DEFAULT_BATCH)
         check_whole("eval_batch_size", eval_batch_size, 1, LARGEST_BATCH, 500)
-        if image_size is not None:
-            check_whole("image_size", image_size, 1, LARGEST_SIDE, self.default_size)
-        if isinstance(val_fraction, bool) or not isinstance(val_fraction, int | float) or not 0 <= val_fraction < 1:
-            raise UserError(f"val_fraction {val_fraction!r} is not in [0, 1); 0.1 keeps a tenth for validation")
+        _check_optional("image_size", image_size, LARGEST_SIDE, self.default_size)
+        _check_fraction(val_fraction)
         check_whole("split_seed", split_seed, 0, 2**32 - 1, 0)
-        if subset is not None:
-            check_whole("subset", subset, 1, MOST_IMAGES, 1000)
+        _check_optional("subset", subset, MOST_IMAGES, 1000)
         if augment is not None and not isinstance(augment, bool):
             raise UserError(f"augment {augment!r} is not true or false")
-        if not isinstance(sizes, list | tuple) or len(sizes) > MOST_SIZES:
-            raise UserError(f"sizes {str(sizes)[:40]} must be a list of numbers of pixels, such as [20, 24, 28, 32]")
-        for pixels in sizes:
-            check_whole("sizes: side", pixels, 1, LARGEST_SIDE, self.default_size)
+        _check_sizes(sizes, self.default_size)
         self.data_dir = data_dir
         self.image_size = self.default_size if image_size is None else image_size
         self.batch_size = batch_size
@@ -193,7 +208,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def _check_batch_size(self, images: int, processes: int = 1) -> None:
         """Raise UserError if the requested batch is larger than the share of training images of one process."""
         if self.batch_size is not None and self.batch_size > images // processes:
-            each = f" in each of {processes} processes" if processes > 1 else ""
+            each = ""
+            if processes > 1:
+                each = f" in each of {processes} processes"
             raise UserError(
                 f"batch_size {self.batch_size:,} is larger than the training split of {self.label}, {images:,} images; "
                 f"use at most {max(1, images // processes):,}{each}"
@@ -206,9 +223,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
         piece that is being resized, and the largest batch in float32.
         """
         channels, stored = train.images.shape[1:3]
-        largest = max(self.sizes, default=stored)
-        padding = self.augmentation.padding if self.augmentation else 0
-        needed = chosen * channels * (largest + 2 * padding) ** 2
+        largest = padded = max(self.sizes, default=stored)
+        if self.augmentation is not None:
+            padded += 2 * self.augmentation.padding
+        needed = chosen * channels * padded**2
         if self.sizes:
             needed += 2 * 4 * min(chosen, PIECE) * channels * largest**2
         batch = max(self.train_batch_size(chosen), self.eval_batch_size)
@@ -217,7 +235,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def train_batch_size(self, images: int) -> int:
         """Return the number of images per training step for a training split of this many images."""
-        return min(DEFAULT_BATCH, images) if self.batch_size is None else self.batch_size
+        if self.batch_size is None:
+            return min(DEFAULT_BATCH, images)
+        return self.batch_size
 
     def fingerprint(self) -> str:
         """Return a hash of all images and labels of the splits in use, in their order; it is computed only once."""
@@ -226,6 +246,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             digest = hashlib.sha256(b"cnnbench data 1")
             for name, split in self._splits.items():
                 for part in split:
+                    # The same bytes in another split, shape or type must give another hash.
                     digest.update(f"{name} {tuple(part.shape)} {part.dtype}\n".encode())
                     digest.update(part.contiguous().numpy().data)
             self._fingerprint = digest.hexdigest()[:16]
@@ -256,33 +277,40 @@ class ImageDataModule(L.LightningDataModule, ABC):
         }
 
     def _augmentation_in_words(self) -> str:
-        resized = [f"images of {', '.join(map(str, self.sizes))} pixels by epoch"] * bool(self.sizes)
-        return ", ".join([*resized, self.augmentation.describe() if self.augmentation else "none"])
+        parts = []
+        if self.sizes:
+            parts.append(f"images of {', '.join(map(str, self.sizes))} pixels by epoch")
+        parts.append(self.augmentation.describe() if self.augmentation else "none")
+        return ", ".join(parts)
 
     def _batches(self, split: str, training: bool = False) -> TensorBatches:
+        """Return the loader of a split, for the process and the device of the Trainer if there is one."""
         trainer = self.trainer
         rank, world_size, device, seed = 0, 1, torch.device("cpu"), torch.initial_seed()
         if trainer is not None:
             rank, world_size, device = trainer.global_rank, trainer.world_size, trainer.strategy.root_device
             seed = trainer.strategy.broadcast(seed)  # all processes must use the same order
+        images, labels = self._splits[split]
         batch_size = self.eval_batch_size
+        of_training: dict[str, Any] = {}
         if training:
-            images = len(self._splits[split].labels)
-            self._check_batch_size(images, world_size)
-            batch_size = self.train_batch_size(images)
+            self._check_batch_size(len(labels), world_size)
+            batch_size = self.train_batch_size(len(labels))
+            # Only an `ImageClassifier` has `steps_per_call`, and there is no module outside a Trainer.
+            module = getattr(trainer, "lightning_module", None)
+            chunk = getattr(module, "steps_per_call", None)
+            of_training = {"augmentation": self.augmentation, "sizes": self.sizes, "chunk": chunk}
         return TensorBatches(
-            Split(*(t.to(device) for t in self._splits[split])),  # on a GPU it stays there: at most 180 MB
+            Split(images.to(device), labels.to(device)),  # on a GPU it stays there: at most 180 MB
             batch_size,
             shuffle=training,
             mean=self.mean,
             std=self.std,
             size=self.image_size,
-            augmentation=self.augmentation if training else None,
-            sizes=self.sizes if training else (),
             seed=seed,
             rank=rank,
             world_size=world_size,
-            chunk=getattr(getattr(trainer, "lightning_module", None), "steps_per_call", None) if training else None,
+            **of_training,
         )
 
     def train_dataloader(self) -> TensorBatches:
@@ -297,13 +325,17 @@ class ImageDataModule(L.LightningDataModule, ABC):
     # them only to a loader that is not open yet. Ours is opened early, when the schedule needs the training's length.
 
     def state_dict(self) -> dict[str, int]:
-        return self._train_batches.state_dict() if self._train_batches is not None else {}
+        if self._train_batches is None:
+            return {}
+        return self._train_batches.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._resumed = state_dict
 
     def val_dataloader(self) -> Any:
-        return self._batches("val") if len(self._splits["val"].labels) else []
+        if not len(self._splits["val"].labels):
+            return []  # Lightning then leaves the validation out
+        return self._batches("val")
 
     def test_dataloader(self) -> TensorBatches:
         return self._batches("test")

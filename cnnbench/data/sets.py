@@ -159,8 +159,10 @@ class Synthetic(ImageDataModule):
 
     def _draw(self, count: int, seed: int) -> Split:
         generator = torch.Generator().manual_seed(seed)
+        # All classes are equally frequent, in random order.
         labels = torch.arange(count) % self.num_classes
         labels = labels[torch.randperm(count, generator=generator)]
+        # Piece by piece, because the images are drawn in float32 and take four times as much memory then.
         chunks = [self._gratings(part, generator) for part in labels.split(_PIECE)]
         return Split(torch.cat(chunks), labels)
 

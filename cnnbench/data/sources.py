@@ -100,7 +100,9 @@ def label_of(title: str, counts: Sequence[int], official: Sequence[int], is_orig
     """
     if tuple(counts) == tuple(official):
         return title if is_original else f"{title} (altered)"
-    what = "incomplete" if all(map(int.__le__, counts, official)) else "altered"
+    what = "altered"
+    if counts[0] <= official[0] and counts[1] <= official[1]:
+        what = "incomplete"
     return f"{title}, {what}: {counts[0]:,} + {counts[1]:,} of {official[0]:,} + {official[1]:,} images"
 
 
@@ -130,11 +132,9 @@ def prepare_mnist(root: Path) -> None:
             f"'{raw}' has {', '.join(there)}, but not {', '.join(missing)}; put them there, or delete the folder, and "
             "all four are downloaded again"
         )
-    archives = {Path(name).stem: (name, md5) for name, md5 in datasets.MNIST.resources}
     try:
         for name in missing:
-            archive, md5 = archives[name]
-            fetch([mirror + archive for mirror in datasets.MNIST.mirrors], raw / archive, md5)
+            _fetch_mnist(raw, name)
     except MissingDataError as error:
         if there or downloads:
             raise UserError(
@@ -143,7 +143,14 @@ def prepare_mnist(root: Path) -> None:
         layout = "the four files MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"
         raise _missing("MNIST", root, layout, str(error)) from error
     for name in missing:
-        _unpack(raw / archives[name][0], raw / name)
+        _unpack(raw / f"{name}.gz", raw / name)
+
+
+def _fetch_mnist(raw: Path, name: str) -> None:
+    """Download the archive of one of the four files into a folder."""
+    archive = f"{name}.gz"
+    md5 = dict(datasets.MNIST.resources)[archive]
+    fetch([mirror + archive for mirror in datasets.MNIST.mirrors], raw / archive, md5)
 
 
 def load_mnist(root: Path) -> tuple[Split, Split, str]:
@@ -185,11 +192,12 @@ def prepare_cifar10(root: Path, classes: tuple[str, ...]) -> None:
     try:
         fetch(CIFAR10_MIRRORS, archive, datasets.CIFAR10.tgz_md5)
     except MissingDataError as error:
-        begun = [path for path in (archive, archive.with_name(archive.name + ".part")) if os.path.lexists(path)]
-        if begun:
-            raise UserError(
-                f"'{begun[0]}' is not the whole archive of CIFAR-10, and {error}; try again, or delete it"
-            ) from error
+        # What an interrupted download has left, or a damaged file, is the user's to delete.
+        for path in (archive, archive.with_name(archive.name + ".part")):
+            if os.path.lexists(path):
+                raise UserError(
+                    f"'{path}' is not the whole archive of CIFAR-10, and {error}; try again, or delete it"
+                ) from error
         layout = "the folder cifar-10-batches-py or class folders cifar10-images/{train,test}/<class>/*.{png,jpg}"
         raise _missing("CIFAR-10", root, layout, str(error)) from error
     _unpack(archive, root / datasets.CIFAR10.base_folder)
@@ -245,7 +253,8 @@ def load_cifar10(root: Path, classes: tuple[str, ...]) -> tuple[Split, Split, st
     train, test, lossy = load_class_folders(folders, classes)
     counts = len(train.labels), len(test.labels)
     # Class folders have no known checksum; besides the counts, equal class sizes are compared with the original.
-    balanced = all(len(set(split.labels.bincount().tolist())) == 1 for split in (train, test))
+    sizes = [set(split.labels.bincount().tolist()) for split in (train, test)]
+    balanced = len(sizes[0]) == len(sizes[1]) == 1
     title = f"CIFAR-10 ({'JPEG copy' if lossy else 'PNG copy'})"
     return train, test, label_of(title, counts, CIFAR10_COUNTS, balanced)
 
@@ -262,10 +271,15 @@ def _load_batches(folder: Path) -> tuple[Split, Split]:
     _read_checked(folder / meta["filename"], meta["md5"])  # its class names are known, so only its checksum matters
     splits = []
     for listed in (datasets.CIFAR10.train_list, datasets.CIFAR10.test_list):
-        batches = [_unpickled(folder / name, md5) for name, md5 in listed]
-        images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
-        labels = [label for batch in batches for label in batch["labels"]]
-        splits.append(Split(torch.from_numpy(images), torch.tensor(labels)))
+        images: list[np.ndarray] = []
+        labels: list[int] = []
+        for name, md5 in listed:
+            batch = _unpickled(folder / name, md5)
+            images.append(batch["data"])
+            labels += batch["labels"]
+        # Each row holds the pixels of one image: all of the red channel, then green, then blue, row by row.
+        pixels = np.concatenate(images).reshape(-1, 3, 32, 32)
+        splits.append(Split(torch.from_numpy(pixels), torch.tensor(labels)))
     return splits[0], splits[1]
 
 

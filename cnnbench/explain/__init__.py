@@ -54,7 +54,7 @@ class Picture(NamedTuple):
     Attributes:
         name: File name without suffix.
         title: Title of a few words.
-        caption: About two sentences on what to look at and what it means, with the numbers of this picture.
+        caption: Fixed sentences: what the picture shows, how to read it and what to look at. Numbers are in the tables.
         image: Matplotlib figure, or the frames of an animation.
     """
 
@@ -79,10 +79,6 @@ class Explanation:
     tables: list[Table] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
-
-    def further_remarks(self) -> list[str]:
-        """Return the remarks that are not part of any caption."""
-        return [line for line in self.remarks if not any(line in picture.caption for picture in self.pictures)]
 
 
 def tool(name: str) -> Any:

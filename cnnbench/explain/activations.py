@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -60,12 +61,11 @@ def undisturbed(model: nn.Module) -> Iterator[list[RemovableHandle]]:
         An empty list for handles of hooks; the hooks in it are removed at the end of the block.
     """
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
+    buffers = []
+    for module in model.modules():
+        for name, tensor in module._buffers.items():
+            if tensor is not None:
+                buffers.append((module, name, tensor, tensor.clone()))
     handles: list[RemovableHandle] = []
     try:
         with untouched_randomness(), torch.inference_mode(False):
@@ -107,8 +107,8 @@ def forward(model: nn.Module, images: Tensor) -> Tensor:
         ) from error
     logits = next(tensors_in(output), None)
     if logits is None or logits.ndim != 2 or len(logits) != len(images):
-        found = "nothing" if logits is None else f"a tensor of {tuple(logits.shape)}"
-        raise UserError(f"{type(model).__name__} puts out {found}, not logits, (N, K); give it a head for classes")
+        kind = "nothing" if logits is None else f"a tensor of {tuple(logits.shape)}"
+        raise UserError(f"{type(model).__name__} puts out {kind}, not logits, (N, K); give it a head for classes")
     return logits
 
 
@@ -132,19 +132,17 @@ def outputs(model: nn.Module, image_shape: Sequence[int]) -> dict[str, tuple[int
     Raises:
         UserError: The network does not run on such images, or its output is not logits.
     """
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
 
-    def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            first = next(tensors_in(output), None)
-            found.setdefault(name, () if first is None else tuple(first.shape[1:]))
-
-        return hook
+    def note(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        # A module that runs again keeps the shape and the place of its first run.
+        first = next(tensors_in(output), None)
+        shapes.setdefault(name, () if first is None else tuple(first.shape[1:]))
 
     with undisturbed(model) as handles, torch.no_grad():
-        handles += [module.register_forward_hook(note(name)) for name, module in model.named_modules()]
+        handles += [module.register_forward_hook(partial(note, name)) for name, module in model.named_modules()]
         forward(model, torch.zeros(1, *image_shape))
-    return found
+    return shapes
 
 
 def is_map(shape: Sequence[int]) -> bool:
@@ -171,17 +169,20 @@ def stages(model: nn.Module, image_shape: Sequence[int]) -> list[str]:
     """
     shapes = outputs(model, image_shape)
     modules = dict(model.named_modules())
-    square = {name: shape if is_map(shape) and shape[1] == shape[2] else () for name, shape in shapes.items()}
     # Feature maps of square images are square as a rule; an output in the order (H, W, C), read as (C, H, W), is not.
-    if any(square.values()):
-        shapes = square
+    square = {name: shape for name, shape in shapes.items() if is_map(shape) and shape[1] == shape[2]}
+    if square:
+        shapes = {name: square.get(name, ()) for name in shapes}
     parts = sorted(_parts("", modules, shapes), key=list(shapes).index)
     ends = []
     for _, stage in groupby(parts, key=lambda name: shapes[name][1:]):
         names = list(stage)
         # Parameters with a single dimension, such as biases and scales of norms, do not count as weights here.
-        if any(p.ndim > 1 for name in names for p in modules[name].parameters()):
-            ends.append([n for n in names if not isinstance(modules[n], (nn.Identity, nn.Dropout, nn.Dropout2d))][-1])
+        weights = [p for name in names for p in modules[name].parameters() if p.ndim > 1]
+        # Identity and dropout do nothing in evaluation mode, so the layer before them is called the last one.
+        active = [name for name in names if not isinstance(modules[name], (nn.Identity, nn.Dropout, nn.Dropout2d))]
+        if weights:
+            ends.append(active[-1])
     if not ends:
         raise UserError(f"{type(model).__name__} has no feature maps; give a network with convolutions")
     return ends
@@ -191,15 +192,16 @@ def _parts(name: str, modules: dict[str, nn.Module], shapes: dict[str, tuple[int
     """Yield the names of a module's parts whose output is feature maps, or its own name if it is a single part."""
     shape = shapes.get(name, ())
     prefix = f"{name}." if name else ""
-    inside = {s[1:] for n, s in shapes.items() if n.startswith(prefix) and is_map(s)}
-    many = len(inside) > 2  # a block changes the resolution at most once, so this is a sequence of blocks
+    resolutions = {s[1:] for n, s in shapes.items() if n.startswith(prefix) and is_map(s)}
+    # A block changes the resolution at most once, so a module with more resolutions is a sequence of blocks.
+    is_sequence = len(resolutions) > 2 or type(modules[name]) is nn.Sequential
     # A module that is used in several places, such as one ReLU for all blocks, is listed only under its first name.
     children = [prefix + child for child, _ in modules[name].named_children() if prefix + child in modules]
-    if is_map(shape) and not (children and (many or type(modules[name]) is nn.Sequential)):
+    if is_map(shape) and not (children and is_sequence):
         yield name
-    else:
-        for child in children:
-            yield from _parts(child, modules, shapes)
+        return
+    for child in children:
+        yield from _parts(child, modules, shapes)
 
 
 def check_layers(model: nn.Module, image_shape: Sequence[int], names: Sequence[str]) -> None:
@@ -224,7 +226,10 @@ def check_layers(model: nn.Module, image_shape: Sequence[int], names: Sequence[s
                 f"layer '{name}' puts out {shapes[name] or 'no tensor'}, not maps, (C, H, W), of several positions; "
                 "name another"
             )
-        near = [n for n in maps if name and n.startswith(name)] or difflib.get_close_matches(name, maps, 3, 0.5)
+        near = difflib.get_close_matches(name, maps, 3, 0.5)
+        # The start of a name, such as that of a block, stands for all layers in it.
+        if name:
+            near = [n for n in maps if n.startswith(name)] or near
         raise unknown("layer", name, list(dict.fromkeys([*near[:8], *stages(model, image_shape)])))
 
 
@@ -237,11 +242,13 @@ class _Witness(TorchDispatchMode):
         self.last: tuple[Tensor, str, Tensor | None] | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = base_name(func)
-        before = args[0].clone() if self.inputs and name in ACTIVATIONS else None  # it may overwrite its input
+        activation = ACTIVATIONS.get(base_name(func))
+        before = None
+        if activation is not None and self.inputs:
+            before = args[0].clone()  # the function may overwrite its input
         out = func(*args, **(kwargs or {}))
-        if name in ACTIVATIONS:
-            self.last = out, ACTIVATIONS[name], before
+        if activation is not None:
+            self.last = out, activation, before
         return out
 
 
@@ -260,24 +267,22 @@ def record(model: nn.Module, images: Tensor, layers: Sequence[str], before: bool
     Returns:
         Feature maps by name of the layer, in the order of `layers`.
     """
-    found: dict[str, LayerMap] = {}
+    maps: dict[str, LayerMap] = {}
     witness = _Witness(before)
 
-    def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if name in found:
-                return
-            values, activation = next(tensors_in(output)), None
-            # The layer ends with an activation function if its output is the tensor that this function returned.
-            if witness.last is not None and witness.last[0] is values:
-                _, activation, entered = witness.last
-                values = values if entered is None else entered
-            found[name] = LayerMap(values.detach().clone(), activation)
-
-        return hook
+    def note(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if name in maps:
+            return
+        values, activation = next(tensors_in(output)), None
+        # The layer ends with an activation function if its output is the tensor that this function returned.
+        if witness.last is not None and witness.last[0] is values:
+            _, activation, entered = witness.last
+            if entered is not None:
+                values = entered
+        maps[name] = LayerMap(values.detach().clone(), activation)
 
     modules = dict(model.named_modules())
     with undisturbed(model) as handles, torch.no_grad(), witness:
-        handles += [modules[name].register_forward_hook(note(name)) for name in layers]
+        handles += [modules[name].register_forward_hook(partial(note, name)) for name in layers]
         forward(model, images)
-    return {name: found[name] for name in layers}
+    return {name: maps[name] for name in layers}

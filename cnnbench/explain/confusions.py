@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import csv
 import io
-import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cnnbench.confusion import Counts, accuracy, most_confused
+from cnnbench.confusion import Confusion, Counts, accuracy, most_confused
 from cnnbench.data import get_data
+from cnnbench.data.module import ImageDataModule
 from cnnbench.errors import UserError, unknown
 from cnnbench.explain import Explanation, Picture, Table
 from cnnbench.explain.networks import load_checkpoint, predict
@@ -45,6 +46,22 @@ FEWEST = 10
 FALSE_SHARE = 0.05
 """Largest expected share of chance differences among those that are called real."""
 
+MATRIX_CAPTION = (
+    "Rows are what the images show, columns what the network takes them for; the colour is the share of the row. "
+    "Correct answers lie on the diagonal, so look for dark cells beside it."
+)
+MISTAKES_CAPTION = (
+    "Test images behind the most frequent mistakes, a row each, the most confident mistakes first; above each image is "
+    "the probability that the network gives to its wrong answer. Ask what you would have said."
+)
+DIFFERENCE_CAPTION = (
+    "A cell is the difference between two shares of its true class, in percentage points: red where the network that "
+    "the title names first has more, blue where it has less. Outlined cells differ by more than the draw of images "
+    "and, where both networks were trained several times, by more than the chance in training. At most 5 % of them do "
+    "so falsely, on average."
+)
+"""Captions of the three pictures."""
+
 
 class Matrix(NamedTuple):
     """The confusion matrices of a network on the test images of a data set.
@@ -65,7 +82,7 @@ class Matrix(NamedTuple):
     @property
     def counts(self) -> list[list[int]]:
         """Return the sum of the counts over all training runs."""
-        return [[sum(cell) for cell in zip(*rows, strict=True)] for rows in zip(*self.runs, strict=True)]
+        return np.array(self.runs, dtype=object).sum(axis=0).tolist()  # integers of Python, which cannot overflow
 
     @property
     def trainings(self) -> int:
@@ -75,11 +92,17 @@ class Matrix(NamedTuple):
     @property
     def unit(self) -> str:
         """Return the unit of the counts; several training runs give several answers for each image."""
-        return f"answers in {self.trainings} trainings" if self.trainings > 1 else "images"
+        if self.trainings > 1:
+            return f"answers in {self.trainings} trainings"
+        return "images"
 
     @property
     def title(self) -> str:
-        return f"{self.name} on {self.label}" + (f", {self.trainings} trainings added up" if self.trainings > 1 else "")
+        """Return the network, its data set and the number of trainings, if there are several, for titles."""
+        title = f"{self.name} on {self.label}"
+        if self.trainings > 1:
+            title += f", {self.trainings} trainings added up"
+        return title
 
 
 class ClassFigures(NamedTuple):
@@ -151,17 +174,26 @@ def class_figures(counts: Counts, runs: int = 1) -> list[ClassFigures]:
         counts: Confusion matrix, summed over all training runs; rows are true classes, columns predicted ones.
         runs: Number of training runs; all of them were tested on the same images.
     """
-    found = []
+    figures = []
     for index, row in enumerate(counts):
-        hits, images, taken = row[index], sum(row), sum(other[index] for other in counts)
-        # Further runs do not add images, so the interval uses the mean counts per run.
-        low, high = wilson_interval(hits / runs, images / runs) if images else (0.0, 1.0)
-        # The harmonic mean of hits / images and hits / taken, in a form that is defined without hits too.
-        f1 = 2 * hits / (images + taken) if images + taken else 0.0
-        found.append(
-            ClassFigures(images, hits / images if images else 0.0, low, high, hits / taken if taken else None, f1)
-        )
-    return found
+        hits, images = row[index], sum(row)
+        predicted = sum(other[index] for other in counts)  # the sum of the column
+        # Without an image of the class, its recall could be anything.
+        recall, low, high = 0.0, 0.0, 1.0
+        if images:
+            recall = hits / images
+            # Further runs do not add images, so the interval uses the mean counts per run.
+            low, high = wilson_interval(hits / runs, images / runs)
+        # Without any image that is predicted as the class, its precision is not defined.
+        precision: float | None = None
+        if predicted:
+            precision = hits / predicted
+        # The harmonic mean of hits / images and hits / predicted, in a form that is defined without hits too.
+        f1 = 0.0
+        if images or predicted:
+            f1 = 2 * hits / (images + predicted)
+        figures.append(ClassFigures(images, recall, low, high, precision, f1))
+    return figures
 
 
 def confused_pairs(counts: Counts, limit: int, runs: int = 1) -> list[Pair]:
@@ -212,22 +244,103 @@ def differences(first: Sequence[Counts], second: Sequence[Counts]) -> list[Diffe
         raise UserError(
             f"the networks have {len(first[0])} and {len(second[0])} classes; compare those of the same data"
         )
-    # Mean count per run in each cell, for both networks.
-    one, other = (
-        [[statistics.fmean(cell) for cell in zip(*rows, strict=True)] for rows in zip(*runs, strict=True)]
-        for runs in (first, second)
-    )
-    cells = [(i, j) for i in range(len(one)) for j in range(len(one)) if one[i][j] + other[i][j] >= FEWEST]
+    several = min(len(first), len(second)) > 1
+    # Mean count per run in each cell.
+    first_means, second_means = np.array(first).mean(axis=0).tolist(), np.array(second).mean(axis=0).tolist()
     tested = []
-    for i, j in cells:
-        (a, n), (b, m) = (one[i][j], sum(one[i])), (other[i][j], sum(other[i]))
-        p = two_proportions_p(a, n, b, m)
-        if min(len(first), len(second)) > 1:
-            p = max(p, mean_difference([run[i][j] / n for run in first], [run[i][j] / m for run in second]).p)
-        tested.append(Difference(i, j, a / n, b / m, p, False))
-    real = discoveries([d.p_value for d in tested], FALSE_SHARE)
-    marked = [d._replace(real=is_real) for d, is_real in zip(tested, real, strict=True)]
-    return sorted(marked, key=lambda d: -abs(d.first - d.second))
+    for true, (first_row, second_row) in enumerate(zip(first_means, second_means, strict=True)):
+        n, m = sum(first_row), sum(second_row)
+        for predicted, (a, b) in enumerate(zip(first_row, second_row, strict=True)):
+            if a + b < FEWEST:  # too few for the normal approximation of the z test
+                continue
+            p = two_proportions_p(a, n, b, m)
+            if several:
+                first_shares = [run[true][predicted] / n for run in first]
+                second_shares = [run[true][predicted] / m for run in second]
+                p = max(p, mean_difference(first_shares, second_shares).p)
+            tested.append(Difference(true, predicted, a / n, b / m, p, False))
+    # Some cells would pass one test each by chance alone, so all p values are judged together.
+    real = discoveries([cell.p_value for cell in tested], FALSE_SHARE)
+    marked = [cell._replace(real=is_real) for cell, is_real in zip(tested, real, strict=True)]
+    return sorted(marked, key=lambda cell: -abs(cell.first - cell.second))
+
+
+class _Summary(NamedTuple):
+    """What the confusion matrix of a network says.
+
+    Attributes:
+        matrix: Confusion matrices of the network.
+        images: Number of test images, which all training runs share.
+        accuracy: Share of correct answers with its interval, by the keys that `cnnbench.confusion.accuracy` uses.
+        classes: Figures of each class.
+        pairs: Most confused pairs of classes, in either direction.
+        mistakes: Most frequent mistakes, in one direction each.
+    """
+
+    matrix: Matrix
+    images: float
+    accuracy: dict[str, float]
+    classes: Sequence[ClassFigures]
+    pairs: Sequence[Pair]
+    mistakes: Sequence[Confusion]
+
+
+class _Comparison(NamedTuple):
+    """Two networks on the same data set.
+
+    Attributes:
+        first: Confusion matrices of the first network.
+        second: Confusion matrices of the second network.
+        cells: Difference in each tested cell, the largest first.
+    """
+
+    first: Matrix
+    second: Matrix
+    cells: Sequence[Difference]
+
+    @property
+    def title(self) -> str:
+        """Return the networks and the data set, for titles."""
+        return f"{self.second.name} against {self.first.name} on {self.first.label}"
+
+    @property
+    def several(self) -> bool:
+        """Return whether both networks were trained more than once, so that the chance in training is known."""
+        return min(self.first.trainings, self.second.trainings) > 1
+
+
+class _Answers(NamedTuple):
+    """Answers of a network to the test images of a data set.
+
+    Attributes:
+        matrix: Confusion matrix of the answers.
+        images: Test images, (N, C, H, W), uint8.
+        labels: True class of each image, (N,).
+        probabilities: Probability of each class, (N, K).
+    """
+
+    matrix: Matrix
+    images: Tensor
+    labels: Tensor
+    probabilities: Tensor
+
+
+class _Result(NamedTuple):
+    """Everything that the tool shows.
+
+    Attributes:
+        summaries: Summary of each network; that of the answers, if there are any, is the last one.
+        answers: Answers to the test images; None if there are only records.
+        groups: Networks by label of their data set.
+        comparisons: Comparisons on the data sets with two networks.
+        limit: Largest number of mistakes in a list.
+    """
+
+    summaries: Sequence[_Summary]
+    answers: _Answers | None
+    groups: Mapping[str, Sequence[Matrix]]
+    comparisons: Sequence[_Comparison]
+    limit: int
 
 
 def explain(options: ConfusionsOptions) -> Explanation:
@@ -236,31 +349,49 @@ def explain(options: ConfusionsOptions) -> Explanation:
     Raises:
         UserError: The options name neither records nor a checkpoint nor predictions, or one of these cannot be used.
     """
-    matrices = _from_records(options) if options.records else []
-    explanation = Explanation({"networks": []})
-    if options.ckpt_path or options.predictions:
-        matrix, picture = _from_images(options)
-        matrices.append(matrix)
-    else:
-        picture = None
-        explanation.remarks.append(
-            "Records hold counts; --ckpt_path, or --predictions with --data, shows the images too."
-        )
-    if not matrices:
+    with_images = bool(options.ckpt_path or options.predictions)
+    if not options.records and not with_images:
         raise UserError("give RECORDS of `cnnbench bench`, or --ckpt_path FILE, or --predictions FILE with --data NAME")
+    matrices: list[Matrix] = []
+    if options.records:
+        matrices += _from_records(options)
+    answers: _Answers | None = None
+    if with_images:
+        answers = _find_answers(options)
+        matrices.append(answers.matrix)
+    summaries = [_summarise(matrix, options.pairs) for matrix in matrices]
+    # Only networks on the same data can be compared, and only two of them fit into one picture.
+    groups: dict[str, list[Matrix]] = {}
     for matrix in matrices:
-        _describe(matrix, options.pairs, explanation)
-    if picture is not None:
-        explanation.pictures.append(picture)
-    for label in dict.fromkeys(m.label for m in matrices):
-        same = [m for m in matrices if m.label == label]
-        if len(same) == 2:
-            _compare(same[0], same[1], options.pairs, explanation)
-        elif len(same) > 2:
-            explanation.remarks.append(
-                f"{len(same)} networks on {label}: name two with --models A,B for their difference."
-            )
-    return explanation
+        groups.setdefault(matrix.label, []).append(matrix)
+    comparisons = []
+    for group in groups.values():
+        if len(group) == 2:
+            first, second = group
+            comparisons.append(_Comparison(first, second, differences(first.runs, second.runs)))
+    result = _Result(summaries, answers, groups, comparisons, options.pairs)
+    return Explanation(_numbers(result), _tables(result), _draw(result), _remarks(result))
+
+
+def _summarise(matrix: Matrix, limit: int) -> _Summary:
+    """Compute the figures of a network, with at most `limit` pairs and mistakes."""
+    counts = matrix.counts
+    # `accuracy` takes every count for a separate image. The interval is computed anew from the mean counts per run.
+    figures = accuracy(counts)
+    images = sum(map(sum, counts)) / matrix.trainings
+    low, high = wilson_interval(figures["test_accuracy"] * images, images)
+    figures |= {"test_accuracy_low": low, "test_accuracy_high": high}
+    return _Summary(
+        matrix,
+        images,
+        figures,
+        class_figures(counts, matrix.trainings),
+        confused_pairs(counts, limit, matrix.trainings),
+        most_confused(counts, limit),
+    )
+
+
+# Where the confusion matrices come from
 
 
 def _from_records(options: ConfusionsOptions) -> list[Matrix]:
@@ -270,11 +401,11 @@ def _from_records(options: ConfusionsOptions) -> list[Matrix]:
         raise UserError("the records have no confusion matrices; measure quality with `cnnbench bench`")
     records = _only(records, "data", "data_name", split_names(options.data or ""))
     records = _only(records, "model", "model", options.models or ())
-    found = []
+    matrices = []
     for entry in contenders(records):
-        runs = [r.confusion_matrix or [] for r in entry.records]
-        found.append(Matrix(entry.name, entry.label, entry.records[0].data["class_names"], runs))
-    return found
+        runs = [record.confusion_matrix or [] for record in entry.records]
+        matrices.append(Matrix(entry.name, entry.label, entry.records[0].data["class_names"], runs))
+    return matrices
 
 
 def _only(records: Sequence[Record], kind: str, key: str, names: Sequence[str]) -> list[Record]:
@@ -291,26 +422,22 @@ def _only(records: Sequence[Record], kind: str, key: str, names: Sequence[str]) 
     """
     if not names:
         return list(records)
-    there = list(dict.fromkeys(getattr(record, key) for record in records))
+    known = list(dict.fromkeys(getattr(record, key) for record in records))
     for name in names:
-        if name not in there:
-            raise unknown(f"{kind} in the records", name, there)
+        if name not in known:
+            raise unknown(f"{kind} in the records", name, known)
     return [record for record in records if getattr(record, key) in names]
 
 
-def _from_images(options: ConfusionsOptions) -> tuple[Matrix, Picture]:
-    """Return the matrix of a checkpoint or of a predictions file, and a picture of the images behind its worst cells.
+def _find_answers(options: ConfusionsOptions) -> _Answers:
+    """Return the answers of a checkpoint, or those in a predictions file, to the test images.
 
     Raises:
         UserError: The data set is not known, the options contradict each other, or the predictions do not fit the data.
     """
     if options.predictions is not None:
-        if options.ckpt_path or options.data is None:
-            raise UserError("--predictions goes with --data NAME, and without --ckpt_path")
-        name, probabilities = options.predictions.name, _read_predictions(options.predictions)
-        data = get_data(options.data)(data_dir=options.data_dir)
-        data.prepare_data()
-        data.setup()
+        name = options.predictions.name
+        data, probabilities = _read_predictions(options.predictions, options)
     else:
         assert options.ckpt_path is not None
         subject = load_checkpoint(options.ckpt_path, options)
@@ -321,28 +448,59 @@ def _from_images(options: ConfusionsOptions) -> tuple[Matrix, Picture]:
         data.setup()
         probabilities = predict(subject.model, data.test_dataloader()).softmax(1)
     images, labels = data.test_dataloader().split
-    if options.predictions:
-        _check_predictions(options.predictions, data.class_names, labels.tolist(), data.label)
-    if probabilities.shape != (len(labels), data.num_classes):
+    k = data.num_classes
+    if probabilities.shape != (len(labels), k):
         raise UserError(
             f"the predictions are {tuple(probabilities.shape)}, but {data.label} has {len(labels)} test images of "
-            f"{data.num_classes} classes; name the data that they are for with --data"
+            f"{k} classes; name the data that they are for with --data"
         )
-    predicted = probabilities.argmax(1)
     # The index label * k + prediction numbers the cells of the matrix row by row.
-    k = data.num_classes
-    counts = torch.bincount(labels * k + predicted, minlength=k * k).reshape(k, k).tolist()
-    matrix = Matrix(name, data.label, data.class_names, [counts])
-    return matrix, _worst_images(matrix, images, labels, probabilities, options.pairs)
+    cells = labels * k + probabilities.argmax(1)
+    counts = torch.bincount(cells, minlength=k * k).reshape(k, k).tolist()
+    return _Answers(Matrix(name, data.label, data.class_names, [counts]), images, labels, probabilities)
 
 
-def _read_predictions(path: Path) -> Tensor:
-    """Read the probabilities, (N, K), from a file that ``cnnbench predict`` wrote.
+def _read_predictions(path: Path, options: ConfusionsOptions) -> tuple[ImageDataModule, Tensor]:
+    """Return the data set of a predictions file and the probabilities in the file, (N, K).
+
+    The shape alone cannot tell that a file is about the test images of a data set: two data sets may have the same
+    numbers of images and classes. So the names of the classes and the true class of every image are compared.
+
+    Raises:
+        UserError: The options contradict each other, the file is not one of predictions, it has other classes than the
+            data set, or an image in it has another true class.
+    """
+    if options.ckpt_path or options.data is None:
+        raise UserError("--predictions goes with --data NAME, and without --ckpt_path")
+    rows = _read_rows(path)
+    probabilities = _probabilities(path, rows)
+    data = get_data(options.data)(data_dir=options.data_dir)
+    data.prepare_data()
+    data.setup()
+    names = list(data.class_names)
+    true_names = [names[label] for label in data.test_dataloader().split.labels.tolist()]
+    if rows[0][3:] != names or [row[1] for row in rows[1:]] != true_names:
+        raise UserError(
+            f"'{path}' is not about the test images of {data.label}; name the data that it is for with --data"
+        )
+    return data, probabilities
+
+
+def _read_rows(path: Path) -> list[list[str]]:
+    """Read the cells of a file of comma-separated values."""
+    text = read_text(path, "predictions")
+    try:
+        return list(csv.reader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise UserError(f"predictions '{path}' cannot be read: {reason(error)}") from error
+
+
+def _probabilities(path: Path, rows: list[list[str]]) -> Tensor:
+    """Return the probabilities, (N, K), from the cells of a file that ``cnnbench predict`` wrote.
 
     Raises:
         UserError: The file is not such a file; the message names the line.
     """
-    rows = _rows_of(path)
     mend = "`cnnbench predict` writes such a file"
     if not rows or rows[0][:3] != ["image", "true", "predicted"]:
         raise UserError(f"predictions '{path}' do not begin with the columns image, true, predicted; {mend}")
@@ -361,209 +519,247 @@ def _read_predictions(path: Path) -> Tensor:
     return torch.tensor(values)
 
 
-def _rows_of(path: Path) -> list[list[str]]:
-    """Read the cells of a file of comma-separated values."""
-    text = read_text(path, "predictions")
-    try:
-        return list(csv.reader(io.StringIO(text, newline="")))
-    except csv.Error as error:
-        raise UserError(f"predictions '{path}' cannot be read: {reason(error)}") from error
+# What is shown
 
 
-def _check_predictions(path: Path, names: Sequence[str], labels: Sequence[int], label: str) -> None:
-    """Raise UserError if a predictions file is about other images than the test images of the data set.
-
-    The shape alone cannot tell: two data sets may have the same numbers of images and classes. So the names of the
-    classes and the true class of every image are compared.
-
-    Args:
-        path: Predictions file.
-        names: Names of the classes of the data set.
-        labels: True classes of its test images.
-        label: Label of the data set, for the error message.
-
-    Raises:
-        UserError: The file has other classes, or an image in it has another true class.
-    """
-    head, *rows = _rows_of(path)
-    if head[3:] != list(names) or [row[1] for row in rows] != [names[i] for i in labels]:
-        raise UserError(f"'{path}' is not about the test images of {label}; name the data that it is for with --data")
+def _numbers(result: _Result) -> dict[str, Any]:
+    """Return the numbers of the networks and of their differences."""
+    numbers: dict[str, Any] = {"networks": [_network_numbers(summary) for summary in result.summaries]}
+    if result.comparisons:
+        numbers["differences"] = [_difference_numbers(comparison) for comparison in result.comparisons]
+    return numbers
 
 
-def _describe(matrix: Matrix, limit: int, explanation: Explanation) -> None:
-    """Add the tables, the picture and the numbers of one matrix to the explanation."""
-    counts, names = matrix.counts, matrix.classes
-    figures, pairs = class_figures(counts, matrix.trainings), confused_pairs(counts, limit, matrix.trainings)
-    directed = most_confused(counts, limit)
-    share = accuracy(counts)
-    # `accuracy` takes every count for a separate image. The interval is computed anew from the mean counts per run.
-    total = sum(map(sum, counts)) / matrix.trainings
-    share["test_accuracy_low"], share["test_accuracy_high"] = wilson_interval(share["test_accuracy"] * total, total)
-    explanation.numbers["networks"].append(
-        {
-            "model": matrix.name,
-            "data": matrix.label,
-            "trainings": matrix.trainings,
-            **share,
-            "confusion_matrix": counts,
-            "classes": {
-                n: f._asdict() | {"images": f.images // matrix.trainings} for n, f in zip(names, figures, strict=True)
-            },
-            "pairs": [p._asdict() | {"first": names[p.first], "second": names[p.second]} for p in pairs],
-            "mistakes": [m._asdict() | {"true": names[m.true], "predicted": names[m.predicted]} for m in directed],
-        }
-    )
-    rows = [
-        (
-            name,
-            f"{f.images // matrix.trainings:,}",
-            "-" if f.precision is None else f"{f.precision:.1%}",
-            f"{f.recall:.1%}",
-            f"{f.low:.1%} to {f.high:.1%}",
-            f"{f.f1:.3f}",
-        )
-        for name, f in zip(names, figures, strict=True)
-    ]
-    class_head = ("Class", "Images", "Precision", "Recall", "95 % interval", "F1")
-    explanation.tables.append(Table(f"{matrix.title}: classes", class_head, rows))
-    mistakes = [
-        (f"{names[m.true]} taken for {names[m.predicted]}", f"{m.images:,}", f"{m.share:.1%}", _interval(matrix, m))
-        for m in directed
-    ]
-    both = [
-        (f"{names[p.first]} and {names[p.second]}", f"{p.images:,}", f"{p.share:.1%}", f"{p.low:.1%} to {p.high:.1%}")
-        for p in pairs
-    ]
+def _network_numbers(summary: _Summary) -> dict[str, Any]:
+    """Return the numbers of one network, with names of classes in place of their indices."""
+    matrix, names = summary.matrix, summary.matrix.classes
+    classes = {}
+    for name, figures in zip(names, summary.classes, strict=True):
+        classes[name] = figures._asdict() | {"images": figures.images // matrix.trainings}
+    pairs = []
+    for pair in summary.pairs:
+        pairs.append(pair._asdict() | {"first": names[pair.first], "second": names[pair.second]})
+    return {
+        "model": matrix.name,
+        "data": matrix.label,
+        "trainings": matrix.trainings,
+        **summary.accuracy,
+        "confusion_matrix": matrix.counts,
+        "classes": classes,
+        "pairs": pairs,
+        "mistakes": [_cell_numbers(mistake, names) for mistake in summary.mistakes],
+    }
+
+
+def _difference_numbers(comparison: _Comparison) -> dict[str, Any]:
+    """Return the numbers of the difference between two networks."""
+    first, second = comparison.first, comparison.second
+    cells = [_cell_numbers(cell, first.classes) for cell in comparison.cells]
+    return {"first": first.name, "second": second.name, "data": first.label, "cells": cells}
+
+
+def _cell_numbers(cell: Confusion | Difference, names: Sequence[str]) -> dict[str, Any]:
+    """Return the numbers of a cell of the matrix, with names of classes in place of their indices."""
+    return cell._asdict() | {"true": names[cell.true], "predicted": names[cell.predicted]}
+
+
+def _tables(result: _Result) -> list[Table]:
+    """Return the table of accuracies, then the tables of each network and of each comparison."""
+    tables = [_accuracy_table(result.summaries)]
+    for summary in result.summaries:
+        tables += [_class_table(summary), _mistake_table(summary), _pair_table(summary)]
+    for comparison in result.comparisons:
+        # A cell of the matrix shows one direction only, so that there are twice as many of them as pairs.
+        tables += [_difference_table(comparison, 2 * result.limit), _test_table(comparison)]
+    return tables
+
+
+def _accuracy_table(summaries: Sequence[_Summary]) -> Table:
+    """Return the table of the accuracy of each network: the share of its matrix on the diagonal."""
+    rows = []
+    for summary in summaries:
+        matrix, figures = summary.matrix, summary.accuracy
+        correct = f"{figures['test_accuracy']:.1%}"
+        interval = _interval(figures["test_accuracy_low"], figures["test_accuracy_high"])
+        trainings, images = str(matrix.trainings), f"{summary.images:,.0f}"
+        rows.append((matrix.name, matrix.label, trainings, images, correct, interval))
+    head = ("Network", "Data", "Trainings", "Test images", "Accuracy", "95 % interval")
+    return Table("Share of test images on the diagonal", head, rows)
+
+
+def _class_table(summary: _Summary) -> Table:
+    """Return the table of the figures of each class."""
+    matrix = summary.matrix
+    rows = []
+    for name, figures in zip(matrix.classes, summary.classes, strict=True):
+        # The counts of a class are sums over all training runs, which saw the same images.
+        images = f"{figures.images // matrix.trainings:,}"
+        precision = "-" if figures.precision is None else f"{figures.precision:.1%}"
+        interval = _interval(figures.low, figures.high)
+        rows.append((name, images, precision, f"{figures.recall:.1%}", interval, f"{figures.f1:.3f}"))
+    head = ("Class", "Images", "Precision", "Recall", "95 % interval", "F1")
+    return Table(f"{matrix.title}: classes", head, rows)
+
+
+def _mistake_table(summary: _Summary) -> Table:
+    """Return the table of the most frequent mistakes, in one direction each."""
+    matrix, counts = summary.matrix, summary.matrix.counts
+    rows = []
+    for mistake in summary.mistakes:
+        # As for the classes, the interval uses the mean counts per run.
+        per_run = mistake.images / matrix.trainings
+        low, high = wilson_interval(per_run, sum(counts[mistake.true]) / matrix.trainings)
+        name = _cell_name(mistake, matrix.classes)
+        rows.append((name, f"{mistake.images:,}", f"{mistake.share:.1%}", _interval(low, high)))
     head = ("Mistake", matrix.unit.capitalize(), "Share of the class", "95 % interval")
-    explanation.tables.append(Table(f"{matrix.title}: most frequent mistakes", head, mistakes))
+    return Table(f"{matrix.title}: most frequent mistakes", head, rows)
+
+
+def _pair_table(summary: _Summary) -> Table:
+    """Return the table of the most confused pairs of classes."""
+    matrix, names = summary.matrix, summary.matrix.classes
+    rows = []
+    for pair in summary.pairs:
+        name = f"{names[pair.first]} and {names[pair.second]}"
+        rows.append((name, f"{pair.images:,}", f"{pair.share:.1%}", _interval(pair.low, pair.high)))
     head = ("Pair, in either direction", matrix.unit.capitalize(), "Share of both", "95 % interval")
-    explanation.tables.append(Table(f"{matrix.title}: most confused pairs", head, both))
-    correct = share["test_accuracy"]
-    worst = (
-        f" Most confused are {names[pairs[0].first]} and {names[pairs[0].second]}: {pairs[0].images:,} {matrix.unit}."
-        if pairs
-        else ""
-    )
-    caption = (
-        "Rows are what the images show, columns what the network takes them for; the colour is the share of the row. "
-        f"{correct:.1%} lie on the diagonal.{worst}"
-    )
-    if matrix.trainings > 1:
-        explanation.remarks.append(
-            f"{matrix.title}; all saw the same {total:,.0f} test images, so intervals are those of one training, "
-            "without the chance in training."
-        )
-    number = len(explanation.numbers["networks"])
-    name = "confusions" if number == 1 else f"confusions-{number}"
-    drawn = draw_confusion(counts, names, f"{matrix.name} on {matrix.label}: {correct:.1%}", _note(matrix))
-    explanation.pictures.append(Picture(name, f"{matrix.title}: confusion matrix", caption, drawn))
+    return Table(f"{matrix.title}: most confused pairs", head, rows)
 
 
-def _interval(matrix: Matrix, mistake: Any) -> str:
-    low, high = wilson_interval(mistake.images / matrix.trainings, sum(matrix.counts[mistake.true]) / matrix.trainings)
+def _difference_table(comparison: _Comparison, limit: int) -> Table:
+    """Return the table of the largest differences between two networks."""
+    first, second = comparison.first, comparison.second
+    rows = []
+    for cell in comparison.cells[:limit]:
+        points = f"{100 * (cell.second - cell.first):+.1f}"
+        shares = (f"{cell.first:.1%}", f"{cell.second:.1%}", points)
+        # A difference that is not shown to be real may still be real.
+        verdict = "yes" if cell.real else "not shown"
+        rows.append((_cell_name(cell, first.classes), *shares, f"{cell.p_value:.2g}", verdict))
+    beyond = "Beyond chance" if comparison.several else "Beyond the draw of images"
+    head = ("Cell", first.name, second.name, "Points", "p", beyond)
+    return Table(f"{comparison.title}: largest differences", head, rows)
+
+
+def _test_table(comparison: _Comparison) -> Table:
+    """Return the table of how many cells were tested, and how many differ by more than chance."""
+    chance = "the draw of images"
+    if comparison.several:
+        chance += " and the chance in training"
+    real = sum(cell.real for cell in comparison.cells)
+    rows = [
+        (f"Cells with at least {FEWEST} images, which are tested", str(len(comparison.cells))),
+        (f"Cells that differ by more than {chance}", str(real)),
+    ]
+    return Table(f"{comparison.title}: tests", ("Fact", "Value"), rows)
+
+
+def _cell_name(cell: Confusion | Difference, names: Sequence[str]) -> str:
+    """Return words for a cell of the matrix; one on the diagonal holds correct answers."""
+    if cell.true == cell.predicted:
+        return f"{names[cell.true]} found"
+    return f"{names[cell.true]} taken for {names[cell.predicted]}"
+
+
+def _interval(low: float, high: float) -> str:
+    """Return an interval of a share as text."""
     return f"{low:.1%} to {high:.1%}"
 
 
-def _note(matrix: Matrix) -> str:
-    return f"{matrix.trainings} trainings added up" if matrix.trainings > 1 else "counts of test images"
+def _remarks(result: _Result) -> list[str]:
+    """Return what limits the results, and options that show more."""
+    remarks = []
+    if result.answers is None:
+        remarks.append("Records hold counts; --ckpt_path, or --predictions with --data, shows the images too.")
+    for summary in result.summaries:
+        if summary.matrix.trainings > 1:
+            remarks.append(
+                f"{summary.matrix.title}; all saw the same {summary.images:,.0f} test images, so intervals are those "
+                "of one training, without the chance in training."
+            )
+    for comparison in result.comparisons:
+        if not comparison.several:
+            once = "one training of one of them"
+            if comparison.first.trainings == comparison.second.trainings:
+                once = "one training each"
+            remarks.append(
+                f"{comparison.title}: With {once}, another seed of the same network may differ as much: "
+                "`bench --seeds 0,1,2` shows it."
+            )
+    for label, group in result.groups.items():
+        if len(group) > 2:
+            remarks.append(f"{len(group)} networks on {label}: name two with --models A,B for their difference.")
+    return remarks
 
 
-def _worst_images(matrix: Matrix, images: Tensor, labels: Tensor, probabilities: Tensor, limit: int) -> Picture:
+def _draw(result: _Result) -> list[Picture]:
+    """Return the confusion matrices, the images behind the mistakes, and the differences."""
+    pictures = []
+    for number, summary in enumerate(result.summaries, 1):
+        matrix = summary.matrix
+        name = "confusions" if number == 1 else f"confusions-{number}"
+        note = "counts of test images"
+        if matrix.trainings > 1:
+            note = f"{matrix.trainings} trainings added up"
+        title = f"{matrix.name} on {matrix.label}: {summary.accuracy['test_accuracy']:.1%}"
+        figure = draw_confusion(matrix.counts, matrix.classes, title, note)
+        pictures.append(Picture(name, f"{matrix.title}: confusion matrix", MATRIX_CAPTION, figure))
+    if result.answers is not None:
+        title = f"{result.answers.matrix.title}: images behind the worst cells"
+        figure = _draw_mistakes(result.answers, result.summaries[-1].mistakes)
+        pictures.append(Picture("mistakes", title, MISTAKES_CAPTION, figure))
+    for number, comparison in enumerate(result.comparisons, 1):
+        figure = _draw_difference(comparison)
+        pictures.append(Picture(f"difference-{number}", comparison.title, DIFFERENCE_CAPTION, figure))
+    return pictures
+
+
+def _draw_mistakes(answers: _Answers, mistakes: Sequence[Confusion]) -> Figure:
     """Draw the test images behind the most frequent mistakes: a row for each mistake, the most confident ones first."""
-    confidence, predicted = probabilities.max(1)
-    worst = most_confused(matrix.counts, limit)
-    figure, axes = grid(max(len(worst), 1) * IMAGES, IMAGES, cell=0.71)
-    for row, mistake in enumerate(worst):
-        cell = ((labels == mistake.true) & (predicted == mistake.predicted)).nonzero().flatten()
-        cell = cell[confidence[cell].argsort(descending=True)][:IMAGES]
-        for ax, index in zip(axes[row * IMAGES :], cell.tolist(), strict=False):
-            image = images[index].permute(1, 2, 0).numpy() / 255
-            show(ax, image[..., 0] if image.shape[2] == 1 else image, f"{confidence[index]:.0%}", "unit")
-        text = f"{matrix.classes[mistake.true]}\ntaken for\n{matrix.classes[mistake.predicted]}\n({mistake.images:,})"
-        axes[row * IMAGES].text(
-            -0.12, 0.5, text, transform=axes[row * IMAGES].transAxes, ha="right", va="center", fontsize=8.5
-        )
-    caption = (
-        "Test images behind the most frequent mistakes, a row each, the most confident mistakes first; above each "
-        "image is the probability that the network gives to its wrong answer. Ask what you would have said."
-    )
-    return Picture("mistakes", f"{matrix.title}: images behind the worst cells", caption, figure)
+    names = answers.matrix.classes
+    confidence, predicted = answers.probabilities.max(1)
+    figure, axes = grid(max(len(mistakes), 1) * IMAGES, IMAGES, cell=0.71)
+    for row, mistake in enumerate(mistakes):
+        panels = axes[row * IMAGES : (row + 1) * IMAGES]
+        is_in_cell = (answers.labels == mistake.true) & (predicted == mistake.predicted)
+        indices = is_in_cell.nonzero().flatten()
+        most_confident = indices[confidence[indices].argsort(descending=True)][:IMAGES].tolist()
+        for ax, index in zip(panels, most_confident, strict=False):
+            image = answers.images[index].permute(1, 2, 0).numpy() / 255
+            # Grey images are drawn without their only channel.
+            if image.shape[2] == 1:
+                image = image[..., 0]
+            show(ax, image, f"{confidence[index]:.0%}", "unit")
+        text = f"{names[mistake.true]}\ntaken for\n{names[mistake.predicted]}\n({mistake.images:,})"
+        panels[0].text(-0.12, 0.5, text, transform=panels[0].transAxes, ha="right", va="center", fontsize=8.5)
+    return figure
 
 
-def _compare(first: Matrix, second: Matrix, limit: int, explanation: Explanation) -> None:
-    """Add the table, the picture and the numbers of the difference between two networks to the explanation."""
-    found = differences(first.runs, second.runs)
-    names = first.classes
-    rows = [
-        (
-            f"{names[d.true]} taken for {names[d.predicted]}" if d.true != d.predicted else f"{names[d.true]} found",
-            f"{d.first:.1%}",
-            f"{d.second:.1%}",
-            f"{100 * (d.second - d.first):+.1f}",
-            f"{d.p_value:.2g}",
-            "yes" if d.real else "not shown",
-        )
-        for d in found[: 2 * limit]
-    ]
-    several = min(first.trainings, second.trainings) > 1
-    beyond = "the draw of images and the chance in training" if several else "the draw of images"
-    head = ("Cell", first.name, second.name, "Points", "p", "Beyond chance" if several else "Beyond the draw of images")
-    title = f"{second.name} against {first.name} on {first.label}"
-    explanation.tables.append(Table(f"{title}: largest differences", head, rows))
-    explanation.numbers.setdefault("differences", []).append(
-        {
-            "first": first.name,
-            "second": second.name,
-            "data": first.label,
-            "cells": [d._asdict() | {"true": names[d.true], "predicted": names[d.predicted]} for d in found],
-        }
-    )
-    real = sum(d.real for d in found)
-    caption = (
-        f"Share of each true class, in points: red where {second.name} has more than {first.name}, blue where less. "
-        f"{real} of the {len(found)} cells with at least {FEWEST} images differ by more than {beyond} (outlined; at "
-        "most 5 % of them falsely, on average)."
-    )
-    if not several:
-        once = "one training each" if first.trainings == second.trainings else "one training of one of them"
-        caution = f"With {once}, another seed of the same network may differ as much: `bench --seeds 0,1,2` shows it."
-        caption += f" {caution}"
-        explanation.remarks.append(f"{title}: {caution}")
-    explanation.pictures.append(
-        Picture(
-            f"difference-{len(explanation.numbers['differences'])}",
-            title,
-            caption,
-            _draw_difference(first, second, found),
-        )
-    )
-
-
-def _draw_difference(first: Matrix, second: Matrix, found: Sequence[Difference]) -> Figure:
-
-    shares = [[[n / max(sum(row), 1) for n in row] for row in m.counts] for m in (first, second)]
-    points = [[100 * (b - a) for a, b in zip(*rows, strict=True)] for rows in zip(*shares, strict=True)]
-    top = max((abs(p) for row in points for p in row), default=1) or 1
+def _draw_difference(comparison: _Comparison) -> Figure:
+    """Draw the differences between two networks in all cells, and outline those beyond chance."""
+    first, second = comparison.first, comparison.second
+    points = 100 * (_shares_of_rows(second.counts) - _shares_of_rows(first.counts))
+    top = float(np.abs(points).max()) or 1.0
     figure = Figure(figsize=(5.6, 5.4), layout="constrained")
     ax = figure.subplots()
     ax.imshow(points, cmap="RdBu_r", vmin=-top, vmax=top)
     name_classes(ax, first.classes)
-    for i, row in enumerate(points):
-        for j, value in enumerate(row):
-            if abs(value) >= 0.05:
-                colour = "white" if abs(value) > 0.6 * top else "#222222"
-                ax.text(
-                    j,
-                    i,
-                    f"{value:+.1f}",
-                    ha="center",
-                    va="center",
-                    fontsize=7 if len(points) <= 10 else 5,
-                    color=colour,
-                )
-    for cell in found:
+    letters = 7 if len(points) <= 10 else 5
+    for (row, column), value in np.ndenumerate(points):
+        # Numbers that would read 0.0 are left out.
+        if abs(value) >= 0.05:
+            colour = "white" if abs(value) > 0.6 * top else "#222222"
+            ax.text(column, row, f"{value:+.1f}", ha="center", va="center", fontsize=letters, color=colour)
+    for cell in comparison.cells:
         if cell.real:
+            # The frame stays a little inside of its cell, so that those of neighbours do not overlap.
             low, high = (cell.true + 0.06, cell.predicted + 0.06), (cell.true + 0.94, cell.predicted + 0.94)
             outline(ax, low, high, "#222222")
     ax.set_title(f"{second.name} minus {first.name}, points", loc="left", fontsize=11, fontweight="bold")
     return figure
+
+
+def _shares_of_rows(counts: Counts) -> np.ndarray:
+    """Return the share of each cell in its row, (K, K); 0 in a row without images."""
+    table = np.array(counts, dtype=float)
+    return table / np.maximum(table.sum(axis=1, keepdims=True), 1)

@@ -17,7 +17,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 from PIL import Image
@@ -39,10 +40,17 @@ from cnnbench.plots.grids import outline
 from cnnbench.registry import whole_numbers
 from cnnbench.timing.conditions import Conditions, reasons_to_doubt
 
+Pair = int | tuple[int, int]
+Times = dict[str, dict[str, list[float]]]
+"""Milliseconds of a call in each round of a race, by algorithm and then by case, ``"size,kernel"``."""
+SIDE = 7
+"""Height and width in pixels of the drawn image, without padding."""
+EDGE = np.array([[-1.0, 0, 1]] * 3)
+"""Drawn kernel, which responds to vertical edges."""
 MOST_PLACES = 150
 """Largest number of window positions that is drawn; each position becomes a frame of the animation."""
-Pair = int | tuple[int, int]
-EDGE = np.array([[-1.0, 0, 1]] * 3)
+LARGEST_SETTINGS = {"stride": 32, "padding": 8, "dilation": 32}
+"""Largest settings of the drawn window, up to which the pictures can still be read."""
 SHORTEST_S = 2e-3
 """Shortest measured time in seconds: the race repeats a call until the repetitions have taken this long."""
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 1000
@@ -51,8 +59,27 @@ LARGEST_MATRIX = 2**24
 """Largest number of entries of a Toeplitz matrix: 128 MiB in float64."""
 LARGEST_COLUMNS = 2**27
 """Largest number of entries of im2col's matrix in a race: 1 GiB in float64, and twice that while it is built."""
-LARGEST_SETTINGS = {"stride": 32, "padding": 8, "dilation": 32}
-"""Largest settings of the drawn window, up to which the pictures can still be read."""
+
+WINDOW_CAPTION = (
+    "At each place, the numbers in the window are multiplied by the kernel's weights, the small orange numbers, and "
+    "added up. The sum, written out at the bottom, becomes one pixel of the output, red if it is positive and blue if "
+    "it is negative. Watch at which sides of the square the output is not zero."
+)
+STEPS_CAPTION = (
+    "Above is the window on the image, with the kernel's weights in its corners; below is the output so far. The "
+    "window moves along a row, then one row down, until the last place."
+)
+MATRIX_CAPTION = (
+    "The same layer as one matrix, with a row for each output and a column for each pixel; beside it are the image and "
+    "the output as columns. White entries are zero, most of them because an output reads only the pixels in its "
+    "window: this is locality. Equal colours are equal weights, and every row takes its weights from the same kernel: "
+    "this is sharing."
+)
+RACE_CAPTION = (
+    "Each point is the median time of an algorithm for one grey image and one kernel, and its bar reaches from the "
+    "quickest round to the slowest. The kernel grows on the left and the image on the right; all axes are logarithmic. "
+    "Look for the kernel from which on the FFT is faster than im2col: most kernels of networks are 1x1 to 7x7."
+)
 
 
 class Settings(NamedTuple):
@@ -81,12 +108,14 @@ class Settings(NamedTuple):
         Raises:
             UserError: A stride or dilation is below 1, or a padding is below 0.
         """
-        pairs = {"stride": stride, "padding": padding, "dilation": dilation}
-        both = {name: (value, value) if isinstance(value, int) else value for name, value in pairs.items()}
-        for name, pair in both.items():
-            if min(pair) < (name != "padding"):
-                raise UserError(f"{name} {min(pair)} must be at least {int(name != 'padding')}")
-        return cls(**both, groups=groups, flip=flip)
+        pairs: dict[str, tuple[int, int]] = {}
+        for name, value in {"stride": stride, "padding": padding, "dilation": dilation}.items():
+            pair = (value, value) if isinstance(value, int) else value
+            least = 0 if name == "padding" else 1
+            if min(pair) < least:
+                raise UserError(f"{name} {min(pair)} must be at least {least}")
+            pairs[name] = pair
+        return cls(**pairs, groups=groups, flip=flip)
 
 
 PLAIN = Settings()
@@ -110,12 +139,13 @@ def conv2d(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) -> np.ndarr
     (sy, sx), (dy, dx), groups = settings.stride, settings.dilation, settings.groups
     filters, channels, kh, kw = w.shape
     out = np.zeros((len(x), filters, height, width))
+    # Every number of the output is a sum of its own: one for each filter f, row i and column j.
     for f, i, j in np.ndindex(filters, height, width):
         # A filter reads only the input channels of its group, which begin at this one.
         first = f // (filters // groups) * channels
-        # A dilated window takes every dy-th row and every dx-th column.
+        # The stride sets where the window begins. A dilated window takes every dy-th row and every dx-th column.
         window = x[:, first : first + channels, i * sy : i * sy + dy * kh : dy, j * sx : j * sx + dx * kw : dx]
-        out[:, f, i, j] = (window[:, :, :kh, :kw] * w[f]).sum((1, 2, 3))
+        out[:, f, i, j] = (window * w[f]).sum((1, 2, 3))
     return out
 
 
@@ -134,6 +164,7 @@ def conv2d_im2col(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) -> n
     # A column holds the pixels of one window in the order of a filter's weights: channel, row, column.
     columns = windows.reshape(len(x), groups, channels, height * width, kh * kw)
     columns = columns.transpose(0, 1, 2, 4, 3).reshape(len(x), groups, channels * kh * kw, height * width)
+    # One matrix product per image and group then computes all sums at once.
     rows = w.reshape(groups, filters // groups, channels * kh * kw)
     return (rows @ columns).reshape(len(x), filters, height, width)
 
@@ -193,8 +224,8 @@ def conv2d_fft(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) -> np.n
     kernels = np.fft.rfft2(spread, shape).conj().reshape(1, groups, filters // groups, channels, shape[0], half)
     # The transform treats the image as periodic, so a window that crosses the edge wraps around to the other side.
     # Windows that lie inside the padded image do not wrap, and only their results are kept.
-    found = np.fft.irfft2((images * kernels).sum(3), shape).reshape(len(x), filters, *shape)
-    return found[:, :, : sy * (height - 1) + 1 : sy, : sx * (width - 1) + 1 : sx]
+    everywhere = np.fft.irfft2((images * kernels).sum(3), shape).reshape(len(x), filters, *shape)
+    return everywhere[:, :, : sy * (height - 1) + 1 : sy, : sx * (width - 1) + 1 : sx]
 
 
 ALGORITHMS: dict[str, Callable[..., np.ndarray]] = {
@@ -243,6 +274,10 @@ def torch_conv2d(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) -> np
     return F.conv2d(images, weights, None, stride, padding, dilation, groups).numpy()
 
 
+RACED = ALGORITHMS | {"torch": torch_conv2d}
+"""What takes part in the race."""
+
+
 def multiply_adds(name: str, size: int, kernel: int) -> float:
     """Estimate the multiply-adds of an algorithm for one grey image and one kernel, padded to keep the size.
 
@@ -262,7 +297,7 @@ def multiply_adds(name: str, size: int, kernel: int) -> float:
     return float(places * kernel**2)
 
 
-def race(sizes: Sequence[int], kernels: Sequence[int], rounds: int, seed: int = 0) -> dict[str, dict[str, list[float]]]:
+def race(sizes: Sequence[int], kernels: Sequence[int], rounds: int, seed: int = 0) -> Times:
     """Measure the time of each algorithm and of torch on one grey image, for every image size and kernel size.
 
     Args:
@@ -272,22 +307,11 @@ def race(sizes: Sequence[int], kernels: Sequence[int], rounds: int, seed: int = 
         seed: Random seed for the images, weights and the order.
 
     Returns:
-        Milliseconds of a call in each round, by algorithm and then by case, ``"size,kernel"``. Sizes at which the loop
-        or the Toeplitz matrix would take long are left out for these two.
+        Milliseconds of a call in each round. Sizes at which the loop or the Toeplitz matrix would take long are left
+        out for these two.
     """
-    generator, shuffler = np.random.default_rng(seed), random.Random(seed)
-    ways = ALGORITHMS | {"torch": torch_conv2d}
-    calls: dict[tuple[str, str], Callable[[], Any]] = {}
-    for size, kernel in product(sizes, kernels):
-        if kernel > size:
-            continue
-        x, w = generator.standard_normal((1, 1, size, size)), generator.standard_normal((1, 1, kernel, kernel))
-        settings = Settings.of(padding=kernel // 2)
-        for name, way in ways.items():
-            if (name == "loop" and size > 64) or (name == "Toeplitz" and size > 16):
-                continue
-            calls[name, f"{size},{kernel}"] = partial(way, x, w, settings)
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
+    calls, shuffler = _calls(sizes, kernels, seed), random.Random(seed)
+    times: Times = {name: {} for name in RACED}
     # NumPy's loops use one thread, so torch and the matrix products of NumPy use one too.
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -297,11 +321,28 @@ def race(sizes: Sequence[int], kernels: Sequence[int], rounds: int, seed: int = 
             for call in calls.values():
                 call()
             for _ in range(rounds):
+                # In random order, a machine that slows down for a while does not always slow the same algorithm.
                 for name, case in shuffler.sample(list(calls), len(calls)):
-                    found[name].setdefault(case, []).append(_milliseconds(calls[name, case]))
+                    times[name].setdefault(case, []).append(_milliseconds(calls[name, case]))
     finally:
         torch.set_num_threads(before)
-    return found
+    return times
+
+
+def _calls(sizes: Sequence[int], kernels: Sequence[int], seed: int) -> dict[tuple[str, str], Callable[[], Any]]:
+    """Return the calls that `race` times, by algorithm and case; arguments as in `race`."""
+    generator = np.random.default_rng(seed)
+    calls: dict[tuple[str, str], Callable[[], Any]] = {}
+    for size, kernel in product(sizes, kernels):
+        if kernel > size:
+            continue
+        x, w = generator.standard_normal((1, 1, size, size)), generator.standard_normal((1, 1, kernel, kernel))
+        settings = Settings.of(padding=kernel // 2)
+        for name, algorithm in RACED.items():
+            too_long = (name == "loop" and size > 64) or (name == "Toeplitz" and size > 16)
+            if not too_long:
+                calls[name, f"{size},{kernel}"] = partial(algorithm, x, w, settings)
+    return calls
 
 
 def _milliseconds(call: Callable[[], Any]) -> float:
@@ -314,7 +355,7 @@ def _milliseconds(call: Callable[[], Any]) -> float:
     return 1e3 * passed / count
 
 
-def crossover(times: dict[str, dict[str, list[float]]], size: int, kernels: Sequence[int]) -> int | None:
+def crossover(times: Times, size: int, kernels: Sequence[int]) -> int | None:
     """Return the smallest kernel from which on the FFT is faster than im2col.
 
     Args:
@@ -339,6 +380,67 @@ def crossover(times: dict[str, dict[str, list[float]]], size: int, kernels: Sequ
     return ahead
 
 
+class Example(NamedTuple):
+    """The drawn example: an image with a bright square, the kernel `EDGE`, and what is computed from them.
+
+    Attributes:
+        settings: Stride, padding, dilation and flip.
+        image: Image without padding, (H, W).
+        out: Output, (H', W').
+        matrix: Matrix of the convolution, (H' W', H W).
+        distinct_weights: Number of the kernel's weights that the matrix has in entries other than zero.
+        errors: Largest difference from torch, by algorithm.
+    """
+
+    settings: Settings
+    image: np.ndarray
+    out: np.ndarray
+    matrix: np.ndarray
+    distinct_weights: int
+    errors: dict[str, float]
+
+    @property
+    def padded(self) -> np.ndarray:
+        """Return the image with its padding."""
+        return np.pad(self.image, [(zeros, zeros) for zeros in self.settings.padding])
+
+    def taps(self, step: int) -> list[tuple[int, int, float]]:
+        """Return row and column in the padded image, and the weight, of each tap of the window at a step.
+
+        Args:
+            step: Index of the window position, row by row.
+        """
+        kernel = EDGE[::-1, ::-1] if self.settings.flip else EDGE
+        (sy, sx), (dy, dx) = self.settings.stride, self.settings.dilation
+        i, j = divmod(step, self.out.shape[1])
+        return [(i * sy + a * dy, j * sx + b * dx, weight) for (a, b), weight in np.ndenumerate(kernel)]
+
+
+class Race(NamedTuple):
+    """A race between the algorithms.
+
+    Attributes:
+        sizes: Heights and widths of the images in pixels, in ascending order.
+        kernels: Heights and widths of the kernels in pixels, in ascending order.
+        rounds: Number of rounds.
+        times: Result of `race`.
+        crossovers: Result of `crossover` for each image size.
+        doubts: What makes the times suspect, in words.
+    """
+
+    sizes: list[int]
+    kernels: list[int]
+    rounds: int
+    times: Times
+    crossovers: dict[int, int | None]
+    doubts: list[str]
+
+    @property
+    def mark(self) -> str:
+        """Return what follows a title: a mark if the times are suspect."""
+        return " (suspect)" if self.doubts else ""
+
+
 def explain(options: ConvolutionOptions) -> Explanation:
     """Draw the sliding window and the matrix for a small image, and race the algorithms.
 
@@ -346,59 +448,25 @@ def explain(options: ConvolutionOptions) -> Explanation:
         UserError: An option is out of its range, or the kernel is larger than the padded image.
     """
     sizes, kernels = _raced(options)
-    settings = Settings.of(options.stride, options.padding, options.dilation, flip=options.convolve)
-    image = np.zeros((1, 1, 7, 7))
-    image[0, 0, 2:5, 2:5] = 1
-    kernel = EDGE[None, None]
-    places = [max(0, (7 + 2 * p - d * (len(EDGE) - 1) - 1) // s + 1) for s, p, d in zip(*settings[:3], strict=True)]
-    if places[0] * places[1] > MOST_PLACES:
-        raise UserError(
-            f"padding {options.padding} gives {places[0]}x{places[1]} places, more than the {MOST_PLACES} that are "
-            "drawn; use less"
-        )
-    for name, most in LARGEST_SETTINGS.items():
-        if getattr(options, name) > most:
-            raise UserError(f"{name} {getattr(options, name)} of the drawn window must be at most {most}")
-    results = {name: way(image, kernel, settings) for name, way in ALGORITHMS.items()}
-    exact = torch_conv2d(image, kernel, settings)
-    errors = {name: float(np.abs(found - exact).max()) for name, found in results.items()}
-    out = results["loop"][0, 0]
-    explanation = Explanation(
-        {"input": image[0, 0].tolist(), "kernel": EDGE.tolist(), "output": out.tolist(), "largest_error": errors},
-        [
-            Table(
-                "The same by every algorithm",
-                ("Algorithm", "Largest difference from torch"),
-                [(name, f"{error:.2g}") for name, error in errors.items()],
-            )
-        ],
-    )
-    what = "convolution: the kernel is flipped" if options.convolve else "correlation, which networks call convolution"
-    window_caption = (
-        f"At each place the window's numbers are multiplied by the kernel's and added up ({what}). "
-        f"{_answer(out, settings)}"
-    )
-    steps_caption = (
-        "Above the window on the image, with the kernel's weights in its corners; below the output so far: along a "
-        "row, then one row down, until the last place."
-    )
-    matrix = toeplitz_matrix(kernel, (1, 7, 7), settings)
-    frames = [_frame(image[0, 0], out, settings, step) for step in range(out.size)]
-    # The still picture shows the strongest answers of both signs, the first two steps, the end of a row and the end.
-    telling = {int(out.argmax()), int(out.argmin()), 0, min(1, out.size - 1), out.shape[1] - 1, out.size - 1}
-    steps = sorted(telling)
-    explanation.pictures += [
-        Picture("convolution", "The sliding window", window_caption, frames),
-        Picture("convolution-steps", "Some of its steps", steps_caption, _strip(image[0, 0], out, settings, steps)),
-        Picture(
-            "toeplitz",
-            "Convolution as a matrix",
-            _matrix_caption(matrix, settings),
-            _draw_matrix(matrix, image[0, 0], out),
-        ),
-    ]
+    example = _compute_example(_drawn_settings(options))
+    numbers: dict[str, Any] = {
+        "input": example.image.tolist(),
+        "kernel": EDGE.tolist(),
+        "output": example.out.tolist(),
+        "largest_error": example.errors,
+    }
+    remarks = [_answer(example.out, example.settings), _matrix_remark(example)]
+    explanation = Explanation(numbers, _example_tables(example), _example_pictures(example), remarks)
     if options.rounds:
-        _add_race(explanation, sizes, kernels, options.rounds)
+        result = _run_race(sizes, kernels, options.rounds)
+        explanation.numbers |= {
+            "race_ms": result.times,
+            "crossover_kernels": result.crossovers,
+            "race_suspect": result.doubts,
+        }
+        explanation.tables += _race_tables(result)
+        explanation.pictures.append(_race_picture(result))
+        explanation.remarks += _race_remarks(result)
     return explanation
 
 
@@ -429,105 +497,168 @@ def _raced(options: ConvolutionOptions) -> tuple[list[int], list[int]]:
     return sizes, kernels
 
 
-def _matrix_caption(matrix: np.ndarray, settings: Settings) -> str:
-    """Describe the entries of the matrix: its zeros, and the weights that do not always fall into the padding."""
-    # A kernel with the weights 1, 2, 3, .. labels each entry with the tap that it comes from.
-    numbers = np.arange(1.0, 1 + EDGE.size).reshape(1, 1, *EDGE.shape)
-    taps = toeplitz_matrix(numbers, (1, 7, 7), settings)[matrix != 0]
-    found, every = len(np.unique(taps)), np.count_nonzero(EDGE)
-    caption = (
-        f"The same layer as one matrix of {matrix.shape[0]}x{matrix.shape[1]}: a row per output, a column per pixel, "
-        "equal weights in equal colours."
-    )
-    if not found:
-        return f"{caption} All of it is zero: the kernel's {every} weights other than zero all fall into the padding."
-    some = "" if found == every else f"{found} of "
-    how = "again and again, which is sharing" if len(taps) > found else "once each"
-    how = "once, since there is one place" if len(matrix) == 1 else how
-    rest = "" if found == every else "; the rest always falls into the padding"
-    return (
-        f"{caption} {1 - len(taps) / matrix.size:.0%} of it is zero, which is locality, and its other entries are "
-        f"{some}the kernel's {every} weights other than zero {how}{rest}."
-    )
+def _drawn_settings(options: ConvolutionOptions) -> Settings:
+    """Return the settings of the drawn window.
+
+    Raises:
+        UserError: An option is out of its range, or the window has too many places to be drawn.
+    """
+    settings = Settings.of(options.stride, options.padding, options.dilation, flip=options.convolve)
+    span = options.dilation * (len(EDGE) - 1) + 1
+    places = max(0, (SIDE + 2 * options.padding - span) // options.stride + 1)
+    if places**2 > MOST_PLACES:
+        raise UserError(
+            f"padding {options.padding} gives {places}x{places} places, more than the {MOST_PLACES} that are drawn; "
+            "use less"
+        )
+    for name, most in LARGEST_SETTINGS.items():
+        if getattr(options, name) > most:
+            raise UserError(f"{name} {getattr(options, name)} of the drawn window must be at most {most}")
+    return settings
+
+
+def _compute_example(settings: Settings) -> Example:
+    """Convolve the small image by every algorithm, and compare the results with torch.
+
+    Raises:
+        UserError: The kernel is larger than the padded image.
+    """
+    image = np.zeros((1, 1, SIDE, SIDE))
+    image[0, 0, 2:5, 2:5] = 1
+    kernel = EDGE[None, None]
+    outputs = {name: algorithm(image, kernel, settings) for name, algorithm in ALGORITHMS.items()}
+    expected = torch_conv2d(image, kernel, settings)
+    errors = {name: float(np.abs(out - expected).max()) for name, out in outputs.items()}
+    matrix = toeplitz_matrix(kernel, (1, SIDE, SIDE), settings)
+    # A kernel with the weights 1, 2, 3, .. labels each entry of the matrix with the weight that it comes from.
+    labels = np.arange(1.0, 1 + EDGE.size).reshape(kernel.shape)
+    distinct = np.unique(toeplitz_matrix(labels, (1, SIDE, SIDE), settings)[matrix != 0])
+    return Example(settings, image[0, 0], outputs["loop"][0, 0], matrix, len(distinct), errors)
+
+
+def _example_tables(example: Example) -> list[Table]:
+    """Return the differences between the algorithms, and the facts about the drawn window and its matrix."""
+    errors = [(name, f"{error:.2g}") for name, error in example.errors.items()]
+    operation = "correlation, which networks call convolution"
+    if example.settings.flip:
+        operation = "convolution: the kernel is flipped"
+    rows, columns = example.matrix.shape
+    facts = [
+        ("Operation", operation),
+        ("Matrix, outputs by pixels", f"{rows}x{columns}"),
+        ("Entries of the matrix that are zero", f"{1 - np.count_nonzero(example.matrix) / example.matrix.size:.0%}"),
+        ("Weights of the kernel other than zero", f"{np.count_nonzero(EDGE)}"),
+        ("Of these, in the matrix", f"{example.distinct_weights}"),
+    ]
+    return [
+        Table("The same by every algorithm", ("Algorithm", "Largest difference from torch"), errors),
+        Table("The drawn window and its matrix", ("Fact", "Value"), facts),
+    ]
 
 
 def _answer(out: np.ndarray, settings: Settings) -> str:
     """Describe what the kernel does, and how it answers to the square in the image."""
-    does = "The kernel, flipped, subtracts right from left" if settings.flip else "The kernel subtracts left from right"
+    does = "The kernel subtracts left from right"
+    if settings.flip:
+        does = "The kernel, flipped, subtracts right from left"
     if out.min() < 0 < out.max():
         return f"{does}, so it answers at vertical edges, with opposite signs at the sides of the square."
-    return f"{does}; at the places of this stride and dilation it {'sees one side only' if out.any() else 'answers 0'}."
+    answer = "sees one side only" if out.any() else "answers 0"
+    return f"{does}; at the places of this stride and dilation it {answer}."
 
 
-def _add_race(explanation: Explanation, sizes: list[int], kernels: list[int], rounds: int) -> None:
+def _matrix_remark(example: Example) -> str:
+    """Describe the entries of the matrix: its zeros, and how often the weights of the kernel come again."""
+    entries, weights = np.count_nonzero(example.matrix), example.distinct_weights
+    if entries == 0:
+        return "All of the matrix is zero: the kernel's weights other than zero all fall into the padding."
+    how = "each of them once"
+    if len(example.matrix) == 1:
+        how = "each of them once, since there is one place"
+    elif entries > weights:
+        how = "again and again, which is sharing"
+    if weights < np.count_nonzero(EDGE):
+        how += "; the rest of the kernel always falls into the padding"
+    return f"The zeros of the matrix are locality, and its other entries are weights of the kernel, {how}."
 
+
+def _example_pictures(example: Example) -> list[Picture]:
+    """Draw the sliding window as an animation and as a still picture, and the matrix."""
+    frames = [_draw_frame(example, step) for step in range(example.out.size)]
+    return [
+        Picture("convolution", "The sliding window", WINDOW_CAPTION, frames),
+        Picture("convolution-steps", "Some of its steps", STEPS_CAPTION, _draw_steps(example)),
+        Picture("toeplitz", "Convolution as a matrix", MATRIX_CAPTION, _draw_matrix(example)),
+    ]
+
+
+def _run_race(sizes: list[int], kernels: list[int], rounds: int) -> Race:
+    """Race the algorithms, and watch whether something else kept the machine busy."""
     with Conditions(torch.device("cpu")) as conditions:
         times = race(sizes, kernels, rounds)
         doubts = reasons_to_doubt(conditions.figures())
-    largest, middle = max(sizes), kernels[len(kernels) // 2]
-    found = {size: crossover(times, size, kernels) for size in sizes}
-    ahead = found[largest]
-    explanation.numbers |= {"race_ms": times, "crossover_kernels": found, "race_suspect": doubts}
-    rows = [
-        (
-            name,
-            f"{size}x{size}",
-            f"{kernel}x{kernel}",
-            f"{multiply_adds(name, size, kernel):,.0f}" if name != "torch" else "-",
-            f"{statistics.median(times[name][case]):.3g}",
-            f"{min(times[name][case]):.3g} to {max(times[name][case]):.3g}",
-        )
-        for size, kernel in product(sizes, kernels)
-        for name in times
-        if (case := f"{size},{kernel}") in times[name]
-    ]
+    crossovers = {size: crossover(times, size, kernels) for size in sizes}
+    return Race(sizes, kernels, rounds, times, crossovers, doubts)
+
+
+def _race_tables(result: Race) -> list[Table]:
+    """Return the times of all algorithms, and from which kernel on the FFT is faster."""
+    rows = []
+    for size, kernel in product(result.sizes, result.kernels):
+        case = f"{size},{kernel}"
+        for name, own in result.times.items():
+            if case not in own:
+                continue
+            work = "-"  # torch chooses its algorithm by itself, so its multiply-adds are not known
+            if name in ALGORITHMS:
+                work = f"{multiply_adds(name, size, kernel):,.0f}"
+            extent = f"{min(own[case]):.3g} to {max(own[case]):.3g}"
+            median = f"{statistics.median(own[case]):.3g}"
+            rows.append((name, f"{size}x{size}", f"{kernel}x{kernel}", work, median, extent))
     head = ("Algorithm", "Image", "Kernel", "Multiply-adds", "ms", "Range")
-    suspect = " (suspect)" if doubts else ""
-    title = f"Race, one thread, float64, {_counted(rounds, 'round')} in turns{suspect}"
-    explanation.tables.append(Table(title, head, rows))
-    crossings = [(f"{n}x{n}", _crossing(k, _kernels_on(times, n), "-")) for n, k in found.items()]
-    explanation.tables.append(
-        Table("From which kernel on the FFT is faster than im2col", ("Image", "Kernel"), crossings)
-    )
-    sentence = " ".join(
-        [_verdict(largest, ahead, _kernels_on(times, largest), rounds), *(f"Suspect: {reason}." for reason in doubts)]
-    )
-    caption = (
-        f"One grey image and one kernel; {_counted(rounds, 'round')}"
-        f"{', medians, bars from the quickest to the slowest' * (rounds > 1)}. {sentence}"
-    )
-    if rounds >= FEWEST_ROUNDS and len(_kernels_on(times, largest)) > 1:
-        caption += f" {_growth(times, largest)}"
-    explanation.remarks.append(sentence)
-    explanation.pictures.append(
-        Picture(
-            "convolution-race",
-            f"Algorithms against each other{suspect}",
-            caption,
-            _draw_race(times, largest, middle, sizes, kernels),
-        )
-    )
+    rounds = "1 round" if result.rounds == 1 else f"{result.rounds} rounds"
+    title = f"Race, one thread, float64, {rounds} in turns{result.mark}"
+    crossings = []
+    for size, ahead in result.crossovers.items():
+        crossings.append((f"{size}x{size}", _crossing(ahead, _kernels_on(result.times, size))))
+    return [
+        Table(title, head, rows),
+        Table("From which kernel on the FFT is faster than im2col", ("Image", "Kernel"), crossings),
+    ]
 
 
-def _kernels_on(times: dict[str, dict[str, list[float]]], size: int) -> list[int]:
+def _race_remarks(result: Race) -> list[str]:
+    """Return what the race says about the largest image, and why its times may be doubted."""
+    size = max(result.sizes)
+    raced = _kernels_on(result.times, size)
+    remarks = [_verdict(size, result.crossovers[size], raced, result.rounds)]
+    remarks += [f"Suspect: {reason}." for reason in result.doubts]
+    if result.rounds >= FEWEST_ROUNDS and len(raced) > 1:
+        remarks.append(_growth(result.times, size))
+    return remarks
+
+
+def _race_picture(result: Race) -> Picture:
+    """Draw the race: all kernels on the largest image, and the kernel in the middle of the list on all images."""
+    largest, middle = max(result.sizes), result.kernels[len(result.kernels) // 2]
+    figure = _draw_race(result.times, largest, middle, result.sizes, result.kernels)
+    return Picture("convolution-race", f"Algorithms against each other{result.mark}", RACE_CAPTION, figure)
+
+
+def _kernels_on(times: Times, size: int) -> list[int]:
     """Return the kernel sizes that were raced on images of this size, in ascending order."""
     cases = [tuple(map(int, case.split(","))) for case in times["FFT"]]
     return sorted(kernel for n, kernel in cases if n == size)
 
 
-def _crossing(ahead: int | None, raced: Sequence[int], nothing: str) -> str:
-    """Return the table cell that names the kernel from which on the FFT is faster.
-
-    Args:
-        ahead: Result of `crossover`.
-        raced: Kernel sizes that were raced, in ascending order.
-        nothing: Cell for an image size on which no kernel was raced.
-    """
+def _crossing(ahead: int | None, raced: Sequence[int]) -> str:
+    """Return the table cell that names the kernel from which on the FFT is faster; arguments as in `_verdict`."""
     if not raced:
-        return nothing
+        return "-"
     if ahead is None:
         return "none of these"
-    return f"{ahead}x{ahead}" + ", the smallest raced" * (ahead == raced[0])
+    kernel = f"{ahead}x{ahead}"
+    return f"{kernel}, the smallest raced" if ahead == raced[0] else kernel
 
 
 def _verdict(size: int, ahead: int | None, raced: Sequence[int], rounds: int) -> str:
@@ -539,117 +670,120 @@ def _verdict(size: int, ahead: int | None, raced: Sequence[int], rounds: int) ->
         raced: Kernel sizes that were raced, in ascending order.
         rounds: Number of rounds of the race.
     """
-    least, most = (f"{kernel}x{kernel}" for kernel in (raced[0], raced[-1]))
+    least, most = f"{raced[0]}x{raced[0]}", f"{raced[-1]}x{raced[-1]}"
     if ahead is None:
-        found = f"not faster than im2col with kernels of {most}, the largest raced"
+        outcome = f"not faster than im2col with kernels of {most}, the largest raced"
     elif len(raced) == 1:
-        found = f"faster than im2col with kernels of {least}, the only ones raced"
+        outcome = f"faster than im2col with kernels of {least}, the only ones raced"
     elif ahead == raced[0]:
-        found = f"faster than im2col with all kernels raced, {least} to {most}, so they do not cross"
+        outcome = f"faster than im2col with all kernels raced, {least} to {most}, so they do not cross"
     else:
-        found = f"faster than im2col from kernels of {ahead}x{ahead} on"
-    few = f" {_counted(rounds, 'round')} {'says' if rounds == 1 else 'say'} little; give --rounds 5 or more."
-    return f"On images of {size}x{size} the FFT is {found}." + few * (rounds < FEWEST_ROUNDS)
+        outcome = f"faster than im2col from kernels of {ahead}x{ahead} on"
+    verdict = f"On images of {size}x{size} the FFT is {outcome}."
+    if rounds < FEWEST_ROUNDS:
+        few = "1 round says" if rounds == 1 else f"{rounds} rounds say"
+        verdict += f" {few} little; give --rounds 5 or more."
+    return verdict
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
-
-
-def _growth(times: dict[str, dict[str, list[float]]], size: int) -> str:
+def _growth(times: Times, size: int) -> str:
     """Say how the times of FFT and im2col grow from the smallest to the largest kernel raced on images of this size."""
     raced = _kernels_on(times, size)
-    ways = ("FFT", "im2col")
-    first, last = ({w: statistics.median(times[w][f"{size},{k}"]) for w in ways} for k in (raced[0], raced[-1]))
+    small, large = raced[0], raced[-1]
+    factors = {}
+    for name in ("im2col", "FFT"):
+        first, last = (statistics.median(times[name][f"{size},{kernel}"]) for kernel in (small, large))
+        factors[name] = last / first
     return (
-        f"From {raced[0]}x{raced[0]} to {raced[-1]}x{raced[-1]} the kernel has {(raced[-1] / raced[0]) ** 2:,.0f} "
-        f"times as many weights; im2col's time becomes {last['im2col'] / first['im2col']:.1f} times as long, the FFT's "
-        f"{last['FFT'] / first['FFT']:.1f} times. Most kernels of networks are 1x1 to 7x7."
+        f"From {small}x{small} to {large}x{large} the kernel has {(large / small) ** 2:,.0f} times as many weights; "
+        f"im2col's time becomes {factors['im2col']:.1f} times as long, the FFT's {factors['FFT']:.1f} times."
     )
 
 
-def _window(ax: Any, image: np.ndarray, out: np.ndarray, settings: Settings, step: int, target: Any) -> None:
-    """Draw the padded image with the window at a step, and the output up to that step.
-
-    Args:
-        ax: Panel for image and window.
-        image: Image without padding, (H, W).
-        out: Complete output, (H', W').
-        settings: Stride, padding, dilation and flip.
-        step: Index of the window position, row by row.
-        target: Panel for the output.
-    """
-    py, px = settings.padding
-    padded = np.pad(image, ((py, py), (px, px)))
-    kernel = EDGE[::-1, ::-1] if settings.flip else EDGE
-    i, j = divmod(step, out.shape[1])
-    top, left = i * settings.stride[0], j * settings.stride[1]
-    dy, dx = settings.dilation
-    ax.imshow(padded, cmap="Greys", vmin=-0.2, vmax=4)
-    for y, x in np.ndindex(padded.shape):
-        outside = not (py <= y < padded.shape[0] - py and px <= x < padded.shape[1] - px)
-        ax.text(
-            x, y, f"{padded[y, x]:g}", ha="center", va="center", fontsize=8, color="#aaaaaa" if outside else "#222222"
-        )
-    if py or px:
-        outline(ax, (py, px), (padded.shape[0] - py, padded.shape[1] - px), "#888888", linestyle=":", linewidth=1)
-    for a, b in np.ndindex(kernel.shape):
-        y, x = top + a * dy, left + b * dx
-        outline(ax, (y, x), (y + 1, x + 1), PALETTE[1], clip_on=False, zorder=3)
-        ax.text(x + 0.42, y + 0.4, f"{kernel[a, b]:g}", ha="right", va="bottom", fontsize=6, color=PALETTE[1])
-    shown = np.where(np.arange(out.size).reshape(out.shape) <= step, out, np.nan)
-    bound = max(np.abs(out).max(), 1)
-    target.imshow(shown, cmap="RdBu_r", vmin=-bound, vmax=bound)
-    for y, x in np.ndindex(out.shape):
-        if not np.isnan(shown[y, x]):
-            colour = "white" if abs(shown[y, x]) > 0.6 * bound else "#222222"
-            target.text(x, y, f"{shown[y, x]:g}", ha="center", va="center", fontsize=9, color=colour)
-    outline(target, (i, j), (i + 1, j + 1), PALETTE[1], clip_on=False, zorder=3)
-    for panel in (ax, target):
-        panel.set(xticks=[], yticks=[])
-        panel.spines[:].set_color("#cccccc")
-
-
-def _sum_in_words(image: np.ndarray, out: np.ndarray, settings: Settings, step: int) -> str:
-    """Write out the sum of products at a step, without the terms in which the weight is zero."""
-    padded = np.pad(image, [(p, p) for p in settings.padding])
-    kernel = EDGE[::-1, ::-1] if settings.flip else EDGE
-    i, j = divmod(step, out.shape[1])
-    terms = []
-    for (a, b), weight in np.ndenumerate(kernel):
-        if weight:
-            pixel = padded[
-                i * settings.stride[0] + a * settings.dilation[0], j * settings.stride[1] + b * settings.dilation[1]
-            ]
-            terms.append(f"{pixel:g}·({weight:g})" if weight < 0 else f"{pixel:g}·{weight:g}")
-    return " + ".join(terms) + f" = {out[i, j]:g}"
-
-
-def _frame(image: np.ndarray, out: np.ndarray, settings: Settings, step: int) -> Frame:
+def _draw_frame(example: Example, step: int) -> Frame:
     """Draw one step of the animation as an image."""
     figure = Figure(figsize=(6.4, 3.5), dpi=90)
     left, right = figure.add_axes((0.02, 0.14, 0.5, 0.78)), figure.add_axes((0.56, 0.14, 0.42, 0.78))
-    _window(left, image, out, settings, step, right)
+    _draw_window(left, example, step)
+    _draw_output(right, example, step)
     left.set_title("image, window and kernel", fontsize=9)
-    right.set_title(f"output, place {step + 1} of {out.size}", fontsize=9)
-    figure.text(0.5, 0.04, _sum_in_words(image, out, settings, step), ha="center", fontsize=9)
+    right.set_title(f"output, place {step + 1} of {example.out.size}", fontsize=9)
+    figure.text(0.5, 0.04, _sum_in_words(example, step), ha="center", fontsize=9)
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return Image.open(file).convert("P", palette=Image.Palette.ADAPTIVE, colors=32)
 
 
-def _strip(image: np.ndarray, out: np.ndarray, settings: Settings, steps: Sequence[int]) -> Figure:
-
+def _draw_steps(example: Example) -> Figure:
+    """Draw some steps of the animation side by side."""
+    out = example.out
+    # They are the strongest answers of both signs, the first two steps, the end of the first row, and the last step.
+    last = out.size - 1
+    steps = sorted({int(out.argmax()), int(out.argmin()), 0, min(1, last), out.shape[1] - 1, last})
     figure = Figure(figsize=(2.3 * len(steps), 4.2), layout="constrained")
     axes = figure.subplots(2, len(steps), squeeze=False)
-    for column, step in enumerate(steps):
-        _window(axes[0, column], image, out, settings, step, axes[1, column])
-        axes[0, column].set_title(f"place {step + 1} of {out.size}", fontsize=9)
+    for above, below, step in zip(axes[0], axes[1], steps, strict=True):
+        _draw_window(above, example, step)
+        _draw_output(below, example, step)
+        above.set_title(f"place {step + 1} of {out.size}", fontsize=9)
     return figure
 
 
-def _draw_matrix(matrix: np.ndarray, image: np.ndarray, out: np.ndarray) -> Figure:
+def _draw_window(ax: Axes, example: Example, step: int) -> None:
+    """Draw the padded image, and the window at a step with the weights of the kernel."""
+    (py, px), padded = example.settings.padding, example.padded
+    height, width = padded.shape
+    ax.imshow(padded, cmap="Greys", vmin=-0.2, vmax=4)
+    for (y, x), value in np.ndenumerate(padded):
+        # The zeros of the padding are paler than the pixels of the image.
+        inside = py <= y < height - py and px <= x < width - px
+        colour = "#222222" if inside else "#aaaaaa"
+        ax.text(x, y, f"{value:g}", ha="center", va="center", fontsize=8, color=colour)
+    if py or px:
+        outline(ax, (py, px), (height - py, width - px), "#888888", linestyle=":", linewidth=1)
+    for y, x, weight in example.taps(step):
+        outline(ax, (y, x), (y + 1, x + 1), PALETTE[1], clip_on=False, zorder=3)
+        ax.text(x + 0.42, y + 0.4, f"{weight:g}", ha="right", va="bottom", fontsize=6, color=PALETTE[1])
+    _pale_frame(ax)
+
+
+def _draw_output(ax: Axes, example: Example, step: int) -> None:
+    """Draw the output up to a step, whose number gets an outline."""
+    out = example.out
+    # The places of the later steps are not numbers yet, and so stay white.
+    so_far = np.where(np.arange(out.size).reshape(out.shape) <= step, out, np.nan)
+    bound = max(np.abs(out).max(), 1)
+    ax.imshow(so_far, cmap="RdBu_r", vmin=-bound, vmax=bound)
+    for place, value in enumerate(out.ravel()[: step + 1]):
+        y, x = divmod(place, out.shape[1])
+        # White letters are readable on the dark colours at both ends of the scale.
+        colour = "white" if abs(value) > 0.6 * bound else "#222222"
+        ax.text(x, y, f"{value:g}", ha="center", va="center", fontsize=9, color=colour)
+    i, j = divmod(step, out.shape[1])
+    outline(ax, (i, j), (i + 1, j + 1), PALETTE[1], clip_on=False, zorder=3)
+    _pale_frame(ax)
+
+
+def _pale_frame(ax: Axes) -> None:
+    """Remove the ticks of a panel, and draw its frame in pale grey."""
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_color("#cccccc")
+
+
+def _sum_in_words(example: Example, step: int) -> str:
+    """Write out the sum of products at a step, without the terms in which the weight is zero."""
+    padded = example.padded
+    terms = []
+    for y, x, weight in example.taps(step):
+        if weight:
+            factor = f"({weight:g})" if weight < 0 else f"{weight:g}"
+            terms.append(f"{padded[y, x]:g}·{factor}")
+    return f"{' + '.join(terms)} = {example.out.flat[step]:g}"
+
+
+def _draw_matrix(example: Example) -> Figure:
     """Draw the matrix, and next to it the image and the output as columns."""
+    matrix = example.matrix
     figure = Figure(figsize=(8.0, 3.6 * max(0.6, len(matrix) / matrix.shape[1] * 1.6)), layout="constrained")
     axes = figure.subplots(1, 3, width_ratios=[matrix.shape[1], 4, 4])
     bound = np.abs(matrix).max() or 1
@@ -657,12 +791,67 @@ def _draw_matrix(matrix: np.ndarray, image: np.ndarray, out: np.ndarray) -> Figu
     axes[0].set(xlabel="pixels of the image, row by row", ylabel="outputs, row by row")
     axes[0].yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes[0].set_title("matrix", fontsize=9)
-    for ax, values, title in ((axes[1], image, "image"), (axes[2], out, "output")):
+    for ax, values, title in ((axes[1], example.image, "image"), (axes[2], example.out, "output")):
         top = max(np.abs(values).max(), 1)
         ax.imshow(values.reshape(-1, 1), cmap="RdBu_r", vmin=-top, vmax=top, aspect="auto", interpolation="nearest")
         ax.set(xticks=[], yticks=[])
         ax.set_title(title, fontsize=9)
     return figure
+
+
+def _draw_race(times: Times, size: int, kernel: int, sizes: Sequence[int], kernels: Sequence[int]) -> Figure:
+    """Draw the times of all `kernels` on images of one `size`, and of one `kernel` on images of all `sizes`."""
+    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    left_cases = {side: f"{size},{side}" for side in kernels}
+    right_cases = {side: f"{side},{kernel}" for side in sizes}
+    _draw_panel(left, times, left_cases, f"images of {size}x{size}", "side of the kernel, pixels")
+    _draw_panel(right, times, right_cases, f"kernels of {kernel}x{kernel}", "side of the image, pixels")
+    # The panels share their vertical axis, so its limits come from the times in both.
+    drawn = {*left_cases.values(), *right_cases.values()}
+    everything: list[float] = []
+    for own in times.values():
+        for case in drawn.intersection(own):
+            everything += own[case]
+    log_axis(left, left.yaxis, everything, "milliseconds", "{:g}".format)
+    log_axis(right, right.yaxis, everything, "", "{:g}".format)
+    # An algorithm may be in one panel only; the legend has each once, in the order of the race.
+    handles: dict[str, Any] = {}
+    for ax in (left, right):
+        lines, labels = ax.get_legend_handles_labels()
+        handles |= dict(zip(labels, lines, strict=True))
+    names = [name for name in times if name in handles]
+    figure.legend([handles[n] for n in names], names, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    return figure
+
+
+def _draw_panel(ax: Axes, times: Times, cases: Mapping[int, str], title: str, label: str) -> None:
+    """Draw a line per algorithm through the medians of the cases, with bars from the quickest round to the slowest.
+
+    The keys of `cases` are the sides of the kernel or image, in pixels, that are on the horizontal axis.
+    """
+    raced: set[int] = set()
+    for index, (name, own) in enumerate(times.items()):
+        sides, medians, below, above = [], [], [], []
+        for side, case in cases.items():
+            if case in own:
+                median = statistics.median(own[case])
+                sides.append(side)
+                medians.append(median)
+                below.append(median - min(own[case]))
+                above.append(max(own[case]) - median)
+        if sides:
+            style: dict[str, Any] = {"color": PALETTE[index], "marker": MARKERS[index], "markersize": 5}
+            ax.errorbar(sides, medians, yerr=[below, above], label=name, capsize=2, linewidth=1.5, **style)
+        raced.update(sides)
+    ax.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(color="#e6e6e6", linewidth=0.7)
+    ticks = sorted(raced)
+    log_axis(ax, ax.xaxis, ticks, label, "{:g}".format)
+    # Ticks are where something was raced, not at the round numbers of other logarithmic axes.
+    ax.set_xticks(_apart(ticks))
+    ax.xaxis.set_minor_locator(NullLocator())
 
 
 def _apart(values: Sequence[int]) -> list[int]:
@@ -675,52 +864,3 @@ def _apart(values: Sequence[int]) -> list[int]:
         if math.log(chosen[-1] / value) >= max(0.06 * math.log(values[-1] / values[0]), 1e-9):
             chosen.append(value)
     return chosen[::-1]
-
-
-def _draw_race(
-    times: dict[str, dict[str, list[float]]], size: int, kernel: int, sizes: Sequence[int], kernels: Sequence[int]
-) -> Figure:
-
-    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    panels = (
-        (left, [(k, f"{size},{k}") for k in kernels], f"images of {size}x{size}", "side of the kernel, pixels"),
-        (right, [(s, f"{s},{kernel}") for s in sizes], f"kernels of {kernel}x{kernel}", "side of the image, pixels"),
-    )
-    everything: list[float] = []
-    for ax, cases, title, label in panels:
-        for index, (name, found) in enumerate(times.items()):
-            points = [(x, found[case]) for x, case in cases if case in found]
-            if not points:
-                continue
-            middle = [statistics.median(t) for _, t in points]
-            bars = [
-                [m - min(t) for m, (_, t) in zip(middle, points, strict=True)],
-                [max(t) - m for m, (_, t) in zip(middle, points, strict=True)],
-            ]
-            everything += [end for _, t in points for end in (min(t), max(t))]
-            ax.errorbar(
-                [x for x, _ in points],
-                middle,
-                yerr=bars,
-                label=name,
-                color=PALETTE[index],
-                marker=MARKERS[index],
-                capsize=2,
-                linewidth=1.5,
-                markersize=5,
-            )
-        ax.set_title(title, loc="left", fontsize=11, fontweight="bold")
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(color="#e6e6e6", linewidth=0.7)
-        raced = sorted({x for x, case in cases if any(case in found for found in times.values())})
-        log_axis(ax, ax.xaxis, raced, label, "{:g}".format)
-        ax.set_xticks(_apart(raced))
-        ax.xaxis.set_minor_locator(NullLocator())
-    for ax in (left, right):
-        log_axis(ax, ax.yaxis, everything, "milliseconds" if ax is left else "", "{:g}".format)
-    named = dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))
-    named |= dict(zip(*reversed(right.get_legend_handles_labels()), strict=True))
-    shown = [name for name in times if name in named]
-    figure.legend([named[n] for n in shown], shown, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
-    return figure

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from itertools import product
 from math import ceil, gcd, prod
 from typing import Any, NamedTuple
 
@@ -82,26 +83,25 @@ def layer_fields(model: nn.Module, image_shape: Sequence[int]) -> list[LayerFiel
         UserError: The network does not run on such images.
     """
     layers = complexity(model, image_shape, training=False).layers  # raises UserError if the network does not run
-    found, dims = [], map_dimensions(model, image_shape)
+    dims_of = map_dimensions(model, image_shape)
+    fields = []
     for layer in layers:
         if layer.type.startswith("Adaptive"):
             break
-        field = layer.receptive_field
-        # A dict is a known field that is a part of the image; each value is a number, or a list where the axes differ.
-        if (
-            isinstance(field, dict)
-            and layer.output_shape
-            and len(layer.output_shape) == 3
-            and len(dims.get(layer.name, ())) == 2
-        ):
-            size, jump, start = (
-                (field[k][0], field[k][1]) if isinstance(field[k], list) else (field[k], field[k])
-                for k in ("size", "jump", "start")
-            )
-            found.append(
-                LayerField(layer.name, layer.type, size, jump, start, (dims[layer.name][0], dims[layer.name][1]))
-            )
-    return found
+        field, dims = layer.receptive_field, dims_of.get(layer.name, ())
+        of_map = len(layer.output_shape or ()) == 3 and len(dims) == 2
+        # A dict is a known field that is a part of the image.
+        if of_map and isinstance(field, dict):
+            size, jump, start = (_both_axes(field[key]) for key in ("size", "jump", "start"))
+            fields.append(LayerField(layer.name, layer.type, size, jump, start, (dims[0], dims[1])))
+    return fields
+
+
+def _both_axes(value: Any) -> tuple[float, float]:
+    """Return a pair for height and width from a list of two values, or from a number that holds for both."""
+    if isinstance(value, list):
+        return value[0], value[1]
+    return value, value
 
 
 def first_without_field(model: nn.Module, image_shape: Sequence[int]) -> str | None:
@@ -118,26 +118,34 @@ def first_without_field(model: nn.Module, image_shape: Sequence[int]) -> str | N
     Raises:
         UserError: The network does not run on such images.
     """
-    places = 0
+    positions = 0  # of the last feature map
     for layer in complexity(model, image_shape, training=False).layers:
         shape, field = layer.output_shape or (), layer.receptive_field
-        if len(shape) == 3 and isinstance(field, dict):
-            # Positions of the map. Its square tells the layouts (C, H, W) and (H, W, C) apart; where nothing is square
-            # or all is, the largest extent is taken for C.
-            if shape[1] == shape[2]:
-                places = shape[1] * shape[2]
-            elif shape[0] == shape[1]:
-                places = shape[0] * shape[1]
-            else:
-                places = prod(shape) // max(shape)
+        is_map = len(shape) == 3
+        if is_map and isinstance(field, dict):
+            positions = _positions(shape)
+            continue
         # Attention over at least as many tokens as the last map has positions combines the whole image.
         # Attention within windows has fewer tokens, so its units see only a part.
-        of_tokens = len(shape) == 2 and "Attention" in layer.type and shape[0] >= places > 0
-        if of_tokens or (len(shape) == 3 and not isinstance(field, dict)):
-            what = "units see the whole image" if of_tokens or field == "image" else "the field of a unit is not known"
+        of_tokens = len(shape) == 2 and "Attention" in layer.type and shape[0] >= positions > 0
+        if of_tokens or is_map:
             name = f"{layer.name} ({layer.type})" if layer.name else layer.type
+            what = "the field of a unit is not known"
+            if of_tokens or field == "image":
+                what = "units see the whole image"
             return f"From {name} on {what}, so layers after it are left out."
     return None
+
+
+def _positions(shape: Sequence[int]) -> int:
+    """Return the number of positions of a feature map of the shape (C, H, W) or (H, W, C)."""
+    # Height and width are equal as a rule, which tells the two layouts apart.
+    if shape[1] == shape[2]:
+        return shape[1] * shape[2]
+    if shape[0] == shape[1]:
+        return shape[0] * shape[1]
+    # Otherwise the largest extent is taken for C.
+    return prod(shape) // max(shape)
 
 
 def steps_of(fields: Sequence[LayerField]) -> list[LayerField]:
@@ -147,16 +155,17 @@ def steps_of(fields: Sequence[LayerField]) -> list[LayerField]:
     the step before it, unless it is a convolution or a pooling.
     """
     names = {field.name for field in fields}
-    found: list[LayerField] = []
+    steps: list[LayerField] = []
     for field in fields:
         parts = field.name.split(".")
         # A layer is inside another one if a shorter part of its path is the name of a listed layer.
         inside = any(".".join(parts[:end]) in names for end in range(1, len(parts)))
+        has_window = "Conv" in field.kind or "Pool" in field.kind
         # Entries 2 to 4 are size, jump and start.
-        same = found and field[2:5] == found[-1][2:5] and not ("Conv" in field.kind or "Pool" in field.kind)
-        if not inside and not same:
-            found.append(field)
-    return found
+        same = bool(steps) and field[2:5] == steps[-1][2:5]
+        if not inside and (has_window or not same):
+            steps.append(field)
+    return steps
 
 
 def chosen_fields(
@@ -177,8 +186,11 @@ def chosen_fields(
         UserError: A name is not that of a layer in `fields`, or `fields` is empty.
     """
     if not fields:
-        why = f": {beyond.split(',')[0][:1].lower()}{beyond.split(',')[0][1:]}" if beyond else ""
-        raise UserError(f"no layer of this network has a known receptive field that is a part of the image{why}")
+        message = "no layer of this network has a known receptive field that is a part of the image"
+        if beyond:
+            reason = beyond.split(",")[0]  # without the clause on what is left out
+            message += f": {reason[:1].lower()}{reason[1:]}"
+        raise UserError(message)
     if names is not None:
         by_name = {field.name: field for field in fields}
         for name in names.split(","):
@@ -187,8 +199,10 @@ def chosen_fields(
         return [by_name[name] for name in dict.fromkeys(names.split(","))]
     steps = steps_of(fields)
     # Fields with the same jump have the same resolution. In order of size, the last one of each jump stays.
-    last = {field.jump: index for index, field in sorted(enumerate(steps), key=lambda item: item[1].size)}
-    chosen = set(list(last.values())[-count:])
+    largest: dict[tuple[float, float], int] = {}
+    for index in sorted(range(len(steps)), key=lambda index: steps[index].size):
+        largest[steps[index].jump] = index
+    chosen = set(list(largest.values())[-count:])
     # Fill up from the last layer to the first.
     for index in np.linspace(len(steps) - 1, 0, min(count, len(steps))).round().astype(int).tolist():
         if len(chosen) < count:
@@ -208,13 +222,13 @@ def _listening(model: nn.Module, wanted: Mapping[str, Callable[[Tensor], Tensor]
         model: Network whose layers get a forward hook; the hooks are removed at the end of the block.
         wanted: Function for each layer, by name. The dict holds its result for the output of the layer's first run.
     """
-    found: dict[str, Tensor] = {}
+    results: dict[str, Tensor] = {}
 
     def hook(name: str) -> Callable[..., None]:
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            if name not in found:
-                found[name] = wanted[name](output)
-                if len(found) == len(wanted):
+            if name not in results:
+                results[name] = wanted[name](output)
+                if len(results) == len(wanted):
                     raise _Reached
 
         return keep
@@ -222,7 +236,7 @@ def _listening(model: nn.Module, wanted: Mapping[str, Callable[[Tensor], Tensor]
     handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in wanted]
     try:
         with contextlib.suppress(_Reached):
-            yield found
+            yield results
     finally:
         for handle in handles:
             handle.remove()
@@ -271,28 +285,37 @@ def measure_fields(model: nn.Module, image_shape: Sequence[int], fields: Sequenc
     """
     copy = meta_copy(model)[0].eval()
     spans = [_spans_along(copy, image_shape, fields, axis) for axis in (0, 1)]
-    found = {}
+    measured = {}
     for field in fields:
         (rows, expected_rows), (columns, expected_columns) = spans[0][field.name], spans[1][field.name]
-        found[field.name] = Measured((rows, columns), (rows, columns) == (expected_rows, expected_columns))
-    return found
+        measured[field.name] = Measured((rows, columns), (rows, columns) == (expected_rows, expected_columns))
+    return measured
+
+
+def _sizes_to_try(fields: Sequence[LayerField], axis: int) -> list[tuple[int, int]]:
+    """Return heights and widths of images that are long enough along an axis, the thinnest across it first."""
+    # An image exceeds every field by two jumps and two pixels. The unit nearest to its middle is at most half a jump
+    # off the middle, so the whole field of this unit lies inside the image.
+    needed = []
+    for a in (0, 1):
+        largest = max(ceil(field.size[a] + 2 * field.jump[a]) for field in fields)
+        needed.append(max(SMALLEST, largest + 2))
+    across = needed[1 - axis]
+    widest_jump = max(ceil(field.jump[1 - axis]) for field in fields)
+    widths = [min(across, max(THINNEST, 4 * widest_jump))]
+    while widths[-1] < across:
+        widths.append(min(2 * widths[-1], across))
+    if axis == 0:
+        return [(needed[0], width) for width in widths]
+    return [(width, needed[1]) for width in widths]
 
 
 def _spans_along(
     copy: nn.Module, image_shape: Sequence[int], fields: Sequence[LayerField], axis: int
 ) -> dict[str, tuple[tuple[int, int], tuple[float, float]]]:
     """Return the measured and the analytic range along an axis for each layer, on the first image that is accepted."""
-    # An image exceeds every field by two jumps and two pixels. The unit nearest to its middle is at most half a jump
-    # off the middle, so the whole field of this unit lies inside the image.
-    long, across = (max(SMALLEST, *(ceil(f.size[a] + 2 * f.jump[a]) + 2 for f in fields)) for a in (axis, 1 - axis))
-    thin = min(across, max(THINNEST, 4 * max(ceil(f.jump[1 - axis]) for f in fields)))
-    # Images to try: thin ones first, then wider ones, and last the network's own image size.
-    shapes = [(long, thin)]
-    while thin < across:
-        thin = min(2 * thin, across)
-        shapes.append((long, thin))
-    sizes = [shape if axis == 0 else shape[::-1] for shape in shapes] + [(image_shape[1], image_shape[2])]
-    for size in sizes:
+    # Some networks accept no other images than those of their own size, which is tried last.
+    for size in [*_sizes_to_try(fields, axis), (image_shape[1], image_shape[2])]:
         units = {field.name: field.unit_near(axis, size[axis] / 2) for field in fields}
         try:
             reached = _reached(copy, (image_shape[0], *size), fields, units, axis)
@@ -325,19 +348,21 @@ def _reached(
     def middle(field: LayerField) -> Callable[[Tensor], Tensor]:
         def summed(output: Tensor) -> Tensor:
             y, unit = field.maps(output)[0], units[field.name]
-            return (y[:, unit, y.shape[2] // 2] if axis == 0 else y[:, y.shape[1] // 2, unit]).sum()
+            if axis == 0:
+                return y[:, unit, y.shape[2] // 2].sum()
+            return y[:, y.shape[1] // 2, unit].sum()
 
         return summed
 
     x = torch.ones(1, *image_shape, dtype=torch.double, requires_grad=True)
     with _listening(copy, {field.name: middle(field) for field in fields}) as values, _EveryPathConducts():
         copy(x)
-    found = {}
+    ranges = {}
     for name in units:
         (gradient,) = torch.autograd.grad(values[name], x, retain_graph=True)
         seen = (gradient[0] != 0).any(0).any(1 - axis).nonzero()
-        found[name] = int(seen.min()), int(seen.max()) + 1
-    return found
+        ranges[name] = int(seen.min()), int(seen.max()) + 1
+    return ranges
 
 
 class _EveryPathConducts(TorchFunctionMode):
@@ -355,10 +380,10 @@ class _EveryPathConducts(TorchFunctionMode):
         rule = _CONDUCTING.get(name)
         if rule is not None:
             return rule(*args, **kwargs)
-        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+        on_meta = {a.is_meta for a in (*args, *kwargs.values()) if isinstance(a, Tensor)}
         # A parameter of the copy meets a feature map, for example in a scale per channel. Parameters are on the meta
         # device and have no values, so ones take their place.
-        if any(t.is_meta for t in tensors) and not all(t.is_meta for t in tensors):
+        if len(on_meta) == 2:
             args = [_ones_for(a) for a in args]
             kwargs = {key: _ones_for(value) for key, value in kwargs.items()}
         return func(*args, **kwargs)
@@ -366,7 +391,9 @@ class _EveryPathConducts(TorchFunctionMode):
 
 def _ones_for(value: Any) -> Any:
     """Return ones in place of a meta tensor, and any other value as it is."""
-    return torch.ones(value.shape, dtype=torch.double) if isinstance(value, Tensor) and value.is_meta else value
+    if isinstance(value, Tensor) and value.is_meta:
+        return torch.ones(value.shape, dtype=torch.double)
+    return value
 
 
 # Functions that run as the identity. None of them lets one position of a map depend on another.
@@ -380,6 +407,7 @@ _ACTIVATIONS = frozenset(
 def _convolved(
     x: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> Tensor:
+    """Return a convolution with equal weights."""
     return _equal_weights(F.conv2d, x, weight.shape[0], weight.shape[2:], groups, stride, padding, dilation=dilation)
 
 
@@ -519,10 +547,7 @@ def effective_fields(
     def middle(field: LayerField) -> Callable[[Tensor], Tensor]:
         def signed_sum(output: Tensor) -> Tensor:
             y = field.maps(output)
-            # The unit in the middle of the image, or the nearest one that the map has.
-            row, column = (
-                min(max(field.unit_near(axis, extents[axis] / 2), 0), y.shape[2 + axis] - 1) for axis in (0, 1)
-            )
+            row, column = _middle_unit(field, extents, y.shape[2:])
             units[field.name] = row, column
             signs = torch.randint(2, y.shape[1:2], generator=generator).to(y.dtype) * 2 - 1
             return (y[0, :, row, column] * signs).sum()
@@ -536,7 +561,19 @@ def effective_fields(
         for name in squares:
             (gradient,) = torch.autograd.grad(values[name], x, retain_graph=True)
             squares[name] += gradient[0].double().square().sum(0)
-    return {name: gaussian_fit(total.sqrt().numpy())._replace(unit=units[name]) for name, total in squares.items()}
+    effective = {}
+    for name, total in squares.items():
+        effective[name] = gaussian_fit(total.sqrt().numpy())._replace(unit=units[name])
+    return effective
+
+
+def _middle_unit(field: LayerField, image_size: Sequence[int], map_size: Sequence[int]) -> tuple[int, int]:
+    """Return row and column of the unit in the middle of the image, or of the nearest one that the map has."""
+    indices = []
+    for axis in (0, 1):
+        unit = field.unit_near(axis, image_size[axis] / 2)
+        indices.append(min(max(unit, 0), map_size[axis] - 1))
+    return indices[0], indices[1]
 
 
 def gaussian_fit(magnitude: np.ndarray) -> Effective:
@@ -552,19 +589,20 @@ def gaussian_fit(magnitude: np.ndarray) -> Effective:
     if not total > 0:
         raise UserError("the gradient of a unit vanishes everywhere; try another --seed, or more --samples")
     share = magnitude / total
-    places = [np.arange(n) + 0.5 for n in magnitude.shape]
-    rows, columns = share.sum(1), share.sum(0)
-    centre = float(rows @ places[0]), float(columns @ places[1])
-    sigma = tuple(
-        float(np.sqrt(max(m @ (p - c) ** 2, 0))) for m, p, c in zip((rows, columns), places, centre, strict=True)
-    )
+    centre, sigma, bells = [], [], []
+    for shares in (share.sum(1), share.sum(0)):  # of the rows, then of the columns
+        places = np.arange(len(shares)) + 0.5
+        mean = float(shares @ places)
+        deviation = float(np.sqrt(max(shares @ (places - mean) ** 2, 0)))
+        centre.append(mean)
+        sigma.append(deviation)
+        bells.append(np.exp(-((places - mean) ** 2) / (2 * max(deviation, 1e-6) ** 2)))
     # The Gaussian with the same moments is a product of one along the rows and one along the columns. Map and Gaussian
     # both sum to 1, so the sum of their minimum is the share that they have in common.
-    bells = [np.exp(-((p - c) ** 2) / (2 * max(s, 1e-6) ** 2)) for p, c, s in zip(places, centre, sigma, strict=True)]
     bell = np.outer(*bells)
     overlap = float(np.minimum(share, bell / max(bell.sum(), 1e-300)).sum())
     pixels = int((magnitude > EFFECTIVE * magnitude.max()).sum())
-    return Effective(magnitude / magnitude.max(), centre, (sigma[0], sigma[1]), overlap, pixels)
+    return Effective(magnitude / magnitude.max(), (centre[0], centre[1]), (sigma[0], sigma[1]), overlap, pixels)
 
 
 def at_initialisation(
@@ -584,15 +622,7 @@ def at_initialisation(
     """
     fresh = deepcopy(model).eval()
     if seed is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for module in fresh.modules():
-                reset: Any = getattr(module, "reset_parameters", None)
-                if reset is not None:
-                    reset()
-            # Networks of this package do not start from torch's default weights.
-            if type(model).__module__.startswith("cnnbench.models"):
-                fresh.apply(initialise)
+        _draw_weights(fresh, seed)
     for module in fresh.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()
@@ -602,6 +632,19 @@ def at_initialisation(
     return fresh.eval()
 
 
+def _draw_weights(model: nn.Module, seed: int) -> None:
+    """Give a network new random weights; torch's own random state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            reset: Any = getattr(module, "reset_parameters", None)
+            if reset is not None:
+                reset()
+        # Networks of this package do not start from torch's default weights.
+        if type(model).__module__.startswith("cnnbench.models"):
+            model.apply(initialise)
+
+
 NEAR_ZERO = 1e-3
 """Absolute value of a scale below which the scaled channels add next to nothing."""
 
@@ -609,15 +652,15 @@ NEAR_ZERO = 1e-3
 def scales_near_zero(model: nn.Module) -> list[str]:
     """Return the names of parameters that scale channels, in norms or residual branches, with all values near zero."""
     norms = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
-    found = []
+    names = []
     for name, parameter in model.named_parameters():
         path, _, last = name.rpartition(".")
-        scales = (
-            "scale" in last or "gamma" in last or (last == "weight" and isinstance(model.get_submodule(path), norms))
-        )
-        if scales and bool(parameter.abs().max() < NEAR_ZERO):
-            found.append(name)
-    return found
+        is_scale = "scale" in last or "gamma" in last
+        if last == "weight":
+            is_scale = isinstance(model.get_submodule(path), norms)
+        if is_scale and bool(parameter.abs().max() < NEAR_ZERO):
+            names.append(name)
+    return names
 
 
 MOST_BRANCHES = 4
@@ -638,9 +681,9 @@ def parse_rates(text: str) -> list[list[int]]:
         UserError: The text does not have this form, or the stack is too large to be drawn.
     """
     try:
-        stack = [[int(rate) for rate in step.split("+")] for step in text.split(",")]
+        stack = [list(map(int, step.split("+"))) for step in text.split(",")]
     except ValueError:
-        stack = [[0]]
+        stack = [[0]]  # not a rate, so the next line refuses it
     if min(min(step) for step in stack) < 1:
         raise UserError(f"dilations '{text}' are not rates of at least 1; write for example 1,2,5 or 1,2,6+12+18")
     if sum(map(max, stack)) > 200 or len(stack) > 12 or max(map(len, stack)) > MOST_BRANCHES:
@@ -667,9 +710,8 @@ def coverage(stack: Sequence[Sequence[int]]) -> np.ndarray:
         # A 3x3 kernel has nine taps, at distances of -rate, 0 and rate. Through each tap all paths continue, shifted.
         wider = np.zeros((size + 2 * reach,) * 2, dtype=np.int64)
         for rate in rates:
-            for row in (reach - rate, reach, reach + rate):
-                for column in (reach - rate, reach, reach + rate):
-                    wider[row : row + size, column : column + size] += paths
+            for row, column in product((reach - rate, reach, reach + rate), repeat=2):
+                wider[row : row + size, column : column + size] += paths
         paths = wider
     return paths
 
@@ -719,6 +761,7 @@ def stack_in_words(stack: Sequence[Sequence[int]]) -> str:
 
 
 def _series_in_words(rates: Sequence[int]) -> str:
+    """Return the name of a stack of layers in series with these dilation rates."""
     if max(rates) == 1:
         return "not dilated"
     if len(rates) == 1:

@@ -10,12 +10,15 @@ with the shift at all, which is invariance.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
 import lightning as L
 import torch
 import torch.nn.functional as F
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor, nn
@@ -40,21 +43,27 @@ SIDE = 64
 """Height and width in pixels of the photo on which single layers and stacks are measured."""
 PROBE = 0.15
 """Share of the training time for which a throw-away copy is trained, to estimate how many steps fit into all of it."""
-LATER = {
-    "image_size",
-    "batch_size",
-    "eval_batch_size",
-    "subset",
-    "augment",
-    "padding",
-    "padding_mode",
-    "flip",
-    "cutout",
-    "sizes",
-}
+LATER = set("image_size batch_size eval_batch_size subset augment padding padding_mode flip cutout sizes".split())
 """Arguments of a data set that have no influence on which images are in its validation split."""
 BRIGHT = 0.5
 """Error, in standard deviations, from which on pixels are drawn in the brightest colour."""
+AXES = {"across": "left (-) and right (+)", "down": "up (-) and down (+)"}
+"""Axes along which images are shifted, and the two directions of each in words."""
+
+MAPS_CAPTION = (
+    "A photo, then how far the maps of the photo shifted by 1 pixel are from the shifted maps: black is equal, the "
+    f"brightest {BRIGHT:g} standard deviations of the maps or more. Zero padding errs at the border alone, a stride "
+    "wherever there is detail; BlurPool lowers this error of max pooling."
+)
+LAYERS_CAPTION = (
+    "Error against the shift: layers with a stride of 2 are right at even shifts and err in between, three stages of "
+    "them are right again at 8 only. Zero padding errs at every shift, since the border stays where it is."
+)
+CURVES_CAPTION = (
+    "Above, the share of images that are classified correctly when they are shifted; below, the share whose predicted "
+    "class stays the same; bands are 95 % intervals. A network that is invariant to shifts has flat lines, the lower "
+    "ones at 100 %, except for the effect of what leaves the frame."
+)
 
 
 class BlurPool(nn.Module):
@@ -127,15 +136,17 @@ BETWEEN = (nn.modules.batchnorm._BatchNorm, nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU,
 
 def _blur_children(parent: nn.Module, filter_size: int) -> int:
     """Replace the strides of all descendants of a module by blurs, in place; return how many layers had a stride."""
-    found = 0
+    strided = 0
     names = list(parent._modules)
     for position, name in enumerate(names):
         child = parent._modules[name]
-        stride = _stride(child)
-        if child is None or stride == 1:
-            found += 0 if child is None else _blur_children(child, filter_size)
+        if child is None:
             continue
-        found += 1
+        stride = _stride(child)
+        if stride == 1:
+            strided += _blur_children(child, filter_size)
+            continue
+        strided += 1
         last = position
         # One layer may be used at several points of a network. With a copy at each of them, which shares the weights,
         # every use still has its stride when its turn comes, and gets a blur of its own.
@@ -143,29 +154,40 @@ def _blur_children(parent: nn.Module, filter_size: int) -> int:
         parent._modules[name] = child
         if isinstance(child, nn.Conv2d):
             child.stride = (1, 1)
-            # The blur goes behind the last normalisation or activation that follows the convolution.
-            while isinstance(parent, nn.Sequential) and _follows(parent, names[last + 1 : last + 2]):
-                last += 1
+            last = _end_of_block(parent, names, position)
         else:
             child.__dict__["stride"] = 1  # The stride of a pooling layer is a plain attribute.
         behind = cast(nn.Module, parent._modules[names[last]])
         # With at least 2 * step - 1 pixels a side, the filters of neighbouring output positions overlap.
         blurs = [BlurPool(step, max(filter_size, 2 * step - 1)) for step in _prime_factors(stride)]
         parent._modules[names[last]] = nn.Sequential(behind, *blurs)
-    return found
+    return strided
+
+
+def _end_of_block(parent: nn.Module, names: Sequence[str], position: int) -> int:
+    """Return the position of the last layer of `BETWEEN` that directly follows a convolution, or else its own position.
+
+    The convolution is the child of `parent` at `position` in the list of all `names`.
+    """
+    # Only in a Sequential is the order of the children also the order in which they run.
+    if not isinstance(parent, nn.Sequential):
+        return position
+    while position + 1 < len(names) and isinstance(parent._modules[names[position + 1]], BETWEEN):
+        position += 1
+    return position
 
 
 def _prime_factors(number: int) -> list[int]:
     """Return the prime factors of a number in ascending order; none for 1."""
-    factor = next((n for n in range(2, number + 1) if number % n == 0), None)
-    return [] if factor is None else [factor, *_prime_factors(number // factor)]
+    factors = []
+    for factor in range(2, number + 1):
+        while number % factor == 0:
+            factors.append(factor)
+            number //= factor
+    return factors
 
 
-def _follows(parent: nn.Module, names: Sequence[str]) -> bool:
-    return bool(names) and isinstance(parent._modules[names[0]], BETWEEN)
-
-
-def _stride(module: nn.Module | None) -> int:
+def _stride(module: nn.Module) -> int:
     """Return the stride of a convolution or pooling layer; 1 for every other module.
 
     Raises:
@@ -173,8 +195,8 @@ def _stride(module: nn.Module | None) -> int:
     """
     if not isinstance(module, (nn.Conv2d, *POOLS)):
         return 1
-    found = module.stride
-    strides = set(found) if isinstance(found, tuple) else {found}
+    stride = module.stride
+    strides = set(stride) if isinstance(stride, tuple) else {stride}
     if strides == {1}:
         return 1
     if len(strides) > 1 or getattr(module, "ceil_mode", False):
@@ -213,10 +235,10 @@ def layers(seed: int = 0) -> list[Layer]:
             torch.manual_seed(seed + number)
             return nn.Conv2d(channels, 8, 3, stride, 1, padding_mode=padding_mode, dtype=torch.float64)
 
-    def stack(*poolings: Callable[[], nn.Module]) -> nn.Sequential:
-        stages = [
-            nn.Sequential(conv("circular", 1, 8 if n else 3, n), nn.ReLU(), make()) for n, make in enumerate(poolings)
-        ]
+    def three_stages(make_pooling: Callable[[], nn.Module]) -> nn.Sequential:
+        stages = []
+        for number, channels in enumerate((3, 8, 8)):
+            stages.append(nn.Sequential(conv("circular", 1, channels, number), nn.ReLU(), make_pooling()))
         return nn.Sequential(*stages)
 
     def blurred() -> nn.Module:
@@ -230,8 +252,8 @@ def layers(seed: int = 0) -> list[Layer]:
         Layer("max pool 2x2", _Pool("max", 2), 2, 1),
         Layer("max pool, BlurPool", blurred(), 2, 2),
         Layer("average pool 2x2", _Pool("average", 2), 2, 1),
-        Layer("3 stages, max pool", stack(*[lambda: _Pool("max", 2)] * 3), 8, 14),
-        Layer("3 stages, BlurPool", stack(*[blurred] * 3), 8, 21),
+        Layer("3 stages, max pool", three_stages(partial(_Pool, "max", 2)), 8, 14),
+        Layer("3 stages, BlurPool", three_stages(blurred), 8, 21),
     ]
 
 
@@ -267,30 +289,41 @@ def shifted(maps: Tensor, places: float) -> Tensor:
     return torch.fft.irfft(turned, n=width, dim=3)
 
 
-def equivariance_error(layer: Layer, image: Tensor, pixels: int) -> tuple[float, float, Tensor]:
-    """Measure how far the maps of the shifted image are from the shifted maps of the image.
+class Errors(NamedTuple):
+    """Errors of the maps of a shifted image.
 
     All errors are in standard deviations of the maps: one for all channels, with each channel around its own mean.
+
+    Attributes:
+        whole: Root mean square error over the whole maps.
+        centre: Root mean square error over their centre, which neither the border nor its shifted copy influences; NaN
+            if the maps have no such part.
+        places: Mean absolute error over the channels at each position, (H', W').
+    """
+
+    whole: float
+    centre: float
+    places: Tensor
+
+
+def equivariance_error(layer: Layer, image: Tensor, pixels: int) -> Errors:
+    """Measure how far the maps of the shifted image are from the shifted maps of the image.
 
     Args:
         layer: Layer or stack to measure.
         image: Image, (1, C, H, W), in float64; height and width are multiples of the stride.
         pixels: Shift to the right in pixels; what leaves at the right edge comes back at the left.
-
-    Returns:
-        Root mean square error over the whole maps; the same over their centre, which neither the border nor its shifted
-        copy influences (NaN if the maps have no such part); mean absolute error over the channels at each position,
-        (H', W').
     """
     with torch.no_grad():
         maps = layer.module(image)
+        # A shift of the image by the stride moves the maps by one position.
         difference = layer.module(shifted(image, pixels)) - shifted(maps, pixels / layer.stride)
     scale = (maps - maps.mean((2, 3), keepdim=True)).square().mean().sqrt()
     # Positions that see the border, or saw it before the shift, lie within reach plus shift of the edge; rounded up.
     margin = -(-(layer.reach + pixels) // layer.stride)
     inner = difference[:, :, margin : difference.shape[2] - margin, margin : difference.shape[3] - margin]
     whole, centre = (float(part.square().mean().sqrt() / scale) for part in (difference, inner))
-    return whole, centre, (difference.abs().mean((0, 1)) / scale)
+    return Errors(whole, centre, difference.abs().mean((0, 1)) / scale)
 
 
 class Share(NamedTuple):
@@ -324,10 +357,10 @@ class Curve(NamedTuple):
         Args:
             what: Name of the attribute, ``accuracy`` or ``consistency``.
         """
-        found = [
-            s.value for shares in getattr(self, what).values() for s, d in zip(shares, self.shifts, strict=True) if d
-        ]
-        return sum(found) / len(found)
+        values: list[float] = []
+        for shares in getattr(self, what).values():
+            values += [share.value for share, shift in zip(shares, self.shifts, strict=True) if shift != 0]
+        return sum(values) / len(values)
 
 
 def shift_curve(name: str, model: nn.Module, images: Tensor, labels: Tensor, most: int) -> Curve:
@@ -345,27 +378,69 @@ def shift_curve(name: str, model: nn.Module, images: Tensor, labels: Tensor, mos
     padded = F.pad(images, (most,) * 4, mode="reflect")
     height, width = images.shape[2:]
 
-    def predict(down: int, across: int) -> Tensor:
+    def predict(axis: str, shift: int) -> Tensor:
         # A crop that starts further up shows the content further down.
-        top, left = most - down, most - across
+        top, left = most, most
+        if axis == "down":
+            top -= shift
+        else:
+            left -= shift
         with torch.inference_mode():
             crops = padded[:, :, top : top + height, left : left + width]
             return torch.cat([model(part).argmax(1) for part in crops.split(500)])
 
-    still = predict(0, 0)
+    still = predict("across", 0)
     shifts = list(range(-most, most + 1))
-    accuracy: dict[str, list[Share]] = {}
-    consistency: dict[str, list[Share]] = {}
-    for axis in ("across", "down"):
-        found = [still if d == 0 else predict(d * (axis == "down"), d * (axis == "across")) for d in shifts]
-        accuracy[axis] = [_share(f == labels) for f in found]
-        consistency[axis] = [_share(f == still) for f in found]
+    accuracy: dict[str, list[Share]] = {axis: [] for axis in AXES}
+    consistency: dict[str, list[Share]] = {axis: [] for axis in AXES}
+    for axis in AXES:
+        for shift in shifts:
+            predicted = still if shift == 0 else predict(axis, shift)
+            accuracy[axis].append(_share(predicted == labels))
+            consistency[axis].append(_share(predicted == still))
     return Curve(name, len(labels), shifts, accuracy, consistency)
 
 
 def _share(hits: Tensor) -> Share:
+    """Return the share of true values, with its interval."""
     count, total = int(hits.sum()), len(hits)
     return Share(count / total, *wilson_interval(count, total))
+
+
+Measured = Sequence[tuple[Layer, list[Errors]]]
+"""Layers and stacks, each with its errors on the photo for the shifts from 0 to `LAYER_SHIFT` pixels."""
+
+
+class Pair(NamedTuple):
+    """A network and its copy with BlurPool, trained in the same way.
+
+    Attributes:
+        models: Names and networks, on the CPU and in evaluation mode: the network, then the copy with BlurPool.
+        steps: Number of training steps of each.
+        remark: Sentences on how they were trained.
+    """
+
+    models: list[tuple[str, nn.Module]]
+    steps: int
+    remark: str
+
+
+class Comparison(NamedTuple):
+    """Networks on the same shifted images.
+
+    Attributes:
+        curves: Accuracy and consistency of each network.
+        kind: Kind of the images in words.
+        data: Name of the data set for readers.
+        augmentation: Sentence on how the training images were augmented; empty if no network was trained.
+        pair: Networks that were trained for this comparison; None if there are none.
+    """
+
+    curves: list[Curve]
+    kind: str
+    data: str
+    augmentation: str
+    pair: Pair | None
 
 
 def explain(options: EquivarianceOptions) -> Explanation:
@@ -374,80 +449,39 @@ def explain(options: EquivarianceOptions) -> Explanation:
     Raises:
         UserError: The options name no data set for the network, or they do not fit the network or the data.
     """
-    found = Explanation({"layers": [], "networks": []})
-    _add_layers(found, options.seed)
-    if options.model or options.ckpt_path:
-        _add_networks(found, options)
-    else:
-        found.remarks.append(
-            "With --ckpt_path FILE, or MODEL and --data NAME, the accuracy of a network on shifted images is measured "
-            "too; --train_seconds S trains MODEL with and without BlurPool first."
-        )
-    return found
-
-
-def _add_layers(found: Explanation, seed: int) -> None:
-
     image = image_for((3, SIDE, SIDE), read_photo()).double()
-    shifts = range(LAYER_SHIFT + 1)
-    shown_layers = layers(seed)
-    measured = {layer.name: [equivariance_error(layer, image, d) for d in shifts] for layer in shown_layers}
-    for layer in shown_layers:
-        errors = measured[layer.name]
-        found.numbers["layers"].append(
-            {
-                "layer": layer.name,
-                "stride": layer.stride,
-                "shifts": list(shifts),
-                "relative_error": [whole for whole, *_ in errors],
-                # Only NaN differs from itself; a missing centre becomes None.
-                "relative_error_centre": [centre if centre == centre else None for _, centre, _ in errors],
-            }
-        )
-    shown = (1, 2, 4, 8)
-    rows = [
-        (n.name, str(n.stride), *(_error(measured[n.name][d][0]) for d in shown), _error(measured[n.name][1][1]))
-        for n in shown_layers
+    measured = []
+    for layer in layers(options.seed):
+        errors = [equivariance_error(layer, image, pixels) for pixels in range(LAYER_SHIFT + 1)]
+        measured.append((layer, errors))
+    comparison = None
+    if options.model or options.ckpt_path:
+        comparison = _compare_networks(options)
+    tables = [_layer_table(measured)]
+    pictures = [
+        Picture("equivariance_maps", "Where maps do not follow", MAPS_CAPTION, _draw_maps(image, measured)),
+        Picture("equivariance_layers", "Layers against shifts", LAYERS_CAPTION, _draw_layers(measured)),
     ]
-    head = ("Layer", "Stride", *(f"Shift {d}" for d in shown), "Shift 1, centre")
-    found.tables.append(Table("Error of the maps when the image is shifted, in their standard deviations", head, rows))
-    plain, blurred = (measured[name][1][0] for name in ("max pool 2x2", "max pool, BlurPool"))
-    caption = (
-        "A photo, then how far the maps of the photo shifted by 1 pixel are from the shifted maps: black is equal, the "
-        f"brightest {BRIGHT:g} standard deviations of the maps or more. Zero padding errs at the border alone, a "
-        f"stride wherever there is detail; BlurPool lowers the error of max pooling from {_error(plain)} to "
-        f"{_error(blurred)}."
-    )
-    found.pictures.append(
-        Picture("equivariance_maps", "Where maps do not follow", caption, _draw_maps(image, measured))
-    )
-    caption = (
-        "Error against the shift: layers with a stride of 2 are right at even shifts and err in between, three stages "
-        "of them are right again at 8 only. Zero padding errs at every shift, since the border stays where it is."
-    )
-    found.pictures.append(Picture("equivariance_layers", "Layers against shifts", caption, _draw_layers(measured)))
-    found.remarks.append(
-        "Shifts go around the edge, so a layer with circular padding has no border. Between two places of a stride the "
-        "maps are shifted by trigonometric interpolation, which is exact for maps without aliasing."
-    )
+    if comparison is not None:
+        tables.append(_network_table(comparison))
+        figure = _draw_curves(comparison.curves)
+        pictures.append(Picture("equivariance_accuracy", "Shifted images", CURVES_CAPTION, figure))
+    return Explanation(_numbers(measured, comparison), tables, pictures, _remarks(comparison))
 
 
-def _error(value: float) -> str:
-    return "-" if value != value else "0" if value == 0 else f"{value:.1e}" if value < 1e-3 else f"{value:.3f}"
-
-
-def _add_networks(found: Explanation, options: EquivarianceOptions) -> None:
-
+def _compare_networks(options: EquivarianceOptions) -> Comparison:
+    """Measure the networks that the options name on shifted images, after training a pair if they ask for one."""
     subject = find_subject(options)
     data = _open(subject)
     size, most = subject.image_shape[1], options.max_shift
     if most >= size:
         raise UserError(f"max_shift {most} must be below the image size, {size} pixels")
-    pair = options.train_seconds or options.train_steps
-    subjects = [subject._replace(trained=True)] * 2 if pair else [subject]
-    models = [(subject.description, subject.model)]
-    if pair:
-        models = _trained(options, data, found)
+    pair = None
+    subjects, models = [subject], [(subject.description, subject.model)]
+    if options.train_seconds or options.train_steps:
+        pair = _train_pair(options, data)
+        # The pair takes the place of the subject; both of its networks were trained on the subject's data.
+        subjects, models = [subject._replace(trained=True)] * 2, [*pair.models]
     if options.compare:
         other = load_checkpoint(options.compare, options)
         if other.image_shape != subject.image_shape:
@@ -455,51 +489,15 @@ def _add_networks(found: Explanation, options: EquivarianceOptions) -> None:
         subjects.append(other)
         models.append((other.description, other.model))
     kind, images, labels = _unseen_images(data, subjects, options.images)
-    # Names that occur more than once get a number.
-    names = [n if [m for m, _ in models].count(n) == 1 else f"{n} ({i})" for i, (n, _) in enumerate(models, 1)]
-    curves = [shift_curve(n, model, images, labels, most) for n, (_, model) in zip(names, models, strict=True)]
-    found.numbers["networks"] = [_numbers(curve, kind, data) for curve in curves]
-    rows = [
-        (
-            c.name,
-            f"{c.accuracy['across'][most].value:.1%}",
-            f"{c.mean('accuracy'):.1%}",
-            f"{c.mean('consistency'):.1%}",
-            f"{min(s.value for shares in c.consistency.values() for s in shares):.1%}",
-        )
-        for c in curves
-    ]
-    head = ("Network", "Accuracy, no shift", "Accuracy, mean", "Consistency, mean", "Consistency, lowest")
-    title = f"Shifts of 1 to {most} pixels in four directions, {len(labels):,} {kind} of {data.label}"
-    found.tables.append(Table(title, head, rows))
-    found.remarks.append(
-        "Images are shifted within their frame, with their reflection in what comes in at the border. "
-        f"{_augmentation(subjects, names)}Shifts that training has shown are learnt, whatever the layers do."
-    )
-    caption = (
-        f"Above, the share of {len(labels):,} {kind} of {data.label} that are told rightly when they are "
-        "shifted, below the share whose predicted class stays; bands are 95 % intervals. A network that is invariant "
-        "has flat lines, the lower ones at 100 %, but for what leaves the frame."
-    )
-    found.pictures.append(Picture("equivariance_accuracy", "Shifted images", caption, _draw_curves(curves)))
-
-
-def _numbers(curve: Curve, kind: str, data: Any) -> dict[str, Any]:
-    parts = {
-        what: {axis: [s._asdict() for s in shares] for axis, shares in getattr(curve, what).items()}
-        for what in ("accuracy", "consistency")
-    }
-    return {
-        "model": curve.name,
-        "data": data.label,
-        "images": curve.images,
-        "kind": kind,
-        "shifts": curve.shifts,
-        **parts,
-    }
+    names = _distinct([name for name, _ in models])
+    curves = []
+    for name, (_, model) in zip(names, models, strict=True):
+        curves.append(shift_curve(name, model, images, labels, most))
+    return Comparison(curves, kind, data.label, _augmentation(subjects, names), pair)
 
 
 def _open(subject: Subject) -> Any:
+    """Return the data set of a network, set up; raise UserError if there is none, or if its images do not fit."""
     data = subject.data
     if data is None:
         raise UserError("shifted images come from a data set; name it with --data, such as --data CIFAR10")
@@ -531,55 +529,59 @@ def _unseen_images(data: Any, subjects: Sequence[Subject], count: int) -> tuple[
     Raises:
         UserError: The data set has fewer such images.
     """
-    trained = [s for s in subjects if s.trained]
+    known = True
+    splits = []
+    for subject in subjects:
+        if subject.trained:
+            known = known and not subject.caveat
+            if subject.data is not None:
+                splits.append({key: value for key, value in subject.data.hparams.items() if key not in LATER})
     # Validation splits are the same if all arguments that decide about them agree.
-    splits = [{k: v for k, v in s.data.hparams.items() if k not in LATER} for s in trained if s.data is not None]
-    known = not any(s.caveat for s in trained) and all(split == splits[0] for split in splits)
-    validation = data.val_dataloader() if known else None
-    kind, batches = ("validation images", validation) if validation else ("test images", data.test_dataloader())
-    if len(batches.split.labels) < count:
-        raise UserError(
-            f"images {count} are more than the {len(batches.split.labels):,} {kind} of {data.label}; use fewer"
-        )
-    parts = [(images, labels) for images, labels in batches]
-    images, labels = (torch.cat(column)[:count] for column in zip(*parts, strict=True))
+    agree = all(split == splits[0] for split in splits)
+    kind, batches = "validation images", data.val_dataloader()
+    # A data set may have no validation images at all.
+    if not (known and agree and batches):
+        kind, batches = "test images", data.test_dataloader()
+    available = len(batches.split.labels)
+    if available < count:
+        raise UserError(f"images {count} are more than the {available:,} {kind} of {data.label}; use fewer")
+    images, labels = (torch.cat(column)[:count] for column in zip(*batches, strict=True))
     return kind, images, labels
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Return the names; to a name that occurs more than once, its position in the list is added."""
+    numbered = []
+    for position, name in enumerate(names, 1):
+        numbered.append(name if names.count(name) == 1 else f"{name} ({position})")
+    return numbered
 
 
 def _augmentation(subjects: Sequence[Subject], names: Sequence[str]) -> str:
     """Return a sentence on how the training images of the networks were augmented; empty if none was trained."""
-    found: dict[str, list[str]] = {}
-    for subject, name in zip(subjects, names, strict=False):
+    networks: dict[str, list[str]] = {}  # names of the networks by augmentation, in words
+    for subject, name in zip(subjects, names, strict=True):
         if subject.trained:
-            data = None if subject.caveat else subject.data
-            words = "not known" if data is None else data.describe()["augmentation"]
-            found.setdefault(words, []).append(name)
-    if len(found) < 2:
-        return "".join(f"Augmentation of the training images: {words}. " for words in found)
-    parts = [f"{words} ({', '.join(whose)})" for words, whose in found.items()]
+            words = "not known"
+            if subject.data is not None and not subject.caveat:
+                words = subject.data.describe()["augmentation"]
+            networks.setdefault(words, []).append(name)
+    if not networks:
+        return ""
+    parts = list(networks)
+    if len(parts) > 1:
+        parts = [f"{words} ({', '.join(networks[words])})" for words in parts]
     return f"Augmentation of the training images: {'; '.join(parts)}. "
 
 
-def _trained(options: EquivarianceOptions, data: Any, found: Explanation) -> list[tuple[str, nn.Module]]:
+def _train_pair(options: EquivarianceOptions, data: Any) -> Pair:
     """Train MODEL and a copy of it with BlurPool, from the same initial weights and for the same number of steps.
 
     With ``train_seconds``, a third copy is trained for a part of that time (`PROBE`) and thrown away, to estimate how
     many steps fit into the seconds. Both networks then train for this number of steps, because under a time budget
     their learning rates would follow the clock and differ from each other.
-
-    Returns:
-        Names and networks, on the CPU and in evaluation mode: MODEL, then the copy with BlurPool.
     """
     quiet_lightning()
-
-    def fit(model: ImageClassifier, steps: int, callbacks: Sequence[L.Callback] = ()) -> int:
-        L.seed_everything(options.seed, workers=True, verbose=False)  # All networks see the same batches.
-        trainer = make_trainer(
-            choose_device("auto"), callbacks, precision="32-true", max_epochs=-1, max_steps=steps, limit_val_batches=0
-        )
-        trainer.fit(model, datamodule=data)
-        return trainer.global_step
-
     L.seed_everything(options.seed, workers=True, verbose=False)
     assert options.model is not None  # `Options` has checked this.
     plain = make_classifier(options.model, data.num_classes, data.in_channels, data.image_size)
@@ -587,51 +589,143 @@ def _trained(options: EquivarianceOptions, data: Any, found: Explanation) -> lis
     steps, about = options.train_steps, ""
     if not steps:
         probe = TimeBudget(max(options.train_seconds * PROBE, 1e-3))
-        steps = max(1, round(fit(copy.deepcopy(plain), -1, [probe]) * options.train_seconds / probe.used_s))
+        probe_steps = _fit(copy.deepcopy(plain), data, -1, options.seed, [probe])
+        steps = max(1, round(probe_steps * options.train_seconds / probe.used_s))
         about = f", about {options.train_seconds:g} s"
     for model in (plain, blurred):
-        fit(model, steps)
-    found.remarks.append(
+        _fit(model, data, steps, options.seed)
+    remark = (
         f"{options.model} was trained for {steps:,} steps{about}, and the copy with "
         "BlurPool, from the same weights, for as many, with the same batches and learning rates; it takes longer for "
         "them. One seed and a short training: a longer one may tell another story."
     )
-    found.numbers["train_steps"] = steps
-    names = (f"{options.model}, {steps:,} steps", f"with BlurPool, {steps:,} steps")
-    return [(name, m.cpu().eval()) for name, m in zip(names, (plain, blurred), strict=True)]
+    models: list[tuple[str, nn.Module]] = [
+        (f"{options.model}, {steps:,} steps", plain.cpu().eval()),
+        (f"with BlurPool, {steps:,} steps", blurred.cpu().eval()),
+    ]
+    return Pair(models, steps, remark)
 
 
-def _draw_maps(image: Tensor, measured: Mapping[str, Sequence[tuple[float, float, Tensor]]]) -> Figure:
+def _fit(model: ImageClassifier, data: Any, steps: int, seed: int, callbacks: Sequence[L.Callback] = ()) -> int:
+    """Train a network for a number of steps, or with -1 until a callback ends it; return how many steps it took."""
+    L.seed_everything(seed, workers=True, verbose=False)  # All networks see the same batches.
+    trainer = make_trainer(
+        choose_device("auto"), callbacks, precision="32-true", max_epochs=-1, max_steps=steps, limit_val_batches=0
+    )
+    trainer.fit(model, datamodule=data)
+    return trainer.global_step
 
+
+def _numbers(measured: Measured, comparison: Comparison | None) -> dict[str, Any]:
+    """Return the values for the JSON document."""
+    numbers: dict[str, Any] = {"layers": [], "networks": []}
+    for layer, errors in measured:
+        # JSON has no NaN; a missing centre becomes null.
+        centres = [None if math.isnan(error.centre) else error.centre for error in errors]
+        numbers["layers"].append(
+            {
+                "layer": layer.name,
+                "stride": layer.stride,
+                "shifts": list(range(len(errors))),
+                "relative_error": [error.whole for error in errors],
+                "relative_error_centre": centres,
+            }
+        )
+    if comparison is None:
+        return numbers
+    for curve in comparison.curves:
+        network: dict[str, Any] = {"model": curve.name, "data": comparison.data, "images": curve.images}
+        network |= {"kind": comparison.kind, "shifts": curve.shifts, "accuracy": {}, "consistency": {}}
+        for what in ("accuracy", "consistency"):
+            for axis, shares in getattr(curve, what).items():
+                network[what][axis] = [share._asdict() for share in shares]
+        numbers["networks"].append(network)
+    if comparison.pair is not None:
+        numbers["train_steps"] = comparison.pair.steps
+    return numbers
+
+
+def _remarks(comparison: Comparison | None) -> list[str]:
+    """Return sentences on how images and maps were shifted, and on how the networks were trained."""
+    remarks = [
+        "Shifts go around the edge, so a layer with circular padding has no border. Between two places of a stride the "
+        "maps are shifted by trigonometric interpolation, which is exact for maps without aliasing."
+    ]
+    if comparison is None:
+        remarks.append(
+            "With --ckpt_path FILE, or MODEL and --data NAME, the accuracy of a network on shifted images is measured "
+            "too; --train_seconds S trains MODEL with and without BlurPool first."
+        )
+        return remarks
+    if comparison.pair is not None:
+        remarks.append(comparison.pair.remark)
+    remarks.append(
+        "Images are shifted within their frame, with their reflection in what comes in at the border. "
+        f"{comparison.augmentation}Shifts that training has shown are learnt, whatever the layers do."
+    )
+    return remarks
+
+
+def _layer_table(measured: Measured) -> Table:
+    """Return the errors of the layers at some of the shifts."""
+    shifts = (1, 2, 4, 8)
+    rows = []
+    for layer, errors in measured:
+        cells = [_error(errors[shift].whole) for shift in shifts]
+        rows.append((layer.name, str(layer.stride), *cells, _error(errors[1].centre)))
+    head = ("Layer", "Stride", *(f"Shift {shift}" for shift in shifts), "Shift 1, centre")
+    return Table("Error of the maps when the image is shifted, in their standard deviations", head, rows)
+
+
+def _error(value: float) -> str:
+    """Return an error as text, a dash for NaN."""
+    if math.isnan(value):
+        return "-"
+    if value == 0:
+        return "0"
+    return f"{value:.1e}" if value < 1e-3 else f"{value:.3f}"
+
+
+def _network_table(comparison: Comparison) -> Table:
+    """Return the accuracy and consistency of the networks in a few figures."""
+    rows = []
+    for curve in comparison.curves:
+        still = curve.accuracy["across"][curve.shifts.index(0)]
+        lowest = min(min(share.value for share in shares) for shares in curve.consistency.values())
+        means = [f"{curve.mean(what):.1%}" for what in ("accuracy", "consistency")]
+        rows.append((curve.name, f"{still.value:.1%}", *means, f"{lowest:.1%}"))
+    first = comparison.curves[0]
+    title = (
+        f"Shifts of 1 to {first.shifts[-1]} pixels in four directions, {first.images:,} {comparison.kind} of "
+        f"{comparison.data}"
+    )
+    head = ("Network", "Accuracy, no shift", "Accuracy, mean", "Consistency, mean", "Consistency, lowest")
+    return Table(title, head, rows)
+
+
+def _draw_maps(image: Tensor, measured: Measured) -> Figure:
+    """Draw the photo, and for each layer where its maps are wrong after a shift of 1 pixel."""
     figure, axes = grid(len(measured) + 1, 3, cell=1.9)
     show(axes[0], image[0].permute(1, 2, 0), "photo", "unit")
-    for ax, (name, errors) in zip(axes[1:], measured.items(), strict=True):
-        whole, _, places = errors[1]
-        show(ax, places / BRIGHT, f"{name}\nerror {_error(whole)}", "unit", colours="magma")
+    for ax, (layer, errors) in zip(axes[1:], measured, strict=True):
+        title = f"{layer.name}\nerror {_error(errors[1].whole)}"
+        show(ax, errors[1].places / BRIGHT, title, "unit", colours="magma")
     return figure
 
 
-def _draw_layers(measured: Mapping[str, Sequence[tuple[float, float, Tensor]]]) -> Figure:
-
+def _draw_layers(measured: Measured) -> Figure:
+    """Draw the error against the shift, single layers above and stacks of three stages below."""
     figure = Figure(figsize=(5.7, 6.6), layout="constrained")
     axes = figure.subplots(2, 1, sharey=True)
-    groups = ([n for n in measured if "stages" not in n], [n for n in measured if "stages" in n])
-    for ax, names, title in zip(axes, groups, ("single layers", "three stages"), strict=True):
-        for number, name in enumerate(names):
-            values = [whole for whole, *_ in measured[name]]
-            ax.plot(
-                values,
-                MARKERS[number] + LINES[number % 4],
-                color=PALETTE[number],
-                label=name,
-                markersize=4.5,
-                linewidth=1.4,
-            )
+    for ax, stacked, title in zip(axes, (False, True), ("single layers", "three stages"), strict=True):
+        group = [(layer, errors) for layer, errors in measured if ("stages" in layer.name) == stacked]
+        for number, (layer, errors) in enumerate(group):
+            values = [error.whole for error in errors]
+            form, colour = MARKERS[number] + LINES[number % 4], PALETTE[number]
+            ax.plot(values, form, color=colour, label=layer.name, markersize=4.5, linewidth=1.4)
         ax.set(xlabel="shift, pixels", title=title)
         ax.set_xticks(range(LAYER_SHIFT + 1))
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(color="#e6e6e6", linewidth=0.7)
-        ax.set_axisbelow(True)
+        _pale_grid(ax)
         ax.legend(frameon=False, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
         ax.set_ylabel("error, standard deviations")
     axes[0].set_ylim(bottom=-0.02)
@@ -639,33 +733,32 @@ def _draw_layers(measured: Mapping[str, Sequence[tuple[float, float, Tensor]]]) 
 
 
 def _draw_curves(curves: Sequence[Curve]) -> Figure:
-
+    """Draw accuracy above and consistency below, against shifts across on the left and down on the right."""
     figure = Figure(figsize=(5.7, 5.2), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey="row")
-    titles = {"across": "left (-) and right (+)", "down": "up (-) and down (+)"}
     for row, what in zip(axes, ("accuracy", "consistency"), strict=True):
-        for ax, axis in zip(row, titles, strict=True):
+        for ax, axis in zip(row, AXES, strict=True):
             for number, curve in enumerate(curves):
                 shares, colour = getattr(curve, what)[axis], PALETTE[number]
-                ax.plot(curve.shifts, [s.value for s in shares], LINES[number], color=colour, label=curve.name)
-                ax.fill_between(
-                    curve.shifts,
-                    [s.low for s in shares],
-                    [s.high for s in shares],
-                    color=colour,
-                    alpha=0.18,
-                    linewidth=0,
-                )
-            ax.spines[["top", "right"]].set_visible(False)
-            ax.grid(color="#e6e6e6", linewidth=0.7)
-            ax.set_axisbelow(True)
+                low, high = [share.low for share in shares], [share.high for share in shares]
+                values = [share.value for share in shares]
+                ax.plot(curve.shifts, values, LINES[number], color=colour, label=curve.name)
+                ax.fill_between(curve.shifts, low, high, color=colour, alpha=0.18, linewidth=0)
+            _pale_grid(ax)
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
             ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         row[0].set_ylabel(what)
-    for ax, (axis, title) in zip(axes[0], titles.items(), strict=True):
-        ax.set_title(title, fontsize=10)
-        axes[1][list(titles).index(axis)].set_xlabel("shift, pixels")
+    for above, below, directions in zip(axes[0], axes[1], AXES.values(), strict=True):
+        above.set_title(directions, fontsize=10)
+        below.set_xlabel("shift, pixels")
     if len(curves) > 1:
         figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", frameon=False)
     return figure
+
+
+def _pale_grid(ax: Axes) -> None:
+    """Draw a pale grid behind the lines of a panel, and no frame above and on the right."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(color="#e6e6e6", linewidth=0.7)
+    ax.set_axisbelow(True)

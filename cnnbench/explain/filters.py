@@ -6,8 +6,8 @@ channel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,100 +18,31 @@ from cnnbench.blocks import WhiteningConv2d
 from cnnbench.errors import UserError, unknown
 from cnnbench.explain import Explanation, Picture, Table
 from cnnbench.explain.activations import outputs
-from cnnbench.explain.networks import find_subject
+from cnnbench.explain.networks import Subject, find_subject
 from cnnbench.explain.options import FEW_FILTERS, FiltersOptions
 from cnnbench.plots.grids import grid, outline, show
 
 COLUMNS = 12
 """Largest number of panels in a row of the picture: filters, or input channels of one filter."""
+MOST_FILTERS = 96
+"""Default number of filters in a picture in which a filter has one panel."""
+ORDERS = {"norm": "the largest norm first", "network": "in the network's order"}
+"""Orders of the filters by value of ``--sort``, in words."""
 
-
-def explain(options: FiltersOptions) -> Explanation:
-    """Return a picture of one convolution's filters, and a table of all convolutions.
-
-    Raises:
-        UserError: The order or the layer is unknown, or the network has no convolution.
-    """
-    if options.sort not in ("norm", "network"):
-        raise unknown("order", options.sort, ("norm", "network"))
-    subject = find_subject(options)
-    layers = convolutions(subject.model, subject.image_shape)
-    fixed = [n for n, layer in layers.items() if not layer.weight.requires_grad]
-    name = options.layer or next((n for n in layers if n not in fixed), next(iter(layers)))
-    if name not in layers:
-        raise unknown("convolution", name, [n for n in layers if n.startswith(name)] or list(layers)[:12])
-    layer = layers[name]
-    weights = layer.weight.detach().float().numpy()
-    found = norms(weights)
-    count, channels = weights.shape[:2]
-    order = np.argsort(-found, kind="stable") if options.sort == "norm" else np.arange(count)
-    # Only the first convolution sees the image, so only there are three channels red, green and blue.
-    colour = channels == 3 and layer is next(iter(layers.values())) and layer.groups == 1
-    # Filters of several channels that are not colours get a row each, with a column per input channel.
-    rows = not colour and channels > 1
-    shown = order[: options.filters or (FEW_FILTERS if rows else 96)].tolist()
-    numbers: dict[str, Any] = {
-        "model": subject.name,
-        "trained": subject.trained,
-        "layer": name,
-        "shape": list(weights.shape),
-        "groups": layer.groups,
-        "fixed": name in fixed,
-        "order": options.sort,
-        "shown": shown,
-        "norms": found.tolist(),
-    }
-    first = "the largest norm first" if options.sort == "norm" else "in the network's order"
-    caption = (
-        f"{len(shown)} of the {count} filters of {name}, {weights.shape[2]}x{weights.shape[3]}, {first}, with "
-        "number and norm (the root of the sum of squares). "
-    )
-    if name in fixed:
-        caption += f"They are fixed, not learnt: {_origin(layer)}. "
-    remarks = [f"{n} is fixed, not learnt; --layer {n} shows it." for n in fixed if n != name]
-    if colour:
-        shares = grey_shares(weights)
-        numbers["grey_shares"] = shares.tolist()
-        caption += (
-            "The three weights of a pixel are drawn as red, green and blue; zero is mid-grey, and each filter is "
-            f"scaled by its own largest absolute value. {_sentence(int((shares > 0.5).sum()), count)}"
-        )
-        remarks.append(
-            "Grey share, the part of a filter's squares that is alike in red, green and blue: median "
-            f"{np.median(shares):.2f}, from {shares.min():.2f} to {shares.max():.2f}."
-        )
-    else:
-        caption += "Red weights are positive, blue ones negative, white is zero; "
-        caption += "each filter is scaled by its own largest absolute value."
-    if rows:
-        seen = min(channels, COLUMNS)
-        numbers["shown_input_channels"] = seen
-        caption += f" A row is one filter, a column one of its input channels, the first {seen} of {channels}."
-    figure = _draw_rows(weights, found, shown) if rows else _draw(weights, found, shown, colour)
-    title = f"{subject.description}: filters of {name}"
-    table = Table(
-        f"{subject.description}: convolutions",
-        ("Convolution", "Filters", "Input channels of each", "Size", "Smallest norm", "Median", "Largest"),
-        [_row(key, conv) for key, conv in layers.items()],
-    )
-    return Explanation(numbers, [table], [Picture("filters", title, caption, figure)], remarks)
-
-
-def convolutions(model: nn.Module, image_shape: Sequence[int]) -> dict[str, nn.Conv2d]:
-    """Return the two-dimensional convolutions that run in evaluation mode, by name, in the order in which they run.
-
-    Args:
-        model: Any classifier.
-        image_shape: Channels, height and width of one image, (C, H, W).
-
-    Raises:
-        UserError: The network has no such convolution, or does not run on such images.
-    """
-    modules = dict(model.named_modules())
-    found = {name: m for name in outputs(model, image_shape) if isinstance(m := modules[name], nn.Conv2d)}
-    if not found:
-        raise UserError(f"{type(model).__name__} has no convolution of images; give a network with nn.Conv2d")
-    return found
+CAPTION_IN_COLOUR = (
+    "Each panel is a filter, with its number and its norm, the root of the sum of its squared weights. The three "
+    "weights of a pixel are drawn as red, green and blue; zero is mid-grey, and each filter is scaled by its own "
+    "largest absolute value. Filters without a tint see changes of brightness, such as edges; tinted ones see colour."
+)
+CAPTION_OF_ONE_CHANNEL = (
+    "Each panel is a filter, with its number and its norm, the root of the sum of its squared weights. Red weights are "
+    "positive, blue ones negative, white is zero; each filter is scaled by its own largest absolute value."
+)
+CAPTION_OF_ROWS = (
+    "A row is a filter, with its number and its norm, the root of the sum of its squared weights; a column is one of "
+    "its input channels. Red weights are positive, blue ones negative, white is zero; each filter is scaled by its own "
+    "largest absolute value."
+)
 
 
 def norms(weights: np.ndarray) -> np.ndarray:
@@ -128,7 +59,8 @@ def grey_shares(weights: np.ndarray) -> np.ndarray:
     Args:
         weights: Weights of a convolution, (N, C, kH, kW).
     """
-    # C channels with the same mean weight have C times the squares of the mean.
+    # Brightness is what the channels have in common, so a filter that sees only brightness has one weight for all of
+    # them. C channels with the same mean weight have C times the squares of the mean.
     alike = weights.shape[1] * (weights.astype(float).mean(1) ** 2).sum((1, 2))
     total = norms(weights) ** 2
     return np.divide(alike, total, out=np.zeros_like(alike), where=total > 0)
@@ -139,8 +71,184 @@ def colours(kernel: np.ndarray) -> np.ndarray:
 
     A weight of zero becomes 0.5, mid-grey. The weight with the largest absolute value becomes 0 or 1.
     """
+    # Only a filter of zeros has no largest value; dividing by 1 leaves it mid-grey.
     top = np.abs(kernel).max() or 1.0
     return 0.5 + 0.5 * np.moveaxis(kernel, 0, 2) / top
+
+
+def convolutions(model: nn.Module, image_shape: Sequence[int]) -> dict[str, nn.Conv2d]:
+    """Return the two-dimensional convolutions that run in evaluation mode, by name, in the order in which they run.
+
+    Args:
+        model: Any classifier.
+        image_shape: Channels, height and width of one image, (C, H, W).
+
+    Raises:
+        UserError: The network has no such convolution, or does not run on such images.
+    """
+    modules = dict(model.named_modules())
+    layers: dict[str, nn.Conv2d] = {}
+    for name in outputs(model, image_shape):
+        module = modules[name]
+        if isinstance(module, nn.Conv2d):
+            layers[name] = module
+    if not layers:
+        raise UserError(f"{type(model).__name__} has no convolution of images; give a network with nn.Conv2d")
+    return layers
+
+
+class _Chosen(NamedTuple):
+    """Convolution that the picture shows, and the filters of it that are drawn.
+
+    Attributes:
+        subject: Network that has the convolution.
+        layers: All convolutions of the network, by name, in the order in which they run.
+        name: Name of the convolution.
+        weights: Its weights, (N, C, kH, kW).
+        norms: Norms of its filters, (N,).
+        grey_shares: Grey shares of its filters, (N,), if they are drawn as colours; None otherwise.
+        in_rows: Whether each filter has a row of panels, with a column for each input channel.
+        shown: Indices of the filters that are drawn, in this order.
+        order: Order of the filters, a key of `ORDERS`.
+    """
+
+    subject: Subject
+    layers: Mapping[str, nn.Conv2d]
+    name: str
+    weights: np.ndarray
+    norms: np.ndarray
+    grey_shares: np.ndarray | None
+    in_rows: bool
+    shown: list[int]
+    order: str
+
+    @property
+    def layer(self) -> nn.Conv2d:
+        """Return the convolution itself."""
+        return self.layers[self.name]
+
+    @property
+    def title(self) -> str:
+        """Return the title of the picture."""
+        return f"{self.subject.description}: filters of {self.name}"
+
+    @property
+    def columns(self) -> int:
+        """Return the number of input channels in a picture in which each filter has a row."""
+        return min(self.weights.shape[1], COLUMNS)
+
+
+def explain(options: FiltersOptions) -> Explanation:
+    """Return a picture of one convolution's filters, and a table of all convolutions.
+
+    Raises:
+        UserError: The order or the layer is unknown, or the network has no convolution.
+    """
+    chosen = _choose(options)
+    return Explanation(
+        _numbers(chosen), [_table_of_all(chosen), _table_of_shown(chosen)], [_picture(chosen)], _remarks(chosen)
+    )
+
+
+def _choose(options: FiltersOptions) -> _Chosen:
+    """Return the convolution that the options name, with the filters to draw; raise UserError where `explain` does."""
+    if options.sort not in ORDERS:
+        raise unknown("order", options.sort, ORDERS)
+    subject = find_subject(options)
+    layers = convolutions(subject.model, subject.image_shape)
+    name = _chosen_name(options.layer, layers)
+    layer = layers[name]
+    weights = layer.weight.detach().float().numpy()
+    channels = weights.shape[1]
+    shares = None
+    # Only the first convolution sees the image, so only there are three channels red, green and blue.
+    if channels == 3 and layer is next(iter(layers.values())) and layer.groups == 1:
+        shares = grey_shares(weights)
+    # Filters of several channels that are not colours get a row each.
+    in_rows = shares is None and channels > 1
+    of_filters = norms(weights)
+    order: np.ndarray = np.arange(len(weights))
+    if options.sort == "norm":
+        order = np.argsort(-of_filters, kind="stable")
+    most = options.filters or (FEW_FILTERS if in_rows else MOST_FILTERS)
+    return _Chosen(
+        subject, layers, name, weights, of_filters, shares, in_rows, shown=order[:most].tolist(), order=options.sort
+    )
+
+
+def _chosen_name(name: str | None, layers: Mapping[str, nn.Conv2d]) -> str:
+    """Return the name of the convolution to show; raise UserError if the user named one that does not exist."""
+    if not name:
+        # The first convolution that training changes, or else the first of all.
+        learnt = [key for key, layer in layers.items() if layer.weight.requires_grad]
+        return [*learnt, *layers][0]
+    if name not in layers:
+        near = [key for key in layers if key.startswith(name)]
+        raise unknown("convolution", name, near or list(layers)[:12])
+    return name
+
+
+def _numbers(chosen: _Chosen) -> dict[str, Any]:
+    """Return the values for the JSON document."""
+    numbers: dict[str, Any] = {
+        "model": chosen.subject.name,
+        "trained": chosen.subject.trained,
+        "layer": chosen.name,
+        "shape": list(chosen.weights.shape),
+        "groups": chosen.layer.groups,
+        "fixed": not chosen.layer.weight.requires_grad,
+        "order": chosen.order,
+        "shown": chosen.shown,
+        "norms": chosen.norms.tolist(),
+    }
+    if chosen.grey_shares is not None:
+        numbers["grey_shares"] = chosen.grey_shares.tolist()
+    if chosen.in_rows:
+        numbers["shown_input_channels"] = chosen.columns
+    return numbers
+
+
+def _table_of_all(chosen: _Chosen) -> Table:
+    """Return the table of all convolutions, with the range of their filters' norms."""
+    rows = []
+    for name, layer in chosen.layers.items():
+        weights = layer.weight.detach().float().numpy()
+        count, channels, height, width = weights.shape
+        of_filters = norms(weights)
+        smallest, median, largest = of_filters.min(), np.median(of_filters), of_filters.max()
+        size = f"{height}x{width}"
+        rows.append((name, str(count), str(channels), size, f"{smallest:.3g}", f"{median:.3g}", f"{largest:.3g}"))
+    head = ("Convolution", "Filters", "Input channels of each", "Size", "Smallest norm", "Median", "Largest")
+    return Table(f"{chosen.subject.description}: convolutions", head, rows)
+
+
+def _table_of_shown(chosen: _Chosen) -> Table:
+    """Return the table of what the picture shows of its convolution."""
+    count, channels = chosen.weights.shape[:2]
+    rows = [("Filters in the picture", f"{len(chosen.shown)} of {count}"), ("Order", ORDERS[chosen.order])]
+    if chosen.in_rows:
+        rows.append(("Input channels in the picture", f"the first {chosen.columns} of {channels}"))
+    if chosen.grey_shares is not None:
+        grey = int((chosen.grey_shares > 0.5).sum())
+        rows.append(("Filters in which brightness has the larger part", f"{grey} of {count}"))
+    return Table(chosen.title, ("Fact", "Value"), rows)
+
+
+def _remarks(chosen: _Chosen) -> list[str]:
+    """Return remarks on the convolutions that training leaves as they are, and on the colours of the filters."""
+    remarks = []
+    if not chosen.layer.weight.requires_grad:
+        remarks.append(f"The filters of {chosen.name} are fixed, not learnt: {_origin(chosen.layer)}.")
+    for name, layer in chosen.layers.items():
+        if name != chosen.name and not layer.weight.requires_grad:
+            remarks.append(f"{name} is fixed, not learnt; --layer {name} shows it.")
+    shares = chosen.grey_shares
+    if shares is not None:
+        remarks.append(
+            "Grey share, the part of a filter's squares that is alike in red, green and blue: median "
+            f"{np.median(shares):.2f}, from {shares.min():.2f} to {shares.max():.2f}."
+        )
+    return remarks
 
 
 def _origin(layer: nn.Conv2d) -> str:
@@ -152,49 +260,47 @@ def _origin(layer: nn.Conv2d) -> str:
     return "a random basis, in place of which a training sets the principal components of its first images"
 
 
-def _sentence(grey: int, count: int) -> str:
-    return (
-        "Filters without a tint see changes of brightness, such as edges; tinted ones see colour. In "
-        f"{grey} of {count} brightness has the larger part."
-    )
+def _picture(chosen: _Chosen) -> Picture:
+    """Return the picture of the filters, drawn as colours, as one channel each, or in rows of several channels."""
+    if chosen.in_rows:
+        return Picture("filters", chosen.title, CAPTION_OF_ROWS, _draw_rows(chosen))
+    caption = CAPTION_OF_ONE_CHANNEL if chosen.grey_shares is None else CAPTION_IN_COLOUR
+    return Picture("filters", chosen.title, caption, _draw(chosen))
 
 
-def _row(name: str, conv: nn.Conv2d) -> tuple[str, ...]:
-    """Return the row of a convolution in the table."""
-    weights = conv.weight.detach().float().numpy()
-    count, channels, height, width = weights.shape
-    found = norms(weights)
-    sizes = (f"{v:.3g}" for v in (found.min(), np.median(found), found.max()))
-    return (name, str(count), str(channels), f"{height}x{width}", *sizes)
-
-
-def _draw(weights: np.ndarray, found: np.ndarray, shown: Sequence[int], colour: bool) -> Figure:
+def _draw(chosen: _Chosen) -> Figure:
     """Return a figure of filters in a grid, of one channel each, or of three channels drawn as colours."""
-    columns = min(range(COLUMNS, COLUMNS // 2, -1), key=lambda n: -len(shown) % n)  # as few empty cells as possible
+    weights, shown = chosen.weights, chosen.shown
+    # The number of columns is the one that leaves the fewest cells of the last row empty.
+    columns = min(range(COLUMNS, COLUMNS // 2, -1), key=lambda n: -len(shown) % n)
     figure, axes = grid(len(shown), columns, cell=0.7, ratio=weights.shape[2] / weights.shape[3])
     for ax, index in zip(axes, shown, strict=True):
-        show(ax, colours(weights[index]) if colour else weights[index, 0], scale="signed")
+        image = weights[index, 0]
+        if chosen.grey_shares is not None:
+            image = colours(weights[index])
+        show(ax, image, scale="signed")
         _frame(ax, weights)
-        text = f"{index}: {found[index]:.2f}"
+        # Places are in parts of the panel, from 0 at its bottom to 1, so the text stands below the panel.
+        text = f"{index}: {chosen.norms[index]:.2f}"
         ax.text(0.5, -0.07, text, transform=ax.transAxes, ha="center", va="top", fontsize=7.5)
     return figure
 
 
-def _draw_rows(weights: np.ndarray, found: np.ndarray, shown: Sequence[int]) -> Figure:
+def _draw_rows(chosen: _Chosen) -> Figure:
     """Return a figure with a row for each filter and a column for each input channel."""
-    columns = min(weights.shape[1], COLUMNS)
-    figure, axes = grid(
-        len(shown) * columns, columns, cell=0.7, ratio=weights.shape[2] / weights.shape[3], titles=False
-    )
-    for row, index in enumerate(shown):
+    weights, columns = chosen.weights, chosen.columns
+    ratio = weights.shape[2] / weights.shape[3]
+    figure, axes = grid(len(chosen.shown) * columns, columns, cell=0.7, ratio=ratio, titles=False)
+    for row, index in enumerate(chosen.shown):
         panels = axes[row * columns : (row + 1) * columns]
+        # All channels of a filter share one scale, so that their colours compare.
         top = np.abs(weights[index]).max() or 1.0
         for channel, ax in enumerate(panels):
             ax.imshow(weights[index, channel], cmap="RdBu_r", vmin=-top, vmax=top, interpolation="nearest")
             _frame(ax, weights)
             if row == 0:
                 ax.set_title(f"in {channel}", fontsize=8, pad=3)
-        text = f"filter {index}\n{found[index]:.2f}"
+        text = f"filter {index}\n{chosen.norms[index]:.2f}"
         panels[0].text(-0.15, 0.5, text, transform=panels[0].transAxes, ha="right", va="center", fontsize=8)
     return figure
 

@@ -42,7 +42,10 @@ class Trained(NamedTuple):
     def words(self, part: Part) -> list[str]:
         """Return the tool and the options of a part, with this network and its data in place of the placeholders."""
         values = {CHECKPOINT: [str(self.checkpoint), *self.trust], DATA: self.data}
-        return [word for template in shlex.split(part.command) for word in values.get(template, [template])]
+        words: list[str] = []
+        for word in shlex.split(part.command):
+            words += values.get(word, [word])
+        return words
 
 
 class Part(NamedTuple):
@@ -128,13 +131,16 @@ def page(shown: Sequence[tuple[Part, Explanation]], trained: Trained) -> str:
 
     def picture_uri(picture: Picture) -> str:
         out = io.BytesIO()
-        save(picture, out, format="webp", dpi=130, pil_kwargs={"quality": 90})  # a tenth of PNG's size with photos
-        # `save` ignores the format for the frames of an animation, which are always a GIF.
-        return data_uri(out.getvalue(), "image/gif" if isinstance(picture.image, Sequence) else "image/webp")
+        # WebP takes a tenth of PNG's size with photos. `save` ignores the format for the frames of an animation, which
+        # are always a GIF.
+        save(picture, out, format="webp", dpi=130, pil_kwargs={"quality": 90})
+        kind = "image/gif" if isinstance(picture.image, Sequence) else "image/webp"
+        return data_uri(out.getvalue(), kind)
 
     def command(part: Part) -> str:
         return shlex.join(["cnnbench", "explain", *trained.words(part)])
 
+    # The number of the part that trains a network of its own, which the page mentions at its top.
     second = next((n for n, (part, _) in enumerate(shown, 1) if "--train_steps" in part.command), None)
     return render(
         "gallery",
@@ -152,5 +158,6 @@ def _readable_width(picture: Picture) -> int:
 
     On a narrower screen the page shows the picture at this width and lets the reader scroll.
     """
-    image = picture.image
-    return 0 if isinstance(image, Sequence) else round(image.get_figwidth() * READABLE)
+    if isinstance(picture.image, Sequence):
+        return 0
+    return round(picture.image.get_figwidth() * READABLE)

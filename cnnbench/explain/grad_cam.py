@@ -35,6 +35,18 @@ COLUMNS = 4
 """Largest number of panels in a row of a picture."""
 HEAD = 3
 """Largest number of modules with weights behind the last stage that are called a head; a transformer has more."""
+CAPTION = (
+    "Grad-CAM: the brighter, the more the place raises the logit of the class named above. A map has a value for each "
+    "position of the layer's feature maps; it is enlarged bilinearly and scaled to its own maximum. Places that speak "
+    "against the class are cut to zero."
+)
+CHECK_CAPTION = (
+    "Sanity check (Adebayo et al. 2018): weights are randomised from the logits down, and the map has to change, or it "
+    "would not depend on the weights. Above each map is its rank correlation with the first one, over all positions "
+    "before negative values are cut. Correlations by chance lie around 0; they spread more than those of independent "
+    "values, because neighbours are not independent."
+)
+"""Captions of the two pictures."""
 
 
 def weighted_map(model: nn.Module, images: Tensor, layer: str, classes: Tensor) -> Tensor:
@@ -70,11 +82,15 @@ def weighted_map(model: nn.Module, images: Tensor, layer: str, classes: Tensor) 
         # Images of a batch do not affect each other in evaluation mode, so the gradient of the sum of their logits
         # holds the gradient of each image.
         chosen = logits.gather(1, classes.clone()[:, None]).sum()
-        gradient = torch.autograd.grad(chosen, leaves, allow_unused=True)[0] if chosen.requires_grad else None
+        gradient: Tensor | None = None
+        if chosen.requires_grad:
+            gradient = torch.autograd.grad(chosen, leaves, allow_unused=True)[0]
     if gradient is None:
         raise UserError(f"the logits do not depend on layer '{layer}'; name another with --cam_layer")
     maps = leaves[0].detach()
-    return (gradient.mean((2, 3), keepdim=True) * maps).sum(1)
+    # The weight of a map is the mean of its gradient: how much the logit grows with its values.
+    weights = gradient.mean((2, 3), keepdim=True)
+    return (weights * maps).sum(1)
 
 
 def grad_cam(model: nn.Module, images: Tensor, layer: str, classes: Tensor) -> Tensor:
@@ -98,13 +114,21 @@ def weight_groups(model: nn.Module, image_shape: Sequence[int], ends: Sequence[s
         Title and module names of each group. The first group holds the modules behind the last stage, if these have
         weights; then follow the stages, the last one first.
     """
-    order = list(outputs(model, image_shape))
     modules = dict(model.named_modules())
-    groups, first = [], 0
-    for title, last in [*((end, order.index(end)) for end in ends), ("", len(order) - 1)]:
-        names = [n for n in order[first : last + 1] if any(p is not None for p in modules[n]._parameters.values())]
-        groups.append((title or ("head" if len(names) <= HEAD else f"all behind {ends[-1]}"), names))
-        first = last + 1
+    groups: list[tuple[str, list[str]]] = []
+    names: list[str] = []
+    # Walk through the modules in the order in which they run; a group is complete where its stage ends.
+    for name in outputs(model, image_shape):
+        if list(modules[name].parameters(recurse=False)):
+            names.append(name)
+        if name in ends:
+            groups.append((name, names))
+            names = []
+    # What remains lies behind the last stage.
+    title = "head"
+    if len(names) > HEAD:
+        title = f"all behind {ends[-1]}"
+    groups.append((title, names))
     return [group for group in reversed(groups) if group[1]]
 
 
@@ -129,14 +153,14 @@ def cascade(
         For each group, the maps after its step, (N, h, w).
     """
     changed = copy.deepcopy(model)
-    found = []
+    maps = []
     with untouched_randomness():
         torch.manual_seed(seed)
         for names in groups:
             for name in names:
                 _randomise(changed.get_submodule(name))
-            found.append(weighted_map(changed, images, layer, classes))
-    return found
+            maps.append(weighted_map(changed, images, layer, classes))
+    return maps
 
 
 def _randomise(module: nn.Module) -> None:
@@ -146,6 +170,7 @@ def _randomise(module: nn.Module) -> None:
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
         return
+    # Nothing is known of other layers, so their values are shuffled, which keeps the scale.
     with torch.no_grad():
         for values in module.parameters(recurse=False):
             values.copy_(values.flatten()[torch.randperm(values.numel())].view_as(values))
@@ -175,6 +200,94 @@ class _Check(NamedTuple):
     images: int
 
 
+def _sanity(subject: Subject, shown: Shown, layer: str, seed: int) -> _Check:
+    """Return the sanity check for the shown image and, if it comes from a data set, for the first training images."""
+    model, shape = subject.model, subject.image_shape
+    # Means are over the training images alone, without the shown image; without training images, over the shown one.
+    x, first = shown.x, 0
+    if subject.data is not None and shown.label is not None:
+        x, first = torch.cat([x, training_images(subject.data, range(CHECKED_IMAGES))[0]]), 1
+    classes = predict_logits(model, x).argmax(1)
+    before = weighted_map(model, x, layer, classes)
+    groups = weight_groups(model, shape, stages(model, shape))
+    modules = [names for _, names in groups]
+    draws = [cascade(model, x, layer, classes, modules, seed + draw) for draw in range(DRAWS)]
+    own, mean, deviation = [], [], []
+    values: list[list[float | None]] = []
+    for step in range(len(groups)):
+        correlations = [_correlations(before, maps[step]) for maps in draws]
+        own.append(correlations[0][0])
+        values = [of_images[first:] for of_images in correlations]
+        known = np.array(values, dtype=float)  # None becomes nan
+        known = known[np.isfinite(known)]
+        mean.append(float(known.mean()) if len(known) else None)
+        deviation.append(float(known.std()) if len(known) else None)
+    # After the loop, `values` holds the correlations after the last step, with all weights random.
+    error = _standard_error(values)
+    steps, first_draw = [title for title, _ in groups], [maps[0] for maps in draws[0]]
+    return _Check(steps, first_draw, own, mean, deviation, error, images=len(x) - first)
+
+
+def _correlations(before: Tensor, after: Tensor) -> list[float | None]:
+    """Return the rank correlation between two maps of each image, (N, h, w) each."""
+    pairs = zip(before.flatten(1).tolist(), after.flatten(1).tolist(), strict=True)
+    return [spearman(first, second) for first, second in pairs]
+
+
+def _standard_error(values: Sequence[Sequence[float | None]]) -> float | None:
+    """Return the standard error of the mean over draws (rows) and images (columns); None if it is not defined.
+
+    The values are not independent: those of a draw share its weights, those of an image share its pixels. So the
+    variance of the mean over draws and that of the mean over images are added.
+    """
+    known = np.array(values, dtype=float)  # None becomes nan
+    if not np.isfinite(known).any(1).all() or not np.isfinite(known).any(0).all():
+        return None
+    rows, columns = np.nanmean(known, 1), np.nanmean(known, 0)
+    variance = rows.var(ddof=1) / len(rows)
+    if len(columns) > 1:
+        variance += columns.var(ddof=1) / len(columns)
+    return float(np.sqrt(variance))
+
+
+class _ClassMap(NamedTuple):
+    """Grad-CAM of the shown image for one class.
+
+    Attributes:
+        name: Name of the class.
+        role: Reason for showing it: it is the predicted class, the true one, or both, or the second in probability.
+        probability: Probability that the network gives to the class.
+        values: Map, (h, w), with values of at least 0.
+    """
+
+    name: str
+    role: str
+    probability: float
+    values: Tensor
+
+
+class _Result(NamedTuple):
+    """Grad-CAM of an image at a layer.
+
+    Attributes:
+        subject: Network.
+        shown: Image.
+        title: Method and name of the layer, for titles.
+        true_class: Name of the image's class; None if it is not known.
+        maps: Maps of the classes that are shown, the predicted class first.
+        constant: Whether the map of the predicted class, before its ReLU, has the same value everywhere.
+        check: Sanity check.
+    """
+
+    subject: Subject
+    shown: Shown
+    title: str
+    true_class: str | None
+    maps: list[_ClassMap]
+    constant: bool
+    check: _Check
+
+
 def show_grad_cam(subject: Subject, shown: Shown, layer: str, seed: int, explanation: Explanation) -> None:
     """Add Grad-CAM of an image and its sanity check to an explanation.
 
@@ -188,28 +301,64 @@ def show_grad_cam(subject: Subject, shown: Shown, layer: str, seed: int, explana
     Raises:
         UserError: The logits do not depend on the layer.
     """
+    result = _look(subject, shown, layer, seed)
+    explanation.numbers["grad_cam"] = {"layer": layer, **_numbers(result)}
+    explanation.tables += _tables(result)
+    explanation.pictures += _draw(result)
+    explanation.remarks += _remarks(result)
+
+
+def _look(subject: Subject, shown: Shown, layer: str, seed: int) -> _Result:
+    """Compute Grad-CAM of the image for two classes, and the sanity check."""
     model, data = subject.model, subject.data
     shares = predict_logits(model, shown.x).softmax(1)[0]
-    best = shares.argsort(descending=True).tolist()
-    names = list(data.class_names) if data and len(data.class_names) == len(shares) else None
-    name = {k: names[k] if names else f"class {k}" for k in range(len(shares))}
-    label = shown.label if shown.label is not None and shown.label < len(shares) else None
-    # Beside the predicted class the map of the true class is shown; where both are the same or the true class is not
-    # known, that of the class with the second largest logit.
-    others = [(label, "true")] if label not in (None, best[0]) else [(k, "second") for k in best[1:2]]
-    asked = [(best[0], "predicted and true" if label == best[0] else "predicted"), *others]
-    classes = torch.tensor([k for k, _ in asked])
-    maps = grad_cam(model, shown.x.expand(len(asked), -1, -1, -1), layer, classes)
+    names = [f"class {k}" for k in range(len(shares))]
+    if data is not None and len(data.class_names) == len(shares):
+        names = list(data.class_names)
+    # A network with fewer classes than the data has no logit for some of them.
+    label = shown.label
+    if label is not None and label >= len(shares):
+        label = None
+    true_class = None if label is None else names[label]
+    roles = _roles(shares.argsort(descending=True).tolist(), label)
+    classes = torch.tensor(list(roles))
+    cams = grad_cam(model, shown.x.expand(len(roles), -1, -1, -1), layer, classes)
+    maps = []
+    for (k, role), cam in zip(roles.items(), cams, strict=True):
+        maps.append(_ClassMap(names[k], role, float(shares[k]), cam))
     check = _sanity(subject, shown, layer, seed)
-    size = "x".join(map(str, maps.shape[1:]))
-    explanation.numbers["grad_cam"] = {
-        "layer": layer,
-        "map": list(maps.shape[1:]),
-        "true_class": None if label is None else name[label],
-        "classes": [
-            {"class": name[k], "role": role, "probability": float(shares[k]), "largest": float(cam.max())}
-            for (k, role), cam in zip(asked, maps, strict=True)
-        ],
+    constant = len(weighted_map(model, shown.x, layer, classes[:1]).unique()) == 1
+    return _Result(subject, shown, f"Grad-CAM at {layer}", true_class, maps, constant, check)
+
+
+def _roles(best: Sequence[int], label: int | None) -> dict[int, str]:
+    """Return the index of each class to show, with its role.
+
+    Args:
+        best: Indices of the classes, the one with the largest logit first.
+        label: Index of the true class; None if it is not known.
+    """
+    roles = {best[0]: "predicted"}
+    if label is not None and label != best[0]:
+        return roles | {label: "true"}
+    if label is not None:
+        roles = {label: "predicted and true"}
+    # The true class is the predicted one or is not known, so the class with the second largest logit is shown too.
+    if len(best) > 1:
+        roles[best[1]] = "second"
+    return roles
+
+
+def _numbers(result: _Result) -> dict[str, Any]:
+    """Return the values for the JSON document."""
+    check = result.check
+    classes = []
+    for name, role, probability, cam in result.maps:
+        classes.append({"class": name, "role": role, "probability": probability, "largest": float(cam.max())})
+    return {
+        "map": list(result.maps[0].values.shape),
+        "true_class": result.true_class,
+        "classes": classes,
         "sanity": {
             "steps": check.steps,
             "correlation_of_image": check.own,
@@ -220,43 +369,50 @@ def show_grad_cam(subject: Subject, shown: Shown, layer: str, seed: int, explana
             "draws": DRAWS,
         },
     }
-    titles = [f"{role}:\n{name[k]}, {shares[k]:.1%}" for k, role in asked]
-    caption = (
-        f"Grad-CAM of {subject.description} at layer {layer}: the brighter, the more the place raises the logit of the "
-        f"class named above. A map of {size} positions, enlarged bilinearly; scaled to its own maximum; places that "
-        f"speak against the class are cut to zero.{_empty(maps, [name[k] for k, _ in asked])}"
-    )
-    title = f"{shown.title}" + (f":\n{name[label]}" if label is not None else "\n")
-    figure = _draw_overlays(shown, list(maps), titles, title, 1.9)
-    explanation.pictures.append(Picture("grad-cam", f"{subject.description}: Grad-CAM", caption, figure))
-    # A constant map has no rank correlation.
-    if len(weighted_map(model, shown.x, layer, classes[:1]).unique()) == 1:
-        explanation.remarks.append(f"Grad-CAM at {layer} has one value everywhere, so that there is nothing to check.")
-        return
-    steps = list(zip(check.steps, check.own, check.mean, check.deviation, strict=True))
-    rows = [(step, _number(own), _number(mean), _number(spread).lstrip("+")) for step, own, mean, spread in steps]
-    many = f"{check.images} images and {DRAWS} draws of weights" if check.images > 1 else f"{DRAWS} draws of weights"
-    head = ("Randomised from the top to", "This image", f"Mean of {many}", "Standard deviation")
-    explanation.tables.append(Table(f"Grad-CAM at {layer}: rank correlation with the map of the network", head, rows))
-    positions = maps[0].numel()
+
+
+def _tables(result: _Result) -> list[Table]:
+    """Return the table of the classes and, unless the map is constant, the table of the sanity check."""
+    check, cam = result.check, result.maps[0].values
+    size = "x".join(map(str, cam.shape))
+    rows = [(m.name, m.role, f"{m.probability:.1%}", f"{m.values.max():.3g}") for m in result.maps]
+    head: tuple[str, ...] = ("Class", "Role", "Probability", "Largest value of the map")
+    tables = [Table(f"{result.title}: maps of {size} positions", head, rows)]
+    if result.constant:  # there is no rank correlation
+        return tables
+    rows = []
+    for step, own, mean, deviation in zip(check.steps, check.own, check.mean, check.deviation, strict=True):
+        rows.append((step, _number(own), _number(mean), _number(deviation).lstrip("+")))
     # Standard deviation of Spearman's correlation between n independent values: 1 / sqrt(n - 1).
-    chance = 1 / max(positions - 1, 1) ** 0.5
-    caption = (
-        "Sanity check (Adebayo et al. 2018): weights are randomised from the logits down, and the map has to change, "
-        "or it would not depend on the weights. Above each map is its rank correlation with the first one, over "
-        f"{positions} positions before negative values are cut. With all weights random it is "
-        f"{_number(check.own[-1])}; over {many} its mean is {_number(check.mean[-1])} and its standard deviation "
-        f"{_number(check.deviation[-1]).lstrip('+')} (independent values would have 0 and {chance:.2f}; those of "
-        f"neighbours are not independent, so that chance gives more). {_verdict(subject.trained, check)}"
-    )
-    titles = [
-        f"{'+ ' * bool(i)}{step}\n{_number(own)}"
-        for i, (step, own) in enumerate(zip(check.steps, check.own, strict=True))
-    ]
-    figure = _draw_overlays(
-        shown, [maps[0], *(m.relu() for m in check.maps)], ["weights as\nthey are", *titles], None, 1.35
-    )
-    explanation.pictures.append(Picture("grad-cam-check", f"{subject.description}: sanity check", caption, figure))
+    chance = 1 / max(cam.numel() - 1, 1) ** 0.5
+    rows.append(("for comparison: independent values", "-", _number(0.0), f"{chance:.2f}"))
+    many = f"{DRAWS} draws of weights"
+    if check.images > 1:
+        many = f"{check.images} images and {many}"
+    head = ("Randomised from the top to", "This image", f"Mean of {many}", "Standard deviation")
+    title = f"{result.title}: rank correlation with the map of the network, over {cam.numel()} positions"
+    tables.append(Table(title, head, rows))
+    return tables
+
+
+def _number(value: float | None) -> str:
+    """Return a correlation as text, with its sign, and with a dash for None."""
+    if value is None:
+        return "-"
+    return f"{value:+.2f}".replace("-0.00", "+0.00")
+
+
+def _remarks(result: _Result) -> list[str]:
+    """Return a remark on empty maps, if there are any, and the verdict of the sanity check."""
+    remarks = []
+    empty = [m.name for m in result.maps if not m.values.any()]
+    if empty:
+        remarks.append(f"{result.title}: for {' and '.join(empty)} no place speaks, and the map is empty.")
+    if result.constant:
+        remarks.append(f"{result.title} has one value everywhere, so that there is nothing to check.")
+    else:
+        remarks.append(f"Sanity check of {result.title}: {_verdict(result.subject.trained, result.check)}")
+    return remarks
 
 
 def _verdict(trained: bool, check: _Check) -> str:
@@ -266,62 +422,38 @@ def _verdict(trained: bool, check: _Check) -> str:
         return "The weights were random from the start, so that the check says nothing yet: train the network first."
     if mean is None or error is None:
         return "With all weights random the maps have one value everywhere, so that there is no verdict."
+    distance = f"3 standard errors ({error:.2f})"
     if abs(mean) <= 3 * error:
-        return f"That mean is within 3 standard errors ({error:.2f}) of 0: the map changes as much as chance does."
+        return (
+            f"With all weights random, the mean correlation of {_number(mean)} is within {distance} of 0: the map "
+            "changes as much as chance does."
+        )
     return (
-        f"That mean is more than 3 standard errors ({error:.2f}) from 0: the map does not change as much as chance "
-        "does, and shows in part what does not depend on the learnt weights."
+        f"With all weights random, the mean correlation of {_number(mean)} is more than {distance} from 0: the map "
+        "does not change as much as chance does, and shows in part what does not depend on the learnt weights."
     )
 
 
-def _standard_error(values: Sequence[Sequence[float | None]]) -> float | None:
-    """Return the standard error of the mean over draws (rows) and images (columns); None if it is not defined.
-
-    The values are not independent: those of a draw share its weights, those of an image share its pixels. So the
-    variance of the mean over draws and that of the mean over images are added.
-    """
-    known = np.array(values, dtype=float)  # None becomes nan
-    if not np.isfinite(known).any(1).all() or not np.isfinite(known).any(0).all():
-        return None
-    rows, columns = np.nanmean(known, 1), np.nanmean(known, 0)
-    among_images = columns.var(ddof=1) / len(columns) if len(columns) > 1 else 0.0
-    return float(np.sqrt(rows.var(ddof=1) / len(rows) + among_images))
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.2f}".replace("-0.00", "+0.00")
-
-
-def _empty(maps: Tensor, names: Sequence[str]) -> str:
-    empty = [name for cam, name in zip(maps, names, strict=True) if not cam.any()]
-    return f" For {' and '.join(empty)} no place speaks, and the map is empty." if empty else ""
-
-
-def _sanity(subject: Subject, shown: Shown, layer: str, seed: int) -> _Check:
-    """Return the sanity check for the shown image and, if it comes from a data set, for the first training images."""
-    model, shape = subject.model, subject.image_shape
-    x = shown.x
-    if subject.data is not None and shown.label is not None:
-        x = torch.cat([x, training_images(subject.data, range(CHECKED_IMAGES))[0]])
-    classes = predict_logits(model, x).argmax(1)
-    before = weighted_map(model, x, layer, classes).flatten(1)
-    groups = weight_groups(model, shape, stages(model, shape))
-    draws = [cascade(model, x, layer, classes, [names for _, names in groups], seed + d) for d in range(DRAWS)]
-    values = [
-        [[spearman(a.tolist(), b.tolist()) for a, b in zip(before, maps.flatten(1), strict=True)] for maps in steps]
-        for steps in draws
-    ]
-    # Means are over the training images alone, without the shown image; without training images, over the shown one.
-    counted = [[v for draw in values for v in draw[step][len(x) > 1 :] if v is not None] for step in range(len(groups))]
-    return _Check(
-        [title for title, _ in groups],
-        [maps[0] for maps in draws[0]],
-        [values[0][step][0] for step in range(len(groups))],
-        [float(np.mean(known)) if known else None for known in counted],
-        [float(np.std(known)) if known else None for known in counted],
-        _standard_error([draw[-1][len(x) > 1 :] for draw in values]),
-        max(len(x) - 1, 1),
-    )
+def _draw(result: _Result) -> list[Picture]:
+    """Return the picture of the maps of the classes and, unless the map is constant, that of the sanity check."""
+    shown, check = result.shown, result.check
+    description = result.subject.description
+    titles = [f"{m.role}:\n{m.name}, {m.probability:.1%}" for m in result.maps]
+    title = f"{shown.title}\n"  # of two lines, as the other titles are
+    if result.true_class is not None:
+        title = f"{shown.title}:\n{result.true_class}"
+    figure = _draw_overlays(shown, [m.values for m in result.maps], titles, title, 1.9)
+    pictures = [Picture("grad-cam", f"{description}: {result.title}", CAPTION, figure)]
+    if result.constant:
+        return pictures
+    titles, plus = ["weights as\nthey are"], ""
+    for step, own in zip(check.steps, check.own, strict=True):
+        titles.append(f"{plus}{step}\n{_number(own)}")
+        plus = "+ "  # each further step adds its group to those that are random already
+    maps = [result.maps[0].values, *(m.relu() for m in check.maps)]
+    figure = _draw_overlays(shown, maps, titles, None, 1.35)
+    pictures.append(Picture("grad-cam-check", f"{description}: sanity check of {result.title}", CHECK_CAPTION, figure))
+    return pictures
 
 
 def _draw_overlays(

@@ -52,7 +52,8 @@ class Subject(NamedTuple):
     @property
     def description(self) -> str:
         """Return the name and the state of the weights, for titles."""
-        return f"{self.name}, {'trained' if self.trained else 'random weights'}"
+        state = "trained" if self.trained else "random weights"
+        return f"{self.name}, {state}"
 
 
 def find_subject(options: NetworkOptions) -> Subject:
@@ -101,20 +102,23 @@ def load_checkpoint(path: Path, options: DataOptions) -> Subject:
         raise UserError(f"checkpoint '{path}' does not exist; `cnnbench fit` prints the path of the one it wrote")
     model, trained_on, data_options = read_checkpoint(path, Trust.of(options.trust))
     shape = (model.in_channels, model.image_size, model.image_size)
+    name = options.data or trained_on
+    if name is None:
+        return Subject(model.display_name, model.eval(), shape, True, None)
     # The options of the data that the checkpoint stored apply only to the data set that it was trained on.
     own = options.data in (None, trained_on)
-    name = options.data or trained_on
-    data = None
-    if name is not None:
-        data = _open_data(name, options, model.image_size, model.in_channels, (data_options or {}) if own else {})
-        if data.in_channels != model.in_channels:
-            raise UserError(
-                f"the network takes images of {shape[0]} channels, those of {data.label} have {data.in_channels}"
-            )
+    stored: Mapping[str, Any] = {}
+    if own and data_options:
+        stored = data_options
+    data = _open_data(name, options, model.image_size, model.in_channels, stored)
+    if data.in_channels != model.in_channels:
+        raise UserError(
+            f"the network takes images of {model.in_channels} channels, those of {data.label} have {data.in_channels}"
+        )
     caveat = ""
-    if data is not None and not own:
+    if not own:
         caveat = f"The network was trained on {trained_on or 'other data'}, not on {data.title}."
-    elif data is not None and data_options is None:
+    elif data_options is None:
         caveat = (
             f"Images are from the official training set of {data.title}; which of them the network was trained on is "
             "not known, since the checkpoint does not say."
@@ -140,6 +144,7 @@ def _open_data(
     """
     kind = get_data(name)
     check_arguments(f"data set '{name}' of the checkpoint", kind, stored)
+    # The folder and the size of the images are those of this call, whatever the checkpoint stored.
     chosen: dict[str, Any] = {**stored, "data_dir": options.data_dir, "image_size": image_size}
     if in_channels and "in_channels" in signature(kind).parameters:
         chosen["in_channels"] = in_channels
@@ -163,8 +168,12 @@ def normalised(images: Tensor, data: ImageDataModule | None) -> Tensor:
 
 def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """Return the logits of a network, (N, K), for batches of images and labels, as the loaders of a data set yield."""
+    logits = []
     with torch.inference_mode():
-        return torch.cat([model(images.contiguous(memory_format=torch.channels_last)) for images, _ in batches]).float()
+        for images, _ in batches:
+            # The channels of a pixel lie side by side in memory, as they do in training by default.
+            logits.append(model(images.contiguous(memory_format=torch.channels_last)))
+        return torch.cat(logits).float()
 
 
 def read_photo(path: Path | None = None) -> np.ndarray:
@@ -193,6 +202,7 @@ def image_for(shape: tuple[int, int, int], photo: np.ndarray) -> Tensor:
     channels, height, width = shape
     if channels not in (1, 3):
         raise UserError(f"the network takes images of {channels} channels, a photo has 3 or 1; use --in_channels 3")
+    # The largest square in the middle of the photo, since networks take square images.
     side = min(photo.shape[:2])
     top, left = (photo.shape[0] - side) // 2, (photo.shape[1] - side) // 2
     x = torch.from_numpy(photo[top : top + side, left : left + side].copy()).permute(2, 0, 1)[None].float() / 255

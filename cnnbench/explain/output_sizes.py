@@ -51,11 +51,11 @@ class Conv(NamedTuple):
         Raises:
             UserError: The window does not fit into the padded input, or the padding ``same`` comes with a stride.
         """
-        k, s, d = along(self.kernel, axis), along(self.stride, axis), along(self.dilation, axis)
         if self.padding == "same":
             if along(self.stride, 0) != 1 or along(self.stride, 1) != 1:
                 raise UserError("padding 'same' is for stride 1 only; give the padding as a number")
             return n
+        k, s, d = along(self.kernel, axis), along(self.stride, axis), along(self.dilation, axis)
         return _windows(n + 2 * along(self.padding, axis), k, s, d)
 
 
@@ -79,11 +79,7 @@ class Pool(NamedTuple):
     kind: Literal["max", "avg"] = "max"
 
     def length(self, n: int, axis: int) -> int:
-        """Return the output size along an axis.
-
-        Args:
-            n: Input size along this axis, in pixels.
-            axis: 0 for the height, 1 for the width.
+        """Return the output size along an axis; see `Conv.length` for the arguments.
 
         Raises:
             UserError: The padding is more than half of the window, or the window does not fit into the padded input.
@@ -124,11 +120,7 @@ class Transposed(NamedTuple):
     channels: int | None = None
 
     def length(self, n: int, axis: int) -> int:
-        """Return the output size along an axis.
-
-        Args:
-            n: Input size along this axis, in pixels.
-            axis: 0 for the height, 1 for the width.
+        """Return the output size along an axis; see `Conv.length` for the arguments.
 
         Raises:
             UserError: The output padding is not below stride or dilation, or the padding leaves no pixel.
@@ -136,10 +128,11 @@ class Transposed(NamedTuple):
         k, s, p, o, d = (along(value, axis) for value in self[:5])
         if o >= max(s, d):
             raise UserError(f"output padding {o} must be below the stride {s} or the dilation {d}")
-        found = (n - 1) * s - 2 * p + d * (k - 1) + o + 1
-        if found < 1:
-            raise UserError(f"padding {p} leaves {found} of {n} pixels; take less")
-        return found
+        # Torch's formula: that of the convolution, solved for its input size.
+        length = (n - 1) * s - 2 * p + d * (k - 1) + o + 1
+        if length < 1:
+            raise UserError(f"padding {p} leaves {length} of {n} pixels; take less")
+        return length
 
 
 class Pad(NamedTuple):
@@ -152,7 +145,9 @@ class Pad(NamedTuple):
 
     def length(self, n: int, axis: int) -> int:
         """Return the output size along an axis: 0 for the height, 1 for the width."""
-        return n + (self.left + self.right if axis else self.top + self.bottom)
+        if axis == 0:
+            return n + self.top + self.bottom
+        return n + self.left + self.right
 
 
 Layer = Conv | Pool | Transposed | Pad
@@ -162,18 +157,24 @@ Size = tuple[int, int]
 
 def along(extent: Any, axis: int) -> int:
     """Return the number of an extent for an axis: 0 for the height, 1 for the width."""
-    return extent[axis] if isinstance(extent, tuple) else extent
+    if isinstance(extent, tuple):
+        return extent[axis]
+    return extent
 
 
 def _windows(n: int, k: int, s: int, d: int) -> int:
+    """Count the windows along an axis of n pixels, padding included: the formula at the top of this file."""
     if n < d * (k - 1) + 1:
         raise UserError(_too_small(n, k, d))
     return (n - d * (k - 1) - 1) // s + 1
 
 
 def _too_small(n: int, k: int, d: int) -> str:
-    wide = f"{k} with dilation {d}, {d * (k - 1) + 1} pixels wide," if d > 1 else str(k)
-    return f"a window of {wide} does not fit into {n} pixels with their padding"
+    """Return the error message for a window of k pixels with dilation d on n pixels, padding included."""
+    window = str(k)
+    if d > 1:
+        window = f"{k} with dilation {d}, {d * (k - 1) + 1} pixels wide,"
+    return f"a window of {window} does not fit into {n} pixels with their padding"
 
 
 def trace_sizes(size: Extent, layers: Sequence[Layer]) -> list[Size]:
@@ -211,9 +212,12 @@ def output_size(size: Extent, layers: Sequence[Layer]) -> Size:
 
 
 def _check(layer: Layer) -> None:
+    """Raise UserError if a setting is too small, or if an average pooling is dilated."""
     for field, value in layer._asdict().items():
         least = 1 if field in ("kernel", "stride", "dilation", "channels") else 0
-        for number in value if isinstance(value, tuple) else (value,):
+        numbers = value if isinstance(value, tuple) else (value,)
+        for number in numbers:
+            # Settings may also be None or a word, such as ``same``.
             if isinstance(number, int) and number < least:
                 raise UserError(f"{field} {number} must be at least {least}")
     if isinstance(layer, Pool) and layer.kind == "avg" and layer.dilation not in (1, (1, 1)):
@@ -223,28 +227,42 @@ def _check(layer: Layer) -> None:
 def notation(layer: Layer) -> str:
     """Return a layer in the notation of ``--layers``; settings with their default value are left out."""
     if isinstance(layer, Pad):
-        return f"pad{layer[0]}" if len(set(layer)) == 1 else "pad" + "x".join(map(str, layer))
-    head = {Conv: "conv", Transposed: "tconv", Pool: f"{getattr(layer, 'kind', '')}pool"}[type(layer)]
-    text = head + _extent(layer.kernel)
-    if layer.stride is not None and layer.stride != (layer.kernel if isinstance(layer, Pool) else 1):
-        text += "/" + _extent(layer.stride)
-    if layer.padding:
-        text += "same" if layer.padding == "same" else "p" + _extent(layer.padding)
-    if isinstance(layer, Transposed) and layer.output_padding:
-        text += "o" + _extent(layer.output_padding)
-    if layer.dilation != 1:
-        text += "d" + _extent(layer.dilation)
-    text += "ceil" * bool(getattr(layer, "ceil_mode", False))
-    channels = getattr(layer, "channels", None)
-    return text + (f":{channels}" if channels else "")
+        sides = layer if len(set(layer)) > 1 else layer[:1]
+        return f"pad{_extent(sides)}"
+    kernel = _extent(layer.kernel)
+    if isinstance(layer, Pool):
+        text = f"{layer.kind}pool{kernel}" + _option("/", layer.stride, layer.kernel)
+    else:
+        name = "conv" if isinstance(layer, Conv) else "tconv"
+        text = f"{name}{kernel}" + _option("/", layer.stride, 1)
+    text += _option("p", layer.padding, 0)
+    if isinstance(layer, Transposed):
+        text += _option("o", layer.output_padding, 0)
+    text += _option("d", layer.dilation, 1)
+    if isinstance(layer, Pool):
+        if layer.ceil_mode:
+            text += "ceil"
+    elif layer.channels:
+        text += f":{layer.channels}"
+    return text
+
+
+def _option(letter: str, value: Any, usual: Extent) -> str:
+    """Return an option of the notation; empty if its value is the usual one or None."""
+    if value == "same":  # a padding in words
+        return "same"
+    return "" if value in (None, usual) else letter + _extent(value)
 
 
 def _extent(extent: Any) -> str:
-    return "x".join(map(str, extent)) if isinstance(extent, tuple) else str(extent)
+    """Return one number, or several with an ``x`` between them, as text."""
+    numbers = extent if isinstance(extent, tuple) else (extent,)
+    return "x".join(map(str, numbers))
 
 
 _OPTION = r"/\d+(?:x\d+)?|[pod]\d+(?:x\d+)?|:\d+|same|ceil"
 _TOKEN = re.compile(rf"(conv|tconv|maxpool|avgpool|pad)(\d+(?:x\d+)*)((?:{_OPTION})*)")
+"""Pattern of a word of the notation: name, kernel size, and options."""
 _ALLOWED = {
     "conv": ("/", "p", "d", ":", "same"),
     "tconv": ("/", "p", "o", "d", ":"),
@@ -252,7 +270,9 @@ _ALLOWED = {
     "avgpool": ("/", "p", "ceil"),
     "pad": (),
 }
+"""Options of each layer, by their letter or word."""
 _FIELDS = {"/": "stride", "p": "padding", "o": "output_padding", "d": "dilation", ":": "channels"}
+"""Setting of a layer that each option with a number stands for."""
 
 
 def parse_layers(text: str) -> list[Layer]:
@@ -268,35 +288,55 @@ def parse_layers(text: str) -> list[Layer]:
 
 
 def _parse_layer(word: str) -> Layer:
+    """Return the layer that a word of the notation describes."""
     match = _TOKEN.fullmatch(word)
     if match is None:
         raise UserError(f"cannot read layer '{word}'; write for example conv7/2p3, maxpool2, tconv4/2p1 or pad1")
+    for number in re.findall(r"\d+", word):
+        if too_large(number):
+            raise UserError(f"layer '{word}': {number} is too large; take numbers of at most {LARGEST_NUMBER:,}")
     kind, numbers, rest = match.groups()
-    large = next((number for number in re.findall(r"\d+", word) if too_large(number)), None)
-    if large:
-        raise UserError(f"layer '{word}': {large} is too large; take numbers of at most {LARGEST_NUMBER:,}")
-    kernel = tuple(map(int, numbers.split("x")))
-    options = re.findall(_OPTION, rest)
-    keys = [o if o in ("same", "ceil") else o[0] for o in options]
-    wrong = next((k for k in keys if k not in _ALLOWED[kind] or keys.count(k) > 1), None)
-    if wrong or ("same" in keys and "p" in keys):
-        valid = " ".join(_ALLOWED[kind]) or "none"
-        raise UserError(f"layer '{word}': '{wrong or 'same'}' is not possible here; {kind} takes, once each: {valid}")
+    settings = _parse_options(word, kind, re.findall(_OPTION, rest))
     if kind == "pad":
-        if len(kernel) not in (1, 4):
-            raise UserError(f"layer '{word}': give one number, or four: left, right, top, bottom")
-        return Pad(*(kernel * 4 if len(kernel) == 1 else kernel))
-    if len(kernel) > 2:
+        return _parse_pad(word, numbers)
+    if numbers.count("x") > 1:
         raise UserError(f"layer '{word}': a kernel has one number, or height x width")
+    kernel = pair_or_number(numbers)
+    if kind == "conv":
+        return Conv(kernel, **settings)
+    if kind == "tconv":
+        return Transposed(kernel, **settings)
+    return Pool(kernel, kind="max" if kind == "maxpool" else "avg", **settings)
+
+
+def _parse_options(word: str, kind: str, options: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of a layer of some kind, such as ``conv``, from the options of its word: ``/2``, ``p3``."""
+    # An option is a word, or a letter or sign with numbers.
+    keys = [option if option in ("same", "ceil") else option[0] for option in options]
+    allowed = _ALLOWED[kind]
+    wrong = next((key for key in keys if key not in allowed or keys.count(key) > 1), None)
+    if wrong is None and "same" in keys and "p" in keys:
+        wrong = "same"  # both are paddings
+    if wrong is not None:
+        valid = " ".join(allowed) or "none"
+        raise UserError(f"layer '{word}': '{wrong}' is not possible here; {kind} takes, once each: {valid}")
     settings: dict[str, Any] = {}
     for key, option in zip(keys, options, strict=True):
-        if key in _FIELDS:
+        if key == "same":
+            settings["padding"] = "same"
+        elif key == "ceil":
+            settings["ceil_mode"] = True
+        else:
             settings[_FIELDS[key]] = pair_or_number(option[1:])
-    if kind == "conv":
-        return Conv(pair_or_number(numbers), **{**settings, **({"padding": "same"} if "same" in keys else {})})
-    if kind == "tconv":
-        return Transposed(pair_or_number(numbers), **settings)
-    return Pool(pair_or_number(numbers), **settings, ceil_mode="ceil" in keys, kind=kind[:3])  # type: ignore[arg-type]
+    return settings
+
+
+def _parse_pad(word: str, numbers: str) -> Pad:
+    """Return the padding with one number for all sides, or with four such as ``1x2x0x3``."""
+    sides = list(map(int, numbers.split("x")))
+    if len(sides) not in (1, 4):
+        raise UserError(f"layer '{word}': give one number, or four: left, right, top, bottom")
+    return Pad(*(sides * 4)[:4])
 
 
 def too_large(number: str) -> bool:
@@ -309,7 +349,9 @@ def too_large(number: str) -> bool:
 def pair_or_number(text: str) -> Any:
     """Return "3x5" as a pair of numbers, and "3" as one number."""
     numbers = tuple(map(int, text.split("x")))
-    return numbers[0] if len(numbers) == 1 else numbers
+    if len(numbers) == 1:
+        return numbers[0]
+    return numbers
 
 
 def unread(size: Size, layer: Layer) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -323,28 +365,33 @@ def unread(size: Size, layer: Layer) -> tuple[tuple[int, int], tuple[int, int]]:
         A pair for the rows and a pair for the columns: the number of unread ones at the end of the input, and the
         number of other unread ones, which are gaps between windows or taps.
     """
-    found = []
-    for axis, n in enumerate(size):
-        if isinstance(layer, Transposed | Pad):
-            found.append((0, 0))
-            continue
-        k, d = along(layer.kernel, axis), along(layer.dilation, axis)
-        # The padding ``same`` puts the smaller half in front.
-        p = d * (k - 1) // 2 if layer.padding == "same" else along(layer.padding, axis)
-        s = k if layer.stride is None else along(layer.stride, axis)
-        read, windows = np.zeros(n, dtype=bool), layer.length(n, axis)
-        # Tap t of window w reads the pixel w * s + t * d - p.
-        # All pixels of one tap, or all pixels of one window, lie at equal distances, so a slice marks them at once.
-        # The loop runs over taps or windows, whichever are fewer (outer); a slice covers the others (inner).
-        # Both are pairs of a count and a distance.
-        inner, outer = ((windows, s), (k, d)) if k < windows else ((k, d), (windows, s))
-        for first in range(-p, outer[0] * outer[1] - p, outer[1]):
-            # Pixels before 0 are padding. A slice must skip them, because a negative index counts from the end.
-            skipped = max(0, -(first // inner[1])) if first < 0 else 0
-            read[first + skipped * inner[1] : max(0, first + inner[0] * inner[1]) : inner[1]] = True
-        last = int(n - 1 - read.nonzero()[0].max()) if read.any() else n
-        found.append((last, int(n - read.sum()) - last))
-    return found[0], found[1]
+    if isinstance(layer, Transposed | Pad):
+        return (0, 0), (0, 0)
+    return _unread_along(size[0], layer, 0), _unread_along(size[1], layer, 1)
+
+
+def _unread_along(n: int, layer: Conv | Pool, axis: int) -> tuple[int, int]:
+    """Count the unread pixels along an axis of n pixels: those at the end, and the others."""
+    k, d = along(layer.kernel, axis), along(layer.dilation, axis)
+    s = k if layer.stride is None else along(layer.stride, axis)
+    # The padding ``same`` puts the smaller half in front.
+    p = d * (k - 1) // 2 if layer.padding == "same" else along(layer.padding, axis)
+    windows = layer.length(n, axis)
+    # Tap t of window w reads the pixel w * s + t * d - p. All pixels of one tap lie at equal distances, and so do all
+    # pixels of one window, so a slice marks them at once. The loop runs over taps or windows, whichever are fewer.
+    if k < windows:
+        starts, count, step = range(-p, k * d - p, d), windows, s
+    else:
+        starts, count, step = range(-p, windows * s - p, s), k, d
+    read = np.zeros(n, dtype=bool)
+    for start in starts:
+        # Pixels before 0 are padding. The slice must skip them, because a negative index counts from the end.
+        first = start + max(0, -(start // step)) * step
+        read[first : max(0, start + count * step) : step] = True
+    if not read.any():
+        return n, 0
+    at_the_end = int(n - 1 - read.nonzero()[0].max())
+    return at_the_end, int(n - read.sum()) - at_the_end
 
 
 def unread_in_words(size: Size, layer: Layer) -> str:
@@ -353,8 +400,11 @@ def unread_in_words(size: Size, layer: Layer) -> str:
     for n, word, (last, between) in zip(size, ("row", "column"), unread(size, layer), strict=True):
         if between:
             parts.append((f"{last + between} of {n}", f"{word}s"))
-        elif last:
-            parts.append(("the last" if last == 1 else f"the last {last}", word + "s" * (last > 1)))
+        elif last == 1:
+            parts.append(("the last", word))
+        elif last > 1:
+            parts.append((f"the last {last}", f"{word}s"))
+    # Where the same is true of rows and columns, it is said once.
     if len(parts) == 2 and parts[0][0] == parts[1][0]:
         return f"{parts[0][0]} {parts[0][1]} and {parts[1][1]}"
     return ", ".join(" ".join(part) for part in parts)

@@ -7,7 +7,7 @@ the patch is cut out there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from cnnbench.data.module import ImageDataModule
-from cnnbench.explain import Explanation, Picture
+from cnnbench.explain import Explanation, Picture, Table
 from cnnbench.explain.activations import record
 from cnnbench.explain.images import BATCH, pixels_of, training_images
 from cnnbench.explain.networks import Subject
@@ -26,6 +26,13 @@ ROWS = 6
 """Largest number of channels of a layer in the picture."""
 OUTSIDE = 0.5
 """Grey value, 0 to 1, of the part of a patch that lies outside the image."""
+CAPTION = (
+    "What excites a channel most: the patch that its strongest unit sees, of the strongest images, one each; grey lies "
+    "outside of the image, and where a unit sees more than the image, all of it is shown. Rows are the channels whose "
+    "strongest images stand out most from all, in standard deviations. Units of later layers see more of the image: "
+    "ask whether what the patches of a row share goes from edges and colours to shapes and parts."
+)
+"""Caption of the picture."""
 
 
 class Responses(NamedTuple):
@@ -66,35 +73,38 @@ def strongest_units(model: nn.Module, batches: Iterable[Tensor], layers: Sequenc
             # On floats, argmax may return any of several equal maxima; on the mask of the maxima it returns the first.
             index = (flat == flat.amax(2, keepdim=True)).byte().argmax(2)
             values[layer].append(flat.gather(2, index[..., None])[..., 0])
+            # The index counts the units row by row, so quotient and remainder are its row and column.
             places[layer].append(torch.stack((index // maps.shape[3], index % maps.shape[3]), -1))
     return {layer: Responses(torch.cat(values[layer]), torch.cat(places[layer])) for layer in layers}
 
 
-def top_images(found: Responses, channel: int, count: int) -> list[int]:
+def top_images(responses: Responses, channel: int, count: int) -> list[int]:
     """Return the indices of the images with a channel's strongest responses, in falling order; ties keep image order.
 
     Args:
-        found: Strongest units of the layer.
+        responses: Strongest units of the layer.
         channel: Index of the channel.
         count: Largest number of images.
     """
-    return found.values[:, channel].sort(descending=True, stable=True).indices[:count].tolist()
+    return responses.values[:, channel].sort(descending=True, stable=True).indices[:count].tolist()
 
 
-def selective_channels(found: Responses, count: int, top: int) -> list[int]:
+def selective_channels(responses: Responses, count: int, top: int) -> list[int]:
     """Return the indices of the channels whose strongest images stand out most, the most selective channel first.
 
     The selectivity of a channel is the mean response to its strongest images, minus the mean over all images, divided
     by the standard deviation over all images. Channels with the same response to every image are left out.
 
     Args:
-        found: Strongest units of the layer.
+        responses: Strongest units of the layer.
         count: Largest number of channels.
         top: Number of strongest images in the mean.
     """
-    deviation = found.values.std(0, correction=0)
-    best = found.values.topk(min(top, len(found.values)), dim=0).values.mean(0)
-    score = (best - found.values.mean(0)) / deviation
+    values = responses.values
+    deviation = values.std(0, correction=0)
+    best = values.topk(min(top, len(values)), dim=0).values.mean(0)
+    score = (best - values.mean(0)) / deviation
+    # The score of a channel without deviation is not a number, so such channels are taken out before sorting.
     alive = (deviation > 0).nonzero().flatten()
     return alive[score[alive].sort(descending=True, stable=True).indices[:count]].tolist()
 
@@ -102,9 +112,16 @@ def selective_channels(found: Responses, count: int, top: int) -> list[int]:
 def field_text(field: Any) -> str:
     """Return a receptive field as text: its size, "all" for the whole image, or "-" if it is not known."""
     if isinstance(field, dict):
-        size = field["size"]
-        return "x".join(map(str, size)) if isinstance(size, list) else f"{size}x{size}"
+        height, width = (_along(field["size"], axis) for axis in (0, 1))
+        return f"{height}x{width}"
     return "all" if field == "image" else "-"
+
+
+def _along(value: Any, axis: int) -> Any:
+    """Return a value of a receptive field along an axis; a single number holds for both axes."""
+    if isinstance(value, list):
+        return value[axis]
+    return value
 
 
 def window(field: dict[str, Any], place: Sequence[int]) -> Window:
@@ -116,9 +133,7 @@ def window(field: dict[str, Any], place: Sequence[int]) -> Window:
     """
     ranges = []
     for axis, index in enumerate(place):
-        size, jump, start = (
-            value[axis] if isinstance(value := field[key], list) else value for key in ("size", "jump", "start")
-        )
+        size, jump, start = (_along(field[key], axis) for key in ("size", "jump", "start"))
         # `start` is the centre of the first unit's field, `jump` the distance between neighbouring fields.
         low = round(start + index * jump - size / 2)
         ranges.append((low, low + size))
@@ -136,9 +151,12 @@ def cut(image: np.ndarray, seen: Window | None) -> np.ndarray:
     """
     if seen is None:
         return image
-    (top, bottom), (left, right) = (
-        (0, n) if high - low > n else (low, high) for (low, high), n in zip(seen, image.shape, strict=False)
-    )
+    ranges = []
+    for (low, high), length in zip(seen, image.shape, strict=False):  # the channels, if any, are left out
+        if high - low > length:
+            low, high = 0, length
+        ranges.append((low, high))
+    (top, bottom), (left, right) = ranges
     # Start from a grey patch, and copy the part of the window that lies inside the image into it.
     patch = np.full((bottom - top, right - left, *image.shape[2:]), OUTSIDE)
     rows = slice(max(top, 0), max(min(bottom, image.shape[0]), 0))
@@ -146,6 +164,28 @@ def cut(image: np.ndarray, seen: Window | None) -> np.ndarray:
     part = image[rows, columns]
     patch[rows.start - top : rows.start - top + part.shape[0], columns.start - left :][:, : part.shape[1]] = part
     return patch
+
+
+class _LayerPatches(NamedTuple):
+    """Patches of a layer.
+
+    Attributes:
+        name: Name of the layer.
+        field: Receptive field of its units, as returned by `receptive_fields`; None if it is not known.
+        responses: Strongest units of its channels in all images that were searched.
+        images: Indices of the images of the patches, the strongest first, by index of the channel.
+    """
+
+    name: str
+    field: Any
+    responses: Responses
+    images: dict[int, list[int]]
+
+    def seen(self, channel: int, image: int) -> Window | None:
+        """Return the window that a channel's strongest unit sees in an image; None for the whole image."""
+        if not isinstance(self.field, dict):
+            return None
+        return window(self.field, self.responses.places[image, channel].tolist())
 
 
 def show_patches(
@@ -171,98 +211,59 @@ def show_patches(
     data.prepare_data()
     data.setup()
     images = min(images, data.describe()["train_images"])
-    batches = (training_images(data, range(i, min(i + BATCH, images)))[0] for i in range(0, images, BATCH))
-    found = strongest_units(subject.model, batches, layers)
-    shown, rows = {}, []
-    for name in layers:
-        channels = selective_channels(found[name], ROWS, count)
-        shown[name] = {channel: top_images(found[name], channel, count) for channel in channels}
-        values, places = found[name]
-        rows.append(
-            {
-                "layer": name,
-                "receptive_field": fields.get(name),
-                "channels": [
-                    {
-                        "channel": channel,
-                        "patches": [
-                            {"image": i, "value": float(values[i, channel]), "unit": places[i, channel].tolist()}
-                            for i in chosen
-                        ],
-                    }
-                    for channel, chosen in shown[name].items()
-                ],
-            }
-        )
-    explanation.numbers["patches"] = {"images": images, "layers": rows}
-    figure = _draw_patches(data, found, shown, fields, count)
-    seen = [field_text(fields.get(name)) for name in layers]
+    chosen = []
+    for name, responses in strongest_units(subject.model, _batches(data, images), layers).items():
+        channels = selective_channels(responses, ROWS, count)
+        of_channels = {channel: top_images(responses, channel, count) for channel in channels}
+        chosen.append(_LayerPatches(name, fields.get(name), responses, of_channels))
+    explanation.numbers["patches"] = {"images": images, "layers": [_numbers(layer) for layer in chosen]}
+    title = f"{subject.description}: what excites channels"
+    kind = f"training images of {data.label}"
+    if subject.caveat:  # the network may have been trained on other images
+        kind = f"images of the training set of {data.label}"
+    rows = [("Images searched", f"{images:,} {kind}"), ("Patches for each channel", str(count))]
+    explanation.tables.append(Table(title, ("Fact", "Value"), rows))
+    explanation.pictures.append(Picture("top-patches", title, CAPTION, _draw(data, chosen, count)))
     if not subject.trained:
-        lesson = "The weights are random: what patches share here, nobody has taught."
-    elif len(set(seen)) == len(layers) > 1:
-        lesson = (
-            "From left to right units see more of the image. Ask whether what the patches of a row share goes from "
-            f"edges{' and colours' * (data.in_channels == 3)} to shapes and parts."
-        )
-    else:
-        lesson = "Ask what the patches of a row share, and whether it is more than an edge."
-    kind = f"images of the training set of {data.label}" if subject.caveat else f"training images of {data.label}"
-    caption = (
-        f"What excites a channel most in {images:,} {kind}: the patch that its strongest unit sees, of the strongest "
-        f"images, one each. {_limits(found, shown, fields, data.image_size)}Rows are the channels whose "
-        f"{count} strongest images stand out most from all, in standard deviations. {lesson}"
-    )
-    explanation.pictures.append(
-        Picture("top-patches", f"{subject.description}: what excites channels", caption, figure)
-    )
+        explanation.remarks.append("The weights are random: what the patches of a channel share, nobody has taught.")
 
 
-def _limits(
-    found: Mapping[str, Responses],
-    shown: Mapping[str, Mapping[int, Sequence[int]]],
-    fields: Mapping[str, Any],
-    size: int,
-) -> str:
-    """Return sentences for the caption on grey borders and on windows larger than the image, if the picture has any."""
-    seen = [
-        window(field, found[name].places[i, channel].tolist())
-        for name, channels in shown.items()
-        if isinstance(field := fields.get(name), dict)
-        for channel, images in channels.items()
-        for i in images
-    ]
-    ranges = [pair for both in seen for pair in both]
-    grey = any((low < 0 or high > size) and high - low <= size for low, high in ranges)
-    whole = any(high - low > size for low, high in ranges) or any(fields.get(name) == "image" for name in shown)
-    parts = ["Grey lies outside of the image."] * grey
-    parts += ["Where units see more than the image, all of it is shown."] * whole
-    return "".join(f"{part} " for part in parts)
+def _batches(data: ImageDataModule, images: int) -> Iterator[Tensor]:
+    """Yield the first training images in batches of normalised images, (n, C, H, W)."""
+    for start in range(0, images, BATCH):
+        yield training_images(data, range(start, min(start + BATCH, images)))[0]
 
 
-def _draw_patches(
-    data: ImageDataModule,
-    found: Mapping[str, Responses],
-    shown: Mapping[str, Mapping[int, Sequence[int]]],
-    fields: Mapping[str, Any],
-    count: int,
-) -> Figure:
+def _numbers(layer: _LayerPatches) -> dict[str, Any]:
+    """Return the values of a layer for the JSON document."""
+    values, places = layer.responses
+    channels = []
+    for channel, images in layer.images.items():
+        patches = []
+        for image in images:
+            value, unit = float(values[image, channel]), places[image, channel].tolist()
+            patches.append({"image": image, "value": value, "unit": unit})
+        channels.append({"channel": channel, "patches": patches})
+    return {"layer": layer.name, "receptive_field": layer.field, "channels": channels}
+
+
+def _draw(data: ImageDataModule, layers: Sequence[_LayerPatches], count: int) -> Figure:
     """Return a figure with a part for every layer, a row for every channel, and a patch in every cell."""
-    height = max(1, *(len(channels) for channels in shown.values()))
-    cell = 0.56
-    figure = Figure(figsize=((cell * count + 0.55) * len(shown), cell * height + 0.5), layout="constrained")
-    parts = figure.subfigures(1, len(shown), squeeze=False, wspace=0.03)[0]
-    for part, (name, channels) in zip(parts, shown.items(), strict=True):
-        field = fields.get(name)
-        size = field_text(field)
+    # Every part has as many rows as the layer with the most channels needs.
+    height = max(1, *(len(layer.images) for layer in layers))
+    cell = 0.56  # width and height of a patch in inches
+    figure = Figure(figsize=((cell * count + 0.55) * len(layers), cell * height + 0.5), layout="constrained")
+    parts = figure.subfigures(1, len(layers), squeeze=False, wspace=0.03)[0]
+    for part, layer in zip(parts, layers, strict=True):
+        size = field_text(layer.field)
         sees = {"-": "field unknown, whole images", "all": "sees whole images"}.get(size, f"sees {size}")
-        part.suptitle(f"{name}: {sees}", fontsize=9)
+        part.suptitle(f"{layer.name}: {sees}", fontsize=9)
         axes = part.subplots(height, count, squeeze=False)
         for ax in axes.flat:
             ax.set_axis_off()
-        for row, (channel, images) in zip(axes, channels.items(), strict=False):
-            x, _ = training_images(data, images)
+        for row, (channel, images) in zip(axes, layer.images.items(), strict=False):
             row[0].text(-0.15, 0.5, str(channel), transform=row[0].transAxes, ha="right", va="center", fontsize=8)
+            x, _ = training_images(data, images)
             for ax, image, index in zip(row, x, images, strict=False):
-                seen = window(field, found[name].places[index, channel].tolist()) if isinstance(field, dict) else None
-                show(ax, cut(pixels_of(image, data), seen), "", "unit")
+                show(ax, cut(pixels_of(image, data), layer.seen(channel, index)), "", "unit")
     return figure

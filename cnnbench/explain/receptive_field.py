@@ -11,7 +11,8 @@ example sees 16 pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import product
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -56,13 +57,89 @@ MOST_SAMPLES = 1000
 LARGEST_IMAGE = 288
 """Largest height and width in pixels to which an image of noise is enlarged to contain the largest field."""
 
+SIZE = (
+    "The size of an effective field is the side of a square with as many pixels as have more than 4.55 % of the peak."
+)
+FIELDS_CAPTION = (
+    "A unit in the middle of the image can see what is inside the white frame. Its gradient is drawn in yellow, opaque "
+    "where it is as large as its strongest hundredth; the dashed ellipse is two standard deviations of the Gaussian "
+    "with the same moments. Compare the ellipse with the frame: to which part of what it can see does the unit attend?"
+)
+GROWTH_CAPTION = (
+    f"On the left are the sizes of the theoretical and of the effective field, layer by layer. {SIZE} On the right is "
+    "the gradient of the last layer, summed over rows, with the Gaussian of the same moments (dashed) and the ends of "
+    "the layer's theoretical field (dotted)."
+)
+COVERAGE_CAPTION = (
+    "How many paths lead from each pixel to the unit in the middle, from yellow, one, to dark, most, on a logarithmic "
+    "scale for each stack by itself. White pixels have none: they are gaps in the square that the rates span."
+)
+GRIDDING = "Gridding: rates with a common factor leave a grid of gaps, however many layers of such rates there are."
+HDC = "HDC, hybrid dilated convolution, has rates in series that fill each other's gaps."
+ASPP = (
+    "ASPP, atrous spatial pyramid pooling (Chen et al. 2018, 1606.00915), adds layers of different rates that run in "
+    "parallel, so they do not fill each other's gaps; layers before it can."
+)
+HDC_RULE = (
+    "The rule of hybrid dilated convolution (Wang et al. 2018, 1702.08502): the first rate is 1, the gap M2 is at "
+    "most the kernel size, 3, and the rates have no common factor. It is enough for a square without gaps, and not "
+    "necessary."
+)
+
 
 class _Layer(NamedTuple):
     """Analytic and measured field of a layer, and its effective fields by state of the weights."""
 
     field: LayerField
     measured: Measured
-    effective: Mapping[str, Effective]
+    effective: dict[str, Effective]
+
+
+class _NetworkFields(NamedTuple):
+    """Receptive fields of a network.
+
+    Attributes:
+        name: Name of the network for readers.
+        layers: Fields of the shown layers.
+        shown: Layers in the picture of fields; the table has all.
+        inputs: Description of the images for the effective fields.
+        image_size: Height and width of these images in pixels.
+        beyond: Sentence on the first layer without a field that is a part of the image; None if there is none.
+        near_zero: Names of scales of channels that are next to zero at initialisation.
+    """
+
+    name: str
+    layers: list[_Layer]
+    shown: list[_Layer]
+    inputs: str
+    image_size: tuple[int, int]
+    beyond: str | None
+    near_zero: list[str]
+
+
+class _Stack(NamedTuple):
+    """A stack of dilated 3x3 convolutions, and the pixels that it covers.
+
+    Attributes:
+        rates: Dilation rates as the user writes them, such as ``1,2,5``.
+        kind: Kind of the stack in words, such as "gridding".
+        paths: Number of paths from each pixel to the unit in the middle, (r, r).
+        pixels: Number of pixels with a path.
+        gap: M2 of hybrid dilated convolution; None unless the stack has several layers, all without branches.
+        rule: Whether the stack keeps the rule of hybrid dilated convolution: ``yes``, ``no``, or a dash without M2.
+    """
+
+    rates: str
+    kind: str
+    paths: np.ndarray
+    pixels: int
+    gap: int | None
+    rule: str
+
+    @property
+    def share(self) -> float:
+        """Return the share of the pixels in the square that have a path."""
+        return self.pixels / self.paths.size
 
 
 def explain(options: ReceptiveFieldOptions) -> Explanation:
@@ -76,22 +153,45 @@ def explain(options: ReceptiveFieldOptions) -> Explanation:
     """
     explanation = Explanation({})
     if options.model is not None or options.ckpt_path is not None:
-        _explain_network(options, explanation)
+        explanation = _explain_network(options)
     else:
         of_network = ("layers", "image", "data", "data_dir", "weights", "in_channels", "image_size", "num_classes")
         for name in of_network:
             if getattr(options, name) is not None:
                 raise UserError(f"--{name} is about a network; give a MODEL, or --ckpt_path FILE, too")
     if options.dilations is not None or not explanation.numbers:
-        _explain_stacks(options.dilations or STACKS, explanation)
+        stacks = _compute_stacks(options.dilations or STACKS)
+        explanation.numbers["dilations"] = {stack.rates: _stack_as_json(stack) for stack in stacks}
+        explanation.tables.append(_stack_table(stacks))
+        explanation.remarks += _stack_remarks(stacks)
+        explanation.pictures.append(
+            Picture("dilated_coverage", "What dilated stacks cover", COVERAGE_CAPTION, _draw_coverage(stacks))
+        )
     return explanation
 
 
-def _explain_network(options: ReceptiveFieldOptions, explanation: Explanation) -> None:
-    """Add the fields of a network's layers to an explanation."""
+def _explain_network(options: ReceptiveFieldOptions) -> Explanation:
+    """Return the fields of a network's layers."""
     if not 1 <= options.samples <= MOST_SAMPLES:
         raise UserError(f"samples {options.samples} must be from 1 to {MOST_SAMPLES:,}")
     photo = read_photo(options.image)
+    fields = _compute_fields(options)
+    numbers = {
+        "model": fields.name,
+        "image_size": list(fields.image_size),
+        "inputs": fields.inputs,
+        "layers": [_layer_as_json(layer) for layer in fields.layers],
+    }
+    title = f"Fields of units in the middle of {fields.name}"
+    pictures = [Picture("receptive_field", title, FIELDS_CAPTION, _draw_fields(fields, photo))]
+    if len(fields.layers) > 1:
+        growth = _draw_growth(fields.layers)
+        pictures.append(Picture("receptive_field_growth", "How the field grows", GROWTH_CAPTION, growth))
+    return Explanation(numbers, [_field_table(fields), _effective_table(fields)], pictures, _remarks(fields))
+
+
+def _compute_fields(options: ReceptiveFieldOptions) -> _NetworkFields:
+    """Compute the analytic, the measured and the effective fields of a network's layers."""
     subject = find_subject(options)
     local = layer_fields(subject.model, subject.image_shape)
     beyond = first_without_field(subject.model, subject.image_shape)
@@ -99,36 +199,17 @@ def _explain_network(options: ReceptiveFieldOptions, explanation: Explanation) -
     measured = measure_fields(subject.model, subject.image_shape, fields)
     images, inputs = _inputs(subject, fields, options.samples, options.seed)
     # A trained network is compared with a copy that has new random weights; an untrained one keeps its weights.
-    states = {"trained": subject.model} if subject.trained else {}
     start = at_initialisation(subject.model, images, fields, options.seed if subject.trained else None)
-    states = {"at initialisation": start, **states}
-    effective = {name: effective_fields(model, images, fields, options.seed) for name, model in states.items()}
-    layers = [_Layer(f, measured[f.name], {name: found[f.name] for name, found in effective.items()}) for f in fields]
-    explanation.numbers |= {
-        "model": subject.name,
-        "image_size": list(images.shape[2:]),
-        "inputs": inputs,
-        "layers": [_as_json(layer) for layer in layers],
-    }
-    explanation.tables.append(_table(subject.name, layers, inputs))
-    explanation.remarks += [*_remarks(layers), *([beyond] if beyond else [])]
-    if small := scales_near_zero(start):
-        explanation.remarks.append(
-            f"At initialisation {small[0]} is 0 or next to it, as are {len(small) - 1} more scales of channels: what "
-            "they scale, as a rule a residual branch, adds next to nothing before training, so the effective fields of "
-            "blocks are nearly those of their shortcuts."
-        )
-    finer = max(1, FINE // images.shape[3])
-    picture = image_for((1, finer * images.shape[2], finer * images.shape[3]), photo)[0, 0].numpy()
-    shown = _for_panels(layers) if options.layers is None else layers
-    title = f"Fields of units in the middle of {subject.name}"
-    explanation.pictures.append(
-        Picture("receptive_field", title, _caption(shown, inputs), _draw_fields(picture, shown))
-    )
-    if len(layers) > 1:
-        explanation.pictures.append(
-            Picture("receptive_field_growth", "How the field grows", _growth_caption(layers), _draw_growth(layers))
-        )
+    effective = {"at initialisation": effective_fields(start, images, fields, options.seed)}
+    if subject.trained:
+        effective["trained"] = effective_fields(subject.model, images, fields, options.seed)
+    layers = []
+    for field in fields:
+        by_state = {state: by_layer[field.name] for state, by_layer in effective.items()}
+        layers.append(_Layer(field, measured[field.name], by_state))
+    shown = layers if options.layers is not None else _for_panels(layers)
+    height, width = images.shape[2:]
+    return _NetworkFields(subject.name, layers, shown, inputs, (height, width), beyond, scales_near_zero(start))
 
 
 def _inputs(subject: Subject, fields: Sequence[LayerField], samples: int, seed: int) -> tuple[Tensor, str]:
@@ -140,94 +221,19 @@ def _inputs(subject: Subject, fields: Sequence[LayerField], samples: int, seed: 
         subject.data.prepare_data()
         subject.data.setup()
         images = next(iter(subject.data.first_training_batches(samples)))[0]
-        kind = "{} of the training set of" if subject.caveat else "training {} of"
-        return images, f"{len(images)} {kind.format('image' + 's' * (len(images) > 1))} {subject.data.label}"
+        noun = "images" if len(images) > 1 else "image"
+        # With a caveat, the network may have been trained on other images.
+        kind = f"{noun} of the training set" if subject.caveat else f"training {noun}"
+        return images, f"{len(images)} {kind} of {subject.data.label}"
     channels, *native = subject.image_shape
     sizes = []
     for axis, n in enumerate(native):
-        wanted = ceil(max(f.size[axis] + 2 * f.jump[axis] for f in fields))
-        sizes.append(n if wanted <= n or wanted > LARGEST_IMAGE else wanted)
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(
-        samples, channels, *sizes, generator=generator
-    ), f"{samples} image{'s' * (samples > 1)} of Gaussian noise"
-
-
-def _as_json(layer: _Layer) -> dict[str, Any]:
-    return {
-        "layer": layer.field.name,
-        "type": layer.field.kind,
-        "size": layer.field.size,
-        "jump": layer.field.jump,
-        "start": layer.field.start,
-        "measured_size": layer.measured.size,
-        "agrees": layer.measured.agrees,
-        "effective": {
-            name: {
-                "sigma": found.sigma,
-                "centre": found.centre,
-                "gaussian_overlap": found.overlap,
-                "pixels": found.pixels,
-                "share_in_sight": _share(layer, name),
-                "cut_by_the_image": _is_cut(layer.field, found),
-            }
-            for name, found in layer.effective.items()
-        },
-    }
-
-
-def _share(layer: _Layer, state: str) -> float:
-    """Return the share of the pixels that a unit can see, inside the image, that belong to its effective field."""
-    found, seen = layer.effective[state], 1.0
-    for (low, high), n in zip(_spans(layer.field, found), found.magnitude.shape, strict=True):
-        seen *= min(high, n) - max(low, 0)
-    return found.pixels / seen
-
-
-def _is_cut(field: LayerField, found: Effective) -> bool:
-    """Return whether the theoretical field of the unit in the middle reaches beyond the image."""
-    spans = _spans(field, found)
-    return any(low < 0 or high > n for (low, high), n in zip(spans, found.magnitude.shape, strict=True))
-
-
-def _spans(field: LayerField, found: Effective) -> list[tuple[float, float]]:
-    """Return the theoretical field of the unit in the middle as (low, high) in pixels, for rows and for columns."""
-    return [field.span(axis, unit) for axis, unit in enumerate(found.unit)]
-
-
-def _pair(values: Sequence[float], decimals: int = 0) -> str:
-    """Return two numbers as text, such as "3 x 5", or a single number where both look the same."""
-    texts = [f"{round(v, decimals):g}" if decimals == 0 or v == int(v) else f"{v:.{decimals}f}" for v in values]
-    return texts[0] if texts[0] == texts[1] else " x ".join(texts)
-
-
-def _table(name: str, layers: Sequence[_Layer], inputs: str) -> Table:
-    head = ["Layer", "Type", "Field", "Jump", "Start", "Measured"]
-    states = list(layers[0].effective)
-    for state in states:
-        short = "" if len(states) == 1 else f", {state}"
-        head += [f"Sigma{short}", f"Share in sight{short}"]
-    rows = []
-    for layer in layers:
-        field = layer.field
-        row = [field.label, field.kind, _pair(field.size, 1), _pair(field.jump), _pair(field.start, 1)]
-        row.append(_pair(layer.measured.size) + ("" if layer.measured.agrees else " (differs)"))
-        for state in states:
-            mark = "*" if _is_cut(layer.field, layer.effective[state]) else ""
-            row += [_pair(layer.effective[state].sigma, 1) + mark, f"{_share(layer, state):.1%}{mark}"]
-        rows.append(row)
-    return Table(f"Receptive fields of {name} in pixels; effective ones by {inputs}", head, rows)
-
-
-def _remarks(layers: Sequence[_Layer]) -> list[str]:
-    agreeing = sum(layer.measured.agrees for layer in layers)
-    cut = any(_is_cut(layer.field, found) for layer in layers for found in layer.effective.values())
-    return [
-        f"Analytic and measured field are the same in {agreeing} of {len(layers)} layers, in size and place.",
-        "Sigma is the standard deviation of the gradient's magnitude; the share is that of pixels in sight with more "
-        "than 4.55 % of its peak (Luo et al. 2016).",
-        *["* The field reaches beyond the image: sigma and share are of the part inside."] * cut,
-    ]
+        # Room for the largest field, with a margin on each side, since the unit is rarely exactly in the middle.
+        needed = ceil(max(field.size[axis] + 2 * field.jump[axis] for field in fields))
+        sizes.append(needed if n < needed <= LARGEST_IMAGE else n)
+    images = torch.randn(samples, channels, *sizes, generator=torch.Generator().manual_seed(seed))
+    noun = "images" if samples > 1 else "image"
+    return images, f"{samples} {noun} of Gaussian noise"
 
 
 def _for_panels(layers: Sequence[_Layer]) -> list[_Layer]:
@@ -237,92 +243,163 @@ def _for_panels(layers: Sequence[_Layer]) -> list[_Layer]:
     return [ordered[place] for place in dict.fromkeys(places.tolist())]
 
 
-def _caption(layers: Sequence[_Layer], inputs: str) -> str:
-    last, state = layers[-1], list(layers[-1].effective)[-1]
-    found = last.effective[state]
-    height, width = found.magnitude.shape
-    beyond = [layer.field.label for layer in layers if _is_cut(layer.field, found)]
-    outside = f" The field of {', '.join(beyond)} reaches beyond the image, and with it the frame." if beyond else ""
-    return (
-        f"A unit in the middle of an image of {height}x{width} pixels can see what is inside the white frame. Its "
-        "gradient is drawn in yellow, opaque where it is as large as its strongest hundredth; the dashed ellipse is "
-        f"two standard deviations of the Gaussian with the same moments ({inputs}, {state}). In {last.field.label} "
-        f"{_share(last, state):.1%} of the pixels in sight have more than 4.55 % of the peak; sigma is "
-        f"{_pair(found.sigma, 1)} pixels.{outside}"
-    )
+def _spans(field: LayerField, effective: Effective) -> list[tuple[float, float]]:
+    """Return the theoretical field of the unit in the middle as (low, high) in pixels, for rows and for columns."""
+    return [field.span(axis, unit) for axis, unit in enumerate(effective.unit)]
 
 
-def _draw_fields(image: np.ndarray, layers: Sequence[_Layer]) -> Figure:
-    """Return a figure with a panel of both fields for every layer, and a row for every state of the weights."""
+def _share(layer: _Layer, state: str) -> float:
+    """Return the share of the pixels that a unit can see, inside the image, that belong to its effective field."""
+    effective = layer.effective[state]
+    in_sight = 1.0
+    for (low, high), n in zip(_spans(layer.field, effective), effective.magnitude.shape, strict=True):
+        in_sight *= min(high, n) - max(low, 0)
+    return effective.pixels / in_sight
+
+
+def _is_cut(field: LayerField, effective: Effective) -> bool:
+    """Return whether the theoretical field of the unit in the middle reaches beyond the image."""
+    spans = _spans(field, effective)
+    return any(low < 0 or high > n for (low, high), n in zip(spans, effective.magnitude.shape, strict=True))
+
+
+def _layer_as_json(layer: _Layer) -> dict[str, Any]:
+    """Return the fields of a layer for ``--json``."""
+    by_state = {}
+    for state, effective in layer.effective.items():
+        by_state[state] = {
+            "sigma": effective.sigma,
+            "centre": effective.centre,
+            "gaussian_overlap": effective.overlap,
+            "pixels": effective.pixels,
+            "share_in_sight": _share(layer, state),
+            "cut_by_the_image": _is_cut(layer.field, effective),
+        }
+    return {
+        "layer": layer.field.name,
+        "type": layer.field.kind,
+        "size": layer.field.size,
+        "jump": layer.field.jump,
+        "start": layer.field.start,
+        "measured_size": layer.measured.size,
+        "agrees": layer.measured.agrees,
+        "effective": by_state,
+    }
+
+
+def _pair(values: Sequence[float], decimals: int = 0) -> str:
+    """Return two numbers as text, such as "3 x 5", or a single number where both look the same."""
+    texts = []
+    for value in values:
+        whole = decimals == 0 or value == int(value)
+        texts.append(f"{round(value, decimals):g}" if whole else f"{value:.{decimals}f}")
+    if texts[0] == texts[1]:
+        return texts[0]
+    return " x ".join(texts)
+
+
+def _field_table(fields: _NetworkFields) -> Table:
+    """Return the table of the analytic and measured fields."""
+    head = ("Layer", "Type", "Field", "Jump", "Start", "Measured")
+    rows = []
+    for field, measured, _ in fields.layers:
+        size = _pair(measured.size)
+        if not measured.agrees:
+            size += " (differs)"
+        rows.append((field.label, field.kind, _pair(field.size, 1), _pair(field.jump), _pair(field.start, 1), size))
+    return Table(f"Receptive fields of {fields.name} in pixels", head, rows)
+
+
+def _effective_table(fields: _NetworkFields) -> Table:
+    """Return the table of the effective fields, with a row for each layer and state of the weights."""
+    head = ("Layer", "Weights", "Sigma", "Share in sight", "Size", "In common with a Gaussian")
+    rows = []
+    for layer in fields.layers:
+        for state, effective in layer.effective.items():
+            mark = "*" if _is_cut(layer.field, effective) else ""
+            sigma, share = f"{_pair(effective.sigma, 1)}{mark}", f"{_share(layer, state):.1%}{mark}"
+            size, overlap = f"{effective.size:.1f}", f"{effective.overlap:.0%}"
+            rows.append((layer.field.label, state, sigma, share, size, overlap))
+    height, width = fields.image_size
+    title = f"Effective fields of {fields.name} in pixels, for {fields.inputs} ({height}x{width} pixels)"
+    return Table(title, head, rows)
+
+
+def _remarks(fields: _NetworkFields) -> list[str]:
+    """Return sentences on the agreement of the fields, on the columns of the tables, and on what is left out."""
+    layers = fields.layers
+    agreeing = sum(layer.measured.agrees for layer in layers)
+    remarks = [
+        f"Analytic and measured field are the same in {agreeing} of {len(layers)} layers, in size and place.",
+        "Sigma is the standard deviation of the gradient's magnitude; the share is that of pixels in sight with more "
+        "than 4.55 % of its peak (Luo et al. 2016).",
+        SIZE,
+        "The last column compares the magnitude with the Gaussian of the same moments: 100% is a perfect match.",
+    ]
+    if any(_is_cut(layer.field, effective) for layer in layers for effective in layer.effective.values()):
+        remarks.append(
+            "* The field, and with it the frame, reaches beyond the image: sigma and share are of the part inside."
+        )
+    if fields.beyond:
+        remarks.append(fields.beyond)
+    if fields.near_zero:
+        remarks.append(
+            f"At initialisation {fields.near_zero[0]} is 0 or next to it, as are {len(fields.near_zero) - 1} more "
+            "scales of channels: what they scale, as a rule a residual branch, adds next to nothing before training, "
+            "so the effective fields of blocks are nearly those of their shortcuts."
+        )
+    return remarks
+
+
+def _draw_fields(fields: _NetworkFields, photo: np.ndarray) -> Figure:
+    """Return a figure with a panel of both fields for every shown layer, and a row for every state of the weights."""
+    layers, (height, width) = fields.shown, fields.image_size
+    # Small images are drawn with more pixels of the photo than the network would get.
+    finer = max(1, FINE // width)
+    image = image_for((1, finer * height, finer * width), photo)[0, 0].numpy()
     states = list(layers[0].effective)
     figure, axes = grid(len(states) * len(layers), len(layers), cell=2.6, ratio=1.02)
-    for ax, (state, layer) in zip(axes, ((s, layer) for s in states for layer in layers), strict=True):
-        _draw_field(ax, image, layer, layer.effective[state])
-        text = f"field {_pair(layer.field.size, 1)}, σ {_pair(layer.effective[state].sigma, 1)}"  # noqa: RUF001
-        ax.set_title(f"{layer.field.label}\n{text}" + f", {state}" * (len(states) > 1), fontsize=8.5, pad=3)
+    for ax, (state, layer) in zip(axes, product(states, layers), strict=True):
+        effective = layer.effective[state]
+        _draw_field(ax, image, layer.field, effective)
+        title = f"{layer.field.label}\nfield {_pair(layer.field.size, 1)}, σ {_pair(effective.sigma, 1)}"  # noqa: RUF001
+        if len(states) > 1:
+            title += f", {state}"
+        ax.set_title(title, fontsize=8.5, pad=3)
     return figure
 
 
-def _draw_field(ax: Axes, image: np.ndarray, layer: _Layer, found: Effective) -> None:
+def _draw_field(ax: Axes, image: np.ndarray, field: LayerField, effective: Effective) -> None:
     """Draw the image, the gradient, the frame of the theoretical field, and the ellipse of the effective one."""
-    spans, (height, width) = _spans(layer.field, found), found.magnitude.shape
+    magnitude = effective.magnitude
+    height, width = magnitude.shape
     # The photo may have more pixels than the gradient; the extent puts both on the gradient's pixel coordinates.
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     ax.imshow(0.15 + 0.6 * image, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent)
     # Opacity 1 is the mean of the strongest hundredth of the pixels in the effective field.
-    strong = np.sort(found.magnitude, axis=None)[-max(1, found.pixels // 100) :].mean()
-    heat = np.zeros((*found.magnitude.shape, 4))
-    heat[..., :3], heat[..., 3] = to_rgb("#FFB000"), np.minimum(found.magnitude / strong, 1)
+    strong = np.sort(magnitude, axis=None)[-max(1, effective.pixels // 100) :].mean()
+    heat = np.zeros((height, width, 4))
+    heat[..., :3], heat[..., 3] = to_rgb("#FFB000"), np.minimum(magnitude / strong, 1)
     ax.imshow(heat, interpolation="nearest")
-    outline(ax, [s[0] for s in spans], [s[1] for s in spans], "white")
+    (top, bottom), (left, right) = _spans(field, effective)
+    outline(ax, (top, left), (bottom, right), "white")
     # Fields count the first pixel from 0 to 1, matplotlib from -0.5 to 0.5. An ellipse takes full axes, so a radius of
     # two standard deviations is an axis of four.
-    middle = found.centre[1] - 0.5, found.centre[0] - 0.5
-    ellipse = Ellipse(middle, 4 * found.sigma[1], 4 * found.sigma[0], fill=False, linestyle=(0, (3, 2)), linewidth=1.3)
+    (row, column), (tall, wide) = effective.centre, effective.sigma
+    ellipse = Ellipse((column - 0.5, row - 0.5), 4 * wide, 4 * tall, fill=False, linestyle=(0, (3, 2)), linewidth=1.3)
     ellipse.set_edgecolor(PALETTE[5])
     ax.add_patch(ellipse)
     ax.set(xlim=extent[:2], ylim=extent[2:], anchor="S")  # leaves room for a title of two lines
-
-
-def _growth_caption(layers: Sequence[_Layer]) -> str:
-    first, last = layers[0], layers[-1]
-    state = list(last.effective)[-1]
-    before, after = first.effective[state], last.effective[state]
-    return (
-        f"From {first.field.label} to {last.field.label} the theoretical field grows from {_pair(first.field.size, 1)} "
-        f"to {_pair(last.field.size, 1)} pixels, and the effective one ({state}) from {before.size:.1f} to "
-        f"{after.size:.1f}: the side of a square with as many pixels as have more than 4.55 % of the peak. On the "
-        f"right the gradient of {last.field.label}, summed over rows, and the ends of its field (dotted); the map and "
-        f"the Gaussian of its moments have {after.overlap:.0%} in common."
-    )
 
 
 def _draw_growth(layers: Sequence[_Layer]) -> Figure:
     """Return a figure of the fields' sizes by layer, and of the last layer's gradient, with its Gaussian."""
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     growth, profile = figure.subplots(1, 2, width_ratios=(1.35, 1))
-    places = range(len(layers))
-    growth.plot(places, [max(layer.field.size) for layer in layers], color="#333333", marker="s", label="theoretical")
-    for index, state in enumerate(layers[0].effective):
-        sizes = [layer.effective[state].size for layer in layers]
-        growth.plot(places, sizes, color=PALETTE[index], marker="o", label=f"effective, {state}")
-        # Profile along the width: the gradient of the last layer summed over rows, and the Gaussian of its moments.
-        shares = layers[-1].effective[state].magnitude.sum(0)
-        found = layers[-1].effective[state]
-        at = np.arange(len(shares)) + 0.5 - found.centre[1]
-        bell = np.exp(-(at**2) / (2 * found.sigma[1] ** 2))
-        profile.plot(at, shares / shares.sum(), color=PALETTE[index], linewidth=1.6, label=state)
-        profile.plot(at, bell / bell.sum(), color=PALETTE[index], linewidth=1.2, linestyle="--", label="Gaussian")
-    growth.set_xticks(list(places), [layer.field.label for layer in layers], rotation=45, ha="right", fontsize=7.5)
-    growth.set_ylabel("size of the field in pixels")
-    growth.set_ylim(bottom=0)
-    for side in _spans(layers[-1].field, found)[1]:
-        profile.axvline(side - found.centre[1], color="#333333", linewidth=0.9, linestyle=":")
-    profile.set_xlabel("distance from the gradient's centre in pixels")
-    profile.set_ylabel("share of the gradient's magnitude")
-    profile.set_ylim(bottom=0)
-    profile.set_title(layers[-1].field.label, loc="left", fontsize=10)
+    _draw_sizes(growth, layers)
+    _draw_profile(profile, layers[-1])
     for ax in (growth, profile):
+        ax.set_ylim(bottom=0)
         ax.legend(frameon=False, fontsize=8.5)
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(color="#e6e6e6", linewidth=0.7)
@@ -330,99 +407,94 @@ def _draw_growth(layers: Sequence[_Layer]) -> Figure:
     return figure
 
 
-def _explain_stacks(text: str, explanation: Explanation) -> None:
-    """Add the coverage of stacks of dilated convolutions to an explanation.
+def _draw_sizes(ax: Axes, layers: Sequence[_Layer]) -> None:
+    """Draw the sizes of the theoretical and of the effective fields against the layers."""
+    places = list(range(len(layers)))
+    ax.plot(places, [max(layer.field.size) for layer in layers], color="#333333", marker="s", label="theoretical")
+    for colour, state in zip(PALETTE, layers[0].effective, strict=False):
+        sizes = [layer.effective[state].size for layer in layers]
+        ax.plot(places, sizes, color=colour, marker="o", label=f"effective, {state}")
+    ax.set_xticks(places, [layer.field.label for layer in layers], rotation=45, ha="right", fontsize=7.5)
+    ax.set_ylabel("size of the field in pixels")
 
-    Args:
-        text: Stacks, separated by spaces; see `cnnbench.explain.effective_field.parse_rates`.
-        explanation: Explanation to extend.
 
-    Raises:
-        UserError: There is no stack, or one is not written as rates.
-    """
+def _draw_profile(ax: Axes, layer: _Layer) -> None:
+    """Draw the gradient of a layer along the width of the image, summed over rows, and the Gaussian of its moments."""
+    for colour, (state, effective) in zip(PALETTE, layer.effective.items(), strict=False):
+        shares = effective.magnitude.sum(0)
+        distance = np.arange(len(shares)) + 0.5 - effective.centre[1]
+        bell = np.exp(-(distance**2) / (2 * effective.sigma[1] ** 2))
+        ax.plot(distance, shares / shares.sum(), color=colour, linewidth=1.6, label=state)
+        ax.plot(distance, bell / bell.sum(), color=colour, linewidth=1.2, linestyle="--", label="Gaussian")
+    # The ends of the theoretical field, seen from the centre of the last state.
+    for side in _spans(layer.field, effective)[1]:
+        ax.axvline(side - effective.centre[1], color="#333333", linewidth=0.9, linestyle=":")
+    ax.set_xlabel("distance from the gradient's centre in pixels")
+    ax.set_ylabel("share of the gradient's magnitude")
+    ax.set_title(layer.field.label, loc="left", fontsize=10)
+
+
+def _compute_stacks(text: str) -> list[_Stack]:
+    """Compute what stacks of dilated convolutions cover, from their rates, separated by spaces (see `parse_rates`)."""
     texts = text.split()
     if not texts:
         raise UserError(f"--dilations is empty; write for example --dilations '{STACKS}'")
-    stacks = {name: parse_rates(name) for name in dict.fromkeys(texts)}
-    maps = {name: coverage(stack) for name, stack in stacks.items()}
-    words = {name: stack_in_words(stack) for name, stack in stacks.items()}
-    rows, numbers = [], {}
-    for name, paths in maps.items():
+    stacks = []
+    for rates in dict.fromkeys(texts):
+        stack = parse_rates(rates)
+        paths = coverage(stack)
+        gap: int | None = None
+        rule = "-"
         # The rule of hybrid dilated convolution is about layers in series, without parallel branches.
-        stack = [step[0] for step in stacks[name]]
-        plain = len(stack) > 1 and all(len(step) == 1 for step in stacks[name])
-        gap = largest_gap(stack) if plain else None
-        rule = "-" if gap is None else "yes" if keeps_hdc_rule(stack) else "no"
-        seen = int((paths > 0).sum())
-        numbers[name] = {
-            "kind": words[name],
-            "size": len(paths),
-            "pixels": seen,
-            "share": seen / paths.size,
-            "hdc_m2": gap,
-        }
-        rows.append(
-            (
-                name,
-                words[name],
-                str(len(paths)),
-                f"{seen:,} of {paths.size:,}",
-                f"{seen / paths.size:.1%}",
-                f"{paths.max():,}",
-                "-" if gap is None else str(gap),
-                rule,
-            )
-        )
+        if len(stack) > 1 and all(len(step) == 1 for step in stack):
+            series = [step[0] for step in stack]
+            gap = largest_gap(series)
+            rule = "yes" if keeps_hdc_rule(series) else "no"
+        stacks.append(_Stack(rates, stack_in_words(stack), paths, int((paths > 0).sum()), gap, rule))
+    return stacks
+
+
+def _stack_as_json(stack: _Stack) -> dict[str, Any]:
+    """Return the coverage of a stack for ``--json``."""
+    size, share = len(stack.paths), stack.share
+    return {"kind": stack.kind, "size": size, "pixels": stack.pixels, "share": share, "hdc_m2": stack.gap}
+
+
+def _stack_table(stacks: Sequence[_Stack]) -> Table:
+    """Return the table of the pixels that the stacks cover."""
     head = ("Rates", "Kind", "Field", "Pixels with a path", "Share", "Most paths", "HDC: M2", "HDC rule kept")
-    explanation.numbers["dilations"] = numbers
-    explanation.tables.append(Table("What stacks of dilated 3x3 convolutions cover", head, rows))
-    explanation.remarks.append(
-        "The rule of hybrid dilated convolution (Wang et al. 2018, 1702.08502): the first rate is 1, the gap M2 is at "
-        "most the kernel size, 3, and the rates have no common factor. It is enough for a square without gaps, and not "
-        "necessary."
-    )
-    explanation.pictures.append(
-        Picture(
-            "dilated_coverage",
-            "What dilated stacks cover",
-            _coverage_caption(numbers),
-            _draw_coverage(maps, words),
-        )
-    )
+    rows = []
+    for stack in stacks:
+        covered = f"{stack.pixels:,} of {stack.paths.size:,}"
+        gap = "-" if stack.gap is None else str(stack.gap)
+        size, most = str(len(stack.paths)), f"{stack.paths.max():,}"
+        rows.append((stack.rates, stack.kind, size, covered, f"{stack.share:.1%}", most, gap, stack.rule))
+    return Table("What stacks of dilated 3x3 convolutions cover", head, rows)
 
 
-def _coverage_caption(numbers: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return a caption with the share of pixels that each stack covers, and the meaning of the kinds of stacks."""
-    kinds = " and ".join(found["kind"] for found in numbers.values())
-    shares = "; ".join(f"{found['kind']} ({name}) {found['share']:.1%}" for name, found in numbers.items())
-    caption = (
-        "How many paths lead from each pixel to the unit in the middle, from yellow, one, to dark, most, on a "
-        "logarithmic scale for each stack by itself; white pixels have none. Pixels with a path, of the square that "
-        f"the rates span: {shares}."
-    )
+def _stack_remarks(stacks: Sequence[_Stack]) -> list[str]:
+    """Return the rule of hybrid dilated convolution, and what the kinds of the stacks mean."""
+    remarks = [HDC_RULE]
+    kinds = " and ".join(stack.kind for stack in stacks)
     if "gridding" in kinds:
-        caption += (
-            " Gridding: rates with a common factor leave a grid of gaps, however many layers of such rates there are."
-        )
+        remarks.append(GRIDDING)
     if "HDC" in kinds.replace("not HDC", ""):
-        caption += " HDC, hybrid dilated convolution, has rates in series that fill each other's gaps."
+        remarks.append(HDC)
     if "ASPP" in kinds:
-        caption += (
-            " ASPP, atrous spatial pyramid pooling (Chen et al. 2018, 1606.00915), adds layers of different rates that "
-            "run in parallel, so they do not fill each other's gaps; layers before it can."
-        )
-    return caption
+        remarks.append(ASPP)
+    return remarks
 
 
-def _draw_coverage(maps: Mapping[str, np.ndarray], words: Mapping[str, str]) -> Figure:
+def _draw_coverage(stacks: Sequence[_Stack]) -> Figure:
     """Return a figure with a panel for every stack, titled by its kind."""
-    figure, axes = grid(len(maps), min(3, len(maps)) if len(maps) != 4 else 4, cell=2.5, ratio=1.1)
-    for ax, (name, paths) in zip(axes, maps.items(), strict=True):
-        seen = np.ma.masked_equal(paths, 0)
-        ax.imshow(seen, cmap="viridis_r", norm=LogNorm(1, max(int(paths.max()), 2)), interpolation="nearest")
+    columns = 4 if len(stacks) == 4 else 3
+    figure, axes = grid(len(stacks), columns, cell=2.5, ratio=1.1)
+    for ax, stack in zip(axes, stacks, strict=True):
+        size, most = len(stack.paths), int(stack.paths.max())
+        covered = np.ma.masked_equal(stack.paths, 0)
+        ax.imshow(covered, cmap="viridis_r", norm=LogNorm(1, max(most, 2)), interpolation="nearest")
         ax.set_axis_on()
         ax.set(xticks=[], yticks=[], anchor="S")  # leaves room for a title of three lines
-        share = (paths > 0).mean()
-        ax.set_title(f"{words[name]}\n{name}\n{share:.1%} of {len(paths)}×{len(paths)}", fontsize=8.5, pad=3)  # noqa: RUF001
+        ax.set_title(f"{stack.kind}\n{stack.rates}\n{stack.share:.1%} of {size}×{size}", fontsize=8.5, pad=3)  # noqa: RUF001
         ax.spines[:].set_color("#999999")
     return figure

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -52,6 +52,14 @@ BYTES = 4
 """Bytes of one value in float32."""
 VECTORS = "vectors"
 """Name of the stage that gathers outputs without a resolution, such as those of dense layers."""
+
+CAPTION = (
+    "Each block is the widest map at a resolution; its edges grow with the square root of height, width and channels, "
+    "which are written at the bottom. The bars are the memory of all outputs at this resolution, and the parameters of "
+    "the layers that compute them. Compare where the memory is with where the parameters are."
+)
+MANY_CHANNELS = "Large maps cost memory, many channels cost parameters."
+DENSE_LAYERS = "Large maps cost memory, dense layers cost parameters."
 
 
 class Row(NamedTuple):
@@ -110,12 +118,11 @@ def rows_of_layers(layers: Sequence[Layer], size: Extent, in_channels: int) -> l
         params: int | None = 0
         formula = ""
         if isinstance(layer, Conv | Transposed):
+            params = None
             height, width = along(layer.kernel, 0), along(layer.kernel, 1)
             if channels is not None and layer.channels is not None:
                 formula = f"({height}·{width}·{channels}+1)·{layer.channels}"
                 params = (height * width * channels + 1) * layer.channels
-            else:
-                params = None
             channels = layer.channels
         words = unread_in_words(sizes[number - 1], layer)
         rows.append(Row(str(number), notation(layer), (channels, *sizes[number]), params, formula, words))
@@ -139,26 +146,37 @@ def rows_of_network(model: nn.Module, image_shape: tuple[int, int, int]) -> tupl
     """
     params = {layer.name: layer.params for layer in complexity(model, image_shape, training=False).layers}
     rows, left_out, called = [Row("image", "", image_shape, 0)], Counter[str](), set()
-    for call in _Calls(model, image_shape).found:
+    for call in _Calls(model, image_shape).calls:
         module = model.get_submodule(call.name)
+        own = 0
         # The parameters of a layer that runs several times are counted in its first row only.
-        own = 0 if call.name in called or call.operator else params.get(call.name, 0)
-        if not own and call.layer is None and call.out == call.given and not call.operator:
+        if not call.operator and call.name not in called:
+            own = params.get(call.name, 0)
+        keeps_shape = call.out == call.given and call.layer is None and not call.operator
+        if keeps_shape and not own:
             left_out[type(module).__name__] += 1
             continue
-        kind = call.operator or type(module).__name__
-        words = unread_in_words(call.size, call.layer) if call.layer and call.size else ""
-        settings = f" {notation(call.layer)}" if call.layer else ""
-        formula = parameter_formula(module) if own else ""
-        # A formula that does not give the counted number is not shown.
-        formula = formula if formula and evaluated(formula) == own else ""
-        rows.append(Row(call.name, kind + settings, call.out, own, formula, words, call.channels_last, call.view))
-        called.add(call.name)
+        rows.append(_row(call, module, own))
+        # An operator in the forward of a container, such as a pooling, is not a call of the container itself.
+        if not call.operator:
+            called.add(call.name)
     # Parameters may also be used without a call of their module; such a layer gets a row without a shape.
     for name, number in params.items():
         if number and name not in called:
             rows.append(Row(name, type(model.get_submodule(name)).__name__, None, number))
     return rows, [f"{number} {kind}" for kind, number in left_out.items()]
+
+
+def _row(call: _Call, module: nn.Module, params: int) -> Row:
+    """Return the row of a call of a module, or of an operator that the module runs, with its number of parameters."""
+    kind, words, formula = call.operator or type(module).__name__, "", ""
+    if call.layer and call.size:
+        kind += f" {notation(call.layer)}"
+        words = unread_in_words(call.size, call.layer)
+    # A formula that does not give the counted number is not shown.
+    if params and (text := parameter_formula(module)) and evaluated(text) == params:
+        formula = text
+    return Row(call.name, kind, call.out, params, formula, words, call.channels_last, call.view)
 
 
 def parameter_formula(module: nn.Module) -> str:
@@ -167,28 +185,32 @@ def parameter_formula(module: nn.Module) -> str:
     The formula is ``(kH·kW·C/groups+1)·O`` for a convolution and ``(inputs+1)·outputs`` for a dense layer, both without
     the ``+1`` if there is no bias, and ``2·C`` for batch normalisation. The layer's numbers replace the letters.
     """
-    bias = getattr(module, "bias", None) is not None
-    if isinstance(module, nn.modules.conv._ConvNd):
-        fan_in = "·".join(map(str, module.kernel_size)) + f"·{module.in_channels}"
-        fan_in += f"/{module.groups}" if module.groups > 1 else ""
-        return f"({fan_in}+1)·{module.out_channels}" if bias else f"{fan_in}·{module.out_channels}"
-    if isinstance(module, nn.Linear):
-        inputs, outputs = module.in_features, module.out_features
-        return f"({inputs}+1)·{outputs}" if bias else f"{inputs}·{outputs}"
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return f"2·{module.num_features}" if module.affine else ""
-    return ""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        inputs = "·".join(map(str, (*module.kernel_size, module.in_channels)))
+        if module.groups > 1:
+            inputs += f"/{module.groups}"
+        outputs = module.out_channels
+    elif isinstance(module, nn.Linear):
+        inputs, outputs = str(module.in_features), module.out_features
+    else:
+        return ""
+    if getattr(module, "bias", None) is None:
+        return f"{inputs}·{outputs}"
+    return f"({inputs}+1)·{outputs}"
 
 
 def evaluated(formula: str) -> int:
     """Compute the value of a formula of `parameter_formula`."""
-    inner = re.fullmatch(r"\((.*)\+1\)·(\d+)", formula)
-    product, factor, plus = (inner[1], int(inner[2]), 1) if inner else (formula, 1, 0)
+    product, outputs, biases = formula, 1, 0
+    if match := re.fullmatch(r"\((.*)\+1\)·(\d+)", formula):
+        product, outputs, biases = match[1], int(match[2]), 1  # of one output
     value = 1
     for part in product.split("·"):
         top, _, bottom = part.partition("/")
         value = value * int(top) // int(bottom or 1)
-    return (value + plus) * factor
+    return (value + biases) * outputs
 
 
 class _Call(NamedTuple):
@@ -236,11 +258,11 @@ class _Calls(Listener):
         image_shape: Channels, height and width of the image.
 
     Attributes:
-        found: The calls.
+        calls: The calls.
     """
 
     def __init__(self, model: nn.Module, image_shape: Sequence[int]) -> None:
-        self.found: list[_Call] = []
+        self.calls: list[_Call] = []
         self._windows: dict[nn.Module, tuple[Layer, Size]] = {}  # window of each running module, and what it moves over
         self._run = DryRun(model, image_shape, self, "follow")
         with self._run.images(1) as images:
@@ -257,11 +279,12 @@ class _Calls(Listener):
         layer = _window(name, args)
         size = tuple(args[0].shape[2:]) if layer else None
         if not any(module.children()):
+            # In a module such as `Conv2d`, the first window is that of the module.
             if layer and size:
                 self._windows.setdefault(module, (layer, size))
         elif name in _POOLS and args[0].dim() == 4:
             result = next(tensors_in(out))
-            self.found.append(_Call(self._run.names[module], _POOLS[name], *_shapes(args[0], result), layer, size))
+            self.calls.append(_Call(self._run.names[module], _POOLS[name], *_shapes(args[0], result), layer, size))
 
     def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """List the call of a module."""
@@ -274,7 +297,7 @@ class _Calls(Listener):
         result._channels_last = last  # type: ignore[attr-defined]
         # Two tensors on one storage share their memory.
         view = given.untyped_storage()._cdata == result.untyped_storage()._cdata
-        self.found.append(_Call(self._run.names[module], "", *_shapes(given, result), layer, size, last, view))
+        self.calls.append(_Call(self._run.names[module], "", *_shapes(given, result), layer, size, last, view))
 
 
 def _channels_last(module: nn.Module, given: Tensor, result: Tensor, tracker: FieldTracker) -> bool:
@@ -295,6 +318,7 @@ def _channels_last(module: nn.Module, given: Tensor, result: Tensor, tracker: Fi
 
 
 def _shapes(given: Any, result: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shapes of an input and an output without the batch dimension."""
     return tuple(given.shape[1:]), tuple(result.shape[1:])
 
 
@@ -305,28 +329,58 @@ def _window(name: str, args: Sequence[Any]) -> Layer | None:
         name: Base name of the operator at dispatch.
         args: Positional arguments of the operator.
     """
-
-    # One value stands for both axes, so lists of one value are doubled, and pairs of equal values become a number.
-    def extents(values: Sequence[Any]) -> list[Any]:
-        pairs = [tuple(v) * (2 if len(v) == 1 else 1) for v in values]
-        return [p[0] if p and len(set(p)) == 1 else p for p in pairs]
-
-    if args and getattr(args[0], "dim", lambda: 0)() != 4:
+    if not args or not isinstance(args[0], Tensor) or args[0].dim() != 4:
         return None
     if name == "convolution":
         stride, padding, dilation, transposed, output_padding = args[3:8]
-        kernel, s, p, d, o = extents([args[1].shape[2:], stride, padding, dilation, output_padding])
-        return Transposed(kernel, s, p, o, d) if transposed else Conv(kernel, s, p, d)
+        kernel, s, p, d = map(_extent, (args[1].shape[2:], stride, padding, dilation))
+        return Transposed(kernel, s, p, _extent(output_padding), d) if transposed else Conv(kernel, s, p, d)
+    # Dispatch drops trailing arguments that have their default values; they are appended again.
+    defaults: tuple[Any, ...]
     if name == "max_pool2d_with_indices":
-        # Dispatch drops trailing arguments that have their default values; they are appended again.
-        given = [*args[1:], *([], [0], [1], False)[len(args) - 2 :]]
-        kernel, s, p, d = extents(given[:4])
-        return Pool(kernel, s or None, p, d, given[4])
+        defaults = [], [0], [1], False
+        values = (*args[1:], *defaults[len(args) - 2 :])
+        kernel, s, p, d, ceil_mode = values
+        return Pool(_extent(kernel), _extent(s) or None, _extent(p), _extent(d), ceil_mode)
     if name == "avg_pool2d":
-        given = [*args[1:5], *([], [0], False)[len(args[1:5]) - 1 :]]
-        kernel, s, p = extents(given[:3])
-        return Pool(kernel, s or None, p, 1, given[3], "avg")
+        given, defaults = args[1:5], ([], [0], False)
+        values = (*given, *defaults[len(given) - 1 :])
+        kernel, s, p, ceil_mode = values
+        return Pool(_extent(kernel), _extent(s) or None, _extent(p), 1, ceil_mode, "avg")
     return None
+
+
+def _extent(values: Sequence[int]) -> Any:
+    """Return numbers of an operator as an extent; one number stands for both axes if they are equal."""
+    return values[0] if len(set(values)) == 1 else tuple(values)
+
+
+class _Sizes(NamedTuple):
+    """Layers of a network or of a stack of layers.
+
+    Attributes:
+        title: Title of the table, such as the name of the network.
+        rows: Rows of the table.
+        about: Remarks for below the table; further ones follow from the rows.
+    """
+
+    title: str
+    rows: list[Row]
+    about: list[str]
+
+    @property
+    def params(self) -> int | None:
+        """Return the number of parameters of all layers; None if the channels of a layer are not known."""
+        if any(row.params is None for row in self.rows):
+            return None
+        return sum(row.params or 0 for row in self.rows)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Return the memory of all outputs in bytes, for one image in float32; None like the number of parameters."""
+        if self.params is None:
+            return None
+        return sum(row.memory_bytes or 0 for row in self.rows)
 
 
 def explain(options: SizesOptions) -> Explanation:
@@ -337,32 +391,21 @@ def explain(options: SizesOptions) -> Explanation:
     """
     if (options.model is None) == (options.layers is None):
         raise UserError("give either a MODEL, or --layers 'conv7/2p3 maxpool3/2p1'")
-    size = _size(options.image_size)
-    if options.layers is not None:
-        if options.num_classes is not None:
-            raise UserError("--num_classes is for a MODEL; layers have their channels as in conv3:64")
-        channels = 3 if options.in_channels is None else options.in_channels
-        if channels < 1:
-            raise UserError(f"in_channels {channels} must be at least 1")
-        layers, size = parse_layers(options.layers), size or 224
-        title = "Stack of layers"
-        rows = rows_of_layers(layers, size, channels)
-        (height, width), (high, wide) = output_size(size, ()), output_size(size, layers)
-        remarks = [f"{height}x{width} pixels become {high}x{wide}."]
-    else:
-        if isinstance(size, tuple):
-            raise UserError(f"image_size '{options.image_size}': a MODEL takes square images; give one number")
-        assert options.model is not None
-        network = get_network(options.model, options.in_channels, size, options.num_classes)
-        title = network.name
-        rows, left_out = rows_of_network(build_without_values(network.build)[0], network.image_shape)
-        remarks = []
-        if left_out:
-            remarks = [f"Without a row, since they keep the shape and have no parameters: {', '.join(left_out)}."]
-    return _explanation(title, rows, remarks)
+    describe = _sizes_of_network if options.layers is None else _sizes_of_layers
+    sizes = describe(options, _size(options.image_size))
+    explanation = Explanation(_numbers(sizes), [_table(sizes)], [], _remarks(sizes))
+    # A picture needs all channels, and is worth while from two resolutions on.
+    stages = {} if sizes.params is None else stages_of(sizes.rows)
+    if len(stages) > 1:
+        explanation.tables.append(_stage_table(sizes.title, stages))
+        explanation.remarks += _stage_remarks(sizes.rows, stages)
+        title = "Maps by resolution, their memory and parameters"
+        explanation.pictures.append(Picture("sizes", title, CAPTION, _draw(sizes.title, stages)))
+    return explanation
 
 
 def _size(text: str | None) -> Extent | None:
+    """Return the image size of the options: one number, or a pair of height and width; None if there is none."""
     if text is None:
         return None
     if re.fullmatch(r"0*[1-9]\d*(x0*[1-9]\d*)?", text) is None:
@@ -373,79 +416,85 @@ def _size(text: str | None) -> Extent | None:
     return size
 
 
-def _explanation(title: str, rows: Sequence[Row], remarks: list[str]) -> Explanation:
-    params = sum(row.params or 0 for row in rows)
-    memory = sum(row.memory_bytes or 0 for row in rows)
-    whole = all(row.params is not None for row in rows)
-    cells = [
-        (
-            row.name,
-            row.kind,
-            "not called as a module"
-            if row.shape is None
-            else "x".join("?" if n is None else str(n) for n in row.shape),
-            "-" if row.params is None else f"{row.formula} = {row.params:,}" if row.formula else f"{row.params:,}",
-            "-" if row.memory_bytes is None else kib(row.memory_bytes),
-            row.unread or "-",
-        )
-        for row in rows
-    ]
-    cells.append(("total", "", "", f"{params:,}" if whole else "-", kib(memory) if whole else "-", ""))
+def _sizes_of_layers(options: SizesOptions, size: Extent | None) -> _Sizes:
+    """Return the sizes of the stack of layers that the options describe."""
+    assert options.layers is not None
+    if options.num_classes is not None:
+        raise UserError("--num_classes is for a MODEL; layers have their channels as in conv3:64")
+    channels = 3 if options.in_channels is None else options.in_channels
+    if channels < 1:
+        raise UserError(f"in_channels {channels} must be at least 1")
+    layers, size = parse_layers(options.layers), size or 224
+    rows = rows_of_layers(layers, size, channels)
+    (height, width), (high, wide) = output_size(size, ()), output_size(size, layers)
+    return _Sizes("Stack of layers", rows, [f"{height}x{width} pixels become {high}x{wide}."])
+
+
+def _sizes_of_network(options: SizesOptions, size: Extent | None) -> _Sizes:
+    """Return the sizes of the network that the options name."""
+    assert options.model is not None
+    if isinstance(size, tuple):
+        raise UserError(f"image_size '{options.image_size}': a MODEL takes square images; give one number")
+    network = get_network(options.model, options.in_channels, size, options.num_classes)
+    rows, left_out = rows_of_network(build_without_values(network.build)[0], network.image_shape)
+    about = []
+    if left_out:
+        about = [f"Without a row, since they keep the shape and have no parameters: {', '.join(left_out)}."]
+    return _Sizes(network.name, rows, about)
+
+
+def _numbers(sizes: _Sizes) -> dict[str, Any]:
+    """Return the layers and their sums for ``--json``."""
+    return {
+        "layers": [row._asdict() | {"memory_bytes": row.memory_bytes} for row in sizes.rows],
+        "params": sizes.params,
+        "memory_bytes": sizes.memory_bytes,
+    }
+
+
+def _table(sizes: _Sizes) -> Table:
+    """Return the table of the layers, with their sums in the last row."""
     head = ("Layer", "Kind", "Output", "Parameters", "Memory (KiB)", "Not read of its input")
-    remarks = [*remarks, "Memory is that of the outputs in the table, for one image in float32."]
-    views = list(dict.fromkeys(row.kind for row in rows if row.view))
+    rows = [_cells(row) for row in sizes.rows]
+    params = "-" if sizes.params is None else f"{sizes.params:,}"
+    memory = "-" if sizes.memory_bytes is None else kib(sizes.memory_bytes)
+    rows.append(("total", "", "", params, memory, ""))
+    return Table(sizes.title, head, rows)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    """Return the cells of a row; a dash stands for what is not known, a question mark for unknown channels."""
+    shape, params, memory = "not called as a module", "-", "-"
+    if row.shape is not None:
+        shape = "x".join("?" if n is None else str(n) for n in row.shape)
+    if row.params is not None:
+        params = f"{row.params:,}"
+        if row.formula:
+            params = f"{row.formula} = {params}"
+    if row.memory_bytes is not None:
+        memory = kib(row.memory_bytes)
+    return row.name, row.kind, shape, params, memory, row.unread or "-"
+
+
+def _remarks(sizes: _Sizes) -> list[str]:
+    """Return sentences on what the table shows and on what it cannot show."""
+    remarks = [*sizes.about, "Memory is that of the outputs in the table, for one image in float32."]
+    views = dict.fromkeys(row.kind for row in sizes.rows if row.view)
     if views:
         remarks.append(f"Outputs of {', '.join(views)} are views of their inputs and have no memory of their own.")
-    if not whole:
+    if sizes.params is None:
         remarks.append("Channels of a convolution, as in conv3:64, would give parameters and memory as well.")
-    if any(row.unread for row in rows):
+    if any(row.unread for row in sizes.rows):
         remarks.append("Pixels that a layer does not read have no influence on its output.")
-    numbers: dict[str, Any] = {
-        "layers": [row._asdict() | {"memory_bytes": row.memory_bytes} for row in rows],
-        "params": params if whole else None,
-        "memory_bytes": memory if whole else None,
-    }
-    pictures = _pictures(title, rows) if whole else []
-    return Explanation(numbers, [Table(title, head, cells)], pictures, remarks)
+    return remarks
 
 
 def kib(size: int) -> str:
     """Format a number of bytes as KiB: with no decimals for 0 and from 100 on, one from 1 on, and two below 1."""
     value = size / 1024
-    return f"{value:,.0f}" if value >= 100 or not size else f"{value:,.1f}" if value >= 1 else f"{value:.2f}"
-
-
-def _pictures(title: str, rows: Sequence[Row]) -> list[Picture]:
-    stages = stages_of(rows)
-    if len(stages) < 2:
-        return []
-    most = {}
-    for key in ("memory_bytes", "params"):
-        total = sum(stage[key] for stage in stages.values())
-        name, stage = max(stages.items(), key=lambda item: item[1][key])
-        most[key] = f"{name} ({stage[key] / max(total, 1):.0%})"
-    caption = (
-        f"{title}: the widest map at each resolution, height x width above its channels; edges grow with the square "
-        f"root of pixels and of channels. Of the memory of all outputs most goes to {most['memory_bytes']}"
-    )
-    if any(stage["params"] for stage in stages.values()):
-        caption += f", of the parameters most to {most['params']}"
-    costly = [max(stages, key=lambda name: stages[name][key]) for key in ("memory_bytes", "params")]
-    (large, deep) = (stages[name] for name in costly)
-    if (
-        VECTORS not in costly
-        and deep["params"]
-        and _pixels(deep) < _pixels(large)
-        and (deep["channels"] > large["channels"])
-    ):
-        caption += ": large maps cost memory, many channels cost parameters"
-    elif costly[0] != VECTORS == costly[1]:
-        caption += ": large maps cost memory, dense layers cost parameters"
-    caption += "."
-    hidden = sum(row.params or 0 for row in rows if row.shape is None)
-    if hidden:
-        caption += f" {hidden:,} parameters are of layers that are not called as modules, and not in the bars."
-    return [Picture("sizes", "Maps by resolution, their memory and parameters", caption, _draw(title, stages))]
+    if value >= 100 or size == 0:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
 def stages_of(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
@@ -475,8 +524,37 @@ def stages_of(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
     return stages
 
 
-def _pixels(stage: Mapping[str, int]) -> int:
-    return stage["height"] * stage["width"]
+def _stage_table(title: str, stages: Mapping[str, Mapping[str, int]]) -> Table:
+    """Return the table of the memory and the parameters by resolution, with their shares of the sums."""
+    head = ("Resolution", "Channels", "Memory (KiB)", "Share of memory", "Parameters", "Share of parameters")
+    memory = sum(stage["memory_bytes"] for stage in stages.values())
+    params = sum(stage["params"] for stage in stages.values())
+    rows = []
+    for name, stage in stages.items():
+        of_memory, of_params = stage["memory_bytes"] / max(memory, 1), stage["params"] / max(params, 1)
+        counts = str(stage["channels"]), kib(stage["memory_bytes"]), f"{of_memory:.0%}"
+        rows.append((name, *counts, f"{stage['params']:,}", f"{of_params:.0%}"))
+    return Table(f"{title}, by resolution", head, rows)
+
+
+def _stage_remarks(rows: Sequence[Row], stages: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Return sentences on what costs memory and parameters, and on the parameters that no resolution has."""
+    remarks = []
+    largest = max(stages, key=lambda name: stages[name]["memory_bytes"])
+    richest = max(stages, key=lambda name: stages[name]["params"])
+    large, rich = stages[largest], stages[richest]
+    smaller = rich["height"] * rich["width"] < large["height"] * large["width"]
+    # A rule of thumb is told only where it holds.
+    if largest != VECTORS and richest == VECTORS:
+        remarks.append(DENSE_LAYERS)
+    elif VECTORS not in (largest, richest) and rich["params"] and smaller and rich["channels"] > large["channels"]:
+        remarks.append(MANY_CHANNELS)
+    hidden = sum(row.params or 0 for row in rows if row.shape is None)
+    if hidden:
+        remarks.append(
+            f"{hidden:,} parameters are of layers that are not called as modules, so no resolution has them."
+        )
+    return remarks
 
 
 def _draw(title: str, stages: Mapping[str, Mapping[str, int]]) -> Figure:
@@ -485,26 +563,31 @@ def _draw(title: str, stages: Mapping[str, Mapping[str, int]]) -> Figure:
     blocks, memory, params = figure.subplots(3, 1, sharex=True, height_ratios=(2.2, 1, 1))
     _draw_blocks(blocks, stages)
     blocks.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    for ax, key, unit, divisor, colour in (
-        (memory, "memory_bytes", "memory (KiB)", 1024, PALETTE[0]),
-        (params, "params", "parameters", 1, PALETTE[1]),
-    ):
-        values = [stage[key] / divisor for stage in stages.values()]
-        ax.bar(range(len(values)), values, width=0.6, color=colour)
-        for x, value in enumerate(values):
-            text = kib(round(value * 1024)) if divisor > 1 else f"{value:,.0f}"
-            ax.annotate(text, (x, value), (0, 2), textcoords="offset points", ha="center", fontsize=8)
-        ax.set_ylabel(unit, fontsize=9)
-        ax.set_ylim(0, 1.22 * max(*values, 1e-9))
-        ax.set_yticks([])
-        ax.tick_params(axis="x", length=0)
-        ax.spines[["top", "right", "left"]].set_visible(False)
-    names = [
-        f"{stage['channels']}\nvalues" if name == VECTORS else f"{name.replace('x', '×')}\n× {stage['channels']}"  # noqa: RUF001
-        for name, stage in stages.items()
-    ]
+    _draw_bars(memory, [stage["memory_bytes"] for stage in stages.values()], kib, PALETTE[0])
+    memory.set_ylabel("memory (KiB)", fontsize=9)
+    _draw_bars(params, [stage["params"] for stage in stages.values()], "{:,.0f}".format, PALETTE[1])
+    params.set_ylabel("parameters", fontsize=9)
+    names = []
+    for name, stage in stages.items():
+        if name == VECTORS:
+            names.append(f"{stage['channels']}\nvalues")
+        else:
+            names.append(f"{name.replace('x', '×')}\n× {stage['channels']}")  # noqa: RUF001
     params.set_xticks(range(len(names)), names, fontsize=9)
     return figure
+
+
+def _draw_bars(ax: Axes, values: Sequence[int], in_words: Callable[[int], str], colour: str) -> None:
+    """Draw values as bars, each with its value as text above it in place of an axis."""
+    # A number of bytes can exceed 64 bits, and matplotlib takes such a number only as a float.
+    heights = [float(value) for value in values]
+    ax.bar(range(len(values)), heights, width=0.6, color=colour)
+    for x, (value, height) in enumerate(zip(values, heights, strict=True)):
+        ax.annotate(in_words(value), (x, height), (0, 2), textcoords="offset points", ha="center", fontsize=8)
+    ax.set_ylim(0, 1.22 * max(*heights, 1e-9))
+    ax.set_yticks([])
+    ax.tick_params(axis="x", length=0)
+    ax.spines[["top", "right", "left"]].set_visible(False)
 
 
 def _draw_blocks(ax: Axes, stages: Mapping[str, Mapping[str, int]]) -> None:

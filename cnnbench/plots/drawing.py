@@ -108,7 +108,8 @@ class Scheme:
         models = list(dict.fromkeys(models))
         many = len(models) > MANY
         names = short_names(models)
-        return cls(many, _looks({m: family(m) if many else m for m in models}, names), names)
+        groups = {model: family(model) if many else model for model in models}
+        return cls(many, _looks(groups, names), names)
 
     @property
     def marker_size(self) -> float:
@@ -133,14 +134,16 @@ def _looks(groups: Mapping[str, str], names: Mapping[str, str]) -> dict[str, Loo
     """
     members = Counter(groups.values())
     places = {group: index for index, group in enumerate(members)}
-    found = {}
+    looks = {}
     for model, group in groups.items():
         # `turn` counts how often the palette has been used up. The shift by `turn` pairs a repeated colour with another
         # marker.
         turn, place = divmod(places[group], len(PALETTE))
         marker, line = MARKERS[(place + turn) % len(MARKERS)], LINES[turn % len(LINES)]
-        found[model] = Look(PALETTE[place], marker, line, names[model] if members[group] == 1 else group)
-    return found
+        # A network that is alone in its group has its own name in the legend.
+        entry = names[model] if members[group] == 1 else group
+        looks[model] = Look(PALETTE[place], marker, line, entry)
+    return looks
 
 
 def family(model: str) -> str:
@@ -150,8 +153,9 @@ def family(model: str) -> str:
     ``mobilenet_v2``. The source of a network, such as ``torchvision``, stays in front.
     """
     source, colon, name = _bare(model).rpartition(":")
-    words = re.match(r"[^\W\d]*", name)
-    stem = re.sub(r"(?<=[a-z])([VB]|_[a-z]?)$", "", words.group() if words else "")
+    # The letters at the start, then without a capital V or B at their end, or an underscore and a letter.
+    letters = re.split(r"[\W\d]", name, maxsplit=1)[0]
+    stem = re.sub(r"(?<=[a-z])([VB]|_[a-z]?)$", "", letters)
     return shorten(f"{source.rpartition('.')[2]}{colon}{stem or name}")
 
 
@@ -205,11 +209,11 @@ def panels(labels: Iterable[str], many: bool, height: float) -> tuple[Figure, di
     labels = list(dict.fromkeys(labels))
     columns = min(len(labels), PANELS_IN_A_ROW)
     rows = math.ceil(len(labels) / columns)
-    width = 5.2 * columns
-    if many:
-        width = (8.4 if columns == 1 else 6.2 * columns) + 1.6
-    figure = Figure(figsize=(width, height if rows == 1 else ROW_HEIGHT * rows), layout="constrained")
+    if rows > 1:
+        height = ROW_HEIGHT * rows
+    figure = Figure(figsize=(_figure_width(columns, many), height), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
+    # The last row may be incomplete.
     for ax in grid.flat[len(labels) :]:
         ax.remove()
     axes = dict(zip(labels, grid.flat, strict=False))
@@ -220,6 +224,14 @@ def panels(labels: Iterable[str], many: bool, height: float) -> tuple[Figure, di
         ax.grid(color="#e6e6e6", linewidth=0.7)
         ax.set_axisbelow(True)
     return figure, axes
+
+
+def _figure_width(columns: int, many: bool) -> float:
+    """Return the width of a figure in inches; arguments as in `panels`, with the number of panels in a row."""
+    if not many:
+        return 5.2 * columns
+    panel = 8.4 if columns == 1 else 6.2
+    return panel * columns + 1.6
 
 
 def title_left(axes: Mapping[str, Axes], title: str) -> None:
@@ -270,15 +282,29 @@ def log_axis(ax: Axes, axis: Axis, values: Sequence[float], title: str, tick: Ca
         ax.set(xscale="log", xlim=(low, high))
     else:
         ax.set(yscale="log", ylim=(low, high))
-    # The wider the range, the fewer ticks per power of ten; if there are still too many, only every n-th one stays.
-    steps = (1,) if high / low > 30000 else (1, 3) if high / low > 30 else (1, 2, 5)
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [s * 10.0**p for p in powers for s in steps if low <= s * 10.0**p <= high]
-    ticks = ticks[:: math.ceil(len(ticks) / MOST_TICKS)] if ticks else ticks
-    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_locator(FixedLocator(_round_numbers(low, high)))
     axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     axis.set_label_text(title)
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """Return at most `MOST_TICKS` round numbers between two positive ones, for a logarithmic axis."""
+    # The wider the range, the fewer numbers per power of ten.
+    steps: tuple[int, ...] = (1, 2, 5)
+    if high / low > 30000:
+        steps = (1,)
+    elif high / low > 30:
+        steps = (1, 3)
+    numbers = []
+    for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1):
+        for step in steps:
+            number = step * 10.0**power
+            if low <= number <= high:
+                numbers.append(number)
+    # If there are still too many, only every n-th one stays.
+    every = max(1, math.ceil(len(numbers) / MOST_TICKS))
+    return numbers[::every]
 
 
 class Name(NamedTuple):
@@ -328,19 +354,15 @@ def write_names(ax: Axes, names: Sequence[Name], size: float, taken: Iterable[Bb
     filled = len(boxes) - len(names)
     written = 0
     for index in sorted(range(len(names)), key=lambda i: not names[i].needed):
-        name, (x, y) = names[index], points[index]
+        name = names[index]
         if written >= MOST_NAMES and not name.needed:
             break
-        sides = list(dict.fromkeys((name.side, *SIDES, *(FAR_SIDES if name.needed else ()))))
-        # The width of a text is not known before it is drawn; 0.6 of the letter size is an estimate for a character.
-        width, height = 0.6 * size * len(name.text) * scale, size * scale
-        offsets = [_offset(side) for side in sides]
-        places = np.array(
-            [
-                _box(x + dx * scale, y + dy * scale, side[0], width, height)
-                for side, (dx, dy) in zip(sides, offsets, strict=True)
-            ]
-        )
+        sides = [name.side, *SIDES]
+        if name.needed:
+            sides += FAR_SIDES
+        # The preferred side comes first, and not once more among the others.
+        sides = list(dict.fromkeys(sides))
+        places = _places(name.text, points[index], sides, size, scale)
         costs = _covered(places, boxes[:filled], ax.bbox)
         best = int(costs.argmin())
         if costs[best] and not name.needed:
@@ -348,23 +370,52 @@ def write_names(ax: Axes, names: Sequence[Name], size: float, taken: Iterable[Bb
         boxes[filled] = places[best]
         filled += 1
         written += 1
-        line = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.6} if sides[best] in FAR_SIDES else None
-        ax.annotate(
-            name.text,
-            (name.x, name.y),
-            xytext=offsets[best],
-            textcoords="offset points",
-            fontsize=size,
-            # Sides 0, 1 and -1 (the last entry): centred, text starts at the point, text ends at the point.
-            ha=("center", "left", "right")[sides[best][0]],
-            va="center",
-            arrowprops=line,
-        )
+        _write_name(ax, name, sides[best], size)
+
+
+def _write_name(ax: Axes, name: Name, side: tuple[int, int], size: float) -> None:
+    """Write a name on a side of its point, with a line to the point if the name is far from it."""
+    line = None
+    if side in FAR_SIDES:
+        line = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.6}
+    ax.annotate(
+        name.text,
+        (name.x, name.y),
+        xytext=_offset(side),
+        textcoords="offset points",
+        fontsize=size,
+        # Sides 0, 1 and -1 (the last entry): centred, text starts at the point, text ends at the point.
+        ha=("center", "left", "right")[side[0]],
+        va="center",
+        arrowprops=line,
+    )
 
 
 def _offset(side: tuple[int, int]) -> tuple[float, float]:
     """Return the distance of a name from its point on a side, in points to the right and up."""
-    return (7.0 * side[0], 6.0 * side[1]) if side[0] else (0.0, 13.0 * side[1])
+    if side[0] == 0:
+        return 0.0, 13.0 * side[1]
+    return 7.0 * side[0], 6.0 * side[1]
+
+
+def _places(text: str, point: Pixels, sides: Sequence[tuple[int, int]], size: float, scale: float) -> Pixels:
+    """Return the boxes of a text on several sides of its point, one per row: left, bottom, right, top.
+
+    Args:
+        text: Text to write.
+        point: Position of the point in pixels.
+        sides: Sides, as in `SIDES`.
+        size: Size of the letters in points.
+        scale: Pixels per point.
+    """
+    x, y = point
+    # The width of a text is not known before it is drawn; 0.6 of the letter size is an estimate for a character.
+    width, height = 0.6 * size * len(text) * scale, size * scale
+    places = []
+    for side in sides:
+        dx, dy = _offset(side)
+        places.append(_box(x + dx * scale, y + dy * scale, side[0], width, height))
+    return np.array(places)
 
 
 def _box(x: float, y: float, side: int, width: float, height: float) -> tuple[float, float, float, float]:

@@ -69,10 +69,15 @@ def limits(image: np.ndarray, scale: Scale, quantile: float = 1.0) -> tuple[floa
         return 0.0, 1.0
     if scale == "signed":
         top = float(np.quantile(np.abs(image), quantile))
-        top = top if top > 1e-9 else 1.0  # smaller values are rounding errors of zeros
+        # Smaller values are rounding errors of zeros; NaN counts as one of them.
+        if not top > 1e-9:
+            top = 1.0
         return -top, top
     low, high = float(image.min()), float(image.max())
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    if high > low:
+        return low, high
+    # An image of one value is drawn in the middle of the scale.
+    return low - 0.5, high + 0.5
 
 
 def outline(ax: Axes, low: Sequence[float], high: Sequence[float], colour: str, **options: Any) -> None:

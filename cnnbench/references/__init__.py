@@ -54,13 +54,17 @@ class Reference(NamedTuple):
     @property
     def words(self) -> str:
         """Return the accuracy with the facts about its training, for captions and sentences."""
-        seeds = "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"
+        seeds = f"{self.seeds} seeds"
+        if self.seeds == 1:
+            seeds = "1 seed"
         return f"{percent(self.accuracy)} ({self.epochs:.0f} epochs, {seeds}, {self.created}, {self.device})"
 
 
 def percent(share: float) -> str:
     """Return a share as text in per cent, with one decimal, or with two from 98 % on."""
-    return f"{100 * share:.{2 if share >= 0.98 else 1}f} %"
+    # Near 100 % one decimal would show different networks as equal.
+    digits = 2 if share >= 0.98 else 1
+    return f"{100 * share:.{digits}f} %"
 
 
 @functools.cache
@@ -77,18 +81,24 @@ def references() -> dict[tuple[str, str, int, int], Reference]:
 @functools.cache
 def _published() -> dict[tuple[str, str], dict[str, Any]]:
     """Return the published accuracies by network and data set, from the stored catalogue of the zoo."""
+    accuracies: dict[tuple[str, str], dict[str, Any]] = {}
     try:
-        kept = json.loads(CATALOG.read_text(encoding="utf-8"))["models"]
-        return {(name, found["data"]): found for name, entry in kept.items() for found in entry["published"]}
+        models = json.loads(CATALOG.read_text(encoding="utf-8"))["models"]
+        for name, entry in models.items():
+            for accuracy in entry["published"]:
+                accuracies[name, accuracy["data"]] = accuracy
     except (OSError, ValueError, KeyError, TypeError):
-        return {}
+        return {}  # a report is complete without them
+    return accuracies
 
 
 def published_words(model: str, label: str) -> str:
     """Return the published accuracy of a network on a data set, with its source; empty if none is known."""
     # A label such as "CIFAR-10 (JPEG copy)" names the data set before the bracket.
-    found = _published().get((model, label.partition(" (")[0]))
-    return "" if found is None else f"published {found['accuracy']:g} % ({found['source']})"
+    accuracy = _published().get((model, label.partition(" (")[0]))
+    if accuracy is None:
+        return ""
+    return f"published {accuracy['accuracy']:g} % ({accuracy['source']})"
 
 
 def reference_of(record: Record) -> Reference | None:
@@ -96,16 +106,18 @@ def reference_of(record: Record) -> Reference | None:
 
     The result is None for a record without a training, or with a full one.
     """
-    found = references().get(_key(record))
-    if found is None or record.training.get("converged", True):
+    reference = references().get(_key(record))
+    if reference is None or record.training.get("converged", True):
         return None
-    return found if found.epochs > record.training.get("epochs", 0.0) else None
+    if reference.epochs <= record.training.get("epochs", 0.0):
+        return None
+    return reference
 
 
 def is_as_long_as_the_reference(record: Record) -> bool:
     """Return whether a record's training took at least as many epochs as its reference, or is that reference."""
-    found = references().get(_key(record))
-    return found is not None and record.training.get("epochs", 0.0) >= found.epochs
+    reference = references().get(_key(record))
+    return reference is not None and record.training.get("epochs", 0.0) >= reference.epochs
 
 
 def _key(record: Record) -> tuple[str, str, int, int]:
@@ -118,7 +130,8 @@ def _summed_up(records: Sequence[Record]) -> Reference:
     low, high = min(values), max(values)
     # A single training has no range over seeds; the interval of its accuracy takes its place.
     if len(values) == 1:
-        low, high = (records[0].measures[f"test_accuracy_{end}"] for end in ("low", "high"))
+        measures = records[0].measures
+        low, high = measures["test_accuracy_low"], measures["test_accuracy_high"]
     newest = max(records, key=lambda record: record.created)
     return Reference(
         newest.model,
@@ -145,7 +158,9 @@ def take_over(paths: Sequence[Path]) -> list[Record]:
     Raises:
         UserError: A record has no accuracy on real data, or its training diverged.
     """
-    kept = {record.key: record for record in (load_records([FILE]) if FILE.is_file() else [])}
+    kept: dict[str, Record] = {}
+    if FILE.is_file():
+        kept = {record.key: record for record in load_records([FILE])}
     new = load_records(list(paths))
     for record in new:
         if record.status != "ok" or record.confusion_matrix is None or record.data["synthetic"]:
@@ -153,6 +168,7 @@ def take_over(paths: Sequence[Path]) -> list[Record]:
         if record.training["diverged"]:
             raise UserError(f"the training of {record.key} diverged; leave it out")
         kept[record.key] = record
+    # In the order of the cells, so that a new record changes as few lines as possible.
     write_text(FILE, as_lines(kept[key] for key in sorted(kept)))
     references.cache_clear()
     return new
@@ -169,13 +185,16 @@ def weights_file(model: str, data: str | None) -> Path:
         UserError: The package has no such checkpoint, or has several of them.
     """
     # The files are named <network>-<data set>.ckpt.
-    there = sorted(path.stem for path in FOLDER.glob("*.ckpt"))
-    found = [name for name in there if name == f"{model}-{data}" or (data is None and name.startswith(f"{model}-"))]
-    if len(found) == 1:
-        return FOLDER / f"{found[0]}.ckpt"
-    if found:
-        sets = " or ".join(name.removeprefix(f"{model}-") for name in found)
+    shipped = sorted(path.stem for path in FOLDER.glob("*.ckpt"))
+    matches = []
+    for name in shipped:
+        if name == f"{model}-{data}" or (data is None and name.startswith(f"{model}-")):
+            matches.append(name)
+    if len(matches) == 1:
+        return FOLDER / f"{matches[0]}.ckpt"
+    if matches:
+        sets = " or ".join(name.removeprefix(f"{model}-") for name in matches)
         raise UserError(f"--weights reference: {model} was trained on {sets}; add --data NAME")
     on = f" on {data}" if data else ""
-    known = ", ".join(there) or "none in this package"
+    known = ", ".join(shipped) or "none in this package"
     raise UserError(f"--weights reference: there are no weights of {model}{on}; there are {known}")

@@ -7,9 +7,9 @@ network has the same colour and marker in all pictures, see `cnnbench.plots.draw
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, islice, pairwise
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -40,8 +40,11 @@ from cnnbench.report.findings import (
     front,
     latency_correlation,
     latency_spread,
+    means,
     measured,
     misjudged,
+    several_seeds,
+    with_settled,
 )
 from cnnbench.units import scaled
 
@@ -66,14 +69,23 @@ MOST_NUMBERED_CLASSES = 20
 """Largest number of classes for which a confusion matrix has room for numbers in its cells and for every class name."""
 
 
-Curve = tuple[list[float], list[float]]
-"""Learning curve: numbers of training images seen, and the training accuracy at each of these points."""
+class Curve(NamedTuple):
+    """The learning curve of a record.
+
+    Attributes:
+        record: Record that the curve belongs to.
+        images: Numbers of training images seen.
+        accuracies: Training accuracy at each of these points.
+    """
+
+    record: Record
+    images: list[float]
+    accuracies: list[float]
 
 
 def panels_drawn(entries: Sequence[Contender]) -> dict[str, list[Contender]]:
     """Return the contenders by data set, for as many data sets as a picture has panels."""
-    groups = by_label(entries)
-    return {label: groups[label] for label in list(groups)[:MOST_PANELS]}
+    return dict(islice(by_label(entries).items(), MOST_PANELS))
 
 
 @plain_text()
@@ -114,9 +126,15 @@ def with_references(records: Sequence[Record], cost: str) -> list[Contender]:
 
     The list is empty if all these accuracies come from the records themselves and none from a reference training.
     """
-    entries = [e for e in measured(contenders(records), cost, "test_accuracy") if e.settled is not None]
-    entries = [e for group in by_label(entries).values() if _has_front(group, cost) for e in group]
-    return entries if any(e.reference is not None for e in entries) else []
+    groups = by_label(with_settled(measured(contenders(records), cost, "test_accuracy")))
+    entries: list[Contender] = []
+    for group in groups.values():
+        if _has_front(group, cost):
+            entries += group
+    # Without a reference training, the picture would repeat the one of the records' own accuracies.
+    if all(e.reference is None for e in entries):
+        return []
+    return entries
 
 
 def _accuracy_figure(
@@ -126,23 +144,14 @@ def _accuracy_figure(
     drawn = panels_drawn(entries)
     if not drawn:
         return None
-    scheme = Scheme.of(r.model for r in records)
-    figure, axes = panels(drawn, scheme.many, height=6.0 if scheme.many else 4.0)
+    scheme = _scheme(records)
+    figure, axes = _panels(drawn, scheme)
     for label, group in drawn.items():
-        ax = axes[label]
-        log_axis(
-            ax, ax.xaxis, [e.mean(cost) for e in group], COSTS[cost][0], _tick if cost == "macs" else "{:g}".format
-        )
-        # A network with a reference has a marker at its reference accuracy; its short training is drawn only on demand.
-        of_this_run = [e for e in group if short_too or e.reference is None]
-        references = [e.reference for e in group if e.reference is not None]
-        spreads = [e.spread("test_accuracy") for e in of_this_run]
-        _accuracy_axis(ax, [*spreads, *((r.low, r.high) for r in references)])
-        if _has_front(group, cost):
-            ax.plot(*zip(*_steps(ax, group, cost), strict=True), color="#b0b0b0", linewidth=1.3, zorder=1)
-        _accuracy_points(ax, of_this_run, cost, scheme)
-        _reference_points(ax, group, cost, scheme, short_too)
-    title_left(axes, "test accuracy" if short_too else "test accuracy after a long training")
+        _accuracy_panel(axes[label], group, cost, scheme, short_too)
+    title = "test accuracy"
+    if not short_too:
+        title = "test accuracy after a long training"
+    title_left(axes, title)
     _explain(figure, drawn, cost, short_too)
     _finish(figure, scheme, drawn)
     # Names come last, because they depend on the final positions of the panels.
@@ -151,21 +160,56 @@ def _accuracy_figure(
     return figure
 
 
+def _scheme(records: Sequence[Record]) -> Scheme:
+    """Return the scheme of all networks of a report, whether or not the picture shows them."""
+    return Scheme.of(r.model for r in records)
+
+
+def _panels(labels: Iterable[str], scheme: Scheme) -> tuple[Figure, dict[str, Axes]]:
+    """Return a figure with a panel per data set, which is higher for many networks, and the panels by label."""
+    height = 6.0 if scheme.many else 4.0
+    return panels(labels, scheme.many, height)
+
+
+def _accuracy_panel(ax: Axes, entries: Sequence[Contender], cost: str, scheme: Scheme, short_too: bool) -> None:
+    """Draw the accuracies on one data set, and the front if the networks have one."""
+    _cost_axis(ax, entries, cost)
+    of_this_run: list[Contender] = []
+    ends: list[float] = []
+    for e in entries:
+        known = e.reference
+        if known is not None:
+            ends += (known.low, known.high)
+        # A network with a reference has a marker at its reference accuracy; its short training is drawn only on demand.
+        if short_too or known is None:
+            of_this_run.append(e)
+            ends += e.spread("test_accuracy")
+    _accuracy_axis(ax, ends)
+    if _has_front(entries, cost):
+        costs, accuracies = zip(*_steps(ax, entries, cost), strict=True)
+        ax.plot(costs, accuracies, color="#b0b0b0", linewidth=1.3, zorder=1)
+    _accuracy_points(ax, of_this_run, cost, scheme)
+    _reference_points(ax, entries, cost, scheme, short_too)
+
+
 def _accuracy_points(ax: Axes, entries: Sequence[Contender], cost: str, scheme: Scheme) -> None:
     """Draw a marker at the mean over seeds, with a bar over their range, or over the interval of a single seed."""
+    cap, edge = 3, 1.8
+    if scheme.many:
+        cap, edge = 0, 1.5
     for (colour, marker, converged), group in _alike(entries, scheme).items():
-        means = [e.mean("test_accuracy") for e in group]
+        accuracies = means(group, "test_accuracy")
         ax.errorbar(
-            [e.mean(cost) for e in group],
-            means,
-            yerr=_bars(means, [e.spread("test_accuracy") for e in group]),
+            means(group, cost),
+            accuracies,
+            yerr=_bars(accuracies, [e.spread("test_accuracy") for e in group]),
             fmt=marker,
             markersize=scheme.marker_size,
             color=colour,
-            capsize=0 if scheme.many else 3,
+            capsize=cap,
             elinewidth=1,
             markerfacecolor=colour if converged else "white",
-            markeredgewidth=1.5 if scheme.many else 1.8,
+            markeredgewidth=edge,
         )
 
 
@@ -191,7 +235,7 @@ def _reference_points(ax: Axes, entries: Sequence[Contender], cost: str, scheme:
 
 def _has_front(entries: Sequence[Contender], cost: str) -> bool:
     """Return whether a panel has a front: two or more networks under the same settings with a settled accuracy."""
-    return compare_alike(entries) and sum(e.settled is not None for e in measured(entries, cost)) > 1
+    return compare_alike(entries) and len(with_settled(measured(entries, cost))) > 1
 
 
 def _alike(entries: Sequence[Contender], scheme: Scheme) -> dict[tuple[str, str, bool], list[Contender]]:
@@ -208,22 +252,42 @@ def _bars(middles: Sequence[float], ends: Sequence[tuple[float, float]]) -> list
 
     The mean of equal values may differ from them in its last digit, so negative lengths are raised to 0.
     """
-    below = [max(middle - low, 0.0) for middle, (low, _) in zip(middles, ends, strict=True)]
-    above = [max(high - middle, 0.0) for middle, (_, high) in zip(middles, ends, strict=True)]
+    below: list[float] = []
+    above: list[float] = []
+    for middle, (low, high) in zip(middles, ends, strict=True):
+        below.append(max(middle - low, 0.0))
+        above.append(max(high - middle, 0.0))
     return [below, above]
 
 
 def _steps(ax: Axes, entries: Sequence[Contender], cost: str) -> list[tuple[float, float]]:
     """Return the corners of the front's step line: the best accuracy at each cost, up to the panel's right edge."""
-    # From one point to the next the line runs right at the same accuracy, then up.
     points = [(e.mean(cost), e.settled) for e in front(entries, cost) if e.settled is not None]
-    points.append((ax.get_xlim()[1], points[-1][1]))
-    return [points[0], *(corner for (_, y), b in pairwise(points) for corner in ((b[0], y), b))]
+    # The best accuracy of all stays available at any higher cost.
+    right_edge = ax.get_xlim()[1]
+    points.append((right_edge, points[-1][1]))
+    # From one point to the next the line runs right at the same accuracy, then up.
+    corners = [points[0]]
+    for (_, accuracy), (next_cost, next_accuracy) in pairwise(points):
+        corners += [(next_cost, accuracy), (next_cost, next_accuracy)]
+    return corners
 
 
-def _accuracy_axis(ax: Axes, spreads: Sequence[tuple[float, float]]) -> None:
-    low, high = min(low for low, _ in spreads), max(high for _, high in spreads)
+def _cost_axis(ax: Axes, entries: Sequence[Contender], cost: str) -> None:
+    """Make the horizontal axis logarithmic, with the title and the ticks of a cost."""
+    # Latencies are in milliseconds and need no prefix.
+    tick: Callable[[float], str] = "{:g}".format
+    if cost == "macs":
+        tick = _tick
+    log_axis(ax, ax.xaxis, means(entries, cost), COSTS[cost][0], tick)
+
+
+def _accuracy_axis(ax: Axes, accuracies: Sequence[float]) -> None:
+    """Set the limits of the vertical axis around accuracies, and write its ticks in per cent."""
+    low, high = min(accuracies), max(accuracies)
+    # The room is larger above the accuracies than below them, since most names stand above their points.
     room = max(0.08 * (high - low), 0.004)
+    # No accuracy is below 0 or above 1, but a point at 1 needs room for half of its marker.
     ax.set_ylim(max(0, low - room), min(1.0 + room / 2, high + 2 * room))
     ax.yaxis.set_major_formatter(FuncFormatter(_percent))
 
@@ -235,45 +299,72 @@ def _percent(share: float, _: int | None = None) -> str:
 
 def _explain(figure: Figure, drawn: Mapping[str, Sequence[Contender]], cost: str, short_too: bool) -> None:
     """Write below the panels what the line, the bars and the markers mean."""
-    everyone = [e for entries in drawn.values() for e in entries]
     notes = []
     if any(_has_front(entries, cost) for entries in drawn.values()):
         notes.append("grey line: front, no network is more accurate at equal or lower cost")
-    if not short_too:
+    if short_too:
+        notes += _notes_on_short_trainings(list(chain.from_iterable(drawn.values())))
+    else:
         notes.append("bar: range over seeds, or 95 % interval of one seed")
-    elif any(len(e.per_seed("test_accuracy")) > 1 for e in everyone):
-        notes.append("bar: range over seeds, marker at their mean")
-    if short_too and any(e.reference for e in everyone):
-        notes.append("filled marker: after the reference training")
-    if short_too and not all(e.converged for e in everyone):
-        notes.append("open marker: after this run's short training, not converged")
+    # Below several panels the notes fill whole lines; below a single panel each note has a line of its own.
     if len(drawn) > 1:
         notes = textwrap.wrap("; ".join(notes), LONGEST_EXPLANATION)
     if notes:
         figure.supxlabel("\n".join(notes), fontsize=9, color=SOFT)
 
 
+def _notes_on_short_trainings(entries: Sequence[Contender]) -> list[str]:
+    """Return what bars and markers mean in a picture that has short trainings too."""
+    notes = []
+    if several_seeds(entries):
+        notes.append("bar: range over seeds, marker at their mean")
+    if any(e.reference for e in entries):
+        notes.append("filled marker: after the reference training")
+    if not all(e.converged for e in entries):
+        notes.append("open marker: after this run's short training, not converged")
+    return notes
+
+
 def _finish(figure: Figure, scheme: Scheme, drawn: Mapping[str, Sequence[Contender]]) -> None:
     """Add the legend if there are many networks, and lay out the panels, so that their positions are final."""
     if scheme.many:
-        shown = [scheme.looks[e.model] for entries in drawn.values() for e in entries]
-        family_legend(figure, shown, lines=False)
+        shown = chain.from_iterable(drawn.values())
+        family_legend(figure, (scheme.looks[e.model] for e in shown), lines=False)
     figure.draw_without_rendering()
 
 
-def _name_accuracies(ax: Axes, entries: Sequence[Contender], cost: str, scheme: Scheme) -> None:
-    # Networks on the front are named even in a full panel, all networks only in one with few of them.
-    best = {id(e) for e in front(entries, cost)}
-    needed = best if len(best) <= MOST_NAMED else set()
+def _needed(entries: Sequence[Contender], scheme: Scheme, important: Iterable[Contender]) -> set[int]:
+    """Return the networks whose names are written in any case: all of a few networks, else the important ones.
+
+    Args:
+        entries: Networks of a panel.
+        scheme: Scheme of the picture.
+        important: Networks whose names are written even in a full panel.
+
+    Returns:
+        The result of ``id`` for each of them, since a contender cannot be a member of a set.
+    """
     if not scheme.many and len(entries) <= MOST_NAMED:
-        needed = {id(e) for e in entries}
+        important = entries
+    return {id(e) for e in important}
+
+
+def _name_accuracies(ax: Axes, entries: Sequence[Contender], cost: str, scheme: Scheme) -> None:
+    """Write the names of the networks beside their markers, so that none covers the line of the front."""
+    best = front(entries, cost)
+    on_front = {id(e) for e in best}
+    needed = _needed(entries, scheme, best if len(best) <= MOST_NAMED else ())
     names = []
     for e in entries:
-        side = (-1, 1) if id(e) in best else (1, 1)  # no network lies above the front or to its left
-        y = e.settled if e.settled is not None else e.mean("test_accuracy")
-        names.append(Name(e.mean(cost), y, scheme.names[e.model], id(e) in needed, side))
+        accuracy = e.settled
+        if accuracy is None:
+            accuracy = e.mean("test_accuracy")
+        # To the left and above is the best side for a network on the front, where no other network can lie.
+        side = (-1, 1) if id(e) in on_front else (1, 1)
+        names.append(Name(e.mean(cost), accuracy, scheme.names[e.model], id(e) in needed, side))
     lines = []
     if _has_front(entries, cost):
+        # A box around each piece of the step line keeps names away from it.
         corners = ax.transData.transform(_steps(ax, entries, cost))
         lines = [Bbox([a, b]).padded(1) for a, b in pairwise(corners)]
     write_names(ax, names, scheme.letter_size, lines)
@@ -286,68 +377,84 @@ def latency_against_macs(records: Sequence[Record]) -> Figure | None:
     Returns:
         The picture; None if no network has both figures.
     """
-    drawn = panels_drawn(measured(contenders(records), "macs", "latency_ms_median"))
+    drawn = panels_drawn(measured(contenders(records), "macs", LATENCY))
     if not drawn:
         return None
-    scheme = Scheme.of(r.model for r in records)
-    figure, axes = panels(drawn, scheme.many, height=6.0 if scheme.many else 4.0)
+    scheme = _scheme(records)
+    figure, axes = _panels(drawn, scheme)
     for label, entries in drawn.items():
-        ax = axes[label]
-        for (colour, marker, _), group in _alike(entries, scheme).items():
-            middles = [latency_spread(e).median for e in group]
-            ax.errorbar(
-                [e.mean("macs") for e in group],
-                middles,
-                yerr=_bars(middles, [(latency_spread(e).low, latency_spread(e).high) for e in group]),
-                fmt=marker,
-                color=colour,
-                markersize=scheme.marker_size,
-                elinewidth=0.8,
-                capsize=0,
-            )
-        log_axis(ax, ax.xaxis, [e.mean("macs") for e in entries], COSTS["macs"][0], _tick)
-        log_axis(ax, ax.yaxis, [end for e in entries for end in latency_spread(e)], "", "{:g}".format)
+        _latency_panel(axes[label], entries, scheme)
     title_left(axes, COSTS[LATENCY][0])
     figure.supxlabel("marker: median of the calls; bar: first to ninth decile", fontsize=9, color=SOFT)
     _finish(figure, scheme, drawn)
     for label, entries in drawn.items():
-        # Of many networks, only the pair that multiply-adds misjudge most is named in any case.
-        needed = {id(e) for e in misjudged(entries) or ()}
-        if not scheme.many and len(entries) <= MOST_NAMED:
-            needed = {id(e) for e in entries}
-        names = [Name(e.mean("macs"), e.mean(LATENCY), scheme.names[e.model], id(e) in needed) for e in entries]
-        write_names(axes[label], names, scheme.letter_size, _correlation_note(axes[label], entries))
+        _name_latencies(axes[label], entries, scheme)
     return figure
+
+
+def _latency_panel(ax: Axes, entries: Sequence[Contender], scheme: Scheme) -> None:
+    """Draw a marker at the median latency of each network on one data set, with a bar between the deciles."""
+    latencies: list[float] = []
+    for (colour, marker, _), group in _alike(entries, scheme).items():
+        spreads = [latency_spread(e) for e in group]
+        latencies += chain.from_iterable(spreads)
+        middles = [spread.median for spread in spreads]
+        ax.errorbar(
+            means(group, "macs"),
+            middles,
+            yerr=_bars(middles, [(spread.low, spread.high) for spread in spreads]),
+            fmt=marker,
+            color=colour,
+            markersize=scheme.marker_size,
+            elinewidth=0.8,
+            capsize=0,
+        )
+    _cost_axis(ax, entries, "macs")
+    log_axis(ax, ax.yaxis, latencies, "", "{:g}".format)
+
+
+def _name_latencies(ax: Axes, entries: Sequence[Contender], scheme: Scheme) -> None:
+    """Write the names of the networks beside their markers, and the rank correlation into a corner."""
+    # Of many networks, only the pair that multiply-adds misjudge most is named in any case.
+    needed = _needed(entries, scheme, misjudged(entries) or ())
+    names = []
+    for e in entries:
+        names.append(Name(e.mean("macs"), e.mean(LATENCY), scheme.names[e.model], id(e) in needed))
+    write_names(ax, names, scheme.letter_size, _correlation_note(ax, entries))
 
 
 def _correlation_note(ax: Axes, entries: Sequence[Contender]) -> list[Bbox]:
     """Write the rank correlation, if it exists, into a corner of the panel, and return the box that the text fills."""
-    found = latency_correlation(entries)
-    if found is None:
+    correlation = latency_correlation(entries)
+    if correlation is None:
         return []
-    text = f"Spearman {found.value:.2f}"
-    if found.interval:
-        text += f", 95 % interval {found.interval[0]:.2f} to {found.interval[1]:.2f}"
+    text = f"Spearman {correlation.value:.2f}"
+    if correlation.interval:
+        low, high = correlation.interval
+        text += f", 95 % interval {low:.2f} to {high:.2f}"
     white = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
     note = ax.text(0.02, 0.98, text, transform=ax.transAxes, va="top", fontsize=9, color=SOFT, bbox=white)
     return [note.get_window_extent()]
 
 
 def _tick(value: float) -> str:
+    """Return a number with a prefix as a tick label, such as 10M."""
     number, prefix = scaled(value)
     return f"{number:g}{prefix}"
 
 
-def with_curves(records: Sequence[Record]) -> dict[str, list[tuple[Record, Curve]]]:
-    """Return the records that have a learning curve, each with its curve, by data set."""
-    groups: dict[str, list[tuple[Record, Curve]]] = {}
+def with_curves(records: Sequence[Record]) -> dict[str, list[Curve]]:
+    """Return the learning curves of the records that have one, by data set."""
+    groups: dict[str, list[Curve]] = {}
     for r in records:
         images, steps = r.training.get("images"), r.training.get("steps")
+        # Other values, such as the learning rate, may be logged at points of their own.
         points = [p for p in r.training.get("curve") or () if p.get("train/accuracy") is not None]
         if points and images and steps:
             # Lightning counts the steps of logged values from 0.
             seen = [(p["step"] + 1) * images / steps for p in points]
-            groups.setdefault(r.data["label"], []).append((r, (seen, [p["train/accuracy"] for p in points])))
+            accuracies = [p["train/accuracy"] for p in points]
+            groups.setdefault(r.data["label"], []).append(Curve(r, seen, accuracies))
     return groups
 
 
@@ -358,50 +465,65 @@ def learning_curves(records: Sequence[Record]) -> Figure | None:
     Returns:
         The picture; None if no record has a learning curve.
     """
-    groups = with_curves(records)
-    labels = list(groups)[:MOST_PANELS]
-    if not labels:
+    drawn = dict(islice(with_curves(records).items(), MOST_PANELS))
+    if not drawn:
         return None
-    scheme = Scheme.of(r.model for r in records)
-    many = scheme.many
-    figure, axes = panels(labels, many, height=4.6 if many else 3.6)
-    for label, ax in axes.items():
-        for r, (seen, accuracies) in groups[label]:
-            look = scheme.looks[r.model]
-            ax.plot(
-                seen,
-                accuracies,
-                color=look.colour,
-                linestyle=look.line,
-                label=look.entry,
-                linewidth=1.1 if many else 1.6,
-                alpha=0.8 if many else 1.0,
-            )
-        everyone = [images for _, (seen, _) in groups[label] for images in seen]
-        log_axis(ax, ax.xaxis, everyone, "training images seen", _tick)
-        ax.set_ylim(0, 1.02)
-        ax.yaxis.set_major_formatter(FuncFormatter(_percent))
-        if not many:
-            # The seeds of a network share one entry of the legend.
-            handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-            ax.legend(handles.values(), handles.keys(), frameon=False, fontsize=9, loc="best")
+    scheme = _scheme(records)
+    figure, axes = panels(drawn, scheme.many, height=4.6 if scheme.many else 3.6)
+    for label, curves in drawn.items():
+        _curves_panel(axes[label], curves, scheme)
     title_left(axes, "training accuracy")
-    if many:
-        family_legend(figure, (scheme.looks[r.model] for label in labels for r, _ in groups[label]), lines=True)
+    if scheme.many:
+        shown = chain.from_iterable(drawn.values())
+        family_legend(figure, (scheme.looks[curve.record.model] for curve in shown), lines=True)
     return figure
+
+
+def _curves_panel(ax: Axes, curves: Sequence[Curve], scheme: Scheme) -> None:
+    """Draw the learning curves of one data set, with a legend in the panel if there are few networks."""
+    width, opacity = 1.6, 1.0
+    if scheme.many:
+        width, opacity = 1.1, 0.8
+    seen: list[float] = []
+    for curve in curves:
+        seen += curve.images
+        look = scheme.looks[curve.record.model]
+        ax.plot(
+            curve.images,
+            curve.accuracies,
+            color=look.colour,
+            linestyle=look.line,
+            label=look.entry,
+            linewidth=width,
+            alpha=opacity,
+        )
+    log_axis(ax, ax.xaxis, seen, "training images seen", _tick)
+    ax.set_ylim(0, 1.02)
+    ax.yaxis.set_major_formatter(FuncFormatter(_percent))
+    if not scheme.many:
+        # The seeds of a network share one entry of the legend.
+        handles, names = ax.get_legend_handles_labels()
+        entries = dict(zip(names, handles, strict=True))
+        ax.legend(entries.values(), entries.keys(), frameon=False, fontsize=9, loc="best")
 
 
 def matrix_title(record: Record, counts: Counts) -> str:
     """Return the title above the confusion matrix of a cell: network, data and accuracy, in one line or two."""
-    correct, total = sum(row[index] for index, row in enumerate(counts)), sum(map(sum, counts))
-    share = f": {correct / total:.1%}" if total else ""
-    name, where = short_names([record.model])[record.model], f"on {shorten(record.data['label'], LONGEST_LABEL)}{share}"
-    return f"{name} {where}" if len(name + where) <= LONGEST_TITLE else f"{name}\n{where}"
+    correct = sum(row[index] for index, row in enumerate(counts))
+    total = sum(map(sum, counts))
+    name = short_names([record.model])[record.model]
+    where = f"on {shorten(record.data['label'], LONGEST_LABEL)}"
+    if total:
+        where += f": {correct / total:.1%}"
+    separator = " " if len(name + where) <= LONGEST_TITLE else "\n"
+    return f"{name}{separator}{where}"
 
 
 def matrix_note(record: Record) -> str:
     """Return the note below the confusion matrix of a cell: whether the training was short, and the worst mistakes."""
-    lines = [] if record.training.get("converged", True) else ["short training, not converged"]
+    lines = []
+    if not record.training.get("converged", True):
+        lines.append("short training, not converged")
     short = {name: shorten(name, LONGEST_CLASS) for name in record.data["class_names"]}
     lines += textwrap.wrap(confusion_sentence(record, names=short), LONGEST_NOTE)
     return "\n".join(lines)
@@ -417,19 +539,29 @@ def draw_confusion(counts: Counts, names: Sequence[str], title: str, note: str) 
         title: Title above the matrix.
         note: Text below the matrix.
     """
-    shares = [[n / max(sum(row), 1) for n in row] for row in counts]
+    shares = []
+    for row in counts:
+        images = max(sum(row), 1)  # a class without images has shares of 0
+        shares.append([n / images for n in row])
     figure = Figure(figsize=(5.6, 5.4), layout="constrained")
     ax = figure.subplots()
+    # Shares of a row have the same meaning in every row, also if the classes differ in their numbers of images.
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     name_classes(ax, names)
-    for i, row in enumerate(counts if len(names) <= MOST_NUMBERED_CLASSES else ()):
-        for j, n in enumerate(row):
-            if n:
-                colour = cell_colour(shares[i][j])
-                ax.text(j, i, str(n), ha="center", va="center", fontsize=cell_letters(len(names)), color=colour)
+    if len(names) <= MOST_NUMBERED_CLASSES:
+        _write_counts(ax, counts, shares)
     ax.set_title(title, loc="left", fontsize=11, fontweight="bold")
     figure.supxlabel(note, fontsize=8.5, color=SOFT)
     return figure
+
+
+def _write_counts(ax: Axes, counts: Counts, shares: Sequence[Sequence[float]]) -> None:
+    """Write the number of images into each cell that has any, in a colour that its share of the row leaves legible."""
+    size = cell_letters(len(counts))
+    for i, row in enumerate(counts):
+        for j, n in enumerate(row):
+            if n:
+                ax.text(j, i, str(n), ha="center", va="center", fontsize=size, color=cell_colour(shares[i][j]))
 
 
 def cell_letters(classes: int) -> int:
@@ -449,6 +581,7 @@ def name_classes(ax: Axes, names: Sequence[str]) -> None:
     step = -(-len(names) // MOST_NUMBERED_CLASSES) or 1
     places = range(0, len(names), step)
     shown = [shorten(names[place], LONGEST_CLASS) for place in places]
+    # Names of more than three characters would run into each other, so they are slanted below the columns.
     slant: dict[str, Any] = {}
     if max(map(len, shown), default=0) > 3:
         slant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
@@ -467,7 +600,9 @@ def confusion_sentence(record: Record, limit: int = 3, names: Mapping[str, str] 
         limit: Largest number of mistakes that are named.
         names: Names to use in the sentence, by class name of the record; by default the names of the record.
     """
-    classes = [names[name] if names else name for name in record.data["class_names"]]
+    classes = record.data["class_names"]
+    if names:
+        classes = [names[name] for name in classes]
     worst = most_confused(record.confusion_matrix or [], limit)
     if not worst:
         return "no mistakes"

@@ -12,10 +12,8 @@ from functools import partial
 from cnnbench.measures import MEASURES, Figure, Kind, figures
 from cnnbench.record import Record
 from cnnbench.references import percent, reference_of
-from cnnbench.report.findings import budget
+from cnnbench.report.findings import DASH, budget
 from cnnbench.units import short
-
-DASH = "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
@@ -44,11 +42,13 @@ def _shown(figure: Figure, record: Record) -> str:
         return DASH
     if figure.kind == "share":
         # The width of the interval decides how many decimals are shown.
-        low, high = (record.measures.get(f"{figure.key}_{end}", value) for end in ("low", "high"))
+        low = record.measures.get(f"{figure.key}_low", value)
+        high = record.measures.get(f"{figure.key}_high", value)
         return f"{value * 100:.{_decimals(high - low)}f}"
     text = _FORMATS[figure.kind](value)
-    timed = figure.kind in ("ms", "per second")
-    return f"{text}?" if timed and record.measures.get("suspect") else text
+    if figure.kind in ("ms", "per second") and record.measures.get("suspect"):
+        return f"{text}?"
+    return text
 
 
 def _decimals(width: float) -> int:
@@ -57,14 +57,21 @@ def _decimals(width: float) -> int:
 
 
 def _significant(value: float) -> str:
+    """Return a number with three significant digits."""
     return f"{value:#.3g}".rstrip(".")
 
 
 def _rate(value: float) -> str:
-    return f"{float(f'{value:.3g}'):,.0f}" if value >= 10 else f"{value:.2g}"
+    """Return a rate with three significant digits and without decimals; with two digits below 10."""
+    if value < 10:
+        return f"{value:.2g}"
+    # The format ``.3g`` alone would write a large rate with an exponent.
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}"
 
 
 def _mebibytes(value: float) -> str:
+    """Return a number of bytes in MiB."""
     return f"{value / 2**20:,.0f}"
 
 
@@ -83,28 +90,41 @@ def _accuracy(record: Record) -> str:
     if record.status == "error":
         return "failed"
     shown = _shown(figures()["test_accuracy"], record)
-    return shown if shown == DASH or record.training.get("converged", True) else f"{shown}*"
+    if shown != DASH and not record.training.get("converged", True):
+        shown += "*"
+    return shown
 
 
 def _interval(record: Record) -> str:
-    low, high = (record.measures.get(f"test_accuracy_{end}") for end in ("low", "high"))
+    """Return the interval of the test accuracy as a table cell."""
+    low, high = record.measures.get("test_accuracy_low"), record.measures.get("test_accuracy_high")
     if low is None or high is None:
         return DASH
+    # Both ends of an interval of width 0 have two decimals too, unlike the accuracy itself.
     decimals = 2 if high - low < 0.01 else 1
     return f"{low * 100:.{decimals}f}{DASH}{high * 100:.{decimals}f}"
 
 
 def _reference(record: Record) -> str:
+    """Return the reference accuracy as a table cell."""
     known = reference_of(record)
-    return DASH if known is None else percent(known.accuracy).removesuffix(" %")
+    if known is None:
+        return DASH
+    return percent(known.accuracy).removesuffix(" %")
 
 
 def _epochs(record: Record) -> str:
+    """Return the number of epochs as a table cell, with decimals below 10."""
     epochs = record.training.get("epochs")
-    return DASH if epochs is None else f"{epochs:#.2g}" if epochs < 10 else f"{epochs:.0f}"
+    if epochs is None:
+        return DASH
+    if epochs < 10:
+        return f"{epochs:#.2g}"
+    return f"{epochs:.0f}"
 
 
 def _figure_column(figure: Figure) -> Column:
+    """Return the column of a figure."""
     show = _accuracy if figure.key == "test_accuracy" else partial(_shown, figure)
     return Column(figure.title, figure.key, show, figure.meaning)
 
@@ -145,5 +165,11 @@ COLUMNS = (
 
 def columns_of(records: Sequence[Record]) -> list[Column]:
     """Return the columns in which at least one record has a value; seed and budget only if records differ in them."""
-    same = {c.key for c in COLUMNS if c.key in ("seed", "budget") and len({c.show(r) for r in records}) == 1}
-    return [c for c in COLUMNS if c.key not in same and any(c.show(r) != DASH for r in records)]
+    columns = []
+    for c in COLUMNS:
+        cells = {c.show(r) for r in records}
+        # A seed or a budget that all records share is no news in each row.
+        same = c.key in ("seed", "budget") and len(cells) == 1
+        if not same and cells - {DASH}:
+            columns.append(c)
+    return columns

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 from cnnbench.errors import UserError
 from cnnbench.measures import Figure, Work, figures, measure_of
 from cnnbench.record import Record
-from cnnbench.report.findings import SETTINGS, setting
+from cnnbench.report.findings import NOT_SAID, SETTINGS, per_seed, setting
 from cnnbench.stats import ALIKE, NORMAL_QUANTILE, Interval, mean_difference, newcombe_interval, shift
 
 VERDICTS = (
@@ -41,6 +42,8 @@ as a whole slows networks and yardstick only roughly alike, see experiments/LOG.
 MOVED = 0.02
 """Relative change of the yardstick above which the comparison notes it."""
 
+Cell = tuple[str, str]
+"""Name of a network, and label of the data set."""
 Traits = Callable[[Record], Mapping[str, Any]]
 """Function that returns the settings of a record that must agree before two records are compared."""
 
@@ -123,8 +126,10 @@ class _Pair(NamedTuple):
 
     def medians(self) -> tuple[float, float]:
         """Return the median of the figure over the records of A, and over those of B."""
-        a, b = ([record.measures[self.figure.key] for record in side] for side in (self.first, self.second))
-        return statistics.median(a), statistics.median(b)
+        key = self.figure.key
+        before = statistics.median(record.measures[key] for record in self.first)
+        after = statistics.median(record.measures[key] for record in self.second)
+        return before, after
 
     def verdict(self, word: str, reason: str = "", change: float | None = None) -> Change:
         """Return a `Change` without an interval; its values are the medians of both sides."""
@@ -146,45 +151,61 @@ def compare(first: Sequence[Record], second: Sequence[Record]) -> list[Change]:
     """
     before, after = _cells(first), _cells(second)
     if not before.keys() & after.keys():
-        a, b = (", ".join(f"{model} on {label}" for model, label in cells) for cells in (before, after))
-        raise UserError(f"A has {a or 'nothing'}, B has {b or 'nothing'}: no network on the same data in both")
-    failed = {(r.model, r.data["label"]): f"failed: {r.reason}" for r in second if r.status == "error"}
+        raise UserError(f"A has {_names(before)}, B has {_names(after)}: no network on the same data in both")
+    failures: dict[Cell, str] = {}
+    for record in second:
+        if record.status == "error":
+            failures[record.model, record.data["label"]] = f"failed: {record.reason}"
     changes = []
-    for (model, label), cell in before.items():
-        there = (model, label) in after
-        if (model, label) in failed or not there:
-            reason = failed.get((model, label), "B has no record of it")
-            changes.append(Change(model, label, "all", None, None, None, None, None, "missing", reason))
-        if there:
-            changes += _cell_changes(model, label, cell, after[model, label])
-    for model, label in after:
-        if (model, label) not in before:
-            changes.append(Change(model, label, "all", None, None, None, None, None, "new", "A has no record of it"))
+    for cell, records in before.items():
+        # A network that failed with one seed of B may have records of other seeds, which are compared nevertheless.
+        if cell in failures or cell not in after:
+            changes.append(_whole_network(cell, "missing", failures.get(cell, "B has no record of it")))
+        if cell in after:
+            changes += _cell_changes(cell, records, after[cell])
+    for cell in after:
+        if cell not in before:
+            changes.append(_whole_network(cell, "new", "A has no record of it"))
     return changes
 
 
-def _cells(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
+def _cells(records: Sequence[Record]) -> dict[Cell, list[Record]]:
     """Return the records that did not fail, by network and label of the data."""
-    cells: dict[tuple[str, str], list[Record]] = {}
+    cells: dict[Cell, list[Record]] = {}
     for record in records:
         if record.status == "ok":
             cells.setdefault((record.model, record.data["label"]), []).append(record)
     return cells
 
 
-def _cell_changes(model: str, label: str, first: Sequence[Record], second: Sequence[Record]) -> list[Change]:
+def _names(cells: Iterable[Cell]) -> str:
+    """Return networks and data sets in words, for an error message."""
+    return ", ".join(f"{model} on {label}" for model, label in cells) or "nothing"
+
+
+def _whole_network(cell: Cell, verdict: str, reason: str) -> Change:
+    """Return the change of a network that only one of the sides has."""
+    return Change(*cell, "all", None, None, None, None, None, verdict, reason)
+
+
+def _cell_changes(cell: Cell, first: Sequence[Record], second: Sequence[Record]) -> list[Change]:
+    """Return the changes of all figures of one network on one data set, and the figures that B lacks."""
     changes = []
     for key, figure in figures().items():
         if not figure.compared:
             continue
-        a = [record for record in first if record.measures.get(key) is not None]
-        b = [record for record in second if record.measures.get(key) is not None]
+        a, b = _with_figure(first, key), _with_figure(second, key)
         if a and b:
-            changes.append(_change(_Pair(model, label, figure, a, b)))
+            changes.append(_change(_Pair(*cell, figure, a, b)))
         elif a and _was_asked(key, second):
             reason = next((record.skipped[key] for record in second if key in record.skipped), f"B has no {key}")
-            changes.append(Change(model, label, key, a[0].measures[key], None, None, None, None, "missing", reason))
+            changes.append(Change(*cell, key, a[0].measures[key], None, None, None, None, "missing", reason))
     return changes
+
+
+def _with_figure(records: Sequence[Record], key: str) -> list[Record]:
+    """Return the records that have a figure."""
+    return [record for record in records if record.measures.get(key) is not None]
 
 
 def _was_asked(key: str, cell: Sequence[Record]) -> bool:
@@ -197,28 +218,39 @@ def _was_asked(key: str, cell: Sequence[Record]) -> bool:
 def _change(pair: _Pair) -> Change:
     """Compare one figure, using only the records of both sides that share the settings it depends on."""
     figure = pair.figure
-    # An accuracy depends on the training, a time or memory on its kind of work, a count on the image size alone.
-    if figure.compared == "seeds":
-        traits: Traits = _training_traits
-    elif figure.work is not None:
-        traits = _circumstances(figure.work)
-    else:
-        traits = _image_size
-    a, b, difference = _alike(pair.first, pair.second, traits)
+    a, b, difference = _alike(pair.first, pair.second, _traits_of(figure))
     alike = pair._replace(first=a, second=b)
-    if difference and figure.compared == "seeds":
-        before, after = (statistics.fmean(_by_seed(side, figure.key)) for side in (a, b))
-        return alike.verdict("not comparable", difference)._replace(before=before, after=after)
-    if difference:
-        return alike.verdict("not comparable", difference)
-    compare_by = {"exact": _exact_change, "rounds": _time_change, "processes": _cold_change, "seeds": _accuracy_change}
-    return compare_by[figure.compared](alike)
+    if not difference:
+        by_method = {
+            "exact": _exact_change,
+            "rounds": _time_change,
+            "processes": _cold_change,
+            "seeds": _accuracy_change,
+        }
+        return by_method[figure.compared](alike)
+    change = alike.verdict("not comparable", difference)
+    if figure.compared == "seeds":
+        # The value of an accuracy is the mean over seeds, as in a comparison of accuracies.
+        before, after = per_seed(a, figure.key), per_seed(b, figure.key)
+        change = change._replace(before=statistics.fmean(before), after=statistics.fmean(after))
+    return change
 
 
 # Settings that must agree before two figures are compared
 
 
+def _traits_of(figure: Figure) -> Traits:
+    """Return the function that lists the settings on which a figure depends."""
+    # An accuracy depends on the training, a time or memory on its kind of work, a count on the image size alone.
+    if figure.compared == "seeds":
+        return _training_traits
+    if figure.work is not None:
+        return _circumstances(figure.work)
+    return _image_size
+
+
 def _image_size(record: Record) -> dict[str, Any]:
+    """Return the image size, on which every figure depends."""
     return {"image_size": record.data["image_size"]}
 
 
@@ -228,14 +260,13 @@ def _circumstances(work: Work) -> Traits:
     precision = "precision" if work == "training" else "inference_precision"
 
     def traits(record: Record) -> dict[str, Any]:
-        flags = record.environment.get("accelerator") or {}
         settings = (precision, "memory_format", "mode", "cudnn_benchmark", *sizes)
-        return {
-            **{name: setting(record, name) for name in settings},
-            **_image_size(record),
-            **{name: record.environment.get(name) for name in ("device", "threads", "allocator")},
-            "host_cpu": flags.get("host_cpu"),
-        }
+        values = {name: setting(record, name) for name in settings} | _image_size(record)
+        for name in ("device", "threads", "allocator"):
+            values[name] = record.environment.get(name)
+        flags = record.environment.get("accelerator") or {}
+        values["host_cpu"] = flags.get("host_cpu")
+        return values
 
     return traits
 
@@ -251,7 +282,8 @@ def _training_traits(record: Record) -> dict[str, Any]:
     traits = {name: setting(record, name) for name in names}
     for name in ("image_size", "train_images", "test_images", "augment", "synthetic"):
         traits[name] = record.data.get(name)
-    traits["augmentation"] = record.data.get("augmentation") or "not said"  # missing until 2026-11-23
+    # Records from before 2026-11-23 do not name their augmentation.
+    traits["augmentation"] = record.data.get("augmentation") or NOT_SAID
     if record.config.get("budget_s") is not None:
         for name in ("device", "threads"):
             traits[f"{name}, within a time"] = record.environment.get(name)
@@ -290,13 +322,18 @@ def _alike(
 def _exact_change(pair: _Pair) -> Change:
     """Compare a figure that has no measurement spread, such as a count."""
     before, after = pair.medians()
-    change = after / before - 1 if before else None
+    change = None
+    if before:
+        change = after / before - 1
     if before == after:
         return pair.verdict("equal", change=change)
     if not pair.figure.better:
         return pair.verdict("changed", change=change)
-    improved = (after < before) == (pair.figure.better == "less")
-    return pair.verdict("better" if improved else "worse", change=change)
+    less_is_better = pair.figure.better == "less"
+    word = "worse"
+    if (after < before) == less_is_better:
+        word = "better"
+    return pair.verdict(word, change=change)
 
 
 # Times
@@ -304,10 +341,9 @@ def _exact_change(pair: _Pair) -> Change:
 
 def _cold_change(pair: _Pair) -> Change:
     """Compare the times of first calls; each process contributes one time."""
-    after, before = ([math.log(ms) for ms in _cold_starts(side)] for side in (pair.second, pair.first))
     too_few = f"too few processes of each side, of which {FEWEST_PROCESSES} are needed"
-    note = _raw_times_note(pair)
-    return _ratio_change(pair, shift(after, before), [note] if note else [], too_few)
+    log_ratio = shift(_cold_starts(pair.second), _cold_starts(pair.first))
+    return _ratio_change(pair, log_ratio, [_raw_times_note(pair)], too_few)
 
 
 def _time_change(pair: _Pair) -> Change:
@@ -317,15 +353,16 @@ def _time_change(pair: _Pair) -> Change:
     missing = _without_rounds(pair.first, pair.second, work)
     if missing:
         return pair.verdict("not comparable", missing)
-    notes = [_raw_times_note(pair)]
-    raw = bool(notes[0])
+    raw_note = _raw_times_note(pair)
+    raw = bool(raw_note)
     between = max(BETWEEN.values()) if raw else BETWEEN[work]
-    log_ratio, note = _log_ratio(between, *(_by_process(side, work, raw) for side in (pair.second, pair.first)))
-    notes.append(note)
+    after, before = _by_process(pair.second, work, raw), _by_process(pair.first, work, raw)
+    log_ratio, assumption = _log_ratio(between, after, before)
+    notes = [raw_note, assumption]
     if not raw:
-        log_ratio, note = _widened(log_ratio, _pace(pair.second) - _pace(pair.first))
-        notes.append(note)
-    return _ratio_change(pair, log_ratio, [note for note in notes if note], "too few rounds")
+        log_ratio, doubt = _widened(log_ratio, _pace(pair.second) - _pace(pair.first))
+        notes.append(doubt)
+    return _ratio_change(pair, log_ratio, notes, "too few rounds")
 
 
 def _ratio_change(pair: _Pair, log_ratio: Interval, notes: Sequence[str], too_few: str) -> Change:
@@ -334,7 +371,7 @@ def _ratio_change(pair: _Pair, log_ratio: Interval, notes: Sequence[str], too_fe
     Args:
         pair: Figure and records.
         log_ratio: Logarithm of B's time divided by A's, with its interval.
-        notes: Remarks on how the interval was made.
+        notes: Remarks on how the interval was made; empty ones are left out.
         too_few: Reason for the lack of an interval, if there is none.
     """
     change = math.expm1(log_ratio.estimate)
@@ -342,15 +379,17 @@ def _ratio_change(pair: _Pair, log_ratio: Interval, notes: Sequence[str], too_fe
         return pair.verdict("too few values", too_few, change)
     low, high = math.expm1(log_ratio.low), math.expm1(log_ratio.high)
     doubts = _doubts(pair)
-    reasons = [f"suspect: {'; '.join(doubts)}", *notes] if doubts else notes
+    reasons = [note for note in notes if note]
+    if doubts:
+        reasons.insert(0, f"suspect: {'; '.join(doubts)}")
     # Two copies of one network differ by up to `ALIKE`, so a difference must be larger than that.
     word = "no difference found"
     if low > ALIKE:
         word = "slower"
     elif high < -ALIKE:
         word = "faster"
-    plain = pair.verdict(word, "; ".join(reasons), change)
-    return plain._replace(low=low, high=high, suspect=bool(doubts))
+    without_interval = pair.verdict(word, "; ".join(reasons), change)
+    return without_interval._replace(low=low, high=high, suspect=bool(doubts))
 
 
 def _doubts(pair: _Pair) -> list[str]:
@@ -365,19 +404,18 @@ def _doubts(pair: _Pair) -> list[str]:
 
 def _raw_times_note(pair: _Pair) -> str:
     """Return why times are not divided by the yardstick's: the software differs. Empty if it does not."""
-    difference = _software_difference(pair.first[0], pair.second[0])
-    return f"{difference}: raw times, in which a machine that was slower as a whole counts too" if difference else ""
-
-
-def _software_difference(first: Record, second: Record) -> str:
-    """Return the differences between two runs in software that affects the yardstick; empty if there are none."""
-    a, b = _software(first), _software(second)
-    return ", ".join(f"{name} {a[name]} against {b[name]}" for name in a if a[name] != b[name])
+    a, b = _software(pair.first[0]), _software(pair.second[0])
+    differences = [f"{name} {a[name]} against {b[name]}" for name in a if a[name] != b[name]]
+    if not differences:
+        return ""
+    return f"{', '.join(differences)}: raw times, in which a machine that was slower as a whole counts too"
 
 
 def _software(record: Record) -> dict[str, Any]:
+    """Return the versions of the software that affects the yardstick's time."""
     flags = record.environment.get("accelerator") or {}
-    return {"torch": record.environment["packages"].get("torch"), **{n: flags.get(n) for n in ("cuda", "cudnn")}}
+    torch = record.environment["packages"].get("torch")
+    return {"torch": torch, "cuda": flags.get("cuda"), "cudnn": flags.get("cudnn")}
 
 
 def _log_ratio(
@@ -391,12 +429,11 @@ def _log_ratio(
         before: Logarithms of the times of each round in A, one list per process.
     """
     # With enough processes each of them is one independent value, the median of its rounds.
-    middles_after = [statistics.median(rounds) for rounds in after]
-    middles_before = [statistics.median(rounds) for rounds in before]
+    middles_after, middles_before = _medians(after), _medians(before)
     if min(len(middles_after), len(middles_before)) >= FEWEST_PROCESSES:
         return shift(middles_after, middles_before), ""
     # With fewer processes, the rounds give the uncertainty within a process.
-    within = shift([v for rounds in after for v in rounds], [v for rounds in before for v in rounds])
+    within = shift(list(chain.from_iterable(after)), list(chain.from_iterable(before)))
     estimate = statistics.fmean(middles_after) - statistics.fmean(middles_before)
     if within.low is None or within.high is None:
         return Interval(estimate, None, None), ""
@@ -409,11 +446,16 @@ def _log_ratio(
     return Interval(estimate, estimate - low, estimate + high), note
 
 
+def _medians(blocks: Iterable[Sequence[float]]) -> list[float]:
+    """Return the median of each block, such as the calls of a round."""
+    return [statistics.median(block) for block in blocks]
+
+
 def _pace(cell: Sequence[Record]) -> float:
     """Return the logarithm of the yardstick's time, the median over all rounds of these records."""
-    logs = []
+    logs: list[float] = []
     for samples, _ in _timings(cell):
-        logs += [math.log(statistics.median(times)) for times in samples["yardstick"]]
+        logs += map(math.log, _medians(samples["yardstick"]))
     return statistics.median(logs)
 
 
@@ -435,7 +477,8 @@ def _widened(ratio: Interval, moved: float) -> tuple[Interval, str]:
     high = math.hypot(ratio.high - ratio.estimate, more)
     note = ""
     if abs(moved) > MOVED:
-        how = f"{'slower' if moved > 0 else 'faster'} in B, by {math.expm1(abs(moved)):.0%}"
+        direction = "slower" if moved > 0 else "faster"
+        how = f"{direction} in B, by {math.expm1(abs(moved)):.0%}"
         note = f"the yardstick was {how}, which networks follow only roughly: {more:.1%} more of doubt on each side"
     return Interval(ratio.estimate, ratio.estimate - low, ratio.estimate + high), note
 
@@ -450,9 +493,11 @@ def _by_process(cell: Sequence[Record], work: Work, raw: bool) -> list[list[floa
     """
     processes = []
     for samples, rounds_of_processes in _timings(cell):
-        times = [statistics.median(block) for block in samples[work]]
-        yardstick = [1.0] * len(times) if raw else [statistics.median(block) for block in samples["yardstick"]]
-        logs = [math.log(time / unit) for time, unit in zip(times, yardstick, strict=True)]
+        times = _medians(samples[work])
+        if not raw:
+            yardstick = _medians(samples["yardstick"])
+            times = [time / unit for time, unit in zip(times, yardstick, strict=True)]
+        logs = list(map(math.log, times))
         # The rounds of all processes follow each other in one list; without counts they come from one process.
         start = 0
         for count in rounds_of_processes or [len(logs)]:
@@ -475,12 +520,16 @@ def _timings(cell: Sequence[Record]) -> list[tuple[dict[str, Any], list[int]]]:
 
 
 def _cold_starts(cell: Sequence[Record]) -> list[float]:
-    """Return the time of the first call in each process; the seeds of a run share these times, which count once."""
+    """Return the logarithm of the time of the first call in each process.
+
+    The seeds of a run share these times, which count once.
+    """
     times: dict[float, None] = {}
     for record in cell:
+        # A record without times per process comes from a single one.
         for ms in record.measures.get("process_cold_ms") or [{"latency": record.measures["cold_start_ms"]}]:
             times[ms["latency"]] = None
-    return list(times)
+    return list(map(math.log, times))
 
 
 def _without_rounds(first: Sequence[Record], second: Sequence[Record], work: Work) -> str:
@@ -506,30 +555,27 @@ def _accuracy_change(pair: _Pair) -> Change:
     the spread of the other side counts for both. An interval over seeds is never narrower than the number of test
     images allows.
     """
-    x, y = (_by_seed(side, pair.figure.key) for side in (pair.first, pair.second))
+    key = pair.figure.key
+    x, y = per_seed(pair.first, key), per_seed(pair.second, key)
     before, after = statistics.fmean(x), statistics.fmean(y)
     change = after - before
     images = pair.first[0].data["test_images"]
+    note = ""
     counted = None
     if max(len(x), len(y)) > 1:
         # Binomial standard error of the difference, over the test images of all seeds.
         chance = math.sqrt(before * (1 - before) / (images * len(x)) + after * (1 - after) / (images * len(y)))
         half = max(mean_difference(y, x).half_width, NORMAL_QUANTILE * chance)
         low, high = change - half, change + half
-        note = "" if min(len(x), len(y)) > 1 else "one seed against several: by the spread of these"
+        if min(len(x), len(y)) == 1:
+            note = "one seed against several: by the spread of these"
     else:
         low, high = newcombe_interval(round(after * images), images, round(before * images), images)
-        note, counted = "one seed: about these two trained networks, not about the recipe", images
-    word = "better" if change > 0 else "worse"
+        note = "one seed: about these two trained networks, not about the recipe"
+        counted = images
+    word = "worse"
     if low <= 0 <= high:
         word = "no difference found"
-    key = pair.figure.key
+    elif change > 0:
+        word = "better"
     return Change(pair.model, pair.label, key, before, after, change, low, high, word, note, images=counted)
-
-
-def _by_seed(cell: Sequence[Record], key: str) -> list[float]:
-    """Return one value of a figure per seed; repeats of a seed count once, as their mean."""
-    seeds: dict[int, list[float]] = {}
-    for record in cell:
-        seeds.setdefault(record.seed, []).append(record.measures[key])
-    return [statistics.fmean(values) for values in seeds.values()]

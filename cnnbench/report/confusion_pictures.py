@@ -75,6 +75,7 @@ class MatrixPainter:
         return out.getvalue()
 
     def _chosen(self) -> tuple[Record, list[list[int]]]:
+        """Return the record that `draw` chose, and its confusion matrix."""
         assert self._record is not None
         assert self._record.confusion_matrix is not None
         return self._record, self._record.confusion_matrix
@@ -160,6 +161,7 @@ def _texts(figure: Figure, ax: Axes) -> tuple[Any, Any]:
 
 
 def _font(points: float, weight: str, dpi: int) -> ImageFont.FreeTypeFont:
+    """Return matplotlib's own font for Pillow, so that painted texts look like those of the frame."""
     path = findfont(FontProperties(family=mpl.rcParams["font.family"], weight=weight))
     # Pillow takes font sizes in pixels; a point is 1/72 inch.
     return ImageFont.truetype(path, round(points * dpi / 72), layout_engine=ImageFont.Layout.BASIC)

@@ -12,13 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cnnbench.record import Record
-from cnnbench.references import (
-    Reference,
-    is_as_long_as_the_reference,
-    percent,
-    published_words,
-    reference_of,
-)
+from cnnbench.references import Reference, is_as_long_as_the_reference, percent, published_words, reference_of
 from cnnbench.report.pareto import Spread, inversion, pareto_front
 from cnnbench.stats import Correlation, correlate
 
@@ -37,6 +31,8 @@ MOST_LISTED = 60
 """Largest number of names, values or sentences that are written out; the rest is only counted."""
 NOT_SAID = "not said"
 """Text that tables show for a fact that a record does not have."""
+DASH = "\N{EN DASH}"
+"""Text that tables show for a figure that a record does not have; it also stands between the ends of a range."""
 COSTS = {"macs": "MACs", "latency_ms_median": "latency"}
 """Costs that accuracy is compared with, in words, by key of the figure."""
 
@@ -82,8 +78,19 @@ def said(facts: Mapping[str, Any], name: str) -> Any:
 def setting(record: Record, name: str) -> Any:
     """Return the value of a setting, also for a record that does not name it."""
     value = record.config.get(name, _UNSAID.get(name))
-    # Until 2026-11-28 inference was timed in the precision of training.
-    return record.config.get("precision") if name == "inference_precision" and value is None else value
+    if name == "inference_precision" and value is None:
+        # Until 2026-11-28 inference was timed in the precision of training.
+        return record.config.get("precision")
+    return value
+
+
+def per_seed(records: Iterable[Record], key: str) -> list[float]:
+    """Return one value of a figure per seed; repeats of a seed count once, as their mean."""
+    seeds: dict[int, list[float]] = {}
+    for r in records:
+        if r.measures.get(key) is not None:
+            seeds.setdefault(r.seed, []).append(r.measures[key])
+    return [statistics.fmean(values) for values in seeds.values()]
 
 
 @dataclass(frozen=True)
@@ -126,19 +133,17 @@ class Contender:
         if known is not None:
             return known.accuracy
         is_long = self.converged or is_as_long_as_the_reference(self.records[0])
-        return self.mean("test_accuracy") if is_long and self.has("test_accuracy") else None
+        if is_long and self.has("test_accuracy"):
+            return self.mean("test_accuracy")
+        return None
 
     def per_seed(self, key: str) -> list[float]:
         """Return one value of a figure per seed; repeats of a seed count once, as their mean."""
-        found: dict[int, list[float]] = {}
-        for r in self.records:
-            if r.measures.get(key) is not None:
-                found.setdefault(r.seed, []).append(r.measures[key])
-        return [statistics.fmean(values) for values in found.values()]
+        return per_seed(self.records, key)
 
-    def has(self, key: str) -> bool:
-        """Return whether at least one record has the figure."""
-        return bool(self.per_seed(key))
+    def has(self, *keys: str) -> bool:
+        """Return whether each of the figures is in at least one record."""
+        return all(self.per_seed(key) for key in keys)
 
     def mean(self, key: str) -> float:
         """Return the mean of a figure over the seeds."""
@@ -147,10 +152,13 @@ class Contender:
     def spread(self, key: str) -> tuple[float, float]:
         """Return the range of a figure over the seeds, or its interval if there is a single seed."""
         values = self.per_seed(key)
-        if len(values) > 1:
-            return min(values), max(values)
-        ends = [r.measures.get(f"{key}_{end}") for r in self.records for end in ("low", "high")]
-        return min(values + [e for e in ends if e is not None]), max(values + [e for e in ends if e is not None])
+        if len(values) < 2:
+            # The ends of the interval take the place of the values of other seeds.
+            for r in self.records:
+                for end in (r.measures.get(f"{key}_low"), r.measures.get(f"{key}_high")):
+                    if end is not None:
+                        values.append(end)
+        return min(values), max(values)
 
 
 def contenders(records: Sequence[Record]) -> list[Contender]:
@@ -158,21 +166,20 @@ def contenders(records: Sequence[Record]) -> list[Contender]:
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for r in records:
         groups.setdefault((r.data["label"], r.model, *_conditions(r)), []).append(r)
-    # Rivals are the groups of one network on one data set; their names show the settings in which they differ.
-    rivals: dict[Any, list[Record]] = {}
-    for key, found in groups.items():
-        rivals.setdefault(key[:2], []).append(found[0])
-    varied = {key: _varied(found) for key, found in rivals.items()}
-    return [
-        Contender(" ".join([found[0].model, *_apart(found[0], varied[key[:2]])]), tuple(found))
-        for key, found in groups.items()
-    ]
+    # The groups of one network on one data set are rivals; their names show the settings in which they differ.
+    rivals = [(label, model) for label, model, *_ in groups]
+    firsts = [members[0] for members in groups.values()]
+    entries = []
+    for members, suffix in zip(groups.values(), _suffixes(rivals, firsts), strict=True):
+        entries.append(Contender(members[0].model + suffix, tuple(members)))
+    return entries
 
 
 def _conditions(record: Record) -> tuple[str, ...]:
     """Return the settings and surroundings that must agree before two rows are compared, as texts."""
-    settings = [str(setting(record, s)) for s in SETTINGS]
-    return (*settings, *(str(record.environment.get(s)) for s in SURROUNDINGS))
+    settings = [str(setting(record, name)) for name in SETTINGS]
+    surroundings = [str(record.environment.get(name)) for name in SURROUNDINGS]
+    return (*settings, *surroundings)
 
 
 def _traits(record: Record) -> tuple[str, ...]:
@@ -196,20 +203,31 @@ def packages(record: Record) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
 
 
+def _suffixes(keys: Sequence[Any], firsts: Sequence[Record]) -> list[str]:
+    """Return for each group of records the settings that distinguish it from its rivals, as a suffix of its name.
+
+    Args:
+        keys: Key of each group; groups with the same key are rivals.
+        firsts: First record of each group, which stands for all of them, since they share their settings.
+
+    Returns:
+        Texts in brackets with a space before them; empty for a group that does not differ from its rivals.
+    """
+    rivals: dict[Any, list[Record]] = {}
+    for key, record in zip(keys, firsts, strict=True):
+        rivals.setdefault(key, []).append(record)
+    # Which traits vary is computed once for all rivals, so that the work does not grow with the square of their number.
+    varied = {key: _varied(records) for key, records in rivals.items()}
+    suffixes = []
+    for key, record in zip(keys, firsts, strict=True):
+        apart = [trait for trait, varies in zip(_traits(record), varied[key], strict=True) if varies]
+        suffixes.append(f" ({', '.join(apart)})" if apart else "")
+    return suffixes
+
+
 def _varied(rivals: Sequence[Record]) -> list[bool]:
     """Return for each entry of `_traits` whether the records differ in it."""
     return [len(set(values)) > 1 for values in zip(*map(_traits, rivals), strict=True)]
-
-
-def _apart(record: Record, varied: Sequence[bool]) -> list[str]:
-    """Return one text in brackets with the settings that distinguish a record from its rivals, or an empty list.
-
-    Args:
-        record: One of the rivals.
-        varied: Result of `_varied` for the rivals.
-    """
-    apart = [trait for trait, differs in zip(_traits(record), varied, strict=True) if differs]
-    return [f"({', '.join(apart)})"] if apart else []
 
 
 def by_label(entries: Sequence[Contender]) -> dict[str, list[Contender]]:
@@ -233,20 +251,36 @@ def rivals_by_label(entries: Sequence[Contender]) -> dict[str, list[Contender]]:
     groups: dict[tuple[str, ...], list[Contender]] = {}
     for entry in entries:
         groups.setdefault((entry.label, *_conditions(entry.records[0])), []).append(entry)
-    # The records of a group share their settings, so one of them stands for the group.
-    rivals: dict[str, list[Record]] = {}
-    for key, group in groups.items():
-        rivals.setdefault(key[0], []).append(group[0].records[0])
-    varied = {label: _varied(records) for label, records in rivals.items()}
-    found = {}
-    for key, group in groups.items():
-        found[" ".join([key[0], *_apart(group[0].records[0], varied[key[0]])])] = group
-    return found
+    firsts = [group[0].records[0] for group in groups.values()]
+    suffixes = _suffixes([label for label, *_ in groups], firsts)
+    named = {}
+    for group, suffix in zip(groups.values(), suffixes, strict=True):
+        named[group[0].label + suffix] = group
+    return named
 
 
 def measured(entries: Sequence[Contender], *keys: str) -> list[Contender]:
     """Return the contenders that have all these figures above 0, since costs are compared as ratios."""
-    return [e for e in entries if all(e.has(key) and e.mean(key) > 0 for key in keys)]
+    complete = []
+    for e in entries:
+        if e.has(*keys) and all(e.mean(key) > 0 for key in keys):
+            complete.append(e)
+    return complete
+
+
+def means(entries: Sequence[Contender], key: str) -> list[float]:
+    """Return a figure of each contender, as its mean over the seeds."""
+    return [e.mean(key) for e in entries]
+
+
+def several_seeds(entries: Sequence[Contender]) -> bool:
+    """Return whether a contender has accuracies of several seeds."""
+    return any(len(e.per_seed("test_accuracy")) > 1 for e in entries)
+
+
+def with_settled(entries: Sequence[Contender]) -> list[Contender]:
+    """Return the contenders whose accuracy after a full or a reference training is known."""
+    return [e for e in entries if e.settled is not None]
 
 
 def front(entries: Sequence[Contender], cost: str) -> list[Contender]:
@@ -255,36 +289,52 @@ def front(entries: Sequence[Contender], cost: str) -> list[Contender]:
     A contender without a settled accuracy is left out: the accuracy after a short training says how fast a network
     learns, not how good it is. Accuracies are means over seeds.
     """
-    points = [(e, e.mean(cost), e.settled) for e in measured(entries, cost) if e.settled is not None]
-    return [points[i][0] for i in pareto_front([(x, y) for _, x, y in points])]
+    rivals: list[Contender] = []
+    points: list[tuple[float, float]] = []
+    for e in measured(entries, cost):
+        accuracy = e.settled
+        if accuracy is not None:
+            rivals.append(e)
+            points.append((e.mean(cost), accuracy))
+    return [rivals[index] for index in pareto_front(points)]
 
 
 def front_sentences(records: Sequence[Record], cost: str) -> list[str]:
     """Return a sentence per data set that names its Pareto front; none for a data set with fewer than two networks."""
     sentences = []
     for label, entries in rivals_by_label(contenders(records)).items():
-        found = measured(entries, cost, "test_accuracy")
-        if len(found) < 2:
-            continue
-        sentences.append(_front_sentence(label, found, cost))
+        rivals = measured(entries, cost, "test_accuracy")
+        if len(rivals) > 1:
+            sentences.append(_front_sentence(label, rivals, cost))
     return first_sentences(sentences, "more groups that compare have a front of their own")
 
 
 def _front_sentence(label: str, entries: Sequence[Contender], cost: str) -> str:
-    settled = [e for e in entries if e.settled is not None]
-    unknown = [e.name for e in entries if e.settled is None]
-    if len(settled) < 2:
+    """Return a sentence that names the networks on the front of a data set, or says why there is no front."""
+    ranked = with_settled(entries)
+    if len(ranked) < 2:
         return (
             f"No front of accuracy against {COSTS[cost]} is drawn on {label}: these trainings are too short to say "
             "which network is better, and fewer than two of them have a reference accuracy."
         )
-    mean = " (mean over seeds)" if any(len(e.per_seed("test_accuracy")) > 1 for e in entries) else ""
-    kind = "reference accuracy" if any(e.reference for e in settled) else "accuracy"
+    kind = "accuracy"
+    # A single reference accuracy among them is enough to say so.
+    if any(e.reference for e in ranked):
+        kind = "reference accuracy"
+    if several_seeds(entries):
+        kind += " (mean over seeds)"
     names = listed(e.name for e in front(entries, cost))
-    rest = f" Left out, since there is no reference of them: {listed(unknown)}." if unknown else ""
+    return f"Front of {kind} against {COSTS[cost]} on {label}: {names}.{_unranked_sentence(entries)}"
+
+
+def _unranked_sentence(entries: Sequence[Contender]) -> str:
+    """Return a sentence on the networks that no front can have, with a space before it; empty if there are none."""
+    unknown = [e.name for e in entries if e.settled is None]
     if len(unknown) > MOST_NAMED_WITHOUT:
-        rest = f" {len(unknown)} networks are left out, since there is no reference of them."
-    return f"Front of {kind}{mean} against {COSTS[cost]} on {label}: {names}.{rest}"
+        return f" {len(unknown)} networks are left out, since there is no reference of them."
+    if unknown:
+        return f" Left out, since there is no reference of them: {listed(unknown)}."
+    return ""
 
 
 def reference_sentences(records: Sequence[Record]) -> list[str]:
@@ -294,11 +344,14 @@ def reference_sentences(records: Sequence[Record]) -> list[str]:
         known = entry.reference
         if known is None or not entry.has("test_accuracy"):
             continue
-        published = published_words(entry.model, entry.label)
-        sentences.append(
+        sentence = (
             f"{entry.name} on {entry.label}: within this run's budget {percent(entry.mean('test_accuracy'))}; after "
-            f"its reference training {known.words}" + (f"; {published}." if published else ".")
+            f"its reference training {known.words}"
         )
+        published = published_words(entry.model, entry.label)
+        if published:
+            sentence += f"; {published}"
+        sentences.append(f"{sentence}.")
     return first_sentences(sentences, "more networks have reference accuracies; see the column Reference %")
 
 
@@ -309,9 +362,10 @@ def left_out_sentences(records: Sequence[Record], *keys: str) -> list[str]:
         records: All records of the picture.
         keys: Keys of the figures that the picture needs.
     """
-    entries = [e for e in contenders(records) if all(e.has(key) for key in keys)]
+    entries = [e for e in contenders(records) if e.has(*keys)]
     sentences = []
     for key in keys:
+        # Only costs have a logarithmic axis.
         if key not in COSTS:
             continue
         names = [f"{e.name} on {e.label}" for e in entries if e.mean(key) <= 0]
@@ -322,62 +376,93 @@ def left_out_sentences(records: Sequence[Record], *keys: str) -> list[str]:
 
 def timed(entries: Sequence[Contender]) -> list[Contender]:
     """Return the contenders with multiply-adds and latency; none if they were timed under different conditions."""
-    found = measured(entries, "macs", "latency_ms_median")
-    return found if compare_alike(found) else []
+    rivals = measured(entries, "macs", "latency_ms_median")
+    if not compare_alike(rivals):
+        return []
+    return rivals
 
 
 def latency_correlation(entries: Sequence[Contender]) -> Correlation | None:
     """Return the rank correlation of multiply-adds and latency over the networks of one data set, if it exists."""
-    found = timed(entries)
-    return correlate([e.mean("macs") for e in found], [e.mean("latency_ms_median") for e in found])
+    rivals = timed(entries)
+    return correlate(means(rivals, "macs"), means(rivals, "latency_ms_median"))
 
 
 def misjudged(entries: Sequence[Contender]) -> tuple[Contender, Contender] | None:
     """Return the two networks whose multiply-adds and latency disagree most: the first has fewer, but takes longer."""
-    found = timed(entries)
-    pair = inversion([e.mean("macs") for e in found], [latency_spread(e) for e in found])
-    return None if pair is None else (found[pair[0]], found[pair[1]])
+    rivals = timed(entries)
+    pair = inversion(means(rivals, "macs"), [latency_spread(e) for e in rivals])
+    if pair is None:
+        return None
+    cheaper, dearer = pair
+    return rivals[cheaper], rivals[dearer]
 
 
 def latency_spread(entry: Contender) -> Spread:
     """Return the first decile, median and ninth decile of the latency; the median replaces deciles that are missing."""
     median = entry.mean("latency_ms_median")
-    low, high = (entry.mean(k) if entry.has(k) else median for k in ("latency_ms_p10", "latency_ms_p90"))
+    low = high = median
+    if entry.has("latency_ms_p10"):
+        low = entry.mean("latency_ms_p10")
+    if entry.has("latency_ms_p90"):
+        high = entry.mean("latency_ms_p90")
     return Spread(low, median, high)
 
 
 def speed_sentences(records: Sequence[Record]) -> list[str]:
     """Return a paragraph per data set on how well multiply-adds predict latency and time per image."""
-    groups = rivals_by_label(contenders(records))
-    sentences = [_speed_sentence(label, entries) for label, entries in groups.items()]
-    return first_sentences([text for text in sentences if text], "more groups that compare are left out here")
+    sentences = []
+    for label, entries in rivals_by_label(contenders(records)).items():
+        sentence = _speed_sentence(label, entries)
+        if sentence:
+            sentences.append(sentence)
+    return first_sentences(sentences, "more groups that compare are left out here")
 
 
 def _speed_sentence(label: str, entries: Sequence[Contender]) -> str:
-    found = latency_correlation(entries)
-    if found is None:
+    """Return a paragraph on one data set; empty if its networks have no correlation."""
+    correlation = latency_correlation(entries)
+    if correlation is None:
         return ""
     text = (
-        f"Rank correlation (Spearman) of MACs and latency, batch 1, over {found.networks} networks on {label}: "
-        f"{found.value:.2f}"
+        f"Rank correlation (Spearman) of MACs and latency, batch 1, over {correlation.networks} networks on {label}: "
+        f"{correlation.value:.2f}"
     )
-    if found.interval:
-        text += f" (95 % interval, bootstrap over networks, {found.interval[0]:.2f} to {found.interval[1]:.2f})"
-    for key, size, what in (
+    if correlation.interval:
+        low, high = correlation.interval
+        text += f" (95 % interval, bootstrap over networks, {low:.2f} to {high:.2f})"
+    return f"{text}{_throughput_words(timed(entries), correlation.networks)}.{_example(entries)}"
+
+
+def _throughput_words(entries: Sequence[Contender], networks: int) -> str:
+    """Return how multiply-adds correlate with the time per image in a batch, as the end of a sentence.
+
+    Args:
+        entries: Networks that may be ranked.
+        networks: Number of networks that the sentence has named before.
+    """
+    text = ""
+    for key, size, work in (
         ("images_per_s", "speed_batch_size", "inference"),
         ("train_images_per_s", "batch_size", "training"),
     ):
+        rivals = measured(entries, key)
         # The time per image is the inverse of the throughput.
-        rated = measured(timed(entries), key)
-        other = correlate([e.mean("macs") for e in rated], [1 / e.mean(key) for e in rated])
-        if other:
-            batch = "/".join(dict.fromkeys(str(said(e.records[0].config, size)) for e in rated))
-            over = "" if other.networks == found.networks else f", over {other.networks}"
-            text += f"; of MACs and time per image in {what} at batch {batch}{over}: {other.value:.2f}"
-    return text + "." + _example(entries)
+        times = [1 / rate for rate in means(rivals, key)]
+        correlation = correlate(means(rivals, "macs"), times)
+        if correlation is None:
+            continue
+        batch = "/".join(dict.fromkeys(str(said(e.records[0].config, size)) for e in rivals))
+        text += f"; of MACs and time per image in {work} at batch {batch}"
+        # Not every network that was timed has this throughput, such as one that is not trained.
+        if correlation.networks != networks:
+            text += f", over {correlation.networks}"
+        text += f": {correlation.value:.2f}"
+    return text
 
 
 def _example(entries: Sequence[Contender]) -> str:
+    """Return a sentence on the pair that multiply-adds misjudge most, with a space before it; empty without one."""
     pair = misjudged(entries)
     if pair is None:
         return ""
@@ -391,7 +476,12 @@ def _example(entries: Sequence[Contender]) -> str:
 
 
 def _times(ratio: float) -> str:
-    return f"{ratio:.2g}" if 1.1 <= ratio < 10 else f"{ratio:.2f}" if ratio < 1.1 else f"{ratio:,.0f}"
+    """Return a ratio as text: with two significant digits below 10, as a whole number from there on."""
+    if ratio < 1.1:
+        return f"{ratio:.2f}"  # two significant digits could show it as 1
+    if ratio < 10:
+        return f"{ratio:.2g}"
+    return f"{ratio:,.0f}"
 
 
 SEED_COLUMNS = ("Model", "Data", "Seeds", "Mean accuracy %", "SD", "Range %")
@@ -401,17 +491,29 @@ SEED_COLUMNS = ("Model", "Data", "Seeds", "Mean accuracy %", "SD", "Range %")
 def over_seeds(records: Sequence[Record]) -> list[list[str]]:
     """Return the table of accuracies over seeds, header first; empty if no network was trained with two seeds."""
     entries = [e for e in contenders(records) if e.has("test_accuracy")]
-    if all(len(e.per_seed("test_accuracy")) < 2 for e in entries):
+    if not several_seeds(entries):
         return []
+    # Accuracies on training images are measured only on demand.
     fitted = any(e.has("train_accuracy") for e in entries)
-    rows = [[*SEED_COLUMNS, *(["Mean train accuracy %"] if fitted else [])]]
-    for e in entries:
-        values = [100 * v for v in e.per_seed("test_accuracy")]
-        several = len(values) > 1
-        row = [e.name, e.label, str(len(values)), f"{statistics.fmean(values):.2f}"]
-        row.append(f"{statistics.stdev(values):.2f}" if several else "\N{EN DASH}")
-        row.append(f"{min(values):.2f}\N{EN DASH}{max(values):.2f}" if several else "\N{EN DASH}")
-        if fitted:
-            row.append(f"{100 * e.mean('train_accuracy'):.2f}" if e.has("train_accuracy") else "\N{EN DASH}")
-        rows.append(row)
-    return rows
+    head = list(SEED_COLUMNS)
+    if fitted:
+        head.append("Mean train accuracy %")
+    return [head, *(_seeds_row(e, fitted) for e in entries)]
+
+
+def _seeds_row(entry: Contender, fitted: bool) -> list[str]:
+    """Return the row of a network in the table over seeds.
+
+    Args:
+        entry: Network with a test accuracy.
+        fitted: Whether the table has a column for accuracies on training images.
+    """
+    values = [100 * share for share in entry.per_seed("test_accuracy")]
+    deviation = extent = DASH
+    if len(values) > 1:
+        deviation = f"{statistics.stdev(values):.2f}"
+        extent = f"{min(values):.2f}{DASH}{max(values):.2f}"
+    row = [entry.name, entry.label, str(len(values)), f"{statistics.fmean(values):.2f}", deviation, extent]
+    if fitted:
+        row.append(f"{100 * entry.mean('train_accuracy'):.2f}" if entry.has("train_accuracy") else DASH)
+    return row

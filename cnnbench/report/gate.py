@@ -46,7 +46,8 @@ class Gate:
             return
         for change in changes:
             if change.regressed(percent):
-                (self.suspects if change.suspect else self.regressions).append(change)
+                failing = self.suspects if change.suspect else self.regressions
+                failing.append(change)
             # The remaining lists do not include the time of the first call.
             if change.figure == NOT_GATED:
                 continue
@@ -71,13 +72,16 @@ class Gate:
         lines = []
         for name, word in _WORDS.items():
             for change in getattr(self, name):
+                # Without a value of the change, its reason says what is wrong.
                 what = change.reason if change.change is None else shown_change(change)
                 lines.append(f"{word}: {change.figure} of {change.model} on {change.label}, {what}")
         # Unresolved changes of a figure share one line, with the worst end of their intervals.
         for figure in dict.fromkeys(change.figure for change in self.unresolved):
             same = [change for change in self.unresolved if change.figure == figure]
             worst = max(change.worst for change in same)
-            unit, mend = ("points", "seeds") if same[0].is_accuracy else ("%", "--processes")
+            unit, mend = "%", "--processes"
+            if same[0].is_accuracy:
+                unit, mend = "points", "seeds"
             lines.append(
                 f"not resolved: {figure} of {len(same)} networks may be worse by up to {100 * worst:.0f} {unit} "
                 f"for all that is known; more {mend} on both sides would tell"
@@ -97,28 +101,37 @@ def table(changes: Sequence[Change]) -> Table:
         interval = "-"
         if change.low is not None and change.high is not None:
             interval = f"{_percent(change, change.low)} to {_percent(change, change.high)}"
-        verdict = change.verdict + (" (suspect)" if change.suspect else "")
+        verdict = change.verdict
+        if change.suspect:
+            verdict += " (suspect)"
         before, after = _value(change, change.before), _value(change, change.after)
         drawn.add_row(change.model, change.label, change.figure, before, after, shown_change(change), interval, verdict)
     return drawn
 
 
 def _value(change: Change, value: float | None) -> str:
+    """Return the value of a figure as text; the accuracy of a single network as a number of images."""
     if value is None:
         return "-"
     if change.images:
         return f"{round(value * change.images):,} of {change.images:,}"
-    exact = figures()[change.figure].compared == "exact"
-    return f"{value:,.0f}" if exact else f"{value:.4g}"
+    if figures()[change.figure].compared == "exact":
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
 
 
 def shown_change(change: Change) -> str:
     """Return the change as text, in per cent or in points of accuracy; a dash if it has no value."""
-    return "-" if change.change is None else _percent(change, change.change)
+    if change.change is None:
+        return "-"
+    return _percent(change, change.change)
 
 
 def _percent(change: Change, value: float) -> str:
-    return f"{100 * value:+.2f} points" if change.is_accuracy else f"{100 * value:+.1f} %"
+    """Return a share as text, in the unit of a change: points of accuracy, or per cent."""
+    if change.is_accuracy:
+        return f"{100 * value:+.2f} points"
+    return f"{100 * value:+.1f} %"
 
 
 def remarks(changes: Sequence[Change]) -> list[str]:

@@ -104,7 +104,9 @@ class Report:
     @property
     def title(self) -> str:
         """Return the title of the report, which says so if data is synthetic."""
-        return "cnnbench report" + (" on SYNTHETIC data" if self.synthetic else "")
+        if self.synthetic:
+            return "cnnbench report on SYNTHETIC data"
+        return "cnnbench report"
 
     @cached_property
     def warnings(self) -> list[str]:
@@ -135,8 +137,13 @@ class Report:
         networks = f"{len(self.models):,} networks"
         if len(self.models) <= MANY:
             networks = ", ".join(self.models)
-        devices = dict.fromkeys(str(said(r.environment, "device")) for r in self.records)
-        formats = dict.fromkeys(str(setting(r, "inference_precision")) for r in self.records if "latency" in _timed(r))
+        devices: dict[str, None] = {}
+        formats: dict[str, None] = {}
+        for r in self.records:
+            devices[str(said(r.environment, "device"))] = None
+            # The number format of inference says nothing about a record without times.
+            if "latency" in _timed(r):
+                formats[str(setting(r, "inference_precision"))] = None
         timed = f"; inference timed in {listed(formats, ' and ')}" if formats else ""
         return (
             f"{networks} on {listed(self.groups, ' and ')}; {listed(devices, ' and ')}{timed}; "
@@ -147,20 +154,7 @@ class Report:
 def print_table(report: Report, console: Console) -> None:
     """Print the tables and the warnings of a report in the terminal."""
     columns = _fitting(report, console.width)
-    table = Table(title=report.title, title_justify="left", title_style="bold", header_style="bold")
-    table.show_footer = len(report.records) > MANY_ROWS
-    for c in columns:
-        justify: Literal["left", "right"] = "right" if c.numeric else "left"
-        widest = LONGEST_MODEL if c.key == "model" else None
-        table.add_column(c.title, justify=justify, overflow="fold", footer=c.title, max_width=widest)
-    for label, rows in report.groups.items():
-        table.add_section()
-        # Without a column of the data set, its label stands in a row of its own.
-        if not any(c.key == "data" for c in columns):
-            table.add_row(Text(text.printable(label), style="bold"))
-        for record, _ in rows:
-            table.add_row(*(Text(text.printable(c.show(record))) for c in columns))
-    console.print(table)
+    console.print(_main_table(report, columns))
     if len(columns) < len(report.columns):
         console.print("(more columns in a wider terminal, and in the report)", markup=False)
     if report.over_seeds:
@@ -169,29 +163,61 @@ def print_table(report: Report, console: Console) -> None:
         console.print(Text(text.printable(line)))
 
 
+def _main_table(report: Report, columns: Sequence[Column]) -> Table:
+    """Return the terminal table with these columns, one row per record."""
+    table = Table(title=report.title, title_justify="left", title_style="bold", header_style="bold")
+    table.show_footer = len(report.records) > MANY_ROWS
+    for c in columns:
+        widest = LONGEST_MODEL if c.key == "model" else None
+        table.add_column(c.title, justify=_side(c.numeric), overflow="fold", footer=c.title, max_width=widest)
+    has_labels = any(c.key == "data" for c in columns)
+    for label, rows in report.groups.items():
+        table.add_section()
+        # Without a column of the data set, its label stands in a row of its own.
+        if not has_labels:
+            table.add_row(Text(text.printable(label), style="bold"))
+        for record, _ in rows:
+            table.add_row(*_cells(c.show(record) for c in columns))
+    return table
+
+
+def _side(numeric: bool) -> Literal["left", "right"]:
+    """Return the side to which a column is aligned."""
+    return "right" if numeric else "left"
+
+
+def _cells(texts: Iterable[str]) -> list[Text]:
+    """Return texts as cells of a terminal table, in which brackets are not markup."""
+    return [Text(text.printable(cell)) for cell in texts]
+
+
 def _fitting(report: Report, width: int) -> list[Column]:
     """Return the columns of the terminal table, leaving out less important ones until no cell needs a second line."""
-
-    def needed(column: Column) -> int:
-        # A column needs its longest cell, a space on each side and a border.
-        longest = max(len(cell) for cell in (column.title, *map(column.show, report.records)))
-        return 3 + (min(longest, LONGEST_MODEL) if column.key == "model" else longest)
-
     columns = list(report.columns)
-    widths = {column.key: needed(column) for column in columns}
+    widths = {column.key: _width(column, report.records) for column in columns}
     for key in LEFT_OUT_WHEN_NARROW:
+        # The table has a border at its left side too.
         if 1 + sum(widths[column.key] for column in columns) <= width:
             break
         columns = [c for c in columns if c.key != key]
     return columns
 
 
+def _width(column: Column, records: Sequence[Record]) -> int:
+    """Return the width that a column needs in the terminal: its longest cell, a space on each side and a border."""
+    longest = max(map(len, (column.title, *map(column.show, records))))
+    if column.key == "model":
+        longest = min(longest, LONGEST_MODEL)
+    return 3 + longest
+
+
 def _print_seeds(rows: Sequence[Sequence[str]], console: Console) -> None:
+    """Print the table over seeds in the terminal."""
     table = Table(title="Over seeds", title_justify="left", title_style="bold", header_style="bold")
     for index, title in enumerate(rows[0]):
-        table.add_column(title, justify="left" if index < TEXT_COLUMNS_OF_SEEDS else "right", overflow="fold")
+        table.add_column(title, justify=_side(index >= TEXT_COLUMNS_OF_SEEDS), overflow="fold")
     for row in rows[1:]:
-        table.add_row(*(Text(text.printable(cell)) for cell in row))
+        table.add_row(*_cells(row))
     console.print(table)
 
 
@@ -206,8 +232,9 @@ def to_csv(report: Report) -> str:
         row += [r.environment.get("device"), r.environment.get("threads")]
         row += [setting(r, name) for name in CSV_SETTINGS]
         row.append("; ".join(r.measures.get("suspect", ())))
-        row += [r.training.get(k) for k in CSV_TRAINING]
-        row += [r.measures.get(k) for k in scalars]
+        # A value that a record does not have is an empty cell.
+        row += map(r.training.get, CSV_TRAINING)
+        row += map(r.measures.get, scalars)
         rows.append(row)
     return text.to_csv(rows)
 
@@ -241,7 +268,8 @@ class MarkdownPage:
 
     def bullets(self, pairs: Iterable[tuple[str, str]]) -> None:
         """Add a list of pairs, each a name in bold and a text."""
-        self._lines += [f"- **{text.markdown(name)}**: {text.markdown(value)}" for name, value in pairs]
+        for name, value in pairs:
+            self._lines.append(f"- **{text.markdown(name)}**: {text.markdown(value)}")
         self._lines.append("")
 
     def picture(self, name: str) -> None:
@@ -272,9 +300,11 @@ def to_markdown(report: Report, drawn: Drawn | None = None) -> str:
     """
     page = MarkdownPage()
     page.heading(report.title, 1)
-    for line in [*report.warnings, *(drawn.failures if drawn else ())]:
+    failures = drawn.failures if drawn else []
+    for line in [*report.warnings, *failures]:
         page.quote(line)
-    page.table([[c.title for c in report.columns], *report.rows()], [c.numeric for c in report.columns])
+    titles = [c.title for c in report.columns]
+    page.table([titles, *report.rows()], [c.numeric for c in report.columns])
     for sentence in report.references:
         page.paragraph(sentence)
     if report.over_seeds:
@@ -292,6 +322,7 @@ def to_markdown(report: Report, drawn: Drawn | None = None) -> str:
 
 
 def _add_pictures(page: MarkdownPage, drawn: Drawn) -> None:
+    """Add the pictures with their captions, then the confusion matrices, which are folded away if there are many."""
     page.heading("Pictures")
     for picture in drawn.comparisons:
         page.picture(picture.name)
@@ -339,7 +370,8 @@ def write_report(records: Sequence[Record], folder: Path) -> list[Path]:
         OSError: A file cannot be written; the files before it are complete.
     """
     report = Report(records)
-    table, markdown, page = (folder / name for name in ("results.csv", "report.md", "report.html"))
+    table, markdown, page = folder / "results.csv", folder / "report.md", folder / "report.html"
+    # The figures come first, so that they are written even if the pictures are not.
     write_text(table, to_csv(report))
     drawn = draw_pictures(report.records, folder / "figures")
     for line in drawn.failures:
@@ -361,11 +393,16 @@ def json_document(records: Sequence[Record]) -> dict[str, Any]:
                 "seed": r.seed,
                 "status": r.status,
                 "reason": r.reason,
-                **{k: v for k, v in r.measures.items() if k != "samples_ms"},
+                **_without("samples_ms", r.measures),
                 "confusion_matrix": r.confusion_matrix,
-                "training": {k: v for k, v in r.training.items() if k != "curve"},
+                "training": _without("curve", r.training),
                 "config": r.config,
                 "environment": r.environment,
             }
         )
     return {"schema": 1, "cells": cells}
+
+
+def _without(key: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all values but one."""
+    return {k: v for k, v in values.items() if k != key}

@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -75,6 +76,7 @@ class FigureSheet:
         return self._save("svg", None)
 
     def _save(self, kind: str, dpi: float | None) -> bytes:
+        """Return the figure as a file, at the figure's own resolution if `dpi` is None."""
         out = io.BytesIO()
         if dpi is None:
             self.figure.savefig(out, format=kind, metadata={"Date": None})
@@ -183,7 +185,8 @@ def draw_pictures(records: Sequence[Record], folder: Path) -> Drawn:
             drawn.files.append(path)
             drawn.all_matrices += picture.matrix
             if shown:
-                (drawn.matrices if picture.matrix else drawn.comparisons).append(shown)
+                group = drawn.matrices if picture.matrix else drawn.comparisons
+                group.append(shown)
     drawn.failures += first_sentences(failures, "more pictures could not be drawn")
     return drawn
 
@@ -255,6 +258,7 @@ def matrix_picture(name: str, record: Record, painter: MatrixPainter, vectors: b
         return f"Confusion matrix of {record.model} on {record.data['label']}; {mistakes}"
 
     def draw() -> Sheet | None:
+        # The painter draws later, when it is asked for a file.
         return painter if painter.draw(record) else None
 
     return Picture(name, draw, describe, matrix=True, vectors=vectors)
@@ -262,81 +266,88 @@ def matrix_picture(name: str, record: Record, painter: MatrixPainter, vectors: b
 
 def comparisons(records: Sequence[Record]) -> list[Picture]:
     """Return the pictures that compare networks."""
-    found = []
-    vectors = len(records) <= MOST_VECTORS
+    return [
+        _reference_picture(records),
+        *(_accuracy_picture(records, cost) for cost in charts.COSTS),
+        _speed_picture(records),
+        _curves_picture(records),
+    ]
 
-    def references_caption() -> list[str]:
+
+def _comparison(
+    records: Sequence[Record],
+    name: str,
+    draw: Callable[[], Figure | None],
+    description: str,
+    caption: Callable[[], list[str]],
+) -> Picture:
+    """Return a picture that compares networks; its parts are those of `Picture`."""
+    vectors = len(records) <= MOST_VECTORS
+    return Picture(name, lambda: _sheet(draw()), lambda: description, caption, vectors=vectors)
+
+
+def _reference_picture(records: Sequence[Record]) -> Picture:
+    """Return the picture of accuracies after a reference or full training against latency."""
+
+    def caption() -> list[str]:
         entries = charts.with_references(records, charts.LATENCY)
         words = "These are the accuracies of reference trainings, whose length is said under the table."
         return [words, *_panels_left_out(entries)]
 
-    found.append(
-        Picture(
-            "reference_latency",
-            lambda: _sheet(charts.reference_against(records, charts.LATENCY)),
-            lambda: f"Test accuracy after a long training against {charts.COSTS[charts.LATENCY][0]}",
-            references_caption,
-            vectors=vectors,
-        )
-    )
-    for cost, (title, name) in charts.COSTS.items():
-        found.append(_accuracy_picture(records, cost, title, name))
-
-    def speed_caption() -> list[str]:
-        keys = ("macs", charts.LATENCY)
-        entries = measured(contenders(records), *keys)
-        return [*speed_sentences(records), *left_out_sentences(records, *keys), *_panels_left_out(entries)]
-
-    def curves_caption() -> list[str]:
-        return _labels_left_out(len(charts.with_curves(records)))
-
-    found.append(
-        Picture(
-            "macs_latency",
-            lambda: _sheet(charts.latency_against_macs(records)),
-            lambda: "Latency of one image against multiply-adds (MACs) per image",
-            speed_caption,
-            vectors=vectors,
-        )
-    )
-    found.append(
-        Picture(
-            "learning_curves",
-            lambda: _sheet(charts.learning_curves(records)),
-            lambda: "Training accuracy against training images seen",
-            curves_caption,
-            vectors=vectors,
-        )
-    )
-    return found
+    description = f"Test accuracy after a long training against {charts.COSTS[charts.LATENCY][0]}"
+    draw = partial(charts.reference_against, records, charts.LATENCY)
+    return _comparison(records, "reference_latency", draw, description, caption)
 
 
-def _accuracy_picture(records: Sequence[Record], cost: str, title: str, name: str) -> Picture:
+def _accuracy_picture(records: Sequence[Record], cost: str) -> Picture:
+    """Return the picture of test accuracies against a cost, a key of `charts.COSTS`."""
+
     def caption() -> list[str]:
         keys = (cost, "test_accuracy")
         entries = measured(contenders(records), *keys)
         return [*front_sentences(records, cost), *left_out_sentences(records, *keys), *_panels_left_out(entries)]
 
-    return Picture(
-        name,
-        lambda: _sheet(charts.accuracy_against(records, cost)),
-        lambda: f"Test accuracy against {title}",
-        caption,
-        vectors=len(records) <= MOST_VECTORS,
-    )
+    title, name = charts.COSTS[cost]
+    draw = partial(charts.accuracy_against, records, cost)
+    return _comparison(records, name, draw, f"Test accuracy against {title}", caption)
+
+
+def _speed_picture(records: Sequence[Record]) -> Picture:
+    """Return the picture of latency against multiply-adds."""
+
+    def caption() -> list[str]:
+        keys = ("macs", charts.LATENCY)
+        entries = measured(contenders(records), *keys)
+        return [*speed_sentences(records), *left_out_sentences(records, *keys), *_panels_left_out(entries)]
+
+    description = "Latency of one image against multiply-adds (MACs) per image"
+    return _comparison(records, "macs_latency", partial(charts.latency_against_macs, records), description, caption)
+
+
+def _curves_picture(records: Sequence[Record]) -> Picture:
+    """Return the picture of the learning curves."""
+
+    def caption() -> list[str]:
+        return _labels_left_out(len(charts.with_curves(records)))
+
+    description = "Training accuracy against training images seen"
+    return _comparison(records, "learning_curves", partial(charts.learning_curves, records), description, caption)
 
 
 def _panels_left_out(entries: Sequence[Contender]) -> list[str]:
+    """Return a sentence on the data sets of these networks that have no panel, or none."""
     return _labels_left_out(len({e.label for e in entries}))
 
 
 def _labels_left_out(labels: int) -> list[str]:
+    """Return a sentence if there are more data sets than a picture has panels."""
     if labels <= MOST_PANELS:
         return []
     return [f"The picture has the first {MOST_PANELS} of {labels:,} data sets; the table has all."]
 
 
 def _sheet(figure: Figure | None) -> FigureSheet | None:
+    """Return a figure, if there is one, as a picture that can be saved."""
     return None if figure is None else FigureSheet(figure)
 
 
@@ -346,6 +357,8 @@ def matrix_names(records: Sequence[Record]) -> list[str]:
     names = []
     for record in records:
         seen[record.key] += 1
-        number = seen[record.key]
-        names.append(f"confusion_{record.key}" if number == 1 else f"confusion_{record.key}-{number}")
+        name = f"confusion_{record.key}"
+        if seen[record.key] > 1:
+            name += f"-{seen[record.key]}"
+        names.append(name)
     return names

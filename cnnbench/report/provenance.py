@@ -32,6 +32,7 @@ def warnings(records: Sequence[Record]) -> list[str]:
 
 
 def _synthetic(records: Sequence[Record]) -> Iterator[str]:
+    """Yield a warning if a record was measured on synthetic data."""
     labels = listed(dict.fromkeys(r.data["label"] for r in records if r.data["synthetic"]))
     if labels:
         yield (
@@ -41,6 +42,7 @@ def _synthetic(records: Sequence[Record]) -> Iterator[str]:
 
 
 def _trainings(records: Sequence[Record]) -> Iterator[str]:
+    """Yield a warning if a training was shorter than a full one."""
     short = [r for r in records if not r.training.get("converged", True)]
     if short:
         budgets = listed(dict.fromkeys(budget(r) for r in short))
@@ -51,6 +53,7 @@ def _trainings(records: Sequence[Record]) -> Iterator[str]:
 
 
 def _diverged(records: Sequence[Record]) -> Iterator[str]:
+    """Yield a warning per training that diverged."""
     for r in records:
         if r.training.get("diverged"):
             yield f"Training of {r.model} on {r.data['label']} diverged: its loss was not a number."
@@ -70,6 +73,7 @@ def _suspects(records: Sequence[Record]) -> Iterator[str]:
 
 
 def _differences(records: Sequence[Record]) -> Iterator[str]:
+    """Yield a warning per setting, and per property of the machine, in which the records differ."""
     for what in SETTINGS:
         values = list(dict.fromkeys(str(setting(r, what)) for r in records))
         if len(values) > 1:
@@ -80,6 +84,7 @@ def _differences(records: Sequence[Record]) -> Iterator[str]:
 
 
 def _failures(records: Sequence[Record]) -> Iterator[str]:
+    """Yield a warning per cell that failed."""
     for r in records:
         if r.status == "error":
             yield f"{r.model} on {r.data['label']} failed: {r.reason}"
@@ -92,28 +97,30 @@ def facts(records: Sequence[Record]) -> list[tuple[str, str]]:
     for r in records:
         for name, value in _facts(r):
             rows.setdefault(name, {})[value] = None
-    rates: dict[float, dict[str, None]] = {}
+    pairs = [(name, listed(values, "; ")) for name, values in rows.items()]
+    rates = _learning_rates(records)
+    if rates:
+        place = list(rows).index("Recipe") + 1  # a record with a learning rate has a training, and so a recipe
+        pairs.insert(place, ("Peak learning rate", listed(rates, "; ")))
+    return pairs
+
+
+def _learning_rates(records: Sequence[Record]) -> list[str]:
+    """Return each peak learning rate with the networks that were trained with it."""
+    models: dict[float, dict[str, None]] = {}
     for r in records:
         if "peak_lr" in r.training:
-            rates.setdefault(r.training["peak_lr"], {})[r.model] = None
-    found = [(name, listed(values, "; ")) for name, values in rows.items()]
-    if rates:
-        rows_of_rates = (f"{rate:g} {listed(models)}" for rate, models in rates.items())
-        place = list(rows).index("Recipe") + 1  # a record with a learning rate has a training, and so a recipe
-        found.insert(place, ("Peak learning rate", listed(rows_of_rates, "; ")))
-    return found
-
-
-def _old_augmentation(augment: bool) -> str:
-    """Return the augmentation in words for records from before 2026-11-23, which store only a flag."""
-    return "random shift and mirroring" if augment else "none"
+            models.setdefault(r.training["peak_lr"], {})[r.model] = None
+    return [f"{rate:g} {listed(names)}" for rate, names in models.items()]
 
 
 def _facts(r: Record) -> list[tuple[str, str]]:
+    """Return the facts about the measurement of a record; a name may occur twice."""
     env, config, data = r.environment, r.config, r.data
-    facts = [
-        ("Device", f"{said(env, 'device')} ({said(config, 'device')})"),
-        *[(f"GPU {name}", str(value)) for name, value in (env.get("accelerator") or {}).items()],
+    facts = [("Device", f"{said(env, 'device')} ({said(config, 'device')})")]
+    for name, value in (env.get("accelerator") or {}).items():
+        facts.append((f"GPU {name}", str(value)))
+    facts += [
         ("Machine", _machine(env)),
         ("Software", f"Python {said(env, 'python')}, {packages(r) or 'packages not said'}"),
         ("Commit", _commit(env)),
@@ -125,7 +132,8 @@ def _facts(r: Record) -> list[tuple[str, str]]:
         facts += [("Budget", f"{budget(r)} per cell"), ("Recipe", str(said(r.training, "recipe")))]
     if JPEG_COPY in str(data["label"]):
         facts.append(("Data", JPEG_MEANING))
-    facts += [("Not measured", f"{name}: {reason}") for name, reason in r.skipped.items()]
+    for name, reason in r.skipped.items():
+        facts.append(("Not measured", f"{name}: {reason}"))
     if config.get("macs_convention"):
         facts.append(("Counting", str(config["macs_convention"])))
     facts.append(("Date", r.created[:10]))
@@ -133,11 +141,13 @@ def _facts(r: Record) -> list[tuple[str, str]]:
 
 
 def _machine(env: Mapping[str, Any]) -> str:
-    cores, threads, memory = (said(env, name) for name in ("cpu_cores", "threads", "memory_gib"))
+    """Return processor cores, threads, memory and operating system in words."""
+    cores, threads, memory = said(env, "cpu_cores"), said(env, "threads"), said(env, "memory_gib")
     return f"{cores} CPU cores, {threads} threads, {memory} GiB memory, {said(env, 'os')}"
 
 
 def _commit(env: Mapping[str, Any]) -> str:
+    """Return the commit of the code, and whether files had been changed since."""
     if not env.get("commit"):
         return "not known"
     changes = " with local changes" if env.get("dirty") else ""
@@ -146,18 +156,27 @@ def _commit(env: Mapping[str, Any]) -> str:
 
 def _numbers(config: Mapping[str, Any]) -> str:
     """Return the number formats, the memory format, the run mode and cuDNN's search as one text."""
-    reason = f" ({config['precision_reason']})" if config.get("precision_reason") else ""
-    mode = f", {config['mode']}" if config.get("mode") else ""
-    search = ", cuDNN's search for kernels on" if config.get("cudnn_benchmark") else ""
+    words = str(said(config, "precision"))
+    if config.get("precision_reason"):
+        words += f" ({config['precision_reason']})"
+    # The format of inference is worth a word only where it differs from that of training.
     inference = config.get("inference_precision")
-    timed = f"; inference is timed in {inference}" if inference not in (None, config.get("precision")) else ""
-    return f"{said(config, 'precision')}{reason}{timed}, memory format {said(config, 'memory_format')}{mode}{search}"
+    if inference not in (None, config.get("precision")):
+        words += f"; inference is timed in {inference}"
+    words += f", memory format {said(config, 'memory_format')}"
+    if config.get("mode"):
+        words += f", {config['mode']}"
+    if config.get("cudnn_benchmark"):
+        words += ", cuDNN's search for kernels on"
+    return words
 
 
 def _batch_sizes(config: Mapping[str, Any]) -> str:
-    test = f", {config['eval_batch_size']} in the test" if config.get("eval_batch_size") else ""
-    training, speed = said(config, "batch_size"), said(config, "speed_batch_size")
-    return f"{training} in training, {speed} for images/s{test}, 1 for latency"
+    """Return the batch sizes of training, inference and test in words."""
+    words = f"{said(config, 'batch_size')} in training, {said(config, 'speed_batch_size')} for images/s"
+    if config.get("eval_batch_size"):
+        words += f", {config['eval_batch_size']} in the test"
+    return f"{words}, 1 for latency"
 
 
 JPEG_COPY = "JPEG copy"
@@ -169,20 +188,30 @@ JPEG_MEANING = (
 
 
 def _data(data: Mapping[str, Any]) -> str:
+    """Return a data set in words: its label, the sizes of its splits, its images and its augmentation."""
     label = str(data["label"])
     if not data.get("train_images"):
         return label
-    training, validation, test = (_images(data, f"{split}_images") for split in ("train", "val", "test"))
+    training, validation, test = _images(data, "train"), _images(data, "val"), _images(data, "test")
     size = said(data, "image_size")
-    augmentation = data.get("augmentation")
-    if augmentation is None:
-        augmentation = _old_augmentation(data["augment"]) if "augment" in data else NOT_SAID
     return (
         f"{label}: {training} training, {validation} validation and {test} test images, "
-        f"{said(data, 'in_channels')}x{size}x{size}, augmentation: {augmentation}, "
+        f"{said(data, 'in_channels')}x{size}x{size}, augmentation: {_augmentation(data)}, "
         f"full training {said(data, 'full_epochs')} epochs"
     )
 
 
-def _images(data: Mapping[str, Any], name: str) -> str:
-    return f"{data[name]:,}" if data.get(name) is not None else NOT_SAID
+def _images(data: Mapping[str, Any], split: str) -> str:
+    """Return the number of images of a split as text."""
+    count = data.get(f"{split}_images")
+    return NOT_SAID if count is None else f"{count:,}"
+
+
+def _augmentation(data: Mapping[str, Any]) -> str:
+    """Return the augmentation in words."""
+    if data.get("augmentation") is not None:
+        return str(data["augmentation"])
+    # Records from before 2026-11-23 store only a flag.
+    if "augment" not in data:
+        return NOT_SAID
+    return "random shift and mirroring" if data["augment"] else "none"

@@ -24,6 +24,7 @@ class Results(list[Record]):
         return capture.get().rstrip()
 
     def _print(self, console: Any) -> None:
+        """Print the table that the command prints."""
         if not self:
             console.print("no records")
         elif "network" in self[0].config:  # only records of `speed` name the network

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
-from cnnbench.plots.drawing import Look, Name, Scheme, log_axis, panels, plain_text, shorten, write_names
+from cnnbench.plots.drawing import Name, Scheme, log_axis, panels, plain_text, shorten, write_names
 from cnnbench.units import with_unit
 
 SOFT = "#555555"
@@ -48,6 +48,19 @@ class Roof(NamedTuple):
     name: str
     others: Mapping[str, float]
 
+    @classmethod
+    def of(cls, peaks: Mapping[str, Any], number_format: str) -> Roof:
+        """Return the roof in a number format; arguments as in `draw_roofs`."""
+        rates, of_memory = peaks["flops_per_s"], peaks["bytes_per_s"]
+        cached = max([of_memory, *(rate for _, rate in peaks["cached"])])
+        others = {name: rate for name, rate in rates.items() if name != number_format}
+        return cls(rates[number_format], of_memory, cached, number_format, others)
+
+    @property
+    def caches_matter(self) -> bool:
+        """Return whether caches are clearly faster than memory, so that they have a roof of their own."""
+        return self.cached > 1.2 * self.bytes_per_s
+
     @property
     def ridge(self) -> float:
         """Return the intensity in FLOP per byte above which arithmetic is the limit, not memory."""
@@ -56,6 +69,22 @@ class Roof(NamedTuple):
     def at(self, intensity: float) -> float:
         """Return the roof in FLOP/s at an intensity in FLOP per byte."""
         return min(self.flops_per_s, intensity * self.bytes_per_s)
+
+
+class Point(NamedTuple):
+    """What a network, or one of its kinds of layers, reaches.
+
+    Attributes:
+        network: Name of the network.
+        intensity: FLOP per byte moved.
+        flops_per_s: Achieved rate of arithmetic.
+        kind: Kind of layer, one of `GROUP_MARKERS`; empty for the whole network.
+    """
+
+    network: str
+    intensity: float
+    flops_per_s: float
+    kind: str = ""
 
 
 @plain_text()
@@ -70,59 +99,69 @@ def draw_roofs(
         number_format: Number format whose roof is drawn in full.
         where: Device, precision and batch size, for the title.
     """
-    rates = peaks["flops_per_s"]
-    roof = Roof(
-        rates[number_format],
-        peaks["bytes_per_s"],
-        max([rate for _, rate in peaks["cached"]] + [peaks["bytes_per_s"]]),
-        number_format,
-        {name: rate for name, rate in rates.items() if name != number_format},
-    )
+    roof = Roof.of(peaks, number_format)
     title = f"What networks reach of what the machine can do\n{where}"
     figure, axes = panels([title], many=True, height=5.6)
     ax = axes[title]
     scheme = Scheme.of(limits)
-    networks = {name: _point(found["inference"], found["inference"]["measured_s"]) for name, found in limits.items()}
-    few = {} if scheme.many else limits
-    groups = [(name, g["kind"], *_point(g, g["seconds"])) for name, found in few.items() for g in _shown(found)]
-    points = [*networks.values(), *((x, y) for *_, x, y in groups)]
+    networks: list[Point] = []
+    groups: list[Point] = []
+    for name, verdicts in limits.items():
+        networks.append(_point(name, verdicts["inference"], verdicts["inference"]["measured_s"]))
+        # Many networks share colours within a family, so nobody could tell whose layers these are.
+        if not scheme.many:
+            groups += _group_points(name, verdicts["groups"])
+    points = [*networks, *groups]
     _axes(ax, points, roof)
     _roof(ax, roof)
-    for name, kind, x, y in groups:
-        look = scheme.looks[name]
-        ax.plot(x, y, marker=GROUP_MARKERS[kind], color=look.colour, markersize=5, alpha=0.7, markeredgewidth=0)
-    for name, (x, y) in networks.items():
-        size = scheme.marker_size + 2
-        ax.plot(x, y, marker="o", color=scheme.looks[name].colour, markersize=size, markeredgecolor="white", zorder=4)
-    _legend(figure, ax, {name: scheme.looks[name] for name in limits}, {kind for _, kind, *_ in groups}, roof)
+    for point in points:
+        _draw_point(ax, point, scheme)
+    _legend(figure, scheme, {point.kind for point in groups}, roof)
     figure.draw_without_rendering()
     # The names come last, because they depend on the final position of the panel.
-    names = [Name(x, y, scheme.names[name], needed=not scheme.many) for name, (x, y) in networks.items()]
+    names = []
+    for point in networks:
+        names.append(Name(point.intensity, point.flops_per_s, scheme.names[point.network], needed=not scheme.many))
     write_names(ax, names, scheme.letter_size, _taken(ax, points, roof))
     return figure
 
 
-def _point(costs: Mapping[str, Any], seconds: float) -> tuple[float, float]:
-    """Return the intensity in FLOP per byte, and the achieved FLOP/s."""
+def _point(network: str, costs: Mapping[str, Any], seconds: float, kind: str = "") -> Point:
+    """Return the point of a network or of a kind of layer, from its costs and its time."""
     operations = costs["flops"] + costs["other_ops"]
-    return operations / costs["moved_bytes"], operations / seconds
+    return Point(network, operations / costs["moved_bytes"], operations / seconds, kind)
 
 
-def _shown(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the kinds of layers that do arithmetic and take more than `LEAST_OF_TIME` of the network's time."""
-    whole = sum(g["seconds"] or 0 for g in found["groups"])
-    return [
-        g
-        for g in found["groups"]
-        if g["flops"] + g["other_ops"] and g["seconds"] and g["seconds"] > LEAST_OF_TIME * whole
-    ]
+def _group_points(network: str, groups: Sequence[Mapping[str, Any]]) -> list[Point]:
+    """Return the points of the kinds of layers that take more than `LEAST_OF_TIME` of the network's time."""
+    whole = sum(group["seconds"] or 0 for group in groups)
+    points = []
+    for group in groups:
+        seconds = group["seconds"]
+        # Layers that do no arithmetic have an intensity of 0, which a logarithmic axis cannot show.
+        if group["flops"] + group["other_ops"] and seconds and seconds > LEAST_OF_TIME * whole:
+            points.append(_point(network, group, seconds, group["kind"]))
+    return points
 
 
-def _axes(ax: Axes, points: Sequence[tuple[float, float]], roof: Roof) -> None:
-    # The axes show the ridge and all roofs, not only the points.
-    xs, ys = [x for x, _ in points], [y for _, y in points]
-    log_axis(ax, ax.xaxis, [*xs, roof.ridge / 4, roof.ridge * 8], "intensity, FLOP per byte moved", "{:g}".format)
-    log_axis(ax, ax.yaxis, [*ys, 1.2 * max(roof.flops_per_s, *roof.others.values(), 0)], "achieved FLOP/s", _rate)
+def _axes(ax: Axes, points: Sequence[Point], roof: Roof) -> None:
+    """Make both axes logarithmic, with limits that show the ridge and all roofs, not only the points."""
+    intensities = [roof.ridge / 4, roof.ridge * 8]
+    rates = [1.2 * max([roof.flops_per_s, *roof.others.values()])]
+    for point in points:
+        intensities.append(point.intensity)
+        rates.append(point.flops_per_s)
+    log_axis(ax, ax.xaxis, intensities, "intensity, FLOP per byte moved", "{:g}".format)
+    log_axis(ax, ax.yaxis, rates, "achieved FLOP/s", _rate)
+
+
+def _draw_point(ax: Axes, point: Point, scheme: Scheme) -> None:
+    """Draw the marker of a network, or the smaller one of a kind of layer."""
+    style: dict[str, Any] = {"marker": "o", "markersize": scheme.marker_size + 2}
+    style |= {"markeredgecolor": "white", "zorder": 4}
+    if point.kind:
+        style = {"marker": GROUP_MARKERS[point.kind], "markersize": 5, "markeredgewidth": 0, "alpha": 0.7}
+    ax.plot(point.intensity, point.flops_per_s, color=scheme.looks[point.network].colour, **style)
 
 
 def _roof(ax: Axes, roof: Roof) -> None:
@@ -138,8 +177,7 @@ def _roof(ax: Axes, roof: Roof) -> None:
         fontsize=8,
         color=SOFT,
     )
-    # Caches have a roof of their own only if they are clearly faster than memory.
-    if roof.cached > 1.2 * roof.bytes_per_s:
+    if roof.caches_matter:
         corner = roof.flops_per_s / roof.cached
         ax.plot([low, corner], [low * roof.cached, roof.flops_per_s], color="#222222", linewidth=1, linestyle="--")
         ax.plot([corner, roof.ridge], [roof.flops_per_s] * 2, color="#222222", linewidth=1, linestyle="--")
@@ -147,38 +185,41 @@ def _roof(ax: Axes, roof: Roof) -> None:
         ax.axhline(rate, color="#b0b0b0", linewidth=0.9, linestyle="--")
 
 
-def _legend(figure: Figure, ax: Axes, looks: Mapping[str, Look], kinds: set[str], roof: Roof) -> None:
+def _legend(figure: Figure, scheme: Scheme, kinds: set[str], roof: Roof) -> None:
     """Write to the right of the panel what lines, colours and markers mean."""
     label = f"roof: {with_unit(roof.flops_per_s, 'FLOP/s')} ({roof.name}), {with_unit(roof.bytes_per_s, 'B/s')}"
     handles = [Line2D([], [], color="#222222", linewidth=1.6, label=label)]
-    if roof.cached > 1.2 * roof.bytes_per_s:
+    if roof.caches_matter:
         label = f"copies within caches: up to {with_unit(roof.cached, 'B/s')}"
         handles.append(Line2D([], [], color="#222222", linewidth=1, linestyle="--", label=label))
     for name, rate in roof.others.items():
         label = f"{shorten(name)}: {with_unit(rate, 'FLOP/s')}"
         handles.append(Line2D([], [], color="#b0b0b0", linewidth=0.9, linestyle="--", label=label))
-    entries = {look.entry: look.colour for look in looks.values()}
-    handles += [
-        Line2D([], [], color=colour, label=entry, linestyle="", marker="o", markersize=8)
-        for entry, colour in entries.items()
-    ]
-    handles += [
-        Line2D([], [], color=SOFT, linestyle="", marker=marker, markersize=5, label=kind)
-        for kind, marker in GROUP_MARKERS.items()
-        if kind in kinds
-    ]
+    # The networks of a family share an entry.
+    colours = {look.entry: look.colour for look in scheme.looks.values()}
+    for entry, colour in colours.items():
+        handles.append(Line2D([], [], color=colour, label=entry, linestyle="", marker="o", markersize=8))
+    for kind, marker in GROUP_MARKERS.items():
+        if kind in kinds:
+            handles.append(Line2D([], [], color=SOFT, label=kind, linestyle="", marker=marker, markersize=5))
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8.5)
 
 
-def _taken(ax: Axes, points: Sequence[tuple[float, float]], roof: Roof) -> list[Bbox]:
+def _taken(ax: Axes, points: Sequence[Point], roof: Roof) -> list[Bbox]:
     """Return boxes around all points and along the roof, which names must not cover."""
-    scale = ax.figure.dpi / 72
+    centres = [(point.intensity, point.flops_per_s) for point in points]
     low, high = ax.get_xlim()
     # 121 intensities at equal distances on the logarithmic axis.
-    steps = [low * (high / low) ** (i / 120) for i in range(121)]
-    centres = ax.transData.transform([*points, *((x, roof.at(x)) for x in steps)])
-    return [Bbox.from_extents(x - 3 * scale, y - 3 * scale, x + 3 * scale, y + 3 * scale) for x, y in centres]
+    for step in range(121):
+        intensity = low * (high / low) ** (step / 120)
+        centres.append((intensity, roof.at(intensity)))
+    half = 3 * (ax.figure.dpi / 72)  # 3 points in pixels
+    boxes = []
+    for x, y in ax.transData.transform(centres):
+        boxes.append(Bbox.from_extents(x - half, y - half, x + half, y + half))
+    return boxes
 
 
 def _rate(value: float) -> str:
+    """Return a rate of arithmetic with its unit, as a tick label."""
     return with_unit(value, "FLOP/s")

@@ -58,16 +58,25 @@ def time_ratio(first: Mapping[str, Any], second: Mapping[str, Any], kind: str) -
         second: Figures of another network, from the same run.
         kind: One of `KINDS`.
     """
-    a, b = ([statistics.median(times) for times in measures["samples_ms"][kind]] for measures in (first, second))
+    a, b = _rounds(first, kind), _rounds(second, kind)
     processes = first.get("process_rounds", [])
     if len(processes) < FEWEST_ROUNDS:
         return paired_ratio(a, b)
-    # The rounds of all processes follow each other; a span is the first round of a process and the one after its last.
-    ends = list(itertools.accumulate(processes))
-    spans = list(zip([0, *ends], ends, strict=False))
-    of_first = [statistics.median(a[start:end]) for start, end in spans]
-    of_second = [statistics.median(b[start:end]) for start, end in spans]
+    of_first: list[float] = []
+    of_second: list[float] = []
+    # The rounds of all processes follow each other in one list.
+    start = 0
+    for rounds in processes:
+        end = start + rounds
+        of_first.append(statistics.median(a[start:end]))
+        of_second.append(statistics.median(b[start:end]))
+        start = end
     return paired_ratio(of_first, of_second)
+
+
+def _rounds(measures: Mapping[str, Any], kind: str) -> list[float]:
+    """Return the time of each round, the median of its calls."""
+    return [statistics.median(times) for times in measures["samples_ms"][kind]]
 
 
 def all_ratios(records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -89,6 +98,7 @@ def tables(records: Sequence[Record]) -> list[Table]:
     parts = _filled(STEP_COLUMNS, records)
     if parts:
         drawn.append(_figure_table("A training step, and memory", records, parts))
+    # A group of one record has nothing to be compared with.
     drawn += [_ratio_table(group) for group in _groups(records) if len(group) > 1]
     limited = [record for record in records if "limits" in record.measures]
     if limited:
@@ -101,15 +111,8 @@ def tables(records: Sequence[Record]) -> list[Table]:
 
 def sentences(records: Sequence[Record]) -> Iterator[str]:
     """Yield sentences on how the networks were timed, what limits them, and which times are doubtful."""
-    config = records[0].config
     processes = max((len(record.measures.get("process_rounds", ())) for record in records), default=0)
-    shared = f" of {processes} processes" if processes > 1 else ""
-    rounds = max((len(record.measures["samples_ms"]["latency"]) for record in _timed(records)), default=0)
-    yield (
-        f"{records[0].environment['device']}, {way_words(records)}; latency at 1 image, throughput at "
-        f"{config['speed_batch_size']}, a training step (forward, backward, AdamW) at {config['batch_size']} images; "
-        f"medians of {rounds} rounds{shared} in random order; ratios from paired rounds with 95 % intervals"
-    )
+    yield _how_timed(records, processes)
     if processes < FEWEST_ROUNDS and any(len(group) > 1 for group in _groups(records)):
         yield (
             "these intervals are of this run alone: in another process memory lies elsewhere, and ratios differ by "
@@ -120,12 +123,30 @@ def sentences(records: Sequence[Record]) -> Iterator[str]:
     for record in records:
         if "sweep" in record.measures:
             yield f"batches of {record.model}: {record.measures['sweep']['end']}"
+    yield from _suspect_sentences(records)
+
+
+def _how_timed(records: Sequence[Record], processes: int) -> str:
+    """Return a sentence on the machine, the way of running, the batch sizes and the rounds."""
+    config = records[0].config
+    rounds = max((len(record.measures["samples_ms"]["latency"]) for record in _timed(records)), default=0)
+    shared = f" of {processes} processes" if processes > 1 else ""
+    return (
+        f"{records[0].environment['device']}, {way_words(records)}; latency at 1 image, throughput at "
+        f"{config['speed_batch_size']}, a training step (forward, backward, AdamW) at {config['batch_size']} images; "
+        f"medians of {rounds} rounds{shared} in random order; ratios from paired rounds with 95 % intervals"
+    )
+
+
+def _suspect_sentences(records: Sequence[Record]) -> Iterator[str]:
+    """Yield a sentence per reason to doubt times: first those of networks, then those of single batch sizes."""
     for reason, names in _suspects({record.model: record.measures for record in records}).items():
         yield f"suspect ({', '.join(names)}): {reason}"
     points = {}
     for record in records:
         for point in record.measures.get("sweep", {}).get("batches", ()):
             points[f"{record.model}, {point['batch_size']} images"] = point
+    # These names contain commas themselves, so semicolons separate them.
     for reason, names in _suspects(points).items():
         yield f"suspect ({'; '.join(names)}): {reason}"
 
@@ -136,30 +157,34 @@ def way_words(records: Sequence[Record]) -> str:
         return "ways as named"
     first = records[0]
     name = first.config["network"]
+    # A network that was asked for in several ways has the way in its name, in brackets.
     if first.model != name:
         return first.model.removeprefix(f"{name} [").removesuffix("]")
     config = first.config
     formats = config["precision"]
     if config["inference_precision"] != formats:
         formats = f"{config['inference_precision']} (training {formats})"
-    benchmark = ", cuDNN benchmark" if config["cudnn_benchmark"] else ""
-    return f"{formats}, {config['memory_format']}{benchmark}"
+    words = f"{formats}, {config['memory_format']}"
+    if config["cudnn_benchmark"]:
+        words += ", cuDNN benchmark"
+    return words
 
 
 def _way(record: Record) -> tuple[Any, ...]:
+    """Return the settings that form the way in which a network ran."""
     return tuple(record.config[name] for name in WAY)
 
 
 def _timed(records: Sequence[Record]) -> list[Record]:
+    """Return the records of the networks whose timing did not fail."""
     return [record for record in records if record.status == "ok"]
 
 
 def _groups(records: Sequence[Record]) -> list[list[Record]]:
     """Return groups of records that may be ranked: networks that ran in the same way, and the ways of each network."""
-    timed = _timed(records)
     by_way: dict[Any, list[Record]] = {}
     by_network: dict[str, list[Record]] = {}
-    for record in timed:
+    for record in _timed(records):
         by_way.setdefault(_way(record), []).append(record)
         by_network.setdefault(record.config["network"], []).append(record)
     # If all networks ran in one way, the groups by network would have a single record each.
@@ -175,15 +200,16 @@ def _both_have(kind: str, *records: Record) -> bool:
 
 def _filled(columns: Mapping[str, str], records: Sequence[Record]) -> dict[str, str]:
     """Return the columns without the optional ones that no record fills, such as those that need a GPU."""
-    optional = {*STEP_COLUMNS.values(), *(key for key in columns.values() if key.endswith("_queued"))}
     kept = {}
     for title, key in columns.items():
-        if key not in optional or any(record.measures.get(key) is not None for record in records):
+        optional = key in STEP_COLUMNS.values() or key.endswith("_queued")
+        if not optional or any(record.measures.get(key) is not None for record in records):
             kept[title] = key
     return kept
 
 
 def _figure_table(title: str, records: Sequence[Record], columns: Mapping[str, str]) -> Table:
+    """Return a table with a row per network and a column per figure."""
     table = Table(title=title or None, title_justify="left", header_style="bold")
     table.add_column("Model", overflow="fold")
     table.add_column("Image")
@@ -192,50 +218,60 @@ def _figure_table(title: str, records: Sequence[Record], columns: Mapping[str, s
     for record in records:
         size = record.data["image_size"]
         cells = [_shown(key, record.measures.get(key)) for key in columns.values()]
-        table.add_row(_marked(record), f"{record.data['in_channels']}x{size}x{size}", *cells)
+        table.add_row(_marked(record.model, record.measures), f"{record.data['in_channels']}x{size}x{size}", *cells)
     return table
 
 
 def _ratio_table(group: Sequence[Record]) -> Table:
     """Return the table of times as multiples of those of the first record."""
     first, *others = group
-    title = f"Times as multiples of {first.model}'s{SUSPECT if first.measures.get('suspect') else ''}"
-    table = Table(title=Text(title), title_justify="left", header_style="bold")  # brackets in a name are not markup
+    title = _marked(f"Times as multiples of {first.model}'s", first.measures)
+    # As a `Text`, so that brackets in a name are not markup.
+    table = Table(title=Text(title), title_justify="left", header_style="bold")
     table.add_column("Model", overflow="fold")
     for kind in KINDS:
         table.add_column(kind.capitalize(), justify="right")
     for record in others:
         cells = []
         for kind in KINDS:
-            there = _both_have(kind, record, first)
-            cells.append(_ratio_words(time_ratio(record.measures, first.measures, kind)) if there else "-")
-        table.add_row(_marked(record), *cells)
+            words = "-"
+            if _both_have(kind, record, first):
+                words = _ratio_words(time_ratio(record.measures, first.measures, kind))
+            cells.append(words)
+        table.add_row(_marked(record.model, record.measures), *cells)
     return table
 
 
 def _ratio_words(ratio: Interval) -> str:
+    """Return a ratio of times with its interval, and whether it shows a difference."""
     if ratio.low is None or ratio.high is None:
         return f"{plain(ratio.estimate)}, too few rounds"
-    verdict = "" if ratio.differs else ", no difference found"
-    return f"{plain(ratio.estimate)} ({plain(ratio.low)} to {plain(ratio.high)}){verdict}"
+    words = f"{plain(ratio.estimate)} ({plain(ratio.low)} to {plain(ratio.high)})"
+    if not ratio.differs:
+        words += ", no difference found"
+    return words
 
 
 def _sweep_table(records: Sequence[Record]) -> Table:
     """Return the table of inference times by batch size."""
     table = Table(title="Inference by batch size", title_justify="left", header_style="bold")
-    for name in ("Model", "Batch", "ms", "95 % interval", "Images/s"):
-        table.add_column(name, justify="left" if name == "Model" else "right")
+    table.add_column("Model")
+    for title in ("Batch", "ms", "95 % interval", "Images/s"):
+        table.add_column(title, justify="right")
     for record in records:
         for point in record.measures["sweep"]["batches"]:
-            low, high = point["inference_ms_low"], point["inference_ms_high"]
-            table.add_row(
-                record.model + (SUSPECT if point.get("suspect") else ""),
-                f"{point['batch_size']}{', alone' if point.get('alone') else ''}",
-                f"{point['inference_ms_median']:#.4g}",
-                "-" if low is None else f"{plain(low)} to {plain(high)}",
-                _shown("images_per_s", point["images_per_s"]),
-            )
+            table.add_row(_marked(record.model, point), *_sweep_cells(point))
     return table
+
+
+def _sweep_cells(point: Mapping[str, Any]) -> list[str]:
+    """Return batch size, time, interval and throughput of a point of a sweep as table cells."""
+    batch = str(point["batch_size"])
+    if point.get("alone"):
+        batch += ", alone"
+    low, high = point["inference_ms_low"], point["inference_ms_high"]
+    interval = "-" if low is None else f"{plain(low)} to {plain(high)}"
+    return [batch, f"{point['inference_ms_median']:#.4g}", interval, _shown("images_per_s", point["images_per_s"])]
 
 
 def _limits_table(records: Sequence[Record]) -> Table:
@@ -255,7 +291,7 @@ def _limits_table(records: Sequence[Record]) -> Table:
             cells.append(f"{verdict['intensity']:.3g}")
             cells += [percent(verdict[f"of_{key}"]) for key in ("peak_flops", "peak_bandwidth", "roofline")]
             cells.append(verdict["bound"])
-        table.add_row(_marked(record), *cells)
+        table.add_row(_marked(record.model, record.measures), *cells)
     return table
 
 
@@ -265,17 +301,18 @@ def _limit_sentences(records: Sequence[Record]) -> Iterator[str]:
     rates = ", ".join(f"{name} {with_unit(rate, 'FLOP/s')}" for name, rate in peaks["flops_per_s"].items())
     of_memory = peaks["bytes_per_s"]
     fast = max((rate for _, rate in peaks["cached"]), default=of_memory)
-    within = f", within caches up to {with_unit(fast, 'B/s')}" if fast > of_memory else ""
-    yield (
-        f"peaks measured in this run: {rates}; copying {peaks['copied_bytes'] / 2**20:,.0f} MiB "
-        f"{with_unit(of_memory, 'B/s')}{within}"
-    )
+    copies = f"copying {peaks['copied_bytes'] / 2**20:,.0f} MiB {with_unit(of_memory, 'B/s')}"
+    # Smaller copies fit into caches, and may be faster.
+    if fast > of_memory:
+        copies += f", within caches up to {with_unit(fast, 'B/s')}"
+    yield f"peaks measured in this run: {rates}; {copies}"
     for reason in peaks["suspect"]:
         yield f"suspect peaks: {reason}"
     for record in records:
         limits = record.measures.get("limits")
         if limits is None:
             continue
+        # The single image comes first, unlike in the table.
         for kind in reversed(LIMITED):
             yield f"{record.model} at {_images(limits[kind])}: {limits[kind]['evidence']}"
         if limits["uncounted"]:
@@ -283,12 +320,14 @@ def _limit_sentences(records: Sequence[Record]) -> Iterator[str]:
 
 
 def _images(verdict: Mapping[str, Any]) -> str:
-    return "1 image" if verdict["batch_size"] == 1 else f"{verdict['batch_size']} images"
+    """Return the number of images in a batch, in words."""
+    count = verdict["batch_size"]
+    return "1 image" if count == 1 else f"{count} images"
 
 
-def _marked(record: Record) -> str:
-    """Return the name of the network, with a mark if there are reasons to doubt its times."""
-    return record.model + SUSPECT if record.measures.get("suspect") else record.model
+def _marked(name: str, measures: Mapping[str, Any]) -> str:
+    """Return the name of what was timed, with a mark if there are reasons to doubt its times."""
+    return name + SUSPECT if measures.get("suspect") else name
 
 
 def _suspects(measures: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -301,6 +340,7 @@ def _suspects(measures: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]
 
 
 def _shown(key: str, value: float | None) -> str:
+    """Return a figure as a table cell, bytes in MiB; a dash without a value."""
     if value is None:
         return "-"
     if key.endswith("_bytes"):

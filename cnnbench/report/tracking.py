@@ -74,6 +74,7 @@ def resolve_mode(asked: Mode, folder: Path) -> Mode:
 
 
 def _upload(folder: Path) -> str:
+    """Return words with the command that uploads the offline runs of a folder."""
     return f"upload later with: wandb sync {folder}/wandb/offline-run-*"
 
 
@@ -103,6 +104,7 @@ class Tracker:
             return self._init(name, job_type, config)
 
     def _init(self, name: str, job_type: str, config: dict[str, Any]) -> Any:
+        """Start a run of W&B in the present mode."""
         wandb = _wandb()
         return wandb.init(
             project=PROJECT,
@@ -124,32 +126,28 @@ class Tracker:
         # A cell that was measured again has another time of creation, so it is logged again.
         mark = printable(f"{record.key} {record.created}")
         path = self._folder / LOGGED_FILE
-        logged = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        logged: list[str] = []
+        if path.is_file():
+            logged = path.read_text(encoding="utf-8").splitlines()
         if mark not in logged:
             self._log_cell(record)
             write_text(path, "\n".join([*logged, mark]) + "\n")
 
     def _log_cell(self, record: Record) -> None:
-        wandb = _wandb()
+        """Log a record as a run of its own."""
         config: dict[str, Any] = {"model": record.model, "seed": record.seed, "data": record.data, **record.config}
         config |= {key: record.training.get(key) for key in ("recipe", "peak_lr")}
-        name = record.key + (" (synthetic)" if record.data["synthetic"] else "")
+        name = record.key
+        if record.data["synthetic"]:
+            name += " (synthetic)"
         run = self._start(name, "cell", config | {"environment": record.environment})
-        # The training step is logged as a value of its own, beside W&B's count of log calls.
         for point in record.training.get("curve", ()):
-            run.log({k: v for k, v in point.items() if k != "step"} | {"trainer/step": point["step"]})
+            values = dict(point)
+            # The training step is logged as a value of its own, beside W&B's count of log calls.
+            values["trainer/step"] = values.pop("step")
+            run.log(values)
         if record.confusion_matrix is not None:
-            names = record.data["class_names"]
-            counts = [
-                [names[i], names[j], n] for i, row in enumerate(record.confusion_matrix) for j, n in enumerate(row)
-            ]
-            # W&B's function for confusion matrices takes single predictions; its chart is filled with counts here.
-            columns = ["Actual", "Predicted", "nPredictions"]
-            table = wandb.Table(columns=columns, data=counts)
-            fields = {column: column for column in columns}
-            plot = wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": record.key})
-            run.log({"confusion_matrix": plot})
-            _log_picture(run, "confusion_matrix_image", matrix_picture(record.key, record, MatrixPainter()))
+            _log_matrix(run, record, record.confusion_matrix)
         run.summary.update({key: record.measures[key] for key in figures() if key in record.measures})
         run.summary.update({k: v for k, v in record.training.items() if not isinstance(v, (dict, list))})
         run.summary.update({"status": record.status, "synthetic": record.data["synthetic"]})
@@ -161,7 +159,9 @@ class Tracker:
         report = Report(records)
         run = self._start("comparison", "comparison", {"cells": [r.key for r in records], "facts": dict(report.facts)})
         keys = [key for key in figures() if any(key in r.measures for r in records)]
-        rows = [[r.model, r.data["label"], r.seed, r.status, *(r.measures.get(k) for k in keys)] for r in records]
+        rows = []
+        for r in records:
+            rows.append([r.model, r.data["label"], r.seed, r.status, *map(r.measures.get, keys)])
         run.log({"comparison": wandb.Table(columns=["model", "data", "seed", "status", *keys], data=rows)})
         for picture in comparisons(report.records):
             _log_picture(run, picture.name, picture)
@@ -175,6 +175,23 @@ def run_name(name: str) -> str:
         return name
     mark = hashlib.sha256(name.encode()).hexdigest()[:10]
     return f"{name[: LONGEST_NAME - len(mark) - 1]}-{mark}"
+
+
+def _log_matrix(run: Any, record: Record, matrix: Sequence[Sequence[int]]) -> None:
+    """Log the confusion matrix of a record as a plot and as an image."""
+    wandb = _wandb()
+    names = record.data["class_names"]
+    counts = []
+    for i, row in enumerate(matrix):
+        for j, images in enumerate(row):
+            counts.append([names[i], names[j], images])
+    # W&B's function for confusion matrices takes single predictions; its chart is filled with counts here.
+    columns = ["Actual", "Predicted", "nPredictions"]
+    table = wandb.Table(columns=columns, data=counts)
+    fields = {column: column for column in columns}
+    plot = wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": record.key})
+    run.log({"confusion_matrix": plot})
+    _log_picture(run, "confusion_matrix_image", matrix_picture(record.key, record, MatrixPainter()))
 
 
 def _log_picture(run: Any, key: str, picture: Picture) -> None:

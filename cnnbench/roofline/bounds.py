@@ -32,7 +32,7 @@ from cnnbench.hardware import (
 from cnnbench.roofline.model import TRAFFIC_CONVENTION, Load, Timed, bound, layer_traffic
 from cnnbench.roofline.peaks import PEAK_CONVENTION, Peaks, hardware_precisions, measure_peaks
 from cnnbench.timing.conditions import Conditions, reasons_to_doubt
-from cnnbench.timing.timed_network import SpeedConfig, Subject
+from cnnbench.timing.timed_network import SpeedConfig, Subject, Way
 
 CONVENTION = f"{TRAFFIC_CONVENTION}; {PEAK_CONVENTION}"
 _KINDS = ("inference", "latency")
@@ -164,46 +164,55 @@ def find_limits(
     precision = way.precision_of("inference")
     if way.mode == "compile":
         raise UserError("what limits a compiled network is not known: its operators are fused; leave out --mode")
-
-    def load(images: int) -> Load:
-        # Operators and bytes in TF32 are those of float32; only the peak differs.
-        traced = layer_traffic(model, shape, images, "32-true" if precision == "tf32" else precision)
-        return replace(traced, precision=precision)
-
-    one = Timed(load(1), figures["latency_ms_median"] / 1e3)
+    one = Timed(_load(model, shape, 1, precision), figures["latency_ms_median"] / 1e3)
     batch_size = subject.batch_size or config.batch_size
-    many = Timed(load(batch_size), figures["inference_ms_median"] / 1e3)
+    many = Timed(_load(model, shape, batch_size, precision), figures["inference_ms_median"] / 1e3)
     # Each of the two passes is the second batch size for the other, unless both have one image.
     others = (many, one) if batch_size > 1 else (None, None)
-    found: dict[str, Any] = {}
-    for name, timed, other in (("latency", one, others[0]), ("inference", many, others[1])):
-        found[name] = {"batch_size": timed.load.batch_size, **_costs(timed.load)}
-        extra = (graph_s or {}).get(name), (device_s or {}).get(name)
-        found[name] |= bound(timed, peaks, other, *extra).figures()
+    graph_s, device_s = graph_s or {}, device_s or {}
+    limits: dict[str, Any] = {}
+    for kind, timed, other in (("latency", one, others[0]), ("inference", many, others[1])):
+        verdict = bound(timed, peaks, other, graph_s.get(kind), device_s.get(kind))
+        limits[kind] = {"batch_size": timed.load.batch_size, **_costs(timed.load), **verdict.figures()}
+    seconds = _measured_by_kind(model, (batch_size, *shape), way, config)
+    groups = []
+    for kind, part in many.load.by_kind().items():
+        group: dict[str, Any] = {"kind": kind, **_costs(part), "intensity": part.intensity}
+        groups.append(group | {"seconds": seconds.get(kind), "predicted_s": part.seconds(peaks)})
+    return limits | {"groups": groups, "uncounted": list(many.load.uncounted)}
+
+
+def _load(model: nn.Module, image_shape: Sequence[int], batch_size: int, precision: str) -> Load:
+    """Return the work of a pass in inference."""
+    # Operators and bytes in TF32 are those of float32; only the peak differs.
+    traced = layer_traffic(model, image_shape, batch_size, "32-true" if precision == "tf32" else precision)
+    return replace(traced, precision=precision)
+
+
+def _measured_by_kind(model: nn.Module, shape: Sequence[int], way: Way, config: SpeedConfig) -> dict[str, float]:
+    """Return the seconds of each kind of layer in inference; the network moves to the device of the timing.
+
+    Args:
+        model: Network to time.
+        shape: Shape of the batch of images, (N, C, H, W).
+        way: Way in which the network was timed.
+        config: Settings of the timing.
+    """
     # Operators are timed in the memory format and the number format in which the network itself was timed.
-    order = torch.channels_last if way.channels_last else torch.contiguous_format
+    precision = way.precision_of("inference")
+    memory_format = torch.channels_last if way.channels_last else torch.contiguous_format
     if precision in INFERENCE_PRECISIONS:
         model = model.to(weights_type(precision))
-    model = model.to(device=config.device, memory_format=order).eval()  # type: ignore[call-overload]
+    model = model.to(device=config.device, memory_format=memory_format).eval()  # type: ignore[call-overload]
     generator = random_generator(config.device, config.seed)
-    x = torch.randn(batch_size, *shape, generator=generator, device=generator.device)
-    x = x.to(config.device, weights_type(precision), memory_format=order)
+    x = torch.randn(*shape, generator=generator, device=generator.device)
+    x = x.to(config.device, weights_type(precision), memory_format=memory_format)
     with cudnn_benchmark(way.cudnn_benchmark):
-        seconds = seconds_by_kind(model, x, precision, config.device)
-    found["groups"] = [
-        {
-            "kind": kind,
-            **_costs(part),
-            "intensity": part.intensity,
-            "seconds": seconds.get(kind),
-            "predicted_s": part.seconds(peaks),
-        }
-        for kind, part in many.load.by_kind().items()
-    ]
-    return found | {"uncounted": list(many.load.uncounted)}
+        return seconds_by_kind(model, x, precision, config.device)
 
 
 def _costs(load: Load) -> dict[str, int]:
+    """Return the arithmetic and the traffic of a load by the names of the figures."""
     return {"flops": load.flops, "other_ops": load.other_ops, "moved_bytes": load.moved_bytes}
 
 
@@ -227,7 +236,8 @@ def seconds_by_kind(model: nn.Module, x: Tensor, precision: str, device: torch.d
         with on_device(device), torch.no_grad(), numbers(precision, device), _OperatorClock(device) as clock:
             model(x)
         passes.append(clock.seconds())
-    return {kind: statistics.median(found[kind] for found in passes[1:]) for kind in passes[0]}
+    # The first pass does not count: it chooses algorithms and allocates memory.
+    return {kind: statistics.median(seconds[kind] for seconds in passes[1:]) for kind in passes[0]}
 
 
 class _OperatorClock(TorchDispatchMode):
@@ -269,7 +279,10 @@ class _OperatorClock(TorchDispatchMode):
     def seconds(self) -> dict[str, float]:
         """Return the total seconds of the operators of each kind of layer."""
         synchronise(self._device)
-        found: dict[str, float] = defaultdict(float)
+        totals: dict[str, float] = defaultdict(float)
         for kind, begin, end in self._calls:
-            found[kind] += end - begin if isinstance(end, float) else begin.elapsed_time(end) / 1e3
-        return found
+            if isinstance(end, float):
+                totals[kind] += end - begin
+            else:
+                totals[kind] += begin.elapsed_time(end) / 1e3
+        return totals

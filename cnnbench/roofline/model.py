@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -112,8 +112,14 @@ class Load:
 
     def memory_share(self, peaks: Peaks) -> float:
         """Return the share of the roofline's time in operators whose traffic takes longer than their arithmetic."""
-        times = [work.seconds(peaks, self.precision) for work in self.works]
-        return sum(memory for arithmetic, memory in times if memory > arithmetic) / max(sum(map(max, times)), 1e-30)
+        total_s = memory_s = 0.0
+        for work in self.works:
+            arithmetic, traffic = work.seconds(peaks, self.precision)
+            total_s += max(arithmetic, traffic)
+            if traffic > arithmetic:
+                memory_s += traffic
+        # A pass without any operator takes no time; its share is 0.
+        return memory_s / max(total_s, 1e-30)
 
 
 def layer_traffic(
@@ -166,8 +172,11 @@ class _Tracer(Listener):
             return
         rule = operators.rule_of(operator)
         if rule is None:
+            # The traffic of an operator without a rule is known all the same.
             self.unknown[str(operator)] += 1
-        cost = rule(args, out) if rule is not None else operators.FREE
+            cost = operators.FREE
+        else:
+            cost = rule(args, out)
         kind = operators.kind_of(operator, args)
         moved = _bytes((args, kwargs)) + _bytes(out)
         self.works.append(Work(kind, 2 * cost.macs, cost.other, moved))
@@ -175,6 +184,7 @@ class _Tracer(Listener):
 
 def _bytes(values: Any) -> int:
     """Return the bytes of all distinct tensors; elements that a stride of 0 repeats count once."""
+    # A tensor that is given twice, as in x * x, is read once.
     distinct = {id(t): t for t in tensors_in(values)}
     return sum(_own_elements(t) * t.element_size() for t in distinct.values())
 
@@ -183,7 +193,9 @@ def _own_elements(tensor: Tensor) -> int:
     """Return the number of elements without those that a stride of 0 repeats."""
     count = 1
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        count *= size if stride or not size else 1
+        # A dimension of size 0 leaves no element at all, whatever its stride.
+        if stride or not size:
+            count *= size
     return count
 
 
@@ -252,6 +264,13 @@ class Timed(NamedTuple):
     seconds: float
 
 
+def _check_times(*times: float | None) -> None:
+    """Raise `UserError` if a time that is known is not above 0."""
+    for time_s in times:
+        if time_s is not None and not time_s > 0:
+            raise UserError(f"time {time_s} s must be above 0")
+
+
 def bound(
     timed: Timed,
     peaks: Peaks,
@@ -287,57 +306,81 @@ def bound(
             was not measured.
     """
     load, seconds = timed
-    for value in (seconds, graph_s, device_s, other.seconds if other else None):
-        if value is not None and not value > 0:
-            raise UserError(f"time {value} s must be above 0")
+    _check_times(seconds, graph_s, device_s, other and other.seconds)
     predicted, memory_share = load.seconds(peaks), load.memory_share(peaks)
-    arithmetic = load.operations / seconds / peaks.of(load.precision)
-    bandwidth = load.moved_bytes / seconds / peaks.bytes_per_s
-    by_line = _per_call_share(timed, peaks, other) if other is not None else None
-    share = by_line
-    without_host_s = device_s if device_s is not None else graph_s
+    share = by_line = None if other is None else _per_call_share(timed, peaks, other)
+    without_host_s = graph_s if device_s is None else device_s
     if without_host_s is not None:
         # A pass with more launches than the queue holds, or one that reads values, waits for the host there too. The
         # time without the host is then too long, and the straight line gives the better estimate.
         share = max(0.0, 1 - without_host_s / seconds, by_line or 0.0)
-    if share is not None and share >= LAUNCH_SHARE:
-        name = "launch-bound"
-    elif predicted / seconds < (LAUNCH_SHARE if share is None else FARTHEST):
-        name = "not determined"
-    else:
-        name = "memory-bound" if memory_share > 0.5 else "compute-bound"
-    poor = predicted / seconds < POOR
-    facts = [
-        f"the roofline allows {_ms(predicted)}, measured {_ms(seconds)}, {percent(predicted / seconds)} of it"
-        + (", so the kernels themselves are slow" if share is not None and share < LAUNCH_SHARE and poor else ""),
-        f"{load.intensity:.3g} FLOP/byte, {percent(arithmetic)} of the peak arithmetic and "
-        f"{percent(bandwidth)} of memory's rate" + (" (caches serve it)" if bandwidth > 1 else ""),
-        f"{percent(memory_share)} of the roofline's time is in operators that memory limits",
-    ]
-    if device_s is not None:
-        facts.append(f"the GPU itself works {_ms(device_s)}, {percent(max(0.0, 1 - device_s / seconds))} less")
-    if graph_s is not None:
-        facts.append(f"as a CUDA graph {_ms(graph_s)}, {percent(max(0.0, 1 - graph_s / seconds))} less")
-    if share is None and name == "not determined":
-        facts.append("a second batch size would tell what is spent per call: give a --batch_size above 1")
-    if other is not None:
-        few, many = sorted((timed, other), key=lambda t: t.load.batch_size)
-        times = many.load.batch_size / few.load.batch_size
-        spent = "" if by_line is None or by_line != share else f", {percent(by_line)} of this pass spent per call"
-        facts.append(f"{times:g} times the images take {many.seconds / few.seconds:.3g} times as long{spent}")
-    evidence = f"{name}: {'; '.join(facts)}"
-    return Verdict(
-        name,
-        evidence,
-        load.intensity,
-        seconds,
-        predicted,
-        arithmetic,
-        bandwidth,
-        predicted / seconds,
-        memory_share,
-        share,
+    verdict = Verdict(
+        bound=_name_of_bound(predicted / seconds, memory_share, share),
+        evidence="",
+        intensity=load.intensity,
+        measured_s=seconds,
+        predicted_s=predicted,
+        of_peak_flops=load.operations / seconds / peaks.of(load.precision),
+        of_peak_bandwidth=load.moved_bytes / seconds / peaks.bytes_per_s,
+        of_roofline=predicted / seconds,
+        memory_share=memory_share,
+        per_call_share=share,
     )
+    # The evidence puts the figures of the verdict into words, so it is added last.
+    facts = _facts_of_roofline(verdict) + _facts_of_launching(verdict, graph_s, device_s)
+    if other is not None:
+        facts.append(_fact_of_batch_sizes(timed, other, by_line, share))
+    return replace(verdict, evidence=f"{verdict.bound}: {'; '.join(facts)}")
+
+
+def _name_of_bound(of_roofline: float, memory_share: float, share: float | None) -> str:
+    """Return the verdict by the rule of `bound`; `share` is the share of the time that is spent per call."""
+    if share is not None and share >= LAUNCH_SHARE:
+        return "launch-bound"
+    # If the share per call is not known, launching may be all that the roofline does not explain.
+    if of_roofline < (LAUNCH_SHARE if share is None else FARTHEST):
+        return "not determined"
+    return "memory-bound" if memory_share > 0.5 else "compute-bound"
+
+
+def _facts_of_roofline(verdict: Verdict) -> list[str]:
+    """Return what the roofline says about a pass, as parts of a sentence."""
+    share = verdict.per_call_share
+    slow = cached = ""
+    # Kernels are to blame only if launching is known to take a small part of the time.
+    if share is not None and share < LAUNCH_SHARE and verdict.of_roofline < POOR:
+        slow = ", so the kernels themselves are slow"
+    if verdict.of_peak_bandwidth > 1:
+        cached = " (caches serve it)"
+    return [
+        f"the roofline allows {_ms(verdict.predicted_s)}, measured {_ms(verdict.measured_s)}, "
+        f"{percent(verdict.of_roofline)} of it{slow}",
+        f"{verdict.intensity:.3g} FLOP/byte, {percent(verdict.of_peak_flops)} of the peak arithmetic and "
+        f"{percent(verdict.of_peak_bandwidth)} of memory's rate{cached}",
+        f"{percent(verdict.memory_share)} of the roofline's time is in operators that memory limits",
+    ]
+
+
+def _facts_of_launching(verdict: Verdict, graph_s: float | None, device_s: float | None) -> list[str]:
+    """Return what the times without the host say about a pass, or what would tell if there are none."""
+    facts = []
+    for subject, time_s in (("the GPU itself works", device_s), ("as a CUDA graph", graph_s)):
+        if time_s is not None:
+            saved = max(0.0, 1 - time_s / verdict.measured_s)
+            facts.append(f"{subject} {_ms(time_s)}, {percent(saved)} less")
+    if verdict.per_call_share is None and verdict.bound == "not determined":
+        facts.append("a second batch size would tell what is spent per call: give a --batch_size above 1")
+    return facts
+
+
+def _fact_of_batch_sizes(timed: Timed, other: Timed, by_line: float | None, share: float | None) -> str:
+    """Return how the time grows with the images, and what is spent per call if the straight line decided that."""
+    few, many = sorted((timed, other), key=lambda t: t.load.batch_size)
+    images = many.load.batch_size / few.load.batch_size
+    spent = ""
+    if by_line is not None and by_line == share:
+        spent = f", {percent(by_line)} of this pass spent per call"
+    return f"{images:g} times the images take {many.seconds / few.seconds:.3g} times as long{spent}"
 
 
 def _per_call_share(timed: Timed, peaks: Peaks, other: Timed) -> float:

@@ -72,10 +72,13 @@ class Peaks:
     probes: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        rates = {**self.flops_per_s, "bytes_per_s": self.bytes_per_s, **{f"copy of {n}": r for n, r in self.cached}}
-        wrong = next((f"{name} {rate}" for name, rate in rates.items() if not rate > 0), None)
-        if wrong:
-            raise UserError(f"peak {wrong} must be above 0")
+        rates = {**self.flops_per_s, "bytes_per_s": self.bytes_per_s}
+        for copied, rate in self.cached:
+            rates[f"copy of {copied}"] = rate
+        for name, rate in rates.items():
+            # This form refuses NaN as well.
+            if not rate > 0:
+                raise UserError(f"peak {name} {rate} must be above 0")
 
     def format_of(self, precision: str) -> str:
         """Return the number format in which a precision computes.
@@ -88,12 +91,12 @@ class Peaks:
         """
         if precision not in _FORMATS:
             raise unknown("precision", precision, _FORMATS)
-        found = _FORMATS[precision]
-        if found not in self.flops_per_s:
+        number_format = _FORMATS[precision]
+        if number_format not in self.flops_per_s:
             raise UserError(
-                f"the peak of {precision} ({found}) was not measured; there are {', '.join(self.flops_per_s)}"
+                f"the peak of {precision} ({number_format}) was not measured; there are {', '.join(self.flops_per_s)}"
             )
-        return found
+        return number_format
 
     def of(self, precision: str) -> float:
         """Return the peak FLOP/s of a precision; errors are those of `format_of`."""
@@ -118,8 +121,12 @@ class Peaks:
         is never below that of any larger copy.
         """
         # Measured pairs of size and rate, from small to large; the large copy moves each of its bytes twice.
-        ladder = [*sorted(self.cached), (2 * max(self.copied_bytes, 1), self.bytes_per_s)]
-        ladder = [(size, max(rate for _, rate in ladder[index:])) for index, (size, _) in enumerate(ladder)]
+        measured = [*sorted(self.cached), (2 * max(self.copied_bytes, 1), self.bytes_per_s)]
+        ladder: list[tuple[int, float]] = []
+        highest = 0.0
+        for size, rate in reversed(measured):
+            highest = max(highest, rate)
+            ladder.insert(0, (size, highest))
         for (small, fast), (large, slow) in pairwise(ladder):
             if moved_bytes <= small:
                 return fast
@@ -176,11 +183,13 @@ def measure_peaks(
     Raises:
         UserError: A precision is unknown or not useful on the device, or a size is below 1.
     """
-    kind = "cuda" if device.type == "cuda" else "cpu"
+    kind = _kind_of(device)
     if kind == "cuda":
         torch.cuda.empty_cache()  # memory that torch caches is not free for the copy
-    sizes = _SIZES[kind] if sizes is None else sizes
-    copied_bytes = _beyond_caches(device) if copied_bytes is None else copied_bytes
+    if sizes is None:
+        sizes = _SIZES[kind]
+    if copied_bytes is None:
+        copied_bytes = _beyond_caches(device)
     if not sizes or min(*sizes, copied_bytes, 1) < 1:
         raise UserError(f"sizes {tuple(sizes)} and copied_bytes {copied_bytes} must be at least 1")
     probes: dict[str, float] = {}
@@ -188,9 +197,10 @@ def measure_peaks(
     with torch.inference_mode(), on_device(device):
         for name in _formats(device, precisions):
             with tf32(device, name == "tf32"):
-                found = _products(device, _DTYPES[name], sizes, _CONVOLUTIONS[kind], probe_s)
-            best[name] = max(found.values())
-            probes |= {f"{name}, {probe}": rate for probe, rate in found.items()}
+                rates = _products(device, _DTYPES[name], sizes, _CONVOLUTIONS[kind], probe_s)
+            best[name] = max(rates.values())
+            for probe, rate in rates.items():
+                probes[f"{name}, {probe}"] = rate
         bandwidth = _copy_rate(device, copied_bytes, 2 * probe_s)
         smaller = [size for size in _SMALL_COPIES if size < copied_bytes]
         cached = tuple((2 * size, _copy_rate(device, size, probe_s / 2)) for size in smaller)
@@ -201,22 +211,35 @@ def hardware_precisions(device: torch.device) -> list[str]:
     """Return the precisions that the hardware of a device supports."""
     if device.type == "cuda":
         return ["32-true", "bf16-mixed", "16-mixed"]
-    return ["32-true"] + ["bf16-mixed"] * (device.type == "cpu" and cpu_has_bf16())
+    if device.type == "cpu" and cpu_has_bf16():
+        return ["32-true", "bf16-mixed"]
+    return ["32-true"]
+
+
+def _kind_of(device: torch.device) -> str:
+    """Return ``cuda`` or ``cpu``, the keys of the settings; other devices have those of a CPU."""
+    return "cuda" if device.type == "cuda" else "cpu"
 
 
 def _formats(device: torch.device, precisions: Sequence[str] | None) -> list[str]:
     """Return the number formats of these precisions, each once; raise UserError if the device has no use for one."""
-    precisions = hardware_precisions(device) if precisions is None else precisions
-    wrong = next((name for name in precisions if name not in _FORMATS), None)
-    if wrong is not None or not precisions:
-        raise unknown("precision", wrong or "", _FORMATS)
-    slow = [name for name in precisions if _FORMATS[name] == "fp16"]
-    if slow and device.type == "cpu":
-        raise UserError(f"precision '{slow[0]}' has no fast arithmetic on a CPU; use bf16-mixed or 32-true")
+    if precisions is None:
+        precisions = hardware_precisions(device)
+    if not precisions:
+        raise unknown("precision", "", _FORMATS)
+    for name in precisions:
+        if name not in _FORMATS:
+            raise unknown("precision", name, _FORMATS)
+    for name in precisions:
+        if _FORMATS[name] == "fp16" and device.type == "cpu":
+            raise UserError(f"precision '{name}' has no fast arithmetic on a CPU; use bf16-mixed or 32-true")
     if "tf32" in precisions and device.type != "cuda":
         raise UserError(f"precision 'tf32' needs a CUDA device, not {device.type}; use 32-true")
-    formats = [_FORMATS[name] for name in dict.fromkeys(precisions)]
-    return list(dict.fromkeys(formats + ["tf32"] * ("fp32" in formats and device.type == "cuda")))
+    formats = dict.fromkeys(_FORMATS[name] for name in precisions)
+    # Float32 on a CUDA device may run as TF32, so both peaks are of interest.
+    if "fp32" in formats and device.type == "cuda":
+        formats["tf32"] = None
+    return list(formats)
 
 
 def _products(
@@ -227,29 +250,33 @@ def _products(
     A probe is skipped if, at the best rate so far, one call takes more than twice the time of a probe; the smallest
     matrix product always runs.
     """
-    found: dict[str, float] = {}
+    rates: dict[str, float] = {}
     for n in sorted(sizes):
-        if found and 2 * n**3 / max(found.values()) > 2 * probe_s:
-            break
-        a, b = (_random(device, dtype, n, n) for _ in range(2))
-        out = torch.empty_like(a)
-        seconds = _best_seconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, probe_s)  # type: ignore[misc]
         # n^3 multiply-adds, 2 FLOPs each.
-        found[f"matrix product {n}x{n}"] = 2 * n**3 / seconds
+        flops = 2 * n**3
+        if rates and flops / max(rates.values()) > 2 * probe_s:
+            break
+        rates[f"matrix product {n}x{n}"] = flops / _seconds_of_product(device, dtype, n, probe_s)
     images, channels, pixels = convolution
     flops = 2 * images * pixels**2 * channels**2 * 9
-    if flops / max(found.values()) <= 2 * probe_s:
-        x, w = (
-            _random(device, dtype, images, channels, pixels, pixels),
-            _random(device, dtype, channels, channels, 3, 3),
-        )
-        x, w = (t.contiguous(memory_format=torch.channels_last) for t in (x, w))
+    if flops / max(rates.values()) <= 2 * probe_s:
+        x = _random(device, dtype, images, channels, pixels, pixels).contiguous(memory_format=torch.channels_last)
+        w = _random(device, dtype, channels, channels, 3, 3).contiguous(memory_format=torch.channels_last)
         seconds = _best_seconds(lambda: torch.nn.functional.conv2d(x, w, padding=1), device, probe_s)
-        found[f"convolution 3x3, {channels} channels"] = flops / seconds
-    return found
+        rates[f"convolution 3x3, {channels} channels"] = flops / seconds
+    return rates
+
+
+def _seconds_of_product(device: torch.device, dtype: torch.dtype, n: int, probe_s: float) -> float:
+    """Return the seconds of the product of two square matrices with n rows."""
+    a, b = _random(device, dtype, n, n), _random(device, dtype, n, n)
+    # The result has its memory from the start, so that no allocation is timed.
+    out = torch.empty_like(a)
+    return _best_seconds(lambda: torch.mm(a, b, out=out), device, probe_s)
 
 
 def _random(device: torch.device, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    """Return normally distributed random numbers, the same in each call."""
     # Drawn on the device, since drawing on the host takes several times as long as the measurement.
     generator = random_generator(device, 0)
     return torch.randn(*shape, generator=generator, device=generator.device).to(device, dtype)
@@ -269,8 +296,11 @@ def _beyond_caches(device: torch.device) -> int:
         cache = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)
     elif "SC_LEVEL3_CACHE_SIZE" in getattr(os, "sysconf_names", {}):
         cache = os.sysconf("SC_LEVEL3_CACHE_SIZE")
-    wanted = max(_LEAST_COPY["cuda" if device.type == "cuda" else "cpu"], _CACHES_IN_COPY * cache)
-    return min(wanted, torch.cuda.mem_get_info(device)[0] // 4) if device.type == "cuda" else wanted
+    wanted = max(_LEAST_COPY[_kind_of(device)], _CACHES_IN_COPY * cache)
+    if device.type == "cuda":
+        # A GPU that others use as well may have little memory left.
+        return min(wanted, torch.cuda.mem_get_info(device)[0] // 4)
+    return wanted
 
 
 def _best_seconds(
@@ -295,8 +325,10 @@ def _best_seconds(
     call()
     watch.wait()
     once_s = time.perf_counter() - start
-    # As many calls as fill `_LAUNCHES_S`, by the time of a single one.
-    launches = min(max(math.ceil(_LAUNCHES_S / once_s), 1), _MOST_LAUNCHES) if watch.has_queue else 1
+    launches = 1
+    if watch.has_queue:
+        # As many calls as fill `_LAUNCHES_S`, by the time of a single one.
+        launches = min(max(math.ceil(_LAUNCHES_S / once_s), 1), _MOST_LAUNCHES)
 
     def several() -> None:
         for _ in range(launches):
@@ -306,7 +338,7 @@ def _best_seconds(
     while calls < _FEWEST_CALLS or time.perf_counter() < end:
         if watch.has_queue:
             device_ms = watch.queued(several, 1e3 * once_s * launches).device_ms
-            assert device_ms is not None
+            assert device_ms is not None  # only a device with a queue has a clock of its own
             seconds = device_ms / 1e3
         else:
             watch.begin()

@@ -71,8 +71,9 @@ class Conditions:
             self._bursts.append(_others_s(self._last, counts) / (now - self._looked) > BURST)
             self._last, self._looked = counts, now
         with contextlib.suppress(OSError):
-            found = re.findall(r"^cpu MHz\s*:\s*([\d.]+)", self._cpuinfo.read_text(), re.MULTILINE)
-            self._clocks_mhz += [max(map(float, found))] if found else []
+            clocks_mhz = re.findall(r"^cpu MHz\s*:\s*([\d.]+)", self._cpuinfo.read_text(), re.MULTILINE)
+            if clocks_mhz:
+                self._clocks_mhz.append(max(map(float, clocks_mhz)))
 
     def _counts(self) -> dict[str, float] | None:
         """Return the processor seconds so far: busy, stolen, and used by this process and its children.
@@ -94,21 +95,22 @@ class Conditions:
         They are the load average, the number of processors that other processes kept busy, the bursts of other
         processes, the share of time that a hypervisor took away, the clocks, and the state of a GPU.
         """
-        found: dict[str, Any] = {"load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None}
+        # Windows has no load average.
+        figures: dict[str, Any] = {"load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None}
         after = self._counts()
         if self._before is not None and after is not None:
             seconds = max(time.perf_counter() - self._start, 1e-9)
-            found["others_cores"] = _others_s(self._before, after) / seconds
-            found["others_bursts"] = [sum(self._bursts), len(self._bursts)]
-            found["stolen_share"] = (after["stolen"] - self._before["stolen"]) / seconds / (os.cpu_count() or 1)
+            figures["others_cores"] = _others_s(self._before, after) / seconds
+            figures["others_bursts"] = [sum(self._bursts), len(self._bursts)]
+            figures["stolen_share"] = (after["stolen"] - self._before["stolen"]) / seconds / (os.cpu_count() or 1)
         if self._clocks_mhz:
-            found["cpu_mhz"] = statistics.median(self._clocks_mhz)
-            found["cpu_mhz_range"] = [min(self._clocks_mhz), max(self._clocks_mhz)]
+            figures["cpu_mhz"] = statistics.median(self._clocks_mhz)
+            figures["cpu_mhz_range"] = [min(self._clocks_mhz), max(self._clocks_mhz)]
         with contextlib.suppress(OSError):
-            found["cpu_governor"] = _GOVERNOR.read_text().strip()
+            figures["cpu_governor"] = _GOVERNOR.read_text().strip()
         if self._gpu is not None:
-            found |= self._gpu.figures()
-        return found
+            figures |= self._gpu.figures()
+        return figures
 
 
 def _others_s(before: dict[str, float], after: dict[str, float]) -> float:
@@ -122,26 +124,28 @@ def reasons_to_doubt(figures: dict[str, Any]) -> list[str]:
     Args:
         figures: Result of `Conditions.figures`.
     """
-    found = []
+    doubts = []
     if figures.get("others_cores", 0) > OTHERS:
-        found.append(f"other processes kept {figures['others_cores']:.1f} processors busy")
+        doubts.append(f"other processes kept {figures['others_cores']:.1f} processors busy")
     else:
+        # On average the others did little, but a short burst can spoil the rounds in which it happened.
         bursts, looks = figures.get("others_bursts", (0, 0))
         if bursts > max(1, BURSTS * looks):
-            found.append(f"other processes kept {BURST:g} processors busy in {bursts} of {looks} looks")
+            doubts.append(f"other processes kept {BURST:g} processors busy in {bursts} of {looks} looks")
     if figures.get("stolen_share", 0) > STOLEN:
-        found.append(f"the hypervisor took away {figures['stolen_share']:.0%} of the time")
+        doubts.append(f"the hypervisor took away {figures['stolen_share']:.0%} of the time")
     slowest, fastest = figures.get("cpu_mhz_range", (0, 0))
     if figures.get("cpu_mhz", 0) < THROTTLED * fastest:
-        found.append(f"the processor's clock was between {slowest:.0f} and {fastest:.0f} MHz")
+        doubts.append(f"the processor's clock was between {slowest:.0f} and {fastest:.0f} MHz")
     throttled, fastest = figures.get("throttled_clock_mhz"), figures.get("max_clock_mhz") or 0
     if throttled is not None and throttled < THROTTLED * fastest:
+        # The bit for idling is left out, since it does not explain a low clock under load.
         reasons = int(figures["throttle_reasons"]) & ~IDLE
-        found.append(f"the GPU ran at {throttled:.0f} of {fastest:.0f} MHz, throttled ({reasons:#x})")
+        doubts.append(f"the GPU ran at {throttled:.0f} of {fastest:.0f} MHz, throttled ({reasons:#x})")
     if figures.get("other_gpu_processes"):
-        found.append(f"{figures['other_gpu_processes']} other processes were on the GPU")
+        doubts.append(f"{figures['other_gpu_processes']} other processes were on the GPU")
     elif figures.get("other_gpu_bytes", 0) > _CONTEXT_BYTES:
-        found.append(f"{figures['other_gpu_bytes'] / 2**30:.1f} GiB of the GPU's memory were not this process's")
+        doubts.append(f"{figures['other_gpu_bytes'] / 2**30:.1f} GiB of the GPU's memory were not this process's")
     if "gpu_state_error" in figures:
-        found.append(f"the GPU's clocks and other processes are not known: {figures['gpu_state_error']}")
-    return found
+        doubts.append(f"the GPU's clocks and other processes are not known: {figures['gpu_state_error']}")
+    return doubts

@@ -74,7 +74,9 @@ class GpuState:
         self._others_bytes = max(self._others_bytes, self._not_ours())
         if self._error or not self._states:
             return {"gpu_state_error": self._error or "the driver said nothing"}
-        others = len(self._users) - 1 if os.getpid() in self._users else None
+        others = None
+        if os.getpid() in self._users:
+            others = len(self._users) - 1
         more = {"driver": self._driver, "other_gpu_processes": others, "other_gpu_bytes": self._others_bytes}
         return summary(self._states) | more
 
@@ -134,19 +136,25 @@ class GpuState:
 
 
 def _uuid(device: torch.device) -> str:
+    """Return the identifier of a GPU as NVML expects it; torch leaves out the prefix of a whole GPU."""
     number = str(torch.cuda.get_device_properties(device).uuid)
-    return number if number.startswith(("GPU-", "MIG-")) else f"GPU-{number}"
+    if number.startswith(("GPU-", "MIG-")):
+        return number
+    return f"GPU-{number}"
 
 
 def _text(value: str | bytes) -> str:
+    """Return a text of the driver, which older versions of the package give as bytes."""
     return value.decode() if isinstance(value, bytes) else value
 
 
 def _watts(milliwatts: float | None) -> float | None:
+    """Return a power in watts, or None if it is not known."""
     return None if milliwatts is None else milliwatts / 1000
 
 
 def _power_state(number: int | None) -> str | None:
+    """Return the usual name of a power state, or None if it is not known."""
     return None if number is None else f"P{number}"
 
 
@@ -170,11 +178,15 @@ def summary(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         reasons |= state["throttle_reasons"] or 0
         if (state["throttle_reasons"] or 0) & ~IDLE and state["clock_mhz"] is not None:
             throttled.append(state["clock_mhz"])
-    found = dict(busy[-1])
+    worst_of_all = dict(busy[-1])
     for name, worst in {"clock_mhz": min, "temperature_c": max, "power_w": max}.items():
-        found[name] = worst((state[name] for state in busy if state[name] is not None), default=None)
+        worst_of_all[name] = worst(_known(busy, name), default=None)
     # P0 is the fastest state, and P12 is slower than P8.
-    power_states = [state["power_state"] for state in busy if state["power_state"] is not None]
-    found["power_state"] = max(power_states, key=lambda name: int(name[1:]), default=None)
-    found |= {"throttled_clock_mhz": min(throttled, default=None), "throttle_reasons": reasons}
-    return found | {"gpu_looks": len(busy)}
+    worst_of_all["power_state"] = max(_known(busy, "power_state"), key=lambda name: int(name[1:]), default=None)
+    worst_of_all |= {"throttled_clock_mhz": min(throttled, default=None), "throttle_reasons": reasons}
+    return worst_of_all | {"gpu_looks": len(busy)}
+
+
+def _known(states: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    """Return the values of one figure in those states in which it is known."""
+    return [state[name] for state in states if state[name] is not None]

@@ -6,6 +6,7 @@ processes than the rounds of one process show.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import re
 import signal
@@ -18,7 +19,7 @@ from typing import Any
 
 from cnnbench.errors import Stopped, UserError
 from cnnbench.stats import FEWEST_ROUNDS
-from cnnbench.timing.timed_network import KEYS, SpeedConfig, spread
+from cnnbench.timing.timed_network import KEYS, RATES, SpeedConfig, spread
 
 
 def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -82,7 +83,10 @@ def in_processes(
     for index in range(count):
         on_start(index)
         runs.append(in_process(function, replace(share, seed=config.seed + index), *arguments))
-    return {name: pooled([run[name] for run in runs]) for name in runs[0]}
+    figures = {}
+    for name in runs[0]:
+        figures[name] = pooled([run[name] for run in runs])
+    return figures
 
 
 def pooled(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -97,35 +101,50 @@ def pooled(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         whole processes if there are at least `FEWEST_ROUNDS` of them, otherwise by drawing rounds. If a process failed,
         the result is the ``error`` of the first one that did.
     """
-    failed = next((dict(run) for run in runs if "error" in run), None)
-    if failed:
-        return failed
-    first = runs[0]
-    found = {
-        key: statistics.median(run[key] for run in runs) if isinstance(value, (int, float)) else value
-        for key, value in first.items()
-    }
-    samples = {kind: [block for run in runs for block in run["samples_ms"][kind]] for kind in first["samples_ms"]}
-    rates = {"inference": "images_per_s", "training": "train_images_per_s"}
-    for kind in KEYS.keys() & samples.keys():
-        # Images per second times milliseconds is 1000 times the batch size; divided by the median time of all
-        # processes, it gives their common throughput.
-        images = first[rates[kind]] * first[f"{KEYS[kind]}_median"] if kind in rates else 0.0
-        # All calls of a process as one block, so that the interval draws processes in place of rounds.
-        whole = [[time for block in run["samples_ms"][kind] for time in block] for run in runs]
-        drawn = whole if len(runs) >= FEWEST_ROUNDS else samples[kind]
-        found |= {f"{KEYS[kind]}_{name}": value for name, value in spread(drawn).items()}
-        if kind in rates:
-            found[rates[kind]] = images / found[f"{KEYS[kind]}_median"]
-    kinds = [kind for kind in KEYS if kind in samples]
-    return found | {
-        "samples_ms": samples,
-        "cold_ms": {kind: statistics.median(run["cold_ms"][kind] for run in runs) for kind in first["cold_ms"]},
+    for run in runs:
+        if "error" in run:
+            return dict(run)
+    figures = _medians(runs)
+    samples_ms = {}
+    for kind in runs[0]["samples_ms"]:
+        samples_ms[kind] = list(itertools.chain(*(run["samples_ms"][kind] for run in runs)))
+    # The samples also have those of the yardstick, of which there are no figures.
+    kinds = [kind for kind in KEYS if kind in samples_ms]
+    for kind in kinds:
+        figures |= _pooled_times(runs, kind, samples_ms[kind])
+    return figures | {
+        "samples_ms": samples_ms,
+        "cold_ms": _medians([run["cold_ms"] for run in runs]),
         "process_rounds": [len(run["samples_ms"][kinds[0]]) for run in runs],
         "process_cold_ms": [run["cold_ms"] for run in runs],
         "process_conditions": [run["conditions"] for run in runs],
         "suspect": _pooled_reasons([run["suspect"] for run in runs]),
     }
+
+
+def _medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the entries of the first process, with the medians of all processes in place of its numbers."""
+    medians = dict(runs[0])
+    for key, value in medians.items():
+        if isinstance(value, (int, float)):
+            medians[key] = statistics.median(run[key] for run in runs)
+    return medians
+
+
+def _pooled_times(runs: Sequence[Mapping[str, Any]], kind: str, rounds: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Return the figures of one kind of work that come from its rounds in all processes."""
+    blocks = rounds
+    if len(runs) >= FEWEST_ROUNDS:
+        # All calls of a process as one block, so that the interval draws processes in place of rounds.
+        blocks = [list(itertools.chain(*run["samples_ms"][kind])) for run in runs]
+    median = f"{KEYS[kind]}_median"
+    figures = {f"{KEYS[kind]}_{name}": value for name, value in spread(blocks).items()}
+    if kind in RATES:
+        # Images per second times milliseconds is 1000 times the batch size; divided by the median time of all
+        # processes, it gives their common throughput.
+        rate = RATES[kind]
+        figures[rate] = runs[0][rate] * runs[0][median] / figures[median]
+    return figures
 
 
 def _pooled_reasons(doubts: Sequence[Sequence[str]]) -> list[str]:
@@ -137,15 +156,16 @@ def _pooled_reasons(doubts: Sequence[Sequence[str]]) -> list[str]:
         doubts: Reasons of each process.
     """
     kinds: dict[str, list[str]] = {}
-    for reason in (reason for reasons in doubts for reason in reasons):
+    for reason in itertools.chain(*doubts):
         kinds.setdefault(re.sub(r"\d[\d.]*", "#", reason), []).append(reason)
-    return [
-        f"{max(alike, key=_first_number)} ({'in' if len(set(alike)) == 1 else 'at most, in'} {len(alike)} of "
-        f"{len(doubts)} processes)"
-        for alike in kinds.values()
-    ]
+    merged = []
+    for alike in kinds.values():
+        words = "in" if len(set(alike)) == 1 else "at most, in"
+        merged.append(f"{max(alike, key=_first_number)} ({words} {len(alike)} of {len(doubts)} processes)")
+    return merged
 
 
 def _first_number(text: str) -> float:
-    found = re.search(r"\d+(\.\d+)?", text)
-    return float(found.group()) if found else 0.0
+    """Return the first number in a text; 0 if there is none."""
+    match = re.search(r"\d+(\.\d+)?", text)
+    return float(match.group()) if match else 0.0

@@ -136,21 +136,32 @@ def _measure(
     state = conditions.figures()
     if broken:
         _cut_to_whole_rounds([timed[name] for name in timed.keys() - failed.keys()], yardstick)
-    # A network has figures only if each of its kinds of work has at least one sample.
+    _fail_untimed(timed, failed, broken)
+    figures = {}
+    for name in subjects:
+        if name in failed:
+            figures[name] = failed[name]
+            continue
+        figures[name] = timed[name].figures()
+        doubts = [*broken, *reasons_to_doubt(state), *timed[name].all_doubts(), *_drifts(timed[name].rounds_ms)]
+        figures[name] |= {"conditions": state, "suspect": doubts}
+        figures[name]["samples_ms"]["yardstick"] = yardstick.rounds_ms
+    return figures
+
+
+def _fail_untimed(timed: Mapping[str, Timed], failed: dict[str, dict[str, Any]], broken: Sequence[str]) -> None:
+    """Note a failure for each network that has no sample of one of its kinds of work, and so cannot have figures."""
+    reason = broken[0] if broken else "there was no round"
     for name in timed.keys() - failed.keys():
         if not all(any(rounds) for rounds in timed[name].rounds_ms.values()):
-            failed[name] = {"error": f"it was not timed: {broken[0] if broken else 'there was no round'}"}
-    found = {name: failed[name] if name in failed else timed[name].figures() for name in subjects}
-    for name in timed.keys() - failed.keys():
-        doubts = [*broken, *reasons_to_doubt(state), *timed[name].all_doubts(), *_drifts(timed[name].rounds_ms)]
-        found[name] |= {"conditions": state, "suspect": doubts}
-        found[name]["samples_ms"]["yardstick"] = yardstick.rounds_ms
-    return found
+            failed[name] = {"error": f"it was not timed: {reason}"}
 
 
 def _cut_to_whole_rounds(timed: Sequence[Timed], yardstick: _Yardstick) -> None:
     """Remove a round that was not finished, since ratios need rounds in which every network had its turn."""
-    lists = [rounds for one in timed for rounds in one.rounds_ms.values()] + [yardstick.rounds_ms]
+    lists = [yardstick.rounds_ms]
+    for one in timed:
+        lists += one.rounds_ms.values()
     whole = min(map(len, lists))
     for rounds in lists:
         del rounds[whole:]
@@ -262,9 +273,11 @@ class _Yardstick:
         images, channels, pixels = YARDSTICK.get(config.device.type, YARDSTICK["cpu"])
         generator = random_generator(config.device, 0)
         shapes = (images, channels, pixels, pixels), (channels, channels, 3, 3)
-        tensors = [torch.randn(*shape, generator=generator, device=generator.device) for shape in shapes]
-        tensors = [tensor.to(config.device) for tensor in tensors]
-        self._x, self._w = (t.contiguous(memory_format=torch.channels_last) for t in tensors)
+        tensors = []
+        for shape in shapes:
+            tensor = torch.randn(*shape, generator=generator, device=generator.device).to(config.device)
+            tensors.append(tensor.contiguous(memory_format=torch.channels_last))
+        self._x, self._w = tensors
         self._config = config
         self.rounds_ms: list[list[float]] = []
         self._call()
@@ -290,11 +303,12 @@ def _drifts(rounds_ms: Mapping[str, list[list[float]]]) -> list[str]:
     change between the two halves of the rounds by more than its own uncertainty, half the width of its interval, and by
     more than `MOST_DRIFT`.
     """
-    found = []
+    drifting = []
     for kind, rounds in rounds_ms.items():
         middles = [statistics.median(times) for times in rounds]
         interval = median_interval(rounds)
         n, half = len(middles), len(middles) // 2
+        # With so few rounds that the median has no interval, nothing can be said.
         if interval.low is None or interval.high is None:
             continue
         change = abs(statistics.median(middles[-half:]) - statistics.median(middles[:half]))
@@ -303,9 +317,12 @@ def _drifts(rounds_ms: Mapping[str, list[list[float]]]) -> list[str]:
         rising = sum((b > a) - (b < a) for a, b in itertools.combinations(middles, 2))
         trend = (abs(rising) - 1) / math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
         if trend > _TREND and change > max((interval.high - interval.low) / 2, MOST_DRIFT * interval.estimate):
-            found.append(kind)
-    return [f"{' and '.join(found)} drifted over the rounds"] if found else []
+            drifting.append(kind)
+    if not drifting:
+        return []
+    return [f"{' and '.join(drifting)} drifted over the rounds"]
 
 
 def _failure(error: BaseException) -> dict[str, Any]:
+    """Return the entry of a network that failed, with the first line of its error."""
     return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}

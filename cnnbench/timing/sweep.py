@@ -49,14 +49,15 @@ def sweep(
     Returns:
         The figures of each network by name.
     """
-    found = {name: Sweep() for name in subjects}
+    sweeps = {name: Sweep() for name in subjects}
     size = 1
-    while size <= most and any(not s.end for s in found.values()):
-        going = {
-            name: replace(subjects[name], kinds=("inference",), batch_size=size)
-            for name in subjects
-            if not found[name].end
-        }
+    while size <= most:
+        going = {}
+        for name, subject in subjects.items():
+            if not sweeps[name].end:
+                going[name] = replace(subject, kinds=("inference",), batch_size=size)
+        if not going:
+            break
 
         def say(share: float, text: str, images: int = size) -> None:
             on_progress(share, f"batches of {images}: {text}")
@@ -66,29 +67,33 @@ def sweep(
                 if _lacks_memory(figures) and len(going) > 1:
                     _empty_cache(config.device)
                     figures = measure_speed({name: going[name]}, config, say)[name] | {"alone": True}
-                _note(found[name], size, figures)
+                _note(sweeps[name], size, figures)
             _empty_cache(config.device)
         except RuntimeError as error:
             # The device is unusable from here on; the figures of smaller batches are kept.
-            for name in going:
-                found[name].end = found[name].end or f"{size} failed: {type(error).__name__}: {error}"
+            _end_all(sweeps, f"{size} failed: {type(error).__name__}: {error}")
             break
         size *= 2
-    for one in found.values():
-        one.end = one.end or f"{size} was not tried: more than {most}"
-    return found
+    _end_all(sweeps, f"{size} was not tried: more than {most}")
+    return sweeps
 
 
-def _note(found: Sweep, size: int, figures: Mapping[str, Any]) -> None:
+def _end_all(sweeps: Mapping[str, Sweep], reason: str) -> None:
+    """Note the reason for the end of those networks that have not ended before."""
+    for one in sweeps.values():
+        one.end = one.end or reason
+
+
+def _note(one: Sweep, size: int, figures: Mapping[str, Any]) -> None:
     """Add the figures of a batch size, and note the reason if no larger batch is to be tried."""
     if "error" in figures:
         why = "does not fit" if _lacks_memory(figures) else "failed"
-        found.end = f"{size} {why}: {figures['error']}"
+        one.end = f"{size} {why}: {figures['error']}"
         return
-    found.batches.append({"batch_size": size, **figures})
+    one.batches.append({"batch_size": size, **figures})
     took_s = figures["inference_ms_median"] / 1e3
     if took_s > LONGEST_S:
-        found.end = f"{2 * size} was not tried: {size} take {took_s:.1f} s"
+        one.end = f"{2 * size} was not tried: {size} take {took_s:.1f} s"
 
 
 _NO_MEMORY = ("out of memory", "outofmemoryerror", "allocate memory", "enough memory", "memoryerror")
@@ -105,5 +110,6 @@ def _lacks_memory(figures: Mapping[str, Any]) -> bool:
 
 
 def _empty_cache(device: torch.device) -> None:
+    """Release the memory that torch holds for an earlier batch size."""
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -38,6 +38,8 @@ from cnnbench.training.loss import loss_and_logits
 
 KEYS = {"latency": "latency_ms", "inference": "inference_ms", "training": "train_step_ms"}
 """Prefixes of the figures of each kind of work in records."""
+RATES = {"inference": "images_per_s", "training": "train_images_per_s"}
+"""Figure of the throughput, by kind of work; latency has none."""
 PARTS = ("forward", "backward", "optimizer")
 """Parts of a training step that are timed."""
 MODES = ("eager", "compile", "cuda-graph")
@@ -91,7 +93,10 @@ class Way:
     def words(self) -> str:
         """Return the way in words, for titles and the names of rows."""
         order = "channels_last" if self.channels_last else "contiguous"
-        return f"{self.formats}, {order}, {self.mode}" + ", cuDNN benchmark" * self.cudnn_benchmark
+        words = f"{self.formats}, {order}, {self.mode}"
+        if self.cudnn_benchmark:
+            words += ", cuDNN benchmark"
+        return words
 
     @property
     def formats(self) -> str:
@@ -107,7 +112,9 @@ class Way:
     @property
     def kinds(self) -> tuple[str, ...]:
         """Return the kinds of work that exist in this way: no training in a format that is for inference only."""
-        return KINDS[:2] if self.precision in INFERENCE_PRECISIONS else KINDS
+        if self.precision in INFERENCE_PRECISIONS:
+            return KINDS[:2]
+        return KINDS
 
     @property
     def is_possible(self) -> bool:
@@ -236,13 +243,10 @@ class Timed:
         device = config.device
         # Inputs for a GPU are drawn on the GPU, because drawing a large batch on the host takes longer than timing it.
         generator = random_generator(device, config.seed)
-        self._format = torch.channels_last if self.way.channels_last else torch.contiguous_format
-        sizes = {
-            "latency": 1,
-            "inference": subject.batch_size or config.batch_size,
-            "training": config.train_batch_size,
-        }
-        self.sizes = {kind: sizes[kind] for kind in subject.kinds if kind in self.way.kinds}
+        self._format = torch.contiguous_format
+        if self.way.channels_last:
+            self._format = torch.channels_last
+        self.sizes = self._batch_sizes()
         self.doubts: dict[str, None] = {}
         self._batches = {kind: self._make_inputs(kind, generator) for kind in self.sizes}
         self._inputs = {kind: itertools.cycle(batches) for kind, batches in self._batches.items()}
@@ -250,20 +254,14 @@ class Timed:
             subject.num_classes, (config.train_batch_size,), generator=generator, device=generator.device
         )
         self._labels = labels.to(device)
-        types = {kind: weights_type(self.way.precision_of(kind)) for kind in self.sizes}
-        # One network is built for each type of weights. The network that trains, in float32, is built last, between two
-        # readings of the memory, so that its own memory is known.
-        models = {dtype: self._build(dtype) for dtype in dict.fromkeys(types.values()) if dtype != torch.float32}
-        before = _cuda_memory(device)
-        if torch.float32 in types.values():
-            models[torch.float32] = self._build(torch.float32)
-        self._model_bytes = _cuda_memory(device)[0] - before[0]
-        self._models = {kind: models[dtype] for kind, dtype in types.items()}
-        forwards = {dtype: self._forward_of(model) for dtype, model in models.items()}
-        self._forwards = {kind: forwards[dtype] for kind, dtype in types.items()}
+        before = self._build_all()
         self._graph_bytes: int | None = None
-        self._optimizer = subject.optimizer(self._models["training"]) if "training" in self.sizes else None
-        self._scaler = torch.amp.GradScaler(device.type) if self.way.precision == "16-mixed" else None
+        self._optimizer: torch.optim.Optimizer | None = None
+        if "training" in self.sizes:
+            self._optimizer = subject.optimizer(self._models["training"])
+        self._scaler: torch.amp.GradScaler | None = None
+        if self.way.precision == "16-mixed":
+            self._scaler = torch.amp.GradScaler(device.type)
         self._graphs: dict[str, Callable[[Tensor], Any]] = {}
         self.rounds_ms: dict[str, list[list[float]]] = {kind: [] for kind in self.sizes}
         self._device_ms: dict[str, list[float]] = {kind: [] for kind in self.sizes}
@@ -273,7 +271,39 @@ class Timed:
         self.warm_ms: dict[str, float] = {}
         for kind in self.sizes:
             self._warm_up(kind)
-        self.peaks_bytes = self._peaks(before) if device.type == "cuda" and "training" in self.sizes else (None, None)
+        self.peaks_bytes: tuple[int | None, int | None] = (None, None)
+        if device.type == "cuda" and "training" in self.sizes:
+            self.peaks_bytes = self._peaks(before)
+
+    def _batch_sizes(self) -> dict[str, int]:
+        """Return the batch size of each kind of work that is to be timed and exists in this way."""
+        sizes = {
+            "latency": 1,
+            "inference": self.subject.batch_size or self.config.batch_size,
+            "training": self.config.train_batch_size,
+        }
+        return {kind: sizes[kind] for kind in self.subject.kinds if kind in self.way.kinds}
+
+    def _build_all(self) -> tuple[int, int]:
+        """Build one network for each type of weights.
+
+        Returns:
+            The memory of the device, as from `_cuda_memory`, before the network that trains was built.
+        """
+        device = self.config.device
+        types = {kind: weights_type(self.way.precision_of(kind)) for kind in self.sizes}
+        models = {dtype: self._build(dtype) for dtype in dict.fromkeys(types.values()) if dtype != torch.float32}
+        # The network that trains, in float32, is built last, between two readings of the memory, so that its own memory
+        # is known.
+        before = _cuda_memory(device)
+        if torch.float32 in types.values():
+            models[torch.float32] = self._build(torch.float32)
+        self._model_bytes = _cuda_memory(device)[0] - before[0]
+        self._models = {kind: models[dtype] for kind, dtype in types.items()}
+        # Kinds of work that share a network also share its compiled function.
+        forwards = {dtype: self._forward_of(model) for dtype, model in models.items()}
+        self._forwards = {kind: forwards[dtype] for kind, dtype in types.items()}
+        return before
 
     def _build(self, dtype: torch.dtype) -> nn.Module:
         """Build the network on the device, with weights of this type."""
@@ -284,7 +314,9 @@ class Timed:
 
     def _forward_of(self, model: nn.Module) -> Callable[[Tensor], Any]:
         """Return the function that computes a forward pass, compiled if the way compiles."""
-        return _compiled(model) if self.way.mode == "compile" else model
+        if self.way.mode == "compile":
+            return _compiled(model)
+        return model
 
     def _make_inputs(self, kind: str, generator: torch.Generator) -> list[Tensor]:
         """Return several random batches of images for a kind of work, and note a doubt about unsuitable values.
@@ -295,7 +327,9 @@ class Timed:
         """
         count, dtype = self.sizes[kind], weights_type(self.way.precision_of(kind))
         inputs = self._number_of_inputs(count, dtype.itemsize)
-        pool = self.subject.images(inputs * count) if self.subject.images else None
+        pool = None
+        if self.subject.images:
+            pool = self.subject.images(inputs * count)
         batches, ends = [], []
         for _ in range(inputs):
             if pool is None:
@@ -375,9 +409,10 @@ class Timed:
     def _capture(self, kind: str) -> Callable[[Tensor], Any]:
         """Record a call of a kind of work as a CUDA graph, and return the function that replays it."""
         # Some of torch's optimizers can be recorded in a graph only with this option.
-        for group in self._optimizer.param_groups if self._optimizer is not None else ():
-            if "capturable" in group:
-                group["capturable"] = True
+        if self._optimizer is not None:
+            for group in self._optimizer.param_groups:
+                if "capturable" in group:
+                    group["capturable"] = True
 
         def work(x: Tensor) -> Any:
             return self._train(x, _no_mark) if kind == "training" else self._infer(kind, x)
@@ -415,8 +450,11 @@ class Timed:
                 times.append(self._call(kind).wall_ms)
         self.warm_ms[kind] = min(times)
         # A warm-up of too few calls for `_gain` is judged by its last two calls.
-        last = 1 - times[-1] / max(times[-2], 1e-9) if len(times) < 2 * _FLAT else _gain(times)
-        if last > (_MOST_GAIN_OF_FEW if len(times) < 2 * _FLAT else MOST_GAIN):
+        if len(times) < 2 * _FLAT:
+            gain, most = 1 - times[-1] / max(times[-2], 1e-9), _MOST_GAIN_OF_FEW
+        else:
+            gain, most = _gain(times), MOST_GAIN
+        if gain > most:
             self.doubts[f"{kind} still became faster when its warm-up ended"] = None
 
     def _peaks(self, before: tuple[int, int]) -> tuple[int | None, int | None]:
@@ -488,35 +526,46 @@ class Timed:
 
     def figures(self) -> dict[str, Any]:
         """Return the figures of all kinds of work; see `cnnbench.timing.speed.measure_speed`."""
-        found: dict[str, Any] = {}
+        figures: dict[str, Any] = {}
         for kind in self.sizes:
-            found |= {f"{KEYS[kind]}_{name}": value for name, value in spread(self.rounds_ms[kind]).items()}
+            figures |= {f"{KEYS[kind]}_{name}": value for name, value in spread(self.rounds_ms[kind]).items()}
             if self._device_ms[kind]:
-                found[f"{KEYS[kind]}_device"] = statistics.median(self._device_ms[kind])
-        for kind, key in (("inference", "images_per_s"), ("training", "train_images_per_s")):
-            if kind in self.sizes:
-                found[key] = 1e3 * self.sizes[kind] / found[f"{KEYS[kind]}_median"]
-                if self._queued_ms[kind]:
-                    found[f"{key}_queued"] = 1e3 * self.sizes[kind] / statistics.median(self._queued_ms[kind])
+                figures[f"{KEYS[kind]}_device"] = statistics.median(self._device_ms[kind])
+        for kind, rate in RATES.items():
+            if kind not in self.sizes:
+                continue
+            figures[rate] = 1e3 * self.sizes[kind] / figures[f"{KEYS[kind]}_median"]
+            if self._queued_ms[kind]:
+                figures[f"{rate}_queued"] = 1e3 * self.sizes[kind] / statistics.median(self._queued_ms[kind])
         if self._parts_ms:
-            parts = zip(*self._parts_ms, strict=True)
-            found |= {f"train_{n}_ms": statistics.median(p) for n, p in zip(PARTS, parts, strict=True)}
+            # The samples hold all parts of one step; here the samples of one part come together.
+            for part, times in zip(PARTS, zip(*self._parts_ms, strict=True), strict=True):
+                figures[f"train_{part}_ms"] = statistics.median(times)
         allocated, reserved = self.peaks_bytes
-        return found | {
+        return figures | {
             "cold_start_ms": self.cold_ms[next(iter(self.sizes))],
             "cold_ms": {kind: round(ms, 4) for kind, ms in self.cold_ms.items()},
             "peak_memory_bytes": allocated,
             "peak_reserved_bytes": reserved,
-            "samples_ms": {k: [[round(t, 4) for t in times] for times in r] for k, r in self.rounds_ms.items()},
+            "samples_ms": self._samples_ms(),
         }
+
+    def _samples_ms(self) -> dict[str, list[list[float]]]:
+        """Return the times of all calls in each round, by kind of work, rounded to a tenth of a microsecond."""
+        samples_ms = {}
+        for kind, rounds in self.rounds_ms.items():
+            samples_ms[kind] = [[round(ms, 4) for ms in times] for times in rounds]
+        return samples_ms
 
     def all_doubts(self) -> list[str]:
         """Return the reasons to doubt the times: unsuitable inputs, wrong results, a short warm-up, a missing wait."""
         # The wall time of a call includes the device's own time. If it is shorter, by more than 2 % and 5 microseconds,
         # the clock stopped before the device had finished.
-        for kind, found in self._device_ms.items():
-            wall = statistics.median(t for times in self.rounds_ms[kind] for t in times) if found else 0.0
-            if found and statistics.median(found) > 1.02 * wall + 0.005:
+        for kind, device_ms in self._device_ms.items():
+            if not device_ms:
+                continue
+            wall_ms = statistics.median(itertools.chain(*self.rounds_ms[kind]))
+            if statistics.median(device_ms) > 1.02 * wall_ms + 0.005:
                 self.doubts[f"the device worked longer than {kind} took: it was not waited for"] = None
         return list(self.doubts)
 
@@ -584,8 +633,11 @@ def spread(rounds: Sequence[Sequence[float]]) -> dict[str, Any]:
     Args:
         rounds: Times of the calls in each round.
     """
-    times = [t for block in rounds for t in block]
-    deciles = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else times
+    times = list(itertools.chain(*rounds))
+    # One value has no quantiles, so it stands for both deciles.
+    deciles = times
+    if len(times) > 1:
+        deciles = statistics.quantiles(times, n=10, method="inclusive")
     median, low, high = median_interval(rounds)
     mad = median_deviation(times)
     return {"median": median, "low": low, "high": high, "p10": deciles[0], "p90": deciles[-1], "mad": mad}

@@ -49,6 +49,7 @@ class ProgressBar(TQDMProgressBar):
 
     def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
         now = time.monotonic()
+        # The last batch is always drawn, or else the bar would seem to stop before the end.
         if now - self._shown >= 0.25 or trainer.is_last_batch:
             self._shown = now
             super().on_train_batch_end(trainer, *arguments)
@@ -106,6 +107,7 @@ class Stage(L.Callback):
         self.started = True
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        # The step is complete here, so the saved state is one that a training can go on from.
         if interrupts.is_pending() and self.keep is not None:
             trainer.save_checkpoint(self.keep)
         interrupts.check()

@@ -27,12 +27,15 @@ def loss_and_logits(
     Raises:
         UserError: The output is neither logits nor a tuple of logits.
     """
-    heads = (output,) if isinstance(output, Tensor) else output
+    heads = output
+    if isinstance(output, Tensor):
+        heads = (output,)
     if not isinstance(heads, tuple) or not all(isinstance(h, Tensor) and h.ndim == 2 for h in heads):
         raise UserError(
             f"the network returns {_shape_of(output)}, not logits, (N, K), or a tuple of them; "
             "wrap it in a module that does"
         )
+    # The main head counts fully, the auxiliary ones with a smaller weight (Szegedy et al. 2015, GoogLeNet).
     loss, *others = [F.cross_entropy(head, labels, label_smoothing=label_smoothing) for head in heads]
     for other in others:
         loss = loss + auxiliary_weight * other
@@ -40,4 +43,6 @@ def loss_and_logits(
 
 
 def _shape_of(output: Any) -> str:
-    return f"a tensor of {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+    if isinstance(output, Tensor):
+        return f"a tensor of {tuple(output.shape)}"
+    return f"a {type(output).__name__}"

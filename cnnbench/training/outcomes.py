@@ -48,6 +48,7 @@ class Outcomes:
             return
         steps, losses, logits, labels = zip(*self._steps, strict=True)
         self._steps.clear()
+        # One look at all steps waits for the device once, and still tells which step was the first bad one.
         finite = torch.stack(losses).isfinite()
         if not finite.all():
             first = int(finite.int().argmin())
@@ -55,6 +56,7 @@ class Outcomes:
                 f"the loss is {losses[first].item()} at step {steps[first]}; use a lower learning rate; checkpoints "
                 "from before are kept"
             )
+        # A mean loss counts by the number of its images, since batches need not be equally large.
         counts = torch.tensor([float(len(batch)) for batch in labels], device=self._sums.device)
         correct = (torch.cat(logits).argmax(1) == torch.cat(labels)).sum()
         self._sums += torch.stack([(torch.stack(losses).float() * counts).sum(), correct, counts.sum()])

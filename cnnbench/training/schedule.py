@@ -21,4 +21,7 @@ def lr_factor(progress: float, warmup: float, schedule: Schedule) -> float:
     if schedule == "constant":
         return 1.0
     left = max(0.0, (1 - progress) / (1 - warmup))
-    return left if schedule == "linear" else (1 - math.cos(math.pi * left)) / 2
+    if schedule == "linear":
+        return left
+    # Half a period of the cosine, from 1 where everything is left to 0 at the end.
+    return (1 - math.cos(math.pi * left)) / 2

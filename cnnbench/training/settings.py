@@ -87,12 +87,15 @@ def settle(
     usual: Any = chosen or type(network)
     if learning_rate is None:
         learning_rate = usual.peak_lr
+    # Warm-up and decay belong to the optimizer of the recipe; with one of the user's, the rate is constant.
     if warmup is None:
         warmup = usual.warmup if optimizer is None else 0.0
     if schedule is None:
         schedule = "linear" if optimizer is None else "constant"
     if label_smoothing is None:
-        label_smoothing = chosen.label_smoothing if chosen is not None else 0.0
+        label_smoothing = 0.0
+        if chosen is not None:
+            label_smoothing = chosen.label_smoothing
     return TrainingSettings(optimizer, lr_scheduler, chosen, learning_rate, schedule, warmup, label_smoothing)
 
 

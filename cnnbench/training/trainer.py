@@ -39,5 +39,8 @@ def make_trainer(device: torch.device, callbacks: Sequence[L.Callback] = (), **o
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
     }
-    devices = [device.index or 0] if device.type == "cuda" else 1
+    # A list names one of several GPUs; for every other kind of device Lightning takes their number.
+    devices: list[int] | int = 1
+    if device.type == "cuda":
+        devices = [device.index or 0]
     return L.Trainer(accelerator=device.type, devices=devices, callbacks=list(callbacks), **(settings | options))

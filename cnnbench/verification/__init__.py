@@ -53,6 +53,7 @@ def interleave(subjects: Mapping[str, Callable[[], object]], rounds: int, seed: 
     order = list(subjects)
     shuffle = random.Random(seed)
     times_ms: dict[str, list[float]] = {name: [] for name in order}
+    # The first call of a function may load libraries, choose kernels and fill caches.
     for name in order:
         subjects[name]()
     for _ in range(rounds):
@@ -83,6 +84,7 @@ def training_step(model: nn.Module, images: Tensor, precision: str = "32-true") 
     labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
 
     def step() -> None:
+        # Whoever calls this may have evaluated the model since the last step.
         model.train()
         optimizer.zero_grad()
         with autocast(precision, images.device):
@@ -168,15 +170,13 @@ def write_race(
     device = device or torch.device("cpu")
     path = FOLDER / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(
-        path,
-        {
-            "machine": environment(device_name(device), torch.get_num_threads()),
-            "rows": list(rows),
-            "ratios": dict(ratios),
-            "verdict": "met" if all(goals.values()) else "short",
-            "goals": dict(goals),
-            **more,
-        },
-    )
+    document = {
+        "machine": environment(device_name(device), torch.get_num_threads()),
+        "rows": list(rows),
+        "ratios": dict(ratios),
+        "verdict": "met" if all(goals.values()) else "short",
+        "goals": dict(goals),
+        **more,
+    }
+    write_json(path, document)
     return path

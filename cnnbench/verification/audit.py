@@ -39,6 +39,8 @@ TORCHVISION = (
     "regnet_x_400mf regnet_y_400mf convnext_tiny vit_b_16 swin_t"
 ).split()
 """Networks of torchvision that are audited by default, besides those of the package."""
+Times = Mapping[str, Mapping[str, Sequence[float]]]
+"""Milliseconds of every round, by network and counter."""
 
 
 @dataclass(frozen=True)
@@ -79,20 +81,22 @@ def _published(subject: Subject) -> Iterator[Disagreement]:
     # Some of the published parameter counts leave out the auxiliary heads.
     heads = sum(p.numel() for n, p in subject.model.named_parameters() if n.lower().startswith("aux"))
     params = sum(p.numel() for p in subject.model.parameters())
-    left_out = {"auxiliary heads": -heads} if heads and meta["num_params"] < params else {}
-    yield Disagreement(subject.network.name, "published parameters", meta["num_params"], params, left_out)
+    causes = {}
+    if heads and meta["num_params"] < params:
+        causes["auxiliary heads"] = -heads
+    yield Disagreement(subject.network.name, "published parameters", meta["num_params"], params, causes)
 
 
 def compare(subject: Subject) -> list[Disagreement]:
     """Return the counts of all other counters for one network, each with the causes of its difference from ours."""
-    found = []
+    comparisons = []
     for name, (count, explain) in COUNTERS.items():
         ours = subject.train_macs if "training" in name else subject.macs
         causes = {cause: amount for cause, amount in explain(subject).items() if amount}
-        found.append(Disagreement(subject.network.name, name, count(subject), ours, causes))
+        comparisons.append(Disagreement(subject.network.name, name, count(subject), ours, causes))
     if subject.network.name.startswith("torchvision:"):
-        found += _published(subject)
-    return found
+        comparisons += _published(subject)
+    return comparisons
 
 
 # Time.
@@ -117,7 +121,7 @@ def audit(network: Network, rounds: int) -> tuple[list[Disagreement], dict[str, 
     cost = complexity(model, shape)
     assert cost.train_macs is not None
     subject = Subject(network, model, real, record_calls(model, shape), cost.macs, cost.train_macs)
-    found = compare(subject)
+    comparisons = compare(subject)
     real.train()
     try:
         step = training_step(real, torch.randn(1, *shape))
@@ -130,72 +134,83 @@ def audit(network: Network, rounds: int) -> tuple[list[Disagreement], dict[str, 
         "training step": step,
     }
     subjects |= {name: functools.partial(COUNTERS[name][0], subject) for name in TIMED}
-    return found, interleave(subjects, rounds)
+    return comparisons, interleave(subjects, rounds)
 
 
 # Report.
 
 
-def disagreement_table(found: Sequence[Disagreement]) -> Table:
+def disagreement_table(comparisons: Sequence[Disagreement]) -> Table:
     """Return a table with one row per count that differs from ours."""
     table = Table(title="Counts that differ, and why", title_justify="left", title_style="bold", header_style="bold")
     for title in ("Network", "Counter", "Count", "Ours", "Difference", "Causes"):
         table.add_column(title, justify="left" if title in ("Network", "Counter", "Causes") else "right")
     previous = ""
-    for d in found:
+    for d in comparisons:
         if d.count == d.ours:
             continue
+        # The rows of a network form a section, whose first row names it.
+        shown = ""
         if d.network != previous:
             table.add_section()
+            shown = d.network
         causes = [f"{name} {amount:+,}" for name, amount in d.causes.items()]
         if d.unexplained:
             causes.append(f"[bold red]UNEXPLAINED {d.unexplained:+,}[/]")
-        shown = d.network if d.network != previous else ""
         table.add_row(shown, d.counter, f"{d.count:,}", f"{d.ours:,}", f"{d.count - d.ours:+,}", "; ".join(causes))
         previous = d.network
     return table
 
 
-def summary(found: Sequence[Disagreement], times: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict[str, Any]]:
+def summary(comparisons: Sequence[Disagreement], times: Times) -> list[dict[str, Any]]:
     """Return one row per counter: how often it agrees, how much it differs, and its time over all networks.
 
     Args:
-        found: Comparisons of all networks.
+        comparisons: Comparisons of all networks.
         times: Milliseconds of every round, by network and counter.
     """
     ours = _totals(times, "ours")
-    names = list(dict.fromkeys(d.counter for d in found))
     rows: list[dict[str, Any]] = [{"name": "cnnbench", **_time_row(times, "ours", ours)}]
     rows.append({"name": "cnnbench, training too", **_time_row(times, "ours, training", ours)})
     rows.append({"name": "(a real training step of one image)", **_time_row(times, "training step", ours)})
-    for name in names:
-        mine = [d for d in found if d.counter == name]
-        percent: dict[str, list[float]] = {}
-        for d in mine:
-            for cause, amount in d.causes.items():
-                # A counter with the cause "factor 2" counts FLOPs, 2 per MAC. Its other causes are amounts of FLOPs
-                # too, so they are given in per cent of our count in FLOPs.
-                unit = d.ours * (2 if "factor 2" in d.causes and cause != "factor 2" else 1)
-                percent.setdefault(cause, []).append(100 * amount / unit)
-        rows.append(
-            {
-                "name": name,
-                "networks": len(mine),
-                "equal": sum(d.count - d.causes.get("factor 2", 0) == d.ours for d in mine),
-                "unexplained": sum(d.unexplained != 0 for d in mine),
-                "causes": {c: {"networks": len(v), "most": max(v, key=abs)} for c, v in percent.items()},
-                **(_time_row(times, name, ours) if all(name in t for t in times.values()) else {}),
-            }
-        )
+    # A dict keeps the order of the names and drops repetitions.
+    for name in dict.fromkeys(d.counter for d in comparisons):
+        mine = [d for d in comparisons if d.counter == name]
+        row = {
+            "name": name,
+            "networks": len(mine),
+            "equal": sum(d.count - d.causes.get("factor 2", 0) == d.ours for d in mine),
+            "unexplained": sum(d.unexplained != 0 for d in mine),
+            "causes": _causes_in_percent(mine),
+        }
+        if all(name in of_network for of_network in times.values()):
+            row |= _time_row(times, name, ours)
+        rows.append(row)
     return rows
 
 
-def _totals(times: Mapping[str, Mapping[str, Sequence[float]]], name: str) -> list[float]:
+def _causes_in_percent(comparisons: Sequence[Disagreement]) -> dict[str, dict[str, Any]]:
+    """Return the number of networks that each cause affects, and its largest amount in per cent of our count."""
+    percent: dict[str, list[float]] = {}
+    for d in comparisons:
+        for cause, amount in d.causes.items():
+            unit = d.ours
+            # A counter with the cause "factor 2" counts FLOPs, 2 per MAC. Its other causes are amounts of FLOPs too, so
+            # they are given in per cent of our count in FLOPs.
+            if "factor 2" in d.causes and cause != "factor 2":
+                unit = 2 * d.ours
+            percent.setdefault(cause, []).append(100 * amount / unit)
+    return {cause: {"networks": len(shares), "most": max(shares, key=abs)} for cause, shares in percent.items()}
+
+
+def _totals(times: Times, name: str) -> list[float]:
     """Return the milliseconds that one counter takes for all networks together, one value per round."""
-    return [sum(round_ms) for round_ms in zip(*(t[name] for t in times.values()), strict=True)]
+    of_networks = [of_network[name] for of_network in times.values()]
+    return [sum(round_ms) for round_ms in zip(*of_networks, strict=True)]
 
 
-def _time_row(times: Mapping[str, Mapping[str, Sequence[float]]], name: str, ours: Sequence[float]) -> dict[str, Any]:
+def _time_row(times: Times, name: str, ours: Sequence[float]) -> dict[str, Any]:
+    """Return the time of a counter for all networks together, and its ratio to our total times."""
     total = _totals(times, name)
     return {"total_ms_median": statistics.median(total), "times_ours": ratio(total, ours)}
 
@@ -224,26 +239,36 @@ def markdown(document: Mapping[str, Any]) -> str:
         "| --- | ---: | --- | ---: | ---: | ---: |",
     ]
     for row in document["rows"]:
-        causes = [f"{cause} ({c['most']:+,.4g} %; {c['networks']})" for cause, c in row.get("causes", {}).items()]
-        equal = f"{row['equal']} of {row['networks']}" if "networks" in row else ""
-        time = ("", "")
+        equal = time = factor = ""
+        if "networks" in row:
+            equal = f"{row['equal']} of {row['networks']}"
         if "total_ms_median" in row:
-            time = (f"{row['total_ms_median'] / 1000:.2f} s", f"x {row['times_ours']['median']:.2f}")
-        unexplained = str(row.get("unexplained", ""))
-        lines.append(f"| {row['name']} | {equal} | {', '.join(causes)} | {unexplained} | {time[0]} | {time[1]} |")
+            time = f"{row['total_ms_median'] / 1000:.2f} s"
+            factor = f"x {row['times_ours']['median']:.2f}"
+        causes = [f"{cause} ({c['most']:+,.4g} %; {c['networks']})" for cause, c in row.get("causes", {}).items()]
+        unexplained = row.get("unexplained", "")
+        lines.append(f"| {row['name']} | {equal} | {', '.join(causes)} | {unexplained} | {time} | {factor} |")
     legend = ", ".join(f"{letter} {cause}" for cause, letter in LETTERS.items())
-    others = ("FlopCounterMode", "ptflops", "torchinfo", "fvcore", "FlopCounterMode, training", "published parameters")
     lines += ["", f"Causes: {legend}. A figure without letters is equal to the last digit.", ""]
-    lines.append("| Network | MACs | " + " | ".join(others[:4]) + " | Training MACs | " + " | ".join(others[4:]) + " |")
-    lines.append("| --- | ---: |" + " --- |" * 4 + " ---: | --- | --- |")
-    by_network: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for d in document["comparisons"]:
-        by_network.setdefault(d["network"], {})[d["counter"]] = d
-    for network, mine in by_network.items():
-        cells = [_cell(mine.get(other)) for other in others]
-        ours = [f"{mine[other]['ours']:,}" for other in ("FlopCounterMode", "FlopCounterMode, training")]
-        lines.append(f"| {network} | {ours[0]} | {' | '.join(cells[:4])} | {ours[1]} | {' | '.join(cells[4:])} |")
+    lines += _network_lines(document["comparisons"])
     return "\n".join(lines) + "\n"
+
+
+def _network_lines(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of the table of networks, with a column for each counter."""
+    inference = ("FlopCounterMode", "ptflops", "torchinfo", "fvcore")
+    training = ("FlopCounterMode, training", "published parameters")
+    by_network: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for d in comparisons:
+        by_network.setdefault(d["network"], {})[d["counter"]] = d
+    lines = [f"| Network | MACs | {' | '.join(inference)} | Training MACs | {' | '.join(training)} |"]
+    lines.append("| --- | ---: |" + " --- |" * 4 + " ---: | --- | --- |")
+    for network, mine in by_network.items():
+        macs, train_macs = mine["FlopCounterMode"]["ours"], mine["FlopCounterMode, training"]["ours"]
+        cells = [network, f"{macs:,}", *(_cell(mine.get(name)) for name in inference)]
+        cells += [f"{train_macs:,}", *(_cell(mine.get(name)) for name in training)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def _cell(d: Mapping[str, Any] | None) -> str:
@@ -252,12 +277,19 @@ def _cell(d: Mapping[str, Any] | None) -> str:
         return ""
     # The difference beyond the plain conversion of MACs to FLOPs.
     rest = d["count"] - d["ours"] - d["causes"].get("factor 2", 0)
-    unit = d["ours"] * (2 if "factor 2" in d["causes"] else 1)
+    unit = d["ours"]
+    if "factor 2" in d["causes"]:
+        unit *= 2
     percent = 100 * rest / unit
-    difference = "" if not rest else f"{percent:+.2f} %" if abs(percent) >= 0.01 else f"{percent:+.1g} %"
-    unexplained = d["count"] - d["ours"] != sum(d["causes"].values())
-    letters = " ".join(LETTERS[cause] for cause in d["causes"]) + (" UNEXPLAINED" if unexplained else "")
-    return f"{difference} {letters}".strip() or "equal"
+    words = []
+    if abs(percent) >= 0.01:
+        words.append(f"{percent:+.2f} %")
+    elif rest:
+        words.append(f"{percent:+.1g} %")
+    words += [LETTERS[cause] for cause in d["causes"]]
+    if d["count"] - d["ours"] != sum(d["causes"].values()):
+        words.append("UNEXPLAINED")
+    return " ".join(words) or "equal"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -272,42 +304,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.disable(logging.WARNING)
     names = options.models or [*all_models(), *(f"torchvision:{name}" for name in TORCHVISION)]
     console = Console(width=None if sys.stdout.isatty() else 170)
-    found: list[Disagreement] = []
+    comparisons: list[Disagreement] = []
     times: dict[str, dict[str, list[float]]] = {}
     for name in names:
         network = get_network(name)
         print(f"{name} ...", file=sys.stderr, flush=True)
         with contextlib.redirect_stdout(io.StringIO()):  # ptflops prints messages
-            comparison, times[name] = audit(network, options.rounds)
-        found += comparison
-    rows = summary(found, times)
-    console.print(disagreement_table(found))
-    return _conclude(found, times, rows)
+            of_network, times[name] = audit(network, options.rounds)
+        comparisons += of_network
+    rows = summary(comparisons, times)
+    console.print(disagreement_table(comparisons))
+    return _conclude(comparisons, times, rows)
 
 
-def _conclude(
-    found: Sequence[Disagreement], times: Mapping[str, Mapping[str, Sequence[float]]], rows: list[dict[str, Any]]
-) -> int:
+def _conclude(comparisons: Sequence[Disagreement], times: Times, rows: list[dict[str, Any]]) -> int:
     """Print the verdicts, write the results and return the exit code."""
-    # Inference counters that differ from ours at most by counting FLOPs: only their time is a fair comparison.
-    exact = [
-        row
-        for row in rows
-        if {"causes", "times_ours"} <= set(row) and set(row["causes"]) <= {"factor 2"} and "training" not in row["name"]
-    ]
-    rival = min(exact, key=lambda row: row["times_ours"]["median"])
+    rival = _fastest_that_is_right(rows)
+    factor = rival["times_ours"]["median"]
     steps = {name: ratio(t["ours, training"], t["training step"]) for name, t in times.items()}
-    dearer = [name for name, r in steps.items() if r["median"] >= 1]
-    unexplained = [d for d in found if d.unexplained]
+    dearer = [name for name, of_step in steps.items() if of_step["median"] >= 1]
+    unexplained = [d for d in comparisons if d.unexplained]
     goals = {
         "every difference explained": not unexplained,
-        f"inference count no slower than {rival['name']}": rival["times_ours"]["median"] >= 1,
+        f"inference count no slower than {rival['name']}": factor >= 1,
         "training count cheaper than a training step": not dearer,
     }
-    print(
-        f"networks: {len(times)}; differences: {sum(d.count != d.ours for d in found)}; unexplained: {len(unexplained)}"
-    )
-    factor = rival["times_ours"]["median"]
+    differences = sum(d.count != d.ours for d in comparisons)
+    print(f"networks: {len(times)}; differences: {differences}; unexplained: {len(unexplained)}")
     print(f"the fastest other counter that is right, {rival['name']}, takes {factor:.2f} times as long as ours")
     total = ratio(_totals(times, "ours, training"), _totals(times, "training step"))["median"]
     print(f"the training count of all takes {total:.2f} times as long as a training step of one image of all")
@@ -315,14 +338,29 @@ def _conclude(
         factor = steps[name]["median"]
         print(f"the training count of {name} takes {factor:.2f} times as long as a training step of one image")
     ratios = {f"{row['name']} / cnnbench": row["times_ours"] for row in rows[1:] if "times_ours" in row}
-    ratios |= {f"training count / training step, {name}": r for name, r in steps.items()}
-    medians = {name: {k: round(statistics.median(v), 2) for k, v in t.items()} for name, t in times.items()}
-    path = write_race("audit", rows, ratios, goals, median_ms=medians, comparisons=[vars(d) for d in found])
+    ratios |= {f"training count / training step, {name}": of_step for name, of_step in steps.items()}
+    medians = {}
+    for name, of_network in times.items():
+        medians[name] = {counter: round(statistics.median(values), 2) for counter, values in of_network.items()}
+    path = write_race("audit", rows, ratios, goals, median_ms=medians, comparisons=[vars(d) for d in comparisons])
     print(markdown(json.loads(path.read_text(encoding="utf-8"))))
     print(f"written: {path}")
     for d in unexplained:
         print(f"unexplained: {d.counter} on {d.network}: {d.unexplained:+,}", file=sys.stderr)
     return 1 if unexplained else 0
+
+
+def _fastest_that_is_right(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the row of the fastest inference counter that differs from ours at most by counting FLOPs.
+
+    Only the time of such a counter is a fair comparison.
+    """
+    exact = []
+    for row in rows:
+        is_timed = "causes" in row and "times_ours" in row
+        if is_timed and set(row["causes"]) <= {"factor 2"} and "training" not in row["name"]:
+            exact.append(row)
+    return min(exact, key=lambda row: row["times_ours"]["median"])
 
 
 if __name__ == "__main__":

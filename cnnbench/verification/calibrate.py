@@ -54,6 +54,12 @@ PROCESSES = 6
 """Number of fresh processes of a complete run."""
 SLOWDOWNS = (0.05, 0.1, 0.2)
 """Slowdowns that are added to the times of a complete run, to see how many of them `compare` detects."""
+WAYS = {"paired rounds": "ratio", "one after the other": "usual", "as many calls": "usual, as many calls"}
+"""Key of the ratio in the result of `repetition`, by the way in which the ratio is measured."""
+Run = dict[str, dict[str, Any]]
+"""Figures of `measure_speed` by network."""
+Count = tuple[int, int]
+"""Number of cases that have a property, and of all cases."""
 
 
 class _Slower(nn.Module):
@@ -112,20 +118,26 @@ def repetition(config: SpeedConfig) -> dict[str, Any]:
     def twin(share: float) -> Subject:
         return Subject(lambda: _Slower(first.build(), share, config.device), first.image_shape, 10, _SlowerAdamW)
 
-    subjects = {name: twin(share) for name, share in (("network", 0.0), ("copy", 0.0), ("slower", PLANTED))}
+    subjects = {"network": twin(0.0), "copy": twin(0.0), "slower": twin(PLANTED)}
     subjects["other"] = Subject(second.build, second.image_shape, 10)
-    found = measure_speed(subjects, config)
-    failed = next((f"{n}: {v['error']}" for n, v in found.items() if "error" in v), None)
-    if failed:
-        raise UserError(f"could not time {failed}")
+    speeds = measure_speed(subjects, config)
+    for name, figures_of_one in speeds.items():
+        if "error" in figures_of_one:
+            raise UserError(f"could not time {name}: {figures_of_one['error']}")
+    network = speeds["network"]
     return {
-        "copy": {kind: time_ratio(found["copy"], found["network"], kind)._asdict() for kind in KINDS},
-        "slower": {kind: time_ratio(found["slower"], found["network"], kind)._asdict() for kind in KINDS},
-        "ratio": time_ratio(found["network"], found["other"], "inference").estimate,
+        "copy": _ratios(speeds["copy"], network),
+        "slower": _ratios(speeds["slower"], network),
+        "ratio": time_ratio(network, speeds["other"], "inference").estimate,
         "usual": usual_ratio(config),
-        "usual, as many calls": usual_ratio(config, sum(map(len, found["network"]["samples_ms"]["inference"]))),
-        "suspect": found["network"]["suspect"],
+        "usual, as many calls": usual_ratio(config, sum(map(len, network["samples_ms"]["inference"]))),
+        "suspect": network["suspect"],
     }
+
+
+def _ratios(first: dict[str, Any], second: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the ratio of the times of two networks, with its interval, by kind of work."""
+    return {kind: time_ratio(first, second, kind)._asdict() for kind in KINDS}
 
 
 def usual_ratio(config: SpeedConfig, calls: int = 40) -> float:
@@ -144,6 +156,7 @@ def usual_ratio(config: SpeedConfig, calls: int = 40) -> float:
         start = 0.0
         with torch.inference_mode(), hardware.autocast(config.precision, config.device):
             for call in range(10 + calls):
+                # The clock starts after the warm-up, once the device has nothing left to do.
                 if call == 10:
                     hardware.synchronise(config.device)
                     start = time.perf_counter()
@@ -153,11 +166,10 @@ def usual_ratio(config: SpeedConfig, calls: int = 40) -> float:
     return times[0] / times[1]
 
 
-def complete_run(config: SpeedConfig) -> dict[str, dict[str, Any]]:
+def complete_run(config: SpeedConfig) -> Run:
     """Return the figures of one timing of the networks of `DEFAULT`."""
     hardware.keep_freed_memory()
-    models = {name: get_model(name) for name in DEFAULT}
-    return measure_speed({name: Subject(model, (3, 32, 32), 10) for name, model in models.items()}, config)
+    return measure_speed({name: Subject(get_model(name), (3, 32, 32), 10) for name in DEFAULT}, config)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -184,178 +196,224 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in range(2 * PROCESSES):
         print(f"process {number + 1} of {2 * PROCESSES}", file=sys.stderr)
         runs.append(in_process(complete_run, replace(config, fewest_rounds=6, most_s=2.0, seed=number)))
-    goals, figures, ratios = _judge_repetitions(rows)
-    more_goals, more_figures = _judge_runs(runs, device)
-    goals |= more_goals
-    more = {"precision": precision, "figures": figures | more_figures}
+    goals, results, ratios = _judge_repetitions(rows)
+    goals_of_runs, results_of_runs = _judge_runs(runs, device)
+    goals |= goals_of_runs
+    more = {"precision": precision, "figures": results | results_of_runs}
     print(f"written: {write_race('calibrate', rows, ratios, goals, device, **more)}")
     return 0 if all(goals.values()) else 1
 
 
 def _judge_repetitions(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, bool], dict[str, Any], dict[str, Any]]:
     """Return the goals, figures and ratios of the repetitions, and print a table of them."""
-    verdicts = [Interval(**row["copy"][kind]).differs for row in rows for kind in KINDS]
-    slower = [Interval(**row["slower"][kind]) for row in rows for kind in KINDS]
-    # A slowdown is detected if the verdict is a difference, and in the right direction.
-    hits = [found.differs and found.estimate > 1 for found in slower]
-    ways = {"paired rounds": "ratio", "one after the other": "usual", "as many calls": "usual, as many calls"}
+    false, hits = _count_verdicts(rows)
     quiet = [row for row in rows if not _disturbed(row)]
-    spreads = {
-        which: {way: _variation([row[key] for row in some]) for way, key in ways.items()}
-        for which, some in (("quiet", quiet), ("all", rows))
-    }
+    spreads = {"quiet": _spreads(quiet), "all": _spreads(rows)}
     # The goal compares the procedures in quiet repetitions only.
-    ours, theirs = (spreads["quiet"][way] for way in ("paired rounds", "one after the other"))
-    judged = ours[0] / theirs[0] if ours and theirs and theirs[0] else None
+    ours, theirs = spreads["quiet"]["paired rounds"], spreads["quiet"]["one after the other"]
+    share_of_usual = None
+    if ours and theirs and theirs[0]:
+        share_of_usual = ours[0] / theirs[0]
     suspect = sum(bool(row["suspect"]) for row in rows)
-    false_share, hit_share = sum(verdicts) / len(verdicts), sum(hits) / len(hits)
-    _print_shares(
-        "What",
-        {
-            "verdicts on a copy (false)": (sum(verdicts), len(verdicts)),
-            f"planted slowdowns of {PLANTED:.0%} found": (sum(hits), len(hits)),
-            "repetitions that call themselves suspect": (suspect, len(rows)),
-        },
-    )
-    pair = " / ".join(PAIR)
-    for which, some in (("quiet", quiet), ("all", rows)):
-        texts = [f"{found[0]:.1%} ({found[1]:.1%}) {way}" for way, found in spreads[which].items() if found]
-        print(
-            f"coefficient of variation (robust: by the median absolute deviation) of {pair}, {which} {len(some)} "
-            f"repetitions: {', '.join(texts)}"
-        )
-    ratios = {
-        f"{pair}, {way}": {"median": statistics.median(v), "low": min(v), "high": max(v)}
-        for way, key in ways.items()
-        for v in ([row[key] for row in rows],)
-    }
-    goals = {
-        f"at most {GOALS['false verdicts']:.0%} false verdicts": false_share <= GOALS["false verdicts"],
-        f"at least {GOALS['planted slowdowns found']:.0%} of planted slowdowns found": hit_share
-        >= GOALS["planted slowdowns found"],
-        "the spread of a ratio at most half of that of the usual procedure": judged is not None
-        and judged <= GOALS["spread of a ratio"],
-    }
-    figures = {
-        "false verdicts": false_share,
-        "planted slowdowns found": hit_share,
-        "spread of a ratio": judged,
+    results = {
+        "false verdicts": false[0] / false[1],
+        "planted slowdowns found": hits[0] / hits[1],
+        "spread of a ratio": share_of_usual,
         "coefficients_of_variation": spreads,
         "repetitions": len(rows),
         "suspect": suspect,
     }
-    return goals, figures, ratios
+    counts = {
+        "verdicts on a copy (false)": false,
+        f"planted slowdowns of {PLANTED:.0%} found": hits,
+        "repetitions that call themselves suspect": (suspect, len(rows)),
+    }
+    _print_shares("What", counts)
+    _print_spreads(spreads["quiet"], f"quiet {len(quiet)}")
+    _print_spreads(spreads["all"], f"all {len(rows)}")
+    ratios = {}
+    for way, key in WAYS.items():
+        values = [row[key] for row in rows]
+        named = {"median": statistics.median(values), "low": min(values), "high": max(values)}
+        ratios[f"{' / '.join(PAIR)}, {way}"] = named
+    most_false, fewest_hits = GOALS["false verdicts"], GOALS["planted slowdowns found"]
+    narrow = share_of_usual is not None and share_of_usual <= GOALS["spread of a ratio"]
+    goals = {
+        f"at most {most_false:.0%} false verdicts": false[0] / false[1] <= most_false,
+        f"at least {fewest_hits:.0%} of planted slowdowns found": hits[0] / hits[1] >= fewest_hits,
+        "the spread of a ratio at most half of that of the usual procedure": narrow,
+    }
+    return goals, results, ratios
 
 
-def _print_shares(title: str, found: dict[str, tuple[int, int]]) -> None:
+def _count_verdicts(rows: Sequence[dict[str, Any]]) -> tuple[Count, Count]:
+    """Count the false verdicts on the copies, and the planted slowdowns that were detected."""
+    false = hits = 0
+    for row in rows:
+        for kind in KINDS:
+            false += Interval(**row["copy"][kind]).differs
+            slower = Interval(**row["slower"][kind])
+            # A slowdown is detected if the verdict is a difference, and in the right direction.
+            hits += slower.differs and slower.estimate > 1
+    verdicts = len(rows) * len(KINDS)
+    return (false, verdicts), (hits, verdicts)
+
+
+def _spreads(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float] | None]:
+    """Return the spread of the ratio over some repetitions, by the way in which it is measured."""
+    spreads = {}
+    for way, key in WAYS.items():
+        spreads[way] = _variation([row[key] for row in rows])
+    return spreads
+
+
+def _print_spreads(spreads: dict[str, tuple[float, float] | None], repetitions: str) -> None:
+    """Print the spreads of the ratio in one line, which names their repetitions."""
+    texts = [f"{spread[0]:.1%} ({spread[1]:.1%}) {way}" for way, spread in spreads.items() if spread]
+    print(
+        f"coefficient of variation (robust: by the median absolute deviation) of {' / '.join(PAIR)}, {repetitions} "
+        f"repetitions: {', '.join(texts)}"
+    )
+
+
+def _print_shares(title: str, counts: dict[str, Count]) -> None:
     """Print a table of counts and their shares, with Wilson intervals, which assume independent observations."""
     print(f"| {title} | Found | Of | Share | 95 % interval |\n| --- | ---: | ---: | ---: | ---: |")
-    for what, (count, total) in found.items():
+    for what, (count, total) in counts.items():
         low, high = wilson_interval(count, total)
         print(f"| {what} | {count} | {total} | {count / total:.1%} | {low:.1%} to {high:.1%} |")
 
 
-def _judge_runs(runs: Sequence[dict[str, Any]], device: torch.device) -> tuple[dict[str, bool], dict[str, Any]]:
+def _judge_runs(runs: Sequence[Run], device: torch.device) -> tuple[dict[str, bool], dict[str, Any]]:
     """Return the goals and figures of two complete runs, each of half of the processes, and print a table of them."""
+    first, second = runs[:PROCESSES], runs[PROCESSES:]
+    whole = _pooled(first), _pooled(second)
+    several = f"{PROCESSES} processes each"
     # Two kinds of runs are compared: whole runs of several processes, and pairs of single processes.
-    halves = runs[:PROCESSES], runs[PROCESSES:]
-    whole = [{name: pooled([run[name] for run in half]) for name in DEFAULT} for half in halves]
+    pairs_by_kind = {several: [whole], "one process each": list(zip(first, second, strict=True))}
+    shares = _compare_runs(pairs_by_kind, device)
     ranks = [sorted(run, key=lambda name: run[name]["inference_ms_median"]) for run in whole]
-    pairs = [(kind, *pair) for kind in KINDS for pair in itertools.combinations(DEFAULT, 2)]
-    agree = [_agree(*(time_ratio(run[a], run[b], kind) for run in whole)) for kind, a, b in pairs]
-    single = [
-        _agree(*(time_ratio(run[a], run[b], kind) for run in both))
-        for both in zip(*halves, strict=True)
-        for kind, a, b in pairs
-    ]
-    by_run = _verdicts([(whole[0], whole[1])], device)
-    by_process = _verdicts(list(zip(*halves, strict=True)), device)
-    false = [verdict != "no difference found" for verdict in (*by_run, *by_process)]
     between = {kind: _between(runs, kind) for kind in KINDS}
-    shares = {
-        f"ratios whose intervals meet, {PROCESSES} processes each": (sum(agree), len(agree)),
-        "ratios whose intervals meet, one process each": (sum(single), len(single)),
-    }
-    kinds_of_runs = (
-        (f"{PROCESSES} processes each", [(whole[0], whole[1])], by_run),
-        ("one process each", list(zip(*halves, strict=True)), by_process),
-    )
-    for what, _, some in kinds_of_runs:
-        wrong = sum(verdict != "no difference found" for verdict in some)
-        shares[f"verdicts of compare, {what} (false)"] = (wrong, len(some))
-    # Add a known slowdown to the second run of each pair, and count how often `compare` reports it.
-    for what, both, _ in kinds_of_runs:
-        for share in SLOWDOWNS:
-            some = _verdicts([(a, _slowed(b, share)) for a, b in both], device)
-            shares[f"slowdowns of {share:.0%} found by compare, {what}"] = (some.count("slower"), len(some))
     _print_shares("Two complete runs", shares)
     print(f"ranks of two runs: {' < '.join(ranks[0])} and {' < '.join(ranks[1])}")
-    print(
-        "standard deviation from process to process, in units of the yardstick: "
-        + ", ".join(f"{kind} {value:.1%}" for kind, value in between.items())
-    )
-    figures: dict[str, Any] = {
+    deviations = ", ".join(f"{kind} {value:.1%}" for kind, value in between.items())
+    print(f"standard deviation from process to process, in units of the yardstick: {deviations}")
+    alike, ratios = shares[f"ratios whose intervals meet, {several}"]
+    false = verdicts = 0
+    for what in pairs_by_kind:
+        false_of_kind, verdicts_of_kind = shares[f"verdicts of compare, {what} (false)"]
+        false += false_of_kind
+        verdicts += verdicts_of_kind
+    results: dict[str, Any] = {
         "ranks": ranks,
-        "ratios that agree": sum(agree) / len(agree),
-        "verdicts of compare": len(false),
-        "of two complete runs": {what: list(counts) for what, counts in shares.items()},
-        "false verdicts of compare": sum(false) / len(false),
+        "ratios that agree": alike / ratios,
+        "verdicts of compare": verdicts,
+        "of two complete runs": {what: list(count) for what, count in shares.items()},
+        "false verdicts of compare": false / verdicts,
         "between processes": between,
-        "processes": [{n: {k: _middle(run, n, k) for k in KINDS} for n in DEFAULT} for run in runs],
+        "processes": [_middles(run) for run in runs],
     }
+    fewest_alike, most_false = GOALS["ratios that agree"], GOALS["false verdicts"]
+    agreement = f"at least {fewest_alike:.0%} of the ratios of two runs agree within their intervals"
     goals = {
         "two runs rank the networks alike": ranks[0] == ranks[1],
-        f"at least {GOALS['ratios that agree']:.0%} of the ratios of two runs agree within their intervals": figures[
-            "ratios that agree"
-        ]
-        >= GOALS["ratios that agree"],
-        f"at most {GOALS['false verdicts']:.0%} false verdicts of compare": figures["false verdicts of compare"]
-        <= GOALS["false verdicts"],
+        agreement: alike / ratios >= fewest_alike,
+        f"at most {most_false:.0%} false verdicts of compare": false / verdicts <= most_false,
     }
-    return goals, figures
+    return goals, results
 
 
-def _slowed(run: dict[str, dict[str, Any]], share: float) -> dict[str, dict[str, Any]]:
+def _pooled(runs: Sequence[Run]) -> Run:
+    """Return the figures of several processes as those of one run."""
+    whole = {}
+    for name in DEFAULT:
+        whole[name] = pooled([run[name] for run in runs])
+    return whole
+
+
+def _compare_runs(pairs_by_kind: dict[str, list[tuple[Run, Run]]], device: torch.device) -> dict[str, Count]:
+    """Return what is said about pairs of runs of the same code, as counts by their titles in the table."""
+    shares = {}
+    for what, pairs in pairs_by_kind.items():
+        agreements = _agreements(pairs)
+        shares[f"ratios whose intervals meet, {what}"] = sum(agreements), len(agreements)
+    for what, pairs in pairs_by_kind.items():
+        verdicts = _verdicts(pairs, device)
+        false = len(verdicts) - verdicts.count("no difference found")
+        shares[f"verdicts of compare, {what} (false)"] = false, len(verdicts)
+    # Add a known slowdown to the second run of each pair, and count how often `compare` reports it.
+    for what, pairs in pairs_by_kind.items():
+        for share in SLOWDOWNS:
+            verdicts = _verdicts([(a, _slowed(b, share)) for a, b in pairs], device)
+            shares[f"slowdowns of {share:.0%} found by compare, {what}"] = verdicts.count("slower"), len(verdicts)
+    return shares
+
+
+def _agreements(pairs: Sequence[tuple[Run, Run]]) -> list[bool]:
+    """Return whether the intervals of a ratio from the two runs of a pair meet, for every ratio and pair."""
+    agreements = []
+    for a, b in pairs:
+        for kind in KINDS:
+            for one, other in itertools.combinations(DEFAULT, 2):
+                agreements.append(_agree(time_ratio(a[one], a[other], kind), time_ratio(b[one], b[other], kind)))
+    return agreements
+
+
+def _slowed(run: Run, share: float) -> Run:
     """Return the figures of a run as if every network took a share longer; the yardstick keeps its times."""
-    return {
-        name: figures
-        | {
-            "samples_ms": {
-                kind: [[(1 + share) * ms if kind in KINDS else ms for ms in times] for times in rounds]
-                for kind, rounds in figures["samples_ms"].items()
-            }
-        }
-        for name, figures in run.items()
-    }
+    slowed = {}
+    for name, of_network in run.items():
+        samples_ms = dict(of_network["samples_ms"])
+        for kind in KINDS:
+            rounds = samples_ms[kind]
+            samples_ms[kind] = [[(1 + share) * ms for ms in times] for times in rounds]
+        slowed[name] = of_network | {"samples_ms": samples_ms}
+    return slowed
 
 
-def _verdicts(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], device: torch.device) -> list[str]:
+def _verdicts(pairs: Sequence[tuple[Run, Run]], device: torch.device) -> list[str]:
     """Return the verdicts of `compare` on all times of pairs of runs."""
     machine = environment(hardware.device_name(device), torch.get_num_threads())
 
-    def records(run: dict[str, Any]) -> list[Record]:
+    def records(run: Run) -> list[Record]:
         data = {"name": "noise", "label": "noise", "image_size": 32}
         return [Record(name, data, 0, "ok", {}, machine, measures=run[name]) for name in DEFAULT]
 
-    changes = [change for a, b in pairs for change in compare(records(a), records(b))]
     times = {key for key, figure in figures().items() if figure.compared == "rounds"}
-    return [change.verdict for change in changes if change.figure in times]
+    verdicts = []
+    for first, second in pairs:
+        changes = compare(records(first), records(second))
+        verdicts += [change.verdict for change in changes if change.figure in times]
+    return verdicts
 
 
-def _between(runs: Sequence[dict[str, Any]], kind: str) -> float:
+def _between(runs: Sequence[Run], kind: str) -> float:
     """Return the standard deviation of a time from process to process, as a share.
 
     It is the standard deviation of the logarithms of the times, from the mean variance over the networks.
     """
-    logs = [[math.log(_middle(run, name, kind)) for run in runs] for name in DEFAULT]
-    return math.sqrt(statistics.fmean(statistics.variance(values) for values in logs))
+    variances = []
+    for name in DEFAULT:
+        logs = [math.log(_middle(run, name, kind)) for run in runs]
+        variances.append(statistics.variance(logs))
+    return math.sqrt(statistics.fmean(variances))
 
 
-def _middle(run: dict[str, Any], name: str, kind: str) -> float:
+def _middles(run: Run) -> dict[str, dict[str, float]]:
+    """Return the median times of one process, in units of the yardstick's time, by network and kind of work."""
+    middles = {}
+    for name in DEFAULT:
+        middles[name] = {kind: _middle(run, name, kind) for kind in KINDS}
+    return middles
+
+
+def _middle(run: Run, name: str, kind: str) -> float:
     """Return the median time of a network in one process, in units of the yardstick's time in the same round."""
-    samples = run[name]["samples_ms"]
-    rounds = zip(*([statistics.median(times) for times in samples[key]] for key in (kind, "yardstick")), strict=True)
-    return statistics.median(x / y for x, y in rounds)
+    samples_ms = run[name]["samples_ms"]
+    times = []
+    for of_network, of_yardstick in zip(samples_ms[kind], samples_ms["yardstick"], strict=True):
+        times.append(statistics.median(of_network) / statistics.median(of_yardstick))
+    return statistics.median(times)
 
 
 def _disturbed(row: dict[str, Any]) -> bool:

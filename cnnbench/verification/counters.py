@@ -23,6 +23,7 @@ from cnnbench.verification.recorded_calls import (
     ELEMENTWISE,
     MATMULS,
     POOLINGS,
+    Call,
     Calls,
     record_calls,
 )
@@ -94,8 +95,8 @@ def _ptflops(subject: Subject) -> int:
 def _torchinfo(subject: Subject) -> int:
     from torchinfo import summary
 
-    found = summary(subject.model, input_data=subject.images, verbose=0, device="meta", mode="eval")
-    return int(found.total_mult_adds)
+    counts = summary(subject.model, input_data=subject.images, verbose=0, device="meta", mode="eval")
+    return int(counts.total_mult_adds)
 
 
 def _fvcore(subject: Subject) -> int:
@@ -117,34 +118,54 @@ def _ptflops_causes(subject: Subject) -> Counter[str]:
     A function that is called by a hooked module is counted twice. A convolution, a linear layer or an attention that is
     called as a function, outside of a known module, is not counted.
     """
-    found: Counter[str] = Counter()
+    causes: Counter[str] = Counter()
     for module, x, out in subject.calls.modules:
-        kind = type(module)
-        if kind in (*CONV_MODULES, nn.Linear) and module.bias is not None:
-            found["bias"] += prod(out)
-        elif kind in NORM_MODULES:
-            found["normalisation"] += prod(x) * (2 if getattr(module, "affine", False) else 1)
-        elif kind in ACTIVATION_MODULES:
-            found["activation"] += prod(out)
-        elif kind in POOL_MODULES:
-            found["pooling"] += prod(x)
-        elif kind is nn.MultiheadAttention:
-            # Biases of queries, keys, values and the output; then the scaling of the queries, and the softmax.
-            images, tokens, _ = x
-            found["bias"] += 4 * prod(x)
-            found["activation"] += prod(x) + images * cast(int, module.num_heads) * tokens**2
+        causes.update(_ptflops_of_module(module, x, out))
     for call in subject.calls.functions:
-        inner = type(call.modules[-1]) if call.modules else None
-        in_attention = any(type(m) is nn.MultiheadAttention for m in call.modules)
-        if call.function in ACTIVATIONS:
-            found["counted twice" if inner in ACTIVATION_MODULES else "activation"] += call.size
-        elif call.function in POOLINGS:
-            found["counted twice" if inner in POOL_MODULES else "pooling"] += call.size
-        elif call.function in ELEMENTWISE:
-            found["element-wise"] += call.size
-        elif call.function not in MATMULS and inner not in (*CONV_MODULES, nn.Linear) and not in_attention:
-            found["missing functional"] -= call.macs
-    return found
+        causes.update(_ptflops_of_function(call))
+    return causes
+
+
+def _ptflops_of_module(module: nn.Module, x: tuple[int, ...], out: tuple[int, ...]) -> dict[str, int]:
+    """Return the amounts that ptflops adds for a module, by cause.
+
+    Args:
+        module: Module that ran.
+        x: Shape of its input.
+        out: Shape of its output.
+    """
+    kind = type(module)
+    if kind in (*CONV_MODULES, nn.Linear) and module.bias is not None:
+        return {"bias": prod(out)}
+    if kind in NORM_MODULES:
+        # Scale and shift count as much as the normalisation itself.
+        return {"normalisation": prod(x) * (2 if getattr(module, "affine", False) else 1)}
+    if kind in ACTIVATION_MODULES:
+        return {"activation": prod(out)}
+    if kind in POOL_MODULES:
+        return {"pooling": prod(x)}
+    if kind is nn.MultiheadAttention:
+        # Biases of queries, keys, values and the output; then the scaling of the queries, and the softmax.
+        images, tokens, _ = x
+        softmax = images * cast(int, module.num_heads) * tokens**2
+        return {"bias": 4 * prod(x), "activation": prod(x) + softmax}
+    return {}
+
+
+def _ptflops_of_function(call: Call) -> dict[str, int]:
+    """Return the amounts that ptflops adds for a call of a function, or misses in it, by cause."""
+    kind = type(call.module)
+    if call.function in ACTIVATIONS:
+        return {"counted twice" if kind in ACTIVATION_MODULES else "activation": call.size}
+    if call.function in POOLINGS:
+        return {"counted twice" if kind in POOL_MODULES else "pooling": call.size}
+    if call.function in ELEMENTWISE:
+        return {"element-wise": call.size}
+    # Matrix products are counted as functions, and these modules by their hooks, but no other function with MACs is.
+    in_attention = any(type(module) is nn.MultiheadAttention for module in call.modules)
+    if call.function in MATMULS or kind in (*CONV_MODULES, nn.Linear) or in_attention:
+        return {}
+    return {"missing functional": -call.macs}
 
 
 def _torchinfo_causes(subject: Subject) -> Counter[str]:
@@ -153,27 +174,26 @@ def _torchinfo_causes(subject: Subject) -> Counter[str]:
     It multiplies them by the positions of the output where the name of the class contains Conv, and elsewhere by the
     number of images only.
     """
-    found: Counter[str] = Counter()
+    causes: Counter[str] = Counter()
     for module, x, out in subject.calls.modules:
         if any(module.children()):
             continue
         sizes = {name: p.numel() for name, p in module.named_parameters(recurse=False)}
         if isinstance(module, CONV_MODULES):
-            found["bias"] += prod(out) if "bias" in sizes else 0
+            causes["bias"] += prod(out) if "bias" in sizes else 0
             # The MACs of a transposed convolution follow from the positions of its input.
             if module.transposed:
-                found["transposed by outputs"] += out[0] * (prod(out[2:]) - prod(x[2:])) * sizes["weight"]
+                causes["transposed by outputs"] += out[0] * (prod(out[2:]) - prod(x[2:])) * sizes["weight"]
         elif isinstance(module, nn.Linear):
             # A linear layer on tokens is counted as if each image had one position.
-            found["bias"] += out[0] * sizes.get("bias", 0)
-            found["one position for all"] -= (prod(out[:-1]) - out[0]) * sizes["weight"]
+            causes["bias"] += out[0] * sizes.get("bias", 0)
+            causes["one position for all"] -= (prod(out[:-1]) - out[0]) * sizes["weight"]
         else:
-            found["normalisation"] += out[0] * sum(sizes.values())
+            causes["normalisation"] += out[0] * sum(sizes.values())
     for call in subject.calls.functions:
-        inner = call.modules[-1] if call.modules else None
-        if not isinstance(inner, (*CONV_MODULES, nn.Linear)):
-            found["missing functional"] -= call.macs
-    return found
+        if not isinstance(call.module, (*CONV_MODULES, nn.Linear)):
+            causes["missing functional"] -= call.macs
+    return causes
 
 
 def _fvcore_causes(subject: Subject) -> Counter[str]:
@@ -182,16 +202,16 @@ def _fvcore_causes(subject: Subject) -> Counter[str]:
     It has rules for convolutions and matrix products, normalisation and adaptive average pooling, but none for the
     fused attention of torch.
     """
-    found: Counter[str] = Counter()
+    causes: Counter[str] = Counter()
     for module, x, _ in subject.calls.modules:
         if isinstance(module, NORM_MODULES):
-            found["normalisation"] += prod(x) * (2 if isinstance(module, nn.modules.batchnorm._BatchNorm) else 5)
+            causes["normalisation"] += prod(x) * (2 if isinstance(module, nn.modules.batchnorm._BatchNorm) else 5)
     for call in subject.calls.functions:
         if call.function == "adaptive_avg_pool2d":
-            found["pooling"] += call.size
+            causes["pooling"] += call.size
         elif call.function == "scaled_dot_product_attention":
-            found["missing functional"] -= call.macs
-    return found
+            causes["missing functional"] -= call.macs
+    return causes
 
 
 def _flop_counter_causes(subject: Subject) -> Counter[str]:

@@ -127,6 +127,7 @@ class _Race:
 
 
 def _cifar(device: torch.device, folder: Path) -> _Race:
+    """Return the race of CIFAR-10; airbench reads its images from a file in the folder."""
     mean, std = CIFAR10.mean, CIFAR10.std
     race = _Race(_split(50_000, 3, 32), 5_000, 128, device)
     race.add_ours("cnnbench", Augmentation(), mean, std)
@@ -170,6 +171,7 @@ def write_for_airbench(split: Split, path: Path) -> None:
 
 
 def _mnist(device: torch.device) -> _Race:
+    """Return the race of MNIST."""
     mean, std = MNIST.mean, MNIST.std
     race = _Race(_split(60_000, 1, 28), 10_000, 64, device)
     race.add_ours("cnnbench", None, mean, std)
@@ -199,19 +201,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for title, race in (("CIFAR-10", _cifar(device, Path(folder))), ("MNIST", _mnist(device))):
             print(f"racing {title}", file=sys.stderr)
             rates = race.run(options.rounds)
-            for name, found in rates.items():
-                row = {"data": title, "loader": name, "median": statistics.median(found), "rates": found}
-                rows.append(row)
-                key = f"{name} / {PEER}, {title}"
-                ratios[key] = ratio(found, rates[PEER])
-                shown = (statistics.median(found), min(found), max(found))
-                cells = " | ".join(f"{float(f'{value:.3g}'):,.0f}" for value in shown)
-                times = f"{ratios[key]['median']:,.{0 if ratios[key]['median'] >= 10 else 1}f}"
-                print(f"| {title} | {name} | {cells} | {times} |")
-            ours = (name for name in rates if name.startswith("cnnbench"))
-            for name in ours:
-                goal = f"{title}: {name} at least {GOALS[title]} times {PEER} without workers"
-                goals[goal] = ratios[f"{name} / {PEER}, {title}"]["median"] >= GOALS[title]
+            for name, of_rounds in rates.items():
+                middle = statistics.median(of_rounds)
+                rows.append({"data": title, "loader": name, "median": middle, "rates": of_rounds})
+                times_peer = ratio(of_rounds, rates[PEER])
+                ratios[f"{name} / {PEER}, {title}"] = times_peer
+                # Three digits are shown, without an exponent.
+                cells = " | ".join(f"{float(f'{rate:.3g}'):,.0f}" for rate in (middle, min(of_rounds), max(of_rounds)))
+                digits = 0 if times_peer["median"] >= 10 else 1
+                print(f"| {title} | {name} | {cells} | {times_peer['median']:,.{digits}f} |")
+                if name.startswith("cnnbench"):
+                    goal = f"{title}: {name} at least {GOALS[title]} times {PEER} without workers"
+                    goals[goal] = times_peer["median"] >= GOALS[title]
     print(f"written: {write_race('data', rows, ratios, goals, device)}")
     return 0
 

@@ -46,6 +46,10 @@ GPU_TESTS = ("measure", "memory", "roofline", "data", "bench", "races", "zoo")
 """Test files that contain tests for a GPU, without ``test_`` and ``.py``."""
 Numbers = dict[str, float]
 """Measured numbers by name."""
+_MODULE = (sys.executable, "-m")
+_CNNBENCH = (*_MODULE, "cnnbench")
+_TINY = ("--speed_batch_size", "8", "--batch_size", "8")
+"""Batch sizes of `bench` on a CPU."""
 
 
 class Range(NamedTuple):
@@ -129,7 +133,7 @@ RANGES_OF: dict[str, dict[str, Range]] = {
     },
 }
 """Numbers that each stage must measure, with their ranges."""
-RANGES = {name: value for found in RANGES_OF.values() for name, value in found.items()}
+RANGES = {name: expected for of_stage in RANGES_OF.values() for name, expected in of_stage.items()}
 """Ranges of all stages, by name of the number."""
 
 
@@ -161,62 +165,67 @@ def stages(device: str, repository: Path) -> list[Stage]:
         device: Type of the device, ``cpu`` or ``cuda``; on a CPU the sizes are tiny.
         repository: Folder of the project, which contains the tests.
     """
-    python = sys.executable
-    cnnbench = (python, "-m", "cnnbench")
-    small = device == "cpu"
-    data = ("--data", "Synthetic" if small else "CIFAR10")
-    one = ("--models", "LeNet5", "--speed_batch_size", "8", "--batch_size", "8") if small else ()
-    grid = (*cnnbench, "bench", "--device", device, *data, *one, "--measures", "complexity,speed", "--out", "grid")
-    names = ("LeNet5",) if small else ("LeNet5", "ResNet18", "MobileNetV1")
-    sizes = ("--batch_size", "8", "--train_batch_size", "8") if small else ()
-    limits = (*cnnbench, "speed", *names, "--device", device, "--limits", "--rounds", "6" if small else "24", *sizes)
-    train = (*cnnbench, "bench", "--device", device, "--models", "LeNet5" if small else "LeNet5,ResNet18")
-    files = [str(repository / "tests" / f"test_{name}.py") for name in GPU_TESTS]
-    pytest = (python, "-m", "pytest", *files, "-m", "gpu", "-q", "-p", "no:cacheprovider", "-p", "no:xdist")
-    speed = (*cnnbench, "speed", "ResNet18", "--device", device, "--rounds", "24")
+    probes = (*_MODULE, "cnnbench.verification.gpu_probes", "--device", device, "--out", "probes.json")
+    recipe = (*_MODULE, "cnnbench.verification.recipes", "--rounds", "3", "--project", str(repository))
+    tools = ("pytest", "hypothesis")
     return [
-        Stage(
-            "probes",
-            90,
-            [(python, "-m", "cnnbench.verification.gpu_probes", "--device", device, "--out", "probes.json")],
-            _probes,
-        ),
-        Stage("grid", 150, [grid], _grid),
-        Stage(
-            "recipe",
-            90,
-            [(python, "-m", "cnnbench.verification.recipes", "--rounds", "3", "--project", str(repository))],
-            _recipe,
-            needs_gpu=True,
-            packages=("airbench",),
-        ),
-        Stage(
-            "ways",
-            140,
-            [
-                (*speed, "--precision", "32-true,tf32,bf16-mixed,16-mixed,bf16-true", "--records", "formats.jsonl"),
-                (*speed, "--precision", "bf16-true", "--mode", "all", "--records", "modes.jsonl"),
-            ],
-            _ways,
-            needs_gpu=True,
-        ),
-        Stage("limits", 60, [(*limits, "--out", "limits", "--records", "limits.jsonl")], _limits),
-        Stage(
-            "training",
-            90,
-            [(*train, *data, "--budget", "2s" if small else "8s", *one[2:], "--out", "training")],
-            _training,
-        ),
+        Stage("probes", 90, [probes], _probes),
+        Stage("grid", 150, [_grid_command(device)], _grid),
+        Stage("recipe", 90, [recipe], _recipe, needs_gpu=True, packages=("airbench",)),
+        Stage("ways", 140, _ways_commands(device), _ways, needs_gpu=True),
+        Stage("limits", 60, [_limits_command(device)], _limits),
+        Stage("training", 90, [_training_command(device)], _training),
         # The tests come last: they take the longest, and the other stages show most of their failures too.
-        Stage(
-            "tests",
-            300,
-            [(*pytest, "--continue-on-collection-errors", "--rootdir", str(repository))],
-            _nothing,
-            needs_gpu=True,
-            packages=("pytest", "hypothesis"),
-        ),
+        Stage("tests", 300, [_tests_command(repository)], _nothing, needs_gpu=True, packages=tools),
     ]
+
+
+def _grid_command(device: str) -> Sequence[str]:
+    """Return the command that counts and times the default networks."""
+    command = [*_CNNBENCH, "bench", "--device", device]
+    if device == "cpu":
+        command += ["--data", "Synthetic", "--models", "LeNet5", *_TINY]
+    else:
+        command += ["--data", "CIFAR10"]
+    return [*command, "--measures", "complexity,speed", "--out", "grid"]
+
+
+def _ways_commands(device: str) -> list[Sequence[str]]:
+    """Return the commands that time a network in all number formats and in all modes."""
+    speed = (*_CNNBENCH, "speed", "ResNet18", "--device", device, "--rounds", "24")
+    return [
+        (*speed, "--precision", "32-true,tf32,bf16-mixed,16-mixed,bf16-true", "--records", "formats.jsonl"),
+        (*speed, "--precision", "bf16-true", "--mode", "all", "--records", "modes.jsonl"),
+    ]
+
+
+def _limits_command(device: str) -> Sequence[str]:
+    """Return the command that compares the times of networks with the roofline."""
+    options = ["--device", device, "--limits"]
+    if device == "cpu":
+        names = ["LeNet5"]
+        options += ["--rounds", "6", "--batch_size", "8", "--train_batch_size", "8"]
+    else:
+        names = ["LeNet5", "ResNet18", "MobileNetV1"]
+        options += ["--rounds", "24"]
+    return [*_CNNBENCH, "speed", *names, *options, "--out", "limits", "--records", "limits.jsonl"]
+
+
+def _training_command(device: str) -> Sequence[str]:
+    """Return the command that trains networks for some seconds."""
+    command = [*_CNNBENCH, "bench", "--device", device]
+    if device == "cpu":
+        command += ["--models", "LeNet5", "--data", "Synthetic", "--budget", "2s", *_TINY]
+    else:
+        command += ["--models", "LeNet5,ResNet18", "--data", "CIFAR10", "--budget", "8s"]
+    return [*command, "--out", "training"]
+
+
+def _tests_command(repository: Path) -> Sequence[str]:
+    """Return the command that runs the tests of a GPU, in one process, so that they do not disturb each other."""
+    files = [str(repository / "tests" / f"test_{name}.py") for name in GPU_TESTS]
+    pytest = (*_MODULE, "pytest", *files, "-m", "gpu", "-q", "-p", "no:cacheprovider", "-p", "no:xdist")
+    return (*pytest, "--continue-on-collection-errors", "--rootdir", str(repository))
 
 
 # Reading the numbers of the stages
@@ -227,33 +236,35 @@ def _nothing(folder: Path) -> Numbers:
 
 
 def _probes(folder: Path) -> Numbers:
-    found = json.loads((folder / "probes.json").read_text(encoding="utf-8"))["probes"]
-    return {name: value for row in found.values() for name, value in row["numbers"].items()}
+    document = json.loads((folder / "probes.json").read_text(encoding="utf-8"))
+    numbers: Numbers = {}
+    for row in document["probes"].values():
+        numbers |= row["numbers"]
+    return numbers
 
 
 def _grid(folder: Path) -> Numbers:
     records = load_records([folder / "grid"])
     titles = {"latency ms": "latency_ms_median", "images/s": "images_per_s", "train images/s": "train_images_per_s"}
-    found = {
-        f"{title} {record.model}": record.measures[key]
-        for record in records
-        for title, key in titles.items()
-        if key in record.measures
-    }
-    return found | {"suspect rows": float(sum(bool(record.measures.get("suspect")) for record in records))}
+    numbers: Numbers = {}
+    for record in records:
+        for title, key in titles.items():
+            if key in record.measures:
+                numbers[f"{title} {record.model}"] = record.measures[key]
+    return numbers | {"suspect rows": float(sum(bool(record.measures.get("suspect")) for record in records))}
 
 
 def _recipe(folder: Path) -> Numbers:
-    found = json.loads((folder / FOLDER / "recipes.json").read_text(encoding="utf-8"))
-    rows = {row["training"]: row["results"] for row in found["rows"]}
+    document = json.loads((folder / FOLDER / "recipes.json").read_text(encoding="utf-8"))
+    results = {row["training"]: row["results"] for row in document["rows"]}
 
     def mean(side: str, key: str) -> float:
-        return sum(result[key] for result in rows[side]) / len(rows[side])
+        return sum(result[key] for result in results[side]) / len(results[side])
 
     return {
         "recipe: ours, seconds": mean("cnnbench", "training_s"),
         "recipe: airbench, seconds": mean("airbench", "training_s"),
-        "recipe: ours over airbench": found["ratios"]["cnnbench / airbench"]["median"],
+        "recipe: ours over airbench": document["ratios"]["cnnbench / airbench"]["median"],
         "recipe: our accuracy %": 100 * mean("cnnbench", "accuracy"),
         "recipe: airbench's accuracy %": 100 * mean("airbench", "accuracy"),
     }
@@ -264,38 +275,38 @@ def _ways(folder: Path) -> Numbers:
     files = [path for path in (folder / "formats.jsonl", folder / "modes.jsonl") if path.is_file()]
     by_way = {(r.config["precision"], r.config["mode"]): r.measures for r in load_records(files)}
     step, eager = "train_step_ms_median", ("bf16-true", "eager")
+    # Every ratio is one time, of the first way over that of the second.
     wanted = {
         "training step, float32 over TF32": (step, ("32-true", "eager"), ("tf32", "eager")),
         "training step, bf16 over TF32": (step, ("bf16-mixed", "eager"), ("tf32", "eager")),
         "latency, graph over eager": ("latency_ms_median", ("bf16-true", "cuda-graph"), eager),
         "inference, compiled over eager": ("inference_ms_median", ("bf16-true", "compile"), eager),
     }
-    return {
-        name: by_way[first][key] / by_way[second][key]
-        for name, (key, first, second) in wanted.items()
-        if key in by_way.get(first, {}) and key in by_way.get(second, {})
-    }
+    numbers: Numbers = {}
+    for name, (key, first, second) in wanted.items():
+        if key in by_way.get(first, {}) and key in by_way.get(second, {}):
+            numbers[name] = by_way[first][key] / by_way[second][key]
+    return numbers
 
 
 def _limits(folder: Path) -> Numbers:
-    found = {}
+    numbers: Numbers = {}
     for record in load_records([folder / "limits.jsonl"]):
         verdict = (record.measures.get("limits") or {}).get("inference")
         if verdict is not None:
-            found[f"of the roofline, {record.model}"] = verdict["of_roofline"]
-    return found
+            numbers[f"of the roofline, {record.model}"] = verdict["of_roofline"]
+    return numbers
 
 
 def _training(folder: Path) -> Numbers:
     """Return the images per second of whole trainings, as shares of what the timed training steps reach."""
-    found = {}
+    numbers: Numbers = {}
     for record in load_records([folder / "training"]):
         rate = record.training["images"] / record.training["seconds"]
         # A training loop does not wait for each step, so it is compared with queued steps where these were timed.
         timed = record.measures.get("train_images_per_s_queued", record.measures["train_images_per_s"])
-        share = rate / timed
-        found[f"training in bench over the timed step, {record.model}"] = share
-    return found
+        numbers[f"training in bench over the timed step, {record.model}"] = rate / timed
+    return numbers
 
 
 # Running the stages
@@ -338,18 +349,9 @@ def run_stage(stage: Stage, folder: Path, device: str, left_s: float, environ: M
     if left_s < 10:
         return Outcome(stage.name, "FAIL", 0.0, {}, "no time was left; run it alone with --stages")
     start = time.monotonic()
-    limit_s = min(stage.limit_s, left_s)
-    reason = ""
-    with (folder / f"{stage.name}.log").open("w", encoding="utf-8") as log:
-        for command in stage.commands:
-            try:
-                code = _run(command, folder, environ, log, max(limit_s - (time.monotonic() - start), 1))
-            except subprocess.TimeoutExpired:
-                reason = reason or f"it was still at work after {limit_s:.0f} s"
-                break
-            if code:
-                reason = reason or f"exit code {code}"
+    reason = _run_commands(stage, folder, min(stage.limit_s, left_s), environ)
     numbers: Numbers = {}
+    # Numbers are read after a failure too, since the commands before it may have written some.
     try:
         numbers = stage.numbers(folder)
     except Exception as error:  # the other stages run, whatever is missing in this one
@@ -357,14 +359,30 @@ def run_stage(stage: Stage, folder: Path, device: str, left_s: float, environ: M
     return Outcome(stage.name, "FAIL" if reason else "PASS", time.monotonic() - start, numbers, reason)
 
 
+def _run_commands(stage: Stage, folder: Path, limit_s: float, environ: Mapping[str, str]) -> str:
+    """Run the commands of a stage, and return why the first of those that failed did so; empty if none failed."""
+    end = time.monotonic() + limit_s
+    reason = ""
+    with (folder / f"{stage.name}.log").open("w", encoding="utf-8") as log:
+        for command in stage.commands:
+            try:
+                code = _run(command, folder, environ, log, max(end - time.monotonic(), 1))
+            except subprocess.TimeoutExpired:
+                return reason or f"it was still at work after {limit_s:.0f} s"
+            # The next command runs all the same, and may still give its numbers.
+            if code:
+                reason = reason or f"exit code {code}"
+    return reason
+
+
 def not_found(outcomes: Sequence[Outcome]) -> list[str]:
     """Return the names of the numbers that a stage should have measured and has not."""
-    return [
-        name
-        for outcome in outcomes
-        for name in RANGES_OF.get(outcome.name, ())
-        if outcome.status != "SKIP" and name not in outcome.numbers
-    ]
+    missing: list[str] = []
+    for outcome in outcomes:
+        if outcome.status != "SKIP":
+            expected = RANGES_OF.get(outcome.name, {})
+            missing += [name for name in expected if name not in outcome.numbers]
+    return missing
 
 
 def _run(command: Sequence[str], folder: Path, environ: Mapping[str, str], log: IO[str], limit_s: float) -> int:
@@ -387,11 +405,12 @@ def _run(command: Sequence[str], folder: Path, environ: Mapping[str, str], log: 
 
 def lines_of(outcomes: Sequence[Outcome], has_ranges: bool) -> Iterator[str]:
     """Yield one line per stage and one per number, with its range if `has_ranges`."""
+    ranges = RANGES if has_ranges else {}
     for outcome in outcomes:
         yield f"{outcome.status} {outcome.name} {outcome.seconds:.0f} s {outcome.reason}".rstrip()
     for outcome in outcomes:
         for name, value in outcome.numbers.items():
-            expected = RANGES.get(name) if has_ranges else None
+            expected = ranges.get(name)
             if expected is None:
                 yield f"{name} {value:.4g}"
                 continue
@@ -401,7 +420,9 @@ def lines_of(outcomes: Sequence[Outcome], has_ranges: bool) -> Iterator[str]:
 
 def out_of_range(outcomes: Sequence[Outcome]) -> list[str]:
     """Return the names of the numbers that lie outside of their range."""
-    numbers = {name: value for outcome in outcomes for name, value in outcome.numbers.items()}
+    numbers: Numbers = {}
+    for outcome in outcomes:
+        numbers |= outcome.numbers
     return [name for name, r in RANGES.items() if name in numbers and not r.low <= numbers[name] <= r.high]
 
 
@@ -427,21 +448,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, metavar="FILE", help="an archive of data sets, such as .tar.xz, to unpack")
     options = parser.parse_args(arguments)
     device = choose_device(options.device)
-    kind = device.type
     repository = Path(__file__).resolve().parents[2]
-    every = stages(kind, repository)
-    wanted = [stage.name for stage in every] if options.stages is None else options.stages.split(",")
-    unknown = [name for name in wanted if name not in {stage.name for stage in every}]
-    if unknown:
-        raise UserError(f"unknown stage '{unknown[0]}'; there are {', '.join(stage.name for stage in every)}")
+    chosen = _chosen(stages(device.type, repository), options.stages)
     folder = options.out.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [str(repository), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    if device.index:
-        # Make only the chosen device visible, so that every stage uses it, the tests and airbench too.
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        environ["CUDA_VISIBLE_DEVICES"] = visible[device.index] if len(visible) > device.index else str(device.index)
+    environ = _environ(device, repository)
     start = time.monotonic()
     outcomes = []
     # The data sets have tens of thousands of files, which do not belong in the folder of the results.
@@ -449,20 +460,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.data is not None:
             _unpack(options.data, Path(data))
             environ["CNNBENCH_DATA"] = data
-        for stage in every:
-            if stage.name not in wanted:
-                continue
+        for stage in chosen:
             _remove_what_is_made_anew(stage, folder)
             note(f"{stage.name} ...")
             left_s = options.limit - (time.monotonic() - start)
-            outcomes.append(run_stage(stage, folder, kind, left_s, environ))
+            outcomes.append(run_stage(stage, folder, device.type, left_s, environ))
     return _conclude(outcomes, folder, device, time.monotonic() - start)
+
+
+def _chosen(every: list[Stage], names: str | None) -> list[Stage]:
+    """Return the stages with these names, which are separated by commas, or all stages if it is None.
+
+    Raises:
+        UserError: There is no stage of this name.
+    """
+    if names is None:
+        return every
+    known = [stage.name for stage in every]
+    wanted = names.split(",")
+    for name in wanted:
+        if name not in known:
+            raise UserError(f"unknown stage '{name}'; there are {', '.join(known)}")
+    return [stage for stage in every if stage.name in wanted]
+
+
+def _environ(device: torch.device, repository: Path) -> dict[str, str]:
+    """Return the environment variables of the stages, which find the package in this folder."""
+    environ = dict(os.environ)
+    paths = [str(repository)]
+    if environ.get("PYTHONPATH"):
+        paths.append(environ["PYTHONPATH"])
+    environ["PYTHONPATH"] = os.pathsep.join(paths)
+    if device.index:
+        # Make only the chosen device visible, so that every stage uses it, the tests and airbench too.
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        environ["CUDA_VISIBLE_DEVICES"] = visible[device.index] if len(visible) > device.index else str(device.index)
+    return environ
 
 
 def _remove_what_is_made_anew(stage: Stage, folder: Path) -> None:
     """Remove the results of an earlier check, which would be read again or stop a command that does not overwrite."""
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
     for command in stage.commands:
+        # These options name the file or the folder that a command writes.
         for option in ("--out", "--records"):
             if option in command:
                 path = folder / command[list(command).index(option) + 1]
@@ -474,17 +514,16 @@ def _remove_what_is_made_anew(stage: Stage, folder: Path) -> None:
 def _conclude(outcomes: Sequence[Outcome], folder: Path, device: torch.device, seconds: float) -> int:
     """Print the results, write ``summary.json`` and return the exit code."""
     has_ranges = device.type == "cuda" and "H200" in device_name(device)
-    for outcome in outcomes:
-        log = folder / f"{outcome.name}.log"
-        if outcome.status == "FAIL" and log.is_file():
-            out(f"--- the last lines of {log}")
-            for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]:
-                out(line)
-    lines = list(lines_of(outcomes, has_ranges))
-    for line in lines:
+    _print_logs(outcomes, folder)
+    for line in lines_of(outcomes, has_ranges):
         out(line)
-    bad = out_of_range(outcomes) if has_ranges else []
-    missing = not_found(outcomes) if has_ranges else []
+    bad: list[str] = []
+    missing: list[str] = []
+    ranges: dict[str, dict[str, object]] = {}
+    if has_ranges:
+        bad = out_of_range(outcomes)
+        missing = not_found(outcomes)
+        ranges = {name: expected._asdict() for name, expected in RANGES.items()}
     for name in missing:
         out(f"{name} was not found")
     failed = [outcome.name for outcome in outcomes if outcome.status == "FAIL"]
@@ -492,7 +531,7 @@ def _conclude(outcomes: Sequence[Outcome], folder: Path, device: torch.device, s
     summary = {
         "machine": environment(device_name(device), torch.get_num_threads()),
         "stages": [vars(outcome) for outcome in outcomes],
-        "ranges": {name: r._asdict() for name, r in RANGES.items()} if has_ranges else {},
+        "ranges": ranges,
         "out_of_range": bad,
         "not_found": missing,
         "verdict": verdict,
@@ -502,6 +541,16 @@ def _conclude(outcomes: Sequence[Outcome], folder: Path, device: torch.device, s
     out(f"{verdict}: {len(failed)} stages failed, {len(bad)} numbers are out of range, {len(missing)} are missing")
     out(f"written: {folder / 'summary.json'}, after {seconds:.0f} s")
     return int(verdict == "short")
+
+
+def _print_logs(outcomes: Sequence[Outcome], folder: Path) -> None:
+    """Print the last lines of the log of each stage that failed."""
+    for outcome in outcomes:
+        log = folder / f"{outcome.name}.log"
+        if outcome.status == "FAIL" and log.is_file():
+            out(f"--- the last lines of {log}")
+            for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]:
+                out(line)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import platform
 import shutil
 import statistics
@@ -56,12 +57,13 @@ def _needs_gpu(device: torch.device) -> None:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Return the facts about the machine that a reader of the numbers needs."""
-    found: dict[str, Any] = environment(hardware.device_name(device), torch.get_num_threads())
-    found |= {"accelerator": hardware.accelerator_facts(device), "libc": " ".join(platform.libc_ver())}
+    facts: dict[str, Any] = environment(hardware.device_name(device), torch.get_num_threads())
+    facts |= {"accelerator": hardware.accelerator_facts(device), "libc": " ".join(platform.libc_ver())}
     include = sysconfig.get_paths()["include"]
-    found["compiler"] = shutil.which("gcc") or shutil.which("cc") or "none"
-    found["python_headers"] = (Path(include) / "Python.h").is_file()
-    return found
+    # Triton compiles the code that launches its kernels, for which it needs a compiler and these headers.
+    facts["compiler"] = shutil.which("gcc") or shutil.which("cc") or "none"
+    facts["python_headers"] = (Path(include) / "Python.h").is_file()
+    return facts
 
 
 def empty_call(device: torch.device) -> Numbers:
@@ -72,22 +74,26 @@ def empty_call(device: torch.device) -> Numbers:
         watch.begin()
         x.add_(1)
         walls.append(watch.end().wall_ms)
-    found = {"empty call wall us": 1e3 * sorted(walls)[100]}
+    numbers = {"empty call wall us": 1e3 * sorted(walls)[100]}
     if watch.has_queue:
         laps = [watch.queued(lambda: x.add_(1), walls[-1]).device_ms or 0.0 for _ in range(20)]
-        found["empty call device us"] = 1e3 * sorted(laps)[10]
-    return found
+        numbers["empty call device us"] = 1e3 * sorted(laps)[10]
+    return numbers
 
 
 def products_and_copies(device: torch.device) -> Numbers:
     """Measure the peaks that the roofline uses: products in each number format, and copies in memory."""
-    tiny: dict[str, Any] = {} if device.type == "cuda" else {"sizes": (128,), "copied_bytes": 2**22, "probe_s": 0.01}
+    tiny: dict[str, Any] = {}
+    if device.type != "cuda":
+        tiny = {"sizes": (128,), "copied_bytes": 2**22, "probe_s": 0.01}
     peaks = measure_peaks(device, **tiny)
-    found = {f"{name} TFLOP/s": rate / 1e12 for name, rate in peaks.flops_per_s.items()}
-    found["copy of memory TB/s"] = peaks.bytes_per_s / 1e12
-    # A copy of 16 MiB reads and writes 2 * 2**24 bytes, which is the size that `peaks` names.
-    sizes = {size: rate for size, rate in peaks.cached if size == 2 * 2**24}
-    return found | {f"copy of {size // 2 // MIB} MiB TB/s": rate / 1e12 for size, rate in sizes.items()}
+    numbers = {f"{name} TFLOP/s": rate / 1e12 for name, rate in peaks.flops_per_s.items()}
+    numbers["copy of memory TB/s"] = peaks.bytes_per_s / 1e12
+    for size, rate in peaks.cached:
+        # A copy of 16 MiB reads and writes twice as many bytes, which is the size that `peaks` names.
+        if size == 2 * 16 * MIB:
+            numbers["copy of 16 MiB TB/s"] = rate / 1e12
+    return numbers
 
 
 def tf32_is_off(device: torch.device) -> Numbers:
@@ -95,12 +101,12 @@ def tf32_is_off(device: torch.device) -> Numbers:
     _needs_gpu(device)
     a, b = (torch.randn(1024, 1024, device=device) for _ in range(2))
     exact = a.double() @ b.double()
-    found = {}
-    for allowed in (False, True):
+    errors = {}
+    for switch, allowed in (("off", False), ("on", True)):
         with hardware.tf32(device, allowed):
             error = float(((a @ b).double() - exact).norm() / exact.norm())
-        found[f"error of a product, TF32 {'on' if allowed else 'off'}"] = error
-    return found
+        errors[f"error of a product, TF32 {switch}"] = error
+    return errors
 
 
 def graph_of_a_training_step(device: torch.device) -> Numbers:
@@ -151,15 +157,13 @@ def graph_that_reads(device: torch.device) -> Numbers:
     """Check that a network that cannot become a CUDA graph is refused, and that the process can still compute."""
     _needs_gpu(device)
     config = SpeedConfig(device, "32-true", 8, 8, rounds=2, warmup_s=0.0)
-    found = measure_speed({"reads": Subject(_Reads, (3, 8, 8), 10, way=Way("32-true", mode="cuda-graph"))}, config)
-    if "time it in mode eager" not in found["reads"].get("error", ""):
-        raise RuntimeError(f"it was not refused: {found['reads'].get('error', 'it was timed')}")
+    subject = Subject(_Reads, (3, 8, 8), 10, way=Way("32-true", mode="cuda-graph"))
+    speed = measure_speed({"reads": subject}, config)["reads"]
+    if "time it in mode eager" not in speed.get("error", ""):
+        raise RuntimeError(f"it was not refused: {speed.get('error', 'it was timed')}")
     torch.cuda.empty_cache()
-    return {
-        "product after a refused graph": float(
-            (torch.ones(64, 64, device=device) @ torch.ones(64, 64, device=device))[0, 0]
-        )
-    }
+    product = torch.ones(64, 64, device=device) @ torch.ones(64, 64, device=device)
+    return {"product after a refused graph": float(product[0, 0])}
 
 
 def driver(device: torch.device) -> Numbers:
@@ -172,10 +176,10 @@ def driver(device: torch.device) -> Numbers:
         x @ x
         torch.cuda.synchronize(device)
     state.stop()
-    found = state.figures()
-    if "gpu_state_error" in found:
-        raise RuntimeError(found["gpu_state_error"])
-    return {name: float(found[key]) for name, key in (("driver looks", "gpu_looks"), ("clock MHz", "clock_mhz"))}
+    figures = state.figures()
+    if "gpu_state_error" in figures:
+        raise RuntimeError(figures["gpu_state_error"])
+    return {"driver looks": float(figures["gpu_looks"]), "clock MHz": float(figures["clock_mhz"])}
 
 
 def peak_memory(device: torch.device) -> Numbers:
@@ -188,23 +192,24 @@ def peak_memory(device: torch.device) -> Numbers:
     megabytes = 64
     width = megabytes * MIB // 4 // 192
     subject = Subject(lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, width, bias=False)), (3, 8, 8), 10)
-    found = measure_speed({"a": subject}, config)["a"]
+    peak_bytes = measure_speed({"a": subject}, config)["a"]["peak_memory_bytes"]
     # Four times the weights: the weights, their gradients, and the two moments of AdamW.
-    return {"peak of a step over four times its weights": found["peak_memory_bytes"] / (4 * 4 * 192 * width)}
+    return {"peak of a step over four times its weights": peak_bytes / (4 * 4 * 192 * width)}
 
 
 def graph_memory(device: torch.device) -> Numbers:
     """Compare the memory of a training step as a CUDA graph with that of an eager one, and time the yardstick."""
     _needs_gpu(device)
     config = SpeedConfig(device, "bf16-mixed", 256, 256, rounds=3, fewest_rounds=3)
-    ways = {mode: Way("bf16-mixed", mode=mode) for mode in ("eager", "cuda-graph")}
-    subjects = {mode: Subject(lambda: get_model("LeNet5")(), (3, 32, 32), 10, way=way) for mode, way in ways.items()}
-    found = measure_speed(subjects, config)
-    peaks = {mode: found[mode]["peak_memory_bytes"] for mode in ways}
-    yardstick = [sample for samples in found["eager"]["samples_ms"]["yardstick"] for sample in samples]
+    subjects = {}
+    for mode in ("eager", "cuda-graph"):
+        way = Way("bf16-mixed", mode=mode)
+        subjects[mode] = Subject(lambda: get_model("LeNet5")(), (3, 32, 32), 10, way=way)
+    speeds = measure_speed(subjects, config)
+    eager, graph = speeds["eager"], speeds["cuda-graph"]
     return {
-        "peak memory of LeNet5, graph over eager": peaks["cuda-graph"] / peaks["eager"],
-        "yardstick ms": statistics.median(yardstick),
+        "peak memory of LeNet5, graph over eager": graph["peak_memory_bytes"] / eager["peak_memory_bytes"],
+        "yardstick ms": statistics.median(itertools.chain(*eager["samples_ms"]["yardstick"])),
     }
 
 
@@ -278,11 +283,11 @@ def ways_of_fit(device: torch.device) -> Numbers:
     if device.type == "cuda":
         ways["16-mixed"] = ({}, {"precision": "16-mixed"})
     plain = _trained(device, {}, {"precision": "32-true"})
-    found = {}
+    differences = {}
     for name, (of_model, of_trainer) in ways.items():
         weights = _trained(device, of_model, of_trainer)
-        found[f"fit, {name}, difference from the plain"] = float((weights - plain).norm() / plain.norm())
-    return found
+        differences[f"fit, {name}, difference from the plain"] = float((weights - plain).norm() / plain.norm())
+    return differences
 
 
 def _trained(device: torch.device, of_model: Mapping[str, Any], of_trainer: Mapping[str, Any]) -> Tensor:
@@ -298,23 +303,26 @@ def whitening(device: torch.device) -> Numbers:
     """Whiten SpeedNet's first layer with the same images on this device and on the CPU, and compare the weights."""
     torch.manual_seed(0)
     images = torch.randn(256, 3, 32, 32).cumsum(2)
-    weights = []
+    grams = []
     for place in (torch.device("cpu"), device):
         torch.manual_seed(0)
         layer: Any = get_model("SpeedNet")().features[0]  # type: ignore[index]
         layer.to(place).whiten(images.to(place))
-        weights.append(layer.weight.detach().cpu())
-    # The sign of an eigenvector is arbitrary, so the Gram matrices are compared, in which it cancels.
-    products = torch.stack([w.flatten(1)[: w.shape[0] // 2] for w in weights])
-    gram = [p.T @ p for p in products]
-    return {"whitening, difference from the CPU": float((gram[0] - gram[1]).norm() / gram[0].norm())}
+        filters = layer.weight.detach().cpu().flatten(1)
+        # The second half of the filters are the negatives of the first.
+        first = filters[: len(filters) // 2]
+        # The sign of an eigenvector is arbitrary, so the Gram matrices are compared, in which it cancels.
+        grams.append(first.T @ first)
+    return {"whitening, difference from the CPU": float((grams[0] - grams[1]).norm() / grams[0].norm())}
 
 
 def muon(device: torch.device) -> Numbers:
     """Compare steps of MuonSGD on the CPU in float32 with steps on this device, in bfloat16 if it supports that."""
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(32, 16, 3, 3, generator=generator), torch.randn(64, 16, 3, 3, generator=generator)]
-    gradients = [[torch.randn(p.shape, generator=generator) for p in start] for _ in range(3)]
+    gradients = []
+    for _ in range(3):
+        gradients.append([torch.randn(p.shape, generator=generator) for p in start])
     ends = []
     for place, bfloat16 in ((torch.device("cpu"), False), (device, None)):
         filters = [nn.Parameter(p.clone().to(place)) for p in start]
@@ -340,17 +348,20 @@ def compilation(device: torch.device) -> Numbers:
 PROBES: Mapping[str, Callable[[torch.device], Numbers]] = {
     probe.__name__.replace("_", " "): probe
     for probe in (
-        *(
-            empty_call,
-            products_and_copies,
-            tf32_is_off,
-            graph_of_a_training_step,
-            graph_that_reads,
-            driver,
-            peak_memory,
-            graph_memory,
-        ),
-        *(waits_per_step, resume, ways_of_fit, whitening, muon, compilation),
+        empty_call,
+        products_and_copies,
+        tf32_is_off,
+        graph_of_a_training_step,
+        graph_that_reads,
+        driver,
+        peak_memory,
+        graph_memory,
+        waits_per_step,
+        resume,
+        ways_of_fit,
+        whitening,
+        muon,
+        compilation,
     )
 }
 """Probes by name, in the order in which they run."""
@@ -370,7 +381,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     device = hardware.choose_device(options.device)
     quiet_lightning()
-    found: dict[str, Any] = {"machine": machine(device), "probes": {}}
+    document: dict[str, Any] = {"machine": machine(device), "probes": {}}
     for name, probe in PROBES.items():
         start = time.perf_counter()
         row: dict[str, Any]
@@ -382,11 +393,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             text = " ".join(str(error).split())
             row = {"status": "FAIL", "reason": f"{type(error).__name__}: {text}", "numbers": {}}
         row["seconds"] = round(time.perf_counter() - start, 2)
-        found["probes"][name] = row
+        document["probes"][name] = row
         note(f"{row['status']} {name} {row['seconds']} s {row.get('reason', '')}")
         # Written after each probe, so that a probe that kills the process leaves the results of the earlier ones.
-        write_json(options.out, found)
-    return int(any(row["status"] == "FAIL" for row in found["probes"].values()))
+        write_json(options.out, document)
+    return int(any(row["status"] == "FAIL" for row in document["probes"].values()))
 
 
 if __name__ == "__main__":

@@ -177,13 +177,13 @@ def race(ours: Callable[[], Result], theirs: Callable[[], Result], rounds: int) 
     Returns:
         The results of each side, without its first training, which is a warm-up.
     """
-    found: dict[str, list[Result]] = {"cnnbench": [], "airbench": []}
+    results: dict[str, list[Result]] = {"cnnbench": [], "airbench": []}
     ways = {
-        "cnnbench": lambda: found["cnnbench"].append(ours()),
-        "airbench": lambda: found["airbench"].append(theirs()),
+        "cnnbench": lambda: results["cnnbench"].append(ours()),
+        "airbench": lambda: results["airbench"].append(theirs()),
     }
     interleave(ways, rounds)
-    return {name: results[1:] for name, results in found.items()}
+    return {name: of_side[1:] for name, of_side in results.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -205,40 +205,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not config.is_file():
         raise UserError(f"'{config}' is not there; run this in the project's folder, or name it with --project")
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    # Each of our trainings has a seed of its own, that of the warm-up too.
     seeds = iter(range(options.rounds + 1))
     with tempfile.TemporaryDirectory() as folder:
         label = write_airbench_files(Path(folder))
-        found = race(
+        results = race(
             lambda: train_ours(settings, next(seeds), device),
             lambda: train_airbench(options.goal, Path(folder), device),
             options.rounds,
         )
     print(f"{hardware.device_name(device)}, {label}, {options.rounds} trainings each in turns, after one that warms up")
-    print(
-        "| Training | Training s | Lowest | Highest | Of it steps s | Evaluation s | Accuracy % | with augmentation % |"
-    )
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for name, results in found.items():
-        columns = {key: [r[key] for r in results] for key in results[0]}
-        times = columns["training_s"]
-        augmented = columns.get("accuracy_augmented")
-        cells = [f"{statistics.median(times):.2f}", f"{min(times):.2f}", f"{max(times):.2f}"]
-        medians = {key: f"{statistics.median(values):.2f}" for key, values in columns.items()}
-        cells += [medians.get(key, "") for key in ("steps_s", "evaluation_s")]
-        cells += [f"{100 * statistics.mean(a):.2f}" if a else "" for a in (columns["accuracy"], augmented)]
-        print(f"| {name} | {' | '.join(cells)} |")
-    times_s = {name: [r["training_s"] for r in results] for name, results in found.items()}
-    share = ratio(times_s["cnnbench"], times_s["airbench"])
-    mean = statistics.mean(r["accuracy_augmented"] for r in found["cnnbench"])
+    _print_table(results)
+    ours_s = [result["training_s"] for result in results["cnnbench"]]
+    theirs_s = [result["training_s"] for result in results["airbench"]]
+    share = ratio(ours_s, theirs_s)
+    mean = statistics.mean(result["accuracy_augmented"] for result in results["cnnbench"])
     goals = {
         f"training at most {MOST_TIMES} times airbench's": share["median"] <= MOST_TIMES,
         f"accuracy with test-time augmentation at least {options.goal} %": 100 * mean >= options.goal,
     }
-    rows = [{"training": name, "results": results} for name, results in found.items()]
+    rows = [{"training": name, "results": of_side} for name, of_side in results.items()]
     print(f"cnnbench / airbench: {share['median']:.2f} ({share['low']:.2f} to {share['high']:.2f})")
     path = write_race("recipes", rows, {"cnnbench / airbench": share}, goals, device, data=label, goal=options.goal)
     print(f"written: {path}")
     return 0
+
+
+def _print_table(results: Mapping[str, Sequence[Result]]) -> None:
+    """Print a table with the median times and the mean accuracies of each side."""
+    print(
+        "| Training | Training s | Lowest | Highest | Of it steps s | Evaluation s | Accuracy % | with augmentation % |"
+    )
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for name, of_side in results.items():
+        columns = {key: [result[key] for result in of_side] for key in of_side[0]}
+        times_s = columns["training_s"]
+        cells = [f"{statistics.median(times_s):.2f}", f"{min(times_s):.2f}", f"{max(times_s):.2f}"]
+        # The steps of airbench alone are not timed, so its cell stays empty.
+        for key in ("steps_s", "evaluation_s"):
+            cells.append(f"{statistics.median(columns[key]):.2f}" if key in columns else "")
+        for key in ("accuracy", "accuracy_augmented"):
+            cells.append(f"{100 * statistics.mean(columns[key]):.2f}")
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

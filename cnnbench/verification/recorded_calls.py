@@ -8,7 +8,7 @@ counters work in the same way, so the record also shows what each of them counts
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -48,6 +48,11 @@ class Call:
     macs: int = 0
     size: int = 0
     groups: int = 1
+
+    @property
+    def module(self) -> nn.Module | None:
+        """Return the innermost module that was running, or None outside of all modules."""
+        return self.modules[-1] if self.modules else None
 
 
 @dataclass
@@ -97,10 +102,10 @@ def _leave(calls: Calls) -> Callable[[nn.Module, Any, Any], None]:
 
     def leave(module: nn.Module, inputs: Any, output: Any) -> None:
         calls.stack.pop()
-        first = inputs[0] if inputs and isinstance(inputs[0], Tensor) else None
+        # Attention, for example, returns its weights beside the result.
         result = output[0] if isinstance(output, tuple) else output
-        if first is not None and isinstance(result, Tensor):
-            calls.modules.append((module, tuple(first.shape), tuple(result.shape)))
+        if inputs and isinstance(inputs[0], Tensor) and isinstance(result, Tensor):
+            calls.modules.append((module, tuple(inputs[0].shape), tuple(result.shape)))
 
     return leave
 
@@ -131,32 +136,49 @@ def _noting(calls: Calls, name: str, function: Callable[..., Any]) -> Callable[.
         finally:
             calls.inside = False
         call = Call(name, tuple(calls.stack))
-        first = args[0] if args else kwargs["input"]
-        if name in CONVOLUTIONS:
-            # A weight is (out, in / groups, ...), or (in, out / groups, ...) if the convolution is transposed. Each
-            # element of the output, or of the input of a transposed convolution, takes one multiply-add for each weight
-            # of its channel.
-            weight = args[1] if len(args) > 1 else kwargs["weight"]
-            groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
-            per_group = prod(weight.shape[1:])
-            positions = first.numel() if "transpose" in name else out.numel()
-            call.macs, call.groups = positions * per_group, groups
-        elif name == "linear":
-            call.macs = out.numel() * first.shape[-1]
-        elif name == "scaled_dot_product_attention":
-            # The scores are queries times keys; each score is then multiplied with a row of the values.
-            key, value = args[1], args[2]
-            scores = prod(first.shape[:-1]) * key.shape[-2]
-            call.macs = scores * (first.shape[-1] + value.shape[-1])
-        elif name in MATMULS:
-            # The first argument of addmm and baddbmm is added to the product.
-            left = args[1] if name in ("addmm", "baddbmm") else first
-            call.macs = out.numel() * left.shape[-1]
-        elif name in ELEMENTWISE:
-            call.size = out.numel()
-        else:
-            call.size = first.numel()
+        _measure(call, args, kwargs, out)
         calls.functions.append(call)
         return out
 
     return noting
+
+
+def _measure(call: Call, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
+    """Set the multiply-adds of a convolution or a matrix product, or the size of another call.
+
+    Args:
+        call: Call without its size.
+        args: Positional arguments of the function.
+        kwargs: Keyword arguments of the function.
+        out: Result of the function.
+    """
+    name, first = call.function, _argument(args, kwargs, 0, "input")
+    if name in CONVOLUTIONS:
+        # A weight is (out, in / groups, ...), or (in, out / groups, ...) if the convolution is transposed. Each element
+        # of the output, or of the input of a transposed convolution, takes one multiply-add for each weight of its
+        # channel.
+        weight = _argument(args, kwargs, 1, "weight")
+        positions = first.numel() if "transpose" in name else out.numel()
+        call.macs = positions * prod(weight.shape[1:])
+        call.groups = _argument(args, kwargs, 6, "groups", 1)
+    elif name == "linear":
+        call.macs = out.numel() * first.shape[-1]
+    elif name == "scaled_dot_product_attention":
+        # The scores are queries times keys; each score is then multiplied with a row of the values.
+        key, value = args[1], args[2]
+        scores = prod(first.shape[:-1]) * key.shape[-2]
+        call.macs = scores * (first.shape[-1] + value.shape[-1])
+    elif name in ("addmm", "baddbmm"):
+        # The first argument is added to the product of the other two.
+        call.macs = out.numel() * args[1].shape[-1]
+    elif name in MATMULS:
+        call.macs = out.numel() * first.shape[-1]
+    elif name in ELEMENTWISE:
+        call.size = out.numel()
+    else:
+        call.size = first.numel()
+
+
+def _argument(args: Sequence[Any], kwargs: Mapping[str, Any], position: int, name: str, default: Any = None) -> Any:
+    """Return an argument of a call, which may be passed by its position or by its name."""
+    return args[position] if len(args) > position else kwargs.get(name, default)
