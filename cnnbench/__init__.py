@@ -65,6 +65,7 @@ def __getattr__(name: str) -> Any:
     """Return a function, a class or a module of the package, imported on its first use."""
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
+    # Python and its tools ask for many names with underscores, such as __wrapped__; none is a network or data set.
     if name.startswith("_"):
         raise AttributeError(f"module 'cnnbench' has no attribute '{name}'")
     # Python asks here for every `from cnnbench import module` too, which must not import all networks.

@@ -53,6 +53,7 @@ def count(network: nn.Module | str, image_shape: Sequence[int] | None = None, *,
     if isinstance(network, str):
         in_channels, image_size = _square(image_shape)
         named = get_network(network, in_channels, image_size)
+        # Counting needs only shapes, so the network is built without values for its weights where that is possible.
         return complexity(build_without_values(named.build)[0], named.image_shape, training)
     return complexity(network, _shape_of(network, image_shape), training)
 
@@ -77,6 +78,7 @@ def speed(*networks: nn.Module | str, image_shape: Sequence[int] | None = None, 
     if image_shape is not None:
         in_channels, image_size = _square(image_shape)
         options = {"in_channels": in_channels, "image_size": image_size, **options}
+    # The options are checked first, with no names of networks, because they decide how a name is looked up.
     chosen = from_keywords(SpeedOptions, "speed", {**options, "models": ()}, [n for n in NOT_OF_SPEED if n != "models"])
     found = []
     for network in networks:
@@ -114,6 +116,7 @@ def bench(
         UserError: A name, a setting or a folder is wrong.
         KeyboardInterrupt: A signal stopped the run, which ``resume=True`` continues.
     """
+    # `models` and `data` are arguments of `bench` itself, but are checked together with the settings.
     refused = [name for name in NOT_OF_BENCH if name not in ("models", "data")]
     options = from_keywords(BenchOptions, "bench", {**settings, "models": models, "data": data}, refused)
     folder = Path(out) if out is not None else None
@@ -166,4 +169,5 @@ def _network_of(module: nn.Module, image_shape: Sequence[int] | None) -> Network
     classes = None
     if isinstance(module, ImageClassifier):
         name, classes = module.display_name, module.num_classes
+    # Every build is a new copy, so that timing leaves the module of the user unchanged.
     return Network(name, channels, height, classes, lambda: copy.deepcopy(module))

@@ -62,6 +62,7 @@ def _whole_text(name: str, texts: Mapping[str, bytes], above: frozenset[str] = f
     # mention each other, so the modules that led to this one are left out.
     words = {word.decode() for word in re.findall(rb"[a-zA-Z]\w*", texts[name])}
     whole = texts[name]
+    # The order of a set differs between processes, and the fingerprint must not.
     for other in sorted((words & texts.keys()) - above - {name}):
         whole += _whole_text(other, texts, above | {name})
     return whole
@@ -111,6 +112,7 @@ def count_models(modules: Iterable[str]) -> dict[str, dict[str, Any]]:
     measured = measured_accuracies()
     entries = {}
     for name, cls in all_models().items():
+        # The third part, as in cnnbench.models.resnet, is a module or the folder of a network in several files.
         module = cls.__module__.split(".")[2]
         if module in modules:
             entries[name] = {"module": module, **_paper(cls), **_costs(cls), "measured": measured.get(name, [])}
@@ -210,6 +212,7 @@ def _take_over(runs: Sequence[Path], weights: Sequence[str]) -> None:
         for run in runs:
             file = run / "weights" / f"{record.key}.ckpt"
             if record.model in weights and record.seed == 0 and file.is_file():
+                # `weights_file` in `cnnbench.references` looks for a file of this name.
                 write_halved(file, RECORDS.parent / f"{record.model}-{record.data['name']}.ckpt")
 
 

@@ -50,8 +50,10 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
             # torch never compresses the parts; a compressed part could expand to far more than the size of the file.
             if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
                 raise UserError(f"checkpoint '{path}' has compressed parts, which torch never writes; {MADE_BY}")
+            # testzip reads all parts and returns the name of the first one whose CRC-32 is wrong, or None.
             damaged = archive.testzip()
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        # A UserError is a ValueError, so the one that is raised above arrives here too.
         if isinstance(error, UserError):
             raise
         raise UserError(f"'{path}' is not a checkpoint, or is damaged: {reason(error)}; {MADE_BY}") from error
@@ -130,6 +132,7 @@ def write_halved(source: Path, target: Path) -> None:
     stored = open_checkpoint(source)
     halved = {}
     for name, value in stored["state_dict"].items():
+        # Integers, such as a normalisation's count of its batches, stay as they are.
         halved[name] = value.half() if value.is_floating_point() else value
         if value.is_floating_point() and not bool(halved[name].isfinite().all()):
             raise UserError(f"weight {name} in '{source}' is too large for half precision")
@@ -170,6 +173,7 @@ def read_checkpoint(path: Path, trust: Trust | None = None) -> Checkpoint:
     given = stored.get("datamodule_hyper_parameters")
     data_options = None
     if isinstance(given, Mapping):
+        # Entries that begin with an underscore are Lightning's own, such as the class of the data set.
         data_options = {key: value for key, value in given.items() if not str(key).startswith("_")}
     return Checkpoint(model, data, data_options)
 
@@ -185,8 +189,10 @@ def network_of(stored: Mapping[str, Any], where: str, trust: Trust) -> tuple[typ
     Raises:
         UserError: The class is neither one of this package nor trusted by the user, or an argument is not valid for it.
     """
+    # Besides the arguments, LightningCLI stores the class of the network and the function that builds it.
     options = {key: value for key, value in stored["hyper_parameters"].items() if key != "_instantiator"}
     factory = _class_of(options.pop("_class_path", None), where, trust)
+    # `External` belongs to the package, but the network that it wraps may be anybody's code.
     if issubclass(factory, External):
         check_network(str(options.get("name")), where, trust)
     check_arguments(f"the network in {where}", factory, options)
@@ -220,6 +226,7 @@ def check_training_state(stored: Mapping[str, Any], where: str) -> None:
         value = stored.get(key)
         is_negative = isinstance(value, int) and value < 0
         is_huge = isinstance(value, int) and value > MOST_STEPS
+        # For Python, True and False are whole numbers too, but they are no counters of a training.
         if not isinstance(value, kind) or isinstance(value, bool) or is_negative or is_huge:
             raise UserError(
                 f"{where} has no state of a training to go on with: its {key} is {str(value)[:40]!r}; give another, or "
@@ -269,6 +276,7 @@ def _built(
         _check_shapes(factory, shapes, weights, where)
     try:
         model = factory(**options)
+        # Weights in half precision become float32 here, because their values are copied into those of the network.
         model.load_state_dict(dict(weights))
     except UserError as error:
         raise UserError(f"{where}: {error}") from error

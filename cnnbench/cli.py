@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with stoppable(), enforced(Trust.in_arguments(words)):
             code = _run(words)
+            # A full disk or a closed pipe shows only when the buffer is written, so write it while errors are caught.
             if not sys.stdout.closed:
                 sys.stdout.flush()
         return code
@@ -98,6 +99,7 @@ def _run(words: Sequence[str]) -> int:
         out_text(f"cnnbench {__version__}")
         return 0
     if name in TRAINING:
+        # LightningCLI parses the subcommand itself, so all four are one module, which gets all words.
         fit = importlib.import_module("cnnbench.commands.fit")
         fit.main(list(words))
         return 0

@@ -25,6 +25,7 @@ def accuracy(confusion: Counts, split: str = "test") -> dict[str, float]:
         The figures ``<split>_accuracy``, ``<split>_accuracy_low`` and ``<split>_accuracy_high``, as shares.
     """
     total = sum(map(sum, confusion))
+    # The diagonal holds the images whose predicted class is the true one.
     correct = sum(row[index] for index, row in enumerate(confusion))
     low, high = wilson_interval(correct, total)
     return {f"{split}_accuracy": correct / total, f"{split}_accuracy_low": low, f"{split}_accuracy_high": high}
@@ -49,9 +50,11 @@ class Confusion(NamedTuple):
 def most_confused(confusion: Counts, limit: int = 3) -> list[Confusion]:
     """Return the most frequent kinds of mistakes, at most `limit` of them, in falling order of frequency."""
     mistakes = [
+        # A count above 0 makes the sum of its row positive, so this never divides by 0.
         Confusion(i, j, count, count / sum(row))
         for i, row in enumerate(confusion)
         for j, count in enumerate(row)
         if i != j and count > 0
     ]
+    # Mistakes of equal frequency come in the order of their classes.
     return sorted(mistakes, key=lambda m: (-m.images, m.true, m.predicted))[:limit]

@@ -108,6 +108,7 @@ def make_console(stderr: bool = False, pipe_width: int = PIPE_WIDTH, plain: bool
 
         def render(self, *arguments: Any, **options: Any) -> Iterable[Segment]:
             for text, style, control in super().render(*arguments, **options):
+                # Control segments hold rich's own codes for the terminal, which have to stay as they are.
                 yield Segment(text if control else printable(text, lines=True), style, control)
 
     stream = sys.stderr if stderr else sys.stdout
@@ -115,6 +116,7 @@ def make_console(stderr: bool = False, pipe_width: int = PIPE_WIDTH, plain: bool
         raise OSError(errno.EBADF, "it is closed")
     if plain:
         return SafeConsole(stderr=stderr, width=pipe_width, force_terminal=False, color_system=None)
+    # Without a width rich takes that of the terminal.
     return SafeConsole(stderr=stderr, width=None if stream.isatty() else pipe_width)
 
 

@@ -59,6 +59,7 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
         valid: All valid names.
     """
     names = list(valid)
+    # Upper and lower case do not count in the comparison, so that ``lenet5`` suggests LeNet5.
     folded = {n.lower(): n for n in names}
     near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
     hint = f" did you mean '{folded[near[0]]}'?" if near else ""

@@ -47,7 +47,9 @@ def safe_name(text: str) -> str:
     name = re.sub(r"[^\w.-]", "_", text)
     if len(name.encode()) <= LONGEST_NAME:
         return name
+    # The cut may fall within a character of several bytes, whose rest is then dropped.
     start = name.encode()[: LONGEST_NAME - _HASH - 1].decode(errors="ignore")
+    # A file name that is not UTF-8 reaches Python as a text with surrogates, which `encode` refuses by default.
     return f"{start}-{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:_HASH]}"
 
 
@@ -62,6 +64,7 @@ def check_regular(path: Path, what: str) -> None:
         UserError: The path is missing, is a folder, a pipe or a device, or cannot be examined.
     """
     try:
+        # `stat` follows links, so a link to a regular file is accepted.
         mode = path.stat().st_mode
     except FileNotFoundError:
         dangling = ", it links to nothing" if path.is_symlink() else ""
@@ -135,6 +138,7 @@ _HALF_OF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 def _levels(value: Any) -> int:
     """Return how many levels of lists and tables a value has; counting stops once there are more than `MOST_LEVELS`."""
     level, layer = 0, [value]
+    # The levels are walked in a loop, since a recursion could itself end at Python's limit.
     while layer and level <= MOST_LEVELS:
         below: list[Any] = []
         for part in layer:
@@ -154,6 +158,7 @@ def _no_constant(name: str) -> float:
 
 
 def _finite(text: str) -> float:
+    # Python reads a number such as 1e999 as infinity, without an error.
     value = float(text)
     if math.isinf(value):
         raise ValueError(f"{text} is too large a number")
@@ -161,6 +166,7 @@ def _finite(text: str) -> float:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # A dict keeps the last of several equal keys, so only its length shows that one was repeated.
     table = dict(pairs)
     if len(table) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -236,6 +242,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
     loader = None
     try:
+        # This loader makes plain values only; others of PyYAML can create objects of any class that a file names.
         loader = yaml.SafeLoader(text)  # raises for characters that YAML does not allow
         node = loader.get_single_node()
         if node is None:
@@ -244,6 +251,7 @@ def parse_yaml(text: str, where: str) -> Any:
         _written_out(node, {}, where)
         value = loader.construct_document(node)
         if _levels(value) > MOST_LEVELS:
+            # The message is the same as for nesting that exceeds Python's own limit.
             raise RecursionError
         return value
     except UserError:
@@ -327,6 +335,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         part = Path(name)
         with os.fdopen(handle, "wb") as file:
             yield file
+            # `flush` empties Python's buffer and `fsync` the system's. Without them, a power failure after the rename
+            # could leave the new name with only a part of the content.
             file.flush()
             os.fsync(file.fileno())
         os.chmod(part, 0o644)  # mkstemp makes files that only their owner can read
@@ -334,6 +344,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         part = None
         _sync_folder(path.parent)
     except OSError as error:
+        # The message must name the file that the user knows, not the temporary one.
         raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         if part is not None:
@@ -349,6 +360,7 @@ def _this_machine() -> str:
 def _remove_left_behind(folder: Path) -> None:
     """Remove unfinished files of processes on this machine that no longer exist."""
     for part in folder.glob(f".*.{_this_machine()}-*.part"):
+        # The name is .<file>.<machine>-<process id>.<random text>.part, as `replacing` makes it.
         number = part.name.rpartition(f".{_this_machine()}-")[2].partition(".")[0]
         if number.isdigit() and not _is_alive(int(number)):
             with contextlib.suppress(OSError):
@@ -363,6 +375,7 @@ def _is_alive(process: int) -> bool:
         os.kill(process, 0)  # signal 0 is not delivered: the system only checks that the process exists
     except ProcessLookupError:
         return False
+    # The process belongs to another user, or the number is too large for an id.
     except (OSError, OverflowError):
         return True
     return True

@@ -115,6 +115,7 @@ def check_compiler(device: torch.device) -> None:
         UserError: A compiler is missing, which is one of C++ for a CPU and one of C for a GPU; or, for a GPU, Python's
             headers are missing, with which Triton compiles the code that launches its kernels.
     """
+    # Torch takes its C++ compiler from CXX, and Triton its C compiler from CC.
     if device.type == "cpu":
         language, compilers = "C++", (os.environ.get("CXX") or "g++", "clang++")
     else:
@@ -138,6 +139,7 @@ def cpu_has_bf16() -> bool:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
+    # The first two flags are those of x86 processors, the others those of ARM.
     return re.search(r"\b(avx512_bf16|amx_bf16|bf16|svebf16)\b", flags) is not None
 
 
@@ -286,6 +288,7 @@ def keep_freed_memory() -> str:
         A description, for records, of what happens to freed memory from now on.
     """
     try:
+        # `CDLL(None)` gives the functions of this process, which include those of its C library.
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library
         return "the system's"
@@ -293,6 +296,7 @@ def keep_freed_memory() -> str:
     # to the system when it is freed. The largest M_TRIM_THRESHOLD (-1) returns the top of the heap only beyond 2 GiB.
     # M_TOP_PAD (-2) asks the system for 256 MiB more than needed each time that the heap grows.
     no_mapping, never_trim, step = mallopt(-4, 0), mallopt(-1, 2**31 - 1), mallopt(-2, 2**28)
+    # mallopt returns 1 if it has set a value.
     if no_mapping and never_trim and step:
         return "glibc, freed memory kept"
     return "the system's"

@@ -75,6 +75,7 @@ def open_image(path: Path, what: str = "image", mend: str = _MEND) -> Image.Imag
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content), formats=FORMATS)
+            # `open` reads only the header; `load` decodes the pixels and raises an error for damaged ones.
             image.load()
             return image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -104,8 +105,10 @@ def to_rgb(image: Image.Image, path: Path) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about EXIF values that Pillow skips
             ImageOps.exif_transpose(image, in_place=True)
+        # Pillow reads a PNG with 16 bits of grey in mode I or I;16.
         if image.mode.startswith("I"):
             return _from_16_bits(image)
+        # A small a stands for colours already multiplied by their opacity, which the steps below do not expect.
         if image.mode == "RGBa":
             image = image.convert("RGBA")
         if image.mode == "La":
@@ -153,6 +156,7 @@ def _unreadable(path: Path, what: str, problem: str, mend: str) -> UserError:
 def _name_of(content: bytes) -> str:
     """Return the kind of a file that is neither PNG nor JPEG, judged by its first bytes."""
     for start, name in _OTHERS.items():
+        # White space may precede the first tag of a text such as HTML.
         if content[:100].lstrip().startswith(start):
             return name
     return "of no known kind"
@@ -169,6 +173,7 @@ def _problem_of_png(content: bytes) -> str:
         length = int.from_bytes(content[at : at + 4], "big")
         name = content[at + 4 : at + 8]
         end = at + 8 + length
+        # The checksum takes the four bytes behind the data.
         if len(content) < end + 4:
             return "it is cut off"
         if zlib.crc32(memoryview(content)[at + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):

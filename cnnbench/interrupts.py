@@ -35,6 +35,7 @@ def _handle(number: int, _: FrameType | None) -> None:
         _State.pending = number
         note(f"{signal.Signals(number).name}: stopping after this step; once more stops at once")
         return
+    # The number is kept, so that `check` raises again if other code swallows the exception on its way.
     _State.pending = number
     raise Stopped(number)
 
@@ -46,11 +47,16 @@ def stoppable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {}
+    for number in SIGNALS:
+        handler = signal.getsignal(number)
+        # None stands for a handler that was not set from Python, which Python could not put back afterwards.
+        if handler not in (signal.SIG_IGN, None):
+            before[number] = handler
+    # A signal of an earlier command in this process must not stop this one.
     _State.pending, _State.deferring = None, False
-    for number, handler in before.items():
-        if handler != signal.SIG_IGN:
-            signal.signal(number, _handle)
+    for number in before:
+        signal.signal(number, _handle)
     try:
         yield
     finally:

@@ -99,6 +99,7 @@ class External(ImageClassifier):
         # Only a network that is built under device meta on purpose may have weights without values.
         if torch.get_default_device().type != "meta" and any(p.is_meta for p in self.features.parameters()):
             raise UserError(f"model '{name}' has no values (device meta); let it make its weights on the CPU")
+        # The network has a head of its own, so the classifier passes its output on.
         self.classifier = nn.Identity()
         if isinstance(self.features, ImageClassifier) and kwargs.get("learning_rate") is None:
             self.learning_rate = self.features.learning_rate
@@ -111,6 +112,7 @@ class External(ImageClassifier):
     def forward(self, x: Tensor) -> Any:
         """Compute logits, (N, K), from images x, (N, C, H, W); in training also those of auxiliary heads."""
         output = super().forward(x)
+        # Some networks return a tuple in evaluation as well; its first item is the output of the main head.
         return output[0] if isinstance(output, tuple) and not self.training else output
 
     def _try(self) -> None:
@@ -123,9 +125,11 @@ class External(ImageClassifier):
         """
         training = {module: module.training for module in self.modules()}
         buffers = {buffer: buffer.clone() for buffer in self.buffers()}
+        # Training uses this memory format, in which a `view` of the features may fail.
         self.to(memory_format=self.memory_format)
         try:
             with torch.random.fork_rng(devices=[]):
+                # Batch norm needs more than one value per channel in training, so there are two images.
                 loss, _ = self._logits_of(2, self.train())
                 loss.backward()
                 with torch.no_grad():
@@ -244,6 +248,7 @@ def parse_name(name: str) -> tuple[str, dict[str, Any]]:
         raise UserError(f"cannot read model '{name}'; give {FORMS}, arguments as in ResNet18(form=imagenet)")
     plain, text = match.groups()
     # With its bare words in quotes, the text is a call in Python's syntax, which Python's own parser can read.
+    # A bare word stands between an equals sign and the next comma or the end.
     quoted = re.sub(r"(?<==)\s*([\w.+-]+)\s*(?=,|$)", _quoted, text or "")
     try:
         call = cast(ast.Call, ast.parse(f"f({quoted})", mode="eval").body)
@@ -292,6 +297,7 @@ def _from_zoo(name: str, plain: str, arguments: dict[str, Any], wanted: _Wanted)
         raise UserError(f"model '{name}': {key} cannot be part of a name; it is an option of `cnnbench fit`")
     check_arguments(f"model '{name}'", zoo[plain], arguments)
     options = _merged(name, arguments, wanted.given())
+    # These are the default sizes of `ImageClassifier`.
     defaults = {"in_channels": 3, "image_size": 32, "num_classes": 10} | options
     return Network(
         name,
@@ -305,15 +311,18 @@ def _from_zoo(name: str, plain: str, arguments: dict[str, Any], wanted: _Wanted)
 def _from_torchvision(name: str, plain: str, arguments: dict[str, Any], wanted: _Wanted) -> Network:
     from torchvision import models
 
+    # Only networks that classify: detection, segmentation, video and quantized ones lie in submodules.
     valid = models.list_models(module=models)
     if plain not in valid:
         raise _unknown("torchvision model", plain, valid)
     # Size of the images that the published weights take.
+    # `transforms` is a partial of a preset, whose arguments have the crop size.
     takes = models.get_model_weights(plain).DEFAULT.transforms.keywords.get("crop_size", 224)
     size = wanted.image_size or arguments.get("image_size") or takes
     options = {"weights": None} | arguments
     if wanted.num_classes:
         options = _merged(name, options, {"num_classes": wanted.num_classes})
+    # A vision transformer has a position embedding per patch, so it is built for one image size.
     if plain.startswith("vit_"):
         options = _merged(name, options, {"image_size": size})
     build = _checked(name, lambda **kwargs: models.get_model(plain, **kwargs), options)
@@ -329,6 +338,7 @@ def _from_timm(name: str, plain: str, arguments: dict[str, Any], wanted: _Wanted
     if not timm.is_model(plain):
         raise _unknown("timm model", plain, timm.list_models())
     config = timm.get_pretrained_cfg(plain)
+    # In timm, the size of an image is (C, H, W).
     own_channels, own_size = (config.input_size[0], config.input_size[-1]) if config else (3, 224)
     options = arguments
     for option, key in (("in_channels", "in_chans"), ("num_classes", "num_classes")):
@@ -339,6 +349,7 @@ def _from_timm(name: str, plain: str, arguments: dict[str, Any], wanted: _Wanted
     classes = options.get("num_classes", config.num_classes if config else 1000)
 
     def make(**kwargs: Any) -> nn.Module:
+        # The network's own size needs no argument, which many networks do not have.
         if size == own_size:
             return timm.create_model(plain, pretrained=False, **kwargs)
         try:
@@ -439,6 +450,7 @@ def _with_what_it_takes(factory: Callable[..., Any], offered: dict[str, Any], **
         try:
             return factory(**{**offered, **options})
         except TypeError as error:
+            # Python's message names one unexpected argument, so each pass of the loop leaves out one.
             refused = next((o for o in offered if f"unexpected keyword argument '{o}'" in str(error)), None)
             if refused is None or refused in options:
                 raise
@@ -469,6 +481,7 @@ def _checked(name: str, factory: Callable[..., Any], options: dict[str, Any]) ->
             text = " ".join(str(error).split())[:300]
             hint = f"; give arguments in brackets, as in '{name}(a=1)'" if "missing" in text and not options else ""
             raise UserError(f"cannot build model '{name}': {type(error).__name__}: {text}{hint}") from error
+        # Two runs with the same object would share its weights, and the second would go on from the first.
         if model in _MADE:
             raise UserError(f"'{name}' made the same network twice; let it make a new one each time")
         if isinstance(model, nn.Module):
@@ -496,6 +509,7 @@ def _settings_kept() -> Iterator[None]:
         torch.set_grad_enabled(gradients)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
+        # If the constructor has set a seed, the generator starts again from the earlier one.
         if torch.initial_seed() != seed:
             torch.manual_seed(seed)
 
@@ -523,6 +537,7 @@ def _with_channels(model: nn.Module, channels: int) -> nn.Module:
                 bias=conv.bias is not None,
                 padding_mode=conv.padding_mode,
             )
+            # At the top level the parent's name is empty, which `get_submodule` takes for the network itself.
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, new)
             return model

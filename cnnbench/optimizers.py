@@ -50,6 +50,7 @@ def _muon(network: nn.Module, lr: float) -> torch.optim.Optimizer:
     """
     convolutions = normalisations = 0
     for module in network.modules():
+        # The names of the classes are compared, so that layers of other libraries count too.
         kind = type(module).__name__
         convolutions += kind.startswith("Conv")
         normalisations += "Norm" in kind
@@ -85,6 +86,7 @@ def adamw(params: ParamsT, fused: bool = True, **options: Any) -> torch.optim.Ad
         fused: Whether the optimizer may be fused; False is necessary if gradients are clipped in ``16-mixed``.
         options: Further options of ``torch.optim.AdamW``.
     """
+    # `params` may be an iterator, such as ``network.parameters()``, which can be read only once.
     groups = list(params)
     tensors = _tensors_in(groups)
     on_cuda = bool(tensors) and all(isinstance(p, Tensor) and p.is_cuda for p in tensors)
@@ -210,6 +212,7 @@ class MuonSGD(torch.optim.Optimizer):
         """
         loss = None
         if closure is not None:
+            # The closure runs a backward pass, but the decorator switches gradients off.
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
@@ -229,6 +232,7 @@ class MuonSGD(torch.optim.Optimizer):
         """
         gradients = [cast(Tensor, p.grad) for p in params]
         if group.get("weight_decay"):
+            # Weight decay is added to the gradient, as in torch's SGD; AdamW instead shrinks the weights themselves.
             gradients = list(torch._foreach_add(gradients, params, alpha=group["weight_decay"]))
         updates = self._nesterov(params, gradients, group["momentum"])
         if group["kind"] == "filters":
@@ -293,6 +297,7 @@ def orthogonalise(matrices: Tensor, steps: int, bfloat16: bool = False) -> Tenso
     if bfloat16:
         x = x.bfloat16()
     # The Frobenius norm is at least the largest singular value, so that all singular values start between 0 and 1.
+    # The small number keeps a matrix of zeros from a division by zero.
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     # One iteration is x <- a x + (b g + c g g) x with g = x x^T. It leaves the singular vectors as they are, and maps
     # each singular value s to a s + b s^3 + c s^5.

@@ -190,6 +190,7 @@ def _single(kind: _Kind, value: Any, name: str, facts: _Facts) -> Any:
     """Return one value, converted to the option's type and checked against its choices and its range."""
     if value is False and "off" in kind.choices:  # YAML reads the bare word off as false
         value = "off"
+    # A list in a file or from Python can hold such a value, as in ``models: [5]``.
     if kind.many and kind.type is str and not isinstance(value, str):
         raise UserError(f"{name} {value!r} is not a name")
     try:
@@ -304,6 +305,7 @@ class _Kind:
 
 
 def _kind_of(cls: type, name: str) -> _Kind:
+    # With ``from __future__ import annotations`` a field's type is a text, which this call evaluates.
     annotation = typing.get_type_hints(cls)[name]
     # `int | None` is read as int: None only stands for an option that is not set.
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
@@ -328,6 +330,7 @@ class _Parser(argparse.ArgumentParser):
         # argparse itself would name everything that it did not understand, and suggest nothing.
         if rest:
             typed = rest[0].split("=")[0]
+            # argparse has no public list of its option strings; they are the keys of this attribute.
             near = difflib.get_close_matches(typed, self._option_string_actions, n=1)
             hint = f"`{self.prog} --help` lists the options"
             if near:
@@ -352,6 +355,7 @@ def _make_parser(cls: type, command: str, example: str) -> _Parser:
         if facts.positional:
             required = field.default is MISSING
             settings["metavar"] = facts.metavar or name.upper()
+            # A plus sign asks for at least one value; a star and a question mark also allow none.
             if kind.many:
                 settings["nargs"] = "+" if required else "*"
             elif not required:
@@ -362,6 +366,7 @@ def _make_parser(cls: type, command: str, example: str) -> _Parser:
         else:
             choices = "{" + ",".join(kind.choices) + "}" if kind.choices else None
             settings["metavar"] = facts.metavar or choices or name.upper()
+            # An option with several values is one word with commas, which `convert` splits.
             parser.add_argument(f"--{name}", required=field.default is MISSING, **settings)
     return parser
 

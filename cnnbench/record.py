@@ -107,6 +107,7 @@ def cell_key(model: str, data: str, seed: int, stands_in_for: str | None = None)
         seed: Seed of initialisation and training.
         stands_in_for: Name of the data set that was asked for, if synthetic data stands in for it.
     """
+    # With the name that was asked for, a resumed run finds its record although the data is synthetic.
     return safe_name(f"{model}-{stands_in_for or data}-seed{seed}")
 
 
@@ -121,6 +122,7 @@ def write_lines(path: Path, records: Iterable[Record]) -> None:
     Raises:
         UserError: The file exists already, and records are never overwritten.
     """
+    # True for a link that points nowhere too.
     if os.path.lexists(path):
         raise UserError(f"'{path}' exists and records are never overwritten; choose another name")
     write_text(path, as_lines(records))
@@ -128,6 +130,7 @@ def write_lines(path: Path, records: Iterable[Record]) -> None:
 
 def as_lines(records: Iterable[Record]) -> str:
     """Return the records as JSON lines, each with a checksum."""
+    # JSON has no NaN, so a record with one raises an error here.
     lines = [json.dumps(with_checksum(asdict(record)), ensure_ascii=False, allow_nan=False) for record in records]
     return "".join(f"{line}\n" for line in lines)
 
@@ -146,8 +149,10 @@ def parse_record(value: Any, where: str = "the record") -> Record:
     # Importing pydantic takes a tenth of a second, which commands that read no records should not spend.
     from cnnbench.schemas import check_record
 
+    # These keys tell a record from other JSON files.
     if not isinstance(value, dict) or not {"model", "data", "schema"} <= value.keys():
         raise UserError(f"{where} is not a record file of cnnbench; name a run folder or a file of its records")
+    # The version is checked before everything else, because another version may have other keys.
     if value["schema"] != SCHEMA:
         raise UserError(f"{where} has record schema {value['schema']!r}; this version reads {SCHEMA}")
     # The checksum comes last: a wrong value or a contradiction is reported before a wrong checksum.
@@ -173,6 +178,7 @@ def load_records(paths: Iterable[Path]) -> list[Record]:
     for path in paths:
         if path.is_dir():
             files = _record_files(path)
+        # A link that points nowhere is reported by the function that reads it, with a better message.
         elif path.exists() or path.is_symlink():
             files = [path]
         else:
@@ -224,6 +230,7 @@ def environment(device: str, threads: int) -> dict[str, Any]:
         "cpu_cores": os.cpu_count(),
         "threads": threads,
         "memory_gib": _memory_gib(),
+        # Windows has no load average.
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -240,6 +247,7 @@ def _version(package: str) -> str | None:
 
 def _memory_gib() -> float | None:
     try:
+        # Bytes per page times number of pages; not every system has these two values.
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (ValueError, OSError, AttributeError):
         return None
@@ -248,6 +256,7 @@ def _memory_gib() -> float | None:
 def _commit() -> dict[str, Any]:
     """Return the commit of the source tree and whether it has local changes; None for both outside a git checkout."""
     root = Path(__file__).resolve().parent.parent
+    # Without this check, git would go on to search the parent folders, which may belong to another project.
     if not (root / ".git").exists():
         return {"commit": None, "dirty": None}
 

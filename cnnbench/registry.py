@@ -63,6 +63,7 @@ def check_arguments(whose: str, cls: type, arguments: Mapping[str, Any]) -> None
         return
     from jsonargparse import ArgumentError, ArgumentParser
 
+    # By default, the parser would print an error and end the process.
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, skip={"optimizer", "lr_scheduler"})
     valid = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
@@ -112,6 +113,7 @@ def discover(package: ModuleType, base: type[T]) -> dict[str, type[T]]:
             if not isinstance(value, type) or not issubclass(value, base) or value is base:
                 continue
             # Skip a class that the module only imports from elsewhere.
+            # The dots keep a module `vgg` from matching one named `vgg_small`.
             if not f"{value.__module__}.".startswith(f"{module.__name__}.") or name.startswith("_"):
                 continue
             if name in classes:

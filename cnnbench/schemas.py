@@ -225,6 +225,7 @@ def _in_words(schema: type[BaseModel], error: ValidationError) -> str:
         return f"{place} is missing"
     if first["type"] == "extra_forbidden":
         name = str(first["loc"][-1])
+        # Valid keys are listed for the document itself, whose schema is at hand here, and not for objects within it.
         if len(first["loc"]) > 1:
             return f"{place} is not a key that this version knows"
         keys = [field.alias or key for key, field in schema.model_fields.items()]
@@ -236,6 +237,7 @@ def _in_words(schema: type[BaseModel], error: ValidationError) -> str:
 
 def _is_alternative(part: Any) -> bool:
     """Return whether a part of an error's place is pydantic's name for an alternative of a union, not a key."""
+    # pydantic names an alternative by its type, such as ``list[constrained-float]``.
     return isinstance(part, str) and (part in _ALTERNATIVES or "[" in part)
 
 
@@ -334,6 +336,7 @@ def _confusion(record: Mapping[str, Any], measures: Mapping[str, Any]) -> Iterat
     # The matrix must be square, with a row and a column per class.
     rows = [len(row) for row in matrix]
     if len(matrix) != classes or rows != [classes] * classes:
+        # The sums below would be wrong for another shape, so this is the last contradiction that is looked for here.
         shape = f"{len(matrix)} rows of {', '.join(map(str, sorted(set(rows))))}"
         yield f"confusion_matrix has {shape} numbers; {classes} classes need {classes} rows of {classes}"
         return
@@ -428,6 +431,7 @@ def check_speed(value: Any, where: str) -> None:
     mend = "delete the file, and the networks are timed again"
     check(SpeedFile, value, where, mend)
     for name, measures in value["figures"].items():
+        # A network whose timing failed has an error in place of figures.
         check(FailedTiming if "error" in measures else Measures, measures, f"{where}: {name}", mend)
         for contradiction in measures_contradictions(measures):
             raise UserError(f"{where}: {name}: {contradiction}; {mend}")

@@ -75,6 +75,7 @@ def pseudomedian(values: Sequence[float], confidence: float = 0.95) -> Interval:
     outside = critical_rank_sum(len(values), 1 - confidence)
     if outside is None:
         return Interval(estimate, None, None)
+    # The test does not reject the values between these two averages; `outside` averages lie beyond each of them.
     return Interval(estimate, means[outside], means[-1 - outside])
 
 
@@ -160,6 +161,7 @@ def median_interval(rounds: Sequence[Sequence[float]], resamples: int = 1000, se
         drawn = generator.choices(rounds, k=len(rounds))
         medians.append(statistics.median(time for times in drawn for time in times))
     medians.sort()
+    # The 2.5th and the 97.5th percentile of the medians, by the nearest rank.
     return Interval(estimate, medians[round(0.025 * (resamples - 1))], medians[round(0.975 * (resamples - 1))])
 
 
@@ -212,6 +214,7 @@ def two_proportions_p(first: float, of_first: float, second: float, of_second: f
     """Return the two-sided p value of the z test that two proportions are equal, with pooled variance."""
     pooled = (first + second) / (of_first + of_second)
     error = math.sqrt(pooled * (1 - pooled) * (1 / of_first + 1 / of_second))
+    # Both shares are 0, or both are 1.
     if error == 0:
         return 1.0
     z = abs(first / of_first - second / of_second) / error

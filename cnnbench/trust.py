@@ -76,6 +76,7 @@ class Trust:
             typed |= {argument, value, *split_names(argument), *split_names(value)}
             for text in (argument, value):
                 if text[:1] in ("{", "["):  # a value written as JSON, whose names are typed too
+                    # This finds names such as mynets.Net and mynets:net.
                     typed |= set(re.findall(r"[\w.]+(?::\w+)?", text))
             if name == OPTION:
                 given = value if equals else "".join(arguments[index + 1 : index + 2])
@@ -156,6 +157,7 @@ def _check_origin(name: str, module: str, where: str, trust: Trust) -> None:
     # `__module__` names the module that defines the callable, which may be another than the one that offers it.
     value = getattr(_imported(module), attribute, None)
     origin = str(getattr(value, "__module__", None))
+    # A name that does not exist is reported when the network is built.
     if value is not None and not trust.covers(origin) and origin.partition(".")[0] not in LIBRARIES:
         raise UserError(
             f"{where} names '{name}', which is code of {origin}, not of {module}; if you trust it, type the name on "
@@ -165,6 +167,7 @@ def _check_origin(name: str, module: str, where: str, trust: Trust) -> None:
 
 def _imported(module: str) -> Any:
     """Return a module, imported with the working folder on the search path, or None if it cannot be imported."""
+    # An installed command has the folder of its script on the search path, not the working folder.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -191,6 +194,7 @@ def check_config(path: Path, seen: frozenset[Path] = frozenset()) -> None:
         raise UserError(f"{where} is not a table of `option: value`")
     if OPTION.strip("-") in values:
         raise UserError(f"{where} must not set {OPTION.strip('-')}; it is a word of the command line")
+    # A text can be the name of a file with the table, which `_files_named` follows.
     for key in ("trainer", "lr_monitor", "checkpoint"):
         if not isinstance(values.get(key), (dict, str, type(None))):
             raise UserError(f"{where}: {key} is {str(values[key])[:60]}; it must be a table of `option: value`")

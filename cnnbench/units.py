@@ -6,6 +6,7 @@ from __future__ import annotations
 def short(value: float) -> str:
     """Return a number with three significant digits and a prefix, such as 1.50M; below 1000 it has no prefix."""
     number, prefix = scaled(value)
+    # The # keeps zeros at the end, as in 1.50, and a point behind a whole number, which is then taken off.
     return f"{number:#.3g}".rstrip(".") + prefix if prefix else f"{number:.3g}"
 
 
@@ -20,6 +21,7 @@ def scaled(value: float) -> tuple[float, str]:
 
 def plain(value: float) -> str:
     """Return a number without an exponent, with three significant digits or as a whole: 0.482, 41.5, 124, 2,030."""
+    # Rounding comes first, so that 999.6 becomes 1,000 and not 1.00e+03.
     value = value if abs(value) >= 1000 else float(f"{value:.3g}")
     return f"{value:#.3g}".rstrip(".") if abs(value) < 1000 else f"{value:,.0f}"
 

@@ -157,6 +157,18 @@ def test_epochs_are_an_exact_and_repeatable_budget() -> None:
 
 
 @pytest.mark.usefixtures("without_pictures")
+def test_a_curve_counts_optimizer_steps_where_a_call_has_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six steps per epoch: calls of four and of two."""
+    monkeypatch.setattr("cnnbench.benchmark.run._Run._steps_per_call", lambda self, measures: 4)
+    options = [option for option in SMALL if option != "--budget=0.3s"]
+    assert main(["bench", "--models=LeNet5", "--data=Synthetic", "--measures=quality", "--epochs=2", *options]) == 0
+    (record,) = load_records([next(Path("results/bench").iterdir())])
+    assert (record.training["steps"], record.training["steps_per_call"]) == (12, 4)
+    steps = [point["step"] for point in record.training["curve"] if "train/loss" in point]
+    assert steps == [3, 5, 9, 11]
+
+
+@pytest.mark.usefixtures("without_pictures")
 def test_a_killed_run_resumes_without_repeating(capsys: pytest.CaptureFixture) -> None:
     models = ["LeNet5", "SimpleCNN"]
     arguments = [*TINY, "--budget=2s", "--out=run"]

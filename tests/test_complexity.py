@@ -220,6 +220,23 @@ def test_recurrent_networks_count_each_step(kind: type[nn.Module], gates: int) -
     assert found.macs == 7 * gates * 6 * (5 + 6)
 
 
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_convolution_of_complex_numbers_is_one_convolution(by_name: bool) -> None:
+    def convolve(x: Tensor) -> Tensor:
+        z, w = x.to(torch.complex64), torch.ones(4, 3, 3, 3, dtype=torch.complex64, device=x.device)
+        return F.conv2d(input=z, weight=w).abs() if by_name else F.conv2d(z, w).abs()
+
+    assert complexity(_Module(convolve), (3, 8, 8)).macs == 36 * 27 * 4
+
+
+def test_a_product_of_values_in_the_forward_pass_can_be_read() -> None:
+    def halve(x: Tensor) -> Tensor:
+        one = torch.ones(1, 1)
+        return x[:, : int(torch.addmm(one, one, one).item())]
+
+    assert complexity(_Module(halve), (3, 8, 8)).macs == 1  # the product of a 1x1 by a 1x1 matrix
+
+
 def test_functional_calls_and_shared_modules_count() -> None:
     class Network(nn.Module):
         def __init__(self) -> None:

@@ -208,14 +208,16 @@ def test_a_race_beside_other_processes_says_so(monkeypatch: pytest.MonkeyPatch) 
         picture = found.pictures[-1]
         assert found.numbers["race_suspect"] == doubts
         assert ("(suspect)" in picture.title) == bool(doubts)
-        assert ("Suspect: other processes kept 1.0 processors busy." in found.remarks) == bool(doubts)
+        assert (
+            "The times of the race are suspect: other processes kept 1.0 processors busy." in found.remarks
+        ) == bool(doubts)
 
 
 def test_the_race_says_what_it_measured() -> None:
     """Times as if by hand: from 3x3 to 9x9, nine times the weights, im2col takes 9 times as long, the FFT 2 times."""
     times = {"FFT": {"16,3": [1.0], "16,9": [2.0]}, "im2col": {"16,3": [1.0], "16,9": [9.0]}}
     assert _growth(times, 16).startswith(
-        "From 3x3 to 9x9 the kernel has 9 times as many weights; im2col's time becomes 9.0 times as long, the FFT's 2.0"
+        "On images of 16x16, from 3x3 to 9x9, the kernel gets 9 times as many weights; im2col's time becomes 9.0 times"
     )
 
 
@@ -248,17 +250,17 @@ def test_the_verdict_claims_no_more_than_was_raced(
     ("options", "size", "zeros", "weights", "words"),
     [
         # 25 places with 6 weights each: 150 of 1,225 entries are not zero.
-        ([], "25x49", "88%", 6, "weights of the kernel, again and again, which is sharing."),
+        ([], "25x49", "88%", 6, []),
         # One place, whose middle tap alone lies on the image; it is a zero of the kernel.
-        (["--dilation", "4", "--padding", "1"], "1x49", "100%", 0, "other than zero all fall into the padding."),
-        (["--dilation", "3"], "1x49", "88%", 6, "each of them once, since there is one place."),
+        (["--dilation", "4", "--padding", "1"], "1x49", "100%", 0, ["All of the matrix is zero"]),
+        (["--dilation", "3"], "1x49", "88%", 6, ["Each weight is in the matrix once"]),
         # One place, with taps at -3, 0 and 3: of its last column two are on the image.
         (["--stride", "7", "--dilation", "3", "--padding", "3"], "1x49", "96%", 2,
-         "each of them once, since there is one place; the rest of the kernel always falls into the padding."),
+         ["Each weight is in the matrix once", "The kernel's other weights that are not zero always fall"]),
     ],
 )  # fmt: skip
 def test_the_facts_count_the_weights_of_the_matrix(
-    options: list[str], size: str, zeros: str, weights: int, words: str
+    options: list[str], size: str, zeros: str, weights: int, words: list[str]
 ) -> None:
     found = run("convolution", [*options, "--rounds", "0"])
     facts = dict(found.tables[1].rows)
@@ -266,11 +268,20 @@ def test_the_facts_count_the_weights_of_the_matrix(
     assert facts["Entries of the matrix that are zero"] == zeros
     assert facts["Weights of the kernel other than zero"] == "6"
     assert facts["Of these, in the matrix"] == str(weights)
-    assert found.remarks[1].endswith(words)
+    remarks = found.remarks[1:]
+    assert len(remarks) == len(words)
+    assert all(remark.startswith(start) for remark, start in zip(remarks, words, strict=True))
     matrix = found.pictures[2].image
     assert isinstance(matrix, Figure)
     low, high = matrix.axes[0].images[0].get_clim()
     assert low < 0 < high
+
+
+def test_the_race_watches_the_machine_after_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[None] = []
+    monkeypatch.setattr("cnnbench.timing.conditions.Conditions.look", lambda self: looks.append(None))
+    run("convolution", ["--rounds=3", "--sizes=8", "--kernels=3"])
+    assert len(looks) == 3
 
 
 def test_the_race_is_drawn_whole_with_ticks_where_it_was_raced() -> None:

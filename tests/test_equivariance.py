@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnbench.cli import main
+from cnnbench.data import get_data
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, run
 from cnnbench.explain.equivariance import (
     BlurPool,
     Layer,
+    _unseen_images,
     equivariance_error,
     layers,
     shift_curve,
@@ -281,6 +284,16 @@ def test_images_and_augmentation_are_those_of_the_run() -> None:
     found = _shown(f"--ckpt_path={half}", f"--compare={every}")  # what one left out, the other was trained on
     assert "10 test images of Synthetic" in found.tables[1].title
     assert "none (LeNet5, trained (2))" in " ".join(found.remarks)
+
+
+def test_a_trained_network_without_its_data_is_shown_test_images() -> None:
+    data = get_data("Synthetic")(train_images=20, test_images=10, val_fraction=0.5)
+    data.prepare_data()
+    data.setup()
+    known = SimpleNamespace(trained=True, caveat="", data=data)
+    assert _unseen_images(data, [known], 5)[0] == "validation images"  # type: ignore[list-item]
+    unknown = SimpleNamespace(trained=True, caveat="", data=None)
+    assert _unseen_images(data, [known, unknown], 5)[0] == "test images"  # type: ignore[list-item]
 
 
 def test_an_old_checkpoint_is_shown_what_no_network_has_seen() -> None:

@@ -89,8 +89,9 @@ def test_torchvision_networks_see_what_is_measured(name: str, size: int | None) 
         assert max(max(found.size) for found in measured.values()) == size
 
 
-@pytest.mark.parametrize("name", torchvision.models.list_models(module=torchvision.models))
-def test_a_late_layer_of_every_network_of_torchvision_sees_what_is_measured(name: str) -> None:
+# Every fourth network, so that each family has some; `make test-slow` measures all of them, stage by stage.
+@pytest.mark.parametrize("name", torchvision.models.list_models(module=torchvision.models)[::4])
+def test_a_late_layer_of_networks_of_torchvision_sees_what_is_measured(name: str) -> None:
     """The last layer whose field is not so large that it takes long to measure."""
     network = get_network(f"torchvision:{name}")
     model = build_without_values(network.build)[0]
@@ -505,7 +506,9 @@ def test_the_table_has_the_size_of_each_effective_field() -> None:
 
 
 def test_trained_networks_are_shown_beside_their_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fit = "fit --model SimpleCNN --data Synthetic --trainer.max_steps 2 --trainer.accelerator cpu"
+    # Batches of one image, so that two images are more than a batch.
+    fit = "fit --model SimpleCNN --data Synthetic --data.eval_batch_size 1 --trainer.max_steps 2 "
+    fit += "--data.test_images 10 --trainer.accelerator cpu"
     assert main([*fit.split(), "--trainer.default_root_dir", str(tmp_path / "runs")]) == 0
     checkpoint = next(tmp_path.rglob("*.ckpt"))
     capsys.readouterr()

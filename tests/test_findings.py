@@ -9,7 +9,17 @@ import pytest
 from conftest import FULL_TRAINING, make_record
 
 from cnnbench.record import Record
-from cnnbench.report.findings import contenders, front, front_sentences, misjudged, over_seeds, speed_sentences
+from cnnbench.report.findings import (
+    SETTINGS,
+    SURROUNDINGS,
+    contenders,
+    front,
+    front_sentences,
+    misjudged,
+    over_seeds,
+    rivals_by_label,
+    speed_sentences,
+)
 from cnnbench.report.pareto import Spread, inversion, pareto_front
 
 
@@ -130,3 +140,20 @@ def test_seeds_are_counted_once_and_summed_up() -> None:
         ["VGG16", "MNIST", "1", "25.00", "–", "–", "–"],  # noqa: RUF001
     ]
     assert over_seeds(records[-3:]) == []
+
+
+VALUES: dict[str, tuple[Any, Any]] = {
+    "budget_s": (30.0, 60.0), "epochs": (3, 4), "precision": ("32-true", "bf16-mixed"),
+    "inference_precision": ("32-true", "bf16-true"), "memory_format": ("channels_last", "contiguous"),
+    "mode": ("eager", "compile"), "cudnn_benchmark": (False, True), "batch_size": (64, 128),
+    "speed_batch_size": (64, 128), "device": ("one", "another"), "packages": ({"torch": "2.11"}, {"torch": "2.12"}),
+    "threads": (1, 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*SETTINGS, *SURROUNDINGS])
+def test_records_that_differ_in_one_setting_are_groups_with_names_of_their_own(name: str) -> None:
+    place = "environment" if name in SURROUNDINGS else "config"
+    common = getattr(make_record(), place) | ({"budget_s": None} if name == "epochs" else {})
+    groups = rivals_by_label(contenders([make_record(**{place: common | {name: value}}) for value in VALUES[name]]))
+    assert [len(group) for group in groups.values()] == [1, 1]

@@ -24,7 +24,7 @@ LINE = "cnnbench: plan 'x' is not a plan; start anew"
 def test_fuzz_of_a_share_has_no_bad_case(tmp_path: Path) -> None:
     root = Path(__file__).parent.parent
     path = tmp_path / "fuzz.json"
-    command = [sys.executable, "-m", "campaigns.fuzz", "--cases", "60", "--seed", "7", "--jobs", "1"]
+    command = [sys.executable, "-m", "campaigns.fuzz", "--cases", "40", "--seed", "7", "--jobs", "1"]
     environment = {**os.environ, "PYTHONPATH": str(root / "tests")}
     done = subprocess.run(
         [*command, "--out", str(path)], cwd=root, env=environment, capture_output=True, text=True, timeout=600
@@ -33,7 +33,7 @@ def test_fuzz_of_a_share_has_no_bad_case(tmp_path: Path) -> None:
     found = json.loads(path.read_text())
     bad = [f"{row['verdict']}: {row['repeat']}: {row['damage']}: {row['reason']}" for row in found["rows"]]
     assert not bad
-    assert found["cases"] >= 50
+    assert found["cases"] >= 35
     assert all(sum(verdicts.values()) for verdicts in found["kinds"].values()), "a kind has no case"
 
 

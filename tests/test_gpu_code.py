@@ -6,6 +6,7 @@ import contextlib
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -286,9 +287,27 @@ def test_a_way_sets_cudnns_search_around_its_turns(searches: bool) -> None:
     timed.config = SimpleNamespace(device=CUDA)  # type: ignore[assignment]
     timed.way = Way("bf16-mixed", cudnn_benchmark=searches)
     before = torch.backends.cudnn.benchmark
-    with timed._switches():
+    with timed._switches("training"):
         assert torch.backends.cudnn.benchmark is searches
     assert torch.backends.cudnn.benchmark is before
+
+
+def test_float32_inference_beside_mixed_training_is_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = Timed.__new__(Timed)
+    timed.config = SimpleNamespace(device=CUDA)  # type: ignore[assignment]
+    timed.way = Way("bf16-mixed", inference_precision="32-true")
+    asked: list[bool] = []
+
+    @contextlib.contextmanager
+    def noted(device: torch.device, on: bool) -> Iterator[None]:
+        asked.append(on)
+        yield
+
+    monkeypatch.setattr("cnnbench.timing.timed_network.tf32", noted)
+    for kind in ("training", "latency"):
+        with timed._switches(kind):
+            pass
+    assert asked == [False]  # inference alone
 
 
 def test_tf32_is_switched_whatever_others_have_set() -> None:

@@ -57,12 +57,14 @@ class LiveDisplay:
         """Announce a piece of work by its name and its expected duration in seconds."""
         # Without a duration above 0, the share of the whole run could not be computed.
         self._expected_s[name] = max(seconds, 0.1)
+        # A corrected duration leaves the share that is done as it is.
         self._share.setdefault(name, 0.0)
 
     def update(self, name: str, share: float, text: str = "") -> None:
         """Set the share of a piece of work that is done, 0 to 1, and a text about what it is doing."""
         self._share[name] = share
         total = sum(self._expected_s.values())
+        # The time left follows from the announced durations, not from the time that has passed.
         left = sum(seconds * (1 - self._share[key]) for key, seconds in self._expected_s.items())
         self._progress.update(
             self._task,

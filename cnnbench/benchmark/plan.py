@@ -139,8 +139,10 @@ class Plan:
 
     def _check_training(self) -> None:
         """Raise UserError unless budget, data options and recipe are possible."""
+        # True if both are set and if neither is.
         if (self.budget_s is None) == (self.epochs is None):
             raise UserError("give either a budget in seconds or a number of epochs, not both")
+        # Written this way the test refuses NaN too, since every comparison with NaN is false.
         if self.budget_s is not None and not 0 < self.budget_s < float("inf"):
             raise UserError(f"budget {self.budget_s:g} s is not positive; give seconds of training, such as 30")
         if self.data_options is not None and not isinstance(self.data_options, Mapping):
@@ -180,6 +182,7 @@ def parse_budget(text: str) -> float:
     """
     units = {"s": 1, "m": 60, "h": 3600}
     number, unit = text, "s"
+    # A slice of an empty text is empty, where an index would raise an error.
     if text[-1:] in units:
         number, unit = text[:-1], text[-1]
     try:
@@ -207,6 +210,7 @@ def load_plan(folder: Path, trust: Trust | None = None) -> Plan:
         UserError: The folder has no plan, the plan is damaged or comes from another version, or it names code from
             outside the package that the user has not named.
     """
+    # pydantic takes a tenth of a second to import, which only a command that reads a plan should spend.
     from pydantic import TypeAdapter, ValidationError
 
     path = folder / PLAN_FILE
@@ -219,6 +223,7 @@ def load_plan(folder: Path, trust: Trust | None = None) -> Plan:
         raise UserError(f"{where} is not a table of settings; {start_anew}")
     content = without_checksum(stored, where)
     try:
+        # In strict mode pydantic takes a list for a tuple only from JSON text, not from Python values.
         plan = TypeAdapter(Plan).validate_json(json.dumps(content))
     except ValidationError as error:
         # One error is enough. Its place is empty if it comes from the checks of `Plan` and not from a type.
@@ -228,6 +233,7 @@ def load_plan(folder: Path, trust: Trust | None = None) -> Plan:
         what = f"{place}: {text}" if place else text
         raise UserError(f"{where} cannot be resumed: {what}; {start_anew}") from None
     for name in plan.models:
+        # A name from a file may stand for code outside the package, which runs when the network is built.
         check_network(name, where, trust or Trust())
     return plan
 

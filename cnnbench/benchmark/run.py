@@ -68,8 +68,11 @@ class Curve(Logger):
     """Lightning logger that keeps the learning curve in memory for the record.
 
     Attributes:
-        points: Logged values, each point with its ``step``; values that are not finite are left out.
+        points: Logged values, each point with its optimizer ``step``, counted from 0; values that are not finite are
+            left out.
         diverged: Whether a logged value was not finite.
+        trainer: Trainer whose optimizer steps count. Without it, the step is that of Lightning's loop, for which
+            several optimizer steps in one call are one step.
     """
 
     name = "curve"
@@ -79,12 +82,14 @@ class Curve(Logger):
         super().__init__()
         self.points: list[dict[str, float]] = []
         self.diverged = False
+        self.trainer: L.Trainer | None = None
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         values = {}
         for name, metric in metrics.items():
+            # Lightning adds the number of the epoch, which is not a value of the curve.
             if not name.startswith(("train/", "val/")):
                 continue
             value = float(metric)
@@ -93,6 +98,8 @@ class Curve(Logger):
                 values[name] = round(value, 5)
             else:
                 self.diverged = True
+        if self.trainer is not None:
+            step = self.trainer.global_step - 1
         if values:
             self.points.append({"step": step or 0, **values})
 
@@ -153,6 +160,7 @@ def training_share(trainer: L.Trainer, plan: Plan) -> float:
         if isinstance(callback, TimeBudget):
             return min(1.0, callback.progress)
     together = getattr(trainer.lightning_module, "steps_per_call", None) or 1
+    # Lightning counts calls as batches, each of which may take several steps; `global_step` counts the steps.
     epochs_done = trainer.global_step / max(1, trainer.num_training_batches * together)
     epochs = plan.epochs or 1
     # The images may grow from epoch to epoch; the last listed size is used for all further epochs. An epoch counts as
@@ -161,6 +169,7 @@ def training_share(trainer: L.Trainer, plan: Plan) -> float:
     sides += sides[-1:] * (epochs - len(sides))
     pixels = [side**2 for side in sides]
     whole = min(int(epochs_done), epochs)
+    # Whole epochs, plus the finished part of the present one; after the last epoch the second slice is empty.
     done = sum(pixels[:whole]) + (epochs_done - whole) * sum(pixels[whole : whole + 1])
     return min(1.0, done / sum(pixels))
 
@@ -218,6 +227,7 @@ def run(
     """
     quiet_lightning()
     device = torch.device(plan.device)
+    # 32-true is plain float32, but torch computes convolutions on a GPU in TF32 by default.
     numbers = hardware.tf32(device, False) if plan.precision == "32-true" else contextlib.nullcontext()
     with numbers, hardware.cudnn_benchmark(plan.cudnn_benchmark):
         return _Run(plan, folder, display).execute(on_record)
@@ -248,9 +258,11 @@ class _Run:
                 self._try_to_build(cell)
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
+            # The lock is not waited for, since another process may hold it for hours.
             with FileLock(self.folder / ".lock", timeout=0):
                 self._check_folder()
                 done = self._finished()
+                # No other process writes here while the lock is held, so unfinished files were left by killed ones.
                 remove_parts(self.folder)
                 remove_parts(self.folder / "records")
                 save_plan(self.folder, self.plan)
@@ -424,6 +436,7 @@ class _Run:
         else:
             figures = measure_speed(subjects, config, partial(self.display.update, "speed"))
         if "memory" in self.plan.measures:
+            # Memory that one network has freed would be used again by the next, so each gets a fresh process.
             for pair in subjects:
                 if "error" not in figures[pair]:
                     self.display.update("speed", 1.0, f"memory of {pair}")
@@ -529,6 +542,7 @@ class _Run:
             speed: Figures of the timing; empty if the plan has none.
             content: Fields of the record, which are filled here.
         """
+        # The network is built after this, so its initial weights depend on the seed of the cell alone.
         L.seed_everything(cell.seed, workers=True, verbose=False)
         model = self._build(cell)
         measures = content["measures"]
@@ -554,6 +568,7 @@ class _Run:
         measures = content["measures"]
         content["training"] = self._train(cell, model, measures)
         matrix = model.test_confusion_counts()
+        # An accuracy over a part of the test set would not compare with other accuracies.
         seen, images = sum(map(sum, matrix)), self.facts[cell.data]["test_images"]
         if seen != images:
             raise RuntimeError(f"the test counted {seen} of {images} images")
@@ -605,20 +620,24 @@ class _Run:
         callbacks: list[L.Callback] = [_Progress(cell, plan, self.display, train_s / (train_s + test_s))]
         clock = TrainingClock() if plan.budget_s is None else TimeBudget(plan.budget_s)
         callbacks.insert(0, clock)
+        # max_epochs=-1 sets no limit: `TimeBudget` ends the training.
         trainer = make_trainer(
             self.device,
             callbacks,
             precision=plan.precision,
             max_epochs=-1 if plan.epochs is None else plan.epochs,
             logger=curve,
-            log_every_n_steps=_log_interval(plan, facts, measures),
+            log_every_n_steps=_log_interval(plan, facts, measures, together),
             plugins=[CheckpointFile()],
         )
+        curve.trainer = trainer
         try:
             trainer.fit(model, datamodule=data)
         except DivergedError:
+            # A training that diverged is a result too: its network is tested, and the record says what happened.
             curve.diverged = True
         steps = trainer.global_step
+        # The weights are checked as well, because the last step may spoil them after the last loss was computed.
         diverged = curve.diverged or not all(bool(p.isfinite().all()) for p in model.parameters())
         trainer.test(model, datamodule=data, verbose=False)
         if plan.keep_weights:
@@ -692,6 +711,7 @@ class _Silent:
 def _figures_of(config: SpeedConfig, plan: Plan) -> dict[str, dict[str, Any]]:
     """Return the times of the networks of a plan; this runs in a process of its own."""
     quiet_lightning()
+    # Only the plan is sent to the process, which opens the data sets and builds the networks itself.
     return measure_speed(_Run(plan, Path(), _Silent()).subjects(), config)
 
 
@@ -747,13 +767,14 @@ def _outcome(record: Record) -> str:
     return text
 
 
-def _log_interval(plan: Plan, facts: Mapping[str, Any], measures: Mapping[str, Any]) -> int:
-    """Return the number of steps between points of the learning curve, for about `CURVE_POINTS` points."""
+def _log_interval(plan: Plan, facts: Mapping[str, Any], measures: Mapping[str, Any], steps_per_call: int | None) -> int:
+    """Return the number of calls between points of the learning curve, for about `CURVE_POINTS` points."""
     if plan.budget_s is not None:
         images = plan.budget_s * measures.get("train_images_per_s", 1000.0)
     else:
         images = float(facts["train_images"] * (plan.epochs or 1))
-    return max(1, round(images / plan.batch_size / CURVE_POINTS))
+    steps = images / plan.batch_size
+    return max(1, round(steps / (steps_per_call or 1) / CURVE_POINTS))
 
 
 def _some_images(data: ImageDataModule, count: int) -> Tensor:

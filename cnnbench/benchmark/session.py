@@ -79,8 +79,10 @@ class Session:
         Args:
             wandb: Whether to log the records to Weights & Biases, and how.
         """
+        # A missing package or key is reported before the run and not after it.
         mode = resolve_mode(wandb, self.folder)
         if mode == "off":
+            # What the code of a network prints goes to stderr, because stdout is kept for the results.
             with stdout_kept(), LiveDisplay() as display:
                 return run(self.plan, self.folder, display)
         tracker = Tracker(mode, self.folder)
@@ -150,8 +152,10 @@ def _with_defaults(asked: Mapping[str, Any]) -> Plan:
     precision, reason = hardware.choose_precision("auto", device)
     batch_size, train_batch_size = hardware.default_batch_sizes(device)
     budget_s: float | None = CPU_BUDGET_S if device.type == "cpu" else GPU_BUDGET_S
+    # A plan has one budget: a number of epochs takes the place of the default seconds.
     if "epochs" in asked:
         budget_s = None
+    # In a plan, `batch_size` is that of a training step; inference and test have names of their own.
     defaults: dict[str, Any] = {
         "models": DEFAULT_MODELS,
         "data": DEFAULT_DATA,
@@ -176,6 +180,7 @@ def _with_defaults(asked: Mapping[str, Any]) -> Plan:
 def _check_names(plan: Plan) -> None:
     """Raise UserError for a wrong name, folder or device, before a run folder is made."""
     for name in plan.models:
+        # The results of these calls are not used; they raise the error if something is wrong.
         get_network(name)
     for name in plan.data:
         get_data(name)

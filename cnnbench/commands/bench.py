@@ -100,6 +100,7 @@ def check_file(values: Mapping[str, Any], where: str) -> None:
         where: Name of the file, for the message.
     """
     for name in values.get("models", ()):
+        # Without enforced trust, a file may name networks of the zoo, torchvision and timm only.
         check_network(name, where, current() or Trust())
 
 
@@ -107,13 +108,16 @@ def run(options: Options) -> int:
     """Run or resume a benchmark and print its report; return 1 if a cell failed."""
     from cnnbench.benchmark.session import PLAN_FILE, Session
 
+    # The user typed the networks of --models, and `check_file` has allowed those of a file, so both count as typed.
     trust = Trust.of(options.trust, typed=options.models or ())
     session = Session(options.settings(), options.out, options.resume, trust)
     try:
         records = session.run(options.wandb)
         show_report(records, session.folder, options.json)
     except Stopped as stop:
+        # Without a plan file nothing has been measured yet, so there is nothing to resume.
         if (session.folder / PLAN_FILE).is_file():
+            # A resumed run reads the names of foreign networks from the plan file, so the hint repeats their --trust.
             folder = shlex.quote(str(session.folder))
             stop.hint = f"go on with: cnnbench bench --resume --out {folder}{words(session.plan.models)}"
         raise

@@ -41,6 +41,7 @@ def run(options: Options) -> int:
         show(table(changes))
         for line in remarks(changes):
             out(line)
+    # These lines go to stderr, so that with --json the document is alone on stdout.
     for line in gate.lines():
         note(line)
     return 0 if gate.passed else 1

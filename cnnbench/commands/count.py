@@ -33,6 +33,7 @@ class Options(NetworkOptions):
     json: bool = option("Print one JSON document on stdout.", default=False)
 
     def __post_init__(self) -> None:
+        # Precision and optimizer change only the memory of a training step, which depends on its number of images.
         if self.batch_size is None:
             for name in ("precision", "optimizer"):
                 if getattr(self, name):

@@ -64,7 +64,8 @@ def _run_tool(module: Any, options: Any) -> int:
         pictures = []
         for path, picture in zip(paths, explanation.pictures, strict=True):
             pictures.append({"file": str(path), "title": picture.title, "caption": picture.caption})
-        out_json(explanation.numbers | {"pictures": pictures})
+        tables = [table._asdict() for table in explanation.tables]
+        out_json(explanation.numbers | {"tables": tables, "remarks": explanation.remarks, "pictures": pictures})
         return 0
     _print_tables(explanation)
     for path, picture in zip(paths, explanation.pictures, strict=True):

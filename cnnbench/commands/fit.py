@@ -64,6 +64,7 @@ class CLI(LightningCLI):
     """LightningCLI with short class names, network sizes linked to the data, and logs and checkpoints for every run."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        # The values are read from the data set once it is built, and the network is built after it.
         for key in LINKED:
             parser.link_arguments(f"data.{key}", f"model.init_args.{key}", apply_on="instantiate")
         parser.add_argument("--out", default="results/runs", help="Folder in which each run makes a folder of its own.")
@@ -119,6 +120,7 @@ class CLI(LightningCLI):
 
     def _choose_precision(self, trainer: Any, compiled_depthwise: bool = False) -> tuple[str, str] | None:
         """Return the precision and the reason for it, or None for a precision that only Lightning knows."""
+        # An option that is not set means auto here, and 16 is Lightning's alias of 16-mixed.
         asked = {None: "auto", "16": "16-mixed", 16: "16-mixed"}.get(trainer.precision, trainer.precision)
         if asked not in hardware.PRECISIONS:
             return None
@@ -149,6 +151,7 @@ class CLI(LightningCLI):
         try:
             return self._trainer_in(folder, kwargs)
         except BaseException:
+            # Not even a signal may leave an empty run folder behind, which would look like a run.
             _remove_run(folder)
             raise
 
@@ -261,6 +264,7 @@ class CLI(LightningCLI):
     def after_fit(self) -> None:
         """Print the run folder, the steps, the training time, and the command that tests the checkpoint."""
         _say(f"run folder: {self.trainer.default_root_dir}")
+        # The training did not begin, or ended at the step of its checkpoint.
         if self.stage.steps in (None, self.trainer.global_step):
             _say("nothing was left to train: the checkpoint is of a finished training")
         else:
@@ -286,11 +290,13 @@ class CLI(LightningCLI):
             raise UserError("predict saw no image; give a larger --trainer.limit_predict_batches, or leave it out")
         path = Path(self.trainer.default_root_dir) / "predictions.csv"
         names = datamodule.class_names
+        # The loader of the prediction has the same images in the same order.
         labels = datamodule.test_dataloader().split.labels.tolist()
         rows: list[Sequence[Any]] = [["image", "true", "predicted", *names]]
         probabilities = torch.cat(cast("list[torch.Tensor]", batches)).tolist()
         if len(probabilities) < len(labels):
             _say(f"the first {len(probabilities):,} of {len(labels):,} test images were predicted")
+        # zip ends with the shorter list, so that only the images that were predicted get a row.
         for index, (label, row) in enumerate(zip(labels, probabilities, strict=False)):
             rows.append([index, names[label], names[row.index(max(row))], *(f"{p:.6g}" for p in row)])
         write_text(path, to_csv(rows))
@@ -304,6 +310,7 @@ def _try_sizes(model: ImageClassifier, data: ImageDataModule) -> None:
         images = torch.zeros(1, data.in_channels, size, size)
         try:
             with torch.inference_mode():
+                # Evaluation mode changes no running statistics, and batch normalisation takes one value per channel.
                 model.eval()(images.contiguous(memory_format=model.memory_format))
         except UserError:
             raise
@@ -336,6 +343,7 @@ def _say(text: str) -> None:
 
 def _user_error(error: BaseException) -> UserError:
     """Return the UserError among the causes of an error of jsonargparse or Lightning, or else one made of its text."""
+    # A UserError from a constructor may be the cause or the context of the error that arrives here.
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UserError):
@@ -370,6 +378,7 @@ def _run_folder(config: Any) -> Path:
     # A run that starts in the same second as another one gets a number behind the time.
     for suffix in ("", *(f"-{i}" for i in range(2, 100))):
         folder = base / f"{stamp}{suffix}"
+        # Lightning sets this variable in every further process that it starts for a training on several devices.
         if int(os.environ.get("LOCAL_RANK", 0)) > 0:
             return folder
         try:
@@ -385,6 +394,7 @@ def _remove_run(folder: Path) -> None:
     if int(os.environ.get("LOCAL_RANK", 0)) > 0:
         return
     shutil.rmtree(folder, ignore_errors=True)
+    # These are <network>-<data>, the folder of --out, and the one above it: results/runs and results by default.
     for parent in list(folder.parents)[:3]:
         with contextlib.suppress(OSError):  # raised if the folder is not empty
             parent.rmdir()
@@ -454,9 +464,11 @@ def _start() -> None:
         parser_class=Parser,
         subclass_mode_model=True,
         subclass_mode_data=True,
+        # The network builds its optimizer and its schedule itself.
         auto_configure_optimizers=False,
         seed_everything_default=0,
         save_config_callback=SaveConfig,
+        # `SaveConfig` writes into the run folder itself, which exists also without a logger.
         save_config_kwargs={"save_to_log_dir": False},
         trainer_defaults={"num_sanity_val_steps": 0, "enable_model_summary": False},
         parser_kwargs={"prog": "cnnbench"},

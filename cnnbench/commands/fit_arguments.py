@@ -150,6 +150,7 @@ def with_named_checkpoint(arguments: list[str]) -> list[str]:
         UserError: No such run has the checkpoint.
     """
     paths = values_of(arguments, "--ckpt_path")
+    # Lightning knows these words too, but looks for checkpoints of the run at hand, which has none yet.
     if not paths or paths[-1] not in ("last", "best", "hpc"):
         return arguments
     word = paths[-1]
@@ -160,6 +161,7 @@ def with_named_checkpoint(arguments: list[str]) -> list[str]:
         parts.append(part if part == "*" else safe_name(part))
     name = "-".join(parts)  # the name of a folder, or a pattern for several
     matches = sorted(out.glob(f"{name}/*/checkpoints/{word}.ckpt"), key=lambda path: path.stat().st_mtime)
+    # Lightning saves this checkpoint under another name, for a job that SLURM stops, so the search cannot find it.
     if word == "hpc" or not matches:
         raise UserError(
             f"--ckpt_path {word}: there is no run with such a checkpoint in '{out / name}'; name the file, which "
@@ -243,6 +245,7 @@ def check_files(arguments: list[str]) -> None:
     for text in values_of(arguments, "--ckpt_path")[-1:]:
         if text not in ("", "null"):
             stored, where = open_checkpoint(Path(text)), f"checkpoint '{text}'"
+            # LightningCLI builds the network that this entry names, so it is checked before the parser imports it.
             if "_class_path" in stored["hyper_parameters"]:
                 network_of(stored, where, current() or Trust())
             if arguments[0] == "fit":
@@ -317,6 +320,7 @@ def allowed_imports() -> Iterator[None]:
     allowed = _allowed()
     jsonargparse.set_parsing_settings(
         import_path_denylist=["*"],
+        # The most specific entry decides, and the star is less specific than every name.
         import_path_allowlist=[*allowed, *own],
         instantiate_subclass_spec_in_any=False,  # a value for an argument of type Any could otherwise name any class
     )
@@ -347,6 +351,7 @@ def with_network_options(arguments: list[str]) -> list[str]:
     """Replace ``--model NAME(key=value)`` and ``--model torchvision:NAME`` by options that the parser knows."""
     expanded: list[str] = []
     for argument in _split_flag("--model", arguments):
+        # `_split_flag` has split --model=VALUE, so the value is always the word behind the option.
         is_model = expanded[-1:] == ["--model"]
         if is_model and ":" in argument:
             expanded += [External.__name__, f"--model.name={argument}"]
@@ -361,6 +366,7 @@ def with_network_options(arguments: list[str]) -> list[str]:
 
 
 def _as_option(value: Any) -> str:
+    # The parser reads a value as YAML, in which JSON is valid.
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -390,6 +396,7 @@ def check_names(arguments: list[str]) -> None:
             kind, valid = _TABLES[flag[2:]]()
             if value not in valid and value != External.__name__:
                 raise unknown(kind, value, valid)
+        # The parser accepts the argument with and without ``init_args``.
         if flag.startswith("--model.") and flag.removeprefix("--model.").removeprefix("init_args.") in LINKED:
             raise _decided_by_data(flag)
         if flag in ("--config", "-c") and Path(value).is_file():
@@ -398,6 +405,7 @@ def check_names(arguments: list[str]) -> None:
 
 def _check_linked_in(file: str) -> None:
     """Raise UserError if a configuration file sets an argument of the network that the data decides."""
+    # An empty file has the value None.
     network = (read_yaml(Path(file), "config") or {}).get("model")
     if not isinstance(network, dict):
         return

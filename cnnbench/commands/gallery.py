@@ -88,6 +88,7 @@ def run(options: Options) -> int:
         note(f"training a network, {_length(options)}")
         fit_options = [*recipe, f"--out={runs}"]
         if options.trust:
+            # `fit` checks the names in its configuration itself, so it needs the same trust.
             fit_options.append(f"{OPTION}={','.join(options.trust)}")
         checkpoint = train(fit_options, runs)
         trained = describe_training(checkpoint, shlex.join(["cnnbench", "fit", *fit_options]), options.trust)
@@ -154,12 +155,14 @@ def describe_training(checkpoint: Path, command: str, trusted: Sequence[str] = (
     data = subject.data
     if data is None:
         raise UserError(f"checkpoint '{checkpoint}' does not say what it was trained on")
+    # The label of a data set depends on the copy that is on the disk, so the files have to be read first.
     data.prepare_data()
     data.setup()
     # These words name the data set to the tools, so arguments appear only where they differ from the defaults.
     data_words = [type(data).__name__]
     if data.image_size != data.default_size:
         data_words.append(f"--image_size={data.image_size}")
+    # Only some data sets, such as Synthetic, let the user choose the number of channels.
     default = inspect.signature(type(data)).parameters.get("in_channels")
     if default is not None and data.in_channels != default.default:
         data_words.append(f"--in_channels={data.in_channels}")
@@ -173,6 +176,7 @@ def written_name(model: Any) -> str:
     """Return a network as it is written on the command line: its name, with the arguments that are not defaults."""
     chosen = []
     for key, parameter in inspect.signature(type(model).__init__).parameters.items():
+        # For a network from outside the zoo, `display_name` already is the argument ``name``.
         if key == "name" or key not in model.hparams:
             continue
         value = _as_list(model.hparams[key])

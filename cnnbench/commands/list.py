@@ -46,6 +46,7 @@ def run(options: Options) -> int:
     if options.json:
         out_json({key: catalog[key] for key in ("models", "data")})
         return 0
+    # The table has as many columns as fit into the width in which it is printed.
     width = make_console(pipe_width=PIPE_WIDTH).width
     show(_table(catalog["models"], width), pipe_width=PIPE_WIDTH)
     out_text(LEGEND)

@@ -39,6 +39,7 @@ def find_networks(options: NetworkOptions) -> list[Network]:
     Raises:
         UserError: A name is unknown, or occurs twice.
     """
+    # Imported here, because torch comes with them, and the options and the help do not need it.
     from cnnbench.models import all_models
     from cnnbench.network import get_network
 

@@ -54,6 +54,7 @@ def _log(records: Sequence[Record], folder: Path, asked_mode: WandbMode) -> None
     from cnnbench.report.tracking import Tracker, resolve_mode
 
     mode = resolve_mode(asked_mode, folder)
+    # `resolve_mode` returns off only if off was asked for.
     assert mode != "off"
     folder.mkdir(parents=True, exist_ok=True)
     tracker = Tracker(mode, folder)

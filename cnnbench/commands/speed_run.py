@@ -115,6 +115,7 @@ def time_networks(options: Options, networks: Sequence[Network]) -> list[Record]
     """
     config, ways = _config(options)
     _check_ways(options, config, ways)
+    # Results are kept by the name of the row, so two networks of one name would share a row.
     names = [network.name for network in networks]
     for name in names:
         if names.count(name) > 1:
@@ -136,6 +137,7 @@ def _check_ways(options: Options, config: SpeedConfig, ways: Sequence[Way | None
         if config.device.type != "cpu":
             raise UserError("--memory is for the CPU; on a GPU the peak memory is always in the table")
         for named in ways:
+            # None stands for the only way, that of the configuration.
             way = named or config.way
             if "training" not in way.kinds:
                 raise UserError(
@@ -207,6 +209,7 @@ def _time_here(
         graphs = _as_graphs(subjects, config)
     # The graphs take part in the same rounds, so that their times compare with those of the networks.
     everything = measure_speed(subjects | graphs, config, _say)
+    # The graphs are no rows of their own: their figures only help to say what limits the network as it is written.
     figures: dict[str, dict[str, Any]] = {}
     replayed: dict[str, dict[str, Any]] = {}
     working: dict[str, Subject] = {}
@@ -268,6 +271,7 @@ def _settings(config: SpeedConfig, row: Row) -> dict[str, Any]:
 
 def _random_images(network: Network) -> dict[str, Any]:
     """Return the data entry of a record, for images of random noise."""
+    # A record states these numbers for every data set; random images belong to no split.
     none = dict.fromkeys(("train_images", "val_images", "test_images", "full_train_images", "full_epochs"), 0)
     return {
         "name": "noise",
@@ -380,6 +384,7 @@ def _as_graphs(subjects: Mapping[str, Subject], config: SpeedConfig) -> dict[str
     graphs = {}
     for name, subject in subjects.items():
         way = replace(subject.way or config.way, mode="cuda-graph")
+        # A graph of the training step is not needed: the limits of a network are those of its inference.
         graphs[name + _GRAPH] = replace(subject, way=way, kinds=("latency", "inference"))
     return graphs
 
@@ -401,11 +406,13 @@ def _config(options: Options) -> tuple[SpeedConfig, list[Way | None]]:
     asked = _values(options, "precision", device)
     formats = _values(options, "memory_format", device)
     modes = _values(options, "mode", device)
+    # The switch has no effect on other devices, so their records always say that it is off.
     benchmark = device.type == "cuda" and options.cudnn_benchmark == "on"
     precisions = [_precisions(name, device) for name in asked]
     for name in formats:
         if name not in FORMATS:
             raise unknown("memory_format", name, FORMATS)
+    # Every combination of a precision, a memory format and a mode is a way.
     ways = []
     for (training, inference), order, mode in itertools.product(precisions, formats, modes):
         ways.append(Way(training, FORMATS[order], mode, benchmark, inference))
@@ -429,6 +436,7 @@ def _speed_config(options: Options, device: torch.device, precisions: tuple[str,
         batch_size = options.batch_size
     if options.train_batch_size is not None:
         train_batch_size = options.train_batch_size
+    # The defaults of a dataclass are attributes of the class.
     rounds, fewest = SpeedConfig.rounds, SpeedConfig.fewest_rounds
     if options.rounds is not None:
         # A number of rounds that the user sets is kept, however long the rounds take.
@@ -474,8 +482,11 @@ def _values(options: Options, option: str, device: Any) -> list[str]:
         return list(values)
 
     on_gpu = device.type == "cuda"
+    precisions = _all_precisions(hardware_precisions(device))
+    if on_gpu:
+        precisions.append("tf32")
     return {
-        "precision": [*_all_precisions(hardware_precisions(device)), *["tf32"] * on_gpu],
+        "precision": precisions,
         "memory_format": list(FORMATS),
         "mode": [mode for mode in MODES if on_gpu or mode != "cuda-graph"],
     }[option]
@@ -490,6 +501,7 @@ def _all_precisions(of_training: Sequence[str]) -> list[str]:
 
 
 def _rows(options: Options, ways: Sequence[tuple[str, Way | None]]) -> list[Row]:
+    # A fresh process gets only names: it looks the networks up again, and each way takes the one with its name.
     networks = {network.name: network for network in find_networks(options)}
     return [Row(networks[name], way) for name, way in ways]
 
@@ -527,6 +539,7 @@ def _classes(network: Network) -> int:
     Raises:
         UserError: The network does not accept such images.
     """
+    # Only the shape of the output counts, so the image may be all zeros.
     with torch.inference_mode():
         try:
             output = network.build().eval()(torch.zeros(1, *network.image_shape))
@@ -538,4 +551,5 @@ def _classes(network: Network) -> int:
             raise UserError(
                 f"'{network.name}' does not take images of {shape}: {type(error).__name__}: {text}"
             ) from error
+        # This refuses an output that is not logits, and returns those of the main head if there are several.
         return loss_and_logits(output, torch.zeros(1, dtype=torch.long))[1].shape[1]

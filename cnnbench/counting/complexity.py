@@ -220,6 +220,7 @@ def receptive_fields(model: nn.Module, image_shape: Sequence[int]) -> dict[str, 
         UserError: The network does not run on such images, or its forward pass needs the values of a tensor.
     """
     passes = _Passes(model, tuple(image_shape))
+    # Receptive fields are followed only in a pass of one image; see `_Passes.start`.
     fields_of = passes.inference(1).fields
     shown: dict[str, dict[str, Any] | str | None] = {}
     for module, name in passes.names.items():
@@ -279,9 +280,11 @@ class ComplexConvolutions(TorchFunctionMode):
             super().__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        is_complex = func in _CONVOLUTIONS and any(isinstance(a, Tensor) and a.is_complex() for a in args[:2])
+        values = (*args, *(kwargs or {}).values())
+        is_complex = func in _CONVOLUTIONS and any(isinstance(value, Tensor) and value.is_complex() for value in values)
         if not is_complex:
             return func(*args, **(kwargs or {}))
+        # Torch splits a complex convolution below this call, so all operators until it returns belong to the trick.
         self._inside, self._booked = True, False
         try:
             return func(*args, **(kwargs or {}))
@@ -297,9 +300,11 @@ class ComplexConvolutions(TorchFunctionMode):
             backward_node: Node of the backward graph that called the operator; None in the forward pass.
         """
         if not self.on:
+            # A first complex result tells `_Passes.complexity` to repeat the pass with the filter on.
             self.needed = self.needed or (isinstance(out, Tensor) and out.is_complex())
             return False
         if backward_node is not None:
+            # A node of the backward graph has the sequence number of the forward operator that it belongs to.
             return backward_node._sequence_nr() in self._skipped_nodes
         if not self._inside:
             return False
@@ -373,6 +378,7 @@ class _Passes(Listener):
 
     def complexity(self, training: bool) -> Complexity:
         """Run all passes and return the figures; training figures are None if training is False."""
+        # Inference: one image for the figures, and eight to see whether the MACs grow in proportion.
         one = self.inference(1)
         if self._complex.needed:
             # There are complex tensors, and the filter for their convolutions was off.
@@ -392,6 +398,7 @@ class _Passes(Listener):
             linear = linear and train is not None and train.four is None
             remarks += more
         if train is not None:
+            # The union of two counters keeps the larger number of calls of each operator; it does not add them.
             unknown = unknown | train.two.unknown
             train_macs = train.of_one(lambda books: books.total("macs"))
             train_forward_macs = train.of_one(lambda books: books.forward_macs)
@@ -460,6 +467,7 @@ class _Passes(Listener):
         with self._pass(batch, training=False) as images:
             outputs = self._run.forward(images)
             if not outputs:
+                # Inside the pass, this becomes a `UserError` that names the network.
                 raise TypeError("its forward returns no tensor")
             if self._fields is not None:
                 depths = [self._fields.depth_of(t) for t in outputs]
@@ -472,6 +480,7 @@ class _Passes(Listener):
     def training(self, batch: int, backward: bool = True) -> _Books:
         """Run a training step without loss and optimizer; without `backward`, its forward pass alone."""
         with self._pass(batch, training=True) as images:
+            # An output that depends on no trainable parameter has no backward pass.
             outputs = [t for t in self._run.forward(images) if t.requires_grad]
             self._books.forward_macs = self._books.total("macs")
             self._books.has_backward = bool(outputs)
@@ -563,6 +572,7 @@ class _Passes(Listener):
         if operator not in self._rules:
             self._rules[operator] = operators.rule_of(operator)
         rule, books = self._rules[operator], self._books
+        # The node of the backward graph that autograd is running, or None outside the backward pass.
         node: Any = torch._C._current_autograd_node()
         if torch.is_grad_enabled():
             # A checkpointed part runs forward again in the backward pass, with gradients enabled: it counts as forward.
@@ -581,6 +591,7 @@ class _Passes(Listener):
             return
         if cost.macs:
             books.macs[module] += cost.macs
+            # Only results of the forward pass are activations, not gradients.
             if node is None:
                 books.activations += out.numel()
         if cost.other:
@@ -589,6 +600,7 @@ class _Passes(Listener):
     def _module_of_operator(self, node: Any) -> nn.Module:
         """Return the module to which an operator belongs; `node` is its node in the backward pass, None in forward."""
         if node is not None:
+            # A node that no forward operator made, such as one that accumulates a gradient, counts for the network.
             return self._module_of_node.get(node._sequence_nr(), self._run.model)
         # The latest sequence number is that of the node that autograd made for this operator. An operator without a
         # node leaves the number of an earlier one, which keeps its module.

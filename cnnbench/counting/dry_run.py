@@ -95,6 +95,7 @@ class DryRun:
         self._batch_size = 1  # number of images in the last pass
         self._failed: tuple[BaseException, nn.Module] | None = None  # last error, innermost module that raised it
         if kind == "cpu":
+            # The network may also use tensors that the copy does not replace, such as constants of its module file.
             self._fake: Any = FakeTensorMode(allow_non_fake_inputs=True)
             self._mode: TorchDispatchMode = _Heard(listener)
         else:
@@ -102,6 +103,7 @@ class DryRun:
             self._fake, self._mode = contextlib.nullcontext(), MetaRun(listener.operator)
         with self._refusing(), self._undisturbed() as disabled_hooks:
             self.model, left_out = meta_copy(model, kind)
+            # In these formats the weights themselves have 16 bits; in the mixed ones autocast casts them in each call.
             if precision in INFERENCE_PRECISIONS:
                 for module in self.model.modules():
                     _cast(module, weights_type(precision))
@@ -109,6 +111,7 @@ class DryRun:
         self.names = {module: name for name, module in self.model.named_modules()}
         for module in self.names:
             module.register_forward_pre_hook(self._enter)
+            # With `always_call`, torch runs the hook even after an error, which is how `_leave` learns of it.
             module.register_forward_hook(self._leave, always_call=True)
         # Attributes and buffers before the first pass: a network may remember things from one call to the next.
         self._states = [(module, dict(module.__dict__), dict(module._buffers)) for module in self.names]
@@ -139,6 +142,7 @@ class DryRun:
                 with self._undisturbed(), torch.set_grad_enabled(training):
                     images = torch.empty(batch_size, *self.image_shape, device=self._device, dtype=dtype)
                     self._listener.start(images)
+                    # The mode begins after the images are made, since making them is no operator of the network.
                     with self._mode:
                         yield images
                 if have_drawn():
@@ -169,6 +173,7 @@ class DryRun:
     @contextlib.contextmanager
     def _undisturbed(self) -> Iterator[list[str]]:
         """Keep other users' contexts, hooks and compiled code out; yield the names of the hooks that are disabled."""
+        # The caller may be in inference mode, in which autograd records nothing.
         with torch.inference_mode(False), without_global_hooks() as disabled, eager(), self._fake:
             yield disabled
 

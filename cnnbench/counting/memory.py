@@ -64,6 +64,7 @@ class _Ledger(Listener):
     def __init__(self) -> None:
         self.live = 0
         self.peak = 0
+        # Keys are compared by identity, and an entry disappears together with its storage.
         self._known: Any = torch.utils.weak.WeakIdKeyDictionary()
 
     def ignore(self, tensors: Iterable[Tensor]) -> None:
@@ -140,6 +141,7 @@ def training_memory(
         gradient_bytes=trainable,
         activation_bytes=stored,
         # What exists before the step stays in memory during the whole step.
+        # Gradients are not added: operators of the backward pass allocate them, so the ledger counts them.
         peak_bytes=sum(fixed.values()) + ledger.peak,
     )
 

@@ -89,6 +89,7 @@ class _Copier:
         # Exact types only: a subclass may hold more than its items.
         if kind in (dict, OrderedDict, list, tuple):
             return self.container(value)
+        # A bound method, or a weak reference to a part of the network, leads to the copy of that part.
         if kind is types.MethodType:
             return types.MethodType(value.__func__, self.copy(value.__self__))
         if kind is weakref.ref and isinstance(value(), (nn.Module, Tensor)):
@@ -122,10 +123,12 @@ class _Copier:
 
     def module(self, module: nn.Module) -> nn.Module:
         """Return the copy of a module; of a compiled module, the copy of the module that was compiled."""
+        # A compiled module keeps the original under this name.
         compiled = module.__dict__.get("_modules", {}).get("_orig_mod")
         if compiled is not None:
             made = self.memo[id(module)] = self.copy(compiled)
             return made
+        # The constructor is not called. The copy is in the memo before its parts, which may refer back to it.
         made = self.memo[id(module)] = module.__class__.__new__(module.__class__)
         made.__setstate__({key: self.copy(value) for key, value in module.__getstate__().items()})
         return made
@@ -135,6 +138,7 @@ class _Copier:
         compiled = getattr(function, "_torchdynamo_orig_callable", None)
         if compiled is not None:
             return self.copy(compiled)
+        # A function may refer to itself through a cell; this entry ends the recursion.
         self.memo[id(function)] = function
         # A closure keeps each outer variable in a cell; a cell that holds a part of the network is replaced.
         cells = []
@@ -218,6 +222,7 @@ def building_on_meta() -> Iterator[None]:
     made: Any = torch.utils.weak.WeakIdKeyDictionary()
 
     def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        # A lazy parameter has no shape yet and stays as it is; `meta_copy` refuses it with a message of its own.
         if isinstance(param, nn.Parameter) and not param.is_meta and not torch.nn.parameter.is_lazy(param):
             if param not in made:
                 made[param] = nn.Parameter(torch.empty_like(param, device="meta"), param.requires_grad)
@@ -261,7 +266,9 @@ def untouched_randomness() -> Iterator[Callable[[], bool]]:
     python_state, torch_state = random.getstate(), torch.get_rng_state()
     numpy_state: Any = None
     numpy_start: Any = None
+    # With a fixed seed, the random choices of a network are the same in every pass.
     random.seed(0)
+    # `torch.manual_seed` would seed the GPUs as well, whose states are not restored here.
     torch.default_generator.manual_seed(0)
     if numpy:
         numpy_state = numpy.random.get_state()
@@ -323,6 +330,7 @@ def _parts_of(value: Any, place: str) -> Iterator[tuple[str, nn.Module]]:
 @contextlib.contextmanager
 def eager() -> Iterator[None]:
     """Run compiled functions inside the context as plain Python, and keep their compiled code for later."""
+    # If the compiler was never imported, nothing is compiled, and setting the stance would import it.
     if "torch._dynamo" in sys.modules:
         with torch.compiler.set_stance("force_eager"):
             yield

@@ -50,6 +50,7 @@ class MetaRun(TorchDispatchMode):
         if kind is None:
             kind = self._kinds[func] = _kind(func)
         if kind == "composite":  # torch itself decomposes most calls, but not in inference mode
+            # Torch switches the mode off while it handles a call; switched on again, it sees each of the parts.
             with self:
                 return func.decompose(*args, **kwargs)
         out = self._result(kind, func, args, kwargs)
@@ -61,6 +62,7 @@ class MetaRun(TorchDispatchMode):
         if kind == "run":
             return func(*args, **kwargs)
         if kind == "addmm" and _is_plain_addmm(args):
+            # The bias plus (n, k) times (k, m) is (n, m).
             return torch.empty(args[1].shape[0], args[2].shape[1], dtype=args[1].dtype, device="meta")
         known = None
         if kind == "batch norm":
@@ -69,6 +71,7 @@ class MetaRun(TorchDispatchMode):
             known = _common_specification(args)
         if known is None:
             return self._stored_result(kind, func, args, kwargs)
+        # An operator in place returns its first argument itself.
         return args[0] if kind == "element in place" else _from_specification(known)
 
     def _stored_result(self, kind: str, func: Any, args: Any, kwargs: Any) -> Any:
@@ -128,8 +131,10 @@ def _kind(func: Any) -> str:
     running the operators of which it consists.
     """
     name = operators.base_name(func)
+    # Always run: operators of other libraries, and those whose tags say that the result depends on values.
     if func.namespace != "aten" or {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output} & set(func.tags):
         return "run"
+    # Torch defines such an operator by others. Without a rule of its own, it costs what these cost.
     if operators.rule_of(func) is None and torch._C._dispatch_has_kernel_for_dispatch_key(
         func.name(), torch._C.DispatchKey.CompositeImplicitAutograd
     ):
@@ -162,8 +167,11 @@ _OTHER_TYPE = frozenset(
 
 
 def _is_plain_addmm(args: Any) -> bool:
-    """Return whether an addmm has the usual types and shapes, whose result is known without running it."""
+    """Return whether an addmm of tensors on the meta device has the usual types and shapes, so that it need not run."""
     bias, a, b = args[:3]
+    # A product of tensors with values has to run, since its values may be read later.
+    if not (bias.is_meta and a.is_meta and b.is_meta):
+        return False
     same_type = bias.dtype == a.dtype == b.dtype
     return same_type and a.shape[1] == b.shape[0] and bias.shape in ((b.shape[1],), (a.shape[0], b.shape[1]))
 
@@ -207,13 +215,15 @@ def _batch_norm_specification(func: Any, args: Any) -> Any:
         input is not dense, not float32 or not on the meta device.
     """
     if operators.base_name(func) == "native_batch_norm_backward":
+        # These are the input and the output mask in the schema of native_batch_norm_backward.
         x, wanted = args[1], args[9]
     else:
         x, wanted = args[0], (True, True, True)
     if not x.is_meta or not _is_dense(x) or x.dtype != torch.float32:
         return None
     per_channel = ((x.shape[1],), (1,), x.dtype)
-    # Forward, these are the result, its mean and its deviation; backward, the gradients of input, scale and shift.
+    # Forward, these are the result, the mean and the inverse of the standard deviation; backward, the gradients of the
+    # input, the scale and the shift.
     known = ((x.shape, x.stride(), x.dtype), per_channel, per_channel)
     return [spec if want else None for spec, want in zip(known, wanted, strict=True)]
 
@@ -226,6 +236,7 @@ def _signature(value: Any) -> Any:
         return (value.shape, value.stride(), value.dtype)
     if isinstance(value, (list, tuple)):
         return tuple(map(_signature, value))
+    # The class is part of the key, since 1, 1.0 and True are equal and have the same hash.
     return (value.__class__, value)
 
 

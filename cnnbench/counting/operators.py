@@ -89,6 +89,7 @@ def is_elementwise(operator: torch._ops.OpOverload) -> bool:
 
 def is_view(operator: torch._ops.OpOverload) -> bool:
     """Return whether the result shares memory with an argument, and the operator does not write to it."""
+    # In a schema, `Tensor(a)` is an argument that shares memory with a result; `Tensor(a!)` is also written to.
     aliases = [a.alias_info for a in operator._schema.arguments if a.alias_info is not None]
     return bool(aliases) and not any(a.is_write for a in aliases)
 
@@ -109,17 +110,20 @@ def kind_of(operator: torch._ops.OpOverload, args: Sequence[Any]) -> str:
     Returns:
         One of `KINDS`.
     """
+    # The gradient of softmax is called _softmax_backward_data, hence the order of the two suffixes.
     name = base_name(operator).removesuffix("_data").removesuffix("_backward")
     if name == "convolution":
         if base_name(operator) == name:
             x, groups = args[0], args[8]
         else:  # in the backward pass, the gradient of the result comes first
             x, groups = args[1], args[9]
+        # Depthwise means a group per channel; with a single channel, one group is an ordinary convolution.
         return "depthwise convolution" if groups == x.shape[1] > 1 else "convolution"
     if "deform_conv" in name:
         return "convolution"
     if name in _PRODUCTS:
         return "linear"
+    # linalg_vector_norm is a reduction and not a layer.
     if "norm" in name and "vector" not in name:
         return "normalisation"
     if "pool" in name or name in _ACTIVATIONS:
@@ -149,6 +153,7 @@ def _convolution(args: Sequence[Any], out: Any) -> Cost:
 
 def _convolution_backward(args: Sequence[Any], out: Any) -> Cost:
     grad, x, weight = args[:3]
+    # The mask says which of the gradients of input, weight and bias are wanted.
     wants_input, wants_weight, _ = args[10]
     return Cost(_convolution_macs(x, grad, weight, args[7]) * (wants_input + wants_weight), 0)
 
@@ -270,6 +275,7 @@ _RULES: dict[str, Rule] = {
     "convolution_backward": _convolution_backward,
     "_deform_conv2d_backward": _deformable_backward,
     **dict.fromkeys(_REDUCTIONS, _per_element(1)),
+    # A variance takes the first 4 of the 6 steps of a normalisation: mean 1, squared deviation 3.
     **dict.fromkeys(("var", "var_mean", "std", "std_mean"), _per_element(4)),
     "native_batch_norm": _batch_norm,
     "_native_batch_norm_legit_no_training": _per_element(2),
@@ -281,6 +287,7 @@ _RULES: dict[str, Rule] = {
     "avg_pool2d": _pool(2),
     "avg_pool3d": _pool(3),
     **dict.fromkeys(_ADAPTIVE, _adaptive_pool),
+    # Two products: with the mask, and with the scale 1 / (1 - p).
     "native_dropout": _per_element(2),
     "index_add": _added(3),
     "scatter_add": _added(3),
@@ -325,6 +332,7 @@ _MEMORY_ALONE = frozenset(
     "empty empty_like empty_strided new_empty new_empty_strided _unsafe_view _reshape_alias view_as resize set "
     "lift_fresh".split()
 )
+# A mean is among them because torch computes global average pooling as a mean.
 _ACTIVATIONS = frozenset(
     "relu relu6 threshold leaky_relu prelu _prelu_kernel elu celu selu gelu silu mish softplus sigmoid tanh hardtanh "
     "hardswish hardsigmoid clamp clamp_min clamp_max rrelu rrelu_with_noise glu _softmax _safe_softmax _log_softmax "

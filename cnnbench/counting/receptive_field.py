@@ -82,6 +82,7 @@ class Field(NamedTuple):
     def of_image(cls, x: Tensor) -> Field:
         """Return the field of a batch of images, (N, C, ...), in which each pixel sees itself."""
         spatial = range(x.dim() - 2)
+        # The first two dimensions are batch and channels, which run along no axis of the image.
         return cls(len(spatial) * (Axis(0, 1, 1),), tuple(x.shape[2:]), ((), (), *((axis,) for axis in spatial)))
 
     @property
@@ -246,6 +247,7 @@ class FieldTracker:
         written = operator._schema.arguments[0].alias_info
         if written is None or not written.is_write:
             return
+        # A tensor that is no view and fills its memory is written as a whole.
         if args[0].numel() != _elements(args[0]) or args[0]._is_view():
             # Other tensors on this memory keep their field from before the write. The memory is kept alive, so that its
             # identity is not used again.
@@ -356,6 +358,7 @@ def _windows(call: _Call, kernel: Any, stride: Any, padding: Any, dilation: Any)
 def _convolution(call: _Call) -> Field:
     """Return the field of a convolution with weights; those of a transposed one with gaps and others are undefined."""
     _, weight, _, stride, padding, dilation, transposed = call.args[:7]
+    # A second tensor means weights that depend on the image; a transposed stride above 1 leaves gaps.
     if len(call.tensors) != 1 or call.tensors[0] is not call.args[0] or (transposed and max(stride) > 1):
         raise _UndefinedError
     kernel = weight.shape[2:]
@@ -367,6 +370,7 @@ def _convolution(call: _Call) -> Field:
 
 def _max_pool(call: _Call) -> Field:
     kernel, stride, padding, dilation = _defaults(call.args[1:5], [], [], [0], [1])
+    # Without a stride, windows are as far apart as they are long.
     return _windows(call, kernel, stride or kernel, padding, dilation)
 
 
@@ -397,10 +401,12 @@ def _adaptive_pool(call: _Call) -> Field:
 
 def _pad(call: _Call) -> Field:
     x, field = call.tensors[0], call.fields[0]
+    # The list has two numbers per dimension, before and after, and begins with the last dimension.
     for index in range(len(call.args[1]) // 2):
         dim, left = x.dim() - 1 - index, call.args[1][2 * index]
         if field.dims[dim]:
             axis = field.axis_on(x, dim)
+            # Padding in front moves the first unit; padding at the end only adds units.
             field = field.change(axis, field.axes[axis].window(1, 1, left), call.out.shape[dim])
     return field
 
@@ -543,6 +549,7 @@ def _product(call: _Call) -> Field:
     if call.out.dim() != x.dim():
         raise _UndefinedError
     dims = list(field.dims)
+    # In the result, this dimension holds outputs of the weights in place of the elements that were summed.
     dims[contracted] = ()
     return kept._replace(dims=tuple(dims), pure=field.pure or not any(dims))
 
@@ -551,6 +558,7 @@ def _layer_norm(call: _Call) -> Field:
     # The other results are statistics, one per position.
     if call.out.dim() != call.tensors[0].dim():
         return _all(call)
+    # The statistics are over as many of the last dimensions as the normalised shape has.
     return call.fields[0].mixed(range(-len(call.args[1]), 0))
 
 

@@ -164,6 +164,7 @@ def memory_table(counts: Sequence[Count], step: Step) -> Table:
         table.add_column(name, justify="right", overflow="fold")
     for count in counts:
         assert count.memory is not None
+        # `figures` has the sizes in the order of the columns.
         sizes = [f"{size / 2**20:,.1f}" for size in count.memory.figures().values()]
         table.add_row(count.network.name, *sizes)
     return table

@@ -185,9 +185,11 @@ class TensorBatches:
         channels, self._stored = split.images.shape[1:3]
         self._size = size or self._stored
         self._sizes = tuple(sizes)
+        # The augmentation must fit the images of every epoch.
         for pixels in self._sizes or (self._stored,):
             self.augmentation.check(pixels)
         # Normalisation as one multiply-add: (pixel / 255 - mean) / std = pixel * scale + shift.
+        # Without mean and std the scale is 1 and the shift 0, so pixels keep their values from 0 to 255.
         self._scale = 1 / (255 * torch.tensor(std or [1 / 255] * channels))
         self._shift = -255 * torch.tensor(mean or [0.0] * channels) * self._scale
         total = len(split.labels)
@@ -198,6 +200,7 @@ class TensorBatches:
             self.batch_size = min(batch_size, share)
             self.batches = share // self.batch_size
         else:
+            # This process takes the images rank, rank + world_size, and so on.
             share = len(range(rank, total, world_size))
             self.batches = -(-share // batch_size)  # rounded up, so that no image is left out
         # `_prepare` fills these for images of `_prepared` pixels.
@@ -205,6 +208,7 @@ class TensorBatches:
         self._prepared = 0
         self.epoch = 0
         self._given = 0
+        # No epoch has the number -1, so this restores no position.
         self._resume_at = (-1, 0)
         # Lightning calls batch_sampler.sampler.set_epoch before every epoch, also after a resume.
         self.batch_sampler = SimpleNamespace(sampler=self)
@@ -240,6 +244,7 @@ class TensorBatches:
 
     def _one_by_one(self) -> Iterator[Split]:
         # Crops have `size` pixels, and the yielded images `wanted` pixels.
+        # Without ``sizes`` the crop has the stored size, and each batch is resized if the network sees another one.
         size, wanted = self._stored, self._size
         if self._sizes:
             size = wanted = self._sizes[min(self.epoch, len(self._sizes) - 1)]
@@ -253,6 +258,7 @@ class TensorBatches:
             batch = slice(index * self.batch_size, (index + 1) * self.batch_size)
             # Windows, (n, size, size * C), become images, (n, C, size, size), with the channels last in memory.
             x = self._crops.index_select(0, epoch.windows[batch]).unflatten(2, (size, -1)).permute(0, 3, 1, 2)
+            # Dimension 3 is the width, so flipping it mirrors left and right.
             if epoch.mirrored[index]:
                 x = torch.cat([x[: epoch.mirrored[index]].flip(3), x[epoch.mirrored[index] :]])
             # Normalise whole rows of pixels, (n, size, size * C), so that the innermost dimension is long.
@@ -270,16 +276,19 @@ class TensorBatches:
         if self._prepared == size:
             return
         device = self.split.images.device
+        # A row of pixels has its channels innermost, so the C values repeat for every pixel, (size * C,).
         self._row_scale, self._row_shift = (values.repeat(size).to(device) for values in (self._scale, self._shift))
         padding = self.augmentation.padding
         images = self.split.images
         if size != self._stored:
             images = resize(images, size)
+        # Reflection needs a float32 copy, four times as large as the images, so they are padded in pieces.
         padded = torch.cat([_pad(piece, padding, self.augmentation.padding_mode) for piece in images.split(PIECE)])
         count, height, width, channels = padded.shape
         # Window i starts at pixel i of the flat memory, and its rows are `width` pixels apart; windows overlap.
         # The last window is the lower right crop of the last image, 2 * padding rows and columns from its start.
         windows = (count - 1) * height * width + 2 * padding * (width + 1) + 1
+        # Strides count values: the next window starts one pixel on, and the next row `width` pixels on.
         self._crops = padded.view(-1).as_strided(
             (windows, size, size * channels), (channels, width * channels, 1)
         )  # (windows, size, size * C)
@@ -290,24 +299,30 @@ class TensorBatches:
         total, padding = len(self.split.labels), self.augmentation.padding
         width = size + 2 * padding
         # Every process draws for all images, so that the choices do not depend on the number of processes.
+        # Because of the factor, two seeds below 2**31 share no draws within a million epochs.
         generator = torch.Generator().manual_seed((self.seed % 2**31) * 1_000_003 + self.epoch)
         order = torch.arange(total)
         if self.shuffle:
             order = torch.randperm(total, generator=generator)
         # Index of an image's window: the first pixel of the padded image, plus a shift down and a shift across.
         windows = torch.arange(total) * width**2
+        # Shifts of 0 to 2 * padding within the padded image are those of -padding to padding in the image itself.
         if padding:
             windows += torch.randint(2 * padding + 1, (total,), generator=generator) * width
             windows += torch.randint(2 * padding + 1, (total,), generator=generator)
         mirrored = self._mirrored(total, generator)
         corners = None
         if self.augmentation.cutout:
+            # The largest corner is size - cutout, so that the square never crosses the border.
             corners = torch.randint(size - self.augmentation.cutout + 1, (total, 2), generator=generator)
+        # From here on only the share of this process counts.
         order = order[self.rank :: self.world_size]
         counts = [0] * self.batches
         if mirrored is not None:
             # Put the mirrored images of each batch first, so that one flip of its first part mirrors them all.
+            # The incomplete last batch is left out; one row per batch, (batches, batch_size).
             order = order[: self.batches * self.batch_size].view(self.batches, self.batch_size)
+            # A stable sort keeps the random order among the mirrored images and among the others.
             places = mirrored[order].sort(dim=1, descending=True, stable=True)
             counts, order = places.values.sum(1).tolist(), order.gather(1, places.indices).flatten()
         columns = [order, windows[order]]
@@ -333,6 +348,7 @@ def _moved(columns: list[Tensor], device: torch.device) -> list[Tensor]:
     """Move columns of integers to a device; to a GPU they go in one copy, for which the host does not wait."""
     if device.type != "cuda":
         return [column.to(device) for column in columns]
+    # Only from pinned memory, which the system cannot swap out, does a copy run while the host goes on.
     return list(torch.stack(columns).pin_memory().to(device, non_blocking=True).unbind())
 
 
@@ -367,5 +383,7 @@ def _cut_out(rows: Tensor, corners: Tensor, side: int) -> None:
     """
     size, channels = rows.shape[1], rows.shape[2] // rows.shape[1]
     pixels = torch.arange(size, device=rows.device)
+    # Rows and columns that are inside the square, each (n, size).
     down, across = ((pixels >= corner[:, None]) & (pixels < corner[:, None] + side) for corner in corners.unbind(1))
+    # Each pixel of a row has `channels` values, so `across` is repeated to (n, size * C).
     rows.masked_fill_(down[:, :, None] & across.repeat_interleave(channels, 1)[:, None, :], 0.0)

@@ -98,17 +98,20 @@ def find_class_folders(root: Path, classes: tuple[str, ...]) -> Path | None:
         if is_meant:
             partial.append(_incomplete(folder, missing, similar, len(wanted)))
     if partial:
+        # The folders are tried in the order of their likelihood, so the first one is most likely the one that is meant.
         raise partial[0]
     return None
 
 
 def _candidates(root: Path) -> list[str]:
     """Return the existing folders below the root that may hold class folders, the likely ones first."""
+    # `lexists` is true for a broken link, which `_names` then reports.
     if not os.path.lexists(root):
         return []
     names = _names(root)
     folded = {name.casefold() for name in _FOLDERS}
     exact = [name for name in _FOLDERS if name in names]
+    # Folders whose names differ from the expected ones in upper and lower case only.
     others = [name for name in names if name.casefold() in folded and name not in exact]
     return [*exact, *others, "."]
 
@@ -243,6 +246,7 @@ def _list_class(listing: _Listing, split: str, name: str, label: int) -> None:
             raise UserError(f"image '{entry.path}' cannot be read; {_MEND}")
         files.append((entry.path, label))
         line = f"/{label} {status.st_size} {status.st_mtime_ns}"  # a file name cannot contain the slash
+        # A file name need not be valid text; fsencode returns the bytes that the system has for it.
         listing.facts.append(os.fsencode(f"{split}/{name}/{entry.name}") + line.encode())
     if len(files) == before:
         raise UserError(f"class folder '{class_folder}' has no {' or '.join(_SUFFIXES)} image")
@@ -281,11 +285,14 @@ def _decode(paths: Sequence[str]) -> tuple[np.ndarray, bool]:
     """
     images = np.empty((len(paths), 3, SIDE, SIDE), dtype=np.uint8)
     lossy = False
+    # Iterating over an array gives views, so writing to `target` writes into `images`.
     for target, path in zip(images, map(Path, paths), strict=True):
         image = open_image(path, mend=_MEND)
         if image.size != (SIDE, SIDE):
             raise UserError(f"'{path}' is {image.width}x{image.height} pixels, not {SIDE}x{SIDE} as CIFAR-10 is")
+        # Pillow names the format by the content of the file, whatever its suffix.
         lossy = lossy or image.format != "PNG"
+        # (32, 32, 3) becomes (3, 32, 32), since torch has the channels first.
         target[:] = to_rgb(image, path).transpose(2, 0, 1)
     return images, lossy
 
@@ -304,6 +311,7 @@ def _cache_path(folder: Path) -> Path | None:
     except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home folder
         _cannot_keep("the user's cache folder", error)
         return None
+    # The hash of the folder's path keeps the copies of several data folders apart.
     return base / f"images-{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]}.npz"
 
 
@@ -334,6 +342,7 @@ def _read_cache(cache: Path, listing: _Listing) -> dict[str, np.ndarray] | None:
     if not os.path.isfile(cache):
         return None
     try:
+        # A pickled array could run code while it is read, so none is allowed.
         with np.load(cache, allow_pickle=False) as stored:
             if str(stored["fingerprint"]) != listing.fingerprint():
                 return None

@@ -77,6 +77,7 @@ def fetch(urls: Sequence[str], target: Path, md5: str) -> None:
     if "HTTP 416" in failures.values() and part.exists():
         with FileLock(f"{target}.lock"):  # another process may be writing to it
             part.unlink(missing_ok=True)
+        # Without a partial file no range is asked for, so this happens only once.
         fetch(urls, target, md5)
         return
     raise MissingDataError(f"could not download {target.name}; tried {_listed(failures)}")
@@ -152,6 +153,7 @@ def _try_mirrors(urls: Sequence[str], mirrors: _Mirrors, part: Path, md5: str, f
             part.replace(part.with_suffix(""))  # the name of the complete file lacks ".part"
             return True
         failures[url] = f"wrong content: its md5 is not {md5}"
+        # Wrong bytes must not become the beginning of the next mirror's file.
         part.unlink()
     return False
 
@@ -160,6 +162,7 @@ def _open(url: str, offset: int) -> HTTPResponse:
     # Without compression on the way, the offset and the length are those of the file itself.
     headers = {"User-Agent": "cnnbench", "Accept-Encoding": "identity"}
     if offset:
+        # A server without support for ranges ignores this and sends the whole file, as `_save` sees by the status.
         headers["Range"] = f"bytes={offset}-"
     request = urllib.request.Request(url, headers=headers)
     return cast(HTTPResponse, urllib.request.urlopen(request, timeout=STALL_S))
@@ -179,6 +182,7 @@ class _Mirrors:
         self.offset = offset
         self._deadline = time.monotonic() + CONNECT_S
         self._answers: dict[str, HTTPResponse | str] = {}
+        # Daemon threads do not keep the process alive when a name look-up hangs.
         self._threads = {url: threading.Thread(target=self._ask, args=(url,), daemon=True) for url in urls}
         for thread in self._threads.values():
             thread.start()
@@ -186,6 +190,7 @@ class _Mirrors:
     def _ask(self, url: str) -> None:
         try:
             self._answers[url] = _open(url, self.offset)
+        # urllib raises ValueError for a text that is not a URL, which CNNBENCH_MIRROR may hold.
         except (OSError, HTTPException, ValueError) as error:
             self._answers[url] = _reason(error)
 
@@ -212,6 +217,7 @@ class _Mirrors:
 
     def answer(self, url: str) -> HTTPResponse | str:
         """Return the open response of a mirror, or the reason why there is none after waiting for it."""
+        # All mirrors share one deadline, so waiting for all of them takes no longer than waiting for one.
         self._threads[url].join(max(0.0, self._deadline - time.monotonic()))
         return self._answers.get(url, f"no answer within {CONNECT_S:.0f} s")
 
@@ -221,6 +227,7 @@ def _save(response: HTTPResponse, part: Path) -> None:
     done, mode = 0, "wb"
     if response.status == 206:  # partial content; any other status sends the whole file
         done, mode = _size(part), "ab"
+    # The length of this response, which is only that of the rest if the download is resumed.
     length = response.headers.get("Content-Length")
     total = done + int(length) if length else None
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
@@ -234,6 +241,7 @@ def _save(response: HTTPResponse, part: Path) -> None:
             file.write(chunk)
             done += len(chunk)
             progress.update(task, completed=done)
+    # `read` with a size raises no error when the connection ends early.
     if total is not None and done < total:
         raise OSError(f"the connection ended after {done:,} of {total:,} bytes")
 
@@ -242,6 +250,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
         return f"HTTP {error.code}"
     if isinstance(error, urllib.error.URLError):
+        # urllib wraps the error of the connection, whose own text is the helpful one.
         error = error.reason if isinstance(error.reason, Exception) else error
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

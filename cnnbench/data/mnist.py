@@ -54,6 +54,7 @@ def load(raw: Path) -> tuple[Split, Split, bool]:
         if len(images) != len(labels):
             raise _wrong(images_path, f"has {len(images):,} images, '{labels_path.name}' {len(labels):,} labels")
         if labels.max() > 9:
+            # The largest of zeros and ones: `argmax` returns the index of the first true value.
             index = int((labels > 9).argmax())
             raise _wrong(labels_path, f"has the label {labels[index]} at index {index}; labels are 0 to 9")
         original &= (images_md5, labels_md5) == (FILES[images_path.name], FILES[labels_path.name])
@@ -70,6 +71,7 @@ def _read_idx(path: Path, dimensions: int) -> tuple[np.ndarray, str]:
         content = _read_whole(path, header, dimensions)
     except OSError as error:
         raise _wrong(path, f"cannot be read: {reason(error)}") from error
+    # In a format of struct, > stands for big-endian and I for an unsigned integer of four bytes.
     _, *shape = struct.unpack_from(f">{1 + dimensions}I", content)
     values = np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
     return values, hashlib.md5(content, usedforsecurity=False).hexdigest()
@@ -85,6 +87,7 @@ def _read_whole(path: Path, header: int, dimensions: int) -> bytearray:
         OSError: The file cannot be read.
     """
     with path.open("rb") as file:
+        # The size is that of the open file, since the path may name another file by now.
         size = os.fstat(file.fileno()).st_size
         start = file.read(header)
         if len(start) < header:

@@ -176,6 +176,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return self.title
 
     def setup(self, stage: str | None = None) -> None:
+        # Lightning calls this method before every stage, but the splits are made only once.
         if self._splits:
             return
         train, test = self.load()
@@ -184,6 +185,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             for pixels in self.sizes or (train.images.shape[2],):
                 self.augmentation.check(pixels)
         # The first part of a seeded permutation is the validation split, the rest the training split.
+        # A generator of its own makes the split independent of the global seed.
         order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(self.split_seed))
         val_size = round(self.val_fraction * len(order))
         chosen = order[val_size:]
@@ -196,6 +198,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         if self.subset is not None:
             if self.subset > len(chosen):
                 raise UserError(f"subset {self.subset} is larger than the training split of {len(chosen)} images")
+            # The permutation has put the images in random order, so the first ones are a random sample.
             chosen = chosen[: self.subset]
         self._check_batch_size(len(chosen))
         self._check_memory(train, len(chosen))
@@ -286,6 +289,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def _batches(self, split: str, training: bool = False) -> TensorBatches:
         """Return the loader of a split, for the process and the device of the Trainer if there is one."""
         trainer = self.trainer
+        # `initial_seed` is the seed of the last `torch.manual_seed`, which Lightning's `seed_everything` calls.
         rank, world_size, device, seed = 0, 1, torch.device("cpu"), torch.initial_seed()
         if trainer is not None:
             rank, world_size, device = trainer.global_rank, trainer.world_size, trainer.strategy.root_device

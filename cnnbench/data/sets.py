@@ -57,6 +57,7 @@ class MNIST(ImageDataModule):
     def _padded(self, split: Split) -> Split:
         extra = self.image_size - self.native_size
         before, after = extra // 2, extra - extra // 2
+        # F.pad takes the numbers for the last dimension first: left, right, top, bottom.
         return Split(F.pad(split.images, (before, after, before, after)), split.labels)
 
 
@@ -144,6 +145,7 @@ class Synthetic(ImageDataModule):
         self.train_images = train_images
         self.test_images = test_images
         self.stands_in_for = stands_in_for
+        # All channels have the same statistics, so that the first one stands for a grey image.
         self.mean = self.mean[:in_channels]
         self.std = self.std[:in_channels]
 
@@ -152,6 +154,7 @@ class Synthetic(ImageDataModule):
         return f"Synthetic (stands in for {self.stands_in_for})" if self.stands_in_for else self.title
 
     def load(self) -> tuple[Split, Split]:
+        # Two seeds, so that the test images are not those of the training set.
         return self._draw(self.train_images, seed=1), self._draw(self.test_images, seed=2)
 
     def describe(self) -> dict[str, Any]:
@@ -177,9 +180,12 @@ class Synthetic(ImageDataModule):
         angle = (labels % 5) * (math.pi / 5) + uniform(-0.12, 0.12)
         waves = torch.where(labels < 5, 3.0, 5.0) * uniform(0.9, 1.1)
         phase = uniform(0, 2 * math.pi)
+        # Centres of the pixels, as shares of the side of the image, (size,).
         axis = (torch.arange(size) + 0.5) / size
+        # Position of each pixel along the direction of the wave, (n, size, size): x * cos(angle) + y * sin(angle).
         along = torch.cos(angle)[:, None, None] * axis + torch.sin(angle)[:, None, None] * axis[:, None]
         wave = torch.sin(2 * math.pi * waves[:, None, None] * along + phase[:, None, None])
+        # Amplitude of the wave: a factor for each channel, which makes the colour, times the contrast of the image.
         colour = uniform(0.3, 1.0, self.in_channels, 1, 1) * uniform(0.2, 0.8, 1, 1, 1)
         noise = torch.randn(n, self.in_channels, size, size, generator=generator) * 0.15
         images = 0.5 + 0.5 * colour * wave[:, None] + noise

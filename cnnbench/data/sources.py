@@ -149,6 +149,7 @@ def prepare_mnist(root: Path) -> None:
 def _fetch_mnist(raw: Path, name: str) -> None:
     """Download the archive of one of the four files into a folder."""
     archive = f"{name}.gz"
+    # torchvision lists the archives as pairs of a file name and its MD5 checksum.
     md5 = dict(datasets.MNIST.resources)[archive]
     fetch([mirror + archive for mirror in datasets.MNIST.mirrors], raw / archive, md5)
 
@@ -184,6 +185,7 @@ def prepare_cifar10(root: Path, classes: tuple[str, ...]) -> None:
         MissingDataError: No part of the data exists, and it could not be downloaded.
         UserError: Only a part of the data exists and could not be completed, or the archive cannot be unpacked.
     """
+    # The original batches are preferred to class folders, whose images may be JPEG copies.
     if _batches_are_there(root):
         return
     if find_class_folders(root, classes) is not None:
@@ -219,8 +221,10 @@ def _unpack(archive: Path, target: Path) -> None:
             # Remove what a killed process left behind; under the lock no other process unpacks this archive.
             for left in archive.parent.glob(f"{prefix}*"):
                 shutil.rmtree(left, ignore_errors=True)
+            # Another process may have unpacked the archive while this one waited for the lock.
             if target.exists():
                 return
+            # The temporary folder is beside the target, because only within one file system is a rename a single step.
             with tempfile.TemporaryDirectory(dir=archive.parent, prefix=prefix) as part:
                 extract_archive(str(archive), part)
                 (Path(part) / target.name).replace(target)
@@ -285,6 +289,7 @@ def _load_batches(folder: Path) -> tuple[Split, Split]:
 
 def _unpickled(path: Path, md5: str) -> dict[str, Any]:
     """Unpickle a file after verifying its checksum, because a pickle can run any code."""
+    # Python 2 wrote these pickles. Its byte strings become text in latin1, in which every byte is a character.
     return pickle.loads(_read_checked(path, md5), encoding="latin1")
 
 
@@ -297,6 +302,7 @@ def _read_checked(path: Path, md5: str) -> bytes:
     try:
         check_regular(path, "file")
         with path.open("rb") as file:
+            # A larger file has another checksum in any case, so that its rest need not be read.
             content = file.read(_LARGEST_BATCH_FILE)
         if hashlib.md5(content, usedforsecurity=False).hexdigest() == md5:
             return content

@@ -60,6 +60,7 @@ def undisturbed(model: nn.Module) -> Iterator[list[RemovableHandle]]:
     Yields:
         An empty list for handles of hooks; the hooks in it are removed at the end of the block.
     """
+    # Modules can be in different modes, such as a frozen batch norm, which `model.train()` would not restore.
     modes = [(module, module.training) for module in model.modules()]
     buffers = []
     for module in model.modules():
@@ -68,6 +69,7 @@ def undisturbed(model: nn.Module) -> Iterator[list[RemovableHandle]]:
                 buffers.append((module, name, tensor, tensor.clone()))
     handles: list[RemovableHandle] = []
     try:
+        # Tensors made in inference mode cannot take part in a backward pass, which Grad-CAM needs.
         with untouched_randomness(), torch.inference_mode(False):
             model.eval()
             yield handles
@@ -173,8 +175,10 @@ def stages(model: nn.Module, image_shape: Sequence[int]) -> list[str]:
     square = {name: shape for name, shape in shapes.items() if is_map(shape) and shape[1] == shape[2]}
     if square:
         shapes = {name: square.get(name, ()) for name in shapes}
+    # Names come in the order of the definition, shapes in that of the runs, which is the one that counts.
     parts = sorted(_parts("", modules, shapes), key=list(shapes).index)
     ends = []
+    # `groupby` joins neighbours only: a resolution that comes again after another one begins a new stage.
     for _, stage in groupby(parts, key=lambda name: shapes[name][1:]):
         names = list(stage)
         # Parameters with a single dimension, such as biases and scales of norms, do not count as weights here.
@@ -242,6 +246,7 @@ class _Witness(TorchDispatchMode):
         self.last: tuple[Tensor, str, Tensor | None] | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Every call arrives here as an operator, whether the network uses nn.ReLU, F.relu or a method of the tensor.
         activation = ACTIVATIONS.get(base_name(func))
         before = None
         if activation is not None and self.inputs:

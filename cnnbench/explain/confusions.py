@@ -55,10 +55,10 @@ MISTAKES_CAPTION = (
     "the probability that the network gives to its wrong answer. Ask what you would have said."
 )
 DIFFERENCE_CAPTION = (
-    "A cell is the difference between two shares of its true class, in percentage points: red where the network that "
-    "the title names first has more, blue where it has less. Outlined cells differ by more than the draw of images "
-    "and, where both networks were trained several times, by more than the chance in training. At most 5 % of them do "
-    "so falsely, on average."
+    "Each cell says by how many percentage points the two networks differ in the share of its true class: red where "
+    "the network that the title names first has more, blue where it has less. Outlined cells differ by more than the"
+    " draw of images and, where both networks were trained several times, by more than the chance in training. At "
+    "most 5 % of them do so falsely, on average."
 )
 """Captions of the three pictures."""
 
@@ -209,6 +209,7 @@ def confused_pairs(counts: Counts, limit: int, runs: int = 1) -> list[Pair]:
     """
     pairs = []
     for i in range(len(counts)):
+        # With j below i, every pair comes once, whichever of its classes is taken for the other.
         for j in range(i):
             images, total = counts[i][j] + counts[j][i], sum(counts[i]) + sum(counts[j])
             if images:
@@ -249,12 +250,14 @@ def differences(first: Sequence[Counts], second: Sequence[Counts]) -> list[Diffe
     first_means, second_means = np.array(first).mean(axis=0).tolist(), np.array(second).mean(axis=0).tolist()
     tested = []
     for true, (first_row, second_row) in enumerate(zip(first_means, second_means, strict=True)):
+        # Images of the true class in one run: the trials of the test.
         n, m = sum(first_row), sum(second_row)
         for predicted, (a, b) in enumerate(zip(first_row, second_row, strict=True)):
             if a + b < FEWEST:  # too few for the normal approximation of the z test
                 continue
             p = two_proportions_p(a, n, b, m)
             if several:
+                # A difference is real only if neither source of chance explains it, so the larger p value counts.
                 first_shares = [run[true][predicted] / n for run in first]
                 second_shares = [run[true][predicted] / m for run in second]
                 p = max(p, mean_difference(first_shares, second_shares).p)
@@ -396,6 +399,7 @@ def _summarise(matrix: Matrix, limit: int) -> _Summary:
 
 def _from_records(options: ConfusionsOptions) -> list[Matrix]:
     """Return one matrix per network, data set and settings, with all of its training runs."""
+    # Records of a benchmark of speed alone have no confusion matrix.
     records = [r for r in load_records(options.records) if r.confusion_matrix is not None]
     if not records:
         raise UserError("the records have no confusion matrices; measure quality with `cnnbench bench`")
@@ -446,7 +450,9 @@ def _find_answers(options: ConfusionsOptions) -> _Answers:
         name, data = subject.name, subject.data
         data.prepare_data()
         data.setup()
+        # Probabilities instead of logits let the pictures say how confident a mistake is.
         probabilities = predict(subject.model, data.test_dataloader()).softmax(1)
+    # The test loader does not shuffle, so row i of the probabilities belongs to image i.
     images, labels = data.test_dataloader().split
     k = data.num_classes
     if probabilities.shape != (len(labels), k):
@@ -456,6 +462,7 @@ def _find_answers(options: ConfusionsOptions) -> _Answers:
         )
     # The index label * k + prediction numbers the cells of the matrix row by row.
     cells = labels * k + probabilities.argmax(1)
+    # Without `minlength`, cells after the last one that occurs would be missing.
     counts = torch.bincount(cells, minlength=k * k).reshape(k, k).tolist()
     return _Answers(Matrix(name, data.label, data.class_names, [counts]), images, labels, probabilities)
 
@@ -479,6 +486,7 @@ def _read_predictions(path: Path, options: ConfusionsOptions) -> tuple[ImageData
     data.setup()
     names = list(data.class_names)
     true_names = [names[label] for label in data.test_dataloader().split.labels.tolist()]
+    # Columns from the fourth on are named after the classes; the second column is the true class.
     if rows[0][3:] != names or [row[1] for row in rows[1:]] != true_names:
         raise UserError(
             f"'{path}' is not about the test images of {data.label}; name the data that it is for with --data"
@@ -490,6 +498,7 @@ def _read_rows(path: Path) -> list[list[str]]:
     """Read the cells of a file of comma-separated values."""
     text = read_text(path, "predictions")
     try:
+        # The csv module handles line ends itself, since a quoted cell may contain one; `newline=""` leaves them alone.
         return list(csv.reader(io.StringIO(text, newline="")))
     except csv.Error as error:
         raise UserError(f"predictions '{path}' cannot be read: {reason(error)}") from error
@@ -507,6 +516,7 @@ def _probabilities(path: Path, rows: list[list[str]]) -> Tensor:
     if len(rows) == 1:
         raise UserError(f"predictions '{path}' have no row; {mend}")
     values: list[list[float]] = []
+    # The head is line 1 of the file, so the first row is line 2.
     for number, row in enumerate(rows[1:], 2):
         try:
             values.append([float(cell) for cell in row[3:]])
@@ -514,6 +524,7 @@ def _probabilities(path: Path, rows: list[list[str]]) -> Tensor:
             raise UserError(f"predictions '{path}', line {number}: {reason(error)}; {mend}") from error
         if len(row) != len(rows[0]):
             raise UserError(f"predictions '{path}', line {number} has {len(row)} cells, not {len(rows[0])}; {mend}")
+        # This also catches NaN, since every comparison with it is false.
         if not all(0 <= value <= 1 for value in values[-1]) or abs(sum(values[-1]) - 1) > _ROUNDED:
             raise UserError(f"predictions '{path}', line {number}: its cells are not probabilities; {mend}")
     return torch.tensor(values)
@@ -631,6 +642,7 @@ def _difference_table(comparison: _Comparison, limit: int) -> Table:
     first, second = comparison.first, comparison.second
     rows = []
     for cell in comparison.cells[:limit]:
+        # Percentage points, second network minus first, as in the picture.
         points = f"{100 * (cell.second - cell.first):+.1f}"
         shares = (f"{cell.first:.1%}", f"{cell.second:.1%}", points)
         # A difference that is not shown to be real may still be real.
@@ -697,6 +709,7 @@ def _draw(result: _Result) -> list[Picture]:
     pictures = []
     for number, summary in enumerate(result.summaries, 1):
         matrix = summary.matrix
+        # Pictures are written to files of this name, so each matrix needs a name of its own.
         name = "confusions" if number == 1 else f"confusions-{number}"
         note = "counts of test images"
         if matrix.trainings > 1:
@@ -718,12 +731,15 @@ def _draw_mistakes(answers: _Answers, mistakes: Sequence[Confusion]) -> Figure:
     """Draw the test images behind the most frequent mistakes: a row for each mistake, the most confident ones first."""
     names = answers.matrix.classes
     confidence, predicted = answers.probabilities.max(1)
+    # The figure has a row of empty panels if the network makes no mistake.
     figure, axes = grid(max(len(mistakes), 1) * IMAGES, IMAGES, cell=0.71)
     for row, mistake in enumerate(mistakes):
         panels = axes[row * IMAGES : (row + 1) * IMAGES]
         is_in_cell = (answers.labels == mistake.true) & (predicted == mistake.predicted)
         indices = is_in_cell.nonzero().flatten()
+        # Positions after sorting count within the cell; `indices` maps them back to the test set.
         most_confident = indices[confidence[indices].argsort(descending=True)][:IMAGES].tolist()
+        # A rare mistake has fewer images than panels, and the other panels stay empty.
         for ax, index in zip(panels, most_confident, strict=False):
             image = answers.images[index].permute(1, 2, 0).numpy() / 255
             # Grey images are drawn without their only channel.
@@ -739,6 +755,7 @@ def _draw_difference(comparison: _Comparison) -> Figure:
     """Draw the differences between two networks in all cells, and outline those beyond chance."""
     first, second = comparison.first, comparison.second
     points = 100 * (_shares_of_rows(second.counts) - _shares_of_rows(first.counts))
+    # Equal matrices differ by zero everywhere, and the scale still needs two different ends.
     top = float(np.abs(points).max()) or 1.0
     figure = Figure(figsize=(5.6, 5.4), layout="constrained")
     ax = figure.subplots()

@@ -145,6 +145,7 @@ def conv2d(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) -> np.ndarr
         first = f // (filters // groups) * channels
         # The stride sets where the window begins. A dilated window takes every dy-th row and every dx-th column.
         window = x[:, first : first + channels, i * sy : i * sy + dy * kh : dy, j * sx : j * sx + dx * kw : dx]
+        # The same weights, (C / groups, kH, kW), meet the windows of all images, (N, C / groups, kH, kW).
         out[:, f, i, j] = (window * w[f]).sum((1, 2, 3))
     return out
 
@@ -163,9 +164,11 @@ def conv2d_im2col(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) -> n
     windows = np.lib.stride_tricks.sliding_window_view(x, span, (2, 3))[:, :, ::sy, ::sx, ::dy, ::dx]
     # A column holds the pixels of one window in the order of a filter's weights: channel, row, column.
     columns = windows.reshape(len(x), groups, channels, height * width, kh * kw)
+    # Windows overlap, so each pixel is stored once for every window that it lies in: the memory that im2col costs.
     columns = columns.transpose(0, 1, 2, 4, 3).reshape(len(x), groups, channels * kh * kw, height * width)
     # One matrix product per image and group then computes all sums at once.
     rows = w.reshape(groups, filters // groups, channels * kh * kw)
+    # Broadcasting uses the same filters for every image: (N, groups, O / groups, H' W').
     return (rows @ columns).reshape(len(x), filters, height, width)
 
 
@@ -184,9 +187,11 @@ def toeplitz_matrix(w: np.ndarray, image_shape: tuple[int, int, int], settings: 
         UserError: The matrix would have more than `LARGEST_MATRIX` entries, or the shapes do not fit.
     """
     channels, height, width = image_shape
+    # The values of the image do not matter for the matrix, so zeros stand in for them.
     _, w, (rows, columns) = _prepared(np.zeros((1, *image_shape)), w, settings)
     (sy, sx), (py, px), (dy, dx), groups, _ = settings
     filters, seen, kh, kw = w.shape
+    # The matrix grows with the fourth power of the image's side, so its size is checked before memory is taken.
     if filters * rows * columns * channels * height * width > LARGEST_MATRIX:
         raise UserError(f"the matrix for images of {channels}x{height}x{width} is too large; use a smaller image")
     matrix = np.zeros((filters, rows, columns, channels, height, width))
@@ -204,6 +209,7 @@ def conv2d_toeplitz(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) ->
     _, _, (height, width) = _prepared(x, w, settings)
     shape = x.shape[1], x.shape[2], x.shape[3]
     matrix = toeplitz_matrix(w, shape, settings)
+    # Images are rows here, so the matrix is transposed: (N, C H W) times (C H W, O H' W').
     return (x.reshape(len(x), matrix.shape[1]) @ matrix.T).reshape(len(x), len(w), height, width)
 
 
@@ -215,10 +221,13 @@ def conv2d_fft(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) -> np.n
     x, w, (height, width) = _prepared(x, w, settings)
     (sy, sx), (dy, dx), groups = settings.stride, settings.dilation, settings.groups
     filters, channels, kh, kw = w.shape
+    # A real row of W values has only W // 2 + 1 independent coefficients; the others are their conjugates.
     shape, half = x.shape[2:], x.shape[3] // 2 + 1
     # A dilated kernel is a larger kernel with zeros between the taps.
     spread = np.zeros((filters, channels, dy * (kh - 1) + 1, dx * (kw - 1) + 1))
     spread[:, :, ::dy, ::dx] = w
+    # Transforms of one size are needed for a product, so `rfft2` pads the kernels with zeros to the image's size.
+    # The axes of both are image, group, filter in the group, channel in the group, and two frequencies.
     images = np.fft.rfft2(x, shape).reshape(len(x), groups, 1, channels, shape[0], half)
     # The conjugate makes the product of transforms a correlation instead of a convolution.
     kernels = np.fft.rfft2(spread, shape).conj().reshape(1, groups, filters // groups, channels, shape[0], half)
@@ -261,6 +270,7 @@ def _prepared(x: np.ndarray, w: np.ndarray, settings: Settings) -> tuple[np.ndar
             f"a kernel that spans {span[0]}x{span[1]} pixels is larger than the padded image of {size[0]}x{size[1]}; "
             "use more padding, or a smaller kernel or dilation"
         )
+    # In float64, 8-bit images do not overflow, and all algorithms agree to rounding errors.
     padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (py, py), (px, px)))
     flipped = w[:, :, ::-1, ::-1] if settings.flip else w
     return padded, flipped.astype(np.float64), ((size[0] - span[0]) // sy + 1, (size[1] - span[1]) // sx + 1)
@@ -269,6 +279,7 @@ def _prepared(x: np.ndarray, w: np.ndarray, settings: Settings) -> tuple[np.ndar
 def torch_conv2d(x: np.ndarray, w: np.ndarray, settings: Settings = PLAIN) -> np.ndarray:
     """Compute the same as `conv2d` with torch, in float64, for comparison."""
     stride, padding, dilation, groups, flip = settings
+    # A flipped view has negative strides, which torch does not accept; `np.array` copies it.
     weights = torch.from_numpy(np.array(w[:, :, ::-1, ::-1] if flip else w, dtype=np.float64, order="C"))
     images = torch.from_numpy(np.array(x, dtype=np.float64, order="C"))
     return F.conv2d(images, weights, None, stride, padding, dilation, groups).numpy()
@@ -288,6 +299,7 @@ def multiply_adds(name: str, size: int, kernel: int) -> float:
     """
     places = size**2
     if name == "Toeplitz":
+        # Outputs times pixels, because a dense product does not skip the zeros of the matrix.
         return float(places**2)
     if name == "FFT":
         # The usual estimate is 2.5 n log2 n per complex transform of n numbers, and half of that for real numbers.
@@ -297,7 +309,13 @@ def multiply_adds(name: str, size: int, kernel: int) -> float:
     return float(places * kernel**2)
 
 
-def race(sizes: Sequence[int], kernels: Sequence[int], rounds: int, seed: int = 0) -> Times:
+def race(
+    sizes: Sequence[int],
+    kernels: Sequence[int],
+    rounds: int,
+    seed: int = 0,
+    after_round: Callable[[], None] = lambda: None,
+) -> Times:
     """Measure the time of each algorithm and of torch on one grey image, for every image size and kernel size.
 
     Args:
@@ -305,6 +323,7 @@ def race(sizes: Sequence[int], kernels: Sequence[int], rounds: int, seed: int = 
         kernels: Heights and widths of the kernels in pixels; kernels larger than the image are left out.
         rounds: Number of rounds; in each round every case is timed once, in a new random order.
         seed: Random seed for the images, weights and the order.
+        after_round: Called after each round.
 
     Returns:
         Milliseconds of a call in each round. Sizes at which the loop or the Toeplitz matrix would take long are left
@@ -324,6 +343,7 @@ def race(sizes: Sequence[int], kernels: Sequence[int], rounds: int, seed: int = 
                 # In random order, a machine that slows down for a while does not always slow the same algorithm.
                 for name, case in shuffler.sample(list(calls), len(calls)):
                     times[name].setdefault(case, []).append(_milliseconds(calls[name, case]))
+                after_round()
     finally:
         torch.set_num_threads(before)
     return times
@@ -337,8 +357,10 @@ def _calls(sizes: Sequence[int], kernels: Sequence[int], seed: int) -> dict[tupl
         if kernel > size:
             continue
         x, w = generator.standard_normal((1, 1, size, size)), generator.standard_normal((1, 1, kernel, kernel))
+        # With this padding an odd kernel keeps the size of the image.
         settings = Settings.of(padding=kernel // 2)
         for name, algorithm in RACED.items():
+            # These run in pure Python: the loop takes a step for each output, the matrix one for each output and tap.
             too_long = (name == "loop" and size > 64) or (name == "Toeplitz" and size > 16)
             if not too_long:
                 calls[name, f"{size},{kernel}"] = partial(algorithm, x, w, settings)
@@ -455,7 +477,7 @@ def explain(options: ConvolutionOptions) -> Explanation:
         "output": example.out.tolist(),
         "largest_error": example.errors,
     }
-    remarks = [_answer(example.out, example.settings), _matrix_remark(example)]
+    remarks = [_answer(example.out, example.settings), *_matrix_remarks(example)]
     explanation = Explanation(numbers, _example_tables(example), _example_pictures(example), remarks)
     if options.rounds:
         result = _run_race(sizes, kernels, options.rounds)
@@ -505,6 +527,7 @@ def _drawn_settings(options: ConvolutionOptions) -> Settings:
     """
     settings = Settings.of(options.stride, options.padding, options.dilation, flip=options.convolve)
     span = options.dilation * (len(EDGE) - 1) + 1
+    # A window that does not fit has 0 places here; the convolution itself then reports it.
     places = max(0, (SIDE + 2 * options.padding - span) // options.stride + 1)
     if places**2 > MOST_PLACES:
         raise UserError(
@@ -567,19 +590,17 @@ def _answer(out: np.ndarray, settings: Settings) -> str:
     return f"{does}; at the places of this stride and dilation it {answer}."
 
 
-def _matrix_remark(example: Example) -> str:
-    """Describe the entries of the matrix: its zeros, and how often the weights of the kernel come again."""
+def _matrix_remarks(example: Example) -> list[str]:
+    """Say what is special about the matrix where the caption's words, locality and sharing, are not the whole truth."""
     entries, weights = np.count_nonzero(example.matrix), example.distinct_weights
     if entries == 0:
-        return "All of the matrix is zero: the kernel's weights other than zero all fall into the padding."
-    how = "each of them once"
-    if len(example.matrix) == 1:
-        how = "each of them once, since there is one place"
-    elif entries > weights:
-        how = "again and again, which is sharing"
+        return ["All of the matrix is zero: the kernel's weights other than zero all fall into the padding."]
+    remarks = []
+    if entries == weights:
+        remarks.append("Each weight is in the matrix once, so nothing is shared here.")
     if weights < np.count_nonzero(EDGE):
-        how += "; the rest of the kernel always falls into the padding"
-    return f"The zeros of the matrix are locality, and its other entries are weights of the kernel, {how}."
+        remarks.append("The kernel's other weights that are not zero always fall into the padding.")
+    return remarks
 
 
 def _example_pictures(example: Example) -> list[Picture]:
@@ -595,7 +616,7 @@ def _example_pictures(example: Example) -> list[Picture]:
 def _run_race(sizes: list[int], kernels: list[int], rounds: int) -> Race:
     """Race the algorithms, and watch whether something else kept the machine busy."""
     with Conditions(torch.device("cpu")) as conditions:
-        times = race(sizes, kernels, rounds)
+        times = race(sizes, kernels, rounds, after_round=conditions.look)
         doubts = reasons_to_doubt(conditions.figures())
     crossovers = {size: crossover(times, size, kernels) for size in sizes}
     return Race(sizes, kernels, rounds, times, crossovers, doubts)
@@ -632,7 +653,7 @@ def _race_remarks(result: Race) -> list[str]:
     size = max(result.sizes)
     raced = _kernels_on(result.times, size)
     remarks = [_verdict(size, result.crossovers[size], raced, result.rounds)]
-    remarks += [f"Suspect: {reason}." for reason in result.doubts]
+    remarks += [f"The times of the race are suspect: {reason}." for reason in result.doubts]
     if result.rounds >= FEWEST_ROUNDS and len(raced) > 1:
         remarks.append(_growth(result.times, size))
     return remarks
@@ -695,7 +716,8 @@ def _growth(times: Times, size: int) -> str:
         first, last = (statistics.median(times[name][f"{size},{kernel}"]) for kernel in (small, large))
         factors[name] = last / first
     return (
-        f"From {small}x{small} to {large}x{large} the kernel has {(large / small) ** 2:,.0f} times as many weights; "
+        f"On images of {size}x{size}, from {small}x{small} to {large}x{large}, the kernel gets "
+        f"{(large / small) ** 2:,.0f} times as many weights; "
         f"im2col's time becomes {factors['im2col']:.1f} times as long, the FFT's {factors['FFT']:.1f} times."
     )
 
@@ -711,6 +733,7 @@ def _draw_frame(example: Example, step: int) -> Frame:
     figure.text(0.5, 0.04, _sum_in_words(example, step), ha="center", fontsize=9)
     file = io.BytesIO()
     figure.savefig(file, format="png")
+    # A frame of a GIF has a palette of at most 256 colours; for flat areas and text, 32 are enough.
     return Image.open(file).convert("P", palette=Image.Palette.ADAPTIVE, colors=32)
 
 
@@ -752,6 +775,7 @@ def _draw_output(ax: Axes, example: Example, step: int) -> None:
     out = example.out
     # The places of the later steps are not numbers yet, and so stay white.
     so_far = np.where(np.arange(out.size).reshape(out.shape) <= step, out, np.nan)
+    # With equal ends on both sides of zero, zero is white. An output of zeros alone still needs a range.
     bound = max(np.abs(out).max(), 1)
     ax.imshow(so_far, cmap="RdBu_r", vmin=-bound, vmax=bound)
     for place, value in enumerate(out.ravel()[: step + 1]):
@@ -861,6 +885,7 @@ def _apart(values: Sequence[int]) -> list[int]:
     """
     chosen = [values[-1]]
     for value in reversed(values):
+        # The bound above zero keeps a value that is alone from being chosen twice.
         if math.log(chosen[-1] / value) >= max(0.06 * math.log(values[-1] / values[0]), 1e-9):
             chosen.append(value)
     return chosen[::-1]

@@ -89,6 +89,7 @@ def layer_fields(model: nn.Module, image_shape: Sequence[int]) -> list[LayerFiel
         if layer.type.startswith("Adaptive"):
             break
         field, dims = layer.receptive_field, dims_of.get(layer.name, ())
+        # Without the batch, a map has three dimensions, two of which run along the axes of the image.
         of_map = len(layer.output_shape or ()) == 3 and len(dims) == 2
         # A dict is a known field that is a part of the image.
         if of_map and isinstance(field, dict):
@@ -202,6 +203,7 @@ def chosen_fields(
     largest: dict[tuple[float, float], int] = {}
     for index in sorted(range(len(steps)), key=lambda index: steps[index].size):
         largest[steps[index].jump] = index
+    # With more resolutions than `count`, those with the smallest fields are left out.
     chosen = set(list(largest.values())[-count:])
     # Fill up from the last layer to the first.
     for index in np.linspace(len(steps) - 1, 0, min(count, len(steps))).round().astype(int).tolist():
@@ -228,6 +230,7 @@ def _listening(model: nn.Module, wanted: Mapping[str, Callable[[Tensor], Tensor]
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
             if name not in results:
                 results[name] = wanted[name](output)
+                # Only an exception can end a forward pass from inside a hook; later layers need not run.
                 if len(results) == len(wanted):
                     raise _Reached
 
@@ -235,6 +238,7 @@ def _listening(model: nn.Module, wanted: Mapping[str, Callable[[Tensor], Tensor]
 
     handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in wanted]
     try:
+        # The exception of the caller arrives at this `yield`; once suppressed, it ends the block without an error.
         with contextlib.suppress(_Reached):
             yield results
     finally:
@@ -302,6 +306,7 @@ def _sizes_to_try(fields: Sequence[LayerField], axis: int) -> list[tuple[int, in
         needed.append(max(SMALLEST, largest + 2))
     across = needed[1 - axis]
     widest_jump = max(ceil(field.jump[1 - axis]) for field in fields)
+    # The first width has room for four units of the coarsest map. It doubles until the network accepts the image.
     widths = [min(across, max(THINNEST, 4 * widest_jump))]
     while widths[-1] < across:
         widths.append(min(2 * widths[-1], across))
@@ -354,12 +359,15 @@ def _reached(
 
         return summed
 
+    # Where maps are multiplied, as by a gate, gradients are positive only if the maps are, so the image is all ones.
+    # In float64, the product of many small weights does not underflow to zero.
     x = torch.ones(1, *image_shape, dtype=torch.double, requires_grad=True)
     with _listening(copy, {field.name: middle(field) for field in fields}) as values, _EveryPathConducts():
         copy(x)
     ranges = {}
     for name in units:
         (gradient,) = torch.autograd.grad(values[name], x, retain_graph=True)
+        # Any channel, (C, H, W) to (H, W), then any pixel across: one flag for each pixel along the axis.
         seen = (gradient[0] != 0).any(0).any(1 - axis).nonzero()
         ranges[name] = int(seen.min()), int(seen.max()) + 1
     return ranges
@@ -373,6 +381,7 @@ class _EveryPathConducts(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Modules end in these functions too, so nn.Conv2d and F.conv2d are treated alike.
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
         if name in _ACTIVATIONS:
             in_place = name.endswith("_") or kwargs.get("inplace")
@@ -380,6 +389,7 @@ class _EveryPathConducts(TorchFunctionMode):
         rule = _CONDUCTING.get(name)
         if rule is not None:
             return rule(*args, **kwargs)
+        # True and False together in this set mean that the call mixes meta tensors with others.
         on_meta = {a.is_meta for a in (*args, *kwargs.values()) if isinstance(a, Tensor)}
         # A parameter of the copy meets a feature map, for example in a scale per channel. Parameters are on the meta
         # device and have no values, so ones take their place.
@@ -446,9 +456,11 @@ def _equal_weights(
         more: Further arguments of the function, such as ``dilation``.
     """
     n, channels, height, width = x.shape
+    # With equal weights only the sum over a group's channels matters: (N * groups, 1, H, W).
     total = x.reshape(n * groups, channels // groups, height, width).sum(1, keepdim=True)
     weight = torch.full((1, 1, *kernel), groups / (kernel[0] * kernel[1] * channels), dtype=x.dtype)
     y = function(total, weight, None, stride, padding, **more)
+    # One map per group, (N * groups, 1, H', W'), is repeated for all filters of the group: (N, O, H', W').
     return y.expand(-1, out // groups, -1, -1).reshape(n, out, *y.shape[2:]).contiguous()
 
 
@@ -559,10 +571,13 @@ def effective_fields(
         with torch.enable_grad(), _listening(model, {f.name: middle(f) for f in fields}) as values:
             model(x)
         for name in squares:
+            # All layers share one graph, which the first backward pass would otherwise free.
             (gradient,) = torch.autograd.grad(values[name], x, retain_graph=True)
+            # For independent signs s_c of mean 0, the expected value of (sum of s_c g_c)^2 is the sum of g_c^2.
             squares[name] += gradient[0].double().square().sum(0)
     effective = {}
     for name, total in squares.items():
+        # A sum over images in place of a mean is enough, because the fit does not depend on the scale.
         effective[name] = gaussian_fit(total.sqrt().numpy())._replace(unit=units[name])
     return effective
 
@@ -590,6 +605,7 @@ def gaussian_fit(magnitude: np.ndarray) -> Effective:
         raise UserError("the gradient of a unit vanishes everywhere; try another --seed, or more --samples")
     share = magnitude / total
     centre, sigma, bells = [], [], []
+    # The moments along an axis follow from the shares summed over the other axis.
     for shares in (share.sum(1), share.sum(0)):  # of the rows, then of the columns
         places = np.arange(len(shares)) + 0.5
         mean = float(shares @ places)
@@ -626,6 +642,7 @@ def at_initialisation(
     for module in fresh.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()
+            # Only these layers go into training mode, in which they take statistics; dropout stays off.
             module.train().momentum = None  # None averages over all batches, here a single one
     with torch.no_grad(), _listening(fresh, {field.name: lambda y: y for field in fields}):
         fresh(images if len(images) > 1 else images.repeat(2, 1, 1, 1))  # batch norm rejects a single value
@@ -655,6 +672,7 @@ def scales_near_zero(model: nn.Module) -> list[str]:
     names = []
     for name, parameter in model.named_parameters():
         path, _, last = name.rpartition(".")
+        # A scale of a residual branch is called `layer_scale` in torchvision and `gamma` in timm.
         is_scale = "scale" in last or "gamma" in last
         if last == "weight":
             is_scale = isinstance(model.get_submodule(path), norms)
@@ -704,6 +722,7 @@ def coverage(stack: Sequence[Sequence[int]]) -> np.ndarray:
         Numbers of paths, (r, r), int64, in the square of r pixels that the largest rates span. They are zero where the
         stack has a gap.
     """
+    # Without any layer, one path leads from one pixel to the unit. Convolutions commute, so their order is free.
     paths = np.ones((1, 1), dtype=np.int64)
     for rates in stack:
         reach, size = max(rates), len(paths)
@@ -727,6 +746,7 @@ def largest_gap(rates: Sequence[int]) -> int:
         rates: Dilation rates of the layers in series, at least two.
     """
     gap = rates[-1]
+    # From r_{n-1} down to r_2. The first rate is not part of it: its layer has to fill the gap M_2.
     for rate in reversed(rates[1:-1]):
         gap = max(gap - 2 * rate, gap - 2 * (gap - rate), rate)
     return gap

@@ -84,6 +84,7 @@ class BlurPool(nn.Module):
         super().__init__()
         self.stride, self.padding_mode = stride, padding_mode
         weights = torch.from_numpy(binomial(filter_size)).float()
+        # As a buffer the filter moves to a device with the module; it is fixed, so checkpoints do not store it.
         self.register_buffer("kernel", weights, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,6 +98,7 @@ class BlurPool(nn.Module):
         """
         channels, border = x.shape[1], len(self.kernel) // 2
         padded = F.pad(x, (border,) * 4, mode=self.padding_mode)
+        # As many groups as channels, (C, 1, k, k), apply the filter to each channel by itself.
         return F.conv2d(
             padded, self.kernel.to(x.dtype).expand(channels, 1, -1, -1), stride=self.stride, groups=channels
         )
@@ -144,6 +146,7 @@ def _blur_children(parent: nn.Module, filter_size: int) -> int:
             continue
         stride = _stride(child)
         if stride == 1:
+            # A module without a stride may contain layers that have one.
             strided += _blur_children(child, filter_size)
             continue
         strided += 1
@@ -160,6 +163,7 @@ def _blur_children(parent: nn.Module, filter_size: int) -> int:
         behind = cast(nn.Module, parent._modules[names[last]])
         # With at least 2 * step - 1 pixels a side, the filters of neighbouring output positions overlap.
         blurs = [BlurPool(step, max(filter_size, 2 * step - 1)) for step in _prime_factors(stride)]
+        # The network's own `forward` finds layer and blurs under the old name.
         parent._modules[names[last]] = nn.Sequential(behind, *blurs)
     return strided
 
@@ -233,6 +237,7 @@ def layers(seed: int = 0) -> list[Layer]:
         # The forked generator lets the seed act in here only, and leaves the caller's random state as it is.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + number)
+            # In float64, the error of an exactly equivariant layer is as small as rounding.
             return nn.Conv2d(channels, 8, 3, stride, 1, padding_mode=padding_mode, dtype=torch.float64)
 
     def three_stages(make_pooling: Callable[[], nn.Module]) -> nn.Sequential:
@@ -244,6 +249,7 @@ def layers(seed: int = 0) -> list[Layer]:
     def blurred() -> nn.Module:
         return nn.Sequential(_Pool("max", 1), BlurPool(2, 3, "circular"))
 
+    # Circular padding leaves no border, so the errors are those of the stride; one layer has zeros for comparison.
     return [
         Layer("conv 3x3, circular", conv("circular"), 1, 1),
         Layer("conv 3x3, zero padding", conv("zeros"), 1, 1),
@@ -252,6 +258,7 @@ def layers(seed: int = 0) -> list[Layer]:
         Layer("max pool 2x2", _Pool("max", 2), 2, 1),
         Layer("max pool, BlurPool", blurred(), 2, 2),
         Layer("average pool 2x2", _Pool("average", 2), 2, 1),
+        # To the right, a stage reaches 2 or 3 steps of its own grid; a step is 1, 2 or 4 pixels of the image, by stage.
         Layer("3 stages, max pool", three_stages(partial(_Pool, "max", 2)), 8, 14),
         Layer("3 stages, BlurPool", three_stages(blurred), 8, 21),
     ]
@@ -265,6 +272,7 @@ class _Pool(nn.Module):
         self.kind, self.stride = kind, stride
 
     def forward(self, x: Tensor) -> Tensor:
+        # One more row and column keep the number of positions at stride 1, which an even window would lower.
         padded = F.pad(x, (0, 1, 0, 1), mode="circular")
         pool = F.max_pool2d if self.kind == "max" else F.avg_pool2d
         return pool(padded, 2, self.stride)
@@ -284,6 +292,7 @@ def shifted(maps: Tensor, places: float) -> Tensor:
         return maps.roll(int(places), 3)
     width = maps.shape[3]
     # Fourier shift theorem: a shift multiplies the coefficient of frequency f by exp(-2 pi i f places).
+    # Frequencies are in cycles per position, from 0 to 1/2; a real row needs no others.
     waves = torch.fft.rfftfreq(width, dtype=maps.dtype)
     turned = torch.fft.rfft(maps, dim=3) * torch.exp(-2j * torch.pi * waves * places)
     return torch.fft.irfft(turned, n=width, dim=3)
@@ -318,10 +327,12 @@ def equivariance_error(layer: Layer, image: Tensor, pixels: int) -> Errors:
         maps = layer.module(image)
         # A shift of the image by the stride moves the maps by one position.
         difference = layer.module(shifted(image, pixels)) - shifted(maps, pixels / layer.stride)
+    # Without a common scale, a layer with small outputs would seem to err less.
     scale = (maps - maps.mean((2, 3), keepdim=True)).square().mean().sqrt()
     # Positions that see the border, or saw it before the shift, lie within reach plus shift of the edge; rounded up.
     margin = -(-(layer.reach + pixels) // layer.stride)
     inner = difference[:, :, margin : difference.shape[2] - margin, margin : difference.shape[3] - margin]
+    # Where the margins leave no centre, the mean of no values is NaN.
     whole, centre = (float(part.square().mean().sqrt() / scale) for part in (difference, inner))
     return Errors(whole, centre, difference.abs().mean((0, 1)) / scale)
 
@@ -359,6 +370,7 @@ class Curve(NamedTuple):
         """
         values: list[float] = []
         for shares in getattr(self, what).values():
+            # Without a shift the consistency is 1 by definition.
             values += [share.value for share, shift in zip(shares, self.shifts, strict=True) if shift != 0]
         return sum(values) / len(values)
 
@@ -375,6 +387,7 @@ def shift_curve(name: str, model: nn.Module, images: Tensor, labels: Tensor, mos
         labels: True classes, (N,).
         most: Largest shift in pixels, below height and width of the images.
     """
+    # Every shift is then a crop of (N, C, H + 2 most, W + 2 most).
     padded = F.pad(images, (most,) * 4, mode="reflect")
     height, width = images.shape[2:]
 
@@ -387,6 +400,7 @@ def shift_curve(name: str, model: nn.Module, images: Tensor, labels: Tensor, mos
             left -= shift
         with torch.inference_mode():
             crops = padded[:, :, top : top + height, left : left + width]
+            # Parts of 500 images bound the memory that the feature maps take.
             return torch.cat([model(part).argmax(1) for part in crops.split(500)])
 
     still = predict("across", 0)
@@ -395,6 +409,7 @@ def shift_curve(name: str, model: nn.Module, images: Tensor, labels: Tensor, mos
     consistency: dict[str, list[Share]] = {axis: [] for axis in AXES}
     for axis in AXES:
         for shift in shifts:
+            # The unshifted image is the same along both axes and has been classified already.
             predicted = still if shift == 0 else predict(axis, shift)
             accuracy[axis].append(_share(predicted == labels))
             consistency[axis].append(_share(predicted == still))
@@ -532,8 +547,10 @@ def _unseen_images(data: Any, subjects: Sequence[Subject], count: int) -> tuple[
     known = True
     splits = []
     for subject in subjects:
+        # A network with random weights has seen no image, so any image is unseen for it.
         if subject.trained:
-            known = known and not subject.caveat
+            # Without its data, it is not known which images a trained network has seen.
+            known = known and not subject.caveat and subject.data is not None
             if subject.data is not None:
                 splits.append({key: value for key, value in subject.data.hparams.items() if key not in LATER})
     # Validation splits are the same if all arguments that decide about them agree.
@@ -545,6 +562,7 @@ def _unseen_images(data: Any, subjects: Sequence[Subject], count: int) -> tuple[
     available = len(batches.split.labels)
     if available < count:
         raise UserError(f"images {count} are more than the {available:,} {kind} of {data.label}; use fewer")
+    # Batches are pairs of images and labels; `zip` turns them into a column of each.
     images, labels = (torch.cat(column)[:count] for column in zip(*batches, strict=True))
     return kind, images, labels
 
@@ -589,7 +607,9 @@ def _train_pair(options: EquivarianceOptions, data: Any) -> Pair:
     steps, about = options.train_steps, ""
     if not steps:
         probe = TimeBudget(max(options.train_seconds * PROBE, 1e-3))
+        # The probe trains a copy, so the weights of `plain` are still the initial ones.
         probe_steps = _fit(copy.deepcopy(plain), data, -1, options.seed, [probe])
+        # A step may end after the budget, so the seconds that were really used count.
         steps = max(1, round(probe_steps * options.train_seconds / probe.used_s))
         about = f", about {options.train_seconds:g} s"
     for model in (plain, blurred):
@@ -609,6 +629,7 @@ def _train_pair(options: EquivarianceOptions, data: Any) -> Pair:
 def _fit(model: ImageClassifier, data: Any, steps: int, seed: int, callbacks: Sequence[L.Callback] = ()) -> int:
     """Train a network for a number of steps, or with -1 until a callback ends it; return how many steps it took."""
     L.seed_everything(seed, workers=True, verbose=False)  # All networks see the same batches.
+    # For Lightning, -1 epochs means no limit; the steps or a callback end the training.
     trainer = make_trainer(
         choose_device("auto"), callbacks, precision="32-true", max_epochs=-1, max_steps=steps, limit_val_batches=0
     )
@@ -709,6 +730,7 @@ def _draw_maps(image: Tensor, measured: Measured) -> Figure:
     show(axes[0], image[0].permute(1, 2, 0), "photo", "unit")
     for ax, (layer, errors) in zip(axes[1:], measured, strict=True):
         title = f"{layer.name}\nerror {_error(errors[1].whole)}"
+        # The scale `unit` ends at 1, so after this division the brightest colour stands for `BRIGHT`.
         show(ax, errors[1].places / BRIGHT, title, "unit", colours="magma")
     return figure
 
@@ -728,6 +750,7 @@ def _draw_layers(measured: Measured) -> Figure:
         _pale_grid(ax)
         ax.legend(frameon=False, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
         ax.set_ylabel("error, standard deviations")
+    # With a limit of exactly 0, markers at zero would be cut in half.
     axes[0].set_ylim(bottom=-0.02)
     return figure
 

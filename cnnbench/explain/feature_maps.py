@@ -82,7 +82,9 @@ def explain(options: FeatureMapsOptions) -> Explanation:
     """
     subject = find_subject(options)
     names = _chosen_layers(options.layers, subject)
+    # The authors of Grad-CAM take the last convolutional layer, whose maps are nearest to the classes.
     cam_layer = options.cam_layer or names[-1]
+    # A wrong name is reported before the data set is read, which takes longer.
     check_layers(subject.model, subject.image_shape, [*names, cam_layer])
     shown = find_image(options.image, options.index, subject)
     explanation = Explanation({"model": subject.name, "trained": subject.trained, "image": shown.title})
@@ -116,6 +118,7 @@ def _look(subject: Subject, shown: Shown, names: Sequence[str], before: bool, fi
     layers = []
     for name, (values, activation) in record(subject.model, shown.x, names, before).items():
         maps = values[0]
+        # How much the values of each map, (H, W), vary over its positions: (C,).
         variance = maps.var((1, 2), correction=0)
         # A map with the same value everywhere shows nothing, so that it is counted and not drawn.
         alive = int((variance > 0).sum())

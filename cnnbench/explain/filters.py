@@ -63,6 +63,7 @@ def grey_shares(weights: np.ndarray) -> np.ndarray:
     # them. C channels with the same mean weight have C times the squares of the mean.
     alike = weights.shape[1] * (weights.astype(float).mean(1) ** 2).sum((1, 2))
     total = norms(weights) ** 2
+    # A filter of zeros has no norm to divide by, and keeps the 0 of `out`.
     return np.divide(alike, total, out=np.zeros_like(alike), where=total > 0)
 
 
@@ -73,6 +74,7 @@ def colours(kernel: np.ndarray) -> np.ndarray:
     """
     # Only a filter of zeros has no largest value; dividing by 1 leaves it mid-grey.
     top = np.abs(kernel).max() or 1.0
+    # Torch has the channels first, matplotlib last.
     return 0.5 + 0.5 * np.moveaxis(kernel, 0, 2) / top
 
 
@@ -88,6 +90,7 @@ def convolutions(model: nn.Module, image_shape: Sequence[int]) -> dict[str, nn.C
     """
     modules = dict(model.named_modules())
     layers: dict[str, nn.Conv2d] = {}
+    # Layers that run in training only, such as those of auxiliary heads, have no output here.
     for name in outputs(model, image_shape):
         module = modules[name]
         if isinstance(module, nn.Conv2d):
@@ -158,6 +161,7 @@ def _choose(options: FiltersOptions) -> _Chosen:
     layers = convolutions(subject.model, subject.image_shape)
     name = _chosen_name(options.layer, layers)
     layer = layers[name]
+    # NumPy has no bfloat16, so weights in 16 bits are converted.
     weights = layer.weight.detach().float().numpy()
     channels = weights.shape[1]
     shares = None
@@ -272,6 +276,7 @@ def _draw(chosen: _Chosen) -> Figure:
     """Return a figure of filters in a grid, of one channel each, or of three channels drawn as colours."""
     weights, shown = chosen.weights, chosen.shown
     # The number of columns is the one that leaves the fewest cells of the last row empty.
+    # In Python, -a % n is what a lacks to the next multiple of n: here the number of empty cells.
     columns = min(range(COLUMNS, COLUMNS // 2, -1), key=lambda n: -len(shown) % n)
     figure, axes = grid(len(shown), columns, cell=0.7, ratio=weights.shape[2] / weights.shape[3])
     for ax, index in zip(axes, shown, strict=True):

@@ -43,6 +43,7 @@ class Trained(NamedTuple):
         """Return the tool and the options of a part, with this network and its data in place of the placeholders."""
         values = {CHECKPOINT: [str(self.checkpoint), *self.trust], DATA: self.data}
         words: list[str] = []
+        # As in a shell, an argument in quotes is one word, whatever spaces and brackets it contains.
         for word in shlex.split(part.command):
             words += values.get(word, [word])
         return words
@@ -138,6 +139,7 @@ def page(shown: Sequence[tuple[Part, Explanation]], trained: Trained) -> str:
         return data_uri(out.getvalue(), kind)
 
     def command(part: Part) -> str:
+        # Quotes around words with special characters let readers copy the command into a shell.
         return shlex.join(["cnnbench", "explain", *trained.words(part)])
 
     # The number of the part that trains a network of its own, which the page mentions at its top.

@@ -71,6 +71,7 @@ def weighted_map(model: nn.Module, images: Tensor, layer: str, classes: Tensor) 
 
     def cut(module: nn.Module, inputs: Any, output: Any) -> Any:
         # Replace the layer's output by a leaf of the autograd graph, so that differentiation ends here.
+        # A hook that returns None leaves the output as it is, here that of a further run of the layer.
         if leaves:
             return None
         leaves.append(next(tensors_in(output)).detach().clone().requires_grad_())
@@ -83,6 +84,7 @@ def weighted_map(model: nn.Module, images: Tensor, layer: str, classes: Tensor) 
         # holds the gradient of each image.
         chosen = logits.gather(1, classes.clone()[:, None]).sum()
         gradient: Tensor | None = None
+        # Without a path from the leaf to the logits, they need no gradient, or autograd returns None for the leaf.
         if chosen.requires_grad:
             gradient = torch.autograd.grad(chosen, leaves, allow_unused=True)[0]
     if gradient is None:
@@ -90,6 +92,7 @@ def weighted_map(model: nn.Module, images: Tensor, layer: str, classes: Tensor) 
     maps = leaves[0].detach()
     # The weight of a map is the mean of its gradient: how much the logit grows with its values.
     weights = gradient.mean((2, 3), keepdim=True)
+    # Sum over the channels, (N, C, h, w) to (N, h, w): equation 2 of the paper before its ReLU.
     return (weights * maps).sum(1)
 
 
@@ -168,6 +171,7 @@ def _randomise(module: nn.Module) -> None:
     if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)):
         initialise(module)
         if isinstance(module, nn.BatchNorm2d):
+            # Running mean and variance come from training as well, so they start anew.
             module.reset_running_stats()
         return
     # Nothing is known of other layers, so their values are shuffled, which keeps the scale.
@@ -207,6 +211,7 @@ def _sanity(subject: Subject, shown: Shown, layer: str, seed: int) -> _Check:
     x, first = shown.x, 0
     if subject.data is not None and shown.label is not None:
         x, first = torch.cat([x, training_images(subject.data, range(CHECKED_IMAGES))[0]]), 1
+    # Every map of an image is for the class that the unchanged network predicts, also after weights have changed.
     classes = predict_logits(model, x).argmax(1)
     before = weighted_map(model, x, layer, classes)
     groups = weight_groups(model, shape, stages(model, shape))
@@ -216,6 +221,7 @@ def _sanity(subject: Subject, shown: Shown, layer: str, seed: int) -> _Check:
     values: list[list[float | None]] = []
     for step in range(len(groups)):
         correlations = [_correlations(before, maps[step]) for maps in draws]
+        # The first draw is that of the picture, and image 0 is the shown one.
         own.append(correlations[0][0])
         values = [of_images[first:] for of_images in correlations]
         known = np.array(values, dtype=float)  # None becomes nan
@@ -241,9 +247,11 @@ def _standard_error(values: Sequence[Sequence[float | None]]) -> float | None:
     variance of the mean over draws and that of the mean over images are added.
     """
     known = np.array(values, dtype=float)  # None becomes nan
+    # A draw or an image without any correlation has no mean.
     if not np.isfinite(known).any(1).all() or not np.isfinite(known).any(0).all():
         return None
     rows, columns = np.nanmean(known, 1), np.nanmean(known, 0)
+    # Squared standard error of a mean: the variance of the values over their number.
     variance = rows.var(ddof=1) / len(rows)
     if len(columns) > 1:
         variance += columns.var(ddof=1) / len(columns)
@@ -423,6 +431,7 @@ def _verdict(trained: bool, check: _Check) -> str:
     if mean is None or error is None:
         return "With all weights random the maps have one value everywhere, so that there is no verdict."
     distance = f"3 standard errors ({error:.2f})"
+    # A normally distributed mean is farther than 3 standard errors from 0 by chance in 0.3 % of cases.
     if abs(mean) <= 3 * error:
         return (
             f"With all weights random, the mean correlation of {_number(mean)} is within {distance} of 0: the map "
@@ -481,5 +490,7 @@ def overlay(pixels: np.ndarray, cam: Tensor) -> np.ndarray:
     grey = pixels if pixels.ndim == 2 else pixels.mean(2)
     heat = F.interpolate(cam[None, None], grey.shape, mode="bilinear")[0, 0].clamp(min=0).numpy()
     heat = heat / (heat.max() or 1)
+    # Opacity grows with the map, but the image remains visible even where the map is largest.
     share = (0.75 * heat)[..., None]
+    # The part of the colour map from 0.25 to 0.9 leaves out its black and its palest colours.
     return (1 - share) * grey[..., None] + share * colormaps["inferno"](0.25 + 0.65 * heat)[..., :3]

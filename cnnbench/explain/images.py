@@ -54,9 +54,11 @@ def training_images(data: ImageDataModule, indices: Sequence[int] | range) -> tu
     count = data.describe()["train_images"]
     if max(indices) >= count:
         raise UserError(f"index {max(indices)}: the training split of {data.label} has images 0 to {count - 1}")
+    # The split of the loader holds the images as stored, uint8, so only the chosen ones are normalised.
     images, labels = data.first_training_batches(max(indices) + 1).split
     chosen = Split(images[list(indices)], labels[list(indices)])
     batches = TensorBatches(chosen, BATCH, False, data.mean, data.std, data.image_size)
+    # Loaders yield tensors with the channels last in memory; `contiguous` copies them into torch's default order.
     return torch.cat([x.contiguous() for x, _ in batches]), chosen.labels
 
 
@@ -69,6 +71,7 @@ def pixels_of(x: Tensor, data: ImageDataModule | None) -> np.ndarray:
     """
     # Normalisation is linear, so the values that 0 and 1 are mapped to are enough to invert it.
     zero, one = (normalised(torch.full((1, len(x), 1, 1), value), data)[0] for value in (0.0, 1.0))
+    # The clamp removes rounding errors. Matplotlib takes the channels last, (H, W, 3).
     image = ((x - zero) / (one - zero)).clamp(0, 1).permute(1, 2, 0).numpy()
     return image[..., 0] if image.shape[2] == 1 else image
 
@@ -93,6 +96,7 @@ def find_image(image: Path | None, index: int | None, subject: Subject) -> Shown
         number = index or 0
         x, labels = training_images(data, [number])
         label = int(labels[0])
+        # With a caveat, it is not known whether the network was trained on this image.
         title = f"image {number} of the training set" if subject.caveat else f"training image {number}"
         return Shown(x, pixels_of(x[0], data), title, label)
     photo = image_for(subject.image_shape, read_photo(image))

@@ -32,7 +32,7 @@ a single pixel, and the largest one a flat square."""
 GRADIENT = "gradient"
 """Name of the magnitude of Sobel's gradient, which is computed from two filters and has no kernel of its own."""
 
-_KERNELS = "Each filter answers to one local pattern; its kernel is drawn in the corner of its picture. "
+_KERNELS = "Each filter answers to one local pattern; its kernel, if it has one, is in the corner of its picture. "
 _PHOTOS = (
     " The results of filters whose weights sum to 1 are drawn from black, 0, to white, 1; the magnitude of Sobel's "
     "gradient is drawn from black, 0, to white, its largest value."
@@ -170,6 +170,7 @@ def bank(size: int = 5, sigma: float = 1.0) -> dict[str, Kernel]:
     # Sobel's filter smooths by 1, 2, 1 across the direction of the change; Prewitt's takes the mean.
     sobel = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], dtype=float)
     prewitt = np.array([[-1, 0, 1]] * 3, dtype=float)
+    # The sum of the second differences, 1, -2, 1, along both axes.
     laplacian = np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]], dtype=float)
     centre = np.outer([0, 1, 0], [0, 1, 0])  # leaves the image as it is
     # The filters of Sobel and Prewitt for y are those for x, transposed.
@@ -179,6 +180,7 @@ def bank(size: int = 5, sigma: float = 1.0) -> dict[str, Kernel]:
         "prewitt_x": Kernel(prewitt, "change along x: vertical edges", True),
         "prewitt_y": Kernel(prewitt.T, "change along y: horizontal edges", True),
         "laplacian_4": Kernel(laplacian, "second derivative, 4 neighbours: edges of all directions", True),
+        # Ones everywhere, except for 1 - 9 = -8 in the middle.
         "laplacian_8": Kernel(1 - 9 * centre, "the same, 8 neighbours", True),
         "box": Kernel(box(size), f"mean of {size}x{size} pixels", False),
         "binomial_5": Kernel(binomial(5), "blur by the binomial 5x5, sigma 1", False),
@@ -215,6 +217,7 @@ def apply(image: np.ndarray, kernel: np.ndarray, convolve: bool = False) -> np.n
         )
     if convolve:
         kernel = flipped(kernel)
+    # A flipped view has negative strides, which torch does not accept, so it is copied.
     weights = torch.from_numpy(np.ascontiguousarray(kernel, dtype=np.float64))
     # Channels become a batch of grey images, (C, 1, H, W), so that each is filtered by itself.
     planes = torch.from_numpy(np.atleast_3d(image).astype(np.float64)).permute(2, 0, 1)[:, None]
@@ -223,6 +226,7 @@ def apply(image: np.ndarray, kernel: np.ndarray, convolve: bool = False) -> np.n
     # A filter is a sum over the rows of its kernel. Row by row, large kernels need far less memory than at once.
     filtered = torch.zeros((), dtype=torch.float64)
     for row in range(height):
+        # Rows of the image that this row of the kernel meets, (C, 1, H, W + kW - 1).
         strip = padded[:, :, row : row + image.shape[0]]
         filtered = filtered + F.conv2d(strip, weights[None, None, row : row + 1])
     channels = filtered[:, 0].permute(1, 2, 0).numpy()
@@ -338,6 +342,7 @@ def _reduced(photo: np.ndarray) -> np.ndarray:
     if scale >= 1:
         return photo
     smaller = max(1, round(width * scale)), max(1, round(height * scale))
+    # Lanczos's filter averages over the pixels that become one, so fine detail does not alias.
     return np.asarray(Image.fromarray(photo).resize(smaller, Image.Resampling.LANCZOS))
 
 
@@ -402,6 +407,7 @@ def _draw(filtered: _Filtered) -> Figure:
         else:
             # Results with both signs are scaled so that zero is mid-grey in every colour.
             show(ax, 0.5 + 0.5 * values / largest, title, "unit")
+        # Left, bottom, width and height in parts of the panel.
         corner = ax.inset_axes((0.0, 0.0, 0.24, 0.24))
         show(corner, kernel.values, scale="signed")
         corner.set(xticks=[], yticks=[])

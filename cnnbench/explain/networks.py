@@ -81,6 +81,7 @@ def find_subject(options: NetworkOptions) -> Subject:
         own = {"in_channels": data.in_channels, "image_size": data.image_size, "num_classes": data.num_classes}
         form |= {key: value for key, value in own.items() if form[key] is None}
     network = get_network(options.model, form["in_channels"], form["image_size"], form["num_classes"])
+    # Initial weights are drawn from torch's global generator, so its seed decides them.
     torch.manual_seed(options.seed)
     model = network.build().eval()
     return Subject(network.name, model, network.image_shape, False, data)
@@ -163,6 +164,7 @@ def normalised(images: Tensor, data: ImageDataModule | None) -> Tensor:
     mean, std = (0.5,) * images.shape[1], (0.5,) * images.shape[1]
     if data is not None and data.in_channels == images.shape[1]:
         mean, std = data.mean, data.std
+    # A shape of (1, C, 1, 1) broadcasts over images and positions.
     return (images - torch.tensor(mean).view(1, -1, 1, 1)) / torch.tensor(std).view(1, -1, 1, 1)
 
 
@@ -205,7 +207,9 @@ def image_for(shape: tuple[int, int, int], photo: np.ndarray) -> Tensor:
     # The largest square in the middle of the photo, since networks take square images.
     side = min(photo.shape[:2])
     top, left = (photo.shape[0] - side) // 2, (photo.shape[1] - side) // 2
+    # Arrays from Pillow are read-only, about which torch warns; the copy is not.
     x = torch.from_numpy(photo[top : top + side, left : left + side].copy()).permute(2, 0, 1)[None].float() / 255
+    # Without antialiasing, detail that is finer than the new pixels would appear as false patterns.
     x = F.interpolate(x, (height, width), mode="bilinear", antialias=True)
     if channels == 1:
         # Grey is the luma of ITU-R BT.601.

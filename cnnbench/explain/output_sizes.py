@@ -94,6 +94,7 @@ class Pool(NamedTuple):
         steps = -(-(n + 2 * p - d * (k - 1) - 1) // s)
         # Windows start at -p, so the last one would start at steps * s - p. It is dropped if that is beyond the input.
         steps -= steps * s >= n + p
+        # Rounding up accepts a window that sticks out by less than a stride, even on an input smaller than the window.
         if steps < 0:
             raise UserError(_too_small(n + 2 * p, k, d))
         return steps + 1
@@ -164,6 +165,7 @@ def along(extent: Any, axis: int) -> int:
 
 def _windows(n: int, k: int, s: int, d: int) -> int:
     """Count the windows along an axis of n pixels, padding included: the formula at the top of this file."""
+    # A window spans d (k - 1) + 1 pixels from its first tap to its last, both included.
     if n < d * (k - 1) + 1:
         raise UserError(_too_small(n, k, d))
     return (n - d * (k - 1) - 1) // s + 1
@@ -227,6 +229,7 @@ def _check(layer: Layer) -> None:
 def notation(layer: Layer) -> str:
     """Return a layer in the notation of ``--layers``; settings with their default value are left out."""
     if isinstance(layer, Pad):
+        # Four equal sides are written as one number.
         sides = layer if len(set(layer)) > 1 else layer[:1]
         return f"pad{_extent(sides)}"
     kernel = _extent(layer.kernel)
@@ -260,6 +263,7 @@ def _extent(extent: Any) -> str:
     return "x".join(map(str, numbers))
 
 
+# Each option begins with a character of its own, so options can follow each other without separators.
 _OPTION = r"/\d+(?:x\d+)?|[pod]\d+(?:x\d+)?|:\d+|same|ceil"
 _TOKEN = re.compile(rf"(conv|tconv|maxpool|avgpool|pad)(\d+(?:x\d+)*)((?:{_OPTION})*)")
 """Pattern of a word of the notation: name, kernel size, and options."""
@@ -296,6 +300,7 @@ def _parse_layer(word: str) -> Layer:
         if too_large(number):
             raise UserError(f"layer '{word}': {number} is too large; take numbers of at most {LARGEST_NUMBER:,}")
     kind, numbers, rest = match.groups()
+    # The whole word has matched, so `rest` holds nothing but options.
     settings = _parse_options(word, kind, re.findall(_OPTION, rest))
     if kind == "pad":
         return _parse_pad(word, numbers)
@@ -336,6 +341,7 @@ def _parse_pad(word: str, numbers: str) -> Pad:
     sides = list(map(int, numbers.split("x")))
     if len(sides) not in (1, 4):
         raise UserError(f"layer '{word}': give one number, or four: left, right, top, bottom")
+    # Four numbers repeated are cut back to four; a single one fills all sides.
     return Pad(*(sides * 4)[:4])
 
 
@@ -380,14 +386,17 @@ def _unread_along(n: int, layer: Conv | Pool, axis: int) -> tuple[int, int]:
     # Tap t of window w reads the pixel w * s + t * d - p. All pixels of one tap lie at equal distances, and so do all
     # pixels of one window, so a slice marks them at once. The loop runs over taps or windows, whichever are fewer.
     if k < windows:
+        # Tap t first reads the pixel t * d - p, then one a stride further in each next window.
         starts, count, step = range(-p, k * d - p, d), windows, s
     else:
+        # Window w first reads the pixel w * s - p, then one a dilation further with each next tap.
         starts, count, step = range(-p, windows * s - p, s), k, d
     read = np.zeros(n, dtype=bool)
     for start in starts:
         # Pixels before 0 are padding. The slice must skip them, because a negative index counts from the end.
         first = start + max(0, -(start // step)) * step
         read[first : max(0, start + count * step) : step] = True
+    # All windows may lie in the padding.
     if not read.any():
         return n, 0
     at_the_end = int(n - 1 - read.nonzero()[0].max())

@@ -22,7 +22,7 @@ from cnnbench.units import plain, short
 CAPTION = (
     "Four layers that make the same maps, and in grey two dense layers that make only numbers; the axis is "
     "logarithmic. The step from the convolution to the locally connected layer is what sharing saves; the step from "
-    "there to the dense layer is what locality saves."
+    "there to the dense layer is what locality saves, if the window is smaller than the image."
 )
 STACKS = (
     "Two 3x3 convolutions have fewer weights than one 5x5, 9·(C + O) against 25·C for each of the O channels that they "
@@ -100,6 +100,7 @@ def costs(
     return [
         # The same `window` weights of a map serve all places.
         Cost("convolution", window * o, o, window * outputs, f"{k}·{k}·{c}·{o}"),
+        # Both of its layers have biases: c of the filters per channel, o of the 1x1 convolution.
         Cost("depthwise separable convolution", separable, c + o, separable * places, f"{k}·{k}·{c} + {c}·{o}"),
         # Without sharing, every output has a window of weights of its own.
         Cost("locally connected", window * outputs, outputs, window * outputs, f"{k}·{k}·{c} · {maps}"),
@@ -133,6 +134,7 @@ def stacked(in_channels: int, out_channels: int) -> tuple[int, int]:
     Returns:
         Weights of the two convolutions together, and weights of the one.
     """
+    # The second 3x3 convolution goes from O to O channels, hence the square.
     return 9 * in_channels * out_channels + 9 * out_channels**2, 25 * in_channels * out_channels
 
 
@@ -186,6 +188,7 @@ def _stack_table(stacks: Mapping[str, tuple[int, int]]) -> Table:
 
 def _on_dense_layers(layers: Sequence[Cost]) -> str:
     """Return a sentence on the dense layer that does the work of the convolution, and on the one that does not."""
+    # In the order of `costs`, these two are the dense layers to the same maps and to a number per channel.
     dense, per_channel = layers[3].weights, layers[4].weights
     if dense == per_channel:
         return f"Maps of one pixel are one number per channel: both dense layers have {dense:,} weights."

@@ -29,8 +29,8 @@ OUTSIDE = 0.5
 CAPTION = (
     "What excites a channel most: the patch that its strongest unit sees, of the strongest images, one each; grey lies "
     "outside of the image, and where a unit sees more than the image, all of it is shown. Rows are the channels whose "
-    "strongest images stand out most from all, in standard deviations. Units of later layers see more of the image: "
-    "ask whether what the patches of a row share goes from edges and colours to shapes and parts."
+    "strongest images stand out most from all, in standard deviations. In a trained network, units of later layers "
+    "often see more of the image: ask whether what the patches of a row share is more than an edge."
 )
 """Caption of the picture."""
 
@@ -69,6 +69,7 @@ def strongest_units(model: nn.Module, batches: Iterable[Tensor], layers: Sequenc
     places: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     for images in batches:
         for layer, (maps, _) in record(model, images, layers).items():
+            # From (n, C, H, W) to (n, C, H * W), so that one index names a unit.
             flat = maps.flatten(2)
             # On floats, argmax may return any of several equal maxima; on the mask of the maxima it returns the first.
             index = (flat == flat.amax(2, keepdim=True)).byte().argmax(2)
@@ -103,6 +104,7 @@ def selective_channels(responses: Responses, count: int, top: int) -> list[int]:
     values = responses.values
     deviation = values.std(0, correction=0)
     best = values.topk(min(top, len(values)), dim=0).values.mean(0)
+    # The score is high if a channel answers to a few images strongly and to most of them alike.
     score = (best - values.mean(0)) / deviation
     # The score of a channel without deviation is not a number, so such channels are taken out before sorting.
     alive = (deviation > 0).nonzero().flatten()
@@ -159,9 +161,11 @@ def cut(image: np.ndarray, seen: Window | None) -> np.ndarray:
     (top, bottom), (left, right) = ranges
     # Start from a grey patch, and copy the part of the window that lies inside the image into it.
     patch = np.full((bottom - top, right - left, *image.shape[2:]), OUTSIDE)
+    # A window may lie wholly outside of the image; the inner bounds of 0 then make the slices empty.
     rows = slice(max(top, 0), max(min(bottom, image.shape[0]), 0))
     columns = slice(max(left, 0), max(min(right, image.shape[1]), 0))
     part = image[rows, columns]
+    # The image begins at `start - top` and `start - left` inside the patch.
     patch[rows.start - top : rows.start - top + part.shape[0], columns.start - left :][:, : part.shape[1]] = part
     return patch
 
@@ -261,8 +265,10 @@ def _draw(data: ImageDataModule, layers: Sequence[_LayerPatches], count: int) ->
         axes = part.subplots(height, count, squeeze=False)
         for ax in axes.flat:
             ax.set_axis_off()
+        # Layers with fewer channels than the largest one leave rows empty.
         for row, (channel, images) in zip(axes, layer.images.items(), strict=False):
             row[0].text(-0.15, 0.5, str(channel), transform=row[0].transAxes, ha="right", va="center", fontsize=8)
+            # The search has kept only values and places of units, so the few images of a row are read again.
             x, _ = training_images(data, images)
             for ax, image, index in zip(row, x, images, strict=False):
                 show(ax, cut(pixels_of(image, data), layer.seen(channel, index)), "", "unit")

@@ -66,8 +66,8 @@ FIELDS_CAPTION = (
     "with the same moments. Compare the ellipse with the frame: to which part of what it can see does the unit attend?"
 )
 GROWTH_CAPTION = (
-    f"On the left are the sizes of the theoretical and of the effective field, layer by layer. {SIZE} On the right is "
-    "the gradient of the last layer, summed over rows, with the Gaussian of the same moments (dashed) and the ends of "
+    "On the left are the sizes of the theoretical and of the effective field, layer by layer. On the right is the "
+    "gradient of the last layer, summed over rows, with the Gaussian of the same moments (dashed) and the ends of "
     "the layer's theoretical field (dotted)."
 )
 COVERAGE_CAPTION = (
@@ -193,10 +193,12 @@ def _explain_network(options: ReceptiveFieldOptions) -> Explanation:
 def _compute_fields(options: ReceptiveFieldOptions) -> _NetworkFields:
     """Compute the analytic, the measured and the effective fields of a network's layers."""
     subject = find_subject(options)
+    # Analytic fields of all layers, then of those to show, which are measured as well.
     local = layer_fields(subject.model, subject.image_shape)
     beyond = first_without_field(subject.model, subject.image_shape)
     fields = chosen_fields(local, options.layers, ROWS, beyond)
     measured = measure_fields(subject.model, subject.image_shape, fields)
+    # Effective fields, for one or two states of the weights.
     images, inputs = _inputs(subject, fields, options.samples, options.seed)
     # A trained network is compared with a copy that has new random weights; an untrained one keeps its weights.
     start = at_initialisation(subject.model, images, fields, options.seed if subject.trained else None)
@@ -207,6 +209,7 @@ def _compute_fields(options: ReceptiveFieldOptions) -> _NetworkFields:
     for field in fields:
         by_state = {state: by_layer[field.name] for state, by_layer in effective.items()}
         layers.append(_Layer(field, measured[field.name], by_state))
+    # Layers that the user names are all drawn; a selection is thinned out to `PANELS`.
     shown = layers if options.layers is not None else _for_panels(layers)
     height, width = images.shape[2:]
     return _NetworkFields(subject.name, layers, shown, inputs, (height, width), beyond, scales_near_zero(start))
@@ -220,7 +223,7 @@ def _inputs(subject: Subject, fields: Sequence[LayerField], samples: int, seed: 
     if subject.data is not None:
         subject.data.prepare_data()
         subject.data.setup()
-        images = next(iter(subject.data.first_training_batches(samples)))[0]
+        images = torch.cat([images for images, _ in subject.data.first_training_batches(samples)])
         noun = "images" if len(images) > 1 else "image"
         # With a caveat, the network may have been trained on other images.
         kind = f"{noun} of the training set" if subject.caveat else f"training {noun}"
@@ -230,6 +233,7 @@ def _inputs(subject: Subject, fields: Sequence[LayerField], samples: int, seed: 
     for axis, n in enumerate(native):
         # Room for the largest field, with a margin on each side, since the unit is rarely exactly in the middle.
         needed = ceil(max(field.size[axis] + 2 * field.jump[axis] for field in fields))
+        # The image keeps its size if that is enough, or if the field is too large for any image that is used.
         sizes.append(needed if n < needed <= LARGEST_IMAGE else n)
     images = torch.randn(samples, channels, *sizes, generator=torch.Generator().manual_seed(seed))
     noun = "images" if samples > 1 else "image"
@@ -251,6 +255,7 @@ def _spans(field: LayerField, effective: Effective) -> list[tuple[float, float]]
 def _share(layer: _Layer, state: str) -> float:
     """Return the share of the pixels that a unit can see, inside the image, that belong to its effective field."""
     effective = layer.effective[state]
+    # Area of the part of the field inside the image: the product of its lengths along both axes.
     in_sight = 1.0
     for (low, high), n in zip(_spans(layer.field, effective), effective.magnitude.shape, strict=True):
         in_sight *= min(high, n) - max(low, 0)
@@ -334,7 +339,8 @@ def _remarks(fields: _NetworkFields) -> list[str]:
         "Sigma is the standard deviation of the gradient's magnitude; the share is that of pixels in sight with more "
         "than 4.55 % of its peak (Luo et al. 2016).",
         SIZE,
-        "The last column compares the magnitude with the Gaussian of the same moments: 100% is a perfect match.",
+        "In common with a Gaussian: the overlap of the magnitude with the Gaussian of the same moments; 100% is a "
+        "perfect match.",
     ]
     if any(_is_cut(layer.field, effective) for layer in layers for effective in layer.effective.values()):
         remarks.append(
@@ -375,9 +381,11 @@ def _draw_field(ax: Axes, image: np.ndarray, field: LayerField, effective: Effec
     height, width = magnitude.shape
     # The photo may have more pixels than the gradient; the extent puts both on the gradient's pixel coordinates.
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    # Levels in the middle of the grey scale let the white frame and the yellow gradient stand out.
     ax.imshow(0.15 + 0.6 * image, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent)
     # Opacity 1 is the mean of the strongest hundredth of the pixels in the effective field.
     strong = np.sort(magnitude, axis=None)[-max(1, effective.pixels // 100) :].mean()
+    # One colour in red, green and blue; the fourth channel, its opacity, is the gradient.
     heat = np.zeros((height, width, 4))
     heat[..., :3], heat[..., 3] = to_rgb("#FFB000"), np.minimum(magnitude / strong, 1)
     ax.imshow(heat, interpolation="nearest")
@@ -410,6 +418,7 @@ def _draw_growth(layers: Sequence[_Layer]) -> Figure:
 def _draw_sizes(ax: Axes, layers: Sequence[_Layer]) -> None:
     """Draw the sizes of the theoretical and of the effective fields against the layers."""
     places = list(range(len(layers)))
+    # A field that is not square is drawn by its longer side.
     ax.plot(places, [max(layer.field.size) for layer in layers], color="#333333", marker="s", label="theoretical")
     for colour, state in zip(PALETTE, layers[0].effective, strict=False):
         sizes = [layer.effective[state].size for layer in layers]
@@ -421,9 +430,13 @@ def _draw_sizes(ax: Axes, layers: Sequence[_Layer]) -> None:
 def _draw_profile(ax: Axes, layer: _Layer) -> None:
     """Draw the gradient of a layer along the width of the image, summed over rows, and the Gaussian of its moments."""
     for colour, (state, effective) in zip(PALETTE, layer.effective.items(), strict=False):
+        # From (H, W) to (W,): what remains is the profile along the width.
         shares = effective.magnitude.sum(0)
         distance = np.arange(len(shares)) + 0.5 - effective.centre[1]
-        bell = np.exp(-(distance**2) / (2 * effective.sigma[1] ** 2))
+        # A gradient in a single column has no width at all.
+        sigma = max(effective.sigma[1], 1e-6)
+        bell = np.exp(-(distance**2) / (2 * sigma**2))
+        # Both curves have a sum of 1, so their heights compare.
         ax.plot(distance, shares / shares.sum(), color=colour, linewidth=1.6, label=state)
         ax.plot(distance, bell / bell.sum(), color=colour, linewidth=1.2, linestyle="--", label="Gaussian")
     # The ends of the theoretical field, seen from the centre of the last state.
@@ -478,6 +491,7 @@ def _stack_remarks(stacks: Sequence[_Stack]) -> list[str]:
     kinds = " and ".join(stack.kind for stack in stacks)
     if "gridding" in kinds:
         remarks.append(GRIDDING)
+    # The words "not HDC" contain "HDC", so they are taken out first.
     if "HDC" in kinds.replace("not HDC", ""):
         remarks.append(HDC)
     if "ASPP" in kinds:
@@ -487,10 +501,12 @@ def _stack_remarks(stacks: Sequence[_Stack]) -> list[str]:
 
 def _draw_coverage(stacks: Sequence[_Stack]) -> Figure:
     """Return a figure with a panel for every stack, titled by its kind."""
+    # Four stacks fit into one row; with three columns the last of them would have a row to itself.
     columns = 4 if len(stacks) == 4 else 3
     figure, axes = grid(len(stacks), columns, cell=2.5, ratio=1.1)
     for ax, stack in zip(axes, stacks, strict=True):
         size, most = len(stack.paths), int(stack.paths.max())
+        # Masked pixels are not drawn, so gaps stay white; a logarithmic scale has no colour for zero.
         covered = np.ma.masked_equal(stack.paths, 0)
         ax.imshow(covered, cmap="viridis_r", norm=LogNorm(1, max(most, 2)), interpolation="nearest")
         ax.set_axis_on()

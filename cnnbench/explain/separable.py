@@ -40,10 +40,11 @@ PASSES = {"forward": ("inference", "inference_ms"), "training": ("training", "tr
 """Kind of work and key of its times in the figures of `cnnbench.timing.speed.measure_speed`, by name of the pass."""
 SECONDS_PER_TURN = 0.015
 CAPTION = (
-    "How many times more a standard convolution costs than a separable one, against the number of channels: dashed in "
-    "multiply-adds, with points in measured time, dotted in the time that the machine's peaks of arithmetic and memory "
-    "allow. Bars are 95 % intervals, and hollow points are suspect. Look where the dotted lines lie below the dashed "
-    "one: there the filter per channel, with little work for each number that it reads, waits for memory."
+    "How many times more a standard convolution costs than a separable one with the same number of channels. The "
+    "dashed line counts multiply-adds, and the points are measured times. The dotted line is the time that the "
+    "machine's peaks of arithmetic and memory allow. Bars are 95 % intervals, and hollow points are suspect. Look "
+    "where the dotted line lies below the dashed one: there the filter per channel, with little work for each number"
+    " that it reads, waits for memory."
 )
 
 
@@ -72,6 +73,7 @@ def layer(kind: str, channels: int, kernel_size: int) -> nn.Sequential:
         channels: Number of input and output channels.
         kernel_size: Height and width of the kernel in pixels, odd.
     """
+    # With an odd kernel, this padding keeps the resolution.
     padding = kernel_size // 2
     if kind == "standard":
         return nn.Sequential(nn.Conv2d(channels, channels, kernel_size, padding=padding, bias=False))
@@ -96,6 +98,7 @@ class Timed(nn.Module):
         self.layer = layer(kind, channels, kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        # Inside a network the layer below needs the gradient of this input, one more convolution in the backward pass.
         if self.training:
             x = x.detach().requires_grad_()
         return self.layer(x).mean((2, 3))  # (N, channels)
@@ -192,6 +195,7 @@ def measure(
 
 def _counts(case: Case, kernel_size: int) -> dict[str, Any]:
     """Return the case, and parameters and multiply-adds of both kinds of layer with their ratios."""
+    # The layers are counted without the channel means that `Timed` adds.
     standard, separable = (
         complexity(layer(kind, case.channels, kernel_size), case.shape, training=False) for kind in BOTH
     )
@@ -213,6 +217,7 @@ def _time_layers(cases: Sequence[Case], kernel_size: int, config: SpeedConfig) -
     subjects = {}
     for kind, case in product(BOTH, cases):
         subjects[f"{kind} {case}"] = Subject(
+            # The layer is not built here: `measure_speed` calls this function.
             partial(Timed, kind, case.channels, kernel_size),
             case.shape,
             case.channels,
@@ -365,6 +370,7 @@ def _draw_panel(ax: Axes, results: Sequence[Mapping[str, Any]], kernel_size: int
     ax.plot([], [], color=grey, linestyle=":", linewidth=1.4, label="the same by the roofline")
     ax.axhline(1, color="#b0b0b0", linewidth=0.8)
     ax.set_xlabel("channels N")
+    # By default the number of channels doubles from case to case, so a scale with base 2 spaces the cases evenly.
     ax.set_xscale("log", base=2)
     ax.set_xticks(channels)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

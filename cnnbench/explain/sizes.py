@@ -115,6 +115,7 @@ def rows_of_layers(layers: Sequence[Layer], size: Extent, in_channels: int) -> l
     rows = [Row("image", "", (in_channels, *sizes[0]), 0)]
     channels: int | None = in_channels
     for number, layer in enumerate(layers, 1):
+        # Layers other than convolutions have no parameters and keep the channels.
         params: int | None = 0
         formula = ""
         if isinstance(layer, Conv | Transposed):
@@ -204,11 +205,13 @@ def parameter_formula(module: nn.Module) -> str:
 def evaluated(formula: str) -> int:
     """Compute the value of a formula of `parameter_formula`."""
     product, outputs, biases = formula, 1, 0
+    # With a bias the formula is (product+1)·outputs; otherwise all of it is a product.
     if match := re.fullmatch(r"\((.*)\+1\)·(\d+)", formula):
         product, outputs, biases = match[1], int(match[2]), 1  # of one output
     value = 1
     for part in product.split("·"):
         top, _, bottom = part.partition("/")
+        # The division is exact, since the groups divide the input channels.
         value = value * int(top) // int(bottom or 1)
     return (value + biases) * outputs
 
@@ -275,6 +278,7 @@ class _Calls(Listener):
     def operator(self, operator: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Keep the window of an operator, if it has one."""
         name, module = base_name(operator), self._run.running
+        # The tracker follows the image from operator to operator, so it must see all of them.
         self._fields(operator, args, out, False)
         layer = _window(name, args)
         size = tuple(args[0].shape[2:]) if layer else None
@@ -283,12 +287,14 @@ class _Calls(Listener):
             if layer and size:
                 self._windows.setdefault(module, (layer, size))
         elif name in _POOLS and args[0].dim() == 4:
+            # Only poolings of maps, (N, C, H, W), are listed, not a mean over tokens or vectors.
             result = next(tensors_in(out))
             self.calls.append(_Call(self._run.names[module], _POOLS[name], *_shapes(args[0], result), layer, size))
 
     def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """List the call of a module."""
         given, result = next(tensors_in(inputs), None), next(tensors_in(output), None)
+        # A window is taken out at the end of its module, so that a second run of the module notes its own.
         layer, size = self._windows.pop(module, (None, None))
         if given is None or result is None or (any(module.children()) and not module._parameters):
             return
@@ -332,17 +338,20 @@ def _window(name: str, args: Sequence[Any]) -> Layer | None:
     if not args or not isinstance(args[0], Tensor) or args[0].dim() != 4:
         return None
     if name == "convolution":
+        # The arguments of aten::convolution begin with input, weight and bias; the groups come last.
         stride, padding, dilation, transposed, output_padding = args[3:8]
         kernel, s, p, d = map(_extent, (args[1].shape[2:], stride, padding, dilation))
         return Transposed(kernel, s, p, _extent(output_padding), d) if transposed else Conv(kernel, s, p, d)
     # Dispatch drops trailing arguments that have their default values; they are appended again.
     defaults: tuple[Any, ...]
     if name == "max_pool2d_with_indices":
+        # Input and kernel are always given. The first default, an empty stride, means the size of the kernel.
         defaults = [], [0], [1], False
         values = (*args[1:], *defaults[len(args) - 2 :])
         kernel, s, p, d, ceil_mode = values
         return Pool(_extent(kernel), _extent(s) or None, _extent(p), _extent(d), ceil_mode)
     if name == "avg_pool2d":
+        # Arguments behind these, such as `count_include_pad`, have no influence on the size.
         given, defaults = args[1:5], ([], [0], False)
         values = (*given, *defaults[len(given) - 1 :])
         kernel, s, p, ceil_mode = values
@@ -426,6 +435,7 @@ def _sizes_of_layers(options: SizesOptions, size: Extent | None) -> _Sizes:
         raise UserError(f"in_channels {channels} must be at least 1")
     layers, size = parse_layers(options.layers), size or 224
     rows = rows_of_layers(layers, size, channels)
+    # Without layers, `output_size` returns the size of the image as a pair.
     (height, width), (high, wide) = output_size(size, ()), output_size(size, layers)
     return _Sizes("Stack of layers", rows, [f"{height}x{width} pixels become {high}x{wide}."])
 
@@ -509,8 +519,10 @@ def stages_of(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
     for row in rows:
         if row.shape is None:
             continue
+        # All channels are known here, because `explain` checks that first.
         shape = [n for n in row.shape if n is not None]
         assert len(shape) == len(row.shape)
+        # An output that is not a map has the number of its values in place of channels.
         name, channels, height, width = VECTORS, prod(shape), 1, 1
         if len(shape) == 3:
             height, width, channels = shape if row.channels_last else (*shape[1:], shape[0])
@@ -526,7 +538,14 @@ def stages_of(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
 
 def _stage_table(title: str, stages: Mapping[str, Mapping[str, int]]) -> Table:
     """Return the table of the memory and the parameters by resolution, with their shares of the sums."""
-    head = ("Resolution", "Channels", "Memory (KiB)", "Share of memory", "Parameters", "Share of parameters")
+    head = (
+        "Resolution",
+        "Most channels (vectors: values)",
+        "Memory (KiB)",
+        "Share of memory",
+        "Parameters",
+        "Share of parameters",
+    )
     memory = sum(stage["memory_bytes"] for stage in stages.values())
     params = sum(stage["params"] for stage in stages.values())
     rows = []
@@ -584,6 +603,7 @@ def _draw_bars(ax: Axes, values: Sequence[int], in_words: Callable[[int], str], 
     ax.bar(range(len(values)), heights, width=0.6, color=colour)
     for x, (value, height) in enumerate(zip(values, heights, strict=True)):
         ax.annotate(in_words(value), (x, height), (0, 2), textcoords="offset points", ha="center", fontsize=8)
+    # Above the highest bar there is room for its number.
     ax.set_ylim(0, 1.22 * max(*heights, 1e-9))
     ax.set_yticks([])
     ax.tick_params(axis="x", length=0)
@@ -598,8 +618,10 @@ def _draw_blocks(ax: Axes, stages: Mapping[str, Mapping[str, int]]) -> None:
     for x, stage in enumerate(stages.values()):
         # The width of a map is drawn at a slant, into the depth of the picture.
         height, slant = stage["height"] ** 0.5 / tallest, 0.32 * stage["width"] ** 0.5 / tallest
+        # The lower bound keeps a block of few channels visible.
         length = max(0.5 * stage["channels"] ** 0.5 / longest, 0.015)
         left = x - (length + slant) / 2
+        # Corners counter-clockwise from the lower left one; the top and the side share edges with the front.
         front = np.array([(0, 0), (length, 0), (length, height), (0, height)], dtype=float)
         front += np.array([left, -(height + slant) / 2])
         lift = np.array([slant, slant])

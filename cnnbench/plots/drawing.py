@@ -253,6 +253,7 @@ def family_legend(figure: Figure, shown: Iterable[Look], lines: bool) -> None:
         shown: Looks of the networks in the picture.
         lines: Whether the networks are drawn as lines; otherwise they are points.
     """
+    # The networks of a family have one look, so any of them can stand for the family.
     looks = list({look.entry: look for look in shown}.values())
     handles = []
     for look in looks[:MOST_ENTRIES]:
@@ -264,6 +265,7 @@ def family_legend(figure: Figure, shown: Iterable[Look], lines: bool) -> None:
         handles.append(Line2D([], [], linestyle="", label=f"and {len(looks) - MOST_ENTRIES:,} more"))
     # A column of the legend holds about 26 entries.
     columns = 1 + min(len(looks), MOST_ENTRIES) // 26
+    # A place that begins with "outside" makes the constrained layout reserve room beside the panels.
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9, ncols=columns)
 
 
@@ -278,11 +280,13 @@ def log_axis(ax: Axes, axis: Axis, values: Sequence[float], title: str, tick: Ca
         tick: Function that formats the value of a tick.
     """
     low, high = min(values) / 1.8, max(values) * 1.8
+    # The scale is set first, because setting it replaces the locators and formatters of the axis.
     if axis is ax.xaxis:
         ax.set(xscale="log", xlim=(low, high))
     else:
         ax.set(yscale="log", ylim=(low, high))
     axis.set_major_locator(FixedLocator(_round_numbers(low, high)))
+    # matplotlib would label the minor ticks too on an axis of about one power of ten.
     axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     axis.set_label_text(title)
@@ -355,6 +359,7 @@ def write_names(ax: Axes, names: Sequence[Name], size: float, taken: Iterable[Bb
     written = 0
     for index in sorted(range(len(names)), key=lambda i: not names[i].needed):
         name = names[index]
+        # Needed names come first in this order, so none of them is left at this point.
         if written >= MOST_NAMES and not name.needed:
             break
         sides = [name.side, *SIDES]
@@ -395,6 +400,7 @@ def _offset(side: tuple[int, int]) -> tuple[float, float]:
     """Return the distance of a name from its point on a side, in points to the right and up."""
     if side[0] == 0:
         return 0.0, 13.0 * side[1]
+    # Beside a point a name begins just outside the box, 6 by 7 points to each side, that `write_names` keeps free.
     return 7.0 * side[0], 6.0 * side[1]
 
 
@@ -432,6 +438,8 @@ def _covered(places: Pixels, boxes: Pixels, panel: Bbox) -> Pixels:
         boxes: Boxes that the name should not cover, in the same form.
         panel: Box of the panel.
     """
+    # Shapes (places, 1) and (1, boxes): broadcasting compares every place with every box.
+    # Two boxes overlap unless one of them lies wholly beside, above or below the other.
     left, bottom, right, top = places.T[:, :, None]
     other_left, other_bottom, other_right, other_top = boxes.T[:, None, :]
     overlaps = (left <= other_right) & (other_left <= right) & (bottom <= other_top) & (other_bottom <= top)

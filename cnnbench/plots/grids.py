@@ -31,11 +31,13 @@ def grid(
         titles: Whether to leave room for a title above each panel.
     """
     columns = max(1, min(columns, count))
+    # -(-a // b) is a / b rounded up.
     rows = -(-count // columns)
     figure = Figure(figsize=(cell * columns, (cell * ratio + 0.3 * titles) * rows), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for ax in axes:
         ax.set_axis_off()
+    # The panels that are left over in the last row stay empty.
     return figure, axes[:count]
 
 

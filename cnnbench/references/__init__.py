@@ -82,6 +82,7 @@ def references() -> dict[tuple[str, str, int, int], Reference]:
 def _published() -> dict[tuple[str, str], dict[str, Any]]:
     """Return the published accuracies by network and data set, from the stored catalogue of the zoo."""
     accuracies: dict[tuple[str, str], dict[str, Any]] = {}
+    # The stored file is read as it is, since `load_catalog` may count networks and itself imports this module.
     try:
         models = json.loads(CATALOG.read_text(encoding="utf-8"))["models"]
         for name, entry in models.items():
@@ -170,6 +171,7 @@ def take_over(paths: Sequence[Path]) -> list[Record]:
         kept[record.key] = record
     # In the order of the cells, so that a new record changes as few lines as possible.
     write_text(FILE, as_lines(kept[key] for key in sorted(kept)))
+    # The cached references are those of the old file.
     references.cache_clear()
     return new
 

@@ -173,6 +173,7 @@ def _panels(labels: Iterable[str], scheme: Scheme) -> tuple[Figure, dict[str, Ax
 
 def _accuracy_panel(ax: Axes, entries: Sequence[Contender], cost: str, scheme: Scheme, short_too: bool) -> None:
     """Draw the accuracies on one data set, and the front if the networks have one."""
+    # The limits are set before the front is drawn, because its line ends at the right edge of the panel.
     _cost_axis(ax, entries, cost)
     of_this_run: list[Contender] = []
     ends: list[float] = []
@@ -240,6 +241,7 @@ def _has_front(entries: Sequence[Contender], cost: str) -> bool:
 
 def _alike(entries: Sequence[Contender], scheme: Scheme) -> dict[tuple[str, str, bool], list[Contender]]:
     """Return the contenders by colour, marker and convergence; a picture draws each of these groups as one object."""
+    # One object of matplotlib has one colour and one marker, and a picture of few objects is drawn faster.
     groups: dict[tuple[str, str, bool], list[Contender]] = {}
     for entry in entries:
         look = scheme.looks[entry.model]
@@ -255,6 +257,7 @@ def _bars(middles: Sequence[float], ends: Sequence[tuple[float, float]]) -> list
     below: list[float] = []
     above: list[float] = []
     for middle, (low, high) in zip(middles, ends, strict=True):
+        # matplotlib refuses negative lengths with an error.
         below.append(max(middle - low, 0.0))
         above.append(max(high - middle, 0.0))
     return [below, above]
@@ -262,6 +265,7 @@ def _bars(middles: Sequence[float], ends: Sequence[tuple[float, float]]) -> list
 
 def _steps(ax: Axes, entries: Sequence[Contender], cost: str) -> list[tuple[float, float]]:
     """Return the corners of the front's step line: the best accuracy at each cost, up to the panel's right edge."""
+    # Every network on the front has a settled accuracy; the condition only tells the type checker so.
     points = [(e.mean(cost), e.settled) for e in front(entries, cost) if e.settled is not None]
     # The best accuracy of all stays available at any higher cost.
     right_edge = ax.get_xlim()[1]
@@ -310,6 +314,7 @@ def _explain(figure: Figure, drawn: Mapping[str, Sequence[Contender]], cost: str
     if len(drawn) > 1:
         notes = textwrap.wrap("; ".join(notes), LONGEST_EXPLANATION)
     if notes:
+        # The constrained layout reserves room for this label of the figure, which it does not do for plain texts.
         figure.supxlabel("\n".join(notes), fontsize=9, color=SOFT)
 
 
@@ -330,6 +335,7 @@ def _finish(figure: Figure, scheme: Scheme, drawn: Mapping[str, Sequence[Contend
     if scheme.many:
         shown = chain.from_iterable(drawn.values())
         family_legend(figure, (scheme.looks[e.model] for e in shown), lines=False)
+    # The constrained layout moves the panels only when the figure is drawn.
     figure.draw_without_rendering()
 
 
@@ -353,9 +359,11 @@ def _name_accuracies(ax: Axes, entries: Sequence[Contender], cost: str, scheme: 
     """Write the names of the networks beside their markers, so that none covers the line of the front."""
     best = front(entries, cost)
     on_front = {id(e) for e in best}
+    # A front of very many networks leaves no room for all of their names, so none of them is needed.
     needed = _needed(entries, scheme, best if len(best) <= MOST_NAMED else ())
     names = []
     for e in entries:
+        # The name stands beside the settled accuracy; without one there is only the marker of the short training.
         accuracy = e.settled
         if accuracy is None:
             accuracy = e.mean("test_accuracy")
@@ -397,6 +405,7 @@ def _latency_panel(ax: Axes, entries: Sequence[Contender], scheme: Scheme) -> No
     latencies: list[float] = []
     for (colour, marker, _), group in _alike(entries, scheme).items():
         spreads = [latency_spread(e) for e in group]
+        # A spread is a tuple of low end, median and high end, and the axis has to show all three.
         latencies += chain.from_iterable(spreads)
         middles = [spread.median for spread in spreads]
         ax.errorbar(
@@ -434,6 +443,7 @@ def _correlation_note(ax: Axes, entries: Sequence[Contender]) -> list[Bbox]:
         text += f", 95 % interval {low:.2f} to {high:.2f}"
     white = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
     note = ax.text(0.02, 0.98, text, transform=ax.transAxes, va="top", fontsize=9, color=SOFT, bbox=white)
+    # The layout of the figure is final by now, so this position in pixels is final too.
     return [note.get_window_extent()]
 
 
@@ -452,6 +462,7 @@ def with_curves(records: Sequence[Record]) -> dict[str, list[Curve]]:
         points = [p for p in r.training.get("curve") or () if p.get("train/accuracy") is not None]
         if points and images and steps:
             # Lightning counts the steps of logged values from 0.
+            # The quotient images / steps is the batch size, since a training takes whole batches only.
             seen = [(p["step"] + 1) * images / steps for p in points]
             accuracies = [p["train/accuracy"] for p in points]
             groups.setdefault(r.data["label"], []).append(Curve(r, seen, accuracies))
@@ -498,6 +509,7 @@ def _curves_panel(ax: Axes, curves: Sequence[Curve], scheme: Scheme) -> None:
             alpha=opacity,
         )
     log_axis(ax, ax.xaxis, seen, "training images seen", _tick)
+    # The room above 1 keeps a curve at 100 % from being cut in half.
     ax.set_ylim(0, 1.02)
     ax.yaxis.set_major_formatter(FuncFormatter(_percent))
     if not scheme.many:
@@ -584,6 +596,7 @@ def name_classes(ax: Axes, names: Sequence[str]) -> None:
     # Names of more than three characters would run into each other, so they are slanted below the columns.
     slant: dict[str, Any] = {}
     if max(map(len, shown), default=0) > 3:
+        # In this mode a name is turned about its right end, which stays below its column.
         slant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
     ax.set_xticks(places, shown, fontsize=9, **slant)
     ax.set_yticks(places, shown, fontsize=9)

@@ -53,11 +53,13 @@ def _shown(figure: Figure, record: Record) -> str:
 
 def _decimals(width: float) -> int:
     """Return the number of decimals of a percentage: two if its interval is narrower than one point, else one."""
+    # A share without an interval has the width 0 here.
     return 2 if 0 < width < 0.01 else 1
 
 
 def _significant(value: float) -> str:
     """Return a number with three significant digits."""
+    # The sign # keeps zeros at the end, as in 1.50; it also leaves a dot behind a whole number, as in 150.
     return f"{value:#.3g}".rstrip(".")
 
 
@@ -110,6 +112,7 @@ def _reference(record: Record) -> str:
     known = reference_of(record)
     if known is None:
         return DASH
+    # The title of the column already has the unit.
     return percent(known.accuracy).removesuffix(" %")
 
 
@@ -134,6 +137,7 @@ def _figure_columns(trained: bool) -> list[Column]:
     columns = []
     for measure in MEASURES.values():
         if measure.trained == trained:
+            # Figures without a title, such as the ends of intervals, have no column of their own.
             columns += [_figure_column(figure) for figure in measure.figures if figure.title]
     return columns
 

@@ -112,6 +112,7 @@ class Change(NamedTuple):
         """Return the largest change for the worse within the interval, as a share; 0 without an interval."""
         if self.low is None or self.high is None:
             return 0.0
+        # A time or a cost gets worse by growing, an accuracy by falling.
         return -self.low if self.is_accuracy else self.high
 
 
@@ -197,6 +198,7 @@ def _cell_changes(cell: Cell, first: Sequence[Record], second: Sequence[Record])
         a, b = _with_figure(first, key), _with_figure(second, key)
         if a and b:
             changes.append(_change(_Pair(*cell, figure, a, b)))
+        # Figures of a measure that B was not asked for are not missing.
         elif a and _was_asked(key, second):
             reason = next((record.skipped[key] for record in second if key in record.skipped), f"B has no {key}")
             changes.append(Change(*cell, key, a[0].measures[key], None, None, None, None, "missing", reason))
@@ -256,6 +258,7 @@ def _image_size(record: Record) -> dict[str, Any]:
 
 def _circumstances(work: Work) -> Traits:
     """Return a function that lists the settings of a record on which times and memory of a kind of work depend."""
+    # Latency is always that of one image, so it depends on no batch size.
     sizes = {"latency": (), "inference": ("speed_batch_size",), "training": ("batch_size",)}[work]
     precision = "precision" if work == "training" else "inference_precision"
 
@@ -264,6 +267,7 @@ def _circumstances(work: Work) -> Traits:
         values = {name: setting(record, name) for name in settings} | _image_size(record)
         for name in ("device", "threads", "allocator"):
             values[name] = record.environment.get(name)
+        # On a GPU the device is the card, but times also depend on the processor that launches the kernels.
         flags = record.environment.get("accelerator") or {}
         values["host_cpu"] = flags.get("host_cpu")
         return values
@@ -312,6 +316,7 @@ def _alike(
         if b:
             return [other for other in first if traits(other) == wanted], b, ""
     x, y = traits(first[0]), traits(second[0])
+    # The two differ in at least one setting, or the loop would have found them alike.
     name = next(name for name in x if x[name] != y[name])
     return first[:1], second[:1], f"{name} {x[name]} against {y[name]}"
 
@@ -323,6 +328,7 @@ def _exact_change(pair: _Pair) -> Change:
     """Compare a figure that has no measurement spread, such as a count."""
     before, after = pair.medians()
     change = None
+    # A change from 0 has no relative size.
     if before:
         change = after / before - 1
     if before == after:
@@ -356,6 +362,7 @@ def _time_change(pair: _Pair) -> Change:
     raw_note = _raw_times_note(pair)
     raw = bool(raw_note)
     between = max(BETWEEN.values()) if raw else BETWEEN[work]
+    # In logarithms, the ratio of two times is a difference, for which `shift` has an interval.
     after, before = _by_process(pair.second, work, raw), _by_process(pair.first, work, raw)
     log_ratio, assumption = _log_ratio(between, after, before)
     notes = [raw_note, assumption]
@@ -374,6 +381,7 @@ def _ratio_change(pair: _Pair, log_ratio: Interval, notes: Sequence[str], too_fe
         notes: Remarks on how the interval was made; empty ones are left out.
         too_few: Reason for the lack of an interval, if there is none.
     """
+    # expm1(x) is exp(x) - 1: the logarithm of a ratio becomes a relative change.
     change = math.expm1(log_ratio.estimate)
     if log_ratio.low is None or log_ratio.high is None:
         return pair.verdict("too few values", too_few, change)
@@ -496,6 +504,7 @@ def _by_process(cell: Sequence[Record], work: Work, raw: bool) -> list[list[floa
         times = _medians(samples[work])
         if not raw:
             yardstick = _medians(samples["yardstick"])
+            # What slowed the machine in a round slowed the yardstick in that round too, and cancels.
             times = [time / unit for time, unit in zip(times, yardstick, strict=True)]
         logs = list(map(math.log, times))
         # The rounds of all processes follow each other in one list; without counts they come from one process.
@@ -514,6 +523,7 @@ def _timings(cell: Sequence[Record]) -> list[tuple[dict[str, Any], list[int]]]:
     timings: list[tuple[dict[str, Any], list[int]]] = []
     for record in cell:
         timing = record.measures["samples_ms"], record.measures.get("process_rounds", [])
+        # Times that are equal in every sample are copies of one timing, not two measurements.
         if timing not in timings:
             timings.append(timing)
     return timings

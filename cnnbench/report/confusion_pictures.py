@@ -104,6 +104,7 @@ class _Frame:
         for artist in (ax.images[0], *_texts(figure, ax)):
             artist.set_visible(False)
         canvas.draw()
+        # A copy of the canvas's buffer without opacity, (height, width, 3).
         self._pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
     def _place(self, figure: Figure, ax: Axes) -> None:
@@ -122,6 +123,7 @@ class _Frame:
         self._number_font = _font(cell_letters(classes), "normal", self._dpi)
         self._title_font = _font(title.get_fontsize(), "bold", self._dpi)
         self._note_font = _font(note.get_fontsize(), "normal", self._dpi)
+        # Anchors for Pillow: lower left corner of the title ("ld"), middle of the lower edge of the note ("md").
         box = title.get_window_extent()
         self._title_place = (box.x0, height - box.y0)
         box = note.get_window_extent()

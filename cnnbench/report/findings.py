@@ -90,6 +90,7 @@ def per_seed(records: Iterable[Record], key: str) -> list[float]:
     for r in records:
         if r.measures.get(key) is not None:
             seeds.setdefault(r.seed, []).append(r.measures[key])
+    # A repeat says nothing about the spread from seed to seed, so it must not count as another seed.
     return [statistics.fmean(values) for values in seeds.values()]
 
 
@@ -116,11 +117,13 @@ class Contender:
     @property
     def converged(self) -> bool:
         """Return whether none of the records has a training that was too short or diverged."""
+        # Records without a training, such as those of counts, have nothing that could be too short.
         return all(r.training.get("converged", True) for r in self.records)
 
     @property
     def reference(self) -> Reference | None:
         """Return the reference if its training was longer than this one; None after a full training, or if unknown."""
+        # All records have the same budget and settings, so the first stands for the others.
         return reference_of(self.records[0])
 
     @property
@@ -143,6 +146,7 @@ class Contender:
 
     def has(self, *keys: str) -> bool:
         """Return whether each of the figures is in at least one record."""
+        # The lists are tested, not their values: 0 is a figure, an empty list is none.
         return all(self.per_seed(key) for key in keys)
 
     def mean(self, key: str) -> float:
@@ -170,6 +174,7 @@ def contenders(records: Sequence[Record]) -> list[Contender]:
     rivals = [(label, model) for label, model, *_ in groups]
     firsts = [members[0] for members in groups.values()]
     entries = []
+    # Dictionaries keep their order, so each group meets its own suffix.
     for members, suffix in zip(groups.values(), _suffixes(rivals, firsts), strict=True):
         entries.append(Contender(members[0].model + suffix, tuple(members)))
     return entries
@@ -177,6 +182,7 @@ def contenders(records: Sequence[Record]) -> list[Contender]:
 
 def _conditions(record: Record) -> tuple[str, ...]:
     """Return the settings and surroundings that must agree before two rows are compared, as texts."""
+    # As texts, because the packages are a dictionary, which cannot be a part of a key.
     settings = [str(setting(record, name)) for name in SETTINGS]
     surroundings = [str(record.environment.get(name)) for name in SURROUNDINGS]
     return (*settings, *surroundings)
@@ -189,6 +195,9 @@ def _traits(record: Record) -> tuple[str, ...]:
         budget(record),
         str(setting(record, "precision")),
         f"inference in {setting(record, 'inference_precision')}",
+        str(setting(record, "memory_format")),
+        str(setting(record, "mode")),
+        f"cuDNN benchmark {setting(record, 'cudnn_benchmark')}",
         str(said(environment, "device")),
         f"batch {config.get('batch_size')}",
         f"batch {config.get('speed_batch_size')} in inference",
@@ -200,6 +209,7 @@ def _traits(record: Record) -> tuple[str, ...]:
 def packages(record: Record) -> str:
     """Return the packages that a record names, with their versions, as one text."""
     versions = record.environment.get("packages") or {}
+    # A package that is not installed has no version.
     return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
 
 
@@ -240,6 +250,7 @@ def by_label(entries: Sequence[Contender]) -> dict[str, list[Contender]]:
 
 def compare_alike(entries: Sequence[Contender]) -> bool:
     """Return whether all contenders ran under the same settings on the same machine, and so may be ranked."""
+    # Without any contender the set is empty, and the result is False.
     return len({_conditions(e.records[0]) for e in entries}) == 1
 
 
@@ -385,6 +396,7 @@ def timed(entries: Sequence[Contender]) -> list[Contender]:
 def latency_correlation(entries: Sequence[Contender]) -> Correlation | None:
     """Return the rank correlation of multiply-adds and latency over the networks of one data set, if it exists."""
     rivals = timed(entries)
+    # For fewer than three networks `correlate` returns None, so an empty list needs no case of its own.
     return correlate(means(rivals, "macs"), means(rivals, "latency_ms_median"))
 
 
@@ -394,6 +406,7 @@ def misjudged(entries: Sequence[Contender]) -> tuple[Contender, Contender] | Non
     pair = inversion(means(rivals, "macs"), [latency_spread(e) for e in rivals])
     if pair is None:
         return None
+    # The pair holds indices into `rivals`.
     cheaper, dearer = pair
     return rivals[cheaper], rivals[dearer]
 
@@ -467,6 +480,7 @@ def _example(entries: Sequence[Contender]) -> str:
     if pair is None:
         return ""
     small, large = pair
+    # Both ratios are above 1, because the small network has fewer MACs and the longer time.
     fewer = _times(large.mean("macs") / small.mean("macs"))
     longer = _times(small.mean("latency_ms_median") / large.mean("latency_ms_median"))
     return (
@@ -498,6 +512,7 @@ def over_seeds(records: Sequence[Record]) -> list[list[str]]:
     head = list(SEED_COLUMNS)
     if fitted:
         head.append("Mean train accuracy %")
+    # As soon as one network has several seeds, those with a single seed are in the table too.
     return [head, *(_seeds_row(e, fitted) for e in entries)]
 
 
@@ -509,6 +524,7 @@ def _seeds_row(entry: Contender, fitted: bool) -> list[str]:
         fitted: Whether the table has a column for accuracies on training images.
     """
     values = [100 * share for share in entry.per_seed("test_accuracy")]
+    # A single seed has neither a deviation nor a range.
     deviation = extent = DASH
     if len(values) > 1:
         deviation = f"{statistics.stdev(values):.2f}"

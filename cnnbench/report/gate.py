@@ -42,6 +42,7 @@ class Gate:
         self.missing: list[Change] = []
         self.undecided: list[Change] = []
         self.unresolved: list[Change] = []
+        # Without a threshold all lists stay empty, so the comparison passes.
         if percent is None:
             return
         for change in changes:
@@ -65,6 +66,7 @@ class Gate:
 
     def document(self) -> dict[str, Any]:
         """Return the lists of changes by name, for JSON."""
+        # A gate has no other attributes than its lists.
         return {name: [change._asdict() for change in changes] for name, changes in vars(self).items()}
 
     def lines(self) -> list[str]:
@@ -136,6 +138,7 @@ def _percent(change: Change, value: float) -> str:
 
 def remarks(changes: Sequence[Change]) -> list[str]:
     """Return the notes below the table: why figures are not comparable or doubtful, and what the intervals mean."""
+    # The inner dictionaries serve as sets that keep the order of the figures.
     by_reason: dict[str, dict[str, None]] = {}
     for change in changes:
         if change.reason:

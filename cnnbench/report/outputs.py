@@ -75,6 +75,7 @@ class Report:
         # Records of one data set stand together; data sets keep the order of their first appearance.
         labels = dict.fromkeys(r.data["label"] for r in records)
         places = {label: place for place, label in enumerate(labels)}
+        # Sorting is stable, so the records of a data set stay in their order.
         self.records = sorted(records, key=lambda r: places[r.data["label"]])
 
     @cached_property
@@ -145,6 +146,7 @@ class Report:
             if "latency" in _timed(r):
                 formats[str(setting(r, "inference_precision"))] = None
         timed = f"; inference timed in {listed(formats, ' and ')}" if formats else ""
+        # The first ten characters of a time in ISO 8601 are the date.
         return (
             f"{networks} on {listed(self.groups, ' and ')}; {listed(devices, ' and ')}{timed}; "
             f"{self.records[0].created[:10]}"
@@ -176,6 +178,7 @@ def _main_table(report: Report, columns: Sequence[Column]) -> Table:
         # Without a column of the data set, its label stands in a row of its own.
         if not has_labels:
             table.add_row(Text(text.printable(label), style="bold"))
+        # The prepared rows have the cells of all columns, of which only some may fit here.
         for record, _ in rows:
             table.add_row(*_cells(c.show(record) for c in columns))
     return table
@@ -200,6 +203,7 @@ def _fitting(report: Report, width: int) -> list[Column]:
         if 1 + sum(widths[column.key] for column in columns) <= width:
             break
         columns = [c for c in columns if c.key != key]
+    # If even the remaining columns are too wide, rich folds their texts into several lines.
     return columns
 
 
@@ -228,6 +232,7 @@ def to_csv(report: Report) -> str:
     head += [*CSV_SETTINGS, "suspect", *(f"train_{k}" for k in CSV_TRAINING), *scalars]
     rows: list[list[Any]] = [head]
     for r in report.records:
+        # The cells follow in the order of `head`.
         row: list[Any] = [r.model, r.data_name, r.data["label"], r.data["synthetic"], r.seed, r.status, r.reason]
         row += [r.environment.get("device"), r.environment.get("threads")]
         row += [setting(r, name) for name in CSV_SETTINGS]
@@ -278,11 +283,13 @@ class MarkdownPage:
         Args:
             name: File name without suffix, in the form that `cnnbench.files.safe_name` returns.
         """
+        # A name may have letters beyond ASCII, which an address writes as percent codes.
         self._lines += [f"![{text.markdown(name)}](figures/{quote(name)}.png)", ""]
 
     @contextlib.contextmanager
     def folded(self, summary: str) -> Iterator[None]:
         """Fold the content that the block adds under a summary."""
+        # The summary is HTML, so it is escaped as HTML; what follows the empty line is read as Markdown again.
         self._lines += [f"<details><summary>{html.escape(text.printable(summary))}</summary>", ""]
         yield
         self._lines += ["</details>", ""]
@@ -301,6 +308,7 @@ def to_markdown(report: Report, drawn: Drawn | None = None) -> str:
     page = MarkdownPage()
     page.heading(report.title, 1)
     failures = drawn.failures if drawn else []
+    # Warnings stand above the table, so that nobody reads a figure without them.
     for line in [*report.warnings, *failures]:
         page.quote(line)
     titles = [c.title for c in report.columns]
@@ -347,6 +355,7 @@ def to_html(report: Report, drawn: Drawn | None = None) -> str:
         report: Content of the report.
         drawn: Pictures of the report; None for a page without pictures.
     """
+    # Jinja's templates have no `zip`, with which this one pairs columns and cells.
     return render(
         "report",
         report=report,
@@ -373,6 +382,7 @@ def write_report(records: Sequence[Record], folder: Path) -> list[Path]:
     table, markdown, page = folder / "results.csv", folder / "report.md", folder / "report.html"
     # The figures come first, so that they are written even if the pictures are not.
     write_text(table, to_csv(report))
+    # The pictures come before the documents, which contain them and name those that could not be drawn.
     drawn = draw_pictures(report.records, folder / "figures")
     for line in drawn.failures:
         note(line)

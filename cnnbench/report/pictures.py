@@ -78,6 +78,7 @@ class FigureSheet:
     def _save(self, kind: str, dpi: float | None) -> bytes:
         """Return the figure as a file, at the figure's own resolution if `dpi` is None."""
         out = io.BytesIO()
+        # An SVG file contains the date of its drawing unless it is left out here.
         if dpi is None:
             self.figure.savefig(out, format=kind, metadata={"Date": None})
         else:
@@ -165,7 +166,9 @@ def draw_pictures(records: Sequence[Record], folder: Path) -> Drawn:
         OSError: A file cannot be written.
     """
     drawn = Drawn()
+    # Collected in a list of their own, because the report names only the first of very many failures.
     failures: list[str] = []
+    # Texts are laid out again when a figure is saved, so drawing and saving are both inside the block.
     with plain_text():
         for picture in all_pictures(records):
             # The page shows all comparisons, but only the first confusion matrices.
@@ -180,6 +183,7 @@ def draw_pictures(records: Sequence[Record], folder: Path) -> Drawn:
                     gc.collect()  # the parts of a figure refer to each other, so only this frees them soon
             if png is None:
                 continue
+            # The file is written outside the try statement: a full disk concerns all pictures, so its error is raised.
             path = folder / f"{picture.name}.png"
             write_bytes(path, png)
             drawn.files.append(path)
@@ -209,6 +213,7 @@ def _make(picture: Picture, page: bool, drawn: Drawn) -> tuple[bytes | None, Sho
     """
     sheet = picture.draw()
     caption = picture.caption()
+    # The sentences of a caption are worth reading without the picture too.
     if sheet is None:
         drawn.notes += caption
         return None, None
@@ -216,6 +221,7 @@ def _make(picture: Picture, page: bool, drawn: Drawn) -> tuple[bytes | None, Sho
     if not page:
         return png, None
     # SVG is preferred, then PNG, each unless it is too large; WebP is the smallest.
+    # An empty text stands for a picture without SVG.
     svg = sheet.svg() if picture.vectors else b""
     if 0 < len(svg) <= LARGEST_SVG:
         uri = data_uri(svg, "image/svg+xml")
@@ -229,6 +235,7 @@ def _make(picture: Picture, page: bool, drawn: Drawn) -> tuple[bytes | None, Sho
 def _webp(png: bytes) -> bytes:
     """Return a picture as WebP, which has a fifth of the size of a PNG with many points."""
     out = io.BytesIO()
+    # The content is known to be PNG, so Pillow need not try its decoders for other formats.
     with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
         image.save(out, "webp", quality=90)
     return out.getvalue()
@@ -237,6 +244,7 @@ def _webp(png: bytes) -> bytes:
 def all_pictures(records: Sequence[Record]) -> Iterator[Picture]:
     """Yield the pictures of a report: the comparisons, then the confusion matrix of each record that has one."""
     yield from comparisons(records)
+    # Many matrices are drawn at a lower resolution and without SVG, since there may be thousands of them.
     painter = MatrixPainter(DPI if len(records) <= MOST_MATRICES else DPI_OF_MANY)
     for name, record in zip(matrix_names(records), records, strict=True):
         if record.confusion_matrix is not None:
@@ -267,6 +275,7 @@ def matrix_picture(name: str, record: Record, painter: MatrixPainter, vectors: b
 def comparisons(records: Sequence[Record]) -> list[Picture]:
     """Return the pictures that compare networks."""
     return [
+        # The accuracies that say which network is better come first, those of short trainings after them.
         _reference_picture(records),
         *(_accuracy_picture(records, cost) for cost in charts.COSTS),
         _speed_picture(records),
@@ -283,6 +292,7 @@ def _comparison(
 ) -> Picture:
     """Return a picture that compares networks; its parts are those of `Picture`."""
     vectors = len(records) <= MOST_VECTORS
+    # The lambda delays the drawing until `_make` asks for the picture, so that one figure at a time is in memory.
     return Picture(name, lambda: _sheet(draw()), lambda: description, caption, vectors=vectors)
 
 
@@ -358,6 +368,7 @@ def matrix_names(records: Sequence[Record]) -> list[str]:
     for record in records:
         seen[record.key] += 1
         name = f"confusion_{record.key}"
+        # The first record of a cell has no number, so that a single one keeps the plain name.
         if seen[record.key] > 1:
             name += f"-{seen[record.key]}"
         names.append(name)

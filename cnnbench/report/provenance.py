@@ -64,6 +64,7 @@ def _suspects(records: Sequence[Record]) -> Iterator[str]:
     reasons: dict[str, dict[str, None]] = {}
     for r in records:
         for reason in r.measures.get("suspect", ()):
+            # The seeds of a cell share one timing and its reasons, so the cell is named once.
             reasons.setdefault(reason, {})[f"{r.model} on {r.data['label']}"] = None
     cells = len({(r.model, r.data["label"]) for r in records})
     for reason, names in reasons.items():
@@ -79,6 +80,7 @@ def _differences(records: Sequence[Record]) -> Iterator[str]:
         if len(values) > 1:
             yield f"The records differ in {what} ({listed(values)}): not every row compares with every other."
     for what in SURROUNDINGS:
+        # Values are compared as texts, since the packages are a dictionary, which cannot be in a set.
         if len({str(r.environment.get(what)) for r in records}) > 1:
             yield f"The records come from more than one {what}: speed does not compare between them."
 
@@ -128,6 +130,7 @@ def _facts(r: Record) -> list[tuple[str, str]]:
         ("Batch size", _batch_sizes(config)),
         ("Data", _data(data)),
     ]
+    # A record without a training has neither a budget nor a recipe.
     if r.training:
         facts += [("Budget", f"{budget(r)} per cell"), ("Recipe", str(said(r.training, "recipe")))]
     if JPEG_COPY in str(data["label"]):
@@ -151,6 +154,7 @@ def _commit(env: Mapping[str, Any]) -> str:
     if not env.get("commit"):
         return "not known"
     changes = " with local changes" if env.get("dirty") else ""
+    # Git finds a commit by the first digits of its hash.
     return f"{env['commit'][:12]}{changes}"
 
 
@@ -190,6 +194,7 @@ JPEG_MEANING = (
 def _data(data: Mapping[str, Any]) -> str:
     """Return a data set in words: its label, the sizes of its splits, its images and its augmentation."""
     label = str(data["label"])
+    # Records of `cnnbench speed` are of random images without splits.
     if not data.get("train_images"):
         return label
     training, validation, test = _images(data, "train"), _images(data, "val"), _images(data, "test")

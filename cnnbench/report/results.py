@@ -19,6 +19,7 @@ class Results(list[Record]):
     def __str__(self) -> str:
         """Return the table that the command prints."""
         console = make_console(pipe_width=WIDTH, plain=True)
+        # What is printed inside the block becomes a text and does not reach stdout.
         with console.capture() as capture:
             self._print(console)
         return capture.get().rstrip()
@@ -37,6 +38,8 @@ class Results(list[Record]):
 
     def _repr_markdown_(self) -> str:
         """Return the report as Markdown, for a notebook; for `speed`, the text of its tables."""
+        # Jupyter calls a method of this name to show a value.
         if self and "network" in self[0].config:
+            # A fence keeps the columns of a table that is made of characters.
             return f"```\n{self}\n```"
         return to_markdown(Report(self))

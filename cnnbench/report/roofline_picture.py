@@ -52,6 +52,7 @@ class Roof(NamedTuple):
     def of(cls, peaks: Mapping[str, Any], number_format: str) -> Roof:
         """Return the roof in a number format; arguments as in `draw_roofs`."""
         rates, of_memory = peaks["flops_per_s"], peaks["bytes_per_s"]
+        # With the rate of memory in the list, a slow measurement of a small copy cannot put caches below memory.
         cached = max([of_memory, *(rate for _, rate in peaks["cached"])])
         others = {name: rate for name, rate in rates.items() if name != number_format}
         return cls(rates[number_format], of_memory, cached, number_format, others)
@@ -68,6 +69,7 @@ class Roof(NamedTuple):
 
     def at(self, intensity: float) -> float:
         """Return the roof in FLOP/s at an intensity in FLOP per byte."""
+        # Attainable rate by Williams et al. 2009: FLOP per byte times bytes per second, up to the peak of arithmetic.
         return min(self.flops_per_s, intensity * self.bytes_per_s)
 
 
@@ -101,6 +103,7 @@ def draw_roofs(
     """
     roof = Roof.of(peaks, number_format)
     title = f"What networks reach of what the machine can do\n{where}"
+    # The wide form of a panel leaves room for the legend at its side.
     figure, axes = panels([title], many=True, height=5.6)
     ax = axes[title]
     scheme = Scheme.of(limits)
@@ -128,6 +131,7 @@ def draw_roofs(
 
 def _point(network: str, costs: Mapping[str, Any], seconds: float, kind: str = "") -> Point:
     """Return the point of a network or of a kind of layer, from its costs and its time."""
+    # FLOPs of convolutions and matrix products, plus one for each elementary step of all other arithmetic.
     operations = costs["flops"] + costs["other_ops"]
     return Point(network, operations / costs["moved_bytes"], operations / seconds, kind)
 
@@ -167,6 +171,7 @@ def _draw_point(ax: Axes, point: Point, scheme: Scheme) -> None:
 def _roof(ax: Axes, roof: Roof) -> None:
     """Draw the roof and its ridge, and with dashed lines the roofs of caches and of other number formats."""
     low, high = ax.get_xlim()
+    # On two logarithmic axes both parts of the roof are straight lines, so three points are enough.
     ax.plot([low, roof.ridge, high], [roof.at(low), roof.flops_per_s, roof.flops_per_s], color="#222222", linewidth=1.6)
     ax.plot([roof.ridge] * 2, [ax.get_ylim()[0], roof.flops_per_s], color="#999999", linewidth=0.8, linestyle=":")
     ax.annotate(
@@ -178,6 +183,7 @@ def _roof(ax: Axes, roof: Roof) -> None:
         color=SOFT,
     )
     if roof.caches_matter:
+        # The intensity at which the roof of the caches reaches the peak of arithmetic.
         corner = roof.flops_per_s / roof.cached
         ax.plot([low, corner], [low * roof.cached, roof.flops_per_s], color="#222222", linewidth=1, linestyle="--")
         ax.plot([corner, roof.ridge], [roof.flops_per_s] * 2, color="#222222", linewidth=1, linestyle="--")

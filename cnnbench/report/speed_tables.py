@@ -59,6 +59,7 @@ def time_ratio(first: Mapping[str, Any], second: Mapping[str, Any], kind: str) -
         kind: One of `KINDS`.
     """
     a, b = _rounds(first, kind), _rounds(second, kind)
+    # Both networks were timed in the same processes, so the numbers of rounds of the first hold for the second.
     processes = first.get("process_rounds", [])
     if len(processes) < FEWEST_ROUNDS:
         return paired_ratio(a, b)
@@ -118,6 +119,7 @@ def sentences(records: Sequence[Record]) -> Iterator[str]:
             "these intervals are of this run alone: in another process memory lies elsewhere, and ratios differ by "
             f"some per cent more; --processes {FEWEST_ROUNDS} has that in them"
         )
+    # The peaks are those of the machine, the same in every record of a run.
     if "peaks" in records[0].environment:
         yield from _limit_sentences(records)
     for record in records:
@@ -128,6 +130,7 @@ def sentences(records: Sequence[Record]) -> Iterator[str]:
 
 def _how_timed(records: Sequence[Record], processes: int) -> str:
     """Return a sentence on the machine, the way of running, the batch sizes and the rounds."""
+    # All records of a run have the same batch sizes and the same device.
     config = records[0].config
     rounds = max((len(record.measures["samples_ms"]["latency"]) for record in _timed(records)), default=0)
     shared = f" of {processes} processes" if processes > 1 else ""
@@ -247,6 +250,7 @@ def _ratio_words(ratio: Interval) -> str:
     if ratio.low is None or ratio.high is None:
         return f"{plain(ratio.estimate)}, too few rounds"
     words = f"{plain(ratio.estimate)} ({plain(ratio.low)} to {plain(ratio.high)})"
+    # An interval that leaves out 1 by less than `ALIKE` shows no difference either.
     if not ratio.differs:
         words += ", no difference found"
     return words
@@ -260,6 +264,7 @@ def _sweep_table(records: Sequence[Record]) -> Table:
         table.add_column(title, justify="right")
     for record in records:
         for point in record.measures["sweep"]["batches"]:
+            # The mark belongs to the times at this batch size, not to those in the other tables.
             table.add_row(_marked(record.model, point), *_sweep_cells(point))
     return table
 
@@ -278,6 +283,7 @@ def _limits_table(records: Sequence[Record]) -> Table:
     """Return the table of what limits a batch and a single image, with the achieved shares of the peaks."""
     table = Table(title="What limits inference", title_justify="left", header_style="bold")
     table.add_column("Model", overflow="fold")
+    # The titles name batch sizes, which are the same for all networks of a run.
     last = records[-1].measures["limits"]
     for kind in LIMITED:
         table.add_column(f"At {_images(last[kind])}: FLOP/byte", justify="right")

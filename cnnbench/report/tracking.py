@@ -46,6 +46,7 @@ def has_key() -> bool:
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
     try:
+        # `wandb login` stores its key in this file, which is ~/.netrc unless NETRC names another.
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
@@ -63,6 +64,7 @@ def resolve_mode(asked: Mode, folder: Path) -> Mode:
     Raises:
         UserError: Logging was asked for and wandb is not installed.
     """
+    # `find_spec` finds out whether the package is installed without importing it.
     if asked != "off" and importlib.util.find_spec("wandb") is None:
         raise UserError(f"--wandb {asked} needs the package wandb, which is not installed; install it, or leave it out")
     if asked == "online" and not has_key():
@@ -106,6 +108,7 @@ class Tracker:
     def _init(self, name: str, job_type: str, config: dict[str, Any]) -> Any:
         """Start a run of W&B in the present mode."""
         wandb = _wandb()
+        # A run that an error left open is finished first (`reinit`), since W&B would otherwise return that run again.
         return wandb.init(
             project=PROJECT,
             group=run_name(self._folder.resolve().name),
@@ -131,6 +134,7 @@ class Tracker:
             logged = path.read_text(encoding="utf-8").splitlines()
         if mark not in logged:
             self._log_cell(record)
+            # The mark is written last, so that a record whose logging was interrupted is logged again.
             write_text(path, "\n".join([*logged, mark]) + "\n")
 
     def _log_cell(self, record: Record) -> None:
@@ -149,8 +153,10 @@ class Tracker:
         if record.confusion_matrix is not None:
             _log_matrix(run, record, record.confusion_matrix)
         run.summary.update({key: record.measures[key] for key in figures() if key in record.measures})
+        # The learning curve is a list, and has been logged point by point.
         run.summary.update({k: v for k, v in record.training.items() if not isinstance(v, (dict, list))})
         run.summary.update({"status": record.status, "synthetic": record.data["synthetic"]})
+        # W&B shows a run with another exit code than 0 as failed.
         run.finish(exit_code=0 if record.status == "ok" else 1)
 
     def log_comparison(self, records: Sequence[Record]) -> None:
@@ -205,4 +211,5 @@ def _log_picture(run: Any, key: str, picture: Picture) -> None:
         note(f"W&B: {failure(picture, error)}")
         return
     if content is not None:
+        # W&B takes an opened image or a path, but not the bytes of a file.
         run.log({key: wandb.Image(Image.open(io.BytesIO(content)))})

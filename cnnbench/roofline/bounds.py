@@ -98,6 +98,7 @@ def survey(
     """
     peaks, doubts = before
     try:
+        # The second measurement, after the timing: a disturbance may have spoiled the first.
         again, doubts_again = peaks_now(config)
         peaks = peaks.best(again)
         if not doubts_again:  # one undisturbed measurement is enough, since the better one counts
@@ -233,6 +234,7 @@ def seconds_by_kind(model: nn.Module, x: Tensor, precision: str, device: torch.d
     """
     passes = []
     for _ in range(_PASSES + 1):
+        # Not in inference mode: there, composite operators such as conv2d arrive whole, and their kind is not known.
         with on_device(device), torch.no_grad(), numbers(precision, device), _OperatorClock(device) as clock:
             model(x)
         passes.append(clock.seconds())
@@ -250,7 +252,9 @@ class _OperatorClock(TorchDispatchMode):
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self._device = device
+        # Kind of layer of each operator, and the times before and after it.
         self._calls: list[tuple[str, Any, Any]] = []
+        # Earlier work on the device must not be part of the first operator's time.
         synchronise(device)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -263,6 +267,7 @@ class _OperatorClock(TorchDispatchMode):
             torch.cuda._sleep(_SLEEP_CYCLES)
         begin = self._now()
         out = func(*args, **(kwargs or {}))
+        # Here the host's clock times an Apple GPU, so the host has to wait for each operator.
         if self._device.type == "mps":
             synchronise(self._device)
         self._calls.append((operators.kind_of(func, args), begin, self._now()))
@@ -281,6 +286,7 @@ class _OperatorClock(TorchDispatchMode):
         synchronise(self._device)
         totals: dict[str, float] = defaultdict(float)
         for kind, begin, end in self._calls:
+            # The host's clock gives seconds, and a pair of CUDA events gives milliseconds.
             if isinstance(end, float):
                 totals[kind] += end - begin
             else:

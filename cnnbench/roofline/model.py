@@ -178,6 +178,7 @@ class _Tracer(Listener):
         else:
             cost = rule(args, out)
         kind = operators.kind_of(operator, args)
+        # An operator in place reads and writes its tensor, which is then among the arguments and the results.
         moved = _bytes((args, kwargs)) + _bytes(out)
         self.works.append(Work(kind, 2 * cost.macs, cost.other, moved))
 
@@ -267,6 +268,7 @@ class Timed(NamedTuple):
 def _check_times(*times: float | None) -> None:
     """Raise `UserError` if a time that is known is not above 0."""
     for time_s in times:
+        # This form refuses NaN as well.
         if time_s is not None and not time_s > 0:
             raise UserError(f"time {time_s} s must be above 0")
 
@@ -308,12 +310,14 @@ def bound(
     load, seconds = timed
     _check_times(seconds, graph_s, device_s, other and other.seconds)
     predicted, memory_share = load.seconds(peaks), load.memory_share(peaks)
+    # The share of the time that is spent per call: by the straight line, then by the times without the host.
     share = by_line = None if other is None else _per_call_share(timed, peaks, other)
     without_host_s = graph_s if device_s is None else device_s
     if without_host_s is not None:
         # A pass with more launches than the queue holds, or one that reads values, waits for the host there too. The
         # time without the host is then too long, and the straight line gives the better estimate.
         share = max(0.0, 1 - without_host_s / seconds, by_line or 0.0)
+    # `_name_of_bound` applies the thresholds of the three steps.
     verdict = Verdict(
         bound=_name_of_bound(predicted / seconds, memory_share, share),
         evidence="",
@@ -394,16 +398,19 @@ def _per_call_share(timed: Timed, peaks: Peaks, other: Timed) -> float:
     Raises:
         UserError: Both passes have the same number of images.
     """
+    # This is negative if `other` has fewer images, and then so is the difference of their times below.
     images = other.load.batch_size - timed.load.batch_size
     if not images:
         raise UserError(f"both passes have {timed.load.batch_size} images; the slope needs two batch sizes")
 
     def start(here: float, there: float) -> float:
         """Return the time for no images at all, by a straight line with a slope of at least 0."""
+        # If the larger batch seems to be the faster one, which is scatter, the slope is taken as 0.
         return here - max(0.0, (there - here) / images) * timed.load.batch_size
 
     # The roofline has a start of its own, such as reading the weights, which is no cost of launching.
     extra = start(timed.seconds, other.seconds) - start(timed.load.seconds(peaks), other.load.seconds(peaks))
+    # Scatter may lead below 0 or above 1, where a share cannot be.
     return min(1.0, max(0.0, extra / timed.seconds))
 
 

@@ -123,6 +123,7 @@ class Peaks:
         # Measured pairs of size and rate, from small to large; the large copy moves each of its bytes twice.
         measured = [*sorted(self.cached), (2 * max(self.copied_bytes, 1), self.bytes_per_s)]
         ladder: list[tuple[int, float]] = []
+        # From the largest copy down, each size gets the highest rate of all sizes from it on.
         highest = 0.0
         for size, rate in reversed(measured):
             highest = max(highest, rate)
@@ -132,6 +133,7 @@ class Peaks:
                 return fast
             if moved_bytes < large:
                 share = math.log(moved_bytes / small) / math.log(large / small)
+                # A straight line between the logarithms of two rates is their weighted geometric mean.
                 return fast ** (1 - share) * slow**share
         return self.bytes_per_s
 
@@ -203,6 +205,7 @@ def measure_peaks(
                 probes[f"{name}, {probe}"] = rate
         bandwidth = _copy_rate(device, copied_bytes, 2 * probe_s)
         smaller = [size for size in _SMALL_COPIES if size < copied_bytes]
+        # A copy reads and writes each byte, so it moves twice its size.
         cached = tuple((2 * size, _copy_rate(device, size, probe_s / 2)) for size in smaller)
     return Peaks(best, bandwidth, copied_bytes, cached, probes)
 
@@ -258,6 +261,7 @@ def _products(
             break
         rates[f"matrix product {n}x{n}"] = flops / _seconds_of_product(device, dtype, n, probe_s)
     images, channels, pixels = convolution
+    # Multiply-adds: output pixels (the padding of 1 keeps their number) x channels in x channels out x 9 weights.
     flops = 2 * images * pixels**2 * channels**2 * 9
     if flops / max(rates.values()) <= 2 * probe_s:
         x = _random(device, dtype, images, channels, pixels, pixels).contiguous(memory_format=torch.channels_last)
@@ -296,6 +300,7 @@ def _beyond_caches(device: torch.device) -> int:
         cache = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)
     elif "SC_LEVEL3_CACHE_SIZE" in getattr(os, "sysconf_names", {}):
         cache = os.sysconf("SC_LEVEL3_CACHE_SIZE")
+    # If the size of the cache is not known, it is 0 or below, and the least size of a copy counts.
     wanted = max(_LEAST_COPY[_kind_of(device)], _CACHES_IN_COPY * cache)
     if device.type == "cuda":
         # A GPU that others use as well may have little memory left.
@@ -319,6 +324,7 @@ def _best_seconds(
         stopwatch: Stopwatch to use; None for a new one.
     """
     watch = stopwatch or Stopwatch(device)
+    # The first call does not count; the second one shows roughly how long a call takes.
     call()
     watch.wait()
     start = time.perf_counter()

@@ -68,11 +68,13 @@ class Conditions:
         """
         now, counts = time.perf_counter(), self._counts()
         if self._last is not None and counts is not None and now - self._looked >= _LOOK_S:
+            # Processor seconds per second of wall time are the number of processors that were busy.
             self._bursts.append(_others_s(self._last, counts) / (now - self._looked) > BURST)
             self._last, self._looked = counts, now
         with contextlib.suppress(OSError):
             clocks_mhz = re.findall(r"^cpu MHz\s*:\s*([\d.]+)", self._cpuinfo.read_text(), re.MULTILINE)
             if clocks_mhz:
+                # Idle processors lower their clock, so the fastest one stands for those that work.
                 self._clocks_mhz.append(max(map(float, clocks_mhz)))
 
     def _counts(self) -> dict[str, float] | None:
@@ -87,6 +89,7 @@ class Conditions:
         # proc(5): the first line sums up all processors as user, nice, system, idle, iowait, irq, softirq and steal.
         ticks = [int(value) / os.sysconf("SC_CLK_TCK") for value in fields[1:9]]
         user, nice, system, _, _, irq, soft, stolen = ticks
+        # The first four values of os.times are user and system time, of this process and of its ended children.
         return {"busy": user + nice + system + irq + soft, "stolen": stolen, "own": sum(os.times()[:4])}
 
     def figures(self) -> dict[str, Any]:

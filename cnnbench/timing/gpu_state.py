@@ -48,12 +48,15 @@ class GpuState:
         try:
             self._nvml = library()
             self._nvml.nvmlInit()
+            # By UUID, since NVML counts all GPUs, and torch only those that CUDA_VISIBLE_DEVICES names.
             self._handle = self._nvml.nvmlDeviceGetHandleByUUID(_uuid(device))
             self._driver = _text(self._nvml.nvmlSystemGetDriverVersion())
+            # The first look, on this thread, shows whether the driver answers at all.
             self._look()
         except Exception as error:  # the package or the library is missing, or the device is only a part of a GPU
             self._error = " ".join(f"{type(error).__name__}: {error}".split())
             return
+        # A daemon thread does not keep the process alive if `stop` is never called.
         self._thread = threading.Thread(target=self._look_on, daemon=True)
         self._thread.start()
 
@@ -86,10 +89,12 @@ class GpuState:
             free, total = torch.cuda.mem_get_info(self._device)
         except RuntimeError:
             return 0
+        # The rest includes this process's own CUDA context; `_CONTEXT_BYTES` in conditions.py allows for it.
         return total - free - torch.cuda.memory_reserved(self._device)
 
     def _look_on(self) -> None:
         """Ask the driver every `EVERY_S` seconds until `stop` is called or an error occurs."""
+        # `wait` returns True once `stop` has set the event, and False after `EVERY_S` seconds.
         while not self._end.wait(EVERY_S):
             try:
                 self._look()
@@ -172,6 +177,7 @@ def summary(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         in states with a reason other than being idle (None if there is no such state), and ``gpu_looks``, the number of
         states that count.
     """
+    # A state whose reasons are not known counts as busy.
     busy = [state for state in states if not (state["throttle_reasons"] or 0) & IDLE] or list(states)
     reasons, throttled = 0, []
     for state in busy:

@@ -36,6 +36,7 @@ def resident_growth(subject: Subject, config: SpeedConfig) -> int:
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
     before = _status("VmRSS")
+    # The constructor warms the network up, which is a few training steps.
     Timed(replace(subject, kinds=steps), config, Stopwatch(config.device))
     return max(0, _status("VmHWM") - before)
 
@@ -48,5 +49,6 @@ def _status(key: str) -> int:
         lines = []
     for line in lines:
         if line.startswith(key):
+            # A line has the form `VmRSS:  12345 kB`, where kB stands for 1024 bytes.
             return int(line.split()[1]) * 1024
     raise UserError("the resident memory of a process can be read on Linux only; leave out --memory")

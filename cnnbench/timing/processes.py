@@ -33,6 +33,7 @@ def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
         UserError: The process was killed.
     """
     try:
+        # A forked process would inherit this one's memory and threads, and could not use CUDA if this one has.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_leave_signals) as executor:
             try:
                 return executor.submit(function, *arguments).result()

@@ -101,6 +101,7 @@ def _warm_up(
         if broken:
             failed[name] = {"error": f"it was not tried: {broken[0]}"}
             continue
+        # Warm-ups are the first half of the progress, and rounds the second.
         on_progress(0.5 * index / len(subjects), f"warm up {name}")
         try:
             timed[name] = Timed(subject, config, watch)
@@ -189,6 +190,7 @@ def _take_round(
         matter which network makes it.
     """
     try:
+        # The yardstick ran before any network was built, so an error here is the device's.
         yardstick.take_turn()
     except RuntimeError as error:
         return [f"the timing ended early, as the device failed: {_failure(error)['error']}"]
@@ -210,6 +212,7 @@ def _take_round(
 def _broken_by(name: str, failure: Mapping[str, Any], device: torch.device) -> list[str]:
     """Return, as a list, the reason to stop if a failed network left the device unusable; see `_take_round`."""
     try:
+        # A GPU reports an error in a kernel only afterwards, at the latest when the host waits for it.
         synchronise(device)
         if device.type == "cuda":
             # After a CUDA graph could not be recorded, some versions of torch cannot free memory any more. This call
@@ -243,6 +246,7 @@ def _no_collection() -> Iterator[None]:
     """Run the body without Python's garbage collector, which runs once before it."""
     collecting = gc.isenabled()
     gc.collect()
+    # A collection during a call would be part of its time.
     gc.disable()
     try:
         yield
@@ -258,6 +262,7 @@ def _order(names: Iterable[str], shuffler: random.Random) -> Iterator[tuple[str,
     kinds, and that of the networks within a kind, are random.
     """
     names = list(names)
+    # A sample of full size is the list in random order.
     for kind in shuffler.sample(KINDS, len(KINDS)):
         yield from ((name, kind) for name in shuffler.sample(names, len(names)))
 
@@ -280,10 +285,12 @@ class _Yardstick:
         self._x, self._w = tensors
         self._config = config
         self.rounds_ms: list[list[float]] = []
+        # The first call, which chooses a kernel and allocates memory, is not recorded.
         self._call()
 
     def _call(self) -> float:
         """Run the convolution once and return its wall time in milliseconds."""
+        # Fixed flags, whatever the ways of the networks, so that yardsticks of different runs can be compared.
         with torch.inference_mode(), tf32(self._config.device, False), cudnn_benchmark(False):
             start = time.perf_counter()
             torch.nn.functional.conv2d(self._x, self._w, padding=1)
@@ -311,6 +318,7 @@ def _drifts(rounds_ms: Mapping[str, list[list[float]]]) -> list[str]:
         # With so few rounds that the median has no interval, nothing can be said.
         if interval.low is None or interval.high is None:
             continue
+        # With an odd number of rounds, the middle one is in neither half.
         change = abs(statistics.median(middles[-half:]) - statistics.median(middles[:half]))
         # Kendall's statistic is the number of pairs of rounds that rise minus the number of pairs that fall.
         # Without a trend its variance is n (n - 1) (2 n + 5) / 18; the 1 is the correction for continuity.

@@ -57,6 +57,7 @@ class Stopwatch:
         """Start the timing of a call; the device should be idle, or else the wall time includes its earlier work."""
         self._marks = []
         if self._device.type == "cuda":
+            # The event comes first, so that recording it is not part of the wall time.
             self._marks.append(self._event())
             self._start = time.perf_counter()
         else:
@@ -92,6 +93,7 @@ class Stopwatch:
             parts = [1e3 * (b - a) for a, b in itertools.pairwise(self._marks)]
         else:
             parts = [a.elapsed_time(b) for a, b in itertools.pairwise(self._marks)]
+        # The parts follow each other without gaps, so their sum is the time from the first event to the last.
         device_ms = sum(parts) if self._device.type == "cuda" else None
         return Lap(1e3 * (now - self._start), device_ms, tuple(parts) if len(parts) > 1 else ())
 
@@ -108,9 +110,11 @@ class Stopwatch:
         Returns:
             The times of the call; the wall time includes the sleep.
         """
+        # Twice the wall time leaves a margin for launches that are slower this time.
         sleep_ms = min(max(2 * wall_ms, _LEAST_SLEEP_MS), _MOST_SLEEP_MS)
         with on_device(self._device):
             torch.cuda._sleep(int(sleep_ms * _SLEEP_CYCLES_PER_MS))
+        # The event of `begin` waits in the stream behind the sleep.
         self.begin()
         call()
         return self.end()

@@ -59,11 +59,13 @@ def sweep(
         if not going:
             break
 
+        # The default value keeps this batch size, since `size` changes later.
         def say(share: float, text: str, images: int = size) -> None:
             on_progress(share, f"batches of {images}: {text}")
 
         try:
             for name, figures in measure_speed(going, config, say).items():
+                # The networks share the memory, so one that lacked some may fit once the others are gone.
                 if _lacks_memory(figures) and len(going) > 1:
                     _empty_cache(config.device)
                     figures = measure_speed({name: going[name]}, config, say)[name] | {"alone": True}
@@ -74,6 +76,7 @@ def sweep(
             _end_all(sweeps, f"{size} failed: {type(error).__name__}: {error}")
             break
         size *= 2
+    # Networks that have not ended before have reached the largest size to try.
     _end_all(sweeps, f"{size} was not tried: more than {most}")
     return sweeps
 

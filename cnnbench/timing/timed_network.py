@@ -133,6 +133,7 @@ class Way:
         """
         if self.mode not in MODES:
             raise unknown("mode", self.mode, MODES)
+        # Each pair has a value that was chosen and the value for which a CUDA device is needed.
         needs = (self.precision, "tf32"), (self.precision, "16-mixed"), (self.precision, "16-true")
         for value, needs_cuda in (*needs, (self.inference_precision, "16-true"), (self.mode, "cuda-graph")):
             if value == needs_cuda and device.type != "cuda":
@@ -260,6 +261,7 @@ class Timed:
         if "training" in self.sizes:
             self._optimizer = subject.optimizer(self._models["training"])
         self._scaler: torch.amp.GradScaler | None = None
+        # In float16, small gradients would become 0, so the loss is scaled up and the gradients are scaled back.
         if self.way.precision == "16-mixed":
             self._scaler = torch.amp.GradScaler(device.type)
         self._graphs: dict[str, Callable[[Tensor], Any]] = {}
@@ -272,6 +274,7 @@ class Timed:
         for kind in self.sizes:
             self._warm_up(kind)
         self.peaks_bytes: tuple[int | None, int | None] = (None, None)
+        # The peak is measured after the warm-up, when the optimizer has its state.
         if device.type == "cuda" and "training" in self.sizes:
             self.peaks_bytes = self._peaks(before)
 
@@ -335,6 +338,7 @@ class Timed:
             if pool is None:
                 x = torch.randn(count, *self.subject.image_shape, generator=generator, device=generator.device)
             else:
+                # Drawn with replacement, so the pool may hold fewer images than a batch.
                 chosen = torch.randint(len(pool), (count,), generator=generator, device=generator.device)
                 x = pool[chosen.to(pool.device)]
             ends += [float(x.min()), float(x.max())]
@@ -360,8 +364,8 @@ class Timed:
         return min(max(needed, _FEWEST_INPUTS), _MOST_INPUTS)
 
     @contextlib.contextmanager
-    def _switches(self) -> Iterator[None]:
-        """Run the body with torch's global flags set as the way requires.
+    def _switches(self, kind: str) -> Iterator[None]:
+        """Run the body with torch's global flags set as a kind of work requires in this way.
 
         The flags are set once per turn, not per call, because setting them takes time.
         """
@@ -370,8 +374,9 @@ class Timed:
             return
         with contextlib.ExitStack() as stack:
             stack.enter_context(cudnn_benchmark(self.way.cudnn_benchmark))
-            if self.way.precision in ("32-true", "tf32"):
-                stack.enter_context(tf32(self.config.device, self.way.precision == "tf32"))
+            precision = self.way.precision_of(kind)
+            if precision in ("32-true", "tf32"):
+                stack.enter_context(tf32(self.config.device, precision == "tf32"))
             yield
 
     def _work(self, kind: str, x: Tensor, mark: Callable[[], None] | None = None) -> Any:
@@ -401,6 +406,7 @@ class Timed:
         if self._scaler is None:
             optimizer.step()
         else:
+            # If gradients are not finite, `step` leaves the weights as they are, and `update` lowers the scale.
             self._scaler.step(optimizer)
             self._scaler.update()
         optimizer.zero_grad()
@@ -440,12 +446,13 @@ class Timed:
         """Run calls of a kind of work until they no longer become faster, or the time for the warm-up is over."""
         self._models[kind].train(kind == "training")
         end = time.perf_counter() + self.config.warmup_s
-        with self._switches():
+        with self._switches(kind):
             start = time.perf_counter()
             if self.way.mode == "cuda-graph":
                 self._graphs[kind] = self._capture(kind)
             times = [self._call(kind).wall_ms]
             self.cold_ms[kind] = 1e3 * (time.perf_counter() - start)
+            # `_gain` is infinite as long as there are too few calls to compare.
             while len(times) < _FEWEST_WARM or (time.perf_counter() < end and _gain(times) > MOST_GAIN):
                 times.append(self._call(kind).wall_ms)
         self.warm_ms[kind] = min(times)
@@ -469,10 +476,11 @@ class Timed:
         device = self.config.device
         if self._graph_bytes is not None:
             return self._graph_bytes, None
+        # Freed blocks that torch still holds would count as reserved, so they are released first.
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         self._models["training"].train()
-        with self._switches():
+        with self._switches("training"):
             self._call("training")
         return torch.cuda.max_memory_allocated(device) - before[0], torch.cuda.max_memory_reserved(device) - before[1]
 
@@ -482,17 +490,19 @@ class Timed:
         Blocks are short: networks that often take turns share whatever disturbs the machine. If calls are short, the
         first call of a turn does not count, because it finds the caches full of another network's data.
         """
+        # Kinds of work may share a network, so each turn sets its training mode.
         self._models[kind].train(kind == "training")
         fewest = FEWEST_CALLS if self.warm_ms[kind] < 1e3 * self.config.block_s else 1
         times: list[float] = []
         self.rounds_ms[kind].append(times)
-        with self._switches():
+        with self._switches(kind):
             if self.warm_ms[kind] < 1e3 * max(self.config.block_s, _SETTLING_S):
                 self._call(kind)
             end = time.perf_counter() + self.config.block_s
             for calls in range(1, self.config.block_calls + 1):
                 lap = self._call(kind)
                 times.append(lap.wall_ms)
+                # On a device with a queue, the parts come from queued calls; see `_take_queued_turn`.
                 if kind == "training" and lap.parts_ms and not self._watch.has_queue:
                     self._parts_ms.append(lap.parts_ms)
                 if calls >= fewest and time.perf_counter() >= end:
@@ -515,6 +525,7 @@ class Timed:
             self._device_ms[kind] += [] if lap.device_ms is None else [lap.device_ms]
             if kind == "training" and lap.parts_ms:
                 self._parts_ms.append(lap.parts_ms)
+        # Latency has no throughput. Otherwise the first of every `_ROUNDS_PER_FLOW` rounds has queued calls.
         if kind == "latency" or len(self.rounds_ms[kind]) % _ROUNDS_PER_FLOW != 1:
             return
         calls = min(max(round(_FLOW_MS / max(self.warm_ms[kind], 1e-3)), _FEWEST_FLOW), _MOST_FLOW)
@@ -543,6 +554,7 @@ class Timed:
                 figures[f"train_{part}_ms"] = statistics.median(times)
         allocated, reserved = self.peaks_bytes
         return figures | {
+            # The first kind of work also made the very first call.
             "cold_start_ms": self.cold_ms[next(iter(self.sizes))],
             "cold_ms": {kind: round(ms, 4) for kind, ms in self.cold_ms.items()},
             "peak_memory_bytes": allocated,
@@ -606,8 +618,10 @@ def settle(way: Way, config: SpeedConfig, kinds: Sequence[str] = KINDS) -> None:
     (shape, classes) = _SMALL
 
     def small() -> nn.Module:
+        # Without padding, a 3x3 convolution takes one pixel off each side.
         return nn.Sequential(nn.Conv2d(shape[0], 8, 3), nn.Flatten(), nn.Linear(8 * (shape[1] - 2) ** 2, classes))
 
+    # The constructor warms the network up, and that is the whole run.
     Timed(Subject(small, shape, classes, way=way, kinds=kinds), config, Stopwatch(config.device))
 
 
@@ -637,6 +651,7 @@ def spread(rounds: Sequence[Sequence[float]]) -> dict[str, Any]:
     # One value has no quantiles, so it stands for both deciles.
     deciles = times
     if len(times) > 1:
+        # The nine cut points are the 10th, 20th and so on to the 90th percentile.
         deciles = statistics.quantiles(times, n=10, method="inclusive")
     median, low, high = median_interval(rounds)
     mad = median_deviation(times)

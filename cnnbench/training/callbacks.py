@@ -62,6 +62,7 @@ class LastCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self) -> None:
+        # Without a version counter each checkpoint replaces the one before it.
         super().__init__(filename="last", enable_version_counter=False)
 
 

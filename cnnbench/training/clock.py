@@ -44,9 +44,11 @@ class TrainingClock(L.Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)  # work that is still queued belongs to training
+        # The right-hand side is computed first, while the clock still runs.
         self._used_s, self._since = self.used_s, None
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Stopping a clock that stands changes nothing, so several of these calls may follow each other.
         self.on_validation_start(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -57,6 +59,7 @@ class TrainingClock(L.Callback):
             self.on_validation_start(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
+        # Lightning keeps this in its checkpoints, so that a resumed training adds to the time used before.
         return {"used_s": self.used_s}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -51,6 +51,7 @@ class Outcomes:
         # One look at all steps waits for the device once, and still tells which step was the first bad one.
         finite = torch.stack(losses).isfinite()
         if not finite.all():
+            # The smallest of zeros and ones: `argmin` returns the index of the first false value.
             first = int(finite.int().argmin())
             raise DivergedError(
                 f"the loss is {losses[first].item()} at step {steps[first]}; use a lower learning rate; checkpoints "

@@ -17,9 +17,11 @@ def lr_factor(progress: float, warmup: float, schedule: Schedule) -> float:
         schedule: Course after the warm-up: ``linear`` or ``cosine`` decay to zero, or ``constant``.
     """
     if progress < warmup:
+        # `progress` is at least 0 and below `warmup`, so this never divides by zero.
         return 0.1 + 0.9 * progress / warmup
     if schedule == "constant":
         return 1.0
+    # A time budget may be overrun, so `progress` may exceed 1.
     left = max(0.0, (1 - progress) / (1 - warmup))
     if schedule == "linear":
         return left

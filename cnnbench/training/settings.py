@@ -44,6 +44,7 @@ class TrainingSettings:
             architecture: Words for the optimizer of the architecture.
         """
         optimizer = architecture
+        # The user's optimizer and a recipe exclude each other; see `_check_combination`.
         if self.optimizer is not None:
             optimizer = "the user's optimizer"
         elif self.recipe is not None:
@@ -84,6 +85,7 @@ def settle(
         if recipe not in RECIPES:
             raise unknown("recipe", str(recipe), tuple(RECIPES))
         chosen = RECIPES[recipe]
+    # A recipe and the class of an architecture have attributes of the same names.
     usual: Any = chosen or type(network)
     if learning_rate is None:
         learning_rate = usual.peak_lr
@@ -93,6 +95,7 @@ def settle(
     if schedule is None:
         schedule = "linear" if optimizer is None else "constant"
     if label_smoothing is None:
+        # The architectures' own recipes smooth no labels.
         label_smoothing = 0.0
         if chosen is not None:
             label_smoothing = chosen.label_smoothing

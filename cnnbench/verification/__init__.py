@@ -51,6 +51,7 @@ def interleave(subjects: Mapping[str, Callable[[], object]], rounds: int, seed: 
         Milliseconds of every round, by name of the function.
     """
     order = list(subjects)
+    # With a generator of its own, the order does not depend on what the functions draw.
     shuffle = random.Random(seed)
     times_ms: dict[str, list[float]] = {name: [] for name in order}
     # The first call of a function may load libraries, choose kernels and fill caches.
@@ -81,12 +82,14 @@ def training_step(model: nn.Module, images: Tensor, precision: str = "32-true") 
         precision: Number format in Lightning's notation: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
     """
     optimizer = adamw(model.parameters(), lr=1e-4)
+    # The time of a step does not depend on the values of the labels.
     labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
 
     def step() -> None:
         # Whoever calls this may have evaluated the model since the last step.
         model.train()
         optimizer.zero_grad()
+        # Autocast is for the forward pass and the loss; the backward pass and the optimizer run outside of it.
         with autocast(precision, images.device):
             loss = loss_and_logits(model(images), labels)[0]
         loss.backward()
@@ -132,6 +135,7 @@ def fit_trainer(
         yield make_trainer(
             device,
             [*own, *callbacks],
+            # With an empty name and version, the log lies in the folder itself.
             logger=CSVLogger(folder, name="", version=""),
             default_root_dir=folder,
             enable_checkpointing=checkpoints,
@@ -142,6 +146,7 @@ def fit_trainer(
 
 def ratio(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
     """Return the median, the lowest and the highest of the ratios a / b of paired rounds."""
+    # What slowed the machine in a round slowed both times, and cancels in their ratio.
     ratios = [x / y for x, y in zip(a, b, strict=True)]
     return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torchvision import models
 
 from cnnbench.counting.complexity import complexity
 from cnnbench.counting.meta_copy import build_without_values
@@ -70,8 +71,6 @@ class Disagreement:
 
 def _published(subject: Subject) -> Iterator[Disagreement]:
     """Yield the comparisons with the MACs and parameters that torchvision publishes with its weights."""
-    from torchvision import models
-
     name = subject.network.name.removeprefix("torchvision:")
     meta = models.get_model_weights(name).DEFAULT.meta
     # The entry `_ops` is in billions of MACs. Both counts are compared in whole millions.
@@ -92,6 +91,7 @@ def compare(subject: Subject) -> list[Disagreement]:
     comparisons = []
     for name, (count, explain) in COUNTERS.items():
         ours = subject.train_macs if "training" in name else subject.macs
+        # A cause that adds nothing for this network is left out.
         causes = {cause: amount for cause, amount in explain(subject).items() if amount}
         comparisons.append(Disagreement(subject.network.name, name, count(subject), ours, causes))
     if subject.network.name.startswith("torchvision:"):
@@ -176,6 +176,7 @@ def summary(comparisons: Sequence[Disagreement], times: Times) -> list[dict[str,
     # A dict keeps the order of the names and drops repetitions.
     for name in dict.fromkeys(d.counter for d in comparisons):
         mine = [d for d in comparisons if d.counter == name]
+        # A count in FLOPs is equal if it is exactly twice ours.
         row = {
             "name": name,
             "networks": len(mine),
@@ -183,6 +184,7 @@ def summary(comparisons: Sequence[Disagreement], times: Times) -> list[dict[str,
             "unexplained": sum(d.unexplained != 0 for d in mine),
             "causes": _causes_in_percent(mine),
         }
+        # Published figures and the shapes of calls are not timed.
         if all(name in of_network for of_network in times.values()):
             row |= _time_row(times, name, ours)
         rows.append(row)
@@ -206,6 +208,7 @@ def _causes_in_percent(comparisons: Sequence[Disagreement]) -> dict[str, dict[st
 def _totals(times: Times, name: str) -> list[float]:
     """Return the milliseconds that one counter takes for all networks together, one value per round."""
     of_networks = [of_network[name] for of_network in times.values()]
+    # The first rounds of all networks add up to the first total, and so on.
     return [sum(round_ms) for round_ms in zip(*of_networks, strict=True)]
 
 
@@ -282,6 +285,7 @@ def _cell(d: Mapping[str, Any] | None) -> str:
         unit *= 2
     percent = 100 * rest / unit
     words = []
+    # A smaller difference is shown with its first digit, so that no difference reads as 0.
     if abs(percent) >= 0.01:
         words.append(f"{percent:+.2f} %")
     elif rest:
@@ -300,9 +304,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         raise UserError(f"rounds {options.rounds} must be at least 1")
+    # Messages of the other counters would stand between the lines of the audit.
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     names = options.models or [*all_models(), *(f"torchvision:{name}" for name in TORCHVISION)]
+    # Where the output is no terminal, rich would take a line of 80 characters, in which the table does not fit.
     console = Console(width=None if sys.stdout.isatty() else 170)
     comparisons: list[Disagreement] = []
     times: dict[str, dict[str, list[float]]] = {}

@@ -77,14 +77,17 @@ class _Slower(nn.Module):
     def forward(self, x: Tensor) -> Any:
         self.start = time.perf_counter()
         out = self.model(x)
+        # In training, `_SlowerAdamW` waits after the whole step, so that the share is one of the step's time.
         if not self.training:
             self.wait()
         return out
 
     def wait(self) -> None:
         """Wait for `share` times the time since the forward pass began."""
+        # The slowed time ends when the device is done, not when its work has been launched.
         hardware.synchronise(self.device)
         end = time.perf_counter()
+        # Sleeping would be too coarse for a wait of a fraction of a millisecond.
         while time.perf_counter() < end + self.share * (end - self.start):
             pass
 
@@ -118,6 +121,7 @@ def repetition(config: SpeedConfig) -> dict[str, Any]:
     def twin(share: float) -> Subject:
         return Subject(lambda: _Slower(first.build(), share, config.device), first.image_shape, 10, _SlowerAdamW)
 
+    # The network itself is wrapped too, so that the wrapper costs all three the same.
     subjects = {"network": twin(0.0), "copy": twin(0.0), "slower": twin(PLANTED)}
     subjects["other"] = Subject(second.build, second.image_shape, 10)
     speeds = measure_speed(subjects, config)
@@ -130,6 +134,7 @@ def repetition(config: SpeedConfig) -> dict[str, Any]:
         "slower": _ratios(speeds["slower"], network),
         "ratio": time_ratio(network, speeds["other"], "inference").estimate,
         "usual": usual_ratio(config),
+        # The samples hold one list of calls per round; their lengths add up to all calls of a network.
         "usual, as many calls": usual_ratio(config, sum(map(len, network["samples_ms"]["inference"]))),
         "suspect": network["suspect"],
     }
@@ -168,6 +173,7 @@ def usual_ratio(config: SpeedConfig, calls: int = 40) -> float:
 
 def complete_run(config: SpeedConfig) -> Run:
     """Return the figures of one timing of the networks of `DEFAULT`."""
+    # This function runs in a fresh process, in which the setting has to be made again.
     hardware.keep_freed_memory()
     return measure_speed({name: Subject(get_model(name), (3, 32, 32), 10) for name in DEFAULT}, config)
 
@@ -191,7 +197,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = []
     for number in range(options.repetitions):
         print(f"repetition {number + 1} of {options.repetitions}", file=sys.stderr)
+        # Every repetition has an order of turns and inputs of its own.
         rows.append(repetition(replace(config, seed=number)))
+    # The first half of the processes is one complete run, the second half is the other.
     runs = []
     for number in range(2 * PROCESSES):
         print(f"process {number + 1} of {2 * PROCESSES}", file=sys.stderr)
@@ -237,6 +245,7 @@ def _judge_repetitions(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, bool],
         named = {"median": statistics.median(values), "low": min(values), "high": max(values)}
         ratios[f"{' / '.join(PAIR)}, {way}"] = named
     most_false, fewest_hits = GOALS["false verdicts"], GOALS["planted slowdowns found"]
+    # With fewer than two quiet repetitions there is no spread, and the goal counts as missed.
     narrow = share_of_usual is not None and share_of_usual <= GOALS["spread of a ratio"]
     goals = {
         f"at most {most_false:.0%} false verdicts": false[0] / false[1] <= most_false,
@@ -339,6 +348,7 @@ def _compare_runs(pairs_by_kind: dict[str, list[tuple[Run, Run]]], device: torch
         shares[f"ratios whose intervals meet, {what}"] = sum(agreements), len(agreements)
     for what, pairs in pairs_by_kind.items():
         verdicts = _verdicts(pairs, device)
+        # Both runs timed the same code, so every other verdict is false.
         false = len(verdicts) - verdicts.count("no difference found")
         shares[f"verdicts of compare, {what} (false)"] = false, len(verdicts)
     # Add a known slowdown to the second run of each pair, and count how often `compare` reports it.
@@ -376,6 +386,7 @@ def _verdicts(pairs: Sequence[tuple[Run, Run]], device: torch.device) -> list[st
     machine = environment(hardware.device_name(device), torch.get_num_threads())
 
     def records(run: Run) -> list[Record]:
+        # `compare` reads only a few settings, and these are the same in both runs.
         data = {"name": "noise", "label": "noise", "image_size": 32}
         return [Record(name, data, 0, "ok", {}, machine, measures=run[name]) for name in DEFAULT]
 
@@ -394,6 +405,7 @@ def _between(runs: Sequence[Run], kind: str) -> float:
     """
     variances = []
     for name in DEFAULT:
+        # For small deviations, the standard deviation of the logarithm is the relative one of the time.
         logs = [math.log(_middle(run, name, kind)) for run in runs]
         variances.append(statistics.variance(logs))
     return math.sqrt(statistics.fmean(variances))
@@ -418,6 +430,7 @@ def _middle(run: Run, name: str, kind: str) -> float:
 
 def _disturbed(row: dict[str, Any]) -> bool:
     """Return whether the stopwatch saw other processes at work during a repetition."""
+    # `reasons_to_doubt` begins such a reason with these words.
     return any(reason.startswith("other processes") for reason in row["suspect"])
 
 
@@ -439,6 +452,7 @@ def _agree(first: Interval, second: Interval) -> bool:
     """Return whether two intervals of a ratio overlap; False if one of them has no ends."""
     if first.low is None or first.high is None or second.low is None or second.high is None:
         return False
+    # Two intervals overlap if the later of their starts is not beyond the earlier of their ends.
     return max(first.low, second.low) <= min(first.high, second.high)
 
 

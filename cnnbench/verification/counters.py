@@ -14,6 +14,7 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from cnnbench.counting.meta_run import tensors_in
 from cnnbench.network import Network
@@ -63,19 +64,16 @@ class Subject(NamedTuple):
 
 
 def _flop_counter(subject: Subject) -> int:
-    from torch.utils.flop_counter import FlopCounterMode
-
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         subject.model.eval()(subject.images)
     return counter.get_total_flops()
 
 
 def _flop_counter_training(subject: Subject) -> int:
-    from torch.utils.flop_counter import FlopCounterMode
-
     images = torch.empty(2, *subject.network.image_shape, device="meta")  # batch norm needs two images
     with FlopCounterMode(display=False) as counter:
         outputs = [t for t in tensors_in(subject.model.train()(images)) if t.requires_grad]
+        # The counter only needs the shapes, so the gradients of the outputs have no values.
         torch.autograd.backward(outputs, [torch.empty_like(t) for t in outputs])
     subject.model.zero_grad()
     # FLOPs per image: the batch has two.

@@ -38,6 +38,8 @@ class _Cifar(datasets.CIFAR10):
     """torchvision's CIFAR-10 over images that are in memory already; torchvision's code returns each image."""
 
     def __init__(self, split: Split, transform: Callable[[Any], Tensor]) -> None:
+        # The constructor of the base class is not called, because it reads the files of the data set.
+        # torchvision keeps the images as an array with the channels last, (N, H, W, C).
         self.data = split.images.permute(0, 2, 3, 1).numpy()
         self.targets = split.labels.tolist()
         self.transform, self.target_transform = transform, None
@@ -47,6 +49,7 @@ class _Mnist(datasets.MNIST):
     """torchvision's MNIST over images that are in memory already."""
 
     def __init__(self, split: Split, transform: Callable[[Any], Tensor]) -> None:
+        # (N, 1, 28, 28) becomes (N, 28, 28), as torchvision keeps the images of MNIST.
         self.data, self.targets = split.images[:, 0], split.labels
         self.transform, self.target_transform = transform, None
 
@@ -97,12 +100,14 @@ class _Race:
         self, name: str, augmentation: Augmentation | None, mean: Sequence[float], std: Sequence[float]
     ) -> None:
         """Add the loader of this project, with all images on the device."""
+        # The images are moved once, before the clock runs, as in a training.
         on_device = Split(*(t.to(self.device) for t in self.split))
         batches = TensorBatches(on_device, self.batch_size, True, mean, std, augmentation=augmentation)
         self.add(name, batches, len(self.split.labels))
 
     def add_peer(self, name: str, data: Any, workers: int = 0) -> None:
         """Add torch's `DataLoader` over a data set of torchvision."""
+        # Persistent workers live through all rounds, so that their start is not timed again in each of them.
         loader: DataLoader = DataLoader(
             data, self.batch_size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
         )
@@ -123,15 +128,18 @@ class _Race:
     def run(self, rounds: int) -> dict[str, list[float]]:
         """Return the images per second of every round, by loader."""
         times_ms = interleave({name: once for name, (once, _) in self.subjects.items()}, rounds)
+        # Images per millisecond times 1000 are images per second.
         return {name: [1000 * self.subjects[name][1] / t for t in times] for name, times in times_ms.items()}
 
 
 def _cifar(device: torch.device, folder: Path) -> _Race:
     """Return the race of CIFAR-10; airbench reads its images from a file in the folder."""
     mean, std = CIFAR10.mean, CIFAR10.std
+    # The loaders of torchvision read only the first 5,000 images, which keeps a round short.
     race = _Race(_split(50_000, 3, 32), 5_000, 128, device)
     race.add_ours("cnnbench", Augmentation(), mean, std)
     race.add_ours("cnnbench, cutout", Augmentation(cutout=8), mean, std)
+    # The same augmentation as our default: a shift by up to 4 pixels with a reflected border, and mirroring.
     crop = transforms.RandomCrop(32, 4, padding_mode="reflect")
     steps = [crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(mean, std)]
     peers = _Cifar(race.first, transforms.Compose(steps))

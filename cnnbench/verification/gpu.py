@@ -168,6 +168,7 @@ def stages(device: str, repository: Path) -> list[Stage]:
     probes = (*_MODULE, "cnnbench.verification.gpu_probes", "--device", device, "--out", "probes.json")
     recipe = (*_MODULE, "cnnbench.verification.recipes", "--rounds", "3", "--project", str(repository))
     tools = ("pytest", "hypothesis")
+    # The limits add up to more than `LIMIT_S`: each stage gets its own limit or the time that is left.
     return [
         Stage("probes", 90, [probes], _probes),
         Stage("grid", 150, [_grid_command(device)], _grid),
@@ -187,6 +188,7 @@ def _grid_command(device: str) -> Sequence[str]:
         command += ["--data", "Synthetic", "--models", "LeNet5", *_TINY]
     else:
         command += ["--data", "CIFAR10"]
+    # Without the measure `quality` nothing is trained.
     return [*command, "--measures", "complexity,speed", "--out", "grid"]
 
 
@@ -194,6 +196,7 @@ def _ways_commands(device: str) -> list[Sequence[str]]:
     """Return the commands that time a network in all number formats and in all modes."""
     speed = (*_CNNBENCH, "speed", "ResNet18", "--device", device, "--rounds", "24")
     return [
+        # The number formats are compared in one mode and the modes in one number format, not every pair of both.
         (*speed, "--precision", "32-true,tf32,bf16-mixed,16-mixed,bf16-true", "--records", "formats.jsonl"),
         (*speed, "--precision", "bf16-true", "--mode", "all", "--records", "modes.jsonl"),
     ]
@@ -225,6 +228,7 @@ def _tests_command(repository: Path) -> Sequence[str]:
     """Return the command that runs the tests of a GPU, in one process, so that they do not disturb each other."""
     files = [str(repository / "tests" / f"test_{name}.py") for name in GPU_TESTS]
     pytest = (*_MODULE, "pytest", *files, "-m", "gpu", "-q", "-p", "no:cacheprovider", "-p", "no:xdist")
+    # One test file that cannot be imported does not stop the others.
     return (*pytest, "--continue-on-collection-errors", "--rootdir", str(repository))
 
 
@@ -251,6 +255,7 @@ def _grid(folder: Path) -> Numbers:
         for title, key in titles.items():
             if key in record.measures:
                 numbers[f"{title} {record.model}"] = record.measures[key]
+    # This number has no range and is only printed.
     return numbers | {"suspect rows": float(sum(bool(record.measures.get("suspect")) for record in records))}
 
 
@@ -272,6 +277,7 @@ def _recipe(folder: Path) -> Numbers:
 
 def _ways(folder: Path) -> Numbers:
     """Return ratios of the same time in two number formats or modes."""
+    # If one of the two commands failed, the file of the other still gives its numbers.
     files = [path for path in (folder / "formats.jsonl", folder / "modes.jsonl") if path.is_file()]
     by_way = {(r.config["precision"], r.config["mode"]): r.measures for r in load_records(files)}
     step, eager = "train_step_ms_median", ("bf16-true", "eager")
@@ -398,6 +404,7 @@ def _run(command: Sequence[str], folder: Path, environ: Mapping[str, str], log: 
     try:
         return process.wait(limit_s)
     except BaseException:
+        # Ctrl-C in the terminal does not reach the new session, so the processes are killed here after any exception.
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         raise
@@ -429,6 +436,7 @@ def out_of_range(outcomes: Sequence[Outcome]) -> list[str]:
 def _unpack(archive: Path, folder: Path) -> None:
     """Unpack an archive of data sets into a folder."""
     with tarfile.open(archive) as packed:
+        # This filter refuses members that would be written outside of the folder.
         packed.extractall(folder, filter="data")
 
 
@@ -448,6 +456,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, metavar="FILE", help="an archive of data sets, such as .tar.xz, to unpack")
     options = parser.parse_args(arguments)
     device = choose_device(options.device)
+    # This file is cnnbench/verification/gpu.py in the folder of the project.
     repository = Path(__file__).resolve().parents[2]
     chosen = _chosen(stages(device.type, repository), options.stages)
     folder = options.out.resolve()
@@ -491,8 +500,10 @@ def _environ(device: torch.device, repository: Path) -> dict[str, str]:
     if environ.get("PYTHONPATH"):
         paths.append(environ["PYTHONPATH"])
     environ["PYTHONPATH"] = os.pathsep.join(paths)
+    # All stages use the first visible device, so for index 0 there is nothing to change.
     if device.index:
         # Make only the chosen device visible, so that every stage uses it, the tests and airbench too.
+        # CUDA numbers devices in the order of this variable, if it is set.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         environ["CUDA_VISIBLE_DEVICES"] = visible[device.index] if len(visible) > device.index else str(device.index)
     return environ

@@ -74,6 +74,7 @@ def empty_call(device: torch.device) -> Numbers:
         watch.begin()
         x.add_(1)
         walls.append(watch.end().wall_ms)
+    # The median of the 200 calls, in microseconds.
     numbers = {"empty call wall us": 1e3 * sorted(walls)[100]}
     if watch.has_queue:
         laps = [watch.queued(lambda: x.add_(1), walls[-1]).device_ms or 0.0 for _ in range(20)]
@@ -99,6 +100,7 @@ def products_and_copies(device: torch.device) -> Numbers:
 def tf32_is_off(device: torch.device) -> Numbers:
     """Compare float32 products with float64 ones: the size of the error shows whether TF32 was used."""
     _needs_gpu(device)
+    # A significand of 24 bits (float32) or of 11 bits (TF32) leaves errors of very different size.
     a, b = (torch.randn(1024, 1024, device=device) for _ in range(2))
     exact = a.double() @ b.double()
     errors = {}
@@ -119,6 +121,7 @@ def graph_of_a_training_step(device: torch.device) -> Numbers:
     labels = torch.randint(10, (16,), device=device)
 
     def step_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
+        # With this option AdamW keeps its count of steps on the device, where the replay of a graph can advance it.
         optimizer = adamw(model.parameters(), lr=1e-3, capturable=True)
 
         def step(x: Tensor) -> Tensor:
@@ -161,6 +164,7 @@ def graph_that_reads(device: torch.device) -> Numbers:
     speed = measure_speed({"reads": subject}, config)["reads"]
     if "time it in mode eager" not in speed.get("error", ""):
         raise RuntimeError(f"it was not refused: {speed.get('error', 'it was timed')}")
+    # If the refused recording has left torch unable to free memory, this call raises the error.
     torch.cuda.empty_cache()
     product = torch.ones(64, 64, device=device) @ torch.ones(64, 64, device=device)
     return {"product after a refused graph": float(product[0, 0])}
@@ -171,6 +175,7 @@ def driver(device: torch.device) -> Numbers:
     _needs_gpu(device)
     state = GpuState(device)
     x = torch.randn(4096, 4096, device=device)
+    # At four looks a second, 1.5 seconds give about six of them.
     end = time.monotonic() + 1.5
     while time.monotonic() < end:
         x @ x
@@ -238,9 +243,11 @@ def waits_per_step(device: torch.device) -> Numbers:
     """Count how often the training loop waits for the device in a step."""
     _needs_gpu(device)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as seen:
+        # By default, Python shows a warning that repeats in one place only once.
         warnings.simplefilter("always")
         try:
             model = get_model("LeNet5")(in_channels=1)
+            # Logging reads values from the device and waits for them, so no step of this training logs.
             _fit(device, model, Path(folder), callbacks=[_Watch()], max_epochs=1, log_every_n_steps=1000)
         finally:
             torch.cuda.set_sync_debug_mode("default")
@@ -268,6 +275,7 @@ def resume(device: torch.device) -> Numbers:
     """Resume a training on this device that began on the CPU, and count its steps."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        # An epoch has 20 steps: the checkpoint is made after step 20, and the resumed training ends after step 40.
         first = _fit(torch.device("cpu"), get_model("LeNet5")(in_channels=1), folder, max_epochs=1)
         first.save_checkpoint(folder / "half.ckpt")
         second = _fit(device, get_model("LeNet5")(in_channels=1), folder, str(folder / "half.ckpt"), max_epochs=2)
@@ -302,6 +310,7 @@ def _trained(device: torch.device, of_model: Mapping[str, Any], of_trainer: Mapp
 def whitening(device: torch.device) -> Numbers:
     """Whiten SpeedNet's first layer with the same images on this device and on the CPU, and compare the weights."""
     torch.manual_seed(0)
+    # Sums along the height make neighbouring pixels similar, as they are in photographs.
     images = torch.randn(256, 3, 32, 32).cumsum(2)
     grams = []
     for place in (torch.device("cpu"), device):

@@ -29,6 +29,7 @@ from cnnbench.verification import training_step, write_race
 
 CASES = {
     **dict.fromkeys(("LeNet5", "SimpleCNN", "VGG16", "ResNet18", "MobileNetV1"), 128),
+    # These take images of 224 pixels, so fewer of them fit into memory.
     **dict.fromkeys(("torchvision:resnet50", "torchvision:densenet121", "torchvision:mobilenet_v2"), 16),
 }
 """Batch sizes by name of the network."""
@@ -53,6 +54,7 @@ def measure(name: str, batch_size: int, precision: str, device: torch.device) ->
     network = get_network(name)
 
     def run() -> None:
+        # Built inside, so that weights, images and optimizer state belong to the measured memory.
         model = network.build().to(device)
         images = torch.randn(batch_size, *network.image_shape, device=device)
         step = training_step(model, images, precision)
@@ -131,10 +133,13 @@ def _compare(name: str, batch_size: int, precision: str, device: torch.device) -
     network = get_network(name)
     model, _ = build_without_values(network.build)
     estimate = training_memory(model, network.image_shape, batch_size, precision)
+    # In a process of its own, a case cannot use memory again that another case has freed.
     command = [sys.executable, "-m", "cnnbench.verification.memory", "--device", str(device), "--measure"]
     done = subprocess.run([*command, name, str(batch_size), precision], capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"{name} with {batch_size} images failed: {done.stderr.strip().splitlines()[-1]}")
+        # A process that the system kills, such as for lack of memory, says nothing.
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise UserError(f"{name} with {batch_size} images failed: {reason}")
     row = {"name": name, "batch_size": batch_size, "precision": precision, **estimate.figures()}
     # The peaks are the last line that the process prints.
     for key, peak_bytes in json.loads(done.stdout.splitlines()[-1]).items():

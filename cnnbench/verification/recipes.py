@@ -87,6 +87,7 @@ def train_ours(settings: Mapping[str, Any], seed: int, device: torch.device) -> 
     trainer_of_fit = fit_trainer(device, [clock], checkpoints=False, **settings["trainer"])
     with hardware.cudnn_benchmark(False), trainer_of_fit as trainer:
         trainer.fit(model, datamodule=data)
+        # The host runs ahead of the GPU, so the clock is read only after the GPU has finished.
         hardware.synchronise(device)
         fitted = time.perf_counter()
         model.test_views = "one"
@@ -94,6 +95,7 @@ def train_ours(settings: Mapping[str, Any], seed: int, device: torch.device) -> 
         hardware.synchronise(device)
         evaluation_s = time.perf_counter() - fitted
         plain = accuracy(model.test_confusion_counts())["test_accuracy"]
+        # Of both sides, only the evaluation without augmentation is timed.
         model.test_views = "mirror and shift"  # airbench's views
         trainer.test(model, datamodule=data, verbose=False)
     return {
@@ -121,6 +123,7 @@ def train_airbench(goal: int, folder: Path, device: torch.device) -> Result:
     recipe = importlib.import_module(f"airbench.lib_airbench{goal}").hyp
     options = {"batch_size": recipe["opt"]["batch_size"], "aug": recipe["aug"], "altflip": True}
     with working_in(folder), hardware.cudnn_benchmark(True):  # airbench switches it on when it is imported
+        # The loader that airbench's training would make itself; here its images are read before the clock starts.
         loader = package.CifarLoader("cifar10", train=True, **options)
         hardware.synchronise(device)
         start = time.perf_counter()
@@ -130,6 +133,7 @@ def train_airbench(goal: int, folder: Path, device: torch.device) -> Result:
         tests = package.CifarLoader("cifar10", train=False, batch_size=2000)
     hardware.synchronise(device)
     loaded = time.perf_counter()
+    # Level 0 is the image alone; level 2 adds its mirror image and shifted copies of both.
     plain = package.evaluate(net, tests, tta_level=0)
     evaluated = time.perf_counter()
     augmented = package.evaluate(net, tests, tta_level=2)
@@ -182,6 +186,7 @@ def race(ours: Callable[[], Result], theirs: Callable[[], Result], rounds: int) 
         "cnnbench": lambda: results["cnnbench"].append(ours()),
         "airbench": lambda: results["airbench"].append(theirs()),
     }
+    # Each way runs once more than `rounds`, since `interleave` starts with a call that does not count.
     interleave(ways, rounds)
     return {name: of_side[1:] for name, of_side in results.items()}
 
@@ -204,6 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = options.project / "experiments" / f"cifar10_speednet_{options.goal}.yaml"
     if not config.is_file():
         raise UserError(f"'{config}' is not there; run this in the project's folder, or name it with --project")
+    # `safe_load` constructs plain values only.
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     # Each of our trainings has a seed of its own, that of the warm-up too.
     seeds = iter(range(options.rounds + 1))

@@ -88,6 +88,7 @@ def record_calls(model: nn.Module, image_shape: Sequence[int], training: bool = 
     calls = Calls()
     copy, _ = meta_copy(model)
     copy.train(training)
+    # The stack says which modules are running at the moment of a call.
     for module in copy.modules():
         module.register_forward_pre_hook(lambda module, inputs: calls.stack.append(module))
         module.register_forward_hook(_leave(calls))
@@ -160,8 +161,10 @@ def _measure(call: Call, args: Sequence[Any], kwargs: Mapping[str, Any], out: An
         weight = _argument(args, kwargs, 1, "weight")
         positions = first.numel() if "transpose" in name else out.numel()
         call.macs = positions * prod(weight.shape[1:])
+        # In all of torch's convolutions, also transposed ones, `groups` is the seventh argument.
         call.groups = _argument(args, kwargs, 6, "groups", 1)
     elif name == "linear":
+        # One multiply-add per input feature for each element of the output.
         call.macs = out.numel() * first.shape[-1]
     elif name == "scaled_dot_product_attention":
         # The scores are queries times keys; each score is then multiplied with a row of the values.

@@ -85,6 +85,7 @@ class _Clock(L.Callback):
         self.step_ms = 0.0
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        # The device is waited for before the clock is read, because the host runs ahead of a GPU.
         if self._first < 0:
             hardware.synchronise(self._device)
             self._start, self._first = time.perf_counter(), trainer.global_step
@@ -108,6 +109,7 @@ class _Case:
     def ways(self) -> dict[str, Callable[[], float]]:
         """Return the ways to train the network, by name; with few steps there are only two of them."""
         ways: dict[str, Callable[[], float]] = {"bare loop": self.bare, "fit": self.fit}
+        # With fewer steps, fewer than two calls of `CHUNK` steps would be timed.
         if self.steps >= 2 * CHUNK:
             ways |= {
                 f"fit, steps_per_call {CHUNK}": lambda: self.fit(CHUNK),
@@ -138,6 +140,7 @@ class _Case:
             if step == 1:
                 hardware.synchronise(self.device)
                 start = time.perf_counter()
+            # There are more batches than this way needs, for ways whose first call takes several steps.
             if step == total:
                 break
             with hardware.autocast(self.precision, self.device):
@@ -156,6 +159,7 @@ class _Case:
             steps_per_call: Training steps per call of Lightning's loop; one if None.
         """
         clock = _Clock(self.device)
+        # The steps of the first call, which does not count, come in addition.
         with fit_trainer(self.device, [clock], max_steps=self.steps + (steps_per_call or 1)) as trainer:
             trainer.fit(self._model(steps_per_call=steps_per_call), datamodule=self.data)
         return clock.step_ms
@@ -171,6 +175,7 @@ class _Case:
         step_ms: dict[str, list[float]] = {name: [] for name in self.ways()}
 
         def measured(name: str, way: Callable[[], float]) -> Callable[[], None]:
+            # A lambda in the comprehension below would look its variables up later, and find the last name and way.
             return lambda: step_ms[name].append(way())
 
         interleave({name: measured(name, way) for name, way in self.ways().items()}, rounds)
@@ -202,6 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bare = step_ms["bare loop"]
         for way, times in step_ms.items():
             key = f"bare loop / {way}, {name}"
+            # The time of the bare loop divided by that of the way is the way's speed as a share of the loop's.
             ratios[key] = ratio(bare, times)
             share = ratios[key]["median"]
             added = statistics.median(t - b for t, b in zip(times, bare, strict=True))
