@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cnnbench.cli import main
 from cnnbench.counting.complexity import Complexity, complexity
+from cnnbench.counting.memory import training_memory
 from cnnbench.counting.meta_copy import building_on_meta, meta_copy
 from cnnbench.counting.meta_run import MetaRun, tensors_in
 from cnnbench.errors import UserError
@@ -469,6 +470,35 @@ def test_odd_operators_run_as_on_a_cpu(function: Callable[[Tensor], Tensor]) -> 
 
     complexity(Network(), (4, 4, 4), training=False)
     assert shapes[0] == expected
+
+
+class _MadeLater(nn.Module):
+    """Network whose classifier is made in the first forward pass, and which `eval` changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        self.fc: nn.Linear | None = None
+        self.deployed = False
+        self.own: dict[str, Any] = {}
+        self.own["itself"] = self.own
+
+    def eval(self) -> _MadeLater:
+        self.deployed = True
+        return super().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x) if self.deployed else self.conv(self.conv(x)[:, :3])
+        if self.fc is None:
+            self.fc = nn.Linear(4, 10, bias=False, device=x.device)
+        return self.fc(x.mean((2, 3)))
+
+
+def test_a_layer_made_in_the_forward_pass_is_counted_and_eval_is_the_network_s_own() -> None:
+    found = complexity(_MadeLater(), (3, 8, 8), training=False)
+    assert found.params == found.trainable_params == 3 * 4 * 9 + 40
+    assert found.macs == 64 * 108 + 40
+    training_memory(_MadeLater(), (3, 8, 8), 2)  # the table that holds itself is no endless search
 
 
 # No trace.

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from cnnbench.counting import operators
 from cnnbench.counting.dry_run import DryRun, Listener
+from cnnbench.counting.meta_copy import unregistered_modules
 from cnnbench.counting.meta_run import tensors_in
 from cnnbench.counting.receptive_field import Field, FieldTracker
 from cnnbench.errors import UserError
@@ -373,6 +374,7 @@ class _Passes(Listener):
         self._fields: FieldTracker | None = None
         self._module_of_node: dict[int, nn.Module] = {}
         self._rules: dict[Any, operators.Rule | None] = {}
+        self._unregistered = unregistered_modules(model)
         self._run = DryRun(model, image_shape, self, "count")
         self.names = self._run.names
 
@@ -423,7 +425,7 @@ class _Passes(Listener):
 
     def _warnings(self) -> Iterator[str]:
         """Yield the reasons why the count may not describe what the user has in mind."""
-        unregistered = self._run.unregistered
+        unregistered = self._unregistered
         if unregistered:
             several = ""
             if len(unregistered) > 3:
@@ -507,7 +509,8 @@ class _Passes(Listener):
         order = {module: index for index, module in enumerate(one.calls)}
         seen: set[int] = set()
         ranked: list[tuple[int, Layer]] = []
-        for module, name in self.names.items():
+        # A network may have made, replaced or removed modules in its passes, so they are asked for anew.
+        for name, module in self._run.model.named_modules():
             # A shared parameter belongs to the first module that holds it.
             params = [p for p in module.parameters(recurse=False) if id(p) not in seen]
             seen.update(map(id, params))

@@ -25,7 +25,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cnnbench.counting.meta_copy import (
     eager,
     meta_copy,
-    unregistered_modules,
     untouched_randomness,
     without_global_hooks,
 )
@@ -66,7 +65,6 @@ class DryRun:
         image_shape: Shape of one image.
         names: Path of each module of the copy.
         left_out: What the copy leaves out or shares with the network, in words.
-        unregistered: Layers of the network that are not registered; see `unregistered_modules`.
         random_in: Kinds of pass, ``inference`` or ``training``, that drew random numbers.
 
     Raises:
@@ -85,14 +83,13 @@ class DryRun:
         self.model = model
         self.image_shape = tuple(image_shape)
         self.names: dict[nn.Module, str] = {}
-        self.unregistered = unregistered_modules(model)
         self.random_in: dict[str, None] = {}
         self._device = kind
         self._listener = listener
         self._purpose = purpose
         self._precision = precision
         self._running = [model]  # modules that run at the moment, innermost last
-        self._batch_size = 1  # number of images in the last pass
+        self._batch_size: int | None = None  # number of images in the last pass
         self._failed: tuple[BaseException, nn.Module] | None = None  # last error, innermost module that raised it
         if kind == "cpu":
             # The network may also use tensors that the copy does not replace, such as constants of its module file.
@@ -134,11 +131,15 @@ class DryRun:
         """
         self._running = [self.model]
         self._batch_size = batch_size
-        self.model.train(training)
-        # The images have the type of the weights, as a network in 16 bits needs it.
-        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
         try:
             with self._refusing(), untouched_randomness() as have_drawn:
+                # A network may have its own `train` and `eval`, so these are called as users call them.
+                if training:
+                    self.model.train()
+                else:
+                    self.model.eval()
+                # The images have the type of the weights, as a network in 16 bits needs it.
+                dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
                 with self._undisturbed(), torch.set_grad_enabled(training):
                     images = torch.empty(batch_size, *self.image_shape, device=self._device, dtype=dtype)
                     self._listener.start(images)
@@ -149,13 +150,15 @@ class DryRun:
                     self.random_in["training" if training else "inference"] = None
         finally:
             # The copy gets back the attributes and buffers from before the first pass, but keeps its mode.
-            self.model.zero_grad(set_to_none=True)
             for module, attributes, buffers in self._states:
                 training = module.training
                 module.__dict__.clear()
                 module.__dict__.update(attributes, training=training)
                 module._buffers.clear()
                 module._buffers.update(buffers)
+            # Not by `zero_grad`, which a network may define in its own way.
+            for parameter in self.model.parameters():
+                parameter.grad = None
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Run the copy on images of `images` and return the tensors of its output."""
@@ -198,7 +201,7 @@ class DryRun:
             hint = "; it needs the values of a tensor, which a run without values does not have"
         images = "x".join(map(str, self.image_shape))
         training = ""
-        if self.model.training:
+        if self._batch_size is not None and self.model.training:
             # Batch normalization refuses a single value per channel, so that the batch size may be the cause.
             training = f" in training (batch of {self._batch_size})"
         return UserError(

@@ -307,7 +307,7 @@ def unregistered_modules(model: nn.Module) -> list[str]:
             # Torch keeps its own tables, such as `_modules`, under names with an underscore.
             if key.startswith("_"):
                 continue
-            for place, part in _parts_of(value, f"{name}.{key}" if name else key):
+            for place, part in _parts_of(value, f"{name}.{key}" if name else key, set()):
                 # A layer in several places is listed once.
                 if part not in known:
                     known.add(part)
@@ -315,16 +315,23 @@ def unregistered_modules(model: nn.Module) -> list[str]:
     return places
 
 
-def _parts_of(value: Any, place: str) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules in nested lists, tuples, sets and dictionaries, each with its place."""
+def _parts_of(value: Any, place: str, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules in nested lists, tuples, sets and dictionaries, each with its place.
+
+    Args:
+        value: Value that may be such a container.
+        place: Where the value is, such as ``layers``.
+        seen: Results of ``id`` for the containers that were entered, since a container may hold itself.
+    """
     if isinstance(value, nn.Module):
         yield place, value
-    elif isinstance(value, dict):
-        for key, part in value.items():
-            yield from _parts_of(part, f"{place}[{key!r}]")
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        for index, part in enumerate(value):
-            yield from _parts_of(part, f"{place}[{index}]")
+        return
+    if not isinstance(value, (dict, list, tuple, set, frozenset)) or id(value) in seen:
+        return
+    seen.add(id(value))
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, part in items:
+        yield from _parts_of(part, f"{place}[{key!r}]", seen)
 
 
 @contextlib.contextmanager

@@ -58,6 +58,8 @@ class Outcomes:
                 "from before are kept"
             )
         # A mean loss counts by the number of its images, since batches need not be equally large.
+        # After a training that goes on in the middle of an epoch, the sums may still be on another device.
+        self._sums = self._sums.to(losses[0].device)
         counts = torch.tensor([float(len(batch)) for batch in labels], device=self._sums.device)
         correct = (torch.cat(logits).argmax(1) == torch.cat(labels)).sum()
         self._sums += torch.stack([(torch.stack(losses).float() * counts).sum(), correct, counts.sum()])
