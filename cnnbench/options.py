@@ -74,7 +74,7 @@ def option(
         least: Smallest valid number.
         most: Largest valid number.
         positional: Whether the value is given by its position, without the option's name.
-        is_config: Whether the value is a YAML file of the command's own options.
+        is_config: Whether the values are YAML files of the command's own options; the type is ``tuple[Path, ...]``.
     """
     facts = _Facts(help, metavar, least, most, positional, is_config)
     return dataclasses.field(default=default, metadata={"option": facts})
@@ -89,9 +89,9 @@ def parse(
 ) -> T:
     """Parse a command line into a dataclass of options.
 
-    A value on the command line overrides the value in a ``--config`` file. The dataclass may have a class attribute
-    ``EXCLUSIVE`` with groups of options that exclude each other. If the command line sets one option of such a group,
-    the file's values for all options of the group are ignored.
+    A value on the command line overrides the value in a ``--config`` file, and a later file overrides an earlier one.
+    The dataclass may have a class attribute ``EXCLUSIVE`` with groups of options that exclude each other. Whatever sets
+    one option of such a group overrides all options of the group.
 
     Args:
         cls: Dataclass of options; the first paragraph of its docstring is the description in the help.
@@ -109,16 +109,25 @@ def parse(
     raw = vars(parser.parse_args(list(words)))
     known = dict(_fields(cls))
     given = {name: convert(cls, name, value) for name, value in raw.items()}
-    files = [value for name, value in given.items() if known[name].metadata["option"].is_config]
-    for path in files:
-        stored = _read_config(cls, path, known)
-        if check_file is not None:
-            check_file(stored, f"config '{path}'")
-        for group in getattr(cls, "EXCLUSIVE", ()):
-            if any(name in given for name in group):  # the command line decides for the whole group
-                stored = {name: value for name, value in stored.items() if name not in group}
-        given = stored | given
+    stored: dict[str, Any] = {}
+    for name, value in given.items():
+        if not known[name].metadata["option"].is_config:
+            continue
+        for path in value:
+            of_file = _read_config(cls, path, known)
+            if check_file is not None:
+                check_file(of_file, f"config '{path}'")
+            stored = _overridden(cls, stored, of_file)
+    given = _overridden(cls, stored, given)
     return cls(**given)
+
+
+def _overridden(cls: type, values: Mapping[str, Any], by: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values with those that others override; an option of an exclusive group overrides the whole group."""
+    for group in getattr(cls, "EXCLUSIVE", ()):
+        if any(name in by for name in group):
+            values = {name: value for name, value in values.items() if name not in group}
+    return {**values, **by}
 
 
 def from_keywords(cls: type[T], function: str, keywords: Mapping[str, Any], refused: Sequence[str] = ()) -> T:
@@ -366,6 +375,9 @@ def _make_parser(cls: type, command: str, example: str) -> _Parser:
         else:
             choices = "{" + ",".join(kind.choices) + "}" if kind.choices else None
             settings["metavar"] = facts.metavar or choices or name.upper()
+            # A file may be named several times; of any other option the last value counts, as in most commands.
+            if facts.is_config:
+                settings["action"] = "append"
             # An option with several values is one word with commas, which `convert` splits.
             parser.add_argument(f"--{name}", required=field.default is MISSING, **settings)
     return parser

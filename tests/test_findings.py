@@ -157,3 +157,21 @@ def test_records_that_differ_in_one_setting_are_groups_with_names_of_their_own(n
     common = getattr(make_record(), place) | ({"budget_s": None} if name == "epochs" else {})
     groups = rivals_by_label(contenders([make_record(**{place: common | {name: value}}) for value in VALUES[name]]))
     assert [len(group) for group in groups.values()] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "value", "words"),
+    [
+        ("config", "recipe", "muon", "recipe muon"),
+        ("config", "learning_rate", 0.1, "learning rate 0.1"),
+        ("data", "augmentation", "mirroring", "augmentation: mirroring"),
+        ("data", "train_images", 17, "17 training images"),
+    ],
+)
+def test_trainings_in_two_ways_are_no_repeats_but_may_be_ranked(place: str, name: str, value: Any, words: str) -> None:
+    one = make_record()
+    other = make_record(**{place: getattr(one, place) | {name: value}})
+    entries = contenders([one, other])
+    assert len(entries) == 2
+    assert words in entries[1].name
+    assert [len(group) for group in rivals_by_label(entries).values()] == [2]

@@ -21,7 +21,7 @@ class Options:
     """
 
     models: tuple[str, ...] = option("Names.", positional=True, metavar="MODEL")
-    config: Path | None = option("YAML file.", default=None, metavar="FILE", is_config=True)
+    config: tuple[Path, ...] | None = option("YAML file.", default=None, metavar="FILE", is_config=True)
     seeds: tuple[int, ...] = option("Random seeds.", default=(0,), metavar="0,1")
     size: int | None = option("Size in pixels.", default=None, least=1, most=9)
     rate: float = option("Rate.", default=0.5, least=0)
@@ -68,7 +68,7 @@ def test_a_file_means_the_same_and_the_command_line_overrides_it() -> None:
     Path("x.yaml").write_text("seeds: [3, 4]\nsize: 7\norder: off\ntable: {a: 1}\nfast: true\nrate:\n")
     options = parse(Options, ["A", "--config=x.yaml", "--size=2"], "x")
     expected = Options(
-        models=("A",), config=Path("x.yaml"), seeds=(3, 4), size=2, order="off", table={"a": 1}, fast=True
+        models=("A",), config=(Path("x.yaml"),), seeds=(3, 4), size=2, order="off", table={"a": 1}, fast=True
     )
     assert options == expected
 
@@ -115,6 +115,18 @@ def test_of_options_that_exclude_each_other_the_command_line_decides() -> None:
     Path("x.yaml").write_text("budget: 30s\nmodels: [LeNet5]\n")
     options = parse(bench.Options, ["--config=x.yaml", "--epochs=2"], "x")
     assert options.settings() == {"models": ("LeNet5",), "epochs": 2}
+
+
+def test_several_files_are_merged_and_the_last_one_overrides() -> None:
+    Path("a.yaml").write_text("models: [LeNet5]\nbudget: 30s\nbatch_size: 8\n")
+    Path("b.yaml").write_text("seeds: [0, 1]\nepochs: 2\nbatch_size: 16\n")
+    files = ["--config", "a.yaml", "--config=b.yaml"]
+    merged = {"models": ("LeNet5",), "seeds": (0, 1), "epochs": 2, "batch_size": 16}
+    assert parse(bench.Options, files, "x").settings() == merged
+    assert parse(bench.Options, [*files, "--budget=9s"], "x").settings() == (
+        {name: value for name, value in merged.items() if name != "epochs"} | {"budget": "9s"}
+    )
+    assert parse(bench.Options, files[::-1][:1] + files[:2], "x").settings()["batch_size"] == 8
 
 
 def test_zero_counts_as_given() -> None:

@@ -23,8 +23,12 @@ class Options:
     EXCLUSIVE: ClassVar = (("budget", "epochs"),)
     """Groups of options that exclude each other: one of them on the command line overrides all of them in a file."""
 
-    config: Path | None = option(
-        "YAML file with these options; the command line overrides it.", default=None, metavar="FILE", is_config=True
+    config: tuple[Path, ...] | None = option(
+        "YAML file with these options; may be repeated: a later file overrides an earlier one, and the command line "
+        "overrides all files.",
+        default=None,
+        metavar="FILE",
+        is_config=True,
     )
     models: tuple[str, ...] | None = option(
         "Networks: names of `cnnbench list`, all, torchvision:NAME, timm:NAME or package.module:callable "

@@ -85,10 +85,10 @@ def explain(message: str) -> UserError:
         return UserError(f"--{' and --'.join(missing)} missing; name one, or give a --config with it")
     # A value of the wrong type: name the types that are valid.
     value = _first(r"(?:Given value|Got value): (.*)$", text).strip()
-    types = list(dict.fromkeys(re.findall(r"<class '([\w.]+)'>", text)))
+    types = " or ".join(dict.fromkeys(re.findall(r"<class '([\w.]+)'>", text)))
     if key and value and types:
-        valid = " or ".join("null, for nothing," if name == "NoneType" else name for name in types)
-        return UserError(f"{key} '{value}' is not valid; it must be {valid}")
+        types = re.sub(r"\bNoneType\b", "null, for nothing,", types)
+        return UserError(f"{key} '{value}' is not valid; it must be {types}")
     return UserError(text if len(text) <= 400 else text[:399] + "…")
 
 

@@ -7,7 +7,7 @@ short training never ranks networks; a reference accuracy stands in for it where
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,13 +169,13 @@ def contenders(records: Sequence[Record]) -> list[Contender]:
     """Return the records grouped by data set, network and settings, in the order of their first appearance."""
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for r in records:
-        groups.setdefault((r.data["label"], r.model, *_conditions(r)), []).append(r)
+        groups.setdefault((r.data["label"], r.model, *_conditions(r), *_training_of(r)), []).append(r)
     # The groups of one network on one data set are rivals; their names show the settings in which they differ.
     rivals = [(label, model) for label, model, *_ in groups]
     firsts = [members[0] for members in groups.values()]
     entries = []
     # Dictionaries keep their order, so each group meets its own suffix.
-    for members, suffix in zip(groups.values(), _suffixes(rivals, firsts), strict=True):
+    for members, suffix in zip(groups.values(), _suffixes(rivals, firsts, _all_traits), strict=True):
         entries.append(Contender(members[0].model + suffix, tuple(members)))
     return entries
 
@@ -189,7 +189,7 @@ def _conditions(record: Record) -> tuple[str, ...]:
 
 
 def _traits(record: Record) -> tuple[str, ...]:
-    """Return, in words, the settings that may distinguish a record from others of the same network."""
+    """Return, in words, the settings and surroundings of `_conditions`."""
     config, environment = record.config, record.environment
     return (
         budget(record),
@@ -206,6 +206,25 @@ def _traits(record: Record) -> tuple[str, ...]:
     )
 
 
+def _training_of(record: Record) -> tuple[str, ...]:
+    """Return, in words, how a network was trained: trainings that differ in this are no repeats of each other.
+
+    Networks that were trained in different ways may still be ranked, since each may need a recipe of its own.
+    """
+    config, data = record.config, record.data
+    return (
+        f"recipe {config['recipe']}" if config.get("recipe") else "the network's own recipe",
+        f"learning rate {config['learning_rate']}" if config.get("learning_rate") else "the recipe's learning rate",
+        f"augmentation: {data.get('augmentation') or NOT_SAID}",
+        f"{data.get('train_images')} training images",
+    )
+
+
+def _all_traits(record: Record) -> tuple[str, ...]:
+    """Return, in words, all that may distinguish a record from others of the same network."""
+    return (*_traits(record), *_training_of(record))
+
+
 def packages(record: Record) -> str:
     """Return the packages that a record names, with their versions, as one text."""
     versions = record.environment.get("packages") or {}
@@ -213,31 +232,35 @@ def packages(record: Record) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
 
 
-def _suffixes(keys: Sequence[Any], firsts: Sequence[Record]) -> list[str]:
+def _suffixes(
+    keys: Sequence[Any], firsts: Sequence[Record], traits_of: Callable[[Record], tuple[str, ...]]
+) -> list[str]:
     """Return for each group of records the settings that distinguish it from its rivals, as a suffix of its name.
 
     Args:
         keys: Key of each group; groups with the same key are rivals.
         firsts: First record of each group, which stands for all of them, since they share their settings.
+        traits_of: Returns the settings of a record in words, as many for each record.
 
     Returns:
         Texts in brackets with a space before them; empty for a group that does not differ from its rivals.
     """
-    rivals: dict[Any, list[Record]] = {}
-    for key, record in zip(keys, firsts, strict=True):
-        rivals.setdefault(key, []).append(record)
+    traits = [traits_of(record) for record in firsts]
+    rivals: dict[Any, list[tuple[str, ...]]] = {}
+    for key, words in zip(keys, traits, strict=True):
+        rivals.setdefault(key, []).append(words)
     # Which traits vary is computed once for all rivals, so that the work does not grow with the square of their number.
-    varied = {key: _varied(records) for key, records in rivals.items()}
+    varied = {key: _varied(several) for key, several in rivals.items()}
     suffixes = []
-    for key, record in zip(keys, firsts, strict=True):
-        apart = [trait for trait, varies in zip(_traits(record), varied[key], strict=True) if varies]
+    for key, words in zip(keys, traits, strict=True):
+        apart = [trait for trait, varies in zip(words, varied[key], strict=True) if varies]
         suffixes.append(f" ({', '.join(apart)})" if apart else "")
     return suffixes
 
 
-def _varied(rivals: Sequence[Record]) -> list[bool]:
-    """Return for each entry of `_traits` whether the records differ in it."""
-    return [len(set(values)) > 1 for values in zip(*map(_traits, rivals), strict=True)]
+def _varied(rivals: Sequence[tuple[str, ...]]) -> list[bool]:
+    """Return for each entry of the rivals' traits whether they differ in it."""
+    return [len(set(values)) > 1 for values in zip(*rivals, strict=True)]
 
 
 def by_label(entries: Sequence[Contender]) -> dict[str, list[Contender]]:
@@ -263,7 +286,7 @@ def rivals_by_label(entries: Sequence[Contender]) -> dict[str, list[Contender]]:
     for entry in entries:
         groups.setdefault((entry.label, *_conditions(entry.records[0])), []).append(entry)
     firsts = [group[0].records[0] for group in groups.values()]
-    suffixes = _suffixes([label for label, *_ in groups], firsts)
+    suffixes = _suffixes([label for label, *_ in groups], firsts, _traits)
     named = {}
     for group, suffix in zip(groups.values(), suffixes, strict=True):
         named[group[0].label + suffix] = group

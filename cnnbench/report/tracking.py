@@ -7,6 +7,7 @@ import importlib.util
 import io
 import netrc
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -77,7 +78,8 @@ def resolve_mode(asked: Mode, folder: Path) -> Mode:
 
 def _upload(folder: Path) -> str:
     """Return words with the command that uploads the offline runs of a folder."""
-    return f"upload later with: wandb sync {folder}/wandb/offline-run-*"
+    # The star is left out of the quotes, so that the shell still finds all runs.
+    return f"upload later with: wandb sync {shlex.quote(str(folder))}/wandb/offline-run-*"
 
 
 class Tracker:

@@ -265,6 +265,21 @@ class Timed(NamedTuple):
     seconds: float
 
 
+def _largest_share(by_line: float | None, seconds: float, without_host_s: float | None) -> float | None:
+    """Return the largest estimate of the share of the time that is spent per call; None if there is no estimate.
+
+    Args:
+        by_line: Estimate by the straight line through the times of two batch sizes.
+        seconds: Measured time of the pass.
+        without_host_s: Time of the pass in which the device does not wait for the host.
+    """
+    if without_host_s is None:
+        return by_line
+    # A pass with more launches than the queue holds, or one that reads values, waits for the host there too. The time
+    # without the host is then too long, and the straight line gives the better estimate.
+    return max(0.0, 1 - without_host_s / seconds, by_line or 0.0)
+
+
 def _check_times(*times: float | None) -> None:
     """Raise `UserError` if a time that is known is not above 0."""
     for time_s in times:
@@ -310,13 +325,8 @@ def bound(
     load, seconds = timed
     _check_times(seconds, graph_s, device_s, other and other.seconds)
     predicted, memory_share = load.seconds(peaks), load.memory_share(peaks)
-    # The share of the time that is spent per call: by the straight line, then by the times without the host.
-    share = by_line = None if other is None else _per_call_share(timed, peaks, other)
-    without_host_s = graph_s if device_s is None else device_s
-    if without_host_s is not None:
-        # A pass with more launches than the queue holds, or one that reads values, waits for the host there too. The
-        # time without the host is then too long, and the straight line gives the better estimate.
-        share = max(0.0, 1 - without_host_s / seconds, by_line or 0.0)
+    by_line = None if other is None else _per_call_share(timed, peaks, other)
+    share = _largest_share(by_line, seconds, graph_s if device_s is None else device_s)
     # `_name_of_bound` applies the thresholds of the three steps.
     verdict = Verdict(
         bound=_name_of_bound(predicted / seconds, memory_share, share),
