@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from cnnbench.confusion import accuracy
 from cnnbench.data import get_data
 from cnnbench.record import Record
 from cnnbench.report.pictures import Drawn
+from cnnbench.timing.speed import SpeedConfig
 
 CLASSES = get_data("CIFAR10").class_names
 # Hypothesis tries the same random cases in every run; HYPOTHESIS_PROFILE=default makes it look for new ones.
@@ -44,6 +46,12 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Write reports without pictures, which take seconds to draw, in tests that look at texts and records alone."""
     monkeypatch.setattr("cnnbench.report.outputs.draw_pictures", lambda records, folder: Drawn())
+
+
+@pytest.fixture
+def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `bench` time in a fraction of a second, for tests that do not look at how exact its times are."""
+    monkeypatch.setattr("cnnbench.benchmark.run.SpeedConfig", partial(SpeedConfig, rounds=6, warmup_s=0.1))
 
 
 @pytest.fixture

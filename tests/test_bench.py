@@ -31,6 +31,8 @@ from cnnbench.files import with_checksum, without_checksum
 from cnnbench.models import get_model
 from cnnbench.record import load_records
 
+pytestmark = pytest.mark.usefixtures("few_rounds")
+
 SMALL = [
     "--device=cpu", "--precision=32-true", "--budget=0.3s", "--speed_batch_size=4", "--batch_size=8",
     '--data_options={"train_images": 60, "test_images": 20}',

@@ -250,11 +250,10 @@ SPEEDS: list[Callable[[dict], Any]] = [
 ]
 
 
-@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.usefixtures("without_pictures", "few_rounds")
 def test_damaged_times_are_taken_again_with_a_line(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cnnbench.timing.timed_network.SpeedConfig.rounds", 6, raising=False)
     assert main([*BENCH, "--models=LeNet5", "--measures=complexity,speed", "--epochs=1", "--out=run"]) == 0
     path, record = Path("run/speed.json"), next(Path("run/records").glob("*"))
     original = path.read_text()
