@@ -25,7 +25,7 @@ README = (ROOT / "README.md").read_text()
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
 NAMES = ("ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "experiments/LOG.md", "experiments/README.md")
 DOCUMENTS = PAGES | {name: (ROOT / name).read_text() for name in NAMES}
-RESULTS = ROOT / "experiments" / "results" / "2026-11-23-cpu.jsonl"
+RESULTS = ROOT / "experiments" / "results" / "2026-11-29-cpu.jsonl"
 
 
 def test_table_is_that_of_the_committed_records() -> None:
