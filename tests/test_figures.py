@@ -11,6 +11,7 @@ from matplotlib.text import Text
 
 from cnnbench.plots.drawing import LONGEST_NAME, Name, Scheme, family, short_names, write_names
 from cnnbench.record import Record
+from cnnbench.report import charts
 from cnnbench.report.charts import accuracy_against, latency_against_macs, learning_curves
 
 
@@ -139,3 +140,7 @@ def test_needed_names_stay_inside_the_panel_and_cover_no_other() -> None:
 def test_pictures_without_content_are_left_out() -> None:
     bare = [make_record(measures={}, training={}, confusion_matrix=None)]
     assert accuracy_against(bare, "macs") is latency_against_macs(bare) is learning_curves(bare) is None
+
+
+def test_no_tick_has_more_than_a_hundred_per_cent() -> None:
+    assert [charts._percent(share) for share in (0.125, 1.0, 1.002)] == ["12.5%", "100%", ""]

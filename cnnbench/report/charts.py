@@ -298,6 +298,9 @@ def _accuracy_axis(ax: Axes, accuracies: Sequence[float]) -> None:
 
 def _percent(share: float, _: int | None = None) -> str:
     """Return a share as a tick label in per cent, with its decimals, so that 12.5 % does not become 12 %."""
+    # The room for names may reach beyond 100 %, where no accuracy lies.
+    if share > 1:
+        return ""
     return f"{100 * share:.4g}%"
 
 
