@@ -82,7 +82,6 @@ class DryRun:
     ) -> None:
         self.model = model
         self.image_shape = tuple(image_shape)
-        self.names: dict[nn.Module, str] = {}
         self.random_in: dict[str, None] = {}
         self._device = kind
         self._listener = listener
