@@ -24,9 +24,9 @@ LEGEND = """\
 32: 3x32x32 images, 10 classes; 224: 3x224x224 images, 1000 classes. Depth: weighted layers on the longest path, at 224.
 Params: those that inference uses. Accuracies: top-1, in %.
 Published: the best that its source states, one crop of 224 pixels if not said otherwise; V2: torchvision's newer
-recipe. Recipes differ, so the rows do not compare. Reference: after a long training here, at 32x32, the mean over
-seeds; a JPEG copy of CIFAR-10 has pixels that differ a little from the originals. `cnnbench list --json` has titles and
-sources."""
+recipe. Recipes differ, so the rows do not compare. Reference: after the training that a record of the package
+describes, at 32x32, the mean over seeds; a JPEG copy of CIFAR-10 has pixels that differ a little from the originals.
+`cnnbench list --json` has titles and sources."""
 _COUNTS = {"Params": "params", "MACs": "macs"}
 """Titles of the columns of costs, and the starts of their keys in the catalogue."""
 _ACCURACIES = {"Published": "published", "Reference": "measured"}

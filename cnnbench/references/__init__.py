@@ -1,4 +1,4 @@
-"""Reference accuracies: accuracies of networks of the zoo after a long training, from records that the package ships.
+"""Reference accuracies: those of networks of the zoo after a reference training, from records that the package ships.
 
 The budget of a benchmark can end long before a network has converged. Its accuracy then says how fast it learns on one
 machine, and ranks networks in another order than a full training does. Wherever such an accuracy is shown, the accuracy

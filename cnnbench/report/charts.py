@@ -150,7 +150,7 @@ def _accuracy_figure(
         _accuracy_panel(axes[label], group, cost, scheme, short_too)
     title = "test accuracy"
     if not short_too:
-        title = "test accuracy after a long training"
+        title = "test accuracy after the reference training"
     title_left(axes, title)
     _explain(figure, drawn, cost, short_too)
     _finish(figure, scheme, drawn)
@@ -292,7 +292,10 @@ def _accuracy_axis(ax: Axes, accuracies: Sequence[float]) -> None:
     # The room is larger above the accuracies than below them, since most names stand above their points.
     room = max(0.08 * (high - low), 0.004)
     # No accuracy is below 0 or above 1, but a point at 1 needs room for half of its marker.
-    ax.set_ylim(max(0, low - room), min(1.0 + room / 2, high + 2 * room))
+    top = 1.0
+    if high + room / 2 > top:
+        top += room / 2
+    ax.set_ylim(max(0, low - room), min(top, high + 2 * room))
     ax.yaxis.set_major_formatter(FuncFormatter(_percent))
 
 
@@ -313,12 +316,24 @@ def _explain(figure: Figure, drawn: Mapping[str, Sequence[Contender]], cost: str
         notes += _notes_on_short_trainings(list(chain.from_iterable(drawn.values())))
     else:
         notes.append("bar: range over seeds, or 95 % interval of one seed")
+        notes.append(f"epochs of these trainings: {'; '.join(_epochs(*panel) for panel in drawn.items())}")
     # Below several panels the notes fill whole lines; below a single panel each note has a line of its own.
     if len(drawn) > 1:
         notes = textwrap.wrap("; ".join(notes), LONGEST_EXPLANATION)
     if notes:
         # The constrained layout reserves room for this label of the figure, which it does not do for plain texts.
         figure.supxlabel("\n".join(notes), fontsize=9, color=SOFT)
+
+
+def _epochs(label: str, entries: Sequence[Contender]) -> str:
+    """Return in words how many epochs the trainings took whose accuracies stand in a panel."""
+    numbers = []
+    for entry in entries:
+        known = entry.reference
+        # Without a longer reference training, the accuracy of the run itself is shown.
+        numbers.append(round(known.epochs if known else entry.records[0].training["epochs"]))
+    low, high = min(numbers), max(numbers)
+    return f"{label} {low}" if low == high else f"{label} {low} to {high}"
 
 
 def _notes_on_short_trainings(entries: Sequence[Contender]) -> list[str]:

@@ -304,7 +304,7 @@ def _reference_picture(records: Sequence[Record]) -> Picture:
         words = "These are the accuracies of reference trainings, whose length is said under the table."
         return [words, *_panels_left_out(entries)]
 
-    description = f"Test accuracy after a long training against {charts.COSTS[charts.LATENCY][0]}"
+    description = f"Test accuracy after the reference training against {charts.COSTS[charts.LATENCY][0]}"
     draw = partial(charts.reference_against, records, charts.LATENCY)
     return _comparison(records, "reference_latency", draw, description, caption)
 
