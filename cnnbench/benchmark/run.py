@@ -44,6 +44,7 @@ from cnnbench.timing.processes import in_process, in_processes
 from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
 from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.clock import TimeBudget, TrainingClock
+from cnnbench.training.several_steps import own_hooks
 from cnnbench.training.trainer import make_trainer, quiet_lightning
 from cnnbench.trust import Trust
 
@@ -71,8 +72,6 @@ class Curve(Logger):
         points: Logged values, each point with its optimizer ``step``, counted from 0; values that are not finite are
             left out.
         diverged: Whether a logged value was not finite.
-        trainer: Trainer whose optimizer steps count. Without it, the step is that of Lightning's loop, for which
-            several optimizer steps in one call are one step.
     """
 
     name = "curve"
@@ -82,7 +81,6 @@ class Curve(Logger):
         super().__init__()
         self.points: list[dict[str, float]] = []
         self.diverged = False
-        self.trainer: L.Trainer | None = None
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -98,8 +96,6 @@ class Curve(Logger):
                 values[name] = round(value, 5)
             else:
                 self.diverged = True
-        if self.trainer is not None:
-            step = self.trainer.global_step - 1
         if values:
             self.points.append({"step": step or 0, **values})
 
@@ -612,7 +608,10 @@ class _Run:
 
     def _train(self, cell: Cell, model: ImageClassifier, measures: Mapping[str, Any]) -> dict[str, Any]:
         """Train a network within the budget, test it, and return the facts about the training for the record."""
-        together = model.steps_per_call or self._steps_per_call(measures)
+        together = model.steps_per_call
+        # A network that changes a step by methods of its own is trained in single steps unless it asks for several.
+        if together is None and not own_hooks(model, ImageClassifier):
+            together = self._steps_per_call(measures)
         model.take_steps_together(together)
         plan, facts, data = self.plan, self.facts[cell.data], self.data[cell.data]
         curve = Curve()
@@ -627,10 +626,9 @@ class _Run:
             precision=plan.precision,
             max_epochs=-1 if plan.epochs is None else plan.epochs,
             logger=curve,
-            log_every_n_steps=_log_interval(plan, facts, measures, together),
+            log_every_n_steps=_log_interval(plan, facts, measures),
             plugins=[CheckpointFile()],
         )
-        curve.trainer = trainer
         try:
             trainer.fit(model, datamodule=data)
         except DivergedError:
@@ -767,14 +765,14 @@ def _outcome(record: Record) -> str:
     return text
 
 
-def _log_interval(plan: Plan, facts: Mapping[str, Any], measures: Mapping[str, Any], steps_per_call: int | None) -> int:
-    """Return the number of calls between points of the learning curve, for about `CURVE_POINTS` points."""
+def _log_interval(plan: Plan, facts: Mapping[str, Any], measures: Mapping[str, Any]) -> int:
+    """Return the number of optimizer steps between points of the learning curve, for about `CURVE_POINTS` points."""
     if plan.budget_s is not None:
         images = plan.budget_s * measures.get("train_images_per_s", 1000.0)
     else:
         images = float(facts["train_images"] * (plan.epochs or 1))
     steps = images / plan.batch_size
-    return max(1, round(steps / (steps_per_call or 1) / CURVE_POINTS))
+    return max(1, round(steps / CURVE_POINTS))
 
 
 def _some_images(data: ImageDataModule, count: int) -> Tensor:

@@ -304,10 +304,17 @@ class ImageDataModule(L.LightningDataModule, ABC):
             module = getattr(trainer, "lightning_module", None)
             chunk = getattr(module, "steps_per_call", None)
             of_training = {"augmentation": self.augmentation, "sizes": self.sizes, "chunk": chunk}
+        # With ``overfit_batches`` every epoch has the same batches. Lightning sees to this for its own samplers only.
+        in_order = training and trainer is not None and bool(trainer.overfit_batches)
+        if in_order:
+            # Without the incomplete last batch, since all training steps have one shape.
+            batch_size = min(batch_size, len(labels) // world_size)
+            whole = len(labels) - len(labels) % (batch_size * world_size)
+            images, labels = images[:whole], labels[:whole]
         return TensorBatches(
             Split(images.to(device), labels.to(device)),  # on a GPU it stays there: at most 180 MB
             batch_size,
-            shuffle=training,
+            shuffle=training and not in_order,
             mean=self.mean,
             std=self.std,
             size=self.image_size,

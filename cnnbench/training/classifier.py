@@ -20,12 +20,12 @@ from cnnbench import hardware
 from cnnbench.blocks import Form, resolve_form
 from cnnbench.errors import DivergedError, UserError, unknown
 from cnnbench.optimizers import adamw
+from cnnbench.training import several_steps
 from cnnbench.training.clock import TimeBudget
 from cnnbench.training.loss import loss_and_logits
 from cnnbench.training.outcomes import Outcomes
 from cnnbench.training.schedule import Schedule, lr_factor
 from cnnbench.training.settings import settle
-from cnnbench.training.several_steps import take_steps
 from cnnbench.training.views import Views, mean_logits
 
 Batch = tuple[Tensor, Tensor]
@@ -77,9 +77,10 @@ class ImageClassifier(L.LightningModule):
         label_smoothing: Share of the target probability that is spread over all classes; unset, that of ``recipe``, and
             0 without one.
         steps_per_call: Number of optimizer steps within one call of Lightning's loop; unset, one. Some tens of steps
-            save small networks most of Lightning's overhead; on a CPU the final weights are the same. Callbacks (such
-            as weight averaging), the progress bar, the log and ``limit_train_batches`` then count a whole call as one
-            step. This works on one device, without gradient clipping or accumulation, and not in ``16-mixed``.
+            save small networks most of Lightning's overhead; on a CPU the final weights are the same. The schedule,
+            averages of the weights (``EMAWeightAveraging``) and the log count every step. Other callbacks, the progress
+            bar and ``limit_train_batches`` count a whole call as one. This works on one device, without gradient
+            clipping or accumulation, and not in ``16-mixed``; whatever else needs single steps is refused.
         compile_mode: Mode in which ``torch.compile`` compiles the training steps; unset, they are not compiled.
             Compilation takes half a minute (less on a GPU) before the first step and for each further image size. On a
             CPU it pays off for depthwise convolutions in float32. Evaluation is not compiled.
@@ -254,13 +255,8 @@ class ImageClassifier(L.LightningModule):
             hardware.check_compiler(self.trainer.strategy.root_device)
             # Only the function is compiled, so that the modules keep their names in checkpoints.
             self._compiled = torch.compile(self.forward, mode=self.compile_mode)
-        if stage == "fit" and not self.automatic_optimization:
-            trainer = self.trainer
-            if trainer.world_size > 1 or trainer.precision == "16-mixed":
-                raise UserError(
-                    f"steps_per_call {self.steps_per_call} works on one device and not in 16-mixed; here are "
-                    f"{trainer.world_size} devices in {trainer.precision}; leave it out"
-                )
+        if stage == "fit" and self.steps_per_call is not None:
+            several_steps.prepare(self, self.steps_per_call, ImageClassifier)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning sets this attribute about forty times per step, and torch's own method is slow.
@@ -281,7 +277,7 @@ class ImageClassifier(L.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         if self.automatic_optimization:
             return self._training_loss(batch)
-        take_steps(self, batch, self._training_loss, self._time_budget())
+        several_steps.take_steps(self, batch, self._training_loss, self._time_budget())
         return None
 
     def _training_loss(self, batch: Batch) -> Tensor:
@@ -460,6 +456,8 @@ class ImageClassifier(L.LightningModule):
     def configure_optimizers(self) -> Any:
         settings = self._settings
         optimizer = self.make_optimizer()
+        if self.steps_per_call is not None:
+            several_steps.check_optimizer(optimizer, self.steps_per_call)
         scheduler: Any
         if settings.lr_scheduler is not None:
             scheduler = settings.lr_scheduler(optimizer)
