@@ -6,7 +6,7 @@ belongs to this package or to a library that the package builds on. Any other na
 on the command line, either the name itself or its module after ``--trust``.
 
 All names pass through two places, and both check them. `cnnbench.network` imports a network ``module:callable``.
-`cnnbench.commands.fit_arguments` sets up the parser of ``cnnbench fit``, which imports classes. Neither place needs to
+`cnnbench.commands.fit_imports` sets up the parser of ``cnnbench fit``, which imports classes. Neither place needs to
 know whether a name was typed or comes from a file, because a typed name is trusted.
 """
 

@@ -15,6 +15,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import yaml
 
 from cnnbench.checkpoints import CheckpointFile, open_checkpoint
 from cnnbench.cli import main
@@ -158,6 +159,101 @@ def test_a_word_for_a_checkpoint_names_a_run_or_is_refused(word: str, capsys: py
     assert main(["test", "--model=LeNet5", *SMALL, "--ckpt_path", word, *CPU]) == expected
     assert word == "hpc" or "checkpoint: results/runs/LeNet5-Synthetic/" in capsys.readouterr().err
     assert main(["test", "--model=SimpleCNN", *SMALL, "--ckpt_path", word, *CPU]) == 2  # of another network
+
+
+CHANGES = [
+    (
+        "--model.learning_rate=0.5",
+        "learning_rate is 0.5 (--model.learning_rate), but the training of the checkpoint has",
+    ),
+    ("--model.init_args.label_smoothing=0.3", "label_smoothing is 0.3"),
+    ("--model.schedule=cosine", "schedule is cosine"),
+    ("--model.steps_per_call=2", "steps_per_call is 2"),
+    ('--model={"init_args": {"warmup": 0.5}}', "warmup is 0.5 (--model)"),
+    ("--model=ResNet20", "the checkpoint is of LeNet5, not of ResNet20; leave out --model"),
+    ("--model.class_path=ResNet20", "the checkpoint is of LeNet5, not of ResNet20; leave out --model"),
+    ("--model.optimizer=AdamW", "the optimizer AdamW has learning rate 0.001, but the training of the checkpoint has"),
+    ("--model.optimizer=SGD", "the optimizer SGD has dampening and no amsgrad, so it is not that of the checkpoint"),
+]
+
+
+@pytest.mark.parametrize(("option", "message"), CHANGES, ids=[option for option, _ in CHANGES])
+def test_a_training_that_goes_on_refuses_what_would_have_no_effect(
+    option: str, message: str, checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    runs = sorted(Path("results/runs").glob("*/*"))
+    assert main(["fit", f"--ckpt_path={checkpoint}", "--trainer.max_epochs=2", option, *CPU]) == 2
+    assert message in _last_line(capsys)
+    assert sorted(Path("results/runs").glob("*/*")) == runs
+
+
+def test_a_training_goes_on_with_what_may_change(checkpoint: Path) -> None:
+    changed = ["--model.test_views=mirror", "--model.channels_last=false", "--model.learning_rate=null"]
+    assert main(["fit", f"--ckpt_path={checkpoint}", "--trainer.max_epochs=2", *changed, "--out=on", *CPU]) == 0
+    (config,) = Path("on").glob("*/*/config.yaml")
+    arguments = yaml.safe_load(config.read_text())["model"]["init_args"]
+    assert (arguments["test_views"], arguments["channels_last"]) == ("mirror", False)
+    stored = torch.load(next(Path("on").rglob("last.ckpt")), weights_only=True)
+    assert stored["global_step"] == 2 * 5
+    assert stored["hyper_parameters"]["test_views"] == "mirror"
+
+
+def test_settings_of_an_optimizer_and_its_schedule_are_those_of_the_checkpoint(capsys: pytest.CaptureFixture) -> None:
+    sgd = ["--model.optimizer=SGD", "--model.optimizer.lr=0.01", "--model.optimizer.momentum=0.9"]
+    steps = ["--model.lr_scheduler=StepLR", "--model.lr_scheduler.step_size=2", "--model.lr_scheduler.gamma=0.5"]
+    assert main([*FIT, *sgd, *steps, "--trainer.max_epochs=1"]) == 0
+    (last,) = Path("results").rglob("last.ckpt")
+    go_on = ["fit", f"--ckpt_path={last}", "--trainer.max_epochs=2", *CPU]
+    for option, message in (
+        ("--model.optimizer.lr=0.02", "learning rate 0.02, but the training of the checkpoint has 0.01"),
+        ("--model.optimizer.momentum=0", "momentum 0.0, but the training of the checkpoint has 0.9"),
+        ("--model.lr_scheduler.gamma=0.1", "the scheduler StepLR has gamma 0.1, but the training of the checkpoint"),
+    ):
+        assert main([*go_on, option]) == 2
+        assert message in _last_line(capsys)
+    assert main(go_on) == 0
+
+
+def test_a_test_uses_what_is_set_beside_its_checkpoint(checkpoint: Path) -> None:
+    """The logits are averaged over an image and its mirror image, so the probabilities differ."""
+    tables = {}
+    for name, options in {"one": [], "mirror": ["--model.test_views=mirror"]}.items():
+        assert main(["predict", f"--ckpt_path={checkpoint}", *options, f"--out={name}", *CPU]) == 0
+        (path,) = Path(name).rglob("predictions.csv")
+        tables[name] = path.read_text()
+    assert tables["one"] != tables["mirror"]
+    Path("x.yaml").write_text("model: {class_path: LeNet5, init_args: {test_views: mirror}}\ndata: Synthetic\n")
+    data = [option for option in SMALL if option != "--data=Synthetic"]
+    assert main(["predict", "--config=x.yaml", *data, f"--ckpt_path={checkpoint}", "--out=file", *CPU]) == 0
+    (path,) = Path("file").rglob("predictions.csv")
+    assert path.read_text() == tables["mirror"]
+
+
+def test_a_configuration_beside_a_checkpoint_is_of_its_network(checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
+    Path("other.yaml").write_text("model: SimpleCNN\ndata: Synthetic\n")
+    Path("same.yaml").write_text("model: {class_path: cnnbench.models.LeNet5}\ndata: {class_path: Synthetic}\n")
+    for word in ("last", str(checkpoint)):
+        assert main(["test", "--config=other.yaml", *SMALL, f"--ckpt_path={word}", *CPU]) == 2
+        message = "there is no run" if word == "last" else "of LeNet5, not of SimpleCNN; leave out config 'other.yaml'"
+        assert message in _last_line(capsys)
+    assert main(["test", "--config=same.yaml", *SMALL[1:], "--ckpt_path=last", *CPU]) == 0
+    assert f"checkpoint: {checkpoint}" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_a_configuration_names_is_verified_too(
+    checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    _damaged("flip", checkpoint)
+    Path("x.yaml").write_text(f"model: LeNet5\ndata: Synthetic\nckpt_path: {checkpoint}\n")
+    assert main(["test", "--config=x.yaml", *SMALL[1:], *CPU]) == 2
+    assert f"checkpoint '{checkpoint}' is damaged" in _last_line(capsys)
+
+
+def test_a_word_for_a_checkpoint_finds_networks_from_outside_the_zoo(capsys: pytest.CaptureFixture) -> None:
+    network = ["--model=torchvision:mobilenet_v3_small"]
+    assert main(["fit", *network, *SMALL, *CPU, "--trainer.max_steps=1"]) == 0
+    assert main(["test", *network, *SMALL, "--ckpt_path=last", *CPU]) == 0
+    assert "checkpoint: results/runs/torchvision_mobilenet_v3_small-Synthetic/" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])

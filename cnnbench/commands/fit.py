@@ -28,21 +28,19 @@ from lightning.pytorch.utilities import rank_zero_only
 from cnnbench import hardware, interrupts
 from cnnbench.blocks import has_depthwise
 from cnnbench.checkpoints import CheckpointFile
-from cnnbench.commands.fit_arguments import (
-    LINKED,
-    Parser,
-    Refused,
-    allowed_imports,
-    check_files,
-    check_names,
-    explain,
-    foreign_classes,
-    values_of,
+from cnnbench.commands.fit_arguments import LINKED, check_files, check_names, with_network_options
+from cnnbench.commands.fit_checkpoint import (
+    check_same_network,
+    open_for,
+    same_recipe,
+    stored_network,
+    use_given,
     with_named_checkpoint,
-    with_network_options,
     with_reference_weights,
     with_run_config,
 )
+from cnnbench.commands.fit_errors import Parser, Refused, explain
+from cnnbench.commands.fit_imports import allowed_imports, foreign_classes
 from cnnbench.console import note
 from cnnbench.counting.complexity import complexity
 from cnnbench.data import all_data
@@ -92,6 +90,21 @@ class CLI(LightningCLI):
             }
         )
 
+    def _parse_ckpt_path(self) -> None:
+        """Put the network of the checkpoint into the configuration; what the user set beside it is used or refused."""
+        config = self.config[self.config.subcommand]
+        self.of_checkpoint: list[L.Callback] = []  # callbacks that a checkpoint asks for
+        if not config.ckpt_path:
+            return
+        stored = open_for(self.config.subcommand, str(config.ckpt_path))
+        if self.config.subcommand == "fit":
+            self.of_checkpoint.append(same_recipe(stored))
+        network, configured = stored_network(stored, config.model), config.model.clone()
+        check_same_network(network, sys.argv)
+        if network["dict_kwargs"]:
+            self.config = self.parser.parse_object({self.config.subcommand: {"model": network}}, self.config)
+            use_given(self.config.subcommand, self.config[self.config.subcommand].model, configured, sys.argv)
+
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         self.clock, self.stage = TrainingClock(), Stage()
@@ -100,15 +113,6 @@ class CLI(LightningCLI):
             raise UserError(f"--ckpt_path missing: {self.subcommand} needs a trained network; `cnnbench fit` makes one")
         if _class_name(config.model) == ImageClassifier.__name__:
             raise UserError("model.class_path is missing: name a network of `cnnbench list`, such as LeNet5")
-        # With a checkpoint, LightningCLI builds the network that the checkpoint names, whatever the command line says.
-        model = values_of(sys.argv, "--model")
-        if model and model[-1].rsplit(".", 1)[-1] != _class_name(config.model):
-            raise UserError(f"the checkpoint is of {_class_name(config.model)}, not of {model[-1]}; leave out --model")
-        names = values_of(sys.argv, "--model.name")
-        if names and names[-1] != config.model.init_args.get("name"):
-            raise UserError(
-                f"the checkpoint is of {config.model.init_args.name}, not of {names[-1]}; leave out --model"
-            )
         if config.wandb != "off" and config.trainer.logger not in (None, True):
             raise UserError("--wandb and --trainer.logger exclude each other; put a WandbLogger into trainer.logger")
 
@@ -177,7 +181,7 @@ class CLI(LightningCLI):
     def _callbacks(self, trainer: Any, folder: Path) -> list[L.Callback]:
         """Return the user's callbacks, and those callbacks of every run that the options of the Trainer allow."""
         config = self.config_init[self.subcommand]
-        callbacks = [*_as_list(config.trainer.callbacks), self.clock, self.stage]
+        callbacks = [*_as_list(config.trainer.callbacks), self.clock, self.stage, *self.of_checkpoint]
         if trainer.barebones:
             return callbacks
         if trainer.logger is not False and trainer.fast_dev_run is False:
@@ -432,9 +436,9 @@ def main(arguments: list[str]) -> None:
     hardware.keep_freed_memory()
     all_models(), all_data()  # the parser knows the names of classes that have been imported
     # Each of these needs the words that the one before it has written out: names, then checkpoints, then their runs.
-    arguments = with_named_checkpoint(with_reference_weights(with_network_options(arguments)))
-    arguments = with_run_config(arguments)
+    arguments = with_network_options(arguments)
     check_files(arguments)
+    arguments = with_run_config(with_named_checkpoint(with_reference_weights(arguments)))
     check_names(arguments)
     before = sys.argv
     # LightningCLI parses sys.argv, and DDP starts the processes of other ranks with it.

@@ -1,240 +1,32 @@
-"""The command line of ``cnnbench fit``: short forms are expanded, names are checked, and errors are put in plain words.
+"""The command line of ``cnnbench fit``: short forms are expanded, and files and names are checked.
 
 Everything that the arguments name is checked here before any of it is imported or built.
 """
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import inspect
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
 
-import jsonargparse
-import lightning as L
-from lightning.pytorch.cli import LightningArgumentParser
-
-from cnnbench.checkpoints import check_training_state, network_of, open_checkpoint
-from cnnbench.console import note
-from cnnbench.data import all_data
+from cnnbench.commands.fit_errors import TABLES
 from cnnbench.errors import UserError, unknown
-from cnnbench.files import read_yaml, safe_name
-from cnnbench.models import all_models
+from cnnbench.files import parse_yaml, read_yaml
 from cnnbench.network import External, parse_name
-from cnnbench.references import weights_file
-from cnnbench.trust import OPTION, Trust, check_config, current
+from cnnbench.trust import check_config
 
 LINKED = ("num_classes", "in_channels", "image_size")
 """Arguments of the network whose values come from the data set."""
 
 
-class Refused(SystemExit):
-    """Exception that carries a message of the parser through jsonargparse.
-
-    It is a `SystemExit`, because jsonargparse catches every other kind of error and then tries something else.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(2)
-        self.message = message
-
-
-class Parser(LightningArgumentParser):
-    """Parser that accepts no abbreviated options and raises `Refused` for an error, so that `explain` can reword it."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise Refused(message)
-
-
-def explain(message: str) -> UserError:
-    """Return a UserError of one line with a hint, for a message of jsonargparse, which may have many lines.
-
-    Args:
-        message: Message of the parser. Its parts, such as the option and the value, are found by regular expressions.
-    """
-    text = " ".join(message.split())
-    # A message can match several of the expressions, so the order counts.
-    denied = _first(r"Importing '([^']+)' is not allowed", text)
-    if denied:
-        return UserError(
-            f"a configuration names '{denied}', which is none of the networks, data sets and classes of Lightning and "
-            f"torch that a file may name; if you trust its code, add {OPTION} {denied.rpartition('.')[0]}"
-        )
-    # The option that the message is about, if it names one.
-    key = _first(r'Parser key "([^"]+)"', text)
-    name = _first(r"(?:Expected a dot import path string|[Uu]nable to import[^:]*): ([\w.:]+)", text)
-    if name:
-        return _no_class(key, name)
-    option = _first(r"(?:[Oo]ption|unrecognized arguments:) ['\"]?-*([\w.]+)", text)
-    if option and re.search("accept|unrecognized", text):
-        return _unknown_option(option)
-    file = _first(r"File does not exist: '?([^']+)", text)
-    if file:
-        return UserError(f"{key or 'file'} '{file}' does not exist")
-    required = _first(r"arguments are required: (.*)$", text)
-    if required:
-        missing = [part.split(".")[-1] for part in required.split(", ")]
-        return UserError(f"--{' and --'.join(missing)} missing; name one, or give a --config with it")
-    # A value of the wrong type: name the types that are valid.
-    value = _first(r"(?:Given value|Got value): (.*)$", text).strip()
-    types = " or ".join(dict.fromkeys(re.findall(r"<class '([\w.]+)'>", text)))
-    if key and value and types:
-        types = re.sub(r"\bNoneType\b", "null, for nothing,", types)
-        return UserError(f"{key} '{value}' is not valid; it must be {types}")
-    return UserError(text if len(text) <= 400 else text[:399] + "…")
-
-
-def _first(pattern: str, text: str) -> str:
-    """Return what the group of a pattern matches at its first place in a text, or an empty text."""
-    match = re.search(pattern, text)
-    return match[1] if match else ""
-
-
-def _no_class(key: str, name: str) -> UserError:
-    """Return the error for a name that stands for no class.
-
-    Args:
-        key: Option that has the name as its value.
-        name: Name that the user wrote.
-    """
-    # The short form of an external network is expanded on the command line only, so a file cannot use it.
-    if key == "model" and ":" in name.rstrip(":"):
-        return UserError(f"model '{name}': in a file write class_path: External and init_args: {{name: '{name}'}}")
-    if key in _TABLES:
-        kind, valid = _TABLES[key]()
-        if name not in valid:
-            return unknown(kind, name, valid)
-    return UserError(f"{key} '{name}' is no class that can be imported; write a name such as AdamW")
-
-
-_TABLES: dict[str, Callable[[], tuple[str, Iterable[str]]]] = {
-    "model": lambda: ("model", all_models()),
-    "data": lambda: ("data set", all_data()),
-}
-"""Functions that return the kind of thing that ``--model`` or ``--data`` names, for messages, and the valid names."""
-
-
-def _unknown_option(option: str) -> UserError:
-    near = difflib.get_close_matches(option, _options(), n=1, cutoff=0.7)
-    hint = f"did you mean '{near[0]}'?" if near else "`cnnbench fit --help` lists the options"
-    return UserError(f"unknown option '{option}'; {hint}")
-
-
-def _options() -> list[str]:
-    """Return every option with its prefix, and the arguments of networks and data sets also without the prefix."""
-    names = ["config", "seed_everything", "out", "wandb", "ckpt_path", "model", "data", "trainer"]
-    names += [f"trainer.{name}" for name in inspect.signature(L.Trainer.__init__).parameters if name != "self"]
-    for prefix, classes in (("model", all_models().values()), ("data", all_data().values())):
-        # A class passes most of its arguments on to its base classes, so the signatures of these count too.
-        bases = {base for cls in classes for base in cls.__mro__ if base.__module__.startswith("cnnbench")}
-        for base in bases:
-            for name in inspect.signature(base).parameters:
-                names += [name, f"{prefix}.{name}"]
-    return names
-
-
-def with_named_checkpoint(arguments: list[str]) -> list[str]:
-    """Replace ``--ckpt_path last`` or ``best`` by that file of the newest matching run, and print which file it is.
-
-    A run matches if it lies in the folder of ``--out`` and is of the network and data set that the arguments name.
-
-    Raises:
-        UserError: No such run has the checkpoint.
-    """
-    paths = values_of(arguments, "--ckpt_path")
-    # Lightning knows these words too, but looks for checkpoints of the run at hand, which has none yet.
-    if not paths or paths[-1] not in ("last", "best", "hpc"):
-        return arguments
-    word = paths[-1]
-    out = Path((values_of(arguments, "--out") or ["results/runs"])[-1])
-    parts = []
-    for option in ("--model", "--data"):
-        part = (values_of(arguments, option) or ["*"])[-1]
-        parts.append(part if part == "*" else safe_name(part))
-    name = "-".join(parts)  # the name of a folder, or a pattern for several
-    matches = sorted(out.glob(f"{name}/*/checkpoints/{word}.ckpt"), key=lambda path: path.stat().st_mtime)
-    # Lightning saves this checkpoint under another name, for a job that SLURM stops, so the search cannot find it.
-    if word == "hpc" or not matches:
-        raise UserError(
-            f"--ckpt_path {word}: there is no run with such a checkpoint in '{out / name}'; name the file, which "
-            "`cnnbench fit` prints"
-        )
-    note(f"checkpoint: {matches[-1]}")
-    return [*_without_option(arguments, "--ckpt_path"), f"--ckpt_path={matches[-1]}"]
-
-
-def with_reference_weights(arguments: list[str]) -> list[str]:
-    """Replace ``--weights reference`` by the checkpoint that the package ships for the network and data set.
-
-    Raises:
-        UserError: The package has no such checkpoint, the subcommand is ``fit``, or other options do not go with it.
-    """
-    values = values_of(arguments, "--weights")
-    if not values:
-        return arguments
-    if values[-1] != "reference":
-        raise UserError(f"--weights {values[-1]} is not known; there is only: --weights reference")
-    if arguments[:1] == ["fit"] or values_of(arguments, "--ckpt_path"):
-        raise UserError("--weights reference is for test, validate and predict, in place of --ckpt_path; leave it out")
-    models, data = (values_of(arguments, option) for option in ("--model", "--data"))
-    if not models:
-        raise UserError("--weights reference needs --model NAME, such as LeNet5, and --data NAME")
-    path = weights_file(models[-1], data[-1] if data else None)
-    rest = [*_without_option(arguments, "--weights"), f"--ckpt_path={path}"]
-    if not data:
-        # The name of the data set must precede the options of the data set, so it follows the subcommand directly.
-        rest[1:1] = ["--data", path.stem.removeprefix(f"{models[-1]}-")]
-    return rest
-
-
-def _without_option(arguments: list[str], flag: str) -> Iterator[str]:
-    """Yield the arguments without an option and its value."""
-    skip = False
-    for argument in arguments:
-        if skip:
-            skip = False
-        elif argument == flag:
-            skip = True
-        elif not argument.startswith(f"{flag}="):
-            yield argument
-
-
-def with_run_config(arguments: list[str]) -> list[str]:
-    """Add the configuration of the run that wrote the checkpoint, unless the arguments name a configuration or network.
-
-    Raises:
-        UserError: The checkpoint does not exist, or no configuration lies in the folders above it.
-    """
-    paths = values_of(arguments, "--ckpt_path")
-    if not paths or paths[-1] in ("", "null"):
-        return arguments
-    checkpoint = Path(paths[-1])
-    if not checkpoint.exists():
-        raise UserError(f"checkpoint '{checkpoint}' does not exist; `cnnbench fit` prints the path of the one it wrote")
-    if any(a.split("=")[0] in ("--config", "-c", "--model") for a in arguments):
-        return arguments
-    # The run folder is two levels up, or more: a checkpoint named after a metric such as val/accuracy has a slash in
-    # its name, which makes one more folder.
-    for folder in checkpoint.resolve().parents[:4]:
-        if (folder / "config.yaml").is_file():
-            return [arguments[0], f"--config={folder / 'config.yaml'}", *arguments[1:]]
-    raise UserError(f"no config.yaml beside checkpoint '{checkpoint}'; add --config FILE, or --model NAME --data NAME")
-
-
 def check_files(arguments: list[str]) -> None:
-    """Check that the files that the arguments name can be read, and that the network of a checkpoint may be built.
+    """Check that the configurations that the arguments name can be read and grant no trust.
 
     Raises:
-        UserError: A configuration or checkpoint is damaged or names code that the user does not trust, or the
-            checkpoint of a training that is to go on has weights only.
+        UserError: A configuration is damaged, or sets what only the command line may set.
     """
     named = [*values_of(arguments, "--config"), *values_of(arguments, "-c")]
     for option in ("--model", "--data", "--trainer"):
@@ -242,95 +34,6 @@ def check_files(arguments: list[str]) -> None:
     for text in named:
         if not text.lstrip().startswith("{"):  # not a file: the values themselves, typed as JSON
             check_config(Path(text))
-    for text in values_of(arguments, "--ckpt_path")[-1:]:
-        if text not in ("", "null"):
-            stored, where = open_checkpoint(Path(text)), f"checkpoint '{text}'"
-            # LightningCLI builds the network that this entry names, so it is checked before the parser imports it.
-            if "_class_path" in stored["hyper_parameters"]:
-                network_of(stored, where, current() or Trust())
-            if arguments[0] == "fit":
-                check_training_state(stored, where)
-
-
-_ALLOWED = (
-    "cnnbench.models cnnbench.data cnnbench.network.External cnnbench.optimizers cnnbench.training.callbacks "
-    "torch.optim torch.nn torchmetrics "
-    "lightning.pytorch.callbacks lightning.pytorch.loggers lightning.pytorch.profilers lightning.pytorch.plugins "
-    "lightning.pytorch.accelerators lightning.pytorch.strategies lightning.fabric.plugins "
-    "lightning.fabric.strategies lightning.fabric.accelerators lightning.fabric.loggers"
-).split()
-"""Modules and classes that a configuration may name: the class itself, or any class of the module."""
-
-
-def _allowed() -> tuple[str, ...]:
-    """Return what a configuration may name, with the networks and data sets as attributes of the package.
-
-    The parser writes the shortest path of a class into the configuration of a run, such as ``cnnbench.LeNet5``.
-    """
-    return (*_ALLOWED, *(f"cnnbench.{name}" for name in ("External", *all_models(), *all_data())))
-
-
-_CLOSED: set[str] = set()
-"""Names that an earlier command line in this process allowed, and that are denied by name since then."""
-
-
-def _is_allowed(path: str) -> bool:
-    """Return whether a configuration may name a class without the trust of the user."""
-    return any(path == allowed or path.startswith(f"{allowed}.") for allowed in _allowed())
-
-
-def foreign_classes(values: Any) -> Iterator[str]:
-    """Yield the modules of the classes in a configuration that a file may name only if the user trusts them."""
-    if isinstance(values, dict):
-        path = values.get("class_path")
-        if isinstance(path, str) and not _is_allowed(path):
-            yield path.rpartition(".")[0]
-        for value in values.values():
-            yield from foreign_classes(value)
-    elif isinstance(values, (list, tuple)):
-        for value in values:
-            yield from foreign_classes(value)
-
-
-def _own_names(trust: Trust) -> list[str]:
-    """Return the modules and classes outside the package that the user allows, without duplicates."""
-    names = []
-    for name in (*trust.modules, *trust.typed):
-        # Of the typed words only dotted names can be modules or classes.
-        if all(part.isidentifier() for part in name.split(".")):
-            names.append(name)
-    # A name that was denied after an earlier command line is allowed again if the user trusts its module now.
-    names += [name for name in _CLOSED if trust.covers(name.rpartition(".")[0])]
-    # jsonargparse refuses to allow its own classes, since they could change these settings.
-    return [name for name in dict.fromkeys(names) if name.partition(".")[0] != "jsonargparse"]
-
-
-@contextlib.contextmanager
-def allowed_imports() -> Iterator[None]:
-    """Restrict the parser's imports inside the block to `_ALLOWED` and to what the user named on the command line.
-
-    The parser applies the restriction to every name before it imports anything: in every file, at any depth, and also
-    in JSON within a text.
-    """
-    trust = current()
-    if trust is None:
-        yield
-        return
-    own = _own_names(trust)
-    allowed = _allowed()
-    jsonargparse.set_parsing_settings(
-        import_path_denylist=["*"],
-        # The most specific entry decides, and the star is less specific than every name.
-        import_path_allowlist=[*allowed, *own],
-        instantiate_subclass_spec_in_any=False,  # a value for an argument of type Any could otherwise name any class
-    )
-    try:
-        yield
-    finally:
-        # The settings hold for the whole process, but what this command line allowed must not hold for the next one.
-        closed = [name for name in own if name not in allowed]
-        _CLOSED.update(closed)
-        jsonargparse.set_parsing_settings(import_path_denylist=closed)
 
 
 def values_of(arguments: list[str], flag: str) -> list[str]:
@@ -345,6 +48,119 @@ def values_of(arguments: list[str], flag: str) -> list[str]:
         elif argument.startswith(f"{flag}="):
             values.append(argument.partition("=")[2])
     return values
+
+
+def value_of(arguments: list[str], key: str) -> str | None:
+    """Return the value of an option that may be typed or in a configuration, such as ``out``; None if it is not set."""
+    value = None
+    for flag, text in flags_of(arguments):
+        if flag == f"--{key}":
+            value = text
+        elif flag in ("--config", "-c"):
+            value = _table(text, Path())[0].get(key, value)
+    return None if value is None else str(value)
+
+
+def flags_of(arguments: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield each option and its value, written ``--flag value`` or ``--flag=value``, in their order."""
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+        flag, equals, value = argument.partition("=")
+        if flag.startswith("-") and equals:
+            yield flag, value
+        elif flag.startswith("-") and following is not None:
+            yield flag, following
+
+
+class Setting(NamedTuple):
+    """What one option, or one file, sets of the network or of the data set.
+
+    Attributes:
+        source: Option or file, for messages.
+        class_path: Name of the class; None if this does not set it.
+        arguments: Arguments of the class by name, with values as they are written.
+    """
+
+    source: str
+    class_path: str | None
+    arguments: dict[str, Any]
+
+
+def settings_of(arguments: list[str], key: str) -> Iterator[Setting]:
+    """Yield what the command line and its files set of the network or data set, in the order in which the parser reads.
+
+    Args:
+        arguments: Command line; its configurations have passed `check_files`.
+        key: ``model`` or ``data``.
+    """
+    for flag, value in flags_of(arguments):
+        if flag in ("--config", "-c"):
+            table, folder = _table(value, Path())
+            yield _setting(f"config '{value}'", table.get(key), folder)
+        elif flag == f"--{key}":
+            yield _setting(flag, value, Path())
+        elif flag.startswith(f"--{key}."):
+            # The parser accepts an argument with and without these words.
+            name = re.sub(r"^(init_args|dict_kwargs)(\.|$)", "", flag.removeprefix(f"--{key}."))
+            if name == "class_path":
+                yield Setting(flag, value, {})
+            elif name:
+                # An argument of an argument, and a value that is appended, count as the argument.
+                yield Setting(flag, None, {re.split(r"[.+]", name)[0]: value})
+            else:
+                yield Setting(flag, None, _table(value, Path())[0])
+
+
+def _setting(source: str, value: Any, folder: Path) -> Setting:
+    """Return what the value of ``model`` or ``data`` sets: a name, a table, or a file with a table."""
+    if isinstance(value, str) and is_table(value):
+        value, folder = _table(value, folder)
+    if isinstance(value, str):
+        return Setting(source, value, {})
+    if not isinstance(value, dict):
+        return Setting(source, None, {})
+    name = value.get("class_path")
+    inner = [value.get("init_args"), value.get("dict_kwargs")]
+    if name is None and inner == [None, None]:
+        return Setting(source, None, value)  # the short form: the arguments directly
+    merged = {key: part for table in inner if isinstance(table, dict) for key, part in table.items()}
+    return Setting(source, str(name) if name is not None else None, merged)
+
+
+def is_table(text: str) -> bool:
+    """Return whether a value is a table, written as JSON or in a file, and not a name."""
+    return text.lstrip().startswith("{") or re.search(r"\.(ya?ml|json)$", text) is not None
+
+
+def _table(text: str, folder: Path) -> tuple[dict[str, Any], Path]:
+    """Return a table that is written as JSON or in a file, and the folder that the names of files in it refer to."""
+    if text.lstrip().startswith("{"):
+        value = parse_yaml(text, "the table of an option")
+    else:
+        # The parser looks for a file beside the file that names it, and in the working folder.
+        path = folder / text if (folder / text).is_file() else Path(text)
+        if not path.is_file():
+            return {}, folder  # the parser says so
+        value, folder = read_yaml(path, "config"), path.parent
+    return (value if isinstance(value, dict) else {}), folder
+
+
+def class_of(arguments: list[str], key: str) -> Setting | None:
+    """Return the setting that decides which network or data set it is; None if the arguments name none."""
+    named = [setting for setting in settings_of(arguments, key) if setting.class_path is not None]
+    return named[-1] if named else None
+
+
+def name_of(arguments: list[str], key: str) -> str | None:
+    """Return the name of the network or data set in folder names; None if the arguments name none."""
+    chosen = class_of(arguments, key)
+    if chosen is None:
+        return None
+    name = str(chosen.class_path).rsplit(".", 1)[-1]
+    if name != External.__name__:
+        return name
+    # A network from outside the zoo has the name that the user wrote.
+    names = [s.arguments["name"] for s in settings_of(arguments, key) if "name" in s.arguments]
+    return str(names[-1]) if names else None
 
 
 def with_network_options(arguments: list[str]) -> list[str]:
@@ -385,34 +201,20 @@ def check_names(arguments: list[str]) -> None:
     Raises:
         UserError: A network or data set is unknown, or an argument is set that the data decides.
     """
-    # An option and its value are two neighbouring words, or one word with an equals sign.
-    pairs = list(itertools.pairwise(arguments))
-    for argument in arguments:
-        flag, equals, value = argument.partition("=")
-        if equals:
-            pairs.append((flag, value))
-    for flag, value in pairs:
-        if flag in ("--model", "--data") and re.fullmatch(r"\w+", value):
-            kind, valid = _TABLES[flag[2:]]()
-            if value not in valid and value != External.__name__:
-                raise unknown(kind, value, valid)
-        # The parser accepts the argument with and without ``init_args``.
-        if flag.startswith("--model.") and flag.removeprefix("--model.").removeprefix("init_args.") in LINKED:
-            raise _decided_by_data(flag)
-        if flag in ("--config", "-c") and Path(value).is_file():
-            _check_linked_in(value)
+    for key in ("model", "data"):
+        for setting in settings_of(arguments, key):
+            name = setting.class_path or ""
+            # The parser itself explains an unknown name in a file, with the file.
+            if setting.source.startswith("--") and re.fullmatch(r"\w+", name):
+                kind, valid = TABLES[key]()
+                if name not in valid and name != External.__name__:
+                    raise unknown(kind, name, valid)
+    for setting in settings_of(arguments, "model"):
+        for name in LINKED:
+            if name in setting.arguments:
+                raise _decided_by_data(setting.source, name)
 
 
-def _check_linked_in(file: str) -> None:
-    """Raise UserError if a configuration file sets an argument of the network that the data decides."""
-    # An empty file has the value None.
-    network = (read_yaml(Path(file), "config") or {}).get("model")
-    if not isinstance(network, dict):
-        return
-    # The arguments of the network are under `init_args`, or directly under `model` in the short form.
-    for name in set(LINKED) & set(network.get("init_args") or network):
-        raise _decided_by_data(f"model.{name} in '{file}'")
-
-
-def _decided_by_data(what: str) -> UserError:
+def _decided_by_data(source: str, name: str) -> UserError:
+    what = source if source.endswith(f".{name}") else f"model.{name} in {source.removeprefix('config ')}"
     return UserError(f"{what} is decided by the data; set data.image_size, or take another data set")

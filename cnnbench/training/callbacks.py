@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import time
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
 from cnnbench import interrupts
+from cnnbench.errors import UserError
 from cnnbench.files import write_text
 from cnnbench.trust import OPTION
 
@@ -79,6 +82,79 @@ class BestCheckpoint(ModelCheckpoint):
         if self.dirpath and best.name and not best.exists():  # the run folder has been moved
             state["best_model_path"] = str(Path(self.dirpath) / best.name)
         super().load_state_dict(state)
+
+
+class SameRecipe(L.Callback):
+    """Callback that refuses to go on with a training whose optimizer or schedule is set otherwise than before.
+
+    torch takes these settings from the checkpoint, so another learning rate or weight decay would have no effect.
+
+    Args:
+        optimizers: Settings of each parameter group of each optimizer in the checkpoint.
+        schedulers: State of each scheduler in the checkpoint.
+    """
+
+    def __init__(
+        self, optimizers: Sequence[Sequence[Mapping[str, Any]]], schedulers: Sequence[Mapping[str, Any]]
+    ) -> None:
+        self.optimizers, self.schedulers = optimizers, schedulers
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compare the optimizers and schedulers, which are built but not restored yet.
+
+        Raises:
+            UserError: A setting differs, or it is another kind of optimizer or scheduler.
+        """
+        for optimizer, groups in zip(trainer.optimizers, self.optimizers, strict=False):
+            for group, stored in zip(optimizer.param_groups, groups, strict=False):
+                self._compare_groups(f"optimizer {type(optimizer).__name__}", group, stored)
+        for config, state in zip(trainer.lr_scheduler_configs, self.schedulers, strict=False):
+            scheduler = config.scheduler
+            built = scheduler.state_dict()
+            # What the constructor takes is constant; the rest of the state changes from step to step.
+            constant = inspect.signature(type(scheduler)).parameters.keys() - {"optimizer", "last_epoch"}
+            what = f"scheduler {type(scheduler).__name__}"
+            _refuse_another(what, built.keys(), state.keys())
+            _refuse_differing(what, built, state, constant)
+
+    def _compare_groups(self, what: str, group: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+        _refuse_another(what, group.keys() - {"params"}, stored.keys())
+        compared = group.keys() - {"params", *_OF_THE_DEVICE}
+        if "initial_lr" in group and "initial_lr" in stored:
+            compared -= {"lr"}  # a schedule changes it, and `initial_lr` has what it started from
+        if "base_momentum" in stored:
+            compared -= {"momentum", "betas"}  # a schedule in cycles changes these too
+        _refuse_differing(what, group, stored, compared)
+
+
+_OF_THE_DEVICE = ("fused", "foreign", "capturable", "differentiable")
+"""Settings of an optimizer that decide how it computes on a device, and not what."""
+_TO_DO = "leave out what sets it, or train from the start without --ckpt_path"
+
+
+def _refuse_another(what: str, ours: Set[str], theirs: Set[str]) -> None:
+    """Raise UserError if an optimizer or scheduler has other settings than the one in the checkpoint."""
+    further, missing = ours - theirs, theirs - ours
+    # Another version of torch may have added settings, or dropped some, but hardly both.
+    if further and missing:
+        raise UserError(
+            f"the {what} has {min(further)} and no {min(missing)}, so it is not that of the checkpoint, whose training "
+            f"is to go on; {_TO_DO}"
+        )
+
+
+def _refuse_differing(what: str, ours: Mapping[str, Any], theirs: Mapping[str, Any], names: Set[str]) -> None:
+    """Raise UserError if one of these settings differs from that in the checkpoint."""
+    for name in sorted(names & ours.keys() & theirs.keys()):
+        value, stored = ours[name], theirs[name]
+        if isinstance(value, tuple) and isinstance(stored, list):
+            stored = tuple(stored)
+        if bool(value != stored):
+            shown = "learning rate" if name in ("lr", "initial_lr") else name
+            raise UserError(
+                f"the {what} has {shown} {value}, but the training of the checkpoint has {stored} and goes on with it; "
+                f"{_TO_DO}"
+            )
 
 
 class Stage(L.Callback):

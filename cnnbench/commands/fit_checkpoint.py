@@ -1,0 +1,205 @@
+"""The option ``--ckpt_path`` of ``fit``, ``validate``, ``test`` and ``predict``: which file it is, and what it decides.
+
+A checkpoint says how its network was built, and LightningCLI builds that network whatever else is set. Here an argument
+that the user sets beside the checkpoint is used, or refused where a training cannot go on with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cnnbench.checkpoints import check_training_state, network_of, open_checkpoint
+from cnnbench.commands.fit_arguments import class_of, name_of, settings_of, value_of, values_of
+from cnnbench.console import note
+from cnnbench.errors import UserError
+from cnnbench.files import safe_name
+from cnnbench.network import External
+from cnnbench.references import weights_file
+from cnnbench.training.callbacks import SameRecipe
+from cnnbench.trust import Trust, check_config, current
+
+CHANGEABLE = ("compile_mode", "channels_last", "test_views")
+"""Arguments of a network that may differ when its training goes on, since they leave its state as it is."""
+
+
+def with_named_checkpoint(arguments: list[str]) -> list[str]:
+    """Replace ``--ckpt_path last`` or ``best`` by that file of the newest matching run, and print which file it is.
+
+    A run matches if it lies in the folder of ``--out`` and is of the network and data set that the arguments name.
+
+    Raises:
+        UserError: No such run has the checkpoint.
+    """
+    paths = values_of(arguments, "--ckpt_path")
+    # Lightning knows these words too, but looks for checkpoints of the run at hand, which has none yet.
+    if not paths or paths[-1] not in ("last", "best", "hpc"):
+        return arguments
+    word = paths[-1]
+    out = Path(value_of(arguments, "out") or "results/runs")
+    # The name of a folder, or a pattern for several.
+    names = [name_of(arguments, key) for key in ("model", "data")]
+    name = "-".join("*" if name is None else safe_name(name) for name in names)
+    matches = sorted(out.glob(f"{name}/*/checkpoints/{word}.ckpt"), key=lambda path: path.stat().st_mtime)
+    # Lightning saves this checkpoint under another name, for a job that SLURM stops, so the search cannot find it.
+    if word == "hpc" or not matches:
+        raise UserError(
+            f"--ckpt_path {word}: there is no run with such a checkpoint in '{out / name}'; name the file, which "
+            "`cnnbench fit` prints"
+        )
+    note(f"checkpoint: {matches[-1]}")
+    return [*_without_option(arguments, "--ckpt_path"), f"--ckpt_path={matches[-1]}"]
+
+
+def with_reference_weights(arguments: list[str]) -> list[str]:
+    """Replace ``--weights reference`` by the checkpoint that the package ships for the network and data set.
+
+    Raises:
+        UserError: The package has no such checkpoint, the subcommand is ``fit``, or other options do not go with it.
+    """
+    values = values_of(arguments, "--weights")
+    if not values:
+        return arguments
+    if values[-1] != "reference":
+        raise UserError(f"--weights {values[-1]} is not known; there is only: --weights reference")
+    if arguments[:1] == ["fit"] or values_of(arguments, "--ckpt_path"):
+        raise UserError("--weights reference is for test, validate and predict, in place of --ckpt_path; leave it out")
+    models, data = (values_of(arguments, option) for option in ("--model", "--data"))
+    if not models:
+        raise UserError("--weights reference needs --model NAME, such as LeNet5, and --data NAME")
+    path = weights_file(models[-1], data[-1] if data else None)
+    rest = [*_without_option(arguments, "--weights"), f"--ckpt_path={path}"]
+    if not data:
+        # The name of the data set must precede the options of the data set, so it follows the subcommand directly.
+        rest[1:1] = ["--data", path.stem.removeprefix(f"{models[-1]}-")]
+    return rest
+
+
+def with_run_config(arguments: list[str]) -> list[str]:
+    """Add the configuration of the run that wrote the checkpoint, unless the arguments name a configuration or network.
+
+    Raises:
+        UserError: The checkpoint does not exist, or no configuration lies in the folders above it.
+    """
+    paths = values_of(arguments, "--ckpt_path")
+    if not paths or paths[-1] in ("", "null"):
+        return arguments
+    checkpoint = Path(paths[-1])
+    if not checkpoint.exists():
+        raise UserError(f"checkpoint '{checkpoint}' does not exist; `cnnbench fit` prints the path of the one it wrote")
+    if any(a.split("=")[0] in ("--config", "-c", "--model") for a in arguments):
+        return arguments
+    # The run folder is two levels up, or more: a checkpoint named after a metric such as val/accuracy has a slash in
+    # its name, which makes one more folder.
+    for folder in checkpoint.resolve().parents[:4]:
+        if (folder / "config.yaml").is_file():
+            check_config(folder / "config.yaml")
+            return [arguments[0], f"--config={folder / 'config.yaml'}", *arguments[1:]]
+    raise UserError(f"no config.yaml beside checkpoint '{checkpoint}'; add --config FILE, or --model NAME --data NAME")
+
+
+def _without_option(arguments: list[str], flag: str) -> Iterator[str]:
+    """Yield the arguments without an option and its value."""
+    skip = False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument == flag:
+            skip = True
+        elif not argument.startswith(f"{flag}="):
+            yield argument
+
+
+def open_for(subcommand: str, path: str) -> dict[str, Any]:
+    """Return the content of a checkpoint, after checking that it is whole, may be built, and fits the subcommand.
+
+    Args:
+        subcommand: ``fit``, ``validate``, ``test`` or ``predict``.
+        path: Path of the checkpoint.
+
+    Raises:
+        UserError: The file is damaged or names code that the user does not trust, or it has weights only and its
+            training is to go on.
+    """
+    stored, where = open_checkpoint(Path(path)), f"checkpoint '{path}'"
+    # LightningCLI builds the network that this entry names, so it is checked before the parser imports it.
+    if "_class_path" in stored["hyper_parameters"]:
+        network_of(stored, where, current() or Trust())
+    if subcommand == "fit":
+        check_training_state(stored, where)
+    return stored
+
+
+def stored_network(stored: Mapping[str, Any], configured: Any) -> dict[str, Any]:
+    """Return the network of a checkpoint as the parser takes it: its class, and its arguments.
+
+    Args:
+        stored: Content of the checkpoint.
+        configured: Network of the configuration, whose class is taken if the checkpoint does not name one.
+    """
+    # Besides the arguments, LightningCLI stores the class of the network and the function that builds it.
+    options = {key: value for key, value in stored["hyper_parameters"].items() if key != "_instantiator"}
+    return {"class_path": options.pop("_class_path", configured.class_path), "dict_kwargs": options}
+
+
+def check_same_network(network: Mapping[str, Any], arguments: list[str]) -> None:
+    """Raise UserError if the command line, or a configuration that it names, has another network than the checkpoint.
+
+    Args:
+        network: Network of the checkpoint, from `stored_network`.
+        arguments: Command line.
+
+    Raises:
+        UserError: It is another network.
+    """
+    setting = class_of(arguments, "model")
+    asked = name_of(arguments, "model")
+    name = str(network["class_path"]).rsplit(".", 1)[-1]
+    if name == External.__name__:
+        name = str(network["dict_kwargs"].get("name"))
+    if setting is not None and asked not in (None, name):
+        what = "--model" if setting.source.startswith("--") else setting.source
+        raise UserError(f"the checkpoint is of {name}, not of {asked}; leave out {what}")
+
+
+def use_given(subcommand: str, merged: Any, configured: Any, arguments: list[str]) -> None:
+    """Give the arguments of the network that the user has set precedence over those of the checkpoint.
+
+    Args:
+        subcommand: ``fit``, ``validate``, ``test`` or ``predict``.
+        merged: Network of the configuration with the checkpoint's arguments, both parsed; it is changed.
+        configured: The same network without those of the checkpoint.
+        arguments: Command line.
+
+    Raises:
+        UserError: The training of the checkpoint cannot go on with an argument that differs.
+    """
+    # Where an argument is set several times, the last source is the one that the parser used.
+    sources = {name: setting.source for setting in settings_of(arguments, "model") for name in setting.arguments}
+    for part in ("init_args", "dict_kwargs"):
+        ours, theirs = configured.get(part) or {}, merged.get(part) or {}
+        for name in sources.keys() & ours.keys() & theirs.keys():
+            value, of_checkpoint = ours[name], theirs[name]
+            if value == of_checkpoint:
+                continue
+            if subcommand == "fit" and name not in CHANGEABLE:
+                raise UserError(
+                    f"{name} is {value} ({sources[name]}), but the training of the checkpoint has {of_checkpoint} and "
+                    "goes on with it; leave it out, or train from the start without --ckpt_path"
+                )
+            theirs[name] = value
+
+
+def same_recipe(stored: Mapping[str, Any]) -> SameRecipe:
+    """Return a callback that refuses an optimizer or a schedule that is set otherwise than in the checkpoint.
+
+    Args:
+        stored: Content of the checkpoint, which has the state of a training.
+    """
+    optimizers: list[list[dict[str, Any]]] = []
+    for state in stored["optimizer_states"]:
+        groups = state.get("param_groups", ()) if isinstance(state, dict) else ()
+        # The parameters themselves are left out, and so is the state, which would fill the memory.
+        optimizers.append([{key: value for key, value in group.items() if key != "params"} for group in groups])
+    return SameRecipe(optimizers, [state for state in stored["lr_schedulers"] if isinstance(state, dict)])
