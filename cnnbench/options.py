@@ -348,6 +348,18 @@ class _Parser(argparse.ArgumentParser):
         return parsed, rest
 
 
+class _Once(argparse.Action):
+    """Action that stores a value, and refuses a second one, of which one would be ignored without a word."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if hasattr(namespace, self.dest):
+            raise UserError(
+                f"--{self.dest} is given twice, as {getattr(namespace, self.dest)} and as {values}; give it once, with "
+                "several values between commas if it takes several"
+            )
+        setattr(namespace, self.dest, values)
+
+
 def _make_parser(cls: type, command: str, example: str) -> _Parser:
     parser = _Parser(
         prog=command,
@@ -375,9 +387,8 @@ def _make_parser(cls: type, command: str, example: str) -> _Parser:
         else:
             choices = "{" + ",".join(kind.choices) + "}" if kind.choices else None
             settings["metavar"] = facts.metavar or choices or name.upper()
-            # A file may be named several times; of any other option the last value counts, as in most commands.
-            if facts.is_config:
-                settings["action"] = "append"
+            # A file may be named several times, and any other option once.
+            settings["action"] = "append" if facts.is_config else _Once
             # An option with several values is one word with commas, which `convert` splits.
             parser.add_argument(f"--{name}", required=field.default is MISSING, **settings)
     return parser

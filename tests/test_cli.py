@@ -24,7 +24,7 @@ from conftest import make_record
 
 from cnnbench import catalog, hardware
 from cnnbench.cli import main
-from cnnbench.commands.fit_arguments import values_of
+from cnnbench.commands.fit_arguments import in_order, values_of
 from cnnbench.commands.speed import Options
 from cnnbench.commands.speed_run import _config
 from cnnbench.data import get_data, sources
@@ -173,6 +173,26 @@ def test_light_commands_import_nothing_heavy(tmp_path: Path) -> None:
 def test_the_last_of_several_values_is_that_of_the_parser() -> None:
     words = ["--ckpt_path=a", "--ckpt_path", "b", "--other", "--ckpt_path=c", "--ckpt_path"]
     assert values_of(words, "--ckpt_path") == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("--data.a=1 --data=X", "--data=X --data.a=1"),
+        ("--data.a 1 --out o --data X --model.b -1 --model Y", "--data X --data.a 1 --out o --model Y --model.b -1"),
+        ("--model.o.lr 1 --model.o SGD --model A", "--model A --model.o SGD --model.o.lr 1"),
+        ("--config c --data.a 1 --data X", "--config c --data X --data.a 1"),
+        # What stands behind another choice, before a configuration, or before a file, is left in its place.
+        ("--data X --data.a 1 --data Y", "--data X --data.a 1 --data Y"),
+        ("--data.a 1 --config c --data X", "--data.a 1 --config c --data X"),
+        ("--model.a 1 --model m.yaml", "--model.a 1 --model m.yaml"),
+        ("--trainer.callbacks+=A --trainer.callbacks.x 1 --trainer.callbacks+=B", None),
+    ],
+)
+def test_a_class_is_chosen_before_its_options(before: str, after: str | None) -> None:
+    ordered = in_order(["fit", *before.split()])
+    assert ordered == ["fit", *(after or before).split()]
+    assert in_order(ordered) == ordered  # the process of another rank does it again
 
 
 def test_short_names_in_a_config_are_known_to_a_fresh_process() -> None:

@@ -8,10 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -28,7 +26,14 @@ from lightning.pytorch.utilities import rank_zero_only
 from cnnbench import hardware, interrupts
 from cnnbench.blocks import has_depthwise
 from cnnbench.checkpoints import CheckpointFile
-from cnnbench.commands.fit_arguments import LINKED, check_files, check_names, with_network_options
+from cnnbench.commands.fit_arguments import (
+    LINKED,
+    check_files,
+    check_names,
+    in_order,
+    with_logger_words,
+    with_network_options,
+)
 from cnnbench.commands.fit_checkpoint import (
     check_same_network,
     open_for,
@@ -39,16 +44,18 @@ from cnnbench.commands.fit_checkpoint import (
     with_reference_weights,
     with_run_config,
 )
-from cnnbench.commands.fit_errors import Parser, Refused, explain
+from cnnbench.commands.fit_checks import check_monitors, check_sizes
+from cnnbench.commands.fit_errors import Parser, Refused, explain, known, user_error
+from cnnbench.commands.fit_folder import class_name, make_run_folder, network_name, remove_if_empty, remove_run
 from cnnbench.commands.fit_imports import allowed_imports, foreign_classes
+from cnnbench.commands.fit_loggers import LoggerWord, logger_of
 from cnnbench.console import note
 from cnnbench.counting.complexity import complexity
 from cnnbench.data import all_data
 from cnnbench.data.module import ImageDataModule
 from cnnbench.errors import Stopped, UserError
-from cnnbench.files import reason, safe_name, write_text
+from cnnbench.files import reason, write_text
 from cnnbench.models import all_models
-from cnnbench.network import External
 from cnnbench.report.tracking import Mode, resolve_mode
 from cnnbench.text import to_csv
 from cnnbench.training.callbacks import BestCheckpoint, LastCheckpoint, ProgressBar, SaveConfig, Stage
@@ -71,6 +78,12 @@ class CLI(LightningCLI):
             type=Literal["off", "offline", "online"],
             default="off",
             help="Log to W&B too; without a key it is offline.",
+        )
+        parser.add_argument(
+            "--logger",
+            type=LoggerWord,
+            default="csv",
+            help="Logger besides metrics.csv; --trainer.logger NAME sets it.",
         )
         parser.add_argument(
             OPTION,
@@ -111,16 +124,21 @@ class CLI(LightningCLI):
         self._choose_precision(config.trainer)  # raises early if the device does not support the precision
         if self.subcommand != "fit" and config.ckpt_path is None:
             raise UserError(f"--ckpt_path missing: {self.subcommand} needs a trained network; `cnnbench fit` makes one")
-        if _class_name(config.model) == ImageClassifier.__name__:
+        if class_name(config.model) == ImageClassifier.__name__:
             raise UserError("model.class_path is missing: name a network of `cnnbench list`, such as LeNet5")
         if config.wandb != "off" and config.trainer.logger not in (None, True):
             raise UserError("--wandb and --trainer.logger exclude each other; put a WandbLogger into trainer.logger")
+        if config.trainer.default_root_dir is not None:
+            raise UserError(
+                f"trainer.default_root_dir {config.trainer.default_root_dir}: every run has a folder of its own here; "
+                "name the folder of the runs with --out"
+            )
 
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, MisconfigurationException) as error:
-            raise _user_error(error) from error
+            raise user_error(error) from error
 
     def _choose_precision(self, trainer: Any, compiled_depthwise: bool = False) -> tuple[str, str] | None:
         """Return the precision and the reason for it, or None for a precision that only Lightning knows."""
@@ -150,13 +168,13 @@ class CLI(LightningCLI):
         self.datamodule.prepare_data()
         self.datamodule.setup()
         if self.subcommand == "fit":
-            _try_sizes(self.model, self.datamodule)
-        folder = self.folder = _run_folder(config)
+            check_sizes(self.model, self.datamodule)
+        folder = self.folder = make_run_folder(config)
         try:
             return self._trainer_in(folder, kwargs)
         except BaseException:
             # Not even a signal may leave an empty run folder behind, which would look like a run.
-            _remove_run(folder)
+            remove_run(folder)
             raise
 
     def _trainer_in(self, folder: Path, kwargs: dict[str, Any]) -> L.Trainer:
@@ -169,9 +187,10 @@ class CLI(LightningCLI):
                 f"{kwargs['max_epochs']} epochs, a full training on this data; --trainer.max_epochs sets another number"
             )
         if config.trainer.logger in (None, True) and not config.trainer.barebones:
-            # A trial run (fast_dev_run) logs nothing, so there is nothing to upload.
-            kwargs["logger"] = _loggers("off" if config.trainer.fast_dev_run else config.wandb, folder)
+            kwargs["logger"] = _loggers_of(config, folder)
         kwargs["callbacks"] = self._callbacks(config.trainer, folder)
+        if self.subcommand == "fit":
+            check_monitors(kwargs["callbacks"], self.model, self.datamodule, config.trainer.limit_val_batches != 0)
         plugins = _as_list(self.config_init[self.subcommand].trainer.plugins)
         # A plugin of the user's may store checkpoints in a way of its own.
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -220,7 +239,7 @@ class CLI(LightningCLI):
                 self._restoring(self.trainer.fit, model, **options)
         except Stopped as stop:
             if not self.stage.started:
-                _remove_run(self.folder)
+                remove_run(self.folder)
             last = self.stage.keep
             if last is not None and last.exists():
                 stop.hint = f"go on with: {self._command('fit', last)}"
@@ -231,6 +250,13 @@ class CLI(LightningCLI):
 
     def test(self, model: ImageClassifier, **options: Any) -> None:
         self._restoring(self.trainer.test, model, **options)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the subcommand, and remove the run folder afterwards if nothing was written into it."""
+        try:
+            super()._run_subcommand(subcommand)
+        finally:
+            remove_if_empty(self.folder)
 
     def _restoring(self, run: Callable[..., Any], model: ImageClassifier, **options: Any) -> Any:
         """Run a method of the Trainer; if it starts from a checkpoint, an early error is reported as the checkpoint's.
@@ -250,9 +276,9 @@ class CLI(LightningCLI):
         except Exception as error:
             if self.stage.started:
                 raise
-            _remove_run(self.folder)  # nothing has been computed yet
+            remove_run(self.folder)  # nothing has been computed yet
             path = self.config[self.subcommand].ckpt_path
-            if isinstance(error, UserError) or path is None:
+            if isinstance(error, UserError) or path is None or known(error) is not None:
                 raise
             text = f"{type(error).__name__}: {reason(error)}"
             raise UserError(f"checkpoint '{path}' cannot be used for {self.subcommand}: {text}") from error
@@ -260,14 +286,15 @@ class CLI(LightningCLI):
     def _command(self, subcommand: str, checkpoint: Path) -> str:
         """Return a command for a checkpoint that can be pasted into a shell, with the ``--trust`` that it needs."""
         config = self.config[self.subcommand]
-        modules = [*foreign_classes(config.as_dict()), foreign_module(_network_name(config.model))]
+        modules = [*foreign_classes(config.as_dict()), foreign_module(network_name(config.model))]
         named = ",".join(dict.fromkeys(module for module in modules if module))
         foreign = f" {OPTION} {named}" if named else ""
         return f"cnnbench {subcommand} --ckpt_path {shlex.quote(os.path.relpath(checkpoint))}{foreign}"
 
     def after_fit(self) -> None:
         """Print the run folder, the steps, the training time, and the command that tests the checkpoint."""
-        _say(f"run folder: {self.trainer.default_root_dir}")
+        if not self.trainer.fast_dev_run:  # which leaves nothing behind
+            _say(f"run folder: {self.trainer.default_root_dir}")
         # The training did not begin, or ended at the step of its checkpoint.
         if self.stage.steps in (None, self.trainer.global_step):
             _say("nothing was left to train: the checkpoint is of a finished training")
@@ -290,7 +317,7 @@ class CLI(LightningCLI):
             raise UserError("predict writes one file from one device; add --trainer.devices 1")
         batches = self._restoring(self.trainer.predict, model, datamodule=datamodule, **options) or []
         if not batches:
-            _remove_run(self.folder)
+            remove_run(self.folder)
             raise UserError("predict saw no image; give a larger --trainer.limit_predict_batches, or leave it out")
         path = Path(self.trainer.default_root_dir) / "predictions.csv"
         names = datamodule.class_names
@@ -305,26 +332,6 @@ class CLI(LightningCLI):
             rows.append([index, names[label], names[row.index(max(row))], *(f"{p:.6g}" for p in row)])
         write_text(path, to_csv(rows))
         _say(f"predictions: {path}")
-
-
-def _try_sizes(model: ImageClassifier, data: ImageDataModule) -> None:
-    """Raise UserError unless the network accepts images of every size that the training will use."""
-    training = model.training
-    for size in dict.fromkeys(data.sizes):
-        images = torch.zeros(1, data.in_channels, size, size)
-        try:
-            with torch.inference_mode():
-                # Evaluation mode changes no running statistics, and batch normalisation takes one value per channel.
-                model.eval()(images.contiguous(memory_format=model.memory_format))
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(
-                f"data.sizes {size}: {model.display_name} does not take images of {size}x{size} ({reason(error)}); "
-                "leave that size out, or take a network with global pooling"
-            ) from error
-        finally:
-            model.train(training)
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -345,63 +352,9 @@ def _say(text: str) -> None:
     note(text)
 
 
-def _user_error(error: BaseException) -> UserError:
-    """Return the UserError among the causes of an error of jsonargparse or Lightning, or else one made of its text."""
-    # A UserError from a constructor may be the cause or the context of the error that arrives here.
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UserError):
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    return explain(str(error))
-
-
 def _lightning_device(accelerator: Any) -> torch.device:
     wants_gpu = accelerator in ("auto", "gpu", "cuda")
     return torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
-
-
-def _class_name(config: Any) -> str:
-    return str(config.class_path).rsplit(".", 1)[-1]
-
-
-def _network_name(config: Any) -> str:
-    """Return the name of the network; a network from outside the zoo has the name that the user wrote."""
-    return str(config.init_args.name) if _class_name(config) == External.__name__ else _class_name(config)
-
-
-def _run_folder(config: Any) -> Path:
-    """Create the folder ``OUT/<network>-<data>/<time>`` and return it; only the first of several processes creates it.
-
-    Raises:
-        UserError: All names for this second are taken.
-    """
-    name = f"{_network_name(config.model)}-{_class_name(config.data)}"
-    base = Path(config.out) / safe_name(name)
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    # A run that starts in the same second as another one gets a number behind the time.
-    for suffix in ("", *(f"-{i}" for i in range(2, 100))):
-        folder = base / f"{stamp}{suffix}"
-        # Lightning sets this variable in every further process that it starts for a training on several devices.
-        if int(os.environ.get("LOCAL_RANK", 0)) > 0:
-            return folder
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
-    raise UserError(f"no free name for a run folder in '{base}'; choose another --out")
-
-
-def _remove_run(folder: Path) -> None:
-    """Remove a run folder that this command has made, and the folders above it if they are then empty."""
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    # These are <network>-<data>, the folder of --out, and the one above it: results/runs and results by default.
-    for parent in list(folder.parents)[:3]:
-        with contextlib.suppress(OSError):  # raised if the folder is not empty
-            parent.rmdir()
 
 
 def _loggers(asked: Mode, folder: Path) -> list[Logger]:
@@ -423,6 +376,14 @@ def _loggers(asked: Mode, folder: Path) -> list[Logger]:
     return loggers
 
 
+def _loggers_of(config: Any, folder: Path) -> list[Logger]:
+    """Return the loggers of a run: ``metrics.csv``, W&B if it is asked for, and the one that a word names."""
+    if config.trainer.fast_dev_run:
+        return _loggers("off", folder)  # a trial run logs nothing, so there is nothing to upload
+    asked = "online" if config.logger == "wandb" and config.wandb == "off" else config.wandb
+    return [*_loggers(asked, folder), *logger_of(config.logger, folder)]
+
+
 def main(arguments: list[str]) -> None:
     """Run one of the four subcommands.
 
@@ -436,7 +397,7 @@ def main(arguments: list[str]) -> None:
     hardware.keep_freed_memory()
     all_models(), all_data()  # the parser knows the names of classes that have been imported
     # Each of these needs the words that the one before it has written out: names, then checkpoints, then their runs.
-    arguments = with_network_options(arguments)
+    arguments = with_logger_words(with_network_options(in_order(arguments)))
     check_files(arguments)
     arguments = with_run_config(with_named_checkpoint(with_reference_weights(arguments)))
     check_names(arguments)
@@ -449,8 +410,11 @@ def main(arguments: list[str]) -> None:
     except Refused as refusal:
         raise explain(refusal.message) from None
     except MisconfigurationException as error:
-        raise _user_error(error) from error
+        raise user_error(error) from error
     except Exception as error:
+        mended = known(error)
+        if mended is not None:
+            raise mended from error
         # wandb is slow to import and may be missing, so only a training that logs to it imports it.
         wandb = sys.modules.get("wandb")
         if wandb is None or not isinstance(error, wandb.errors.Error):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cnnbench.commands.fit_errors import TABLES
+from cnnbench.commands.fit_loggers import LOGGERS
 from cnnbench.errors import UserError, unknown
 from cnnbench.files import parse_yaml, read_yaml
 from cnnbench.network import External, parse_name
@@ -163,12 +164,78 @@ def name_of(arguments: list[str], key: str) -> str | None:
     return str(names[-1]) if names else None
 
 
+def in_order(arguments: list[str]) -> list[str]:
+    """Move the choice of a class before the options of that class, since the parser needs to know the class first.
+
+    In ``--data.batch_size 32 --data MNIST`` the choice ``--data MNIST`` comes first then. It stays where it is if a
+    configuration stands between, or if there was another choice before.
+    """
+    units = _units(arguments)
+    place = 0
+    while place < len(units):
+        flag, value = _parts(units[place])
+        first = _first_of_its_options(units[:place], flag)
+        if first is not None and not is_table(value):
+            units.insert(first, units.pop(place))
+        place += 1
+    return [word for unit in units for word in unit]
+
+
+def _units(arguments: list[str]) -> list[list[str]]:
+    """Return the words of a command line, each option together with its value."""
+    units: list[list[str]] = []
+    for word in arguments:
+        previous = units[-1] if units else []
+        if len(previous) == 1 and previous[0].startswith("-") and "=" not in previous[0] and word[:2] != "--":
+            previous.append(word)
+        else:
+            units.append([word])
+    return units
+
+
+def _parts(unit: list[str]) -> tuple[str, str]:
+    """Return an option and its value; the value is empty if there is none."""
+    flag, _, value = unit[0].partition("=")
+    return flag, unit[1] if len(unit) > 1 else value
+
+
+def _first_of_its_options(units: list[list[str]], flag: str) -> int | None:
+    """Return the place of the first option of a choice that has no choice before it; None if there is no such option.
+
+    Args:
+        units: Options before the choice.
+        flag: Option that makes the choice, such as ``--data``.
+    """
+    found = None
+    for place, unit in enumerate(units):
+        other = unit[0].partition("=")[0]
+        if other in (flag, f"{flag}+"):
+            return None
+        if other in ("--config", "-c"):
+            found = None
+        elif found is None and other.startswith(f"{flag}."):
+            found = place
+    return found if flag.startswith("--") else None
+
+
+def with_logger_words(arguments: list[str]) -> list[str]:
+    """Replace ``--trainer.logger WORD``, for a word of `LOGGERS`, by the options that stand for it."""
+    words: list[str] = []
+    for unit in _units(arguments):
+        flag, value = _parts(unit)
+        if flag == "--trainer.logger" and value in LOGGERS:
+            words += ["--trainer.logger=true", f"--logger={value}"]
+        else:
+            words += unit
+    return words
+
+
 def with_network_options(arguments: list[str]) -> list[str]:
     """Replace ``--model NAME(key=value)`` and ``--model torchvision:NAME`` by options that the parser knows."""
     expanded: list[str] = []
     for argument in _split_flag("--model", arguments):
         # `_split_flag` has split --model=VALUE, so the value is always the word behind the option.
-        is_model = expanded[-1:] == ["--model"]
+        is_model = expanded[-1:] == ["--model"] and not is_table(argument)
         if is_model and ":" in argument:
             expanded += [External.__name__, f"--model.name={argument}"]
         elif is_model and "(" in argument:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
@@ -76,6 +77,17 @@ def explain(message: str) -> UserError:
     return UserError(text if len(text) <= 400 else text[:399] + "…")
 
 
+def user_error(error: BaseException) -> UserError:
+    """Return the UserError among the causes of an error of jsonargparse or Lightning, or else one made of its text."""
+    # A UserError from a constructor may be the cause or the context of the error that arrives here.
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return explain(str(error))
+
+
 def _first(pattern: str, text: str) -> str:
     """Return what the group of a pattern matches at its first place in a text, or an empty text."""
     match = re.search(pattern, text)
@@ -123,3 +135,48 @@ def _options() -> list[str]:
             for name in inspect.signature(base).parameters:
                 names += [name, f"{prefix}.{name}"]
     return names
+
+
+_KNOWN: tuple[tuple[type[Exception], str, str], ...] = (
+    (ModuleNotFoundError, r"(?s)(.*)", "{0}; install that package, or leave out the option that needs it"),
+    (
+        RuntimeError,
+        r"(view size is not compatible)",
+        "an optimizer or a callback cannot work on weights whose channels are last in memory ({0}); add "
+        "--model.channels_last false",
+    ),
+    (
+        RuntimeError,
+        r"Early stopping conditioned on metric `(.+?)` which is not available",
+        "EarlyStopping monitors {0}, which the training does not log; monitor a figure that is in metrics.csv",
+    ),
+)
+"""Errors of Lightning and torch that a user can mend: class, regular expression of the text, and our words."""
+_LIBRARIES = {
+    "cnnbench",
+    "lightning",
+    "lightning_utilities",
+    "torch",
+    "torchmetrics",
+    "jsonargparse",
+    "typeshed_client",
+}
+
+
+def known(error: BaseException) -> UserError | None:
+    """Return an error of Lightning or torch in plain words; None for any other error, and for those of a user's code.
+
+    Args:
+        error: Error with its traceback.
+    """
+    place = error.__traceback__
+    while place is not None:
+        module = str(place.tb_frame.f_globals.get("__name__")).partition(".")[0]
+        if module not in _LIBRARIES and module not in sys.stdlib_module_names:
+            return None
+        place = place.tb_next
+    for kind, pattern, words in _KNOWN:
+        found = re.search(pattern, str(error))
+        if isinstance(error, kind) and found:
+            return UserError(words.format(" ".join(found[1].split()).rstrip(".")))
+    return None

@@ -153,8 +153,10 @@ class ImageClassifier(L.LightningModule):
         self._compiled: Callable[[Tensor], Any] | None = None
         self.take_steps_together(steps_per_call)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.val_confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
-        self.test_confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
+        # A plain dictionary, since attributes would be submodules, which a summary of the network would show.
+        self._confusion = {
+            phase: MulticlassConfusionMatrix(num_classes, validate_args=False) for phase in ("val", "test")
+        }
         self._outcomes = Outcomes()
         self._logged_step = 0
         self._logged_in_epoch = False
@@ -175,6 +177,17 @@ class ImageClassifier(L.LightningModule):
     def display_name(self) -> str:
         """Return the name of the network in messages and folder names."""
         return type(self).__name__
+
+    @property
+    def example_input_array(self) -> Any:
+        """Return an image of zeros, (1, C, H, W), with which Lightning's summary and export run the network."""
+        if self._example_input_array is not None:
+            return self._example_input_array
+        return torch.zeros(1, self.in_channels, self.image_size, self.image_size)
+
+    @example_input_array.setter
+    def example_input_array(self, example: Any) -> None:
+        self._example_input_array = example
 
     def forward(self, x: Tensor) -> Any:
         """Compute logits, (N, K), from normalised images x, (N, C, H, W)."""
@@ -320,12 +333,12 @@ class ImageClassifier(L.LightningModule):
             loss, logits = loss_and_logits(self._logits_over_views(batch[0]), batch[1])
         else:
             loss, logits = self._loss_and_logits(batch)
-        getattr(self, f"{phase}_confusion").update(logits.argmax(1), batch[1])
+        self._confusion[phase].update(logits.argmax(1), batch[1])
         count = torch.full((), float(len(batch[1])), device=loss.device)
         self._sums[phase] += torch.stack([loss.detach().float() * count, count])
 
     def _log_eval(self, phase: str) -> None:
-        confusion = getattr(self, f"{phase}_confusion").compute()
+        confusion = self._confusion[phase].compute()
         # The confusion matrix adds up all processes itself; the sums of the loss are gathered here.
         loss, count = cast(Tensor, self.all_gather(self._sums[phase])).reshape(-1, 2).sum(0)
         accuracy = confusion.trace() / confusion.sum()
@@ -370,10 +383,10 @@ class ImageClassifier(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self._outcomes.sum_up()  # raises here at the latest if a loss is not finite
         self._start_sums("val")
-        self.val_confusion.reset()
 
     def _start_sums(self, phase: str) -> None:
         self._sums[phase] = torch.zeros(2, device=self.device)
+        self._confusion[phase].to(self.device).reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._eval_step("val", batch)
@@ -383,7 +396,6 @@ class ImageClassifier(L.LightningModule):
 
     def on_test_epoch_start(self) -> None:
         self._start_sums("test")
-        self.test_confusion.reset()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._eval_step("test", batch)
@@ -393,7 +405,7 @@ class ImageClassifier(L.LightningModule):
 
     def test_confusion_counts(self) -> list[list[int]]:
         """Return the K x K confusion counts of the last test; rows are true classes, columns are predictions."""
-        return self.test_confusion.compute().tolist()
+        return self._confusion["test"].compute().tolist()
 
     @property
     def training_words(self) -> str:

@@ -138,6 +138,27 @@ def says(pattern: str) -> Check:
     return check
 
 
+def lacks(pattern: str) -> Check:
+    """Return a check that neither stderr nor stdout has a text, given as a regular expression."""
+
+    def check(done: Run) -> str:
+        found = re.search(pattern, done.stderr + done.outcomes[-1].stdout)
+        return f"it says {found[0]!r}" if found else ""
+
+    return check
+
+
+def only_own_lines() -> Check:
+    """Return a check that every line on stderr is one of `fit` itself."""
+    own = r"precision |data: |LeNet5 at |recipe: |run folder: |[\d,]+ steps in |test it: "
+
+    def check(done: Run) -> str:
+        other = [line for line in done.stderr.splitlines() if line.strip() and not re.match(own, line)]
+        return f"further lines: {other}" if other else ""
+
+    return check
+
+
 def files(pattern: str, count: int = 1) -> Check:
     """Return a check of how many files match a pattern, which starts at the working folder."""
 
@@ -254,7 +275,87 @@ WORKS = (
         steps(6),
         config(model__class_path="cnnbench.SimpleCNN"),
     ),
+    _row(
+        "--model FILE (L8)",
+        "fit --model model.yaml $S --trainer.max_epochs 1",
+        steps(STEPS),
+        config(model__class_path="cnnbench.SimpleCNN", model__init_args__head="gap"),
+    ),
+    _row(
+        "--model FILE with an option (L8)",
+        "fit --model model.yaml --model.dropout 0.25 $S --trainer.max_steps 1",
+        config(model__init_args__head="gap", model__init_args__dropout=0.25),
+        slow=True,
+    ),
+    _row(
+        "--model JSON (L8)",
+        """fit --model '{"class_path": "SimpleCNN", "init_args": {"head": "gap"}}' $S
+         --trainer.max_epochs 1""",
+        steps(STEPS),
+        config(model__init_args__head="gap"),
+    ),
+    _row(
+        "options before the choice of their class (W5)",
+        "fit --data.batch_size=20 --model.head=gap --model=SimpleCNN --data=Synthetic --data.train_images=60 "
+        "--data.test_images=20 $T --trainer.max_epochs=1",
+        steps(2),
+        config(model__init_args__head="gap", data__init_args__batch_size=20),
+    ),
     # Loggers and callbacks
+    _row("--trainer.logger csv", f"{ONE} --trainer.logger csv", steps(STEPS), files("results/runs/*/*/metrics.csv")),
+    _row(
+        "--trainer.logger tensorboard",
+        f"{ONE} --trainer.logger tensorboard",
+        steps(STEPS),
+        files("results/runs/*/*/metrics.csv"),
+        files("results/runs/*/*/events.out.*"),
+        needs="tensorboard",
+    ),
+    _row(
+        "--trainer.logger mlflow",
+        f"{ONE} --trainer.logger mlflow",
+        steps(STEPS),
+        files("results/runs/*/*/mlruns"),
+        needs="mlflow",
+        slow=True,
+    ),
+    _row(
+        "--trainer.logger wandb",
+        f"{ONE} --trainer.logger wandb",
+        steps(STEPS),
+        files("results/runs/*/*/wandb/offline-run-*"),
+        says("W&B: no key"),
+        slow=True,
+    ),
+    _row(
+        "SimpleProfiler prints its table (L12)",
+        f"{ONE} --trainer.profiler simple",
+        says("Profiler Report"),
+        says("run_training_epoch"),
+    ),
+    _row(
+        "EarlyStopping says why it stops (L12)",
+        f"{FIT} --trainer.max_epochs 9 --trainer.callbacks EarlyStopping --trainer.callbacks.monitor val/loss "
+        "--trainer.callbacks.min_delta 1e9 --trainer.callbacks.patience 1 --trainer.callbacks.verbose true",
+        says("Metric val/loss improved"),
+        slow=True,
+    ),
+    _row(
+        "BatchSizeFinder says what it found (L12)",
+        f"{FIT} --trainer.max_epochs 1 --trainer.callbacks BatchSizeFinder --trainer.callbacks.max_trials 1 "
+        "--trainer.callbacks.init_val 4",
+        says("batch size"),
+    ),
+    _row("a plain training says nothing of Lightning's (L12)", ONE, only_own_lines()),
+    _row(
+        "a summary has no metrics and the right FLOPs (L17)",
+        f"{ONE} --trainer.enable_model_summary true",
+        # 416,520 MACs of the published LeNet-5 on 1x28x28 padded to 32; 651,720 with three channels
+        says("features"),
+        lacks("onfusion"),
+        says(r"[Tt]otal (estimated )?F(LOPs|lops): 1[.,]3|1[.,]3 ?M? +Total"),
+    ),
+    _row("fast_dev_run leaves nothing (L15)", f"{FIT} --trainer.fast_dev_run true", steps(1), files("results", 0)),
     _row(
         "callbacks+= and logger+=",
         f"{ONE} --trainer.callbacks+=mine.Spy --trainer.callbacks+=RichModelSummary --trainer.logger+=CSVLogger "
@@ -414,6 +515,20 @@ REFUSED = (
     _row("best without a run (L3)", "validate --model LeNet5 --ckpt_path best $S", refused="there is no run"),
     _row("clipping with steps_per_call (L2)", f"{ONE} --model.steps_per_call 2 --trainer.gradient_clip_val 1",
          refused="does not go with steps_per_call"),
+    _row("EarlyStopping without validation (L11)",
+         f"{ONE} --data.val_fraction 0 --trainer.callbacks EarlyStopping --trainer.callbacks.monitor val/loss",
+         refused="EarlyStopping monitors val/loss, but nothing is validated; set data.val_fraction"),
+    _row("a figure that there is not (L11)", f"{ONE} --checkpoint.monitor val/acc",
+         refused="unknown figure that BestCheckpoint monitors: 'val/acc'; did you mean 'val/accuracy'?"),
+    _row("overfit_batches as a small share (L11)", f"{ONE} --trainer.overfit_batches 0.1", refused="overfit_batches"),
+    _row("LBFGS on weights with the channels last (L11)", f"{ONE} --model.optimizer LBFGS",
+         refused="add --model.channels_last false"),
+    _row("ModelPruning on weights with the channels last (L11)",
+         f"{ONE} --trainer.callbacks ModelPruning --trainer.callbacks.pruning_fn l1_unstructured",
+         refused="add --model.channels_last false"),
+    _row("transformer-engine, which is not installed (L11)", f"{ONE} --trainer.precision transformer-engine",
+         refused="install that package, or leave out the option that needs it"),
+    _row("default_root_dir (X3)", f"{ONE} --trainer.default_root_dir elsewhere", refused="with --out"),
     _row("data of several sizes (L11)", f"{ONE} --data.sizes '[32, 40]'", refused="data.sizes 40: LeNet5"),
 )  # fmt: skip
 OPEN = (
