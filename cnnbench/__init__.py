@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cnnbench import data, models
-    from cnnbench.api import bench, count, speed
+    from cnnbench.api import bench, count, load, speed
     from cnnbench.data.module import ImageDataModule
     from cnnbench.network import External
     from cnnbench.record import Record, load_records
@@ -34,6 +34,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "bench": "cnnbench.api",
     "count": "cnnbench.api",
+    "load": "cnnbench.api",
     "speed": "cnnbench.api",
     "compare": "cnnbench.report.compare",
     "External": "cnnbench.network",
@@ -55,6 +56,7 @@ __all__ = [
     "compare",
     "count",
     "data",
+    "load",
     "load_records",
     "models",
     "speed",

@@ -1,4 +1,4 @@
-"""The Python functions of the package: what a network costs, how fast it is, and how good it gets."""
+"""The Python functions of the package: what a network costs, how fast it is, how good it gets, and a trained one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from cnnbench.benchmark.session import Session
+from cnnbench.checkpoints import read_checkpoint
 from cnnbench.commands.bench import Options as BenchOptions
 from cnnbench.commands.speed import Options as SpeedOptions
 from cnnbench.commands.speed_run import time_networks
@@ -123,6 +124,24 @@ def bench(
     trusted = Trust.of(trust, typed=options.models or ())
     with _interruptible():
         return Results(Session(options.settings(), folder, resume, trusted).run(options.wandb))
+
+
+def load(path: Path | str, *, trust: Sequence[str] = ()) -> ImageClassifier:
+    """Return the trained network of a checkpoint, on the CPU and in evaluation mode.
+
+    The network is the one that the checkpoint names, whether `cnnbench fit`, `bench` or Lightning's Trainer wrote it.
+
+    Args:
+        path: Path of the checkpoint, or an address such as ``https://...`` or ``s3://...``.
+        trust: Modules outside the package whose networks the checkpoint may name.
+
+    Raises:
+        UserError: The file is damaged, is not a checkpoint, or names code that is not trusted.
+
+    Example:
+        >>> load("results/runs/LeNet5-MNIST/20260101-120000/checkpoints/best.ckpt")  # doctest: +SKIP
+    """
+    return read_checkpoint(path, Trust.of(trust)).model.eval()
 
 
 @contextlib.contextmanager

@@ -7,14 +7,18 @@ only if `cnnbench.trust` allows it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
+import re
+import tempfile
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fsspec
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor, nn
@@ -25,71 +29,109 @@ from cnnbench.files import check_regular, reason, replacing
 from cnnbench.models import all_models
 from cnnbench.network import External
 from cnnbench.registry import check_arguments
-from cnnbench.training.classifier import ImageClassifier
+from cnnbench.training.classifier import CLASS_KEY, ImageClassifier
 from cnnbench.trust import Trust, check_network
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.bool)
 MADE_BY = "`cnnbench fit` makes checkpoints"
 
 
-def open_checkpoint(path: Path) -> dict[str, Any]:
+def is_url(path: Path | str) -> bool:
+    """Return whether a path is the address of a file elsewhere, such as ``https://...`` or ``s3://...``."""
+    return re.match(r"[A-Za-z][\w+.-]*://", str(path)) is not None
+
+
+@contextlib.contextmanager
+def local_copy(path: Path | str) -> Iterator[Path]:
+    """Yield a file with the content of a checkpoint: the file itself, or a copy of what an address names.
+
+    The copy is deleted at the end of the block.
+
+    Args:
+        path: Path of a file, or an address of any file system that fsspec knows.
+
+    Raises:
+        UserError: The address cannot be read.
+    """
+    if not is_url(path):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="cnnbench-") as folder:
+        copy = Path(folder) / "fetched.ckpt"
+        try:
+            system, name = fsspec.core.url_to_fs(str(path))
+            system.get_file(name, str(copy))
+        except Exception as error:  # each file system raises errors of its own
+            raise UserError(
+                f"checkpoint '{path}' cannot be fetched: {type(error).__name__}: {reason(error)}; name a file instead"
+            ) from error
+        yield copy
+
+
+def open_checkpoint(path: Path | str, named: str | None = None) -> dict[str, Any]:
     """Return the content of a checkpoint after verifying it; only tensors and plain values are unpickled.
 
     Args:
-        path: Path of the checkpoint.
+        path: Path or address of the checkpoint.
+        named: Name of the checkpoint in messages; None for the path.
 
     Returns:
         Dictionary that Lightning stored, with ``state_dict`` and ``hyper_parameters``; its tensors are on the CPU.
 
     Raises:
-        UserError: The file is damaged, or is not a checkpoint.
+        UserError: The file is damaged, or is not a checkpoint, or its address cannot be read.
     """
+    with local_copy(path) as file:
+        return _opened(file, named or str(path))
+
+
+def _opened(path: Path, named: str) -> dict[str, Any]:
     check_regular(path, "checkpoint")
     try:
         with zipfile.ZipFile(path) as archive:
             # torch never compresses the parts; a compressed part could expand to far more than the size of the file.
             if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
-                raise UserError(f"checkpoint '{path}' has compressed parts, which torch never writes; {MADE_BY}")
+                raise UserError(f"checkpoint '{named}' has compressed parts, which torch never writes; {MADE_BY}")
             # testzip reads all parts and returns the name of the first one whose CRC-32 is wrong, or None.
             damaged = archive.testzip()
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         # A UserError is a ValueError, so the one that is raised above arrives here too.
         if isinstance(error, UserError):
             raise
-        raise UserError(f"'{path}' is not a checkpoint, or is damaged: {reason(error)}; {MADE_BY}") from error
+        raise UserError(f"'{named}' is not a checkpoint, or is damaged: {reason(error)}; {MADE_BY}") from error
     if damaged is not None:
-        raise UserError(f"checkpoint '{path}' is damaged: the checksum of its part '{damaged}' is wrong; use another")
+        raise UserError(f"checkpoint '{named}' is damaged: the checksum of its part '{damaged}' is wrong; use another")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings about kinds of tensors that are refused below
             stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes can make the unpickler raise anything
         text = reason(error).partition(". ")[0]
-        raise UserError(f"'{path}' is not a checkpoint of `cnnbench fit`: {text}; {MADE_BY}") from error
-    _check_parts(path, stored)
+        raise UserError(f"'{named}' is not a checkpoint of `cnnbench fit`: {text}; {MADE_BY}") from error
+    _check_parts(named, stored)
     return stored
 
 
-def _check_parts(path: Path, stored: Any) -> None:
+def _check_parts(named: str, stored: Any) -> None:
     """Raise UserError unless the weights and the arguments of the network exist and have the right types."""
     if not isinstance(stored, dict) or not {"state_dict", "hyper_parameters"} <= stored.keys():
-        raise UserError(f"'{path}' is not a checkpoint of `cnnbench fit`: it has no weights or no network; {MADE_BY}")
+        raise UserError(f"'{named}' is not a checkpoint of `cnnbench fit`: it has no weights or no network; {MADE_BY}")
     weights, options = stored["state_dict"], stored["hyper_parameters"]
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise UserError(f"'{path}' is not a checkpoint of `cnnbench fit`: its weights are not tensors; {MADE_BY}")
+        raise UserError(f"'{named}' is not a checkpoint of `cnnbench fit`: its weights are not tensors; {MADE_BY}")
     for name, value in weights.items():
-        _check_weight(path, name, value)
+        _check_weight(named, name, value)
     # Lightning stores the arguments as a class of its own that derives from dict.
     if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
-        raise UserError(f"'{path}' is not a checkpoint of `cnnbench fit`: it does not say how the network is built")
+        raise UserError(f"'{named}' is not a checkpoint of `cnnbench fit`: it does not say how the network is built")
 
 
-def _check_weight(path: Path, name: str, value: Tensor) -> None:
+def _check_weight(named: str, name: str, value: Tensor) -> None:
     """Raise UserError unless a weight is a plain tensor of finite numbers."""
     if value.layout != torch.strided or value.dtype not in _DTYPES:
-        raise UserError(f"weight {name} in checkpoint '{path}' is {value.dtype}, which no network here has")
+        raise UserError(f"weight {name} in checkpoint '{named}' is {value.dtype}, which no network here has")
     if value.is_floating_point() and not bool(value.isfinite().all()):
-        raise UserError(f"weight {name} in checkpoint '{path}' is not finite; use an earlier checkpoint")
+        raise UserError(f"weight {name} in checkpoint '{named}' is not finite; use an earlier checkpoint")
 
 
 class CheckpointFile(TorchCheckpointIO):
@@ -102,7 +144,7 @@ class CheckpointFile(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         if storage_options is not None:
             raise TypeError("storage_options are not used for files")
-        if "://" in str(path):  # a remote store writes complete files in its own way
+        if is_url(path):  # a remote store writes complete files in its own way
             super().save_checkpoint(checkpoint, path)
             return
         with replacing(Path(path)) as file:
@@ -114,9 +156,7 @@ class CheckpointFile(TorchCheckpointIO):
                 raise OSError(errno.EIO, reason(error), str(path)) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        if "://" in str(path):
-            return super().load_checkpoint(path, map_location, weights_only=True)
-        return open_checkpoint(Path(path))
+        return open_checkpoint(path)
 
 
 def write_halved(source: Path, target: Path) -> None:
@@ -153,11 +193,11 @@ class Checkpoint(NamedTuple):
     data_options: dict[str, Any] | None
 
 
-def read_checkpoint(path: Path, trust: Trust | None = None) -> Checkpoint:
-    """Return the network of a checkpoint that ``cnnbench fit`` wrote, together with its data set.
+def read_checkpoint(path: Path | str, trust: Trust | None = None) -> Checkpoint:
+    """Return the network of a checkpoint of ``cnnbench fit`` or Lightning's Trainer, together with its data set.
 
     Args:
-        path: Path of the checkpoint.
+        path: Path or address of the checkpoint.
         trust: Names that the user typed on the command line, which allow a network from outside the package.
 
     Raises:
@@ -178,6 +218,17 @@ def read_checkpoint(path: Path, trust: Trust | None = None) -> Checkpoint:
     return Checkpoint(model, data, data_options)
 
 
+def named_network(stored: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the name of the network's class in a checkpoint, None if there is none, and the arguments of the network.
+
+    Nothing is checked here; see `network_of`.
+    """
+    # Besides the arguments, LightningCLI stores the class of the network and the function that builds it.
+    options = {key: value for key, value in stored["hyper_parameters"].items() if key != "_instantiator"}
+    # A network itself stores its class too, which a checkpoint from a Python program has alone.
+    return options.pop("_class_path", stored.get(CLASS_KEY)), options
+
+
 def network_of(stored: Mapping[str, Any], where: str, trust: Trust) -> tuple[type[ImageClassifier], dict[str, Any]]:
     """Return the class of the network that a checkpoint names, and its arguments, after checking all of them.
 
@@ -189,9 +240,8 @@ def network_of(stored: Mapping[str, Any], where: str, trust: Trust) -> tuple[typ
     Raises:
         UserError: The class is neither one of this package nor trusted by the user, or an argument is not valid for it.
     """
-    # Besides the arguments, LightningCLI stores the class of the network and the function that builds it.
-    options = {key: value for key, value in stored["hyper_parameters"].items() if key != "_instantiator"}
-    factory = _class_of(options.pop("_class_path", None), where, trust)
+    path, options = named_network(stored)
+    factory = _class_of(path, where, trust)
     # `External` belongs to the package, but the network that it wraps may be anybody's code.
     if issubclass(factory, External):
         check_network(str(options.get("name")), where, trust)

@@ -12,15 +12,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import lightning as L
 import pytest
 import torch
 import yaml
 
+import cnnbench
+from cnnbench import SimpleCNN, Synthetic
 from cnnbench.checkpoints import CheckpointFile, open_checkpoint
 from cnnbench.cli import main
 from cnnbench.errors import UserError
 from cnnbench.training import callbacks as train
+from cnnbench.training.classifier import ImageClassifier
 
 SMALL = ["--data=Synthetic", "--data.train_images=60", "--data.test_images=20", "--data.batch_size=10"]
 CPU = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.precision=32-true"]
@@ -353,3 +357,107 @@ def test_weights_that_are_stored_compressed_are_not_read() -> None:
         archive.writestr("archive/data.pkl", bytes(10_000_000))
     with pytest.raises(UserError, match="compressed parts, which torch never writes"):
         open_checkpoint(Path("bomb.ckpt"))
+
+
+# Checkpoints that are elsewhere, or that another program wrote
+
+
+@pytest.mark.parametrize("scheme", ["file", "memory"])
+def test_a_checkpoint_is_fetched_from_an_address(
+    scheme: str, checkpoint: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    address = f"{scheme}://{tmp_path}/away/last.ckpt"
+    system, name = fsspec.core.url_to_fs(address)
+    system.makedirs(str(Path(name).parent), exist_ok=True)
+    system.put_file(str(checkpoint), name)
+    fetches = []
+    whole = type(system).get_file
+    monkeypatch.setattr(type(system), "get_file", lambda *a, **k: fetches.append(a[1]) or whole(*a, **k))
+    config = f"--config={checkpoint.parent.parent / 'config.yaml'}"
+    assert main(["fit", config, f"--ckpt_path={address}", "--trainer.max_epochs=2", "--out=on", *CPU]) == 0
+    assert torch.load(next(Path("on").rglob("last.ckpt")), weights_only=True)["global_step"] == 2 * 5
+    assert fetches == [name]  # once: the network and the weights are of the same file
+    assert not list(Path(tempfile.gettempdir()).glob("cnnbench-*/fetched.ckpt"))
+    assert main(["test", "--model=LeNet5", *SMALL, "--ckpt_path", address, *CPU]) == 0
+    assert torch.equal(
+        cnnbench.load(address).state_dict()["classifier.0.weight"],
+        torch.load(checkpoint, weights_only=True)["state_dict"]["classifier.0.weight"],
+    )
+    capsys.readouterr()
+    assert main(["test", f"--ckpt_path={address}", *CPU]) == 2
+    assert f"no config.yaml beside checkpoint '{address}'" in _last_line(capsys)
+    _damaged("flip", checkpoint)
+    system.put_file(str(checkpoint), name)
+    assert main(["test", "--model=LeNet5", *SMALL, "--ckpt_path", address, *CPU]) == 2
+    assert f"checkpoint '{address}' is damaged" in _last_line(capsys)
+    Path("x.yaml").write_text(f"model: LeNet5\ndata: Synthetic\nckpt_path: {address}\n")
+    assert main(["test", "--config=x.yaml", *CPU]) == 2
+    assert f"type --ckpt_path {address}, since it is fetched" in _last_line(capsys)
+
+
+@pytest.mark.parametrize("address", ["file:///nowhere/x.ckpt", "memory://nowhere/x.ckpt", "nosuch://a/b.ckpt"])
+def test_an_address_that_cannot_be_read_is_one_line(address: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["test", "--model=LeNet5", *SMALL, "--ckpt_path", address, *CPU]) == 2
+    assert f"checkpoint '{address}' cannot be fetched: " in _last_line(capsys)
+    assert not Path("results").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs", "--trainer.logger.version=5"],
+        ["--checkpoint.dirpath=kept here"],
+        ["--trainer.callbacks=ModelCheckpoint", "--trainer.callbacks.monitor=train/loss"],
+    ],
+)
+def test_printed_commands_work_wherever_logs_and_checkpoints_are(
+    options: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main([*FIT, "--trainer.max_epochs=1", *options]) == 0
+    printed = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("test it:"))
+    assert main([*shlex.split(printed.partition("cnnbench ")[2]), *CPU]) == 0
+    (run,) = [path for path in Path("results/runs").glob("*/*") if (path / "checkpoints").exists()]
+    assert (run / "checkpoints" / "last.ckpt").exists()
+    assert not list(Path().glob("logs/**/*.ckpt"))
+
+
+def _of_a_trainer(network: L.LightningModule) -> Path:
+    """A checkpoint that Lightning's Trainer wrote in a Python program, after two steps."""
+    trainer = L.Trainer(
+        max_steps=2, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
+    )
+    trainer.fit(network, Synthetic(train_images=60, test_images=20, batch_size=10))
+    trainer.save_checkpoint("own.ckpt")
+    return Path("own.ckpt")
+
+
+def test_every_command_reads_a_checkpoint_of_a_trainer(capsys: pytest.CaptureFixture) -> None:
+    network = SimpleCNN(head="gap")
+    path = _of_a_trainer(network)
+    loaded = cnnbench.load(path)
+    assert type(loaded) is SimpleCNN
+    assert not loaded.training
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), network.eval()(images))
+    assert main(["explain", "filters", "--ckpt_path", str(path), "--out=f"]) == 0
+    assert main(["test", "--model=SimpleCNN", *SMALL, f"--ckpt_path={path}", *CPU]) == 0
+    capsys.readouterr()
+    assert main(["test", "--model=LeNet5", *SMALL, f"--ckpt_path={path}", *CPU]) == 2
+    assert "the checkpoint is of SimpleCNN, not of LeNet5" in _last_line(capsys)
+    with pytest.raises(UserError, match=r"cnnbench.load\(PATH\)"):
+        ImageClassifier.load_from_checkpoint(path)
+    assert SimpleCNN.load_from_checkpoint(path, map_location="cpu").hparams.head == "gap"
+
+
+def test_a_network_from_outside_the_package_is_loaded_with_trust(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Path("ownnets.py").write_text("from cnnbench import LeNet5\nclass Mine(LeNet5):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import ownnets
+
+    path = _of_a_trainer(ownnets.Mine())
+    with pytest.raises(UserError, match=r"names the network .ownnets\.Mine.*add --trust ownnets"):
+        cnnbench.load(path)
+    assert type(cnnbench.load(path, trust=["ownnets"])) is ownnets.Mine

@@ -63,8 +63,17 @@ def checkpoint(monkeypatch: pytest.MonkeyPatch) -> Path:
 def _changed(path: Path, **hyper_parameters: Any) -> Path:
     """A copy of a checkpoint that says something else of its network."""
     stored = torch.load(path, weights_only=True)
+    del stored["network"]  # `_in_the_other_key` attacks through it
     torch.save({**stored, "hyper_parameters": hyper_parameters}, "bad.ckpt")
     return Path("bad.ckpt")
+
+
+def _in_the_other_key(path: Path) -> Path:
+    """A copy of a checkpoint that names its network as a network itself does, and not as LightningCLI does."""
+    stored = torch.load(path, weights_only=True)
+    name = stored["hyper_parameters"].pop("_class_path")
+    torch.save({**stored, "network": name}, "other.ckpt")
+    return Path("other.ckpt")
 
 
 def _refused(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
@@ -119,7 +128,12 @@ def test_no_command_calls_what_a_checkpoint_names(checkpoint: Path, capsys: pyte
         if not str(hyper_parameters.get("_class_path", "")).startswith("torch.nn"):
             for command in ("test", "fit", "validate", "predict"):
                 if "_class_path" in hyper_parameters:  # without one, the weights go into the configured network
-                    _refused([command, f"--config={config}", "--ckpt_path", str(path), *QUIET], capsys)
+                    for file in (path, _in_the_other_key(path)):
+                        _refused([command, f"--config={config}", "--ckpt_path", str(file), *QUIET], capsys)
+        if "_class_path" in hyper_parameters:
+            with pytest.raises(UserError):
+                cnnbench.load(_in_the_other_key(path))
+            assert not MARK.exists()
 
 
 def test_the_refusal_names_the_option_and_the_option_is_the_word(

@@ -9,7 +9,7 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -17,7 +17,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.callbacks import ProgressBar as Bar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
@@ -36,6 +36,7 @@ from cnnbench.commands.fit_arguments import (
 )
 from cnnbench.commands.fit_checkpoint import (
     check_same_network,
+    fetched,
     open_for,
     same_recipe,
     stored_network,
@@ -67,6 +68,16 @@ from cnnbench.trust import OPTION, foreign_module
 
 class CLI(LightningCLI):
     """LightningCLI with short class names, network sizes linked to the data, and logs and checkpoints for every run."""
+
+    def __init__(self, files: Mapping[str, Path], **options: Any) -> None:
+        """Run the command line.
+
+        Args:
+            files: File of a checkpoint by its name, which may be an address.
+            options: Arguments of LightningCLI.
+        """
+        self.files = files
+        super().__init__(ImageClassifier, ImageDataModule, **options)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         # The values are read from the data set once it is built, and the network is built after it.
@@ -109,7 +120,8 @@ class CLI(LightningCLI):
         self.of_checkpoint: list[L.Callback] = []  # callbacks that a checkpoint asks for
         if not config.ckpt_path:
             return
-        stored = open_for(self.config.subcommand, str(config.ckpt_path))
+        path = str(config.ckpt_path)
+        stored = open_for(self.config.subcommand, path, self.files.get(path))
         if self.config.subcommand == "fit":
             self.of_checkpoint.append(same_recipe(stored))
         network, configured = stored_network(stored, config.model), config.model.clone()
@@ -208,6 +220,10 @@ class CLI(LightningCLI):
         if trainer.enable_checkpointing is not False:
             callbacks += [config.checkpoint, LastCheckpoint()]
             self.stage.keep = folder / "checkpoints" / "last.ckpt"
+        for callback in callbacks:
+            # A logger of the user's would otherwise decide where they are, and a run keeps them beside config.yaml.
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(folder / "checkpoints")
         if trainer.enable_progress_bar is not False and not any(isinstance(c, Bar) for c in callbacks):
             callbacks.append(ProgressBar())
         return callbacks
@@ -271,13 +287,15 @@ class CLI(LightningCLI):
         Raises:
             UserError: The checkpoint cannot be used.
         """
+        path = options.get("ckpt_path")
+        if path is not None:
+            options["ckpt_path"] = str(self.files.get(str(path), path))
         try:
             return run(model, **options)
         except Exception as error:
             if self.stage.started:
                 raise
             remove_run(self.folder)  # nothing has been computed yet
-            path = self.config[self.subcommand].ckpt_path
             if isinstance(error, UserError) or path is None or known(error) is not None:
                 raise
             text = f"{type(error).__name__}: {reason(error)}"
@@ -289,7 +307,11 @@ class CLI(LightningCLI):
         modules = [*foreign_classes(config.as_dict()), foreign_module(network_name(config.model))]
         named = ",".join(dict.fromkeys(module for module in modules if module))
         foreign = f" {OPTION} {named}" if named else ""
-        return f"cnnbench {subcommand} --ckpt_path {shlex.quote(os.path.relpath(checkpoint))}{foreign}"
+        # The configuration of the run is found in a folder above the checkpoint; elsewhere it has to be named.
+        where = ""
+        if self.folder.resolve() not in checkpoint.resolve().parents:
+            where = f" --config {shlex.quote(os.path.relpath(self.folder / 'config.yaml'))}"
+        return f"cnnbench {subcommand} --ckpt_path {shlex.quote(os.path.relpath(checkpoint))}{where}{foreign}"
 
     def after_fit(self) -> None:
         """Print the run folder, the steps, the training time, and the command that tests the checkpoint."""
@@ -405,8 +427,8 @@ def main(arguments: list[str]) -> None:
     # LightningCLI parses sys.argv, and DDP starts the processes of other ranks with it.
     sys.argv = [before[0], *arguments]
     try:
-        with allowed_imports():
-            _start()
+        with allowed_imports(), fetched(arguments) as files:
+            _start(files)
     except Refused as refusal:
         raise explain(refusal.message) from None
     except MisconfigurationException as error:
@@ -425,10 +447,9 @@ def main(arguments: list[str]) -> None:
         sys.argv = before
 
 
-def _start() -> None:
+def _start(files: Mapping[str, Path]) -> None:
     CLI(
-        ImageClassifier,
-        ImageDataModule,
+        files,
         parser_class=Parser,
         subclass_mode_model=True,
         subclass_mode_data=True,

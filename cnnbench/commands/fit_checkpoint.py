@@ -6,11 +6,12 @@ that the user sets beside the checkpoint is used, or refused where a training ca
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cnnbench.checkpoints import check_training_state, network_of, open_checkpoint
+from cnnbench.checkpoints import check_training_state, is_url, local_copy, named_network, network_of, open_checkpoint
 from cnnbench.commands.fit_arguments import class_of, name_of, settings_of, value_of, values_of
 from cnnbench.console import note
 from cnnbench.errors import UserError
@@ -18,6 +19,7 @@ from cnnbench.files import safe_name
 from cnnbench.network import External
 from cnnbench.references import weights_file
 from cnnbench.training.callbacks import SameRecipe
+from cnnbench.training.classifier import CLASS_KEY
 from cnnbench.trust import Trust, check_config, current
 
 CHANGEABLE = ("compile_mode", "channels_last", "test_views")
@@ -86,17 +88,17 @@ def with_run_config(arguments: list[str]) -> list[str]:
     if not paths or paths[-1] in ("", "null"):
         return arguments
     checkpoint = Path(paths[-1])
-    if not checkpoint.exists():
+    if not is_url(paths[-1]) and not checkpoint.exists():
         raise UserError(f"checkpoint '{checkpoint}' does not exist; `cnnbench fit` prints the path of the one it wrote")
     if any(a.split("=")[0] in ("--config", "-c", "--model") for a in arguments):
         return arguments
     # The run folder is two levels up, or more: a checkpoint named after a metric such as val/accuracy has a slash in
     # its name, which makes one more folder.
-    for folder in checkpoint.resolve().parents[:4]:
+    for folder in [] if is_url(paths[-1]) else checkpoint.resolve().parents[:4]:
         if (folder / "config.yaml").is_file():
             check_config(folder / "config.yaml")
             return [arguments[0], f"--config={folder / 'config.yaml'}", *arguments[1:]]
-    raise UserError(f"no config.yaml beside checkpoint '{checkpoint}'; add --config FILE, or --model NAME --data NAME")
+    raise UserError(f"no config.yaml beside checkpoint '{paths[-1]}'; add --config FILE, or --model NAME --data NAME")
 
 
 def _without_option(arguments: list[str], flag: str) -> Iterator[str]:
@@ -111,20 +113,37 @@ def _without_option(arguments: list[str], flag: str) -> Iterator[str]:
             yield argument
 
 
-def open_for(subcommand: str, path: str) -> dict[str, Any]:
+@contextlib.contextmanager
+def fetched(arguments: list[str]) -> Iterator[dict[str, Path]]:
+    """Yield the file of the checkpoint that the arguments name, by its name, for the time of the block.
+
+    What an address names is fetched once, so that the network that is built and the weights are of the same file.
+    """
+    paths = [path for path in values_of(arguments, "--ckpt_path")[-1:] if path not in ("", "null")]
+    if not paths:
+        yield {}
+        return
+    with local_copy(paths[-1]) as file:
+        yield {paths[-1]: file}
+
+
+def open_for(subcommand: str, path: str, file: Path | None) -> dict[str, Any]:
     """Return the content of a checkpoint, after checking that it is whole, may be built, and fits the subcommand.
 
     Args:
         subcommand: ``fit``, ``validate``, ``test`` or ``predict``.
-        path: Path of the checkpoint.
+        path: Checkpoint as it is named.
+        file: File with its content; None if a configuration names the checkpoint.
 
     Raises:
         UserError: The file is damaged or names code that the user does not trust, or it has weights only and its
-            training is to go on.
+            training is to go on, or a configuration names an address.
     """
-    stored, where = open_checkpoint(Path(path)), f"checkpoint '{path}'"
-    # LightningCLI builds the network that this entry names, so it is checked before the parser imports it.
-    if "_class_path" in stored["hyper_parameters"]:
+    if file is None and is_url(path):
+        raise UserError(f"ckpt_path '{path}' in a configuration: type --ckpt_path {path}, since it is fetched")
+    stored, where = open_checkpoint(file or Path(path), named=path), f"checkpoint '{path}'"
+    # LightningCLI builds the network that the checkpoint names, so it is checked before the parser imports it.
+    if "_class_path" in stored["hyper_parameters"] or CLASS_KEY in stored:
         network_of(stored, where, current() or Trust())
     if subcommand == "fit":
         check_training_state(stored, where)
@@ -138,9 +157,8 @@ def stored_network(stored: Mapping[str, Any], configured: Any) -> dict[str, Any]
         stored: Content of the checkpoint.
         configured: Network of the configuration, whose class is taken if the checkpoint does not name one.
     """
-    # Besides the arguments, LightningCLI stores the class of the network and the function that builds it.
-    options = {key: value for key, value in stored["hyper_parameters"].items() if key != "_instantiator"}
-    return {"class_path": options.pop("_class_path", configured.class_path), "dict_kwargs": options}
+    path, options = named_network(stored)
+    return {"class_path": path or configured.class_path, "dict_kwargs": options}
 
 
 def check_same_network(network: Mapping[str, Any], arguments: list[str]) -> None:

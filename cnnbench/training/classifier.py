@@ -31,6 +31,8 @@ from cnnbench.training.views import Views, mean_logits
 Batch = tuple[Tensor, Tensor]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 RecipeName = Literal["sgd", "muon"]
+CLASS_KEY = "network"
+"""Key of a checkpoint whose value is the path of the network's class."""
 
 
 class Published(NamedTuple):
@@ -354,7 +356,9 @@ class ImageClassifier(L.LightningModule):
             self._random_state = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the states of the random generators to a checkpoint, so that a resumed training draws the same dropout.
+        """Add the class of the network and the states of the random generators to a checkpoint.
+
+        With these states a resumed training draws the same dropout.
 
         Raises:
             DivergedError: The weights are not finite, or were computed from a loss that is not finite.
@@ -367,7 +371,27 @@ class ImageClassifier(L.LightningModule):
             )
         on_gpu = self.device.type == "cuda"
         device = torch.cuda.get_rng_state(self.device) if on_gpu else torch.empty(0, dtype=torch.uint8)
+        cls = type(self)
+        checkpoint[CLASS_KEY] = f"{cls.__module__}.{cls.__qualname__}"
         checkpoint["random_state"] = {"cpu": torch.get_rng_state(), "device": device}
+
+    @classmethod
+    def load_from_checkpoint(cls, *arguments: Any, **options: Any) -> Any:
+        """Return a network with the weights of a checkpoint of this class.
+
+        Args:
+            arguments: Path of the checkpoint, and further arguments of Lightning's method.
+            options: Further arguments of Lightning's method.
+
+        Raises:
+            UserError: This is the base class, which cannot tell which network the checkpoint is of.
+        """
+        if cls is ImageClassifier:
+            raise UserError(
+                "ImageClassifier is the base class of all networks; cnnbench.load(PATH) builds the network that the "
+                "checkpoint names, and so does load_from_checkpoint of its own class, such as LeNet5"
+            )
+        return super().load_from_checkpoint(*arguments, **options)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._random_state = checkpoint.get("random_state")  # restored when training starts

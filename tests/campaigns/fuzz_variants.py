@@ -36,6 +36,15 @@ def _class_path(name: str, /, **options: Any) -> Callable[[dict[str, Any]], None
     return change
 
 
+def _network(name: Any, **options: Any) -> Callable[[dict[str, Any]], None]:
+    """Return a change that names the network as a checkpoint of Lightning's Trainer does."""
+
+    def change(stored: dict[str, Any]) -> None:
+        stored["network"], stored["hyper_parameters"] = name, options
+
+    return change
+
+
 def _set(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
     def change(stored: dict[str, Any]) -> None:
         place = stored
@@ -97,6 +106,9 @@ CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], None]]] = {
     "function-of-the-package": (REFUSED, _class_path("cnnbench.files.write_text", path="pwned", text="x")),
     "class-of-torch": (REFUSED, _class_path("torch.nn.Linear", in_features=1, out_features=1)),
     "base-class": (REFUSED, _class_path("cnnbench.training.classifier.ImageClassifier", num_classes=10)),
+    "network-os-system": (REFUSED, _network("os.system", command=ATTACK)),
+    "network-external": (REFUSED, _network("cnnbench.network.External", name=f"os:system(command='{ATTACK}')")),
+    "network-list": (REFUSED, _network(["os.system"])),
     "class-path-number": (REFUSED, _set(_OPTIONS, "_class_path", value=17)),
     "class-path-empty": (REFUSED, _set(_OPTIONS, "_class_path", value="")),
     "class-path-dots": (REFUSED, _set(_OPTIONS, "_class_path", value="...")),
