@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import make_record
+from scipy import stats as scipy_stats
 
 from cnnbench.cli import main
 from cnnbench.errors import UserError
@@ -235,6 +236,9 @@ def test_the_gate_does_not_pass_what_is_missing_failed_suspect_or_not_comparable
         ("data", "train_images", 50, ["test_accuracy"]),
         ("data", "augment", True, ["test_accuracy"]),
         ("data", "augmentation", "cutout of 8 pixels", ["test_accuracy"]),
+        ("config", "tested", "best", ["test_accuracy"]),
+        ("config", "max_steps", 500, ["test_accuracy"]),
+        ("config", "images_per_step", 128, ["test_accuracy"]),
     ],
 )
 def test_other_settings_do_not_compare(part: str, key: str, value: object, figures: list[str]) -> None:
@@ -254,8 +258,8 @@ def test_old_records_and_suspect_times_say_so() -> None:
 
 
 def test_accuracy_by_counts_and_by_seeds() -> None:
-    def cell(*accuracies: float) -> list[Record]:
-        records = [_record(seed=n, data="CIFAR10") for n in range(len(accuracies))]
+    def cell(*accuracies: float, first: int = 0) -> list[Record]:
+        records = [_record(seed=first + n, data="CIFAR10") for n in range(len(accuracies))]
         for record, accuracy in zip(records, accuracies, strict=True):
             record.data["test_images"] = 10_000
             object.__setattr__(record, "confusion_matrix", None)
@@ -271,21 +275,50 @@ def test_accuracy_by_counts_and_by_seeds() -> None:
     assert "one seed" in one.reason
     perfect = verdict(cell(1.0), cell(1.0))
     assert perfect.low < 0 < perfect.high  # ten thousand of ten thousand are not certainty
-    seeds = verdict(cell(0.90, 0.91, 0.92), cell(0.91, 0.92, 0.93))
+    seeds = verdict(cell(0.90, 0.91, 0.92), cell(0.91, 0.92, 0.93, first=3))
     # by hand: Welch's t with 4 degrees of freedom, 2.776 * sqrt(2 * 0.0001 / 3) = 0.02267
     assert (seeds.verdict, seeds.high - seeds.change) == ("no difference found", pytest.approx(0.02267, abs=1e-4))
-    assert seeds.reason == ""
+    assert seeds.reason == "not paired, since the seeds differ (3 and 3 seeds): Welch's t interval"
     # by hand: five of sd 0.05701 against one, t with 4 degrees of freedom: 2.776 * 0.05701 * sqrt(1 / 5 + 1) = 0.1734
     mixed = verdict(cell(0.80, 0.90, 0.85, 0.95, 0.90), cell(0.865))
     assert (mixed.verdict, mixed.high - mixed.change) == ("no difference found", pytest.approx(0.1734, abs=1e-4))
     assert "one seed against several" in mixed.reason
     alike = verdict(cell(0.90, 0.90), cell(0.80, 0.80))
     assert alike.regressed(5)
+    assert "which sets the interval" in alike.reason
     # by hand: the images alone allow 1.96 * sqrt(0.9 * 0.1 / 20,000 + 0.8 * 0.2 / 20,000) = 0.00693
     assert alike.high - alike.change == pytest.approx(0.00693, abs=1e-5)
     again = cell(0.90, 0.95)
     again[1] = replace(again[1], seed=0)
     assert "one seed: " in verdict(again, cell(0.91)).reason  # a seed that was repeated is one
+
+
+def test_accuracies_of_the_same_seeds_are_compared_seed_by_seed() -> None:
+    """Seeds move the accuracy by ten points here, and the change by one."""
+    before, after = (0.80, 0.90, 0.85), (0.79, 0.87, 0.83)
+
+    def cell(accuracies: tuple[float, ...]) -> list[Record]:
+        records = []
+        for seed, accuracy in enumerate(accuracies):
+            record = replace(_record(seed=seed, data="CIFAR10"), confusion_matrix=None)
+            record.data["test_images"] = 10_000
+            record.measures["test_accuracy"] = accuracy
+            records.append(record)
+        return records
+
+    def verdict(second: list[Record]) -> object:
+        return next(c for c in compare(cell(before), second) if c.figure == "test_accuracy")
+
+    # The order of the records does not matter, and a seed that was repeated counts once.
+    expected = scipy_stats.ttest_rel(after, before).confidence_interval(0.95)
+    for second in (cell(after), cell(after)[::-1], [*cell(after), *cell(after)[:1]]):
+        paired = verdict(second)
+        assert (paired.low, paired.high) == pytest.approx((expected.low, expected.high))
+        assert paired.reason == "paired by seed, 3 seeds: Student's t interval of the mean difference"
+    # With other seeds the spread from seed to seed is in the interval.
+    unpaired = verdict([replace(record, seed=record.seed + 1) for record in cell(after)])
+    assert unpaired.high - unpaired.low > 2 * (paired.high - paired.low)
+    assert unpaired.reason.startswith("not paired, since the seeds differ")
 
 
 def test_a_run_of_several_settings_is_compared_setting_by_setting() -> None:

@@ -10,17 +10,15 @@ from conftest import FULL_TRAINING, make_record
 
 from cnnbench.record import Record
 from cnnbench.report.findings import (
-    SETTINGS,
-    SURROUNDINGS,
     contenders,
     front,
     front_sentences,
     misjudged,
-    over_seeds,
     rivals_by_label,
     speed_sentences,
 )
 from cnnbench.report.pareto import Spread, inversion, pareto_front
+from cnnbench.report.settings import Setting, budget, in_group, setting
 
 
 def record(model: str, seed: int = 0, data: str = "MNIST", **measures: float | None) -> Record:
@@ -127,23 +125,9 @@ def test_speed_is_not_compared_between_machines() -> None:
     assert misjudged(contenders(records)) is None
 
 
-def test_seeds_are_counted_once_and_summed_up() -> None:
-    records = [
-        *(record("LeNet5", seed=s, test_accuracy=a, train_accuracy=0.9) for s, a in ((0, 0.5), (1, 0.6), (2, 0.7))),
-        record("LeNet5", seed=2, test_accuracy=0.7, train_accuracy=0.9),
-        record("VGG16", test_accuracy=0.25),
-        record("VGG16", seed=1, test_accuracy=None),
-    ]
-    assert over_seeds(records) == [
-        ["Model", "Data", "Seeds", "Mean accuracy %", "SD", "Range %", "Mean train accuracy %"],
-        ["LeNet5", "MNIST", "3", "60.00", "10.00", "50.00–70.00", "90.00"],  # noqa: RUF001
-        ["VGG16", "MNIST", "1", "25.00", "–", "–", "–"],  # noqa: RUF001
-    ]
-    assert over_seeds(records[-3:]) == []
-
-
 VALUES: dict[str, tuple[Any, Any]] = {
-    "budget_s": (30.0, 60.0), "epochs": (3, 4), "precision": ("32-true", "bf16-mixed"),
+    "budget_s": (30.0, 60.0), "epochs": (3, 4), "max_steps": (None, 500), "tested": ("last", "best"),
+    "images_per_step": (None, 128), "precision": ("32-true", "bf16-mixed"),
     "inference_precision": ("32-true", "bf16-true"), "memory_format": ("channels_last", "contiguous"),
     "mode": ("eager", "compile"), "cudnn_benchmark": (False, True), "batch_size": (64, 128),
     "speed_batch_size": (64, 128), "device": ("one", "another"), "packages": ({"torch": "2.11"}, {"torch": "2.12"}),
@@ -151,12 +135,37 @@ VALUES: dict[str, tuple[Any, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*SETTINGS, *SURROUNDINGS])
-def test_records_that_differ_in_one_setting_are_groups_with_names_of_their_own(name: str) -> None:
-    place = "environment" if name in SURROUNDINGS else "config"
-    common = getattr(make_record(), place) | ({"budget_s": None} if name == "epochs" else {})
-    groups = rivals_by_label(contenders([make_record(**{place: common | {name: value}}) for value in VALUES[name]]))
+@pytest.mark.parametrize("row", in_group("row"), ids=lambda row: row.name)
+def test_records_that_differ_in_one_setting_are_groups_with_names_of_their_own(row: Setting) -> None:
+    common = getattr(make_record(), row.place) | ({"budget_s": None} if row.name == "epochs" else {})
+    records = [make_record(**{row.place: common | {row.name: value}}) for value in VALUES[row.name]]
+    groups = rivals_by_label(contenders(records))
     assert [len(group) for group in groups.values()] == [1, 1]
+    assert not any("(group 2)" in name for name in groups)
+
+
+def test_settings_that_a_record_does_not_name_have_the_value_of_its_time() -> None:
+    """Such records were made before the setting was there, when it had this value."""
+    old = make_record()
+    for name in ("tested", "images_per_step", "max_steps", "mode", "cudnn_benchmark", "inference_precision"):
+        assert name not in old.config
+    said = {"tested": "last", "images_per_step": 32, "mode": "eager", "cudnn_benchmark": False}
+    new = make_record(config=old.config | said | {"inference_precision": "32-true"})
+    assert setting(old, "tested") == "last"
+    assert len(contenders([old, new])) == 1
+
+
+def test_a_training_has_the_limits_that_were_set() -> None:
+    config = make_record().config
+    assert budget(make_record(config=config | {"budget_s": None, "max_steps": 500})) == "500 steps"
+    assert (
+        budget(make_record(config=config | {"epochs": 3, "max_steps": 500}))
+        == "30 s of training or 3 epochs or 500 steps"
+    )
+    assert budget(make_record(config=config | {"budget_s": None})) == "not said"
+    one = make_record(config=config | {"budget_s": None, "epochs": 3})
+    names = [entry.name for entry in contenders([one, make_record()])]
+    assert names == ["LeNet5 (3 epochs)", "LeNet5 (30 s of training)"]
 
 
 @pytest.mark.parametrize(

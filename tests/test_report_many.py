@@ -18,12 +18,14 @@ from PIL import Image
 
 from cnnbench.plots.drawing import MOST_ENTRIES, MOST_NAMES, MOST_PANELS, Name, panels, write_names
 from cnnbench.record import Record, load_records, write_lines
-from cnnbench.report import findings, pictures
+from cnnbench.report import pictures
 from cnnbench.report.charts import accuracy_against, latency_against_macs, panels_drawn
-from cnnbench.report.findings import MOST_LISTED, contenders, front_sentences, over_seeds, rivals_by_label
+from cnnbench.report.findings import MOST_LISTED, contenders, front_sentences, rivals_by_label
 from cnnbench.report.outputs import Report, to_html, to_markdown, write_report
 from cnnbench.report.pareto import Spread, inversion
 from cnnbench.report.pictures import MOST_MATRICES, Drawn, FigureSheet, Shown, draw_pictures
+from cnnbench.report.seeds import Seeds
+from cnnbench.report.settings import Setting
 
 COUNT = 300
 
@@ -110,20 +112,23 @@ def _settings(count: int) -> list[Record]:
     return [make_record(config={**base.config, "batch_size": 1 + i}) for i in range(count)]
 
 
-@pytest.mark.parametrize("make", [contenders, over_seeds, lambda r: rivals_by_label(contenders(r)), Report])
-@pytest.mark.parametrize("records_of", [_networks, _settings])
+def _seeds(count: int) -> list[Record]:
+    return [*_networks(count // 2), *_networks(count // 2, seed=1)]
+
+
+@pytest.mark.parametrize("make", [contenders, Seeds, lambda r: rivals_by_label(contenders(r)), Report])
+@pytest.mark.parametrize("records_of", [_networks, _settings, _seeds])
 def test_work_grows_with_the_records_and_not_with_their_square(
     make: Any, records_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = Counter[str]()
-    for name in ("_traits", "_conditions", "setting"):
-        original = getattr(findings, name)
+    original = Setting.value
 
-        def counted(*arguments: Any, name: str = name, original: Any = original) -> Any:
-            calls[name] += 1
-            return original(*arguments)
+    def counted(row: Setting, record: Record) -> Any:
+        calls[row.name] += 1
+        return original(row, record)
 
-        monkeypatch.setattr(findings, name, counted)
+    monkeypatch.setattr(Setting, "value", counted)
     counts = []
     for count in (50, 200):
         calls.clear()

@@ -12,7 +12,8 @@ from functools import partial
 from cnnbench.measures import MEASURES, Figure, Kind, figures
 from cnnbench.record import Record
 from cnnbench.references import percent, reference_of
-from cnnbench.report.findings import DASH, budget
+from cnnbench.report.findings import DASH
+from cnnbench.report.settings import budget
 from cnnbench.units import short
 
 
@@ -143,7 +144,7 @@ def _figure_columns(trained: bool) -> list[Column]:
 
 
 COLUMNS = (
-    Column("Model", "model", lambda r: r.model, "Architecture; the command cnnbench list says more.", numeric=False),
+    Column("Model", "model", lambda r: r.title, "Architecture; the command cnnbench list says more.", numeric=False),
     Column("Data", "data", lambda r: r.data["label"], "The images that were used.", numeric=False),
     Column("Seed", "seed", lambda r: str(r.seed), "Seed of initialisation, order of the batches and augmentation."),
     *_figure_columns(trained=False),

@@ -14,15 +14,25 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
 from cnnbench.errors import UserError
 from cnnbench.measures import Figure, Work, figures, measure_of
 from cnnbench.record import Record
-from cnnbench.report.findings import NOT_SAID, SETTINGS, per_seed, setting
-from cnnbench.stats import ALIKE, NORMAL_QUANTILE, Interval, mean_difference, newcombe_interval, shift
+from cnnbench.report.findings import by_seed
+from cnnbench.report.settings import Setting, affecting
+from cnnbench.stats import (
+    ALIKE,
+    NORMAL_QUANTILE,
+    Interval,
+    MeanDifference,
+    mean_difference,
+    newcombe_interval,
+    paired_difference,
+    shift,
+)
 
 VERDICTS = (
     *("faster", "slower", "better", "worse", "no difference found", "equal", "changed", "too few values"),
@@ -44,8 +54,6 @@ MOVED = 0.02
 
 Cell = tuple[str, str]
 """Name of a network, and label of the data set."""
-Traits = Callable[[Record], Mapping[str, Any]]
-"""Function that returns the settings of a record that must agree before two records are compared."""
 
 
 class Change(NamedTuple):
@@ -156,7 +164,7 @@ def compare(first: Sequence[Record], second: Sequence[Record]) -> list[Change]:
     failures: dict[Cell, str] = {}
     for record in second:
         if record.status == "error":
-            failures[record.model, record.data["label"]] = f"failed: {record.reason}"
+            failures[record.title, record.data["label"]] = f"failed: {record.reason}"
     changes = []
     for cell, records in before.items():
         # A network that failed with one seed of B may have records of other seeds, which are compared nevertheless.
@@ -175,7 +183,7 @@ def _cells(records: Sequence[Record]) -> dict[Cell, list[Record]]:
     cells: dict[Cell, list[Record]] = {}
     for record in records:
         if record.status == "ok":
-            cells.setdefault((record.model, record.data["label"]), []).append(record)
+            cells.setdefault((record.title, record.data["label"]), []).append(record)
     return cells
 
 
@@ -220,7 +228,7 @@ def _was_asked(key: str, cell: Sequence[Record]) -> bool:
 def _change(pair: _Pair) -> Change:
     """Compare one figure, using only the records of both sides that share the settings it depends on."""
     figure = pair.figure
-    a, b, difference = _alike(pair.first, pair.second, _traits_of(figure))
+    a, b, difference = _alike(pair.first, pair.second, _settings_of(figure))
     alike = pair._replace(first=a, second=b)
     if not difference:
         by_method = {
@@ -233,7 +241,7 @@ def _change(pair: _Pair) -> Change:
     change = alike.verdict("not comparable", difference)
     if figure.compared == "seeds":
         # The value of an accuracy is the mean over seeds, as in a comparison of accuracies.
-        before, after = per_seed(a, figure.key), per_seed(b, figure.key)
+        before, after = by_seed(a, figure.key).values(), by_seed(b, figure.key).values()
         change = change._replace(before=statistics.fmean(before), after=statistics.fmean(after))
     return change
 
@@ -241,61 +249,16 @@ def _change(pair: _Pair) -> Change:
 # Settings that must agree before two figures are compared
 
 
-def _traits_of(figure: Figure) -> Traits:
-    """Return the function that lists the settings on which a figure depends."""
+def _settings_of(figure: Figure) -> tuple[Setting, ...]:
+    """Return the settings on which a figure depends."""
     # An accuracy depends on the training, a time or memory on its kind of work, a count on the image size alone.
     if figure.compared == "seeds":
-        return _training_traits
-    if figure.work is not None:
-        return _circumstances(figure.work)
-    return _image_size
-
-
-def _image_size(record: Record) -> dict[str, Any]:
-    """Return the image size, on which every figure depends."""
-    return {"image_size": record.data["image_size"]}
-
-
-def _circumstances(work: Work) -> Traits:
-    """Return a function that lists the settings of a record on which times and memory of a kind of work depend."""
-    # Latency is always that of one image, so it depends on no batch size.
-    sizes = {"latency": (), "inference": ("speed_batch_size",), "training": ("batch_size",)}[work]
-    precision = "precision" if work == "training" else "inference_precision"
-
-    def traits(record: Record) -> dict[str, Any]:
-        settings = (precision, "memory_format", "mode", "cudnn_benchmark", *sizes)
-        values = {name: setting(record, name) for name in settings} | _image_size(record)
-        for name in ("device", "threads", "allocator"):
-            values[name] = record.environment.get(name)
-        # On a GPU the device is the card, but times also depend on the processor that launches the kernels.
-        flags = record.environment.get("accelerator") or {}
-        values["host_cpu"] = flags.get("host_cpu")
-        return values
-
-    return traits
-
-
-def _training_traits(record: Record) -> dict[str, Any]:
-    """Return the settings of a record that must agree before two accuracies are compared.
-
-    If the budget is a time, the number of training steps depends on the machine, so the machine must agree too.
-    """
-    # These two belong to the timing and do not change the training.
-    of_inference = ("speed_batch_size", "inference_precision")
-    names = [name for name in (*SETTINGS, "learning_rate", "recipe") if name not in of_inference]
-    traits = {name: setting(record, name) for name in names}
-    for name in ("image_size", "train_images", "test_images", "augment", "synthetic"):
-        traits[name] = record.data.get(name)
-    # Records from before 2026-11-23 do not name their augmentation.
-    traits["augmentation"] = record.data.get("augmentation") or NOT_SAID
-    if record.config.get("budget_s") is not None:
-        for name in ("device", "threads"):
-            traits[f"{name}, within a time"] = record.environment.get(name)
-    return traits
+        return affecting("accuracy")
+    return affecting(figure.work or "count")
 
 
 def _alike(
-    first: Sequence[Record], second: Sequence[Record], traits: Traits
+    first: Sequence[Record], second: Sequence[Record], settings: Sequence[Setting]
 ) -> tuple[Sequence[Record], Sequence[Record], str]:
     """Return the records of A and B that share the same settings, or name the setting that differs.
 
@@ -304,12 +267,16 @@ def _alike(
     Args:
         first: Records of A.
         second: Records of B.
-        traits: Function that returns the settings that must agree.
+        settings: Settings that must agree.
 
     Returns:
         The records of A, the records of B and an empty text. If A and B share no setting, the first record of each and
         a text that names the setting in which these two differ.
     """
+
+    def traits(record: Record) -> dict[str, Any]:
+        return {row.name: row.value(record) for row in settings}
+
     for record in first:
         wanted = traits(record)
         b = [other for other in second if traits(other) == wanted]
@@ -558,27 +525,27 @@ def _without_rounds(first: Sequence[Record], second: Sequence[Record], work: Wor
 
 
 def _accuracy_change(pair: _Pair) -> Change:
-    """Compare accuracies over seeds if a side has two or more (Welch 1947), else by test images (Newcombe 1998).
+    """Compare accuracies over seeds if a side has two or more, else by test images (Newcombe 1998).
 
     Accuracies vary between seeds by more than the number of test images explains. With one seed on each side, the
-    verdict therefore holds for these two trained networks only, and the reason says so. If one side has a single seed,
-    the spread of the other side counts for both. An interval over seeds is never narrower than the number of test
-    images allows.
+    verdict therefore holds for these two trained networks only, and the reason says so. An interval over seeds is never
+    narrower than the number of test images allows.
     """
     key = pair.figure.key
-    x, y = per_seed(pair.first, key), per_seed(pair.second, key)
-    before, after = statistics.fmean(x), statistics.fmean(y)
+    x, y = by_seed(pair.first, key), by_seed(pair.second, key)
+    before, after = statistics.fmean(x.values()), statistics.fmean(y.values())
     change = after - before
     images = pair.first[0].data["test_images"]
-    note = ""
     counted = None
     if max(len(x), len(y)) > 1:
+        difference, note = _difference_over_seeds(x, y)
         # Binomial standard error of the difference, over the test images of all seeds.
         chance = math.sqrt(before * (1 - before) / (images * len(x)) + after * (1 - after) / (images * len(y)))
-        half = max(mean_difference(y, x).half_width, NORMAL_QUANTILE * chance)
+        half = difference.half_width
+        if NORMAL_QUANTILE * chance > half:
+            half = NORMAL_QUANTILE * chance
+            note += "; the seeds vary less than the number of test images explains, which sets the interval"
         low, high = change - half, change + half
-        if min(len(x), len(y)) == 1:
-            note = "one seed against several: by the spread of these"
     else:
         low, high = newcombe_interval(round(after * images), images, round(before * images), images)
         note = "one seed: about these two trained networks, not about the recipe"
@@ -589,3 +556,20 @@ def _accuracy_change(pair: _Pair) -> Change:
     elif change > 0:
         word = "better"
     return Change(pair.model, pair.label, key, before, after, change, low, high, word, note, images=counted)
+
+
+def _difference_over_seeds(before: Mapping[int, float], after: Mapping[int, float]) -> tuple[MeanDifference, str]:
+    """Return how much larger the mean over seeds is after than before, and a note on the method.
+
+    Args:
+        before: Accuracies of A by seed.
+        after: Accuracies of B by seed; at least one side has two seeds.
+    """
+    if before.keys() == after.keys():
+        difference = paired_difference([after[seed] for seed in before], list(before.values()))
+        return difference, f"paired by seed, {len(before)} seeds: Student's t interval of the mean difference"
+    difference = mean_difference(list(after.values()), list(before.values()))
+    seeds = f"{len(before)} and {len(after)} seeds"
+    if min(len(before), len(after)) == 1:
+        return difference, f"one seed against several ({seeds}): Student's t interval by the spread of these"
+    return difference, f"not paired, since the seeds differ ({seeds}): Welch's t interval"

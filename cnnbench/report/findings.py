@@ -1,4 +1,4 @@
-"""Findings from several records, in sentences: accuracies over seeds, Pareto fronts, and multiply-adds against speed.
+"""Findings from several records, in sentences: Pareto fronts, and multiply-adds against speed.
 
 Only networks that ran under the same settings on the same machine are ranked against each other. An accuracy after a
 short training never ranks networks; a reference accuracy stands in for it where one is known.
@@ -7,44 +7,29 @@ short training never ranks networks; a reference accuracy stands in for it where
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cnnbench.record import Record
 from cnnbench.references import Reference, is_as_long_as_the_reference, percent, published_words, reference_of
 from cnnbench.report.pareto import Spread, inversion, pareto_front
+from cnnbench.report.settings import Setting, in_group, said
 from cnnbench.stats import Correlation, correlate
 
-SETTINGS = (
-    *("budget_s", "epochs", "precision", "inference_precision", "memory_format", "mode", "cudnn_benchmark"),
-    *("batch_size", "speed_batch_size"),
-)
-"""Settings that must agree before two rows are compared."""
-_UNSAID = {"mode": "eager", "cudnn_benchmark": False}
-"""Values of settings that a record does not name."""
-SURROUNDINGS = ("device", "packages", "threads")
-"""Entries of the environment that must agree before two speeds are compared."""
 MOST_NAMED_WITHOUT = 5
 """Largest number of networks without a reference accuracy that a sentence names; of more it gives the number."""
 MOST_LISTED = 60
 """Largest number of names, values or sentences that are written out; the rest is only counted."""
-NOT_SAID = "not said"
-"""Text that tables show for a fact that a record does not have."""
 DASH = "\N{EN DASH}"
 """Text that tables show for a figure that a record does not have; it also stands between the ends of a range."""
 COSTS = {"macs": "MACs", "latency_ms_median": "latency"}
 """Costs that accuracy is compared with, in words, by key of the figure."""
-
-
-def budget(record: Record) -> str:
-    """Return the training budget of a record in words."""
-    seconds = record.config.get("budget_s")
-    if seconds is not None:
-        return f"{seconds:g} s of training"
-    if record.config.get("epochs") is not None:
-        return f"{record.config['epochs']} epochs"
-    return NOT_SAID
+_CONDITIONS = in_group("row")
+"""Settings that must agree before two rows are ranked."""
+_TRAITS = in_group("row", "training")
+"""Settings in which the records of a network may differ, so that they are not repeats of each other."""
 
 
 def listed(names: Iterable[str], separator: str = ", ") -> str:
@@ -69,29 +54,14 @@ def first_sentences(sentences: Sequence[str], rest: str) -> list[str]:
     return [*sentences[:MOST_LISTED], f"{more:,} {rest}."]
 
 
-def said(facts: Mapping[str, Any], name: str) -> Any:
-    """Return a fact of a record, or `NOT_SAID` if the record does not have it."""
-    value = facts.get(name)
-    return NOT_SAID if value is None else value
-
-
-def setting(record: Record, name: str) -> Any:
-    """Return the value of a setting, also for a record that does not name it."""
-    value = record.config.get(name, _UNSAID.get(name))
-    if name == "inference_precision" and value is None:
-        # Until 2026-11-28 inference was timed in the precision of training.
-        return record.config.get("precision")
-    return value
-
-
-def per_seed(records: Iterable[Record], key: str) -> list[float]:
-    """Return one value of a figure per seed; repeats of a seed count once, as their mean."""
+def by_seed(records: Iterable[Record], key: str) -> dict[int, float]:
+    """Return the value of a figure by seed; repeats of a seed count once, as their mean."""
     seeds: dict[int, list[float]] = {}
     for r in records:
         if r.measures.get(key) is not None:
             seeds.setdefault(r.seed, []).append(r.measures[key])
     # A repeat says nothing about the spread from seed to seed, so it must not count as another seed.
-    return [statistics.fmean(values) for values in seeds.values()]
+    return {seed: statistics.fmean(values) for seed, values in seeds.items()}
 
 
 @dataclass(frozen=True)
@@ -140,9 +110,13 @@ class Contender:
             return self.mean("test_accuracy")
         return None
 
+    def by_seed(self, key: str) -> dict[int, float]:
+        """Return the value of a figure by seed; repeats of a seed count once, as their mean."""
+        return by_seed(self.records, key)
+
     def per_seed(self, key: str) -> list[float]:
-        """Return one value of a figure per seed; repeats of a seed count once, as their mean."""
-        return per_seed(self.records, key)
+        """Return one value of a figure per seed."""
+        return list(self.by_seed(key).values())
 
     def has(self, *keys: str) -> bool:
         """Return whether each of the figures is in at least one record."""
@@ -169,93 +143,50 @@ def contenders(records: Sequence[Record]) -> list[Contender]:
     """Return the records grouped by data set, network and settings, in the order of their first appearance."""
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for r in records:
-        groups.setdefault((r.data["label"], r.model, *_conditions(r), *_training_of(r)), []).append(r)
+        groups.setdefault((r.data["label"], r.model, *values_of(r, _TRAITS)), []).append(r)
     # The groups of one network on one data set are rivals; their names show the settings in which they differ.
     rivals = [(label, model) for label, model, *_ in groups]
     firsts = [members[0] for members in groups.values()]
     entries = []
     # Dictionaries keep their order, so each group meets its own suffix.
-    for members, suffix in zip(groups.values(), _suffixes(rivals, firsts, _all_traits), strict=True):
+    for members, suffix in zip(groups.values(), suffixes(rivals, firsts, _TRAITS), strict=True):
         entries.append(Contender(members[0].model + suffix, tuple(members)))
     return entries
 
 
-def _conditions(record: Record) -> tuple[str, ...]:
-    """Return the settings and surroundings that must agree before two rows are compared, as texts."""
-    # As texts, because the packages are a dictionary, which cannot be a part of a key.
-    settings = [str(setting(record, name)) for name in SETTINGS]
-    surroundings = [str(record.environment.get(name)) for name in SURROUNDINGS]
-    return (*settings, *surroundings)
+def values_of(record: Record, settings: Sequence[Setting]) -> tuple[str, ...]:
+    """Return the values of settings as texts, which can be a part of a key."""
+    # The packages, for example, are a dictionary, which cannot.
+    return tuple(str(row.value(record)) for row in settings)
 
 
-def _traits(record: Record) -> tuple[str, ...]:
-    """Return, in words, the settings and surroundings of `_conditions`."""
-    config, environment = record.config, record.environment
-    return (
-        budget(record),
-        str(setting(record, "precision")),
-        f"inference in {setting(record, 'inference_precision')}",
-        str(setting(record, "memory_format")),
-        str(setting(record, "mode")),
-        f"cuDNN benchmark {setting(record, 'cudnn_benchmark')}",
-        str(said(environment, "device")),
-        f"batch {config.get('batch_size')}",
-        f"batch {config.get('speed_batch_size')} in inference",
-        f"{environment.get('threads')} threads",
-        packages(record),
-    )
-
-
-def _training_of(record: Record) -> tuple[str, ...]:
-    """Return, in words, how a network was trained: trainings that differ in this are no repeats of each other.
-
-    Networks that were trained in different ways may still be ranked, since each may need a recipe of its own.
-    """
-    config, data = record.config, record.data
-    return (
-        f"recipe {config['recipe']}" if config.get("recipe") else "the network's own recipe",
-        f"learning rate {config['learning_rate']}" if config.get("learning_rate") else "the recipe's learning rate",
-        f"augmentation: {data.get('augmentation') or NOT_SAID}",
-        f"{data.get('train_images')} training images",
-    )
-
-
-def _all_traits(record: Record) -> tuple[str, ...]:
-    """Return, in words, all that may distinguish a record from others of the same network."""
-    return (*_traits(record), *_training_of(record))
-
-
-def packages(record: Record) -> str:
-    """Return the packages that a record names, with their versions, as one text."""
-    versions = record.environment.get("packages") or {}
-    # A package that is not installed has no version.
-    return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-
-
-def _suffixes(
-    keys: Sequence[Any], firsts: Sequence[Record], traits_of: Callable[[Record], tuple[str, ...]]
-) -> list[str]:
+def suffixes(keys: Sequence[Any], firsts: Sequence[Record], settings: Sequence[Setting]) -> list[str]:
     """Return for each group of records the settings that distinguish it from its rivals, as a suffix of its name.
 
     Args:
         keys: Key of each group; groups with the same key are rivals.
         firsts: First record of each group, which stands for all of them, since they share their settings.
-        traits_of: Returns the settings of a record in words, as many for each record.
+        settings: Settings in which groups may differ.
 
     Returns:
         Texts in brackets with a space before them; empty for a group that does not differ from its rivals.
     """
-    traits = [traits_of(record) for record in firsts]
+    traits = [tuple(row.said(record) for row in settings) for record in firsts]
     rivals: dict[Any, list[tuple[str, ...]]] = {}
     for key, words in zip(keys, traits, strict=True):
         rivals.setdefault(key, []).append(words)
     # Which traits vary is computed once for all rivals, so that the work does not grow with the square of their number.
     varied = {key: _varied(several) for key, several in rivals.items()}
-    suffixes = []
+    texts = []
     for key, words in zip(keys, traits, strict=True):
-        apart = [trait for trait, varies in zip(words, varied[key], strict=True) if varies]
-        suffixes.append(f" ({', '.join(apart)})" if apart else "")
-    return suffixes
+        names = {row.name for row, varies in zip(settings, varied[key], strict=True) if varies}
+        # A trait without words, such as a limit that a training did not have, is not named.
+        apart = []
+        for row, trait in zip(settings, words, strict=True):
+            if row.name in names and row.unless not in names and trait:
+                apart.append(trait)
+        texts.append(f" ({', '.join(apart)})" if apart else "")
+    return texts
 
 
 def _varied(rivals: Sequence[tuple[str, ...]]) -> list[bool]:
@@ -274,7 +205,7 @@ def by_label(entries: Sequence[Contender]) -> dict[str, list[Contender]]:
 def compare_alike(entries: Sequence[Contender]) -> bool:
     """Return whether all contenders ran under the same settings on the same machine, and so may be ranked."""
     # Without any contender the set is empty, and the result is False.
-    return len({_conditions(e.records[0]) for e in entries}) == 1
+    return len({values_of(e.records[0], _CONDITIONS) for e in entries}) == 1
 
 
 def rivals_by_label(entries: Sequence[Contender]) -> dict[str, list[Contender]]:
@@ -282,14 +213,33 @@ def rivals_by_label(entries: Sequence[Contender]) -> dict[str, list[Contender]]:
 
     If a data set was used under several settings or on several machines, the name of each group contains them.
     """
+    return grouped(entries, _CONDITIONS)
+
+
+def grouped(entries: Sequence[Contender], settings: Sequence[Setting]) -> dict[str, list[Contender]]:
+    """Return groups of contenders on the same data under the same settings, by the name of the group.
+
+    Args:
+        entries: Networks on data sets.
+        settings: Settings that must agree within a group.
+
+    Returns:
+        Contenders by label of their data set; if it has several groups, each label ends in the settings of its group.
+    """
     groups: dict[tuple[str, ...], list[Contender]] = {}
     for entry in entries:
-        groups.setdefault((entry.label, *_conditions(entry.records[0])), []).append(entry)
+        groups.setdefault((entry.label, *values_of(entry.records[0], settings)), []).append(entry)
     firsts = [group[0].records[0] for group in groups.values()]
-    suffixes = _suffixes([label for label, *_ in groups], firsts, _traits)
-    named = {}
-    for group, suffix in zip(groups.values(), suffixes, strict=True):
-        named[group[0].label + suffix] = group
+    labels = [label for label, *_ in groups]
+    named: dict[str, list[Contender]] = {}
+    uses: Counter[str] = Counter()
+    for group, suffix in zip(groups.values(), suffixes(labels, firsts, settings), strict=True):
+        name = group[0].label + suffix
+        uses[name] += 1
+        # Values that differ may have the same words. A number keeps such groups apart.
+        if uses[name] > 1:
+            name += f" (group {uses[name]})"
+        named[name] = group
     return named
 
 
@@ -519,40 +469,3 @@ def _times(ratio: float) -> str:
     if ratio < 10:
         return f"{ratio:.2g}"
     return f"{ratio:,.0f}"
-
-
-SEED_COLUMNS = ("Model", "Data", "Seeds", "Mean accuracy %", "SD", "Range %")
-"""Header of the table over seeds."""
-
-
-def over_seeds(records: Sequence[Record]) -> list[list[str]]:
-    """Return the table of accuracies over seeds, header first; empty if no network was trained with two seeds."""
-    entries = [e for e in contenders(records) if e.has("test_accuracy")]
-    if not several_seeds(entries):
-        return []
-    # Accuracies on training images are measured only on demand.
-    fitted = any(e.has("train_accuracy") for e in entries)
-    head = list(SEED_COLUMNS)
-    if fitted:
-        head.append("Mean train accuracy %")
-    # As soon as one network has several seeds, those with a single seed are in the table too.
-    return [head, *(_seeds_row(e, fitted) for e in entries)]
-
-
-def _seeds_row(entry: Contender, fitted: bool) -> list[str]:
-    """Return the row of a network in the table over seeds.
-
-    Args:
-        entry: Network with a test accuracy.
-        fitted: Whether the table has a column for accuracies on training images.
-    """
-    values = [100 * share for share in entry.per_seed("test_accuracy")]
-    # A single seed has neither a deviation nor a range.
-    deviation = extent = DASH
-    if len(values) > 1:
-        deviation = f"{statistics.stdev(values):.2f}"
-        extent = f"{min(values):.2f}{DASH}{max(values):.2f}"
-    row = [entry.name, entry.label, str(len(values)), f"{statistics.fmean(values):.2f}", deviation, extent]
-    if fitted:
-        row.append(f"{100 * entry.mean('train_accuracy'):.2f}" if entry.has("train_accuracy") else DASH)
-    return row

@@ -26,8 +26,10 @@ from cnnbench.plots.drawing import MANY
 from cnnbench.record import Record
 from cnnbench.report import provenance
 from cnnbench.report.columns import Column, columns_of
-from cnnbench.report.findings import listed, over_seeds, reference_sentences, said, setting
+from cnnbench.report.findings import listed, reference_sentences
 from cnnbench.report.pictures import Drawn, draw_pictures
+from cnnbench.report.seeds import Seeds, SeedTable
+from cnnbench.report.settings import said, setting
 
 MANY_ROWS = 30
 """Number of rows above which the terminal table repeats the column titles below them."""
@@ -37,9 +39,12 @@ CSV_SETTINGS = ("precision", "inference_precision", "budget_s", "batch_size", "s
 """Settings that have a column in the CSV file."""
 CSV_TRAINING = ("seconds", "steps", "epochs", "converged")
 """Facts about the training that have a column in the CSV file."""
-TEXT_COLUMNS_OF_SEEDS = 2
-"""Number of columns with text at the left of the table over seeds; all others hold numbers."""
-SEEDS_MEANING = "Test accuracy over seeds: mean, standard deviation (n - 1), lowest and highest."
+CSV_OVER_SEEDS = (
+    *("test_accuracy_seeds", "test_accuracy_mean", "test_accuracy_sd"),
+    *("test_accuracy_mean_low", "test_accuracy_mean_high"),
+    *("paired_against", "paired_seeds", "paired_difference", "paired_low", "paired_high", "paired_p_holm"),
+)
+"""Figures over seeds that have a column in the CSV file, the last ones."""
 LEFT_OUT_WHEN_NARROW = (
     "flops",
     "data",
@@ -89,9 +94,9 @@ class Report:
         return list(dict.fromkeys(r.model for r in self.records))
 
     @cached_property
-    def over_seeds(self) -> list[list[str]]:
-        """Return the table of accuracies over seeds, header first; empty if no network has two seeds."""
-        return over_seeds(self.records)
+    def seeds(self) -> Seeds:
+        """Return the accuracies over seeds, and the differences of networks by seed."""
+        return Seeds(self.records)
 
     def rows(self) -> list[list[str]]:
         """Return the cells of the table, one row per record."""
@@ -159,8 +164,8 @@ def print_table(report: Report, console: Console) -> None:
     console.print(_main_table(report, columns))
     if len(columns) < len(report.columns):
         console.print("(more columns in a wider terminal, and in the report)", markup=False)
-    if report.over_seeds:
-        _print_seeds(report.over_seeds, console)
+    for seed_table in report.seeds.tables:
+        _print_seeds(seed_table, console)
     for line in report.warnings:
         console.print(Text(text.printable(line)))
 
@@ -215,21 +220,29 @@ def _width(column: Column, records: Sequence[Record]) -> int:
     return 3 + longest
 
 
-def _print_seeds(rows: Sequence[Sequence[str]], console: Console) -> None:
-    """Print the table over seeds in the terminal."""
-    table = Table(title="Over seeds", title_justify="left", title_style="bold", header_style="bold")
-    for index, title in enumerate(rows[0]):
-        table.add_column(title, justify=_side(index >= TEXT_COLUMNS_OF_SEEDS), overflow="fold")
-    for row in rows[1:]:
+def _print_seeds(seeds: SeedTable, console: Console) -> None:
+    """Print a table over seeds in the terminal, with the sentences on it."""
+    table = Table(title=seeds.title, title_justify="left", title_style="bold", header_style="bold")
+    for title, numeric in zip(seeds.rows[0], seeds.numeric, strict=True):
+        table.add_column(title, justify=_side(numeric), overflow="fold")
+    for row in seeds.rows[1:]:
         table.add_row(*_cells(row))
     console.print(table)
+    for sentence in seeds.sentences:
+        console.print(Text(text.printable(sentence)))
 
 
 def to_csv(report: Report) -> str:
-    """Return the report as CSV: one row per record, every figure at full precision and under its key."""
+    """Return the report as CSV: one row per record, every figure at full precision and under its key.
+
+    If a network has several seeds, the last columns have its figures over seeds, which its records share.
+    """
     scalars = [key for key in figures() if any(key in r.measures for r in report.records)]
     head = ["model", "data", "label", "synthetic", "seed", "status", "reason", "device", "threads"]
     head += [*CSV_SETTINGS, "suspect", *(f"train_{k}" for k in CSV_TRAINING), *scalars]
+    by_record = report.seeds.by_record()
+    over_seeds = list(CSV_OVER_SEEDS) if by_record else []
+    head += over_seeds
     rows: list[list[Any]] = [head]
     for r in report.records:
         # The cells follow in the order of `head`.
@@ -240,6 +253,7 @@ def to_csv(report: Report) -> str:
         # A value that a record does not have is an empty cell.
         row += map(r.training.get, CSV_TRAINING)
         row += map(r.measures.get, scalars)
+        row += map(by_record.get(id(r), {}).get, over_seeds)
         rows.append(row)
     return text.to_csv(rows)
 
@@ -315,11 +329,11 @@ def to_markdown(report: Report, drawn: Drawn | None = None) -> str:
     page.table([titles, *report.rows()], [c.numeric for c in report.columns])
     for sentence in report.references:
         page.paragraph(sentence)
-    if report.over_seeds:
-        page.heading("Over seeds")
-        page.paragraph(SEEDS_MEANING)
-        numeric = [index >= TEXT_COLUMNS_OF_SEEDS for index in range(len(report.over_seeds[0]))]
-        page.table(report.over_seeds, numeric)
+    for seeds in report.seeds.tables:
+        page.heading(seeds.title)
+        page.table(seeds.rows, seeds.numeric)
+        for sentence in seeds.sentences:
+            page.paragraph(sentence)
     if drawn:
         _add_pictures(page, drawn)
     page.heading("What the columns mean")
@@ -361,8 +375,6 @@ def to_html(report: Report, drawn: Drawn | None = None) -> str:
         report=report,
         drawn=drawn or Drawn(),
         many_matrices=MANY_MATRICES,
-        text_columns_of_seeds=TEXT_COLUMNS_OF_SEEDS,
-        seeds_meaning=SEEDS_MEANING,
         zip=zip,
     )
 
@@ -392,7 +404,7 @@ def write_report(records: Sequence[Record], folder: Path) -> list[Path]:
 
 
 def json_document(records: Sequence[Record]) -> dict[str, Any]:
-    """Return the document that ``--json`` prints: one object per record, with its figures at the top level."""
+    """Return the document that ``--json`` prints: an object per record, and the figures over seeds."""
     cells = []
     # The samples of times and the learning curve are left out; the record has them.
     for r in records:
@@ -410,7 +422,7 @@ def json_document(records: Sequence[Record]) -> dict[str, Any]:
                 "environment": r.environment,
             }
         )
-    return {"schema": 1, "cells": cells}
+    return {"schema": 1, "cells": cells, **Seeds(records).document()}
 
 
 def _without(key: str, values: Mapping[str, Any]) -> dict[str, Any]:

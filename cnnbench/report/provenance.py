@@ -6,17 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cnnbench.record import Record
-from cnnbench.report.findings import (
-    NOT_SAID,
-    SETTINGS,
-    SURROUNDINGS,
-    budget,
-    first_sentences,
-    listed,
-    packages,
-    said,
-    setting,
-)
+from cnnbench.report.findings import first_sentences, listed
+from cnnbench.report.settings import NOT_SAID, budget, in_group, packages, said
 
 
 def warnings(records: Sequence[Record]) -> list[str]:
@@ -75,14 +66,15 @@ def _suspects(records: Sequence[Record]) -> Iterator[str]:
 
 def _differences(records: Sequence[Record]) -> Iterator[str]:
     """Yield a warning per setting, and per property of the machine, in which the records differ."""
-    for what in SETTINGS:
-        values = list(dict.fromkeys(str(setting(r, what)) for r in records))
-        if len(values) > 1:
-            yield f"The records differ in {what} ({listed(values)}): not every row compares with every other."
-    for what in SURROUNDINGS:
+    for row in in_group("row"):
         # Values are compared as texts, since the packages are a dictionary, which cannot be in a set.
-        if len({str(r.environment.get(what)) for r in records}) > 1:
-            yield f"The records come from more than one {what}: speed does not compare between them."
+        values = list(dict.fromkeys(str(row.value(r)) for r in records))
+        if len(values) < 2:
+            continue
+        if row.place == "environment":
+            yield f"The records come from more than one {row.name}: speed does not compare between them."
+        else:
+            yield f"The records differ in {row.name} ({listed(values)}): not every row compares with every other."
 
 
 def _failures(records: Sequence[Record]) -> Iterator[str]:
@@ -124,7 +116,7 @@ def _facts(r: Record) -> list[tuple[str, str]]:
         facts.append((f"GPU {name}", str(value)))
     facts += [
         ("Machine", _machine(env)),
-        ("Software", f"Python {said(env, 'python')}, {packages(r) or 'packages not said'}"),
+        ("Software", f"Python {said(env, 'python')}, {packages(env.get('packages')) or 'packages not said'}"),
         ("Commit", _commit(env)),
         ("Numbers", _numbers(config)),
         ("Batch size", _batch_sizes(config)),
