@@ -145,7 +145,7 @@ def test_confusion_counts_are_those_of_the_predictions() -> None:
     expected = [[0] * 10 for _ in range(10)]
     for true, guess in zip(test.labels.tolist(), predicted.tolist(), strict=True):
         expected[true][guess] += 1
-    assert model.test_confusion_counts() == expected
+    assert model.confusion_counts("test") == expected
     right = sum(expected[i][i] for i in range(10))
     assert logged["test/accuracy"] == pytest.approx(right / 50)
     probabilities = torch.cat(trainer.predict(model, datamodule=data))  # type: ignore[arg-type]

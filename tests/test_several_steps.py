@@ -1,4 +1,4 @@
-"""Several optimizer steps in one call of Lightning's loop: what sees every step, what is refused, and what is logged."""
+"""Several optimizer steps in one call of Lightning's loop: what sees every step, what is refused, what is logged."""
 
 from __future__ import annotations
 
@@ -116,7 +116,10 @@ class _OwnStep(_Tiny):
         ("StochasticWeightAveraging", {"callbacks": [StochasticWeightAveraging(swa_lrs=0.1)]}),
         ("GradientAccumulationScheduler", {"callbacks": [GradientAccumulationScheduler({0: 2})]}),
         ("LearningRateFinder", {"callbacks": [LearningRateFinder()]}),
-        ("every_n_train_steps 3", {"callbacks": [ModelCheckpoint(every_n_train_steps=3)], "enable_checkpointing": True}),
+        (
+            "every_n_train_steps 3",
+            {"callbacks": [ModelCheckpoint(every_n_train_steps=3)], "enable_checkpointing": True},
+        ),
         ("on_after_backward of _Hook", {"callbacks": [_Hook()]}),
         ("on_before_optimizer_step of _OwnHook", {"network": _OwnHook}),
         ("training_step of _OwnStep", {"network": _OwnStep}),

@@ -305,7 +305,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             chunk = getattr(module, "steps_per_call", None)
             of_training = {"augmentation": self.augmentation, "sizes": self.sizes, "chunk": chunk}
         # With ``overfit_batches`` every epoch has the same batches. Lightning sees to this for its own samplers only.
-        in_order = training and trainer is not None and bool(trainer.overfit_batches)
+        in_order = training and bool(getattr(trainer, "overfit_batches", 0))
         if in_order:
             # Without the incomplete last batch, since all training steps have one shape.
             batch_size = min(batch_size, len(labels) // world_size)

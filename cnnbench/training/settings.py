@@ -3,16 +3,69 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 
 from cnnbench.errors import UserError, unknown
 from cnnbench.optimizers import RECIPES, Recipe
-from cnnbench.training.schedule import Schedule
 
 if TYPE_CHECKING:
     from cnnbench.training.classifier import ImageClassifier
+
+Schedule = Literal["linear", "cosine", "constant"]
+Interval = Literal["step", "epoch"]
+
+
+class Stepping(NamedTuple):
+    """When a scheduler of the user's is stepped, and on which value it depends.
+
+    Attributes:
+        interval: Optimizer steps or epochs; None for the usual one of the scheduler.
+        frequency: Number of these intervals from one step of the scheduler to the next.
+        monitor: Name of the logged value on which `ReduceLROnPlateau` depends; None for all other schedulers.
+    """
+
+    interval: Interval | None = None
+    frequency: int = 1
+    monitor: str | None = None
+
+    def completed(self, scheduler: Any, single_steps: bool) -> Stepping:
+        """Return these settings, completed for a scheduler.
+
+        Args:
+            scheduler: Scheduler of the user's. Lightning's own ``ReduceLROnPlateau`` knows the value to monitor.
+            single_steps: Whether each call of Lightning's loop takes one step.
+
+        Raises:
+            UserError: The value to monitor is missing, or the scheduler depends on none.
+        """
+        name = type(scheduler).__name__
+        # Both of these are made to be stepped after each batch, and reach their end only then.
+        interval = self.interval or ("step" if isinstance(scheduler, OneCycleLR | CyclicLR) else "epoch")
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            if self.monitor is not None:
+                raise UserError(f"lr_monitor {self.monitor} is for ReduceLROnPlateau, and {name} depends on no value")
+            return self._replace(interval=interval)
+        own = getattr(scheduler, "monitor", None)
+        monitor = self.monitor or own
+        if monitor is None:
+            raise UserError(f"{name} needs the name of a value that it depends on; set lr_monitor, such as val/loss")
+        if own not in (None, monitor):
+            raise UserError(f"lr_monitor {monitor} is not {own}, the monitor of {name}; leave out one of them")
+        if interval == "step" and not single_steps:
+            raise UserError(f"lr_interval step with {name} does not go with steps_per_call; leave out one of them")
+        return self._replace(interval=interval, monitor=monitor)
+
+    def words(self) -> str:
+        """Return the settings in words; those that are not known yet are left out."""
+        words = "the user's schedule"
+        if self.interval is not None:
+            words += f" by {self.interval}" if self.frequency == 1 else f" by {self.frequency} {self.interval}s"
+        if self.monitor is not None:
+            words += f" on {self.monitor}"
+        return words
 
 
 @dataclass(frozen=True)
@@ -22,6 +75,7 @@ class TrainingSettings:
     Attributes:
         optimizer: Function of the user that builds an optimizer; None for that of the recipe.
         lr_scheduler: Function of the user that builds a scheduler; None for `schedule` and `warmup`.
+        stepping: When the scheduler of the user is stepped.
         recipe: Recipe that was chosen by name; None for that of the architecture.
         learning_rate: Peak of the recipe's learning rate.
         schedule: Course of the learning rate after the warm-up.
@@ -31,6 +85,7 @@ class TrainingSettings:
 
     optimizer: OptimizerCallable | None
     lr_scheduler: LRSchedulerCallable | None
+    stepping: Stepping
     recipe: Recipe | None
     learning_rate: float
     schedule: Schedule
@@ -50,7 +105,7 @@ class TrainingSettings:
         elif self.recipe is not None:
             optimizer = self.recipe.words
         if self.lr_scheduler is not None:
-            schedule = "the user's schedule"
+            schedule = self.stepping.words()
         elif self.schedule == "constant":
             schedule = "a constant rate"
         else:
@@ -64,6 +119,7 @@ def settle(
     network: ImageClassifier,
     optimizer: OptimizerCallable | None,
     lr_scheduler: LRSchedulerCallable | None,
+    stepping: Stepping,
     recipe: str | None,
     learning_rate: float | None,
     schedule: Schedule | None,
@@ -72,13 +128,14 @@ def settle(
 ) -> TrainingSettings:
     """Check the arguments of a network that concern its training, and fill in those that are unset.
 
-    See `ImageClassifier` for the arguments. Unset ones come from the recipe that was chosen by name, else from the
-    architecture.
+    See `ImageClassifier` for the arguments; ``stepping`` has those about the scheduler of the user. Unset ones come
+    from the recipe that was chosen by name, else from the architecture.
 
     Raises:
         UserError: Arguments contradict each other, or one is out of its range.
     """
     _check_combination(optimizer, lr_scheduler, recipe, learning_rate, schedule, warmup)
+    _check_stepping(lr_scheduler, stepping)
     _check_ranges(network, learning_rate, schedule, warmup, label_smoothing)
     chosen = None
     if recipe is not None:
@@ -99,7 +156,7 @@ def settle(
         label_smoothing = 0.0
         if chosen is not None:
             label_smoothing = chosen.label_smoothing
-    return TrainingSettings(optimizer, lr_scheduler, chosen, learning_rate, schedule, warmup, label_smoothing)
+    return TrainingSettings(optimizer, lr_scheduler, stepping, chosen, learning_rate, schedule, warmup, label_smoothing)
 
 
 def _check_combination(
@@ -114,6 +171,16 @@ def _check_combination(
         raise UserError(f"recipe '{recipe}' has an optimizer of its own; leave out the recipe or the optimizer")
     if lr_scheduler is not None and (schedule, warmup) != (None, None):
         raise UserError("lr_scheduler and schedule or warmup exclude each other; give one of them")
+
+
+def _check_stepping(lr_scheduler: LRSchedulerCallable | None, stepping: Stepping) -> None:
+    """Raise UserError if a setting of a scheduler of the user's is out of its range, or if there is no such one."""
+    if lr_scheduler is None and stepping != Stepping():
+        raise UserError("lr_interval, lr_frequency and lr_monitor are for your own scheduler; set lr_scheduler too")
+    if stepping.interval is not None and stepping.interval not in get_args(Interval):
+        raise unknown("lr_interval", str(stepping.interval), get_args(Interval))
+    if not isinstance(stepping.frequency, int) or stepping.frequency < 1:
+        raise UserError(f"lr_frequency {stepping.frequency} must be a whole number of at least 1")
 
 
 def _check_ranges(

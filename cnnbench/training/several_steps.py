@@ -22,10 +22,12 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cnnbench.console import note
 from cnnbench.errors import UserError
-from cnnbench.training.clock import TimeBudget
+from cnnbench.training.schedule import time_budget
+from cnnbench.training.settings import Interval
 
 _CALLBACKS = {
     StochasticWeightAveraging: "it changes Lightning's own optimizer steps, while WeightAveraging works",
@@ -57,7 +59,7 @@ def prepare(module: L.LightningModule, steps_per_call: int, base: type[L.Lightni
     Raises:
         UserError: The Trainer, a callback or the network needs single steps.
     """
-    trainer = module.trainer
+    trainer: Any = module.trainer
     if trainer.world_size > 1 or trainer.precision == "16-mixed":
         raise UserError(
             f"steps_per_call {steps_per_call} works on one device and not in 16-mixed; here are "
@@ -73,14 +75,14 @@ def prepare(module: L.LightningModule, steps_per_call: int, base: type[L.Lightni
 
 def _obstacles(module: L.LightningModule, base: type[L.LightningModule]) -> Iterator[tuple[str, str]]:
     """Yield what needs single steps in a training, and the reason."""
-    trainer = module.trainer
-    if trainer.overfit_batches:  # type: ignore[attr-defined]
-        yield f"overfit_batches {trainer.overfit_batches}", "it would count calls"  # type: ignore[attr-defined]
+    trainer: Any = module.trainer
+    if trainer.overfit_batches:
+        yield f"overfit_batches {trainer.overfit_batches}", "it would count calls"
     # A validation interval in hours and minutes has no number here, and a float is a share of the epoch.
     every = getattr(trainer, "val_check_interval", 1.0)
     if isinstance(every, int):
         yield f"val_check_interval {every}", "it would count calls; a share of the epoch such as 0.5 works"
-    for callback in cast("list[L.Callback]", trainer.callbacks):  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:
         name = type(callback).__name__
         for kind, why in _CALLBACKS.items():
             if isinstance(callback, kind):
@@ -123,20 +125,20 @@ def check_optimizer(optimizer: torch.optim.Optimizer, steps_per_call: int) -> No
         )
 
 
-def take_steps(
-    module: L.LightningModule, batches: Sequence[Any], loss_of: Callable[[Any], Tensor], budget: TimeBudget | None
-) -> None:
+def take_steps(module: L.LightningModule, batches: Sequence[Any], call: int, loss_of: Callable[[Any], Tensor]) -> None:
     """Take one optimizer step per batch as Lightning's loop does, but without its bookkeeping between the steps.
 
     Args:
         module: Module with manual optimization, of which Lightning is running the training step.
         batches: Batches of the steps.
+        call: Index of the call in its epoch.
         loss_of: Function that computes the loss of a batch.
-        budget: Time budget of the training, after which no step is taken; None if there is none.
     """
     trainer = module.trainer
     optimizer = cast(torch.optim.Optimizer, module.optimizers(use_pl_optimizer=False))
-    scheduler = cast("torch.optim.lr_scheduler.LRScheduler | None", module.lr_schedulers())
+    # All calls of an epoch but the last one have the same number of steps.
+    earlier = call * cast(int, module.steps_per_call)
+    budget = time_budget(trainer)
     callbacks = cast("list[L.Callback]", trainer.callbacks)  # type: ignore[attr-defined]
     averages = [callback for callback in callbacks if isinstance(callback, WeightAveraging)]
     loop = trainer.fit_loop.epoch_loop
@@ -156,13 +158,24 @@ def take_steps(
             loss.backward()
             optimizer.step()
         torch.clear_autocast_cache()  # else the next step would use cast copies of the old weights
-        if scheduler is not None:
-            scheduler.step()
+        _step_schedulers(trainer, "step", earlier + index + 1)
         # `trainer.global_step` reads this counter, which Lightning's own optimizer wrapper would advance.
         progress.increment_ready()
         progress.increment_completed()
+    # As in Lightning's loop, this comes before the validation and the checkpoints of the epoch.
+    if loop.batch_progress.is_last_batch or call + 1 == trainer.num_training_batches:
+        _step_schedulers(trainer, "epoch", trainer.current_epoch + 1)
     # Lightning's loggers read this counter. It has the index of the last step until the loop adds one after the call.
     loop._batches_that_stepped = max(0, trainer.global_step - 1)
+
+
+def _step_schedulers(trainer: L.Trainer, interval: Interval, count: int) -> None:
+    """Step the schedulers of an interval, of which so many are complete; see `step_on_plateau` for the others."""
+    for config in trainer.lr_scheduler_configs:
+        if isinstance(config.scheduler, ReduceLROnPlateau):
+            continue
+        if config.interval == interval and count % config.frequency == 0:
+            config.scheduler.step()
 
 
 class _StepLog(_LoggerConnector):
@@ -179,7 +192,7 @@ class _StepLog(_LoggerConnector):
 
     def on_batch_start(self, batch: Any, dataloader_idx: int | None = None) -> None:
         super().on_batch_start(batch, dataloader_idx)
-        trainer = self.trainer
+        trainer: Any = self.trainer
         every = trainer.log_every_n_steps
         if self._is_in_calls() and every > 0:
             first, last = trainer.global_step, trainer.global_step + len(batch)
@@ -193,6 +206,7 @@ class _StepLog(_LoggerConnector):
 
     @property
     def should_update_logs(self) -> bool:
-        if not self._is_in_calls() or self.trainer.log_every_n_steps == 0:
+        trainer: Any = self.trainer
+        if not self._is_in_calls() or trainer.log_every_n_steps == 0:
             return super().should_update_logs
-        return self._completes_interval or self.trainer.should_stop
+        return self._completes_interval or trainer.should_stop

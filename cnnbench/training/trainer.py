@@ -48,6 +48,9 @@ _NOT_ABOUT_THE_RUN = (
     # Without validation there is no best checkpoint, and the last one is named.
     "monitor='val/accuracy'.* could not find the monitored key",
     "Experiment logs directory",
+    # Each run has a folder of its own, and `BestCheckpoint` takes its state over all the same.
+    "The dirpath has changed",
+    "barebones=True. is configured. Logging can impact",
 )
 """Regular expressions of warnings of Lightning that this package has taken care of."""
 
