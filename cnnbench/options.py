@@ -349,13 +349,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Once(argparse.Action):
-    """Action that stores a value, and refuses a second one, of which one would be ignored without a word."""
+    """Action that stores several values, and refuses a second time, when it is not clear which of them are meant."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         if hasattr(namespace, self.dest):
             raise UserError(
                 f"--{self.dest} is given twice, as {getattr(namespace, self.dest)} and as {values}; give it once, with "
-                "several values between commas if it takes several"
+                "all values"
             )
         setattr(namespace, self.dest, values)
 
@@ -387,8 +387,11 @@ def _make_parser(cls: type, command: str, example: str) -> _Parser:
         else:
             choices = "{" + ",".join(kind.choices) + "}" if kind.choices else None
             settings["metavar"] = facts.metavar or choices or name.upper()
-            # A file may be named several times, and any other option once.
-            settings["action"] = "append" if facts.is_config else _Once
+            # Of a single value the last one counts, as a preset that is followed by a user's own options needs it.
+            if facts.is_config:
+                settings["action"] = "append"
+            elif kind.many or kind.type is dict:
+                settings["action"] = _Once
             # An option with several values is one word with commas, which `convert` splits.
             parser.add_argument(f"--{name}", required=field.default is MISSING, **settings)
     return parser

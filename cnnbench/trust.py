@@ -192,7 +192,7 @@ def check_config(path: Path, seen: frozenset[Path] = frozenset()) -> None:
         return
     if not isinstance(values, dict):
         raise UserError(f"{where} is not a table of `option: value`")
-    if OPTION.strip("-") in values:
+    if values.get(OPTION.strip("-")) not in (None, ""):  # `--print_config` writes it without a value
         raise UserError(f"{where} must not set {OPTION.strip('-')}; it is a word of the command line")
     # A text can be the name of a file with the table, which `_files_named` follows.
     for key in ("trainer", "lr_monitor", "checkpoint"):

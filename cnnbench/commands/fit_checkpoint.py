@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
+
 from cnnbench.checkpoints import check_training_state, is_url, local_copy, named_network, network_of, open_checkpoint
 from cnnbench.commands.fit_arguments import class_of, name_of, settings_of, value_of, values_of
 from cnnbench.console import note
@@ -92,13 +94,27 @@ def with_run_config(arguments: list[str]) -> list[str]:
         raise UserError(f"checkpoint '{checkpoint}' does not exist; `cnnbench fit` prints the path of the one it wrote")
     if any(a.split("=")[0] in ("--config", "-c", "--model") for a in arguments):
         return arguments
+    folder = None if is_url(paths[-1]) else _run_folder(checkpoint)
+    if folder is not None:
+        check_config(folder / "config.yaml")
+        return [arguments[0], f"--config={folder / 'config.yaml'}", *arguments[1:]]
+    raise UserError(f"no config.yaml beside checkpoint '{paths[-1]}'; add --config FILE, or --model NAME --data NAME")
+
+
+def _run_folder(checkpoint: Path) -> Path | None:
+    """Return the nearest folder above a checkpoint that has a configuration; None if there is none."""
     # The run folder is two levels up, or more: a checkpoint named after a metric such as val/accuracy has a slash in
     # its name, which makes one more folder.
-    for folder in [] if is_url(paths[-1]) else checkpoint.resolve().parents[:4]:
+    for folder in checkpoint.resolve().parents[:4]:
         if (folder / "config.yaml").is_file():
-            check_config(folder / "config.yaml")
-            return [arguments[0], f"--config={folder / 'config.yaml'}", *arguments[1:]]
-    raise UserError(f"no config.yaml beside checkpoint '{paths[-1]}'; add --config FILE, or --model NAME --data NAME")
+            return folder
+    return None
+
+
+def in_run_folder(checkpoint: Path) -> bool:
+    """Return whether a checkpoint lies in the run folder whose configuration `with_run_config` finds."""
+    folder = _run_folder(checkpoint)
+    return folder is not None and folder / "checkpoints" in checkpoint.resolve().parents
 
 
 def _without_option(arguments: list[str], flag: str) -> Iterator[str]:
@@ -111,6 +127,17 @@ def _without_option(arguments: list[str], flag: str) -> Iterator[str]:
             skip = True
         elif not argument.startswith(f"{flag}="):
             yield argument
+
+
+def with_checkpoint_last(arguments: list[str]) -> list[str]:
+    """Move ``--ckpt_path`` behind everything else, so that no configuration overrides it.
+
+    The configuration of a run has ``ckpt_path: null``, with which a training would start anew in silence.
+    """
+    paths = values_of(arguments, "--ckpt_path")
+    if not paths:
+        return arguments
+    return [*_without_option(arguments, "--ckpt_path"), f"--ckpt_path={paths[-1]}"]
 
 
 @contextlib.contextmanager
@@ -196,8 +223,8 @@ def use_given(subcommand: str, merged: Any, configured: Any, arguments: list[str
     # Where an argument is set several times, the last source is the one that the parser used.
     sources = {name: setting.source for setting in settings_of(arguments, "model") for name in setting.arguments}
     for part in ("init_args", "dict_kwargs"):
-        ours, theirs = configured.get(part) or {}, merged.get(part) or {}
-        for name in sources.keys() & ours.keys() & theirs.keys():
+        ours, theirs = _values(configured.get(part)), _values(merged.get(part))
+        for name in sorted(sources.keys() & ours.keys() & theirs.keys()):
             value, of_checkpoint = ours[name], theirs[name]
             if value == of_checkpoint:
                 continue
@@ -206,7 +233,12 @@ def use_given(subcommand: str, merged: Any, configured: Any, arguments: list[str
                     f"{name} is {value} ({sources[name]}), but the training of the checkpoint has {of_checkpoint} and "
                     "goes on with it; leave it out, or train from the start without --ckpt_path"
                 )
-            theirs[name] = value
+            merged[part][name] = value
+
+
+def _values(table: Any) -> dict[str, Any]:
+    """Return the arguments of a parsed class; those of a class within it stay together."""
+    return dict(vars(table) if isinstance(table, Namespace) else table or {})
 
 
 def same_recipe(stored: Mapping[str, Any]) -> SameRecipe:

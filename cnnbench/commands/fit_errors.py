@@ -68,6 +68,9 @@ def explain(message: str) -> UserError:
     if required:
         missing = [part.split(".")[-1] for part in required.split(", ")]
         return UserError(f"--{' and --'.join(missing)} missing; name one, or give a --config with it")
+    several = _first(r"(Multiple subclasses with name .*?)\.?$", text)
+    if several:
+        return UserError(f"{key}: {several[0].lower()}{several[1:]}")
     # A value of the wrong type: name the types that are valid.
     value = _first(r"(?:Given value|Got value): (.*)$", text).strip()
     types = " or ".join(dict.fromkeys(re.findall(r"<class '([\w.]+)'>", text)))

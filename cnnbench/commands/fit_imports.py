@@ -14,7 +14,7 @@ from cnnbench.trust import Trust, current
 
 _ALLOWED = (
     "cnnbench.models cnnbench.data cnnbench.network.External cnnbench.optimizers cnnbench.training.callbacks "
-    "torch.optim torch.nn torchmetrics "
+    "torch.optim torch.nn torchmetrics lightning.pytorch.cli.ReduceLROnPlateau "
     "lightning.pytorch.callbacks lightning.pytorch.loggers lightning.pytorch.profilers lightning.pytorch.plugins "
     "lightning.pytorch.accelerators lightning.pytorch.strategies lightning.fabric.plugins "
     "lightning.fabric.strategies lightning.fabric.accelerators lightning.fabric.loggers"
@@ -88,6 +88,6 @@ def allowed_imports() -> Iterator[None]:
         yield
     finally:
         # The settings hold for the whole process, but what this command line allowed must not hold for the next one.
-        closed = [name for name in own if name not in allowed]
+        closed = [name for name in own if not _is_allowed(name)]
         _CLOSED.update(closed)
         jsonargparse.set_parsing_settings(import_path_denylist=closed)

@@ -150,7 +150,7 @@ def lacks(pattern: str) -> Check:
 
 def only_own_lines() -> Check:
     """Return a check that every line on stderr is one of `fit` itself."""
-    own = r"precision |data: |LeNet5 at |recipe: |run folder: |[\d,]+ steps in |test it: "
+    own = r"precision |data: |LeNet5 at |recipe: |run folder: |[\d,]+ steps in |test it: |test accuracy |record: "
 
     def check(done: Run) -> str:
         other = [line for line in done.stderr.splitlines() if line.strip() and not re.match(own, line)]
@@ -416,7 +416,9 @@ WORKS = (
         slow=True,
     ),
     _row("accumulate_grad_batches", f"{ONE} --trainer.accumulate_grad_batches 2", steps(3)),
-    _row("64-true", f"{ONE} --trainer.precision 64-true", steps(STEPS), says("precision 64-true"), slow=True),
+    _row(
+        "64-true", f"{ONE} --trainer.precision 64-true", steps(STEPS), config(trainer__precision="64-true"), slow=True
+    ),
     _row("bf16-true", f"{ONE} --trainer.precision bf16-true", steps(STEPS)),
     _row("bf16-mixed", f"{ONE} --trainer.precision bf16-mixed", steps(STEPS), slow=True),
     _row("max_steps", f"{FIT} --trainer.max_steps 7", steps(7), evaluations(1)),
@@ -520,7 +522,8 @@ REFUSED = (
          refused="EarlyStopping monitors val/loss, but nothing is validated; set data.val_fraction"),
     _row("a figure that there is not (L11)", f"{ONE} --checkpoint.monitor val/acc",
          refused="unknown figure that BestCheckpoint monitors: 'val/acc'; did you mean 'val/accuracy'?"),
-    _row("overfit_batches as a small share (L11)", f"{ONE} --trainer.overfit_batches 0.1", refused="overfit_batches"),
+    _row("overfit_batches as a small share (L11)", f"{ONE} --trainer.overfit_batches 0.1",
+         refused="You requested to check 0.1 of the"),
     _row("LBFGS on weights with the channels last (L11)", f"{ONE} --model.optimizer LBFGS",
          refused="add --model.channels_last false"),
     _row("ModelPruning on weights with the channels last (L11)",
