@@ -10,10 +10,12 @@ receives a `Subject` and returns its figures as `Taken`.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
+
+from cnnbench.errors import UserError
 
 Kind = Literal["count", "number", "amount", "ms", "per second", "bytes", "share"]
 """Kind of value: a whole number, any number, a number of at least 0, milliseconds, images per second, bytes, or a share
@@ -245,10 +247,57 @@ TRAIN_QUALITY = Measure(
     trained=True,
 )
 
-MEASURES = {measure.name: measure for measure in (COMPLEXITY, SPEED, MEMORY, TRAIN_QUALITY, QUALITY)}
+VALIDATION = Measure(
+    "validation",
+    (
+        Figure(
+            "val_accuracy",
+            "share",
+            "Validation accuracy %",
+            "Share of the validation split that is classified right after the last step of training.",
+            "more",
+            "seeds",
+        ),
+        Figure("val_accuracy_low", "share"),
+        Figure("val_accuracy_high", "share"),
+    ),
+    default=False,
+    trained=True,
+)
+
+MEASURES = {measure.name: measure for measure in (COMPLEXITY, SPEED, MEMORY, TRAIN_QUALITY, VALIDATION, QUALITY)}
 """Measures by their name in ``--measures``, in the order of their columns."""
 DEFAULT_MEASURES = tuple(name for name, measure in MEASURES.items() if measure.default)
 """Names of the measures that are taken unless the user chooses others."""
+
+
+def take_all(names: Iterable[str], subject: Subject, trained: bool) -> Taken:
+    """Take those of the named measures that are functions of one network.
+
+    Args:
+        names: Names of measures, from `MEASURES`.
+        subject: Network with its data and device.
+        trained: Whether to take the measures of the trained network or those that need no training.
+
+    Returns:
+        The figures of all of them, and the reason for each one that does not apply to the network, by name.
+    """
+    figures: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
+    for name in names:
+        measure = MEASURES[name]
+        if not measure.take or measure.trained != trained:
+            continue
+        try:
+            taken = measure.taken(subject)
+        except UserError as error:
+            # The measure does not apply, for example because control flow depends on values. The network can be trained
+            # all the same.
+            skipped[name] = f"{subject.name}: {error}"
+            continue
+        figures |= taken.figures
+        skipped |= taken.skipped
+    return Taken(figures, skipped)
 
 
 def figures() -> dict[str, Figure]:

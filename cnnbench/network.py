@@ -16,10 +16,11 @@ import re
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -196,7 +197,10 @@ def make_classifier(name: str, num_classes: int, in_channels: int, image_size: i
             )
         external.features.learning_rate = external.learning_rate
         return external.features  # the user's class, with its own training code
-    return cast(ImageClassifier, _from_zoo(name, plain, _merged(name, arguments, given), _Wanted(**sizes)).build())
+    # These two are functions, which cannot be checked as values of a name.
+    functions: dict[str, Any] = {key: given.pop(key) for key in ("optimizer", "lr_scheduler") if key in given}
+    network = _from_zoo(name, plain, _merged(name, arguments, given), _Wanted(**sizes), functions)
+    return cast(ImageClassifier, network.build())
 
 
 def get_network(
@@ -263,6 +267,43 @@ def parse_name(name: str) -> tuple[str, dict[str, Any]]:
     return plain, values
 
 
+def name_of(model: ImageClassifier) -> str:
+    """Return the name of a network, with the arguments that differ from their defaults, as `get_network` reads it.
+
+    Sizes that the data decides and settings of the training are left out.
+
+    Args:
+        model: Network of the zoo, a network from elsewhere, or one of a class of the user's.
+    """
+    if isinstance(model, External):
+        return model.name
+    from cnnbench.models import all_models
+
+    cls = type(model)
+    of_every_network = inspect.signature(ImageClassifier).parameters
+    arguments = {}
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if name not in of_every_network and name in model.hparams and model.hparams[name] != parameter.default:
+            arguments[name] = model.hparams[name]
+    plain = cls.__name__
+    if plain not in all_models():
+        plain = f"{cls.__module__}:{cls.__qualname__}"
+    return call_words(plain, arguments)
+
+
+def call_words(name: str, arguments: Mapping[str, Any]) -> str:
+    """Return a name with arguments, ``name(key=value, ...)``, as `parse_name` reads it."""
+    if not arguments:
+        return name
+    return f"{name}({', '.join(f'{key}={_as_word(value)}' for key, value in arguments.items())})"
+
+
+def _as_word(value: Any) -> str:
+    """Return an argument as `parse_name` reads it: a text as a bare word where possible, else as a Python literal."""
+    is_word = isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w.+-]*", value) and value.lower() not in _LITERALS
+    return value if is_word else repr(value)
+
+
 _LITERALS = {
     **dict.fromkeys(("true", "yes", "on"), "True"),
     **dict.fromkeys(("false", "no", "off"), "False"),
@@ -286,7 +327,13 @@ def _quoted(word: re.Match[str]) -> str:
     return word[1]
 
 
-def _from_zoo(name: str, plain: str, arguments: dict[str, Any], wanted: _Wanted) -> Network:
+def _from_zoo(
+    name: str,
+    plain: str,
+    arguments: dict[str, Any],
+    wanted: _Wanted,
+    functions: Mapping[str, Any] = MappingProxyType({}),
+) -> Network:
     from cnnbench.models import all_models
 
     zoo = all_models()
@@ -296,7 +343,7 @@ def _from_zoo(name: str, plain: str, arguments: dict[str, Any], wanted: _Wanted)
     for key in {"optimizer", "lr_scheduler"} & set(arguments):
         raise UserError(f"model '{name}': {key} cannot be part of a name; it is an option of `cnnbench fit`")
     check_arguments(f"model '{name}'", zoo[plain], arguments)
-    options = _merged(name, arguments, wanted.given())
+    options = {**_merged(name, arguments, wanted.given()), **functions}
     # These are the default sizes of `ImageClassifier`.
     defaults = {"in_channels": 3, "image_size": 32, "num_classes": 10} | options
     return Network(

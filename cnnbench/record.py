@@ -90,7 +90,16 @@ class Record:
     @property
     def key(self) -> str:
         """Return the name of the cell, which is unique in a run and safe in file names."""
-        return cell_key(self.model, self.data["name"], self.seed, self.data.get("stands_in_for"))
+        # A recipe by name is the same for all cells of a run; recipes from files are rows of its grid.
+        recipe = self.config["recipe"] if self.config.get("recipe_settings") else ""
+        return cell_key(self.model, self.data_name, self.seed, recipe)
+
+    @property
+    def title(self) -> str:
+        """Return the name of the network and, if it is one of several recipes of a grid, the name of the recipe."""
+        if self.config.get("recipe_settings"):
+            return f"{self.model} ({self.config['recipe']})"
+        return self.model
 
     @property
     def data_name(self) -> str:
@@ -98,17 +107,18 @@ class Record:
         return self.data.get("stands_in_for") or self.data["name"]
 
 
-def cell_key(model: str, data: str, seed: int, stands_in_for: str | None = None) -> str:
-    """Return the name of a cell, made from network, data set and seed.
+def cell_key(model: str, data: str, seed: int, recipe: str = "") -> str:
+    """Return the name of a cell, made from network, recipe, data set and seed.
 
     Args:
         model: Name of the network.
-        data: Name of the data set that was used.
+        data: Name of the data set that was asked for. With this name, a resumed run finds its record although synthetic
+            data stands in for the data set.
         seed: Seed of initialisation and training.
-        stands_in_for: Name of the data set that was asked for, if synthetic data stands in for it.
+        recipe: Name of the recipe, if it comes from a file.
     """
-    # With the name that was asked for, a resumed run finds its record although the data is synthetic.
-    return safe_name(f"{model}-{stands_in_for or data}-seed{seed}")
+    parts = [model, recipe, data, f"seed{seed}"]
+    return safe_name("-".join(part for part in parts if part))
 
 
 def write_record(path: Path, record: Record) -> None:

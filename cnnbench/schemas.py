@@ -71,12 +71,16 @@ class Config(_Strict):
 
     budget_s: Above0 | None
     epochs: Positive | None
+    max_steps: Positive | None = None
+    command: Literal["bench", "fit", "test", "search"] = "bench"
+    tested: Literal["last", "best"] = "last"
     device: Text
     precision: Text
     inference_precision: Text | None = None
     cudnn_benchmark: bool | None = None
     batch_size: Positive
-    speed_batch_size: Positive
+    images_per_step: Positive | None = None
+    speed_batch_size: Positive | None = None
     eval_batch_size: Positive | None = None
     precision_reason: AnyText | None = None
     network: Text | None = None
@@ -84,6 +88,10 @@ class Config(_Strict):
     mode: Text | None = None
     learning_rate: Above0 | None = None
     recipe: Text | None = None
+    recipe_settings: dict[str, JsonValue] | None = None
+    trial: Count | None = None
+    values: dict[str, JsonValue] | None = None
+    pruned: bool | None = None
     measures: list[Text] = []
     data_options: dict[str, JsonValue] | None = None
     processes: Positive = 1
@@ -129,9 +137,12 @@ class Training(_Strict):
     converged: bool
     diverged: bool
     recipe: AnyText
+    optimizer: AnyText | None = None
     peak_lr: Above0
     curve: list[Point]
     steps_per_call: Positive | None = None
+    weights: Text | None = None
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
 
 
 class _Measures(_Strict):
@@ -301,10 +312,12 @@ def _data(record: Mapping[str, Any]) -> Iterator[str]:
         if names.count(name) > 1:
             yield f"data.class_names has '{name}' more than once"
             break
-    if config["budget_s"] is not None and config["epochs"] is not None:
-        yield "config.budget_s and config.epochs are both there; one of them ended the training"
-    if record.get("training") and config["budget_s"] is None and config["epochs"] is None:
-        yield "config has neither budget_s nor epochs, one of which ended the training"
+    # A benchmark has one budget; a training of `fit` may have several, the first of which ends it.
+    if config.get("command", "bench") == "bench":
+        if config["budget_s"] is not None and config["epochs"] is not None:
+            yield "config.budget_s and config.epochs are both there; one of them ended the training"
+        if record.get("training") and config["budget_s"] is None and config["epochs"] is None:
+            yield "config has neither budget_s nor epochs, one of which ended the training"
 
 
 def _rates(record: Mapping[str, Any], measures: Mapping[str, Any]) -> Iterator[str]:
@@ -317,7 +330,11 @@ def _rates(record: Mapping[str, Any], measures: Mapping[str, Any]) -> Iterator[s
         if measures.get(rate) is None or measures.get(time) is None:
             continue
         # Images per second are the batch size divided by the median time of a batch in seconds.
-        expected = 1e3 * record["config"][size] / measures[time]
+        images = record["config"].get(size)
+        if images is None:
+            yield f"measures.{rate} is there, but config.{size} is not"
+            continue
+        expected = 1e3 * images / measures[time]
         if not math.isclose(measures[rate], expected, rel_tol=1e-3):
             yield f"measures.{rate} is {measures[rate]:g}, but {size} images in {time} make {expected:g}"
 
@@ -412,7 +429,10 @@ def _training(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"training.curve has steps {str(steps)[:60]}: they should rise to {training['steps']} at most"
     # A training set smaller than the batch size makes one batch of all its images.
     batch = min(record["config"]["batch_size"], data["train_images"])
-    if training["images"] != training["steps"] * batch:
+    most = training["steps"] * (record["config"].get("images_per_step") or batch)
+    # A step of `fit` may have fewer images, such as the last one of an epoch that accumulates gradients.
+    is_exact = record["config"].get("command", "bench") == "bench"
+    if training["images"] > most or (is_exact and training["images"] < most):
         yield f"training.images is {training['images']}, which is not {training['steps']} steps of {batch} images"
     elif not math.isclose(training["epochs"] * data["train_images"], training["images"], rel_tol=1e-6, abs_tol=1e-6):
         yield f"training.epochs is {training['epochs']}, not {training['images']} of {data['train_images']} images"

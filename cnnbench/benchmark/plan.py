@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -34,16 +34,42 @@ MOST_PROCESSES = 1000
 
 
 class Cell(NamedTuple):
-    """One cell of the grid, whose measurement becomes one record."""
+    """One cell of the grid, whose measurement becomes one record; ``recipe`` names a recipe from a file."""
 
     model: str
     data: str
     seed: int
+    recipe: str = ""
 
     @property
     def key(self) -> str:
         """Return the name of the cell, which is unique in a run and can be used in file names."""
         return cell_key(*self)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A network, the data it was tuned on, and how it is trained.
+
+    Attributes:
+        name: Name of the file without its ending.
+        model: Name of the network, as `cnnbench.network.get_network` reads it.
+        arguments: Arguments of the network that concern its training; ``optimizer`` and ``lr_scheduler`` are tables
+            with ``class_path`` and ``init_args``.
+        data: Name of the data set; None if the file names none.
+        data_options: Arguments of the data set, such as ``batch_size`` and ``cutout``.
+        epochs: Epochs of training; None if the file names none.
+    """
+
+    name: str
+    model: str
+    arguments: Mapping[str, Any]
+    data: str | None = None
+    data_options: Mapping[str, Any] | None = None
+    epochs: int | None = None
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+    """Options of pydantic for reading a plan: unknown keys and values of another type are errors."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +97,7 @@ class Plan:
         inference_precision: Number format in which inference is timed; None for that of the training.
         cudnn_benchmark: Whether cuDNN tries its kernels for each shape and takes the fastest.
         keep_weights: Whether the trained weights of each cell are kept in the run folder.
+        configs: Recipes from files, each with its network; they are further rows of the grid.
     """
 
     models: tuple[str, ...]
@@ -93,6 +120,7 @@ class Plan:
     inference_precision: str | None = None
     cudnn_benchmark: bool = False
     keep_weights: bool = False
+    configs: tuple[Recipe, ...] = ()
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
     """Options of pydantic for `load_plan`: unknown keys and values of another type are errors."""
@@ -107,19 +135,21 @@ class Plan:
         """Raise UserError unless the grid has cells, each once."""
         for name in ("models", "data", "seeds", "measures"):
             values = getattr(self, name)
-            if not values:
+            if not values and not (name == "models" and self.configs):
                 raise UserError(f"{name} is empty; name at least one")
             if len(set(values)) < len(values):
                 raise UserError(f"{name} {','.join(map(str, values))} names something twice")
         for seed in self.seeds:
             if not 0 <= seed < 2**32:
                 raise UserError(f"seed {seed} is not in 0 to {2**32 - 1}, the range of every generator in use")
+        for recipe in self.configs:
+            if recipe.data not in (None, *self.data):
+                raise UserError(f"recipe '{recipe.name}' is for {recipe.data}, not for {', '.join(self.data)}")
         # A key is also the file name of a record, in which special characters become underscores.
         keys = [cell.key for cell in self.cells()]
         if len(set(keys)) < len(keys):
-            raise UserError(
-                f"models {', '.join(self.models)} have names that differ in punctuation only; leave one out"
-            )
+            names = [*self.models, *(recipe.name for recipe in self.configs)]
+            raise UserError(f"models {', '.join(names)} have names that differ in punctuation only; leave one out")
 
     def _check_measures(self) -> None:
         """Raise UserError unless the measures exist and can be taken together."""
@@ -169,9 +199,24 @@ class Plan:
 
     def cells(self) -> Iterator[Cell]:
         """Yield the cells of the grid, data set by data set."""
-        # The last factor changes fastest, so all networks have their turn on a data set before the next seed.
-        for data, seed, model in itertools.product(self.data, self.seeds, self.models):
-            yield Cell(model, data, seed)
+        # All networks have their turn on a data set before the next seed.
+        for data, seed in itertools.product(self.data, self.seeds):
+            for model in self.models:
+                yield Cell(model, data, seed)
+            for recipe in self.configs:
+                if recipe.data in (None, data):
+                    yield Cell(recipe.model, data, seed, recipe.name)
+
+    def recipe_of(self, cell: Cell) -> Recipe | None:
+        """Return the recipe of a cell if it comes from a file, else None."""
+        return next((recipe for recipe in self.configs if recipe.name == cell.recipe), None)
+
+    def of_cell(self, cell: Cell) -> Plan:
+        """Return the plan with the budget of a cell, which a recipe from a file may set."""
+        recipe = self.recipe_of(cell)
+        if recipe is None or recipe.epochs is None:
+            return self
+        return replace(self, budget_s=None, epochs=recipe.epochs)
 
 
 def parse_budget(text: str) -> float:
@@ -232,7 +277,7 @@ def load_plan(folder: Path, trust: Trust | None = None) -> Plan:
         text = first["msg"].removeprefix("Value error, ")
         what = f"{place}: {text}" if place else text
         raise UserError(f"{where} cannot be resumed: {what}; {start_anew}") from None
-    for name in plan.models:
+    for name in (*plan.models, *(recipe.model for recipe in plan.configs)):
         # A name from a file may stand for code outside the package, which runs when the network is built.
         check_network(name, where, trust or Trust())
     return plan
@@ -249,6 +294,8 @@ def conflicts(stored: Plan, asked: Mapping[str, Any]) -> Sequence[str]:
     known = {f.name for f in fields(Plan)} - {"precision_reason", "inference_precision"}
     differences = []
     for name, value in asked.items():
-        if name in known and getattr(stored, name) != value:
+        if name == "configs" and value != stored.configs:
+            differences.append("other recipes, or recipes with other settings")
+        elif name in known and getattr(stored, name) != value:
             differences.append(f"{name} {getattr(stored, name)}, not {value}")
     return differences

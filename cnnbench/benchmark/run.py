@@ -19,11 +19,12 @@ from typing import Any, Protocol
 import lightning as L
 import torch
 from filelock import FileLock, Timeout
-from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor
 
 from cnnbench import hardware, interrupts
 from cnnbench.benchmark.plan import PLAN_FILE, Cell, Plan, load_plan, save_plan
+from cnnbench.benchmark.recipe_files import training_options
+from cnnbench.benchmark.training import TrainingHistory, run_environment, weights_facts
 from cnnbench.checkpoints import CheckpointFile
 from cnnbench.confusion import accuracy
 from cnnbench.counting.complexity import CONVENTION
@@ -32,10 +33,11 @@ from cnnbench.data.module import ImageDataModule
 from cnnbench.data.sets import Synthetic
 from cnnbench.errors import DivergedError, MissingDataError, Stopped, UserError
 from cnnbench.files import parse_json, read_text, remove_parts, without_checksum, write_checked_json
-from cnnbench.measures import DEFAULT_MEASURES, MEASURES
+from cnnbench.measures import DEFAULT_MEASURES, take_all
 from cnnbench.measures import Subject as MeasuredNetwork
 from cnnbench.network import make_classifier
-from cnnbench.record import Record, environment, load_records, write_record
+from cnnbench.predictions import write_predictions
+from cnnbench.record import Record, load_records, write_record
 from cnnbench.references import percent, reference_of
 from cnnbench.registry import check_arguments
 from cnnbench.schemas import check_speed
@@ -63,41 +65,6 @@ class Display(Protocol):
     def expect(self, name: str, seconds: float) -> None: ...
     def update(self, name: str, share: float, text: str = "") -> None: ...
     def note(self, text: str) -> None: ...
-
-
-class Curve(Logger):
-    """Lightning logger that keeps the learning curve in memory for the record.
-
-    Attributes:
-        points: Logged values, each point with its optimizer ``step``, counted from 0; values that are not finite are
-            left out.
-        diverged: Whether a logged value was not finite.
-    """
-
-    name = "curve"
-    version = 0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.points: list[dict[str, float]] = []
-        self.diverged = False
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        values = {}
-        for name, metric in metrics.items():
-            # Lightning adds the number of the epoch, which is not a value of the curve.
-            if not name.startswith(("train/", "val/")):
-                continue
-            value = float(metric)
-            # The record is JSON, which has no numbers that are not finite.
-            if math.isfinite(value):
-                values[name] = round(value, 5)
-            else:
-                self.diverged = True
-        if values:
-            self.points.append({"step": step or 0, **values})
 
 
 class _Progress(L.Callback):
@@ -170,7 +137,7 @@ def training_share(trainer: L.Trainer, plan: Plan) -> float:
     return min(1.0, done / sum(pixels))
 
 
-def open_data(plan: Plan, say: Callable[[str], None]) -> dict[str, ImageDataModule]:
+def open_data(plan: Plan, say: Callable[[str], None]) -> dict[tuple[str, str], ImageDataModule]:
     """Open the data sets of a plan; synthetic images stand in for a missing data set, and a note says so.
 
     Args:
@@ -178,29 +145,37 @@ def open_data(plan: Plan, say: Callable[[str], None]) -> dict[str, ImageDataModu
         say: Function that shows a note to the user.
 
     Returns:
-        The opened data modules, by the name of the data set that was asked for.
+        The opened data modules, by the names of the data set that was asked for and of the recipe, which may set
+        options of the data; the second name is empty for networks without a recipe from a file.
 
     Raises:
         UserError: A data set or one of its options is unknown, or a named data folder does not exist.
     """
-    opened: dict[str, ImageDataModule] = {}
-    options: dict[str, Any] = {
-        "batch_size": plan.batch_size,
-        "eval_batch_size": plan.eval_batch_size,
-        **(plan.data_options or {}),
-    }
-    for name in plan.data:
-        cls = get_data(name)
-        check_arguments(f"data_options for {name}", cls, plan.data_options or {})
-        try:
-            module = cls(data_dir=plan.data_dir, **options)
-            module.prepare_data()
-        except MissingDataError as error:
-            say(f"{name}: {error}. Going on with SYNTHETIC images, whose accuracy says nothing about {name}")
-            module = Synthetic(in_channels=cls.in_channels, stands_in_for=name, **options)
-        module.setup()
-        opened[name] = module
+    opened: dict[tuple[str, str], ImageDataModule] = {}
+    for cell in plan.cells():
+        pair = (cell.data, cell.recipe)
+        if pair not in opened:
+            opened[pair] = _open(plan, cell, say)
     return opened
+
+
+def _open(plan: Plan, cell: Cell, say: Callable[[str], None]) -> ImageDataModule:
+    """Open the data set of a cell."""
+    name, recipe = cell.data, plan.recipe_of(cell)
+    cls = get_data(name)
+    given = dict(plan.data_options or {})
+    if recipe is not None:
+        given |= recipe.data_options or {}
+    check_arguments(f"data_options for {name}", cls, given)
+    options = {"batch_size": plan.batch_size, "eval_batch_size": plan.eval_batch_size, **given}
+    try:
+        module = cls(data_dir=plan.data_dir, **options)
+        module.prepare_data()
+    except MissingDataError as error:
+        say(f"{name}: {error}. Going on with SYNTHETIC images, whose accuracy says nothing about {name}")
+        module = Synthetic(in_channels=cls.in_channels, stands_in_for=name, **options)
+    module.setup()
+    return module
 
 
 def run(
@@ -237,11 +212,7 @@ class _Run:
         self.folder = folder
         self.display = display
         self.device = torch.device(plan.device)
-        self.environment = {
-            **environment(hardware.device_name(self.device), torch.get_num_threads()),
-            "accelerator": hardware.accelerator_facts(self.device),
-            "allocator": hardware.keep_freed_memory(),
-        }
+        self.environment = run_environment(self.device)
         self.data = open_data(plan, display.note)
         self.facts = {name: module.describe() for name, module in self.data.items()}
 
@@ -353,7 +324,7 @@ class _Run:
 
     def _check_same(self, record: Record, cell: Cell) -> None:
         """Raise UserError if a record was measured with other data, settings or hardware than the present ones."""
-        label = self.facts[cell.data]["label"]
+        label = self._facts(cell)["label"]
         if record.data["label"] != label:
             raise UserError(
                 f"{record.key} was measured on {record.data['label']}, but the data is now {label}; start a new run"
@@ -364,7 +335,7 @@ class _Run:
                 f"{record.key} was measured with {what} {record.environment[what]}, not {self.environment[what]}; "
                 "start a new run"
             )
-        here = {"config": self._config(cell), "data": _plain(self.facts[cell.data])}
+        here = {"config": self._config(cell), "data": _plain(self._facts(cell))}
         for part, now in here.items():
             before = getattr(record, part)
             for key in dict.fromkeys([*now, *before]):
@@ -378,33 +349,53 @@ class _Run:
 
     def _config(self, cell: Cell) -> dict[str, Any]:
         """Return the settings with which a cell is measured, for its record."""
-        settings = asdict(self.plan)
-        for name in ("models", "data", "seeds", "data_dir", "keep_weights"):
+        settings = asdict(self.plan.of_cell(cell))
+        for name in ("models", "data", "seeds", "data_dir", "keep_weights", "configs"):
             del settings[name]
+        recipe = self.plan.recipe_of(cell)
+        if recipe is not None:
+            said = {name: value for name, value in asdict(recipe).items() if name not in ("name", "model")}
+            settings |= {"recipe": recipe.name, "recipe_settings": said}
+            settings["images_per_step"] = self._facts(cell)["batch_size"]
         # If the test set is smaller than a batch, all of its images are one batch.
-        settings["eval_batch_size"] = min(settings["eval_batch_size"], self.facts[cell.data]["test_images"])
+        settings["eval_batch_size"] = min(settings["eval_batch_size"], self._facts(cell)["test_images"])
         fixed = {"memory_format": "channels_last", "mode": "eager", "macs_convention": CONVENTION}
         return _plain(settings | fixed)
 
     def _pair(self, cell: Cell) -> str:
         """Return the name of a network with the images that it really sees, which may be synthetic ones."""
-        return f"{cell.model} on {self.facts[cell.data]['label']}"
+        recipe = f" ({cell.recipe})" if cell.recipe else ""
+        return f"{cell.model}{recipe} on {self._facts(cell)['label']}"
+
+    def _data(self, cell: Cell) -> ImageDataModule:
+        """Return the opened data set of a cell."""
+        return self.data[cell.data, cell.recipe]
+
+    def _facts(self, cell: Cell) -> dict[str, Any]:
+        """Return the facts about the data of a cell."""
+        return self.facts[cell.data, cell.recipe]
 
     def _build(self, cell: Cell) -> ImageClassifier:
         """Return the untrained network of a cell."""
-        data = self.data[cell.data]
+        data = self._data(cell)
         return make_classifier(
             cell.model,
             data.num_classes,
             data.in_channels,
             data.image_size,
-            learning_rate=self.plan.learning_rate,
-            recipe=self.plan.recipe,
+            **self._training_options(cell),
         )
+
+    def _training_options(self, cell: Cell) -> dict[str, Any]:
+        """Return the arguments of a cell's network that concern its training."""
+        recipe = self.plan.recipe_of(cell)
+        if recipe is not None:
+            return training_options(recipe)
+        return {"learning_rate": self.plan.learning_rate, "recipe": self.plan.recipe}
 
     def _image_shape(self, cell: Cell) -> tuple[int, int, int]:
         """Return channels, height and width of a cell's images."""
-        data = self.data[cell.data]
+        data = self._data(cell)
         return data.in_channels, data.image_size, data.image_size
 
     def _speed(self, pending: Sequence[Cell]) -> dict[str, dict[str, Any]]:
@@ -485,7 +476,7 @@ class _Run:
         """Return the networks to time, each with the images of each data set, by `_pair`."""
         subjects = {}
         for cell in self.plan.cells():
-            data = self.data[cell.data]
+            data = self._data(cell)
             # The network is built, and its images are made, only at its turn.
             subjects[self._pair(cell)] = Subject(
                 partial(self._build, cell),
@@ -498,11 +489,12 @@ class _Run:
 
     def _expected_s(self, cell: Cell, speed: Mapping[str, Any]) -> tuple[float, float]:
         """Return the approximate seconds of the training and of the test of a cell, for the display."""
-        facts = self.facts[cell.data]
+        facts = self._facts(cell)
         # Before the timing, 1,000 images per second are a guess.
-        training = self.plan.budget_s
+        plan = self.plan.of_cell(cell)
+        training = plan.budget_s
         if training is None:
-            training = facts["train_images"] * (self.plan.epochs or 1) / speed.get("train_images_per_s", 1000.0)
+            training = facts["train_images"] * (plan.epochs or 1) / speed.get("train_images_per_s", 1000.0)
         return training + 0.5, facts["test_images"] / speed.get("images_per_s", 1000.0) + 0.1
 
     def _run_cell(self, cell: Cell, speed: Mapping[str, Any]) -> Record:
@@ -517,7 +509,7 @@ class _Run:
             status, reason = "error", f"{type(error).__name__}: {error}".splitlines()[0]
         record = Record(
             model=cell.model,
-            data=self.facts[cell.data],
+            data=self._facts(cell),
             seed=cell.seed,
             status=status,
             reason=reason,
@@ -563,14 +555,16 @@ class _Run:
         """
         measures = content["measures"]
         content["training"] = self._train(cell, model, measures)
-        matrix = model.test_confusion_counts()
+        matrix = model.confusion_counts("test")
         # An accuracy over a part of the test set would not compare with other accuracies.
-        seen, images = sum(map(sum, matrix)), self.facts[cell.data]["test_images"]
+        seen, images = sum(map(sum, matrix)), self._facts(cell)["test_images"]
         if seen != images:
             raise RuntimeError(f"the test counted {seen} of {images} images")
         content["confusion_matrix"] = matrix
         measures |= accuracy(matrix)
         self._take_measures(cell, model, content, trained=True)
+        if "validation" in self.plan.measures:
+            measures |= accuracy(model.confusion_counts("val"), "val")
         if "train_quality" in self.plan.measures:
             learnt = self._confusion_in_training_images(cell, model)
             measures |= {**accuracy(learnt, "train"), "train_accuracy_images": sum(map(sum, learnt))}
@@ -588,23 +582,13 @@ class _Run:
             cell.model,
             model,
             self._image_shape(cell),
-            self.data[cell.data],
+            self._data(cell),
             self.plan.device,
             self.plan.precision,
         )
-        for name in self.plan.measures:
-            measure = MEASURES[name]
-            if not measure.take or measure.trained != trained:
-                continue
-            try:
-                taken = measure.taken(subject)
-            except UserError as error:
-                # The measure does not apply, for example because control flow depends on values. The network can be
-                # trained all the same.
-                content["skipped"][name] = f"{cell.model}: {error}"
-                continue
-            content["measures"] |= taken.figures
-            content["skipped"] |= taken.skipped
+        taken = take_all(self.plan.measures, subject, trained)
+        content["measures"] |= taken.figures
+        content["skipped"] |= taken.skipped
 
     def _train(self, cell: Cell, model: ImageClassifier, measures: Mapping[str, Any]) -> dict[str, Any]:
         """Train a network within the budget, test it, and return the facts about the training for the record."""
@@ -613,19 +597,18 @@ class _Run:
         if together is None and not own_hooks(model, ImageClassifier):
             together = self._steps_per_call(measures)
         model.take_steps_together(together)
-        plan, facts, data = self.plan, self.facts[cell.data], self.data[cell.data]
-        curve = Curve()
+        plan, facts, data = self.plan.of_cell(cell), self._facts(cell), self._data(cell)
         train_s, test_s = self._expected_s(cell, measures)
-        callbacks: list[L.Callback] = [_Progress(cell, plan, self.display, train_s / (train_s + test_s))]
         clock = TrainingClock() if plan.budget_s is None else TimeBudget(plan.budget_s)
-        callbacks.insert(0, clock)
+        history = TrainingHistory(clock)
+        progress = _Progress(cell, plan, self.display, train_s / (train_s + test_s))
         # max_epochs=-1 sets no limit: `TimeBudget` ends the training.
         trainer = make_trainer(
             self.device,
-            callbacks,
+            [clock, history, progress],
             precision=plan.precision,
             max_epochs=-1 if plan.epochs is None else plan.epochs,
-            logger=curve,
+            logger=history.curve,
             log_every_n_steps=_log_interval(plan, facts, measures),
             plugins=[CheckpointFile()],
         )
@@ -633,44 +616,27 @@ class _Run:
             trainer.fit(model, datamodule=data)
         except DivergedError:
             # A training that diverged is a result too: its network is tested, and the record says what happened.
-            curve.diverged = True
-        steps = trainer.global_step
-        # The weights are checked as well, because the last step may spoil them after the last loss was computed.
-        diverged = curve.diverged or not all(bool(p.isfinite().all()) for p in model.parameters())
+            history.curve.diverged = True
+        # The facts are taken before the test, whose steps are no steps of the training.
+        found = history.facts(trainer, model, facts)
+        if "validation" in plan.measures:
+            trainer.validate(model, datamodule=data, verbose=False)
         trainer.test(model, datamodule=data, verbose=False)
+        path = self.folder / "predictions" / f"{cell.key}.npz"
+        write_predictions(path, model.test_predictions(), data.num_classes)
         if plan.keep_weights:
-            self._keep_weights(cell, model, trainer)
-        return {
-            "seconds": clock.used_s,
-            "steps": steps,
-            **self._extent(cell, steps, diverged),
-            "recipe": model.training_words,
-            "peak_lr": model.learning_rate,
-            "curve": curve.points,
-            "steps_per_call": together,
-        }
+            found |= self._keep_weights(cell, model, trainer)
+        return found
 
-    def _keep_weights(self, cell: Cell, model: ImageClassifier, trainer: L.Trainer) -> None:
-        """Write the trained weights of a cell into the run folder."""
+    def _keep_weights(self, cell: Cell, model: ImageClassifier, trainer: L.Trainer) -> dict[str, Any]:
+        """Write the trained weights of a cell into the run folder, and return their path and hash for the record."""
         cls = type(model)
         # The class is stored as in a checkpoint of `fit`, so that every command that reads a checkpoint knows which
         # network it holds.
         model.hparams["_class_path"] = f"{cls.__module__}.{cls.__qualname__}"
-        trainer.save_checkpoint(self.folder / "weights" / f"{cell.key}.ckpt", weights_only=True)
-
-    def _extent(self, cell: Cell, steps: int, diverged: bool) -> dict[str, Any]:
-        """Return how far a training came: its images and epochs, and whether it was a full training."""
-        facts = self.facts[cell.data]
-        batch = min(self.plan.batch_size, facts["train_images"])
-        # In training an epoch has whole batches only, so its last images may be left out.
-        images, whole_epoch = steps * batch, facts["full_train_images"] // batch * batch
-        return {
-            "images": images,
-            "epochs": images / facts["train_images"],
-            "full_epochs": facts["full_epochs"],
-            "converged": images >= facts["full_epochs"] * whole_epoch and not diverged,
-            "diverged": diverged,
-        }
+        path = self.folder / "weights" / f"{cell.key}.ckpt"
+        trainer.save_checkpoint(path, weights_only=True)
+        return weights_facts(path, self.folder)
 
     def _steps_per_call(self, measures: Mapping[str, Any]) -> int | None:
         """Return the number of training steps per call of Lightning's loop; None for the usual single step.
@@ -687,10 +653,10 @@ class _Run:
 
         There are at most as many images as in the test set. Rows of the matrix are true classes.
         """
-        data = self.data[cell.data]
+        data = self._data(cell)
         matrix = torch.zeros(data.num_classes, data.num_classes, dtype=torch.long)
         model.to(self.device).eval()  # Lightning has moved it back to the CPU
-        for images, labels in data.first_training_batches(limit=self.facts[cell.data]["test_images"]):
+        for images, labels in data.first_training_batches(limit=self._facts(cell)["test_images"]):
             with torch.inference_mode(), hardware.autocast(self.plan.precision, self.device):
                 predicted = model(images.to(self.device, memory_format=torch.channels_last)).argmax(1).cpu()
             # Each pair of a true and a predicted class has one index into the flattened matrix.
@@ -771,7 +737,7 @@ def _log_interval(plan: Plan, facts: Mapping[str, Any], measures: Mapping[str, A
         images = plan.budget_s * measures.get("train_images_per_s", 1000.0)
     else:
         images = float(facts["train_images"] * (plan.epochs or 1))
-    steps = images / plan.batch_size
+    steps = images / facts["batch_size"]
     return max(1, round(steps / CURVE_POINTS))
 
 

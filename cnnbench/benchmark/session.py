@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from cnnbench.benchmark.plan import (
     load_plan,
     parse_budget,
 )
+from cnnbench.benchmark.recipe_files import check, read_recipe
 from cnnbench.benchmark.run import run
 from cnnbench.console import stdout_kept
 from cnnbench.data import get_data
@@ -134,6 +136,8 @@ def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
     asked = dict(settings)  # a copy, which is changed here
     if asked.get("models") == ("all",):
         asked["models"] = tuple(all_models())
+    if "configs" in asked:
+        asked |= _with_recipes(asked)
     if "budget" in asked:
         asked["budget_s"] = parse_budget(str(asked.pop("budget")))
         if "epochs" in asked:
@@ -144,6 +148,29 @@ def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
         device = hardware.choose_device(asked.get("device", "auto"))
         asked["precision"], asked["precision_reason"] = hardware.choose_precision(asked["precision"], device)
     return asked
+
+
+def _with_recipes(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that follow from the files of recipes: the recipes, and the networks and data sets.
+
+    Raises:
+        UserError: A file is wrong, two have the same name, or a setting is in the files already.
+    """
+    for name in ("learning_rate", "recipe"):
+        if name in asked:
+            raise UserError(f"--{name} and --configs exclude each other, because the files set it; leave out one")
+    recipes = [read_recipe(Path(path)) for path in asked["configs"]]
+    names = [recipe.name for recipe in recipes]
+    if len(set(names)) < len(names):
+        raise UserError(f"configs {', '.join(names)}: two files have the same name; rename one")
+    # A budget for all networks takes the place of the epochs in the files.
+    if "budget" in asked or "epochs" in asked:
+        recipes = [replace(recipe, epochs=None) for recipe in recipes]
+    settings: dict[str, Any] = {"configs": tuple(recipes), "models": asked.get("models", ())}
+    data = [recipe.data for recipe in recipes if recipe.data is not None]
+    if "data" not in asked and data:
+        settings["data"] = tuple(dict.fromkeys(data))
+    return settings
 
 
 def _with_defaults(asked: Mapping[str, Any]) -> Plan:
@@ -179,10 +206,13 @@ def _with_defaults(asked: Mapping[str, Any]) -> Plan:
 
 def _check_names(plan: Plan) -> None:
     """Raise UserError for a wrong name, folder or device, before a run folder is made."""
-    for name in plan.models:
+    for name in (*plan.models, *(recipe.model for recipe in plan.configs)):
         # The results of these calls are not used; they raise the error if something is wrong.
         get_network(name)
     for name in plan.data:
         get_data(name)
+    for recipe in plan.configs:
+        # A resumed run reads its recipes from the plan, a file like any other.
+        check(recipe, f"recipe '{recipe.name}'")
     resolve_data_dir(plan.data_dir)
     hardware.choose_device(plan.device)

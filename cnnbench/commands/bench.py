@@ -36,9 +36,14 @@ class Options:
         default=None,
         metavar="A,B",
     )
+    configs: tuple[Path, ...] | None = option(
+        "Configurations of `cnnbench fit`: each is a further row, with its network and its recipe.",
+        default=None,
+        metavar="A,B",
+    )
     data: tuple[str, ...] | None = option("Data sets (default: MNIST,CIFAR10).", default=None, metavar="A,B")
     measures: tuple[str, ...] | None = option(
-        "Measures to take, of complexity, speed, quality (default: these three), train_quality and memory.",
+        "Measures to take, of complexity, speed, quality (default: these three), train_quality, validation and memory.",
         default=None,
         metavar="A,B",
     )

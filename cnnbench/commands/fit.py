@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -24,6 +25,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from cnnbench import hardware, interrupts
+from cnnbench.benchmark.training import TrainingHistory
 from cnnbench.blocks import has_depthwise
 from cnnbench.checkpoints import CheckpointFile
 from cnnbench.commands.fit_arguments import (
@@ -37,10 +39,12 @@ from cnnbench.commands.fit_arguments import (
 from cnnbench.commands.fit_checkpoint import (
     check_same_network,
     fetched,
+    in_run_folder,
     open_for,
     same_recipe,
     stored_network,
     use_given,
+    with_checkpoint_last,
     with_named_checkpoint,
     with_reference_weights,
     with_run_config,
@@ -50,7 +54,16 @@ from cnnbench.commands.fit_errors import Parser, Refused, explain, known, user_e
 from cnnbench.commands.fit_folder import class_name, make_run_folder, network_name, remove_if_empty, remove_run
 from cnnbench.commands.fit_imports import allowed_imports, foreign_classes
 from cnnbench.commands.fit_loggers import LoggerWord, logger_of
-from cnnbench.console import note
+from cnnbench.commands.fit_record import (
+    Tested,
+    record_of_weights,
+    test_words,
+    tested_record,
+    training_record,
+    with_test,
+    write,
+)
+from cnnbench.console import note, out_json
 from cnnbench.counting.complexity import complexity
 from cnnbench.data import all_data
 from cnnbench.data.module import ImageDataModule
@@ -97,6 +110,13 @@ class CLI(LightningCLI):
             help="Logger besides metrics.csv; --trainer.logger NAME sets it.",
         )
         parser.add_argument(
+            "--test",
+            type=Tested,
+            default="last",
+            help="Weights that fit tests at its end: those of the last step, those of the best validation, or none.",
+        )
+        parser.add_argument("--json", action="store_true", help="Print the record of test as one JSON document.")
+        parser.add_argument(
             OPTION,
             default="",
             help="Modules whose classes a checkpoint or a configuration may name, such as mynets; only typed here.",
@@ -133,6 +153,7 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         self.clock, self.stage = TrainingClock(), Stage()
+        self.history = TrainingHistory(self.clock)
         self._choose_precision(config.trainer)  # raises early if the device does not support the precision
         if self.subcommand != "fit" and config.ckpt_path is None:
             raise UserError(f"--ckpt_path missing: {self.subcommand} needs a trained network; `cnnbench fit` makes one")
@@ -181,6 +202,9 @@ class CLI(LightningCLI):
         self.datamodule.setup()
         if self.subcommand == "fit":
             check_sizes(self.model, self.datamodule)
+            has_best = config.trainer.enable_checkpointing is not False and self.datamodule.val_fraction > 0
+            if config.test == "best" and not has_best:
+                raise UserError("--test best needs checkpoints and a validation split; take --test last")
         folder = self.folder = make_run_folder(config)
         try:
             return self._trainer_in(folder, kwargs)
@@ -200,6 +224,9 @@ class CLI(LightningCLI):
             )
         if config.trainer.logger in (None, True) and not config.trainer.barebones:
             kwargs["logger"] = _loggers_of(config, folder)
+        if self.subcommand == "fit" and config.trainer.logger is not False and not config.trainer.barebones:
+            own = _as_list(self.config_init[self.subcommand].trainer.logger)
+            kwargs["logger"] = [*kwargs.get("logger", own), self.history.curve]
         kwargs["callbacks"] = self._callbacks(config.trainer, folder)
         if self.subcommand == "fit":
             check_monitors(kwargs["callbacks"], self.model, self.datamodule, config.trainer.limit_val_batches != 0)
@@ -212,7 +239,7 @@ class CLI(LightningCLI):
     def _callbacks(self, trainer: Any, folder: Path) -> list[L.Callback]:
         """Return the user's callbacks, and those callbacks of every run that the options of the Trainer allow."""
         config = self.config_init[self.subcommand]
-        callbacks = [*_as_list(config.trainer.callbacks), self.clock, self.stage, *self.of_checkpoint]
+        callbacks = [*_as_list(config.trainer.callbacks), self.clock, self.history, self.stage, *self.of_checkpoint]
         if trainer.barebones:
             return callbacks
         if trainer.logger is not False and trainer.fast_dev_run is False:
@@ -265,7 +292,20 @@ class CLI(LightningCLI):
         self._restoring(self.trainer.validate, model, **options)
 
     def test(self, model: ImageClassifier, **options: Any) -> None:
-        self._restoring(self.trainer.test, model, **options)
+        config, trainer = self.config[self.subcommand], self.trainer
+        # Lightning's table would not be part of the JSON document.
+        options["verbose"] = options["verbose"] and not config.json
+        self._restoring(trainer.test, model, **options)
+        if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
+            return
+        before = record_of_weights(Path(config.ckpt_path))
+        if before is None and config.seed_everything is False:
+            raise UserError("the record of a test names a seed; set seed_everything to a number")
+        record = tested_record(trainer, model, self.datamodule, config.seed_everything, before)
+        _say(test_words(record))
+        _say(f"record:     {write(record, model, self.folder)}")
+        if config.json:
+            out_json(asdict(record))
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the subcommand, and remove the run folder afterwards if nothing was written into it."""
@@ -293,6 +333,9 @@ class CLI(LightningCLI):
         try:
             return run(model, **options)
         except Exception as error:
+            # Of options that do not go together nothing is left but a configuration, unless a checkpoint was saved.
+            if self.stage.started and known(error) is not None and not any(self.folder.rglob("*.ckpt")):
+                remove_run(self.folder)
             if self.stage.started:
                 raise
             remove_run(self.folder)  # nothing has been computed yet
@@ -307,15 +350,15 @@ class CLI(LightningCLI):
         modules = [*foreign_classes(config.as_dict()), foreign_module(network_name(config.model))]
         named = ",".join(dict.fromkeys(module for module in modules if module))
         foreign = f" {OPTION} {named}" if named else ""
-        # The configuration of the run is found in a folder above the checkpoint; elsewhere it has to be named.
+        # The configuration of its run is found in a folder above a checkpoint; elsewhere it has to be named.
         where = ""
-        if self.folder.resolve() not in checkpoint.resolve().parents:
+        if not in_run_folder(checkpoint):
             where = f" --config {shlex.quote(os.path.relpath(self.folder / 'config.yaml'))}"
         return f"cnnbench {subcommand} --ckpt_path {shlex.quote(os.path.relpath(checkpoint))}{where}{foreign}"
 
     def after_fit(self) -> None:
         """Print the run folder, the steps, the training time, and the command that tests the checkpoint."""
-        if not self.trainer.fast_dev_run:  # which leaves nothing behind
+        if self.folder.exists() and any(self.folder.iterdir()):  # a trial run leaves nothing behind
             _say(f"run folder: {self.trainer.default_root_dir}")
         # The training did not begin, or ended at the step of its checkpoint.
         if self.stage.steps in (None, self.trainer.global_step):
@@ -328,6 +371,42 @@ class CLI(LightningCLI):
             if path and Path(path).exists():
                 _say(f"test it:    {self._command('test', Path(path))}")
                 break
+        self._record_training()
+
+    def _record_training(self) -> None:
+        """Test the trained network and write the record of the training, unless an option excludes it."""
+        config, trainer = self.config[self.subcommand], self.trainer
+        if trainer.fast_dev_run or self.stage.steps in (None, trainer.global_step):  # type: ignore[attr-defined]
+            return
+        if config.seed_everything is False:
+            _say("no record: seed_everything is false, and a record names its seed")
+            return
+        weights, tested = self._weights_to_test(config.test)
+        options = {"precision_reason": self.save_config_kwargs.get("choices", ""), "tested": tested}
+        try:
+            record = training_record(
+                trainer, self.model, self.datamodule, self.history, config.seed_everything, weights, options
+            )
+            if config.test != "none":
+                path = str(weights) if tested == "best" else None
+                trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
+                record = with_test(record, self.model)
+                _say(test_words(record))
+        except UserError as error:
+            _say(f"no record: {error}")
+            return
+        if trainer.is_global_zero:
+            _say(f"record:     {write(record, self.model, self.folder)}")
+
+    def _weights_to_test(self, asked: Tested) -> tuple[Path | None, Tested]:
+        """Return the checkpoint with the weights to test, or None if there is none, and which weights they are."""
+        if asked == "best":
+            best = Path(getattr(self.trainer.checkpoint_callback, "best_model_path", ""))
+            if best.is_file():
+                return best, "best"
+            _say("no best checkpoint was written, so the weights of the last step are tested")
+        last = self.stage.keep
+        return (last if last is not None and last.is_file() else None), "last"
 
     def predict(self, model: ImageClassifier, datamodule: ImageDataModule, **options: Any) -> None:
         """Write the class probabilities of the test images, in the order of the data, into the run folder.
@@ -402,7 +481,7 @@ def _loggers_of(config: Any, folder: Path) -> list[Logger]:
     """Return the loggers of a run: ``metrics.csv``, W&B if it is asked for, and the one that a word names."""
     if config.trainer.fast_dev_run:
         return _loggers("off", folder)  # a trial run logs nothing, so there is nothing to upload
-    asked = "online" if config.logger == "wandb" and config.wandb == "off" else config.wandb
+    asked: Mode = "online" if config.logger == "wandb" and config.wandb == "off" else config.wandb
     return [*_loggers(asked, folder), *logger_of(config.logger, folder)]
 
 
@@ -421,7 +500,7 @@ def main(arguments: list[str]) -> None:
     # Each of these needs the words that the one before it has written out: names, then checkpoints, then their runs.
     arguments = with_logger_words(with_network_options(in_order(arguments)))
     check_files(arguments)
-    arguments = with_run_config(with_named_checkpoint(with_reference_weights(arguments)))
+    arguments = with_checkpoint_last(with_run_config(with_named_checkpoint(with_reference_weights(arguments))))
     check_names(arguments)
     before = sys.argv
     # LightningCLI parses sys.argv, and DDP starts the processes of other ranks with it.

@@ -8,24 +8,28 @@ integer counts.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from cnnbench import hardware
 from cnnbench.blocks import Form, resolve_form
 from cnnbench.errors import DivergedError, UserError, unknown
 from cnnbench.optimizers import adamw
+from cnnbench.predictions import Predictions
 from cnnbench.training import several_steps
-from cnnbench.training.clock import TimeBudget
 from cnnbench.training.loss import loss_and_logits
 from cnnbench.training.outcomes import Outcomes
-from cnnbench.training.schedule import Schedule, lr_factor
-from cnnbench.training.settings import settle
+from cnnbench.training.random_state import random_state, set_random_state
+from cnnbench.training.schedule import refuse_search, schedule_of, set_rate, step_on_plateau, time_budget
+from cnnbench.training.settings import Interval, Schedule, Stepping, settle
 from cnnbench.training.views import Views, mean_logits
 
 Batch = tuple[Tensor, Tensor]
@@ -66,8 +70,12 @@ class ImageClassifier(L.LightningModule):
         in_channels: Number of channels of the images; on the command line it comes from the data.
         image_size: Height and width of the images in pixels; on the command line it comes from the data.
         optimizer: Function that builds an optimizer from the parameters, in place of the recipe.
-        lr_scheduler: Function that builds a scheduler from the optimizer, stepped once per batch; only together with
-            ``optimizer``.
+        lr_scheduler: Function that builds a scheduler from the optimizer; only together with ``optimizer``.
+        lr_interval: Interval after which ``lr_scheduler`` is stepped: every optimizer ``step`` or ``epoch``; unset,
+            epoch as in LightningCLI, but step for ``OneCycleLR`` and ``CyclicLR``.
+        lr_frequency: Number of these intervals from one step of ``lr_scheduler`` to the next.
+        lr_monitor: Logged value on which ``ReduceLROnPlateau`` depends, such as ``val/loss``; for other schedulers it
+            stays unset, and Lightning's own ``ReduceLROnPlateau`` has it as an argument.
         recipe: Name of a recipe in `cnnbench.optimizers.RECIPES`, in place of the architecture's own; not together with
             ``optimizer``.
         learning_rate: Peak of the recipe's learning rate, in place of the architecture's own; not together with
@@ -129,6 +137,9 @@ class ImageClassifier(L.LightningModule):
         compile_mode: CompileMode | None = None,
         test_views: Views = "one",
         recipe: RecipeName | None = None,
+        lr_interval: Interval | None = None,
+        lr_frequency: int = 1,
+        lr_monitor: str | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
@@ -144,8 +155,14 @@ class ImageClassifier(L.LightningModule):
             raise unknown("compile_mode", str(compile_mode), get_args(CompileMode))
         if test_views not in get_args(Views):
             raise unknown("test_views", str(test_views), get_args(Views))
-        self._settings = settle(self, optimizer, lr_scheduler, recipe, learning_rate, schedule, warmup, label_smoothing)
+        stepping = Stepping(lr_interval, lr_frequency, lr_monitor)
+        self._settings = settle(
+            self, optimizer, lr_scheduler, stepping, recipe, learning_rate, schedule, warmup, label_smoothing
+        )
         self.learning_rate = self._settings.learning_rate
+        # The learning rates with which the first optimizer, and that of the current training, were built.
+        self._first_rate: float | None = None
+        self._built_rate: float | None = None
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.image_size = image_size
@@ -160,6 +177,9 @@ class ImageClassifier(L.LightningModule):
             phase: MulticlassConfusionMatrix(num_classes, validate_args=False) for phase in ("val", "test")
         }
         self._outcomes = Outcomes()
+        # Images in all steps so far; None in a training that goes on from a checkpoint of an older version.
+        self.trained_images: int | None = 0
+        self._answers: list[tuple[Tensor, Tensor]] = []
         self._logged_step = 0
         self._logged_in_epoch = False
         # Sums of the loss and the images. They stay on the device until the end of the epoch, as `Outcomes` does.
@@ -195,6 +215,11 @@ class ImageClassifier(L.LightningModule):
         """Compute logits, (N, K), from normalised images x, (N, C, H, W)."""
         self.check_size(x.shape[-2], x.shape[-1])
         return self.classifier(self.features(x))
+
+    @property
+    def has_own_optimizer(self) -> bool:
+        """Return whether the user gave an optimizer in place of the recipe."""
+        return self._settings.optimizer is not None
 
     def choose_form(self, form: Form) -> Literal["cifar", "imagenet"]:
         """Return the published form to build, for use in a constructor.
@@ -266,12 +291,20 @@ class ImageClassifier(L.LightningModule):
     def setup(self, stage: str) -> None:
         self.to(memory_format=self.memory_format)
         self._outcomes.forget()
+        self._built_rate = None
+        if stage == "fit":
+            self.trained_images = 0  # a checkpoint that is restored after this sets the images of the steps before
         if stage == "fit" and self.compile_mode is not None:
             hardware.check_compiler(self.trainer.strategy.root_device)
             # Only the function is compiled, so that the modules keep their names in checkpoints.
             self._compiled = torch.compile(self.forward, mode=self.compile_mode)
         if stage == "fit" and self.steps_per_call is not None:
             several_steps.prepare(self, self.steps_per_call, ImageClassifier)
+
+    def on_fit_start(self) -> None:
+        # A callback such as `LearningRateFinder` has set another rate, which the schedule has to start from.
+        if self._built_rate is not None and self.learning_rate != self._built_rate:
+            self.trainer.strategy.setup_optimizers(self.trainer)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning sets this attribute about forty times per step, and torch's own method is slow.
@@ -287,12 +320,12 @@ class ImageClassifier(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         # -1 tells Lightning to skip this batch and the rest of the epoch.
-        return -1 if self.trainer.should_stop and self._time_budget() is not None else None
+        return -1 if self.trainer.should_stop and time_budget(self.trainer) is not None else None
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         if self.automatic_optimization:
             return self._training_loss(batch)
-        several_steps.take_steps(self, batch, self._training_loss, self._time_budget())
+        several_steps.take_steps(self, batch, batch_idx, self._training_loss)
         return None
 
     def _training_loss(self, batch: Batch) -> Tensor:
@@ -301,12 +334,20 @@ class ImageClassifier(L.LightningModule):
         if self._compiled is not None:
             kept = kept.clone()  # a compiled network may run as a CUDA graph, whose next replay overwrites the logits
         self._outcomes.add(self.trainer.global_step + 1, loss.detach(), kept, batch[1])
+        if self.trained_images is not None:
+            self.trained_images += len(batch[1]) * self.trainer.world_size  # every process has a batch of this size
         return loss
 
     def on_train_epoch_end(self) -> None:
         self._outcomes.sum_up()
         if not self._logged_in_epoch and self._outcomes.images > 0:  # the epoch was shorter than a log interval
             self._log_training(on_step=False)
+        step_on_plateau(self, self._settings.stepping)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        # `step_on_plateau` has already taken the steps that Lightning takes at the end of an epoch.
+        if self._settings.stepping.interval == "step" or not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         step, every = self.trainer.global_step, max(self.trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
@@ -335,7 +376,10 @@ class ImageClassifier(L.LightningModule):
             loss, logits = loss_and_logits(self._logits_over_views(batch[0]), batch[1])
         else:
             loss, logits = self._loss_and_logits(batch)
-        self._confusion[phase].update(logits.argmax(1), batch[1])
+        predicted = logits.argmax(1)
+        self._confusion[phase].update(predicted, batch[1])
+        if phase == "test":
+            self._answers.append((batch[1], predicted))
         count = torch.full((), float(len(batch[1])), device=loss.device)
         self._sums[phase] += torch.stack([loss.detach().float() * count, count])
 
@@ -349,10 +393,7 @@ class ImageClassifier(L.LightningModule):
     def on_train_start(self) -> None:
         self._logged_step = self.trainer.global_step
         if self._random_state is not None:
-            torch.set_rng_state(self._random_state["cpu"])
-            # A checkpoint of a training on a CPU stores an empty state for the GPU's generator.
-            if self.device.type == "cuda" and self._random_state["device"].numel():
-                torch.cuda.set_rng_state(self._random_state["device"], self.device)
+            set_random_state(self._random_state, self.device)
             self._random_state = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -369,11 +410,10 @@ class ImageClassifier(L.LightningModule):
                 f"weights are not finite after step {self.trainer.global_step}; use a lower learning rate; "
                 "checkpoints from before are kept"
             )
-        on_gpu = self.device.type == "cuda"
-        device = torch.cuda.get_rng_state(self.device) if on_gpu else torch.empty(0, dtype=torch.uint8)
         cls = type(self)
         checkpoint[CLASS_KEY] = f"{cls.__module__}.{cls.__qualname__}"
-        checkpoint["random_state"] = {"cpu": torch.get_rng_state(), "device": device}
+        checkpoint["random_state"] = random_state(self.device)
+        checkpoint["trained_images"] = self.trained_images
 
     @classmethod
     def load_from_checkpoint(cls, *arguments: Any, **options: Any) -> Any:
@@ -395,7 +435,13 @@ class ImageClassifier(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._random_state = checkpoint.get("random_state")  # restored when training starts
-        if self._trainer is None or self._settings.optimizer is not None:
+        self.trained_images = checkpoint.get("trained_images")
+        if self._trainer is None:
+            return
+        # There is no optimizer yet, so this is the checkpoint of a training that goes on, and not that of a search.
+        if self._trainer.state.fn == TrainerFn.FITTING and self._built_rate is None:
+            refuse_search(self._trainer)
+        if self._settings.optimizer is not None:
             return
         # Whether AdamW can be fused depends on this device, not on the one where the training began.
         on_gpu = self._trainer.strategy.root_device.type == "cuda"
@@ -420,6 +466,7 @@ class ImageClassifier(L.LightningModule):
 
     def on_test_epoch_start(self) -> None:
         self._start_sums("test")
+        self._answers.clear()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._eval_step("test", batch)
@@ -427,9 +474,14 @@ class ImageClassifier(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         self._log_eval("test")
 
-    def test_confusion_counts(self) -> list[list[int]]:
-        """Return the K x K confusion counts of the last test; rows are true classes, columns are predictions."""
-        return self._confusion["test"].compute().tolist()
+    def confusion_counts(self, phase: Literal["val", "test"]) -> list[list[int]]:
+        """Return the K x K counts of the last validation or test; rows are true classes, columns are predictions."""
+        return self._confusion[phase].compute().tolist()
+
+    def test_predictions(self) -> Predictions:
+        """Return the true and the predicted class of each image of the last test, of this process."""
+        true, predicted = (torch.cat(classes).cpu().numpy() for classes in zip(*self._answers, strict=True))
+        return Predictions(true, predicted)
 
     @property
     def training_words(self) -> str:
@@ -445,30 +497,15 @@ class ImageClassifier(L.LightningModule):
         """Return class probabilities, (N, K), from the logits averaged over the views of `test_views`."""
         return self._logits_over_views(batch[0]).float().softmax(1)
 
-    def _time_budget(self) -> TimeBudget | None:
-        callbacks = cast(list[L.Callback], self.trainer.callbacks)  # type: ignore[attr-defined]
-        return next((c for c in callbacks if isinstance(c, TimeBudget)), None)
-
-    def _progress(self, step: int, total_steps: float) -> float:
-        """Return the completed share of the training: of the time budget if one is set, else of the steps."""
-        budget = self._time_budget()
-        return budget.progress if budget is not None else step / total_steps
-
-    def _total_steps(self) -> float:
-        """Return the number of optimizer steps of the whole training; infinite if only a time limit ends it."""
-        trainer = self.trainer
-        calls = trainer.estimated_stepping_batches  # also sets up the loader where it is needed
-        if self.steps_per_call is None or calls == float("inf") or (trainer.max_epochs or 0) <= 0:
-            return calls
-        # Lightning counts calls, so the steps are counted from the batches of the loader.
-        loader: Any = trainer.train_dataloader
-        steps = trainer.max_epochs * min(loader.batches, trainer.num_training_batches * self.steps_per_call)
-        return min(steps, trainer.max_steps) if trainer.max_steps >= 0 else steps
-
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Build the user's optimizer if there is one, else that of the recipe."""
         if self._settings.optimizer is not None:
-            return self._settings.optimizer(self.parameters())
+            optimizer = self._settings.optimizer(self.parameters())
+            # The user's optimizer has rates of its own, until a search sets another one.
+            if self._first_rate is not None and self.learning_rate != self._first_rate:
+                set_rate(optimizer, self.learning_rate)
+                self.hparams["learning_rate"] = None  # set by the search, but refused beside an optimizer
+            return optimizer
         if self._settings.recipe is not None:
             return self._settings.recipe.build(self, self.learning_rate)
         return self.recipe_optimizer()
@@ -490,21 +527,13 @@ class ImageClassifier(L.LightningModule):
         return trainer is not None and trainer.precision == "16-mixed" and bool(trainer.gradient_clip_val)
 
     def configure_optimizers(self) -> Any:
-        settings = self._settings
+        self._built_rate = self.learning_rate
+        self._first_rate = self._first_rate or self.learning_rate
         optimizer = self.make_optimizer()
         if self.steps_per_call is not None:
             several_steps.check_optimizer(optimizer, self.steps_per_call)
-        scheduler: Any
-        if settings.lr_scheduler is not None:
-            scheduler = settings.lr_scheduler(optimizer)
-        elif settings.schedule == "constant" and not settings.warmup:
+        scheduled = schedule_of(self, optimizer, self._settings)
+        if scheduled is None:
             return optimizer
-        else:
-            total_steps = self._total_steps()
-            if total_steps == float("inf") and self._time_budget() is None:
-                raise UserError("the learning rate needs an end; set trainer.max_epochs or trainer.max_steps")
-            scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer,
-                lambda step: lr_factor(self._progress(step, total_steps), settings.warmup, settings.schedule),
-            )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        self._settings = replace(self._settings, stepping=scheduled[0])
+        return {"optimizer": optimizer, "lr_scheduler": scheduled[1]}

@@ -94,7 +94,7 @@ def train_ours(settings: Mapping[str, Any], seed: int, device: torch.device) -> 
         trainer.test(model, datamodule=data, verbose=False)
         hardware.synchronise(device)
         evaluation_s = time.perf_counter() - fitted
-        plain = accuracy(model.test_confusion_counts())["test_accuracy"]
+        plain = accuracy(model.confusion_counts("test"))["test_accuracy"]
         # Of both sides, only the evaluation without augmentation is timed.
         model.test_views = "mirror and shift"  # airbench's views
         trainer.test(model, datamodule=data, verbose=False)
@@ -103,7 +103,7 @@ def train_ours(settings: Mapping[str, Any], seed: int, device: torch.device) -> 
         "steps_s": clock.used_s,
         "evaluation_s": evaluation_s,
         "accuracy": plain,
-        "accuracy_augmented": accuracy(model.test_confusion_counts())["test_accuracy"],
+        "accuracy_augmented": accuracy(model.confusion_counts("test"))["test_accuracy"],
     }
 
 

@@ -1,0 +1,157 @@
+"""Recipes of ``cnnbench bench --configs``: configurations of ``cnnbench fit`` as rows of a benchmark's grid.
+
+A benchmark trains all networks under one budget, and a recipe says how one of them is trained: optimizer, schedule,
+smoothing, batch size and augmentation. Anything in a file that a benchmark cannot do is refused, not left out.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cnnbench.benchmark.plan import Recipe
+from cnnbench.console import note
+from cnnbench.data import get_data
+from cnnbench.errors import UserError, unknown
+from cnnbench.files import read_yaml, safe_name
+from cnnbench.models import all_models
+from cnnbench.network import External, call_words
+from cnnbench.registry import check_arguments
+from cnnbench.training.classifier import ImageClassifier
+from cnnbench.trust import Trust, check_network, current
+
+LINKED = ("num_classes", "in_channels", "image_size")
+"""Arguments of a network that the data decides."""
+SOURCES = {"optimizer": ("torch.optim", "cnnbench.optimizers"), "lr_scheduler": ("torch.optim.lr_scheduler",)}
+"""Modules of which a file may name a class, by argument of the network."""
+_SECTIONS = ("seed_everything", "model", "data", "trainer", "out", "wandb", "test", "json")
+"""Entries of a configuration; the last four say where results go, which a benchmark decides itself."""
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe from a configuration of ``cnnbench fit``.
+
+    Args:
+        path: YAML file.
+
+    Raises:
+        UserError: The file cannot be read, or sets something that a benchmark cannot do.
+    """
+    where = f"config '{path}'"
+    values = _table(read_yaml(path, "config"), where)
+    for section in values:
+        if section not in _SECTIONS:
+            raise UserError(f"{where}: {section} is nothing that bench can set; leave it out, or train with fit")
+    trainer = _table(values.get("trainer"), f"{where}: trainer")
+    for name in trainer:
+        if name == "benchmark":
+            note(f"{where}: bench decides itself whether cuDNN searches for its fastest kernels (trainer.benchmark)")
+        elif name != "max_epochs":
+            raise UserError(f"{where}: trainer.{name} is nothing that bench can set; leave it out, or train with fit")
+    model, given = _class_and_arguments(values.get("model"), f"{where}: model")
+    data, options = _class_and_arguments(values.get("data"), f"{where}: data", required=False)
+    options.pop("data_dir", None)
+    epochs = trainer.get("max_epochs")
+    if epochs is not None and (not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1):
+        raise UserError(f"{where}: trainer.max_epochs {epochs} must be a whole number of at least 1")
+    name, arguments = _network(_short(model), given, where)
+    check_network(name, where, current() or Trust())
+    recipe = Recipe(safe_name(path.stem), name, arguments, _short(data), options or None, epochs)
+    check(recipe, where)
+    return recipe
+
+
+def check(recipe: Recipe, where: str) -> None:
+    """Raise UserError unless a recipe names classes and arguments that exist; nothing of it is built.
+
+    Args:
+        recipe: Recipe from a file.
+        where: Name of the file, for messages.
+
+    Raises:
+        UserError: A class or an argument is unknown, or the class is none that a file may name.
+    """
+    for key, value in recipe.arguments.items():
+        if key in SOURCES:
+            _callable(key, value, where)
+    rest = {key: value for key, value in recipe.arguments.items() if key not in SOURCES}
+    check_arguments(f"the network in {where}", ImageClassifier, rest)
+    if recipe.data is not None:
+        check_arguments(f"the data in {where}", get_data(recipe.data), recipe.data_options or {})
+
+
+def training_options(recipe: Recipe) -> dict[str, Any]:
+    """Return the arguments of a recipe for the constructor of a network, with functions for its classes."""
+    options = dict(recipe.arguments)
+    for key in SOURCES:
+        if key in options:
+            options[key] = _callable(key, options[key], f"recipe '{recipe.name}'")
+    return options
+
+
+def _table(value: Any, where: str) -> dict[str, Any]:
+    """Return a table of a file; an empty one if the file leaves it out."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{where} is {str(value)[:60]}; it must be a table of `option: value`")
+    return value
+
+
+def _class_and_arguments(value: Any, where: str, required: bool = True) -> tuple[Any, dict[str, Any]]:
+    """Return the name of a class and its arguments, from a table with ``class_path`` and ``init_args`` or a name."""
+    if isinstance(value, str):
+        return value, {}
+    table = _table(value, where)
+    name = table.get("class_path")
+    if name is None and required:
+        raise UserError(f"{where}.class_path is missing; name a class, such as LeNet5")
+    for key in table:
+        if key not in ("class_path", "init_args"):
+            raise UserError(f"{where}.{key} is not known; write class_path and init_args")
+    return name, dict(_table(table.get("init_args"), f"{where}.init_args"))
+
+
+def _short(name: Any) -> Any:
+    """Return the name of a network or data set, of which the parser of fit writes a path such as cnnbench.LeNet5."""
+    return name.rpartition(".")[2] if isinstance(name, str) and name.startswith("cnnbench.") else name
+
+
+def _network(model: str, given: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+    """Return the name of a network with the arguments of its architecture, and the arguments of its training."""
+    for name in LINKED:
+        if name in given:
+            raise UserError(f"{where}: model.{name} is decided by the data; leave it out")
+    own = {name: value for name, value in given.items() if name not in TRAINING_ARGUMENTS}
+    of_training = {name: value for name, value in given.items() if name in TRAINING_ARGUMENTS and value is not None}
+    if model == External.__name__:
+        return str(own.pop("name", "")), of_training
+    if model not in all_models():
+        raise unknown("model", model, all_models())
+    return call_words(model, own), of_training
+
+
+TRAINING_ARGUMENTS = frozenset(inspect.signature(ImageClassifier).parameters) - set(LINKED)
+"""Arguments that every network has, which concern its training."""
+
+
+def _callable(key: str, value: Any, where: str) -> Callable[..., Any]:
+    """Return the function that a table with ``class_path`` and ``init_args`` stands for.
+
+    Only classes of `SOURCES` are looked up, so that a file cannot name any other code.
+    """
+    name, arguments = _class_and_arguments(value, f"{where}: {key}")
+    module, _, plain = str(name).rpartition(".")
+    for source in SOURCES[key]:
+        cls = getattr(importlib.import_module(source), plain, None)
+        if module in ("", source) and inspect.isclass(cls):
+            valid = inspect.signature(cls).parameters
+            for argument in arguments:
+                if argument not in valid:
+                    raise unknown(f"argument of {key} {plain} in {where}:", argument, list(valid)[1:])
+            return partial(cls, **arguments)
+    raise UserError(f"{where}: {key} '{name}' is no class of {' or '.join(SOURCES[key])}; train with fit instead")
