@@ -32,6 +32,7 @@ TRAINING = {
 COMMANDS = {
     "bench": "measure networks on data sets, a record per cell, and report",
     "report": "make tables, pictures and a page from records",
+    "search": "search for the settings of a training by validation accuracy",
     "explain": "see what a CNN does: the instruments of a course",
     "count": "count parameters, MACs, training MACs and memory of any network",
     "speed": "time networks against each other: latency, throughput, training steps",

@@ -1,0 +1,441 @@
+"""Search for the settings of a training by validation accuracy, on Optuna; every trial is a record.
+
+The test set is never looked at. The records are the only memory of a search: a search that goes on tells Optuna about
+the trials in them, so there is no data base beside them that could disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning as L
+import optuna
+import torch
+from filelock import FileLock, Timeout
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import TrialState
+
+from cnnbench import hardware, interrupts
+from cnnbench.benchmark.plan import Recipe
+from cnnbench.benchmark.recipe_files import TRAINING_ARGUMENTS, check, training_options
+from cnnbench.benchmark.training import TrainingHistory, run_environment
+from cnnbench.checkpoints import CheckpointFile
+from cnnbench.confusion import accuracy
+from cnnbench.counting.complexity import CONVENTION
+from cnnbench.data import get_data
+from cnnbench.data.module import ImageDataModule
+from cnnbench.errors import DivergedError, UserError
+from cnnbench.files import parse_json, read_text, remove_parts, without_checksum, write_checked_json, write_text
+from cnnbench.network import call_words, make_classifier, parse_name
+from cnnbench.record import Record, load_records, write_record
+from cnnbench.training.classifier import ImageClassifier
+from cnnbench.training.clock import TrainingClock
+from cnnbench.training.trainer import make_trainer, quiet_lightning
+
+PLAN_FILE = "search.json"
+BEST_FILE = "best.yaml"
+"""Configuration of `cnnbench fit` with the settings of the best trial."""
+STARTUP_TRIALS = 5
+"""Trials with random settings, before the sampler learns from them and before the pruner stops any."""
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """Settings of a search, with nothing left to choose.
+
+    Attributes:
+        recipe: Network, data and the settings that are not searched.
+        space: What is searched, by name, such as ``model.learning_rate``: a list of choices, or a table with ``low``,
+            ``high`` and, for a logarithmic scale, ``log: true``.
+        epochs: Epochs of each trial.
+        seed: Seed of the trials and of the sampler.
+        device: Name of the device.
+        precision: Number format of the training.
+        data_dir: Folder of the data; None for the usual one.
+    """
+
+    recipe: Recipe
+    space: Mapping[str, Any]
+    epochs: int
+    seed: int
+    device: str
+    precision: str
+    data_dir: str | None = None
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+    """Options of pydantic for reading a plan: unknown keys and values of another type are errors."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise UserError(f"epochs {self.epochs} must be at least 1")
+        if not self.space:
+            raise UserError(
+                "the space is empty; name what to search, such as {model.learning_rate: {low: 1e-4, high: 1}}"
+            )
+        for name, given in self.space.items():
+            distribution(name, given)
+
+
+def distribution(name: str, given: Any) -> BaseDistribution:
+    """Return Optuna's distribution for an entry of a search space.
+
+    Args:
+        name: Name of the setting, ``model.<argument>`` or ``data.<argument>``.
+        given: List of choices, or table with ``low``, ``high`` and optionally ``log``.
+
+    Raises:
+        UserError: The entry is neither, or the name is none of a setting.
+    """
+    section, _, key = name.partition(".")
+    if section not in ("model", "data") or not key:
+        raise UserError(f"space: '{name}' must begin with model. or data., as in model.learning_rate")
+    mend = "write a list of choices, or a table such as {low: 0.0001, high: 0.01, log: true}"
+    if isinstance(given, list | tuple) and given:
+        for choice in given:
+            if not isinstance(choice, str | int | float | bool | None):
+                raise UserError(f"space: {name} has the choice {choice!r}, which is no plain value; {mend}")
+        return CategoricalDistribution(list(given))
+    if not isinstance(given, Mapping) or not {"low", "high"} <= given.keys() <= {"low", "high", "log"}:
+        raise UserError(f"space: {name} is {str(given)[:60]}; {mend}")
+    low, high, log = given["low"], given["high"], given.get("log", False)
+    for end in (low, high):
+        if isinstance(end, bool) or not isinstance(end, int | float):
+            raise UserError(f"space: {name} has the end {end!r}, which is no number; {mend}")
+    if not low < high or (log and low <= 0):
+        raise UserError(f"space: {name} goes from {low} to {high}; low must be below high, and above 0 with log: true")
+    kind = IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
+    return kind(low, high, log=bool(log))
+
+
+def default_space(peak_lr: float) -> dict[str, Any]:
+    """Return what is searched if the user names nothing: the peak learning rate, warm-up and label smoothing.
+
+    Args:
+        peak_lr: Peak learning rate of the network's own recipe, around which the rates lie.
+    """
+    return {
+        "model.learning_rate": {"low": peak_lr / 10, "high": peak_lr * 10, "log": True},
+        "model.warmup": {"low": 0.0, "high": 0.3},
+        "model.label_smoothing": {"low": 0.0, "high": 0.2},
+    }
+
+
+def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """Return a recipe with other settings.
+
+    Args:
+        recipe: Recipe to change.
+        values: Settings by name, such as ``model.learning_rate``, ``model.optimizer.lr`` or ``data.batch_size``.
+
+    Raises:
+        UserError: The recipe has no setting of a name.
+    """
+    arguments, options = dict(recipe.arguments), dict(recipe.data_options or {})
+    plain, own = parse_name(recipe.model)
+    for name, value in values.items():
+        section, _, key = name.partition(".")
+        owner, _, argument = key.partition(".")
+        if section == "data":
+            options[key] = value
+        elif argument and isinstance(arguments.get(owner), Mapping):
+            table = arguments[owner]
+            arguments[owner] = {**table, "init_args": {**(table.get("init_args") or {}), argument: value}}
+        elif argument:
+            raise UserError(f"space: '{name}' needs model.{owner} in the configuration, as class_path and init_args")
+        elif key in TRAINING_ARGUMENTS:
+            arguments[key] = value
+        else:
+            own[key] = value
+    return replace(recipe, model=call_words(plain, own), arguments=arguments, data_options=options or None)
+
+
+class _Report(L.Callback):
+    """Callback that tells Optuna the validation accuracy after each epoch, and ends a trial that is not promising.
+
+    Attributes:
+        matrix: Confusion matrix of the last validation, as integer counts.
+        pruned: Whether Optuna ended the trial.
+    """
+
+    def __init__(self, trial: optuna.Trial, say: Callable[[str], None]) -> None:
+        self._trial, self._say = trial, say
+        self.matrix: list[list[int]] | None = None
+        self.pruned = False
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        interrupts.check()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, ImageClassifier)
+        self.matrix = pl_module.confusion_counts("val")
+        share = accuracy(self.matrix, "val")["val_accuracy"]
+        self._trial.report(share, trainer.current_epoch)
+        self._say(f"epoch {trainer.current_epoch + 1}, validation accuracy {share:.1%}")
+        if self._trial.should_prune():
+            self.pruned = trainer.should_stop = True
+
+
+@dataclass
+class Search:
+    """A search in a folder, which may have trials already.
+
+    Args:
+        plan: Settings of the search.
+        folder: Folder of the search, with one record per trial in ``records``.
+        say: Function that shows a line about the progress.
+
+    Raises:
+        UserError: The folder holds another search, or one of its files is damaged.
+    """
+
+    plan: SearchPlan
+    folder: Path
+    say: Callable[[str], None]
+    records: list[Record] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._device = torch.device(self.plan.device)
+        self._space = {name: distribution(name, given) for name, given in self.plan.space.items()}
+        # The first values of the space show, before anything is written, whether its names are those of settings.
+        first = {name: _first(given) for name, given in self.plan.space.items()}
+        check(with_values(self.plan.recipe, first), "the space")
+
+    def run(self, trials: int) -> Record | None:
+        """Run trials until there are as many as asked for, and return the record of the best one.
+
+        Args:
+            trials: Number of trials in all, with those of before.
+
+        Returns:
+            The record with the largest validation accuracy; None if every trial failed.
+        """
+        quiet_lightning()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                remove_parts(self.folder)
+                write_checked_json(self.folder / PLAN_FILE, asdict(self.plan))
+                self.records = self._finished()
+                study = self._study()
+                for number in range(len(self.records), trials):
+                    interrupts.check()
+                    self._run_trial(study, number)
+        except Timeout:
+            raise UserError(
+                f"another process is at work in '{self.folder}'; wait for it, or choose another --out"
+            ) from None
+        best = best_of(self.records)
+        if best is not None:
+            write_text(self.folder / BEST_FILE, as_config(self.plan, best))
+        return best
+
+    def _finished(self) -> list[Record]:
+        """Return the records of the trials so far, in their order."""
+        files = sorted((self.folder / "records").glob("*.json"))
+        records = load_records(files)
+        records.sort(key=lambda record: record.config.get("trial", 0))
+        for number, record in enumerate(records):
+            if record.config.get("trial") != number or set(record.config.get("values") or ()) != set(self.plan.space):
+                raise UserError(
+                    f"'{self.folder}' holds records that are not trials of this search; choose another --out"
+                )
+        return records
+
+    def _study(self) -> optuna.Study:
+        """Return a study of Optuna that knows the trials so far."""
+        done = len(self.records)
+        study = optuna.create_study(
+            direction="maximize",
+            # Another seed for each trial to come, or else a search that goes on would repeat its first trials.
+            sampler=optuna.samplers.TPESampler(seed=self.plan.seed + done, n_startup_trials=STARTUP_TRIALS),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=0),
+        )
+        for record in self.records:
+            study.add_trial(self._as_trial(record))
+        return study
+
+    def _as_trial(self, record: Record) -> optuna.trial.FrozenTrial:
+        """Return the record of a trial as Optuna's description of it."""
+        seen = [point["val/accuracy"] for point in record.training.get("curve", ()) if "val/accuracy" in point]
+        if record.status == "error":
+            state = TrialState.FAIL
+        elif record.config["pruned"]:
+            state = TrialState.PRUNED
+        else:
+            state = TrialState.COMPLETE
+        return optuna.create_trial(
+            params=record.config["values"],
+            distributions=self._space,
+            value=None if state == TrialState.FAIL else record.measures["val_accuracy"],
+            intermediate_values=dict(enumerate(seen)),
+            state=state,
+        )
+
+    def _run_trial(self, study: optuna.Study, number: int) -> None:
+        """Run a trial and write its record."""
+        trial = study.ask(self._space)
+        words = ", ".join(f"{name} {_short(value)}" for name, value in trial.params.items())
+        self.say(f"trial {number + 1}: {words}")
+        record = self._measure(trial, number)
+        write_record(self.folder / "records" / f"{record.key}.json", record)
+        self.records.append(record)
+        if record.status == "error":
+            study.tell(trial, state=TrialState.FAIL)
+            self.say(f"trial {number + 1} failed: {record.reason}")
+        elif record.config["pruned"]:
+            study.tell(trial, state=TrialState.PRUNED)
+            self.say(f"trial {number + 1} was ended early, as worse than most at this epoch")
+        else:
+            study.tell(trial, record.measures["val_accuracy"])
+
+    def _measure(self, trial: optuna.Trial, number: int) -> Record:
+        """Train and validate a network with the settings of a trial, and return the record."""
+        plan = self.plan
+        recipe = with_values(plan.recipe, trial.params)
+        data = self._open(recipe)
+        history = TrainingHistory(TrainingClock())
+        report = _Report(trial, lambda text: self.say(f"trial {number + 1}: {text}"))
+        training: dict[str, Any] = {}
+        status, why = "ok", ""
+        try:
+            L.seed_everything(plan.seed, workers=True, verbose=False)
+            model = make_classifier(
+                recipe.model, data.num_classes, data.in_channels, data.image_size, **training_options(recipe)
+            )
+            training = self._train(model, data, history, report)
+        except Exception as error:  # whatever a trial raises becomes part of its record; the search goes on
+            status, why = "error", f"{type(error).__name__}: {error}".splitlines()[0]
+        facts = data.describe()
+        said = {name: value for name, value in asdict(recipe).items() if name not in ("name", "model")}
+        config = {
+            "command": "search",
+            "budget_s": None,
+            "epochs": plan.epochs,
+            "device": plan.device,
+            "precision": plan.precision,
+            "batch_size": facts["batch_size"],
+            "memory_format": "channels_last",
+            "macs_convention": CONVENTION,
+            "recipe": f"trial-{number:04d}",
+            "recipe_settings": said,
+            "trial": number,
+            "values": dict(trial.params),
+            "pruned": report.pruned,
+        }
+        measures = accuracy(report.matrix, "val") if report.matrix is not None and status == "ok" else {}
+        return Record(
+            model=recipe.model,
+            data=facts,
+            seed=plan.seed,
+            status=status,
+            reason=why,
+            config=config,
+            environment=run_environment(self._device),
+            measures=dict(measures),
+            training=training,
+        )
+
+    def _open(self, recipe: Recipe) -> ImageDataModule:
+        """Open the data of a recipe, which must have a validation split."""
+        assert recipe.data is not None
+        data = get_data(recipe.data)(data_dir=self.plan.data_dir, **(recipe.data_options or {}))
+        data.prepare_data()
+        data.setup()
+        if not data.describe()["val_images"]:
+            raise UserError("a search needs a validation split; set data.val_fraction above 0")
+        return data
+
+    def _train(
+        self, model: ImageClassifier, data: ImageDataModule, history: TrainingHistory, report: _Report
+    ) -> dict[str, Any]:
+        """Train a network and return the facts about the training.
+
+        Raises:
+            DivergedError: The loss or the weights are not finite.
+        """
+        trainer = make_trainer(
+            self._device,
+            [history.clock, history, report],
+            precision=self.plan.precision,
+            max_epochs=self.plan.epochs,
+            logger=history.curve,
+            plugins=[CheckpointFile()],
+        )
+        with hardware.tf32(self._device, self.plan.precision != "32-true"):
+            trainer.fit(model, datamodule=data)
+        facts = history.facts(trainer, model, data.describe())
+        if facts["diverged"]:
+            raise DivergedError("the loss or the weights are not finite")
+        return facts
+
+
+def best_of(records: list[Record]) -> Record | None:
+    """Return the record with the largest validation accuracy among the trials that ran to their end."""
+    complete = [r for r in records if r.status == "ok" and not r.config["pruned"]]
+    return max(complete, key=lambda r: r.measures["val_accuracy"], default=None)
+
+
+def as_config(plan: SearchPlan, best: Record) -> str:
+    """Return the configuration of ``cnnbench fit`` with the settings of a trial, as YAML."""
+    import yaml
+
+    recipe = with_values(plan.recipe, best.config["values"])
+    plain, own = parse_name(recipe.model)
+    model = {"class_path": plain, "init_args": {**own, **recipe.arguments}}
+    if ":" in plain:
+        model = {"class_path": "External", "init_args": {"name": recipe.model, **recipe.arguments}}
+    config = {
+        "seed_everything": plan.seed,
+        "model": model,
+        "data": {"class_path": recipe.data, "init_args": dict(recipe.data_options or {})},
+        "trainer": {"max_epochs": plan.epochs},
+    }
+    reached = f"{best.measures['val_accuracy']:.2%} in trial {best.config['trial'] + 1}"
+    return f"# Best of a search by validation accuracy: {reached}.\n" + yaml.safe_dump(config, sort_keys=False)
+
+
+def load_search(folder: Path) -> SearchPlan:
+    """Read the plan of a search.
+
+    Args:
+        folder: Folder of the search.
+
+    Raises:
+        UserError: The folder has no plan, or the plan is damaged.
+    """
+    import json
+
+    from pydantic import TypeAdapter, ValidationError
+
+    path = folder / PLAN_FILE
+    where = f"search '{path}'"
+    stored = parse_json(read_text(path, "search"), where)
+    if not isinstance(stored, dict):
+        raise UserError(f"{where} is not a table of settings; start a new search in another --out")
+    content = without_checksum(stored, where)
+    try:
+        return TypeAdapter(SearchPlan).validate_json(json.dumps(content))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"{where} cannot be read: {place} {first['msg']}; start a new search in another --out"
+        ) from None
+
+
+def _first(given: Any) -> Any:
+    """Return the first value of an entry of a space: its first choice, or its lower end."""
+    return given["low"] if isinstance(given, Mapping) else given[0]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

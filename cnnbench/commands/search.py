@@ -1,0 +1,133 @@
+"""The command `cnnbench search`: find the settings of a training by validation accuracy, on Optuna."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+from cnnbench.console import note, out, out_json, stdout_kept
+from cnnbench.errors import Stopped, UserError
+from cnnbench.options import option
+
+EXAMPLE = "--model LeNet5 --data MNIST --trials 20 --epochs 2"
+ROOT = Path("results/search")
+"""Folder for searches that name none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Search for the settings of a training by validation accuracy; the test set is never looked at."""
+
+    EXCLUSIVE: ClassVar = (("base", "model"),)
+    """Groups of options that exclude each other: one of them on the command line overrides all of them in a file."""
+
+    config: tuple[Path, ...] | None = option(
+        "YAML file with these options; may be repeated: a later file overrides an earlier one, and the command line "
+        "overrides all files.",
+        default=None,
+        metavar="FILE",
+        is_config=True,
+    )
+    model: str | None = option("Network: a name of `cnnbench list`.", default=None, metavar="NAME")
+    data: str | None = option("Data set (default: that of --base, else CIFAR10).", default=None, metavar="NAME")
+    base: Path | None = option(
+        "Configuration of `cnnbench fit`, in place of --model: its settings hold unless the space has them.",
+        default=None,
+        metavar="FILE",
+    )
+    space: dict[str, Any] | None = option(
+        "What to search, as YAML: lists of choices, or tables with low, high and log, such as "
+        "'{model.learning_rate: {low: 0.001, high: 0.1, log: true}, data.batch_size: [32, 64]}' "
+        "(default: learning rate, warm-up and label smoothing).",
+        default=None,
+        metavar="TABLE",
+    )
+    trials: int = option("Number of trials in all, with those of before.", default=20, least=1)
+    epochs: int = option("Epochs of each trial; a trial that is worse than most may end earlier.", default=5, least=1)
+    seed: int = option("Seed of the trials and of the sampler.", default=0, least=0)
+    device: str = option("Device: auto, cpu, cuda, cuda:N or mps.", default="auto")
+    precision: str = option("Number format: auto, 32-true, bf16-mixed or 16-mixed.", default="auto")
+    data_dir: str | None = option(
+        "Folder of the data (default: CNNBENCH_DATA, else data).", default=None, metavar="DIR"
+    )
+    out: Path | None = option(
+        "Folder of the search (default: a new one in results/search); a search in it goes on.",
+        default=None,
+        metavar="DIR",
+    )
+    json: bool = option("Print one JSON document on stdout.", default=False)
+
+    def __post_init__(self) -> None:
+        if self.base is not None and self.model is not None:
+            raise UserError("--base and --model exclude each other; give one")
+
+
+def run(options: Options) -> int:
+    """Run the trials of a search and print the best; return 1 if every trial failed."""
+    # find_spec finds out whether the package is installed without importing it.
+    if importlib.util.find_spec("optuna") is None:
+        raise UserError("search needs the package optuna, which is not installed; pip install 'cnnbench[search]'")
+    from cnnbench.benchmark.search import BEST_FILE, PLAN_FILE, Search, load_search
+
+    plan = _plan(options)
+    folder = options.out or ROOT / datetime.now().strftime("%Y%m%d-%H%M%S")
+    if (folder / PLAN_FILE).exists() and load_search(folder) != plan:
+        raise UserError(f"'{folder}' holds another search; give its own options to go on with it, or another --out")
+    try:
+        with stdout_kept():
+            search = Search(plan, folder, note)
+            best = search.run(options.trials)
+    except Stopped as stop:
+        if (folder / PLAN_FILE).exists():
+            stop.hint = f"go on with the same command and --out {shlex.quote(str(folder))}"
+        raise
+    if options.json:
+        out_json({"folder": str(folder), "trials": [_row(record) for record in search.records]})
+    elif best is not None:
+        out(f"best of {len(search.records)} trials: validation accuracy {best.measures['val_accuracy']:.2%}, with")
+        for name, value in best.config["values"].items():
+            out(f"  {name}: {value}")
+        out(f"train it and test it: cnnbench fit --config {shlex.quote(str(folder / BEST_FILE))}")
+    if best is None:
+        note("every trial failed; the records in the folder say why")
+        return 1
+    return 0
+
+
+def _row(record: Any) -> dict[str, Any]:
+    """Return the values and the outcome of a trial for the JSON document."""
+    outcome = "pruned" if record.config["pruned"] else record.status
+    return {
+        "values": record.config["values"],
+        "outcome": outcome,
+        "val_accuracy": record.measures.get("val_accuracy"),
+        "reason": record.reason,
+    }
+
+
+def _plan(options: Options) -> Any:
+    """Return the plan of a search, with nothing left to choose."""
+    from cnnbench import hardware
+    from cnnbench.benchmark.plan import Recipe
+    from cnnbench.benchmark.recipe_files import read_recipe
+    from cnnbench.benchmark.search import SearchPlan, default_space
+    from cnnbench.models import get_model
+    from cnnbench.network import parse_name
+
+    if options.base is not None:
+        recipe = read_recipe(options.base)
+    elif options.model is not None:
+        recipe = Recipe("search", options.model, {})
+    else:
+        raise UserError("--model is missing: name a network of `cnnbench list`, or a configuration with --base")
+    recipe = replace(recipe, data=options.data or recipe.data or "CIFAR10", epochs=None)
+    space = options.space
+    if space is None:
+        space = default_space(get_model(parse_name(recipe.model)[0]).peak_lr)
+    device = hardware.choose_device(options.device)
+    precision, _ = hardware.choose_precision(options.precision, device)
+    return SearchPlan(recipe, space, options.epochs, options.seed, str(device), precision, options.data_dir)

@@ -1,0 +1,120 @@
+"""The search for settings of a training: what it finds, that it goes on, and that it never looks at the test set."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cnnbench.cli import main
+from cnnbench.data.module import ImageDataModule
+from cnnbench.record import load_records
+
+pytest.importorskip("optuna")
+# One of these rates is so small that nothing is learnt.
+SPACE = "{model.learning_rate: [0.000000001, 0.003], data.batch_size: [10, 20]}"
+BASE = """
+model: {class_path: LeNet5, init_args: {warmup: 0.1}}
+data: {class_path: Synthetic, init_args: {train_images: 400, test_images: 20}}
+"""
+SEARCH = ["search", "--base=base.yaml", "--epochs=2", "--device=cpu", "--precision=32-true", "--out=s"]
+
+
+@pytest.fixture(autouse=True)
+def _base() -> None:
+    Path("base.yaml").write_text(BASE)
+
+
+def test_a_search_finds_the_rate_that_learns(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: ImageDataModule) -> None:
+        raise AssertionError("the test set was opened")
+
+    monkeypatch.setattr(ImageDataModule, "test_dataloader", fail)
+    assert main([*SEARCH, "--space", SPACE, "--trials=4", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["trials"]
+    assert len(rows) == 4
+    rates = {row["values"]["model.learning_rate"]: row["val_accuracy"] for row in rows}
+    assert rates[0.003] > rates[1e-9]
+    best = yaml.safe_load(Path("s/best.yaml").read_text())
+    assert best["model"] == {"class_path": "LeNet5", "init_args": {"warmup": 0.1, "learning_rate": 0.003}}
+    records = load_records([Path("s")])
+    # 40 of the 400 images are for validation.
+    assert all(record.data["val_images"] == 40 for record in records)
+    assert all(record.confusion_matrix is None for record in records)
+    assert {record.config["trial"] for record in records} == {0, 1, 2, 3}
+
+
+def test_the_best_settings_are_a_configuration_of_fit() -> None:
+    assert main([*SEARCH, "--space={data.batch_size: [20]}", "--trials=1"]) == 0
+    cpu = ["--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.enable_progress_bar=false"]
+    assert main(["fit", "--config=s/best.yaml", *cpu]) == 0
+    (fitted,) = load_records([next(Path("results/runs").glob("*/*"))])
+    (trial,) = load_records([Path("s")])
+    for key in ("steps", "images", "recipe", "peak_lr"):
+        assert fitted.training[key] == trial.training[key]
+    last = [point["val/accuracy"] for point in fitted.training["curve"] if "val/accuracy" in point][-1]
+    assert last == pytest.approx(trial.measures["val_accuracy"], abs=1e-4)
+
+
+def test_a_search_goes_on_with_the_trials_it_has() -> None:
+    assert main([*SEARCH, "--space", SPACE, "--trials=2"]) == 0
+    before = {path.name: path.read_bytes() for path in Path("s/records").iterdir()}
+    assert main([*SEARCH, "--space", SPACE, "--trials=3"]) == 0
+    after = {path.name: path.read_bytes() for path in Path("s/records").iterdir()}
+    assert len(before) == 2
+    assert len(after) == 3
+    assert before.items() <= after.items()
+
+
+def test_another_search_in_the_same_folder_is_refused(capsys: pytest.CaptureFixture) -> None:
+    assert main([*SEARCH, "--space={data.batch_size: [20]}", "--trials=1"]) == 0
+    assert main([*SEARCH, "--space={data.batch_size: [10]}", "--trials=1"]) == 2
+    assert "'s' holds another search" in capsys.readouterr().err
+
+
+def test_a_trial_that_diverges_is_a_record_and_the_search_goes_on(capsys: pytest.CaptureFixture) -> None:
+    assert main([*SEARCH, "--space={model.learning_rate: [1.0e+30]}", "--trials=1"]) == 1
+    (record,) = load_records([Path("s")])
+    assert record.status == "error"
+    assert "DivergedError" in record.reason
+    assert "every trial failed" in capsys.readouterr().err
+    assert not Path("s/best.yaml").exists()
+
+
+def test_a_trial_that_is_worse_than_most_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnnbench.benchmark.search.STARTUP_TRIALS", 1)
+    assert main([*SEARCH, "--space", SPACE, "--trials=8"]) == 0
+    complete: list[float] = []
+    pruned = 0
+    for record in sorted(load_records([Path("s")]), key=lambda record: record.config["trial"]):
+        seen = [point["val/accuracy"] for point in record.training["curve"] if "val/accuracy" in point]
+        # The median rule: worse after the first epoch than the median of the trials that ran to their end before.
+        is_worse = bool(complete) and seen[0] < statistics.median(complete)
+        assert record.config["pruned"] == (is_worse and len(seen) == 1)
+        pruned += record.config["pruned"]
+        if not record.config["pruned"]:
+            complete.append(seen[0])
+    assert pruned
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ("{}", "the space is empty"),
+        ("{learning_rate: [1]}", "must begin with model. or data."),
+        ("{model.learning_rate: 3}", "write a list of choices, or a table"),
+        ("{model.learning_rate: {low: 1}}", "write a list of choices, or a table"),
+        ("{model.learning_rate: {low: 2, high: 1}}", "low must be below high"),
+        ("{model.learning_rate: {low: 0, high: 1, log: true}}", "above 0 with log: true"),
+        ("{model.learning_rate: {low: a, high: 1}}", "which is no number"),
+        ("{model.optimizer.lr: [1]}", "needs model.optimizer in the configuration"),
+        ("{data.batch_sizes: [1]}", "batch_size"),
+    ],
+)
+def test_a_wrong_space_is_refused(space: str, message: str, capsys: pytest.CaptureFixture) -> None:
+    assert main([*SEARCH, "--space", space, "--trials=1"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
