@@ -123,7 +123,7 @@ def bench(
     folder = Path(out) if out is not None else None
     trusted = Trust.of(trust, typed=options.models or ())
     with _interruptible():
-        return Results(Session(options.settings(), folder, resume, trusted).run(options.wandb))
+        return Results(Session(options.settings(), folder, resume, trusted).run(options.connect()))
 
 
 def load(path: Path | str, *, trust: Sequence[str] = ()) -> ImageClassifier:

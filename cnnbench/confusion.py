@@ -1,4 +1,4 @@
-"""Figures from a confusion matrix: the accuracy with its interval, and the most frequent mistakes."""
+"""Figures from a confusion matrix: the accuracy with its interval, those of each class, the most frequent mistakes."""
 
 from __future__ import annotations
 
@@ -45,6 +45,57 @@ class Confusion(NamedTuple):
     predicted: int
     images: int
     share: float
+
+
+class ClassFigures(NamedTuple):
+    """Figures of one class.
+
+    Attributes:
+        images: Number of images of the class, summed over all training runs.
+        recall: Share of the images of the class that are classified correctly.
+        low: Lower end of the 95 % interval of the recall.
+        high: Upper end of that interval.
+        precision: Share of the images predicted as the class that belong to it; None if no image is predicted as it.
+        f1: Harmonic mean of precision and recall; 0 if no image of the class is classified correctly.
+    """
+
+    images: int
+    recall: float
+    low: float
+    high: float
+    precision: float | None
+    f1: float
+
+
+def class_figures(counts: Counts, runs: int = 1) -> list[ClassFigures]:
+    """Compute precision, recall and F1 of every class.
+
+    A class without images gets a recall of 0 with the interval from 0 to 1.
+
+    Args:
+        counts: Confusion matrix, summed over all training runs; rows are true classes, columns predicted ones.
+        runs: Number of training runs; all of them were tested on the same images.
+    """
+    figures = []
+    for index, row in enumerate(counts):
+        hits, images = row[index], sum(row)
+        predicted = sum(other[index] for other in counts)  # the sum of the column
+        # Without an image of the class, its recall could be anything.
+        recall, low, high = 0.0, 0.0, 1.0
+        if images:
+            recall = hits / images
+            # Further runs do not add images, so the interval uses the mean counts per run.
+            low, high = wilson_interval(hits / runs, images / runs)
+        # Without any image that is predicted as the class, its precision is not defined.
+        precision: float | None = None
+        if predicted:
+            precision = hits / predicted
+        # The harmonic mean of hits / images and hits / predicted, in a form that is defined without hits too.
+        f1 = 0.0
+        if images or predicted:
+            f1 = 2 * hits / (images + predicted)
+        figures.append(ClassFigures(images, recall, low, high, precision, f1))
+    return figures
 
 
 def most_confused(confusion: Counts, limit: int = 3) -> list[Confusion]:

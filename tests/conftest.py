@@ -28,8 +28,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run each test in a fresh folder, without the user's data, cache, keys or mirrors."""
     monkeypatch.chdir(tmp_path)
-    for name in ("CNNBENCH_DATA", "CNNBENCH_MIRROR", "WANDB_API_KEY"):
+    for name in ("CNNBENCH_DATA", "CNNBENCH_MIRROR", *(name for name in os.environ if name.startswith("WANDB_"))):
         monkeypatch.delenv(name, raising=False)
+    for kind in ("DATA", "CACHE", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{kind}_DIR", str(tmp_path / "w&b" / kind.lower()))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setattr("sys.argv", ["cnnbench"])

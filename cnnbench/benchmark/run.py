@@ -67,6 +67,14 @@ class Display(Protocol):
     def note(self, text: str) -> None: ...
 
 
+class Follower(Protocol):
+    """Interface of what follows the cells of a run while they are measured; see `cnnbench.report.tracking`."""
+
+    def begin(self, record: Record) -> None: ...
+    def point(self, values: Mapping[str, float]) -> None: ...
+    def end(self, record: Record) -> None: ...
+
+
 class _Progress(L.Callback):
     """Callback that shows the progress of a cell on the display, at most twice a second.
 
@@ -178,16 +186,15 @@ def _open(plan: Plan, cell: Cell, say: Callable[[str], None]) -> ImageDataModule
     return module
 
 
-def run(
-    plan: Plan, folder: Path, display: Display, on_record: Callable[[Record], None] = lambda _: None
-) -> list[Record]:
+def run(plan: Plan, folder: Path, display: Display, follower: Follower | None = None) -> list[Record]:
     """Run every cell of a plan that has no record yet.
 
     Args:
         plan: Plan of the run.
         folder: Run folder; finished cells in it are kept and not repeated, and failed cells are tried again.
         display: Display that shows the progress.
-        on_record: Callback that gets each new record after it has been written to disk.
+        follower: Object that gets each cell when it begins, the points of its learning curve, and its record after it
+            has been written to disk.
 
     Returns:
         The records of all cells, in the order of the plan; a cell that failed has the status ``error``.
@@ -201,22 +208,23 @@ def run(
     # 32-true is plain float32, but torch computes convolutions on a GPU in TF32 by default.
     numbers = hardware.tf32(device, False) if plan.precision == "32-true" else contextlib.nullcontext()
     with numbers, hardware.cudnn_benchmark(plan.cudnn_benchmark):
-        return _Run(plan, folder, display).execute(on_record)
+        return _Run(plan, folder, display, follower).execute()
 
 
 class _Run:
     """Run of a plan: its folder, its display, its opened data sets, and the environment and facts for its records."""
 
-    def __init__(self, plan: Plan, folder: Path, display: Display) -> None:
+    def __init__(self, plan: Plan, folder: Path, display: Display, follower: Follower | None = None) -> None:
         self.plan = plan
         self.folder = folder
         self.display = display
+        self.follower = follower or _Nobody()
         self.device = torch.device(plan.device)
         self.environment = run_environment(self.device)
         self.data = open_data(plan, display.note)
         self.facts = {name: module.describe() for name, module in self.data.items()}
 
-    def execute(self, on_record: Callable[[Record], None]) -> list[Record]:
+    def execute(self) -> list[Record]:
         """Measure the cells without a record, and return the records of all cells; see `run`."""
         # Errors are raised here, before the run folder is made. The records are read again under the lock.
         done = self._finished()
@@ -234,7 +242,7 @@ class _Run:
                 remove_parts(self.folder / "records")
                 save_plan(self.folder, self.plan)
                 self._announce()
-                self._take([cell for cell in self.plan.cells() if cell.key not in done], done, on_record)
+                self._take([cell for cell in self.plan.cells() if cell.key not in done], done)
         except Timeout:
             raise UserError(
                 f"another process is at work in '{self.folder}'; wait for it, or choose another --out"
@@ -275,13 +283,12 @@ class _Run:
                 f"'{self.folder}' holds another run; add --resume to go on with it, or choose another --out"
             )
 
-    def _take(self, pending: Sequence[Cell], done: dict[str, Record], on_record: Callable[[Record], None]) -> None:
+    def _take(self, pending: Sequence[Cell], done: dict[str, Record]) -> None:
         """Measure the cells without a record, and write a record of each.
 
         Args:
             pending: Cells to measure.
             done: Records by the key of the cell, to which the new ones are added.
-            on_record: Callback that gets each new record.
         """
         # All cells are announced before the timing, so that the time left is that of the whole run.
         for cell in pending:
@@ -295,7 +302,7 @@ class _Run:
             record = self._run_cell(cell, speed.get(self._pair(cell), {}))
             write_record(self.folder / "records" / f"{cell.key}.json", record)
             done[cell.key] = record
-            on_record(record)
+            self.follower.end(record)
 
     def _finished(self) -> dict[str, Record]:
         """Return the records of finished cells.
@@ -501,22 +508,22 @@ class _Run:
         """Measure a cell and return its record; an error becomes part of the record, with the measures before it."""
         content: dict[str, Any] = {"measures": {}, "skipped": {}}
         status, reason = "ok", ""
+        make_record = partial(
+            Record,
+            model=cell.model,
+            data=self._facts(cell),
+            seed=cell.seed,
+            config=self._config(cell),
+            environment=self.environment,
+        )
+        self.follower.begin(make_record(status=status))
         try:
             self._measure(cell, speed, content)
         except Stopped:
             raise
         except BaseException as error:  # whatever a network raises becomes part of its record; the other cells go on
             status, reason = "error", f"{type(error).__name__}: {error}".splitlines()[0]
-        record = Record(
-            model=cell.model,
-            data=self._facts(cell),
-            seed=cell.seed,
-            status=status,
-            reason=reason,
-            config=self._config(cell),
-            environment=self.environment,
-            **content,
-        )
+        record = make_record(status=status, reason=reason, **content)
         seed = f", seed {cell.seed}" if len(self.plan.seeds) > 1 else ""
         self.display.update(cell.key, 1.0)
         self.display.note(f"{self._pair(cell)}{seed}: {_outcome(record)}")
@@ -600,7 +607,7 @@ class _Run:
         plan, facts, data = self.plan.of_cell(cell), self._facts(cell), self._data(cell)
         train_s, test_s = self._expected_s(cell, measures)
         clock = TrainingClock() if plan.budget_s is None else TimeBudget(plan.budget_s)
-        history = TrainingHistory(clock)
+        history = TrainingHistory(clock, self.follower.point)
         progress = _Progress(cell, plan, self.display, train_s / (train_s + test_s))
         # max_epochs=-1 sets no limit: `TimeBudget` ends the training.
         trainer = make_trainer(
@@ -662,6 +669,14 @@ class _Run:
             # Each pair of a true and a predicted class has one index into the flattened matrix.
             matrix += torch.bincount(labels * data.num_classes + predicted, minlength=matrix.numel()).view_as(matrix)
         return matrix.tolist()
+
+
+class _Nobody:
+    """Follower that follows nothing."""
+
+    def begin(self, record: Record) -> None: ...
+    def point(self, values: Mapping[str, float]) -> None: ...
+    def end(self, record: Record) -> None: ...
 
 
 class _Silent:

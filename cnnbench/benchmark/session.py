@@ -29,7 +29,7 @@ from cnnbench.measures import DEFAULT_MEASURES
 from cnnbench.models import all_models
 from cnnbench.network import get_network
 from cnnbench.record import Record
-from cnnbench.report.tracking import Mode, Tracker, resolve_mode
+from cnnbench.report.tracking import STOPPED_WAIT_S, CellTracker, Connection
 from cnnbench.trust import Trust
 
 __all__ = ["PLAN_FILE", "ROOT", "Session"]
@@ -75,25 +75,26 @@ class Session:
             self.plan = _with_defaults(asked)
         _check_names(self.plan)
 
-    def run(self, wandb: Mode = "off") -> list[Record]:
+    def run(self, connection: Connection | None = None) -> list[Record]:
         """Measure every cell that has no record yet, and return all records.
 
         Args:
-            wandb: Whether to log the records to Weights & Biases, and how.
+            connection: Whether to log the cells to Weights & Biases, and how; None for not at all.
         """
-        # A missing package or key is reported before the run and not after it.
-        mode = resolve_mode(wandb, self.folder)
-        if mode == "off":
-            # What the code of a network prints goes to stderr, because stdout is kept for the results.
+        # What the code of a network prints goes to stderr, because stdout is kept for the results.
+        if connection is None or connection.mode == "off":
             with stdout_kept(), LiveDisplay() as display:
                 return run(self.plan, self.folder, display)
-        tracker = Tracker(mode, self.folder)
-        with stdout_kept(), LiveDisplay() as display:
-            records = run(self.plan, self.folder, display, tracker.log_cell)
-        # Records of an interrupted run may not have been logged; the tracker skips all that have been.
-        for record in records:
-            tracker.log_cell(record)
-        tracker.log_comparison(records)
+        tracker = CellTracker(connection, self.folder)
+        try:
+            with stdout_kept(), LiveDisplay() as display:
+                records = run(self.plan, self.folder, display, tracker)
+            # Records of an interrupted run may not have been logged; the tracker skips all that have been.
+            tracker.log_all(records)
+        except BaseException:
+            tracker.close(failed=True, seconds=STOPPED_WAIT_S)
+            raise
+        tracker.close()
         return records
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class TrainingHistory(L.Callback):
 
     Args:
         clock: Clock of the training, which is a callback of the same Trainer.
+        on_point: Function that gets each point of the learning curve as soon as it is known.
 
     Attributes:
         clock: Clock of the training.
@@ -34,9 +35,9 @@ class TrainingHistory(L.Callback):
         optimizer: Class and arguments of the optimizer in words; empty before the training starts.
     """
 
-    def __init__(self, clock: TrainingClock) -> None:
+    def __init__(self, clock: TrainingClock, on_point: Callable[[Mapping[str, float]], None] = lambda _: None) -> None:
         self.clock = clock
-        self.curve = Curve()
+        self.curve = Curve(on_point)
         self.peak_lr = 0.0
         self.optimizer = ""
 

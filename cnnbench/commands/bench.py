@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cnnbench.commands.report import WandbMode, show_report
+from cnnbench.commands.report import show_report
+from cnnbench.commands.wandb_options import WandbOptions
 from cnnbench.errors import Stopped
 from cnnbench.options import option
 from cnnbench.trust import Trust, check_network, current, words
@@ -17,7 +18,7 @@ EXAMPLE = "--models LeNet5,ResNet18 --data CIFAR10 --budget 60s"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(WandbOptions):
     """Count, time, train and test every network on every data set under an equal budget."""
 
     EXCLUSIVE: ClassVar = (("budget", "epochs"),)
@@ -90,12 +91,11 @@ class Options:
     trust: tuple[str, ...] = option(
         "Modules whose networks a plan or YAML file may name, such as mynets.", default=(), metavar="MODULE"
     )
-    wandb: WandbMode = option("Log to W&B too.", default="off")
     json: bool = option("Print one JSON document on stdout.", default=False)
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of the benchmark plan that the user has set, by name."""
-        others = {"config", "out", "resume", "trust", "wandb", "json"}
+        others = {"config", "out", "resume", "trust", "json", *(field.name for field in fields(WandbOptions))}
         named = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in others}
         # Compare by identity: 0 equals False, but it is a value that the user has set.
         return {name: value for name, value in named.items() if value is not None and value is not False}
@@ -120,8 +120,9 @@ def run(options: Options) -> int:
     # The user typed the networks of --models, and `check_file` has allowed those of a file, so both count as typed.
     trust = Trust.of(options.trust, typed=options.models or ())
     session = Session(options.settings(), options.out, options.resume, trust)
+    connection = options.connect()
     try:
-        records = session.run(options.wandb)
+        records = session.run(connection)
         show_report(records, session.folder, options.json)
     except Stopped as stop:
         # Without a plan file nothing has been measured yet, so there is nothing to resume.

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -21,13 +21,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.callbacks import ProgressBar as Bar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from cnnbench import hardware, interrupts
 from cnnbench.benchmark.training import TrainingHistory
 from cnnbench.blocks import has_depthwise
 from cnnbench.checkpoints import CheckpointFile
+from cnnbench.commands import fit_tracking
 from cnnbench.commands.fit_arguments import (
     LINKED,
     check_files,
@@ -70,7 +71,7 @@ from cnnbench.data.module import ImageDataModule
 from cnnbench.errors import Stopped, UserError
 from cnnbench.files import reason, write_text
 from cnnbench.models import all_models
-from cnnbench.report.tracking import Mode, resolve_mode
+from cnnbench.report.tracking import Connection
 from cnnbench.text import to_csv
 from cnnbench.training.callbacks import BestCheckpoint, LastCheckpoint, ProgressBar, SaveConfig, Stage
 from cnnbench.training.classifier import ImageClassifier
@@ -81,6 +82,9 @@ from cnnbench.trust import OPTION, foreign_module
 
 class CLI(LightningCLI):
     """LightningCLI with short class names, network sizes linked to the data, and logs and checkpoints for every run."""
+
+    logger: fit_tracking.FitLogger | None = None
+    """Logger of W&B, if the command logs to it."""
 
     def __init__(self, files: Mapping[str, Path], **options: Any) -> None:
         """Run the command line.
@@ -97,12 +101,7 @@ class CLI(LightningCLI):
         for key in LINKED:
             parser.link_arguments(f"data.{key}", f"model.init_args.{key}", apply_on="instantiate")
         parser.add_argument("--out", default="results/runs", help="Folder in which each run makes a folder of its own.")
-        parser.add_argument(
-            "--wandb",
-            type=Literal["off", "offline", "online"],
-            default="off",
-            help="Log to W&B too; without a key it is offline.",
-        )
+        fit_tracking.add_options(parser)
         parser.add_argument(
             "--logger",
             type=LoggerWord,
@@ -166,6 +165,9 @@ class CLI(LightningCLI):
                 f"trainer.default_root_dir {config.trainer.default_root_dir}: every run has a folder of its own here; "
                 "name the folder of the runs with --out"
             )
+        # These log nothing, so there is nothing to upload.
+        silent = config.trainer.fast_dev_run or config.trainer.barebones or self.subcommand == "predict"
+        self.connection = Connection("off") if silent else fit_tracking.connection_of(config)
 
     def instantiate_classes(self) -> None:
         try:
@@ -223,7 +225,12 @@ class CLI(LightningCLI):
                 f"{kwargs['max_epochs']} epochs, a full training on this data; --trainer.max_epochs sets another number"
             )
         if config.trainer.logger in (None, True) and not config.trainer.barebones:
-            kwargs["logger"] = _loggers_of(config, folder)
+            # Lightning stores checkpoints where the first logger writes. An empty name and version make that the run
+            # folder.
+            csv = CSVLogger(save_dir=folder, name="", version="")
+            # A trial run logs nothing.
+            words = [] if config.trainer.fast_dev_run else logger_of(config.logger, folder)
+            kwargs["logger"] = [csv, *self._tracked(folder), *words]
         if self.subcommand == "fit" and config.trainer.logger is not False and not config.trainer.barebones:
             own = _as_list(self.config_init[self.subcommand].trainer.logger)
             kwargs["logger"] = [*kwargs.get("logger", own), self.history.curve]
@@ -235,6 +242,14 @@ class CLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, CheckpointFile()]
         return super().instantiate_trainer(default_root_dir=str(folder), **kwargs)
+
+    def _tracked(self, folder: Path) -> list[Logger]:
+        """Return the logger of W&B, if the command logs to it."""
+        if self.connection.mode == "off":
+            return []
+        checkpoint = self.config[self.subcommand].ckpt_path
+        self.logger = fit_tracking.FitLogger(self.connection, folder, checkpoint)
+        return [self.logger]
 
     def _callbacks(self, trainer: Any, folder: Path) -> list[L.Callback]:
         """Return the user's callbacks, and those callbacks of every run that the options of the Trainer allow."""
@@ -308,10 +323,14 @@ class CLI(LightningCLI):
             out_json(asdict(record))
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run the subcommand, and remove the run folder afterwards if nothing was written into it."""
+        """Run the subcommand; then end the run of W&B, and remove the run folder if nothing was written into it."""
+        failed = True
         try:
             super()._run_subcommand(subcommand)
+            failed = False
         finally:
+            if self.logger is not None:
+                self.logger.close(failed)
             remove_if_empty(self.folder)
 
     def _restoring(self, run: Callable[..., Any], model: ImageClassifier, **options: Any) -> Any:
@@ -458,33 +477,6 @@ def _lightning_device(accelerator: Any) -> torch.device:
     return torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
 
 
-def _loggers(asked: Mode, folder: Path) -> list[Logger]:
-    # Lightning stores checkpoints where the first logger writes. An empty name and version make that the run folder.
-    loggers: list[Logger] = [CSVLogger(save_dir=folder, name="", version="")]
-    mode = resolve_mode(asked, folder)
-    if mode != "off":
-        name = f"{folder.parent.name}-{folder.name}"
-        loggers.append(
-            WandbLogger(
-                save_dir=folder.resolve(),
-                project="cnnbench",
-                name=name,
-                offline=mode == "offline",
-                mode=mode,
-                resume="allow",
-            )
-        )
-    return loggers
-
-
-def _loggers_of(config: Any, folder: Path) -> list[Logger]:
-    """Return the loggers of a run: ``metrics.csv``, W&B if it is asked for, and the one that a word names."""
-    if config.trainer.fast_dev_run:
-        return _loggers("off", folder)  # a trial run logs nothing, so there is nothing to upload
-    asked: Mode = "online" if config.logger == "wandb" and config.wandb == "off" else config.wandb
-    return [*_loggers(asked, folder), *logger_of(config.logger, folder)]
-
-
 def main(arguments: list[str]) -> None:
     """Run one of the four subcommands.
 
@@ -516,12 +508,7 @@ def main(arguments: list[str]) -> None:
         mended = known(error)
         if mended is not None:
             raise mended from error
-        # wandb is slow to import and may be missing, so only a training that logs to it imports it.
-        wandb = sys.modules.get("wandb")
-        if wandb is None or not isinstance(error, wandb.errors.Error):
-            raise
-        text = " ".join(str(error).split())
-        raise UserError(f"W&B cannot be reached ({text}); use --wandb offline, or wandb login") from error
+        raise
     finally:
         sys.argv = before
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
+from cnnbench.commands.wandb_options import WandbOptions
 from cnnbench.console import make_console, note, out_json
 from cnnbench.options import option
 from cnnbench.record import Record, load_records, write_lines
 
+if TYPE_CHECKING:
+    from cnnbench.report.tracking import Connection
+
 EXAMPLE = "results/bench/20260101-120000 --out report"
-WandbMode = Literal["off", "offline", "online"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(WandbOptions):
     """Make the terminal table, Markdown, CSV, PNG pictures and one self-contained page from records."""
 
     records: tuple[Path, ...] = option(
@@ -25,7 +28,6 @@ class Options:
     out: Path | None = option(
         "Folder of the report (default: the run folder, else results/report).", default=None, metavar="DIR"
     )
-    wandb: WandbMode = option("Log the records to W&B too.", default="off")
     export: Path | None = option("Write the records as JSON lines to this new file too.", default=None, metavar="FILE")
     json: bool = option("Print one JSON document on stdout.", default=False)
 
@@ -36,8 +38,9 @@ def run(options: Options) -> int:
     if options.export is not None:
         write_lines(options.export, records)
     folder = options.out or _default_folder(options.records)
-    if options.wandb != "off":
-        _log(records, folder, options.wandb)
+    connection = options.connect()
+    if connection.mode != "off":
+        _log(records, folder, connection)
     show_report(records, folder, options.json)
     return 0
 
@@ -49,18 +52,17 @@ def _default_folder(paths: Sequence[Path]) -> Path:
     return Path("results/report")
 
 
-def _log(records: Sequence[Record], folder: Path, asked_mode: WandbMode) -> None:
+def _log(records: Sequence[Record], folder: Path, connection: Connection) -> None:
     """Log every record, and the comparison of all of them, to W&B."""
-    from cnnbench.report.tracking import Tracker, resolve_mode
+    from cnnbench.report.tracking import CellTracker
 
-    mode = resolve_mode(asked_mode, folder)
-    # `resolve_mode` returns off only if off was asked for.
-    assert mode != "off"
     folder.mkdir(parents=True, exist_ok=True)
-    tracker = Tracker(mode, folder)
-    for record in records:
-        tracker.log_cell(record)
-    tracker.log_comparison(records)
+    tracker = CellTracker(connection, folder)
+    try:
+        tracker.log_all(records)
+    finally:
+        tracker.close()
+    tracker.show_workspace()
 
 
 def show_report(records: Sequence[Record], folder: Path, as_json: bool) -> None:

@@ -1,179 +1,214 @@
-"""A benchmark in W&B: one group with a run per cell and one run with the comparison, all made from records."""
+"""Runs of W&B that cannot hurt what they log.
+
+Runs are recorded on disk, which needs no server, and `cnnbench.report.uploading` uploads them meanwhile. An error of
+W&B's client ends the logging with one line, and the command goes on. The id of a run follows from its folder and its
+cell, so a cell or a training that is interrupted and resumed continues its run. Nothing is logged to it twice.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import io
-import netrc
+import json
 import os
-import shlex
-from collections.abc import Sequence
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
-
-from PIL import Image
+from urllib.parse import quote
 
 from cnnbench.console import note
 from cnnbench.errors import UserError
-from cnnbench.files import write_text
-from cnnbench.measures import figures
-from cnnbench.plots.drawing import plain_text
+from cnnbench.files import reason
 from cnnbench.record import Record
-from cnnbench.report.confusion_pictures import MatrixPainter
-from cnnbench.report.outputs import Report
-from cnnbench.report.pictures import Picture, comparisons, failure, matrix_picture
+from cnnbench.report import wandb_panels
+from cnnbench.report.pictures import matrix_names
+from cnnbench.report.uploading import Uploader, ask, waiting
 from cnnbench.text import printable
 
 Mode = Literal["off", "offline", "online"]
 PROJECT = "cnnbench"
-LOGGED_FILE = Path("wandb") / "logged.txt"
-"""File in the run folder that lists the records that have been logged."""
+"""Project if neither an option nor ``WANDB_PROJECT`` names one."""
 LONGEST_NAME = 128
 """Largest number of characters in the name of a run or group that W&B accepts."""
+STATE_FILE = "runs.json"
+"""File in W&B's folder that lists its runs: their ids and what has been logged to them."""
+COMPARISON = "comparison"
+"""Name and kind of the run that compares the cells of a benchmark."""
+WAIT_S, STOPPED_WAIT_S = 60.0, 5.0
+"""Longest time to wait for uploads at the end of a command, and after a signal."""
 
 
-def _wandb() -> Any:
-    """Return the package wandb, which is imported when it is used, because a machine may lack it."""
-    import wandb
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where runs are logged, and the words by which they are found. What is not set comes from W&B's variables.
 
-    return wandb
+    Attributes:
+        project: Project; by default that of ``WANDB_PROJECT``, else `PROJECT`.
+        entity: User or team; by default that of ``WANDB_ENTITY``, else the user's default one.
+        group: Group of runs; by default that of ``WANDB_RUN_GROUP``.
+        tags: Tags of every run; by default those of ``WANDB_TAGS``.
+        notes: Text about every run; by default that of ``WANDB_NOTES``.
+    """
+
+    project: str | None = None
+    entity: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+    notes: str | None = None
+
+    def settled(self) -> Target:
+        """Return the target with what the environment says in the place of what is not set."""
+        of = os.environ.get
+        tags = self.tags or tuple(tag.strip() for tag in of("WANDB_TAGS", "").split(",") if tag.strip())
+        return Target(
+            project=self.project or of("WANDB_PROJECT") or PROJECT,
+            entity=self.entity or of("WANDB_ENTITY") or None,
+            group=self.group or of("WANDB_RUN_GROUP") or None,
+            tags=tags,
+            notes=self.notes or of("WANDB_NOTES") or None,
+        )
 
 
-def has_key() -> bool:
-    """Return whether the environment or the netrc file has a W&B key."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
-    try:
-        # `wandb login` stores its key in this file, which is ~/.netrc unless NETRC names another.
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+@dataclass(frozen=True)
+class Connection:
+    """How and where runs are logged.
+
+    Attributes:
+        mode: Mode of logging.
+        target: Project and words of the runs.
+        app: Address of the server's pages; empty if runs are not uploaded.
+    """
+
+    mode: Mode
+    target: Target = Target(project=PROJECT)
+    app: str = ""
+
+    def page(self, *parts: str) -> str:
+        """Return the address of a page of the project; empty if runs are not uploaded.
+
+        Args:
+            parts: Parts of the address behind the project, such as ``runs`` and the id of a run.
+        """
+        if not self.app or not self.target.entity:
+            return ""
+        path = [self.target.entity, str(self.target.project), *parts]
+        return "/".join([self.app.rstrip("/"), *(quote(part, safe="") for part in path)])
 
 
-def resolve_mode(asked: Mode, folder: Path) -> Mode:
-    """Return the mode to log in: offline instead of online if no key is available.
-
-    A run that is logged offline is announced in one line, with the command that uploads it later.
+def connect(asked: Mode, target: Target | None = None) -> Connection:
+    """Return how to log: offline in place of online, with a line that says why, if nobody can log in.
 
     Args:
         asked: Mode that the user asked for.
-        folder: Folder of the benchmark, in which W&B puts its runs.
+        target: Project and words of the runs.
 
     Raises:
         UserError: Logging was asked for and wandb is not installed.
     """
+    if asked == "off":
+        return Connection("off")
     # `find_spec` finds out whether the package is installed without importing it.
-    if asked != "off" and importlib.util.find_spec("wandb") is None:
+    if importlib.util.find_spec("wandb") is None:
         raise UserError(f"--wandb {asked} needs the package wandb, which is not installed; install it, or leave it out")
-    if asked == "online" and not has_key():
-        note(f"W&B: no key (WANDB_API_KEY or `wandb login`), so logging offline; {_upload(folder)}")
-        return "offline"
+    target = (target or Target()).settled()
+    chosen = os.environ.get("WANDB_MODE", "online")
+    if chosen == "disabled":
+        note("W&B: WANDB_MODE is disabled, so nothing is logged")
+        return Connection("off")
     if asked == "offline":
-        note(f"W&B: logging offline; {_upload(folder)}")
-    return asked
+        return Connection("offline", target)
+    if chosen in ("offline", "dryrun"):
+        note(f"W&B: WANDB_MODE is {chosen}, so logging offline")
+        return Connection("offline", target)
+    account = ask("account")
+    if "error" in account:
+        note(f"W&B: {account['error']}, so logging offline")
+        return Connection("offline", target)
+    entity = target.entity or account["entity"] or None
+    return Connection("online", replace(target, entity=entity), account["app"])
 
 
-def _upload(folder: Path) -> str:
-    """Return words with the command that uploads the offline runs of a folder."""
-    # The star is left out of the quotes, so that the shell still finds all runs.
-    return f"upload later with: wandb sync {shlex.quote(str(folder))}/wandb/offline-run-*"
+@dataclass
+class Logged:
+    """What is kept on disk about one run of W&B.
 
-
-class Tracker:
-    """A writer of records to W&B.
-
-    Args:
-        mode: Mode of W&B, ``online`` or ``offline``.
-        folder: Run folder of the benchmark; its subfolder ``wandb`` holds the offline runs.
+    Attributes:
+        id: Id of the run.
+        name: Name that W&B shows.
+        step: Last optimizer step that was logged; -1 if there is none.
+        summary: Numbers and texts of the run's summary. W&B replaces the summary of a run that is continued.
+        done: What was logged completely, such as the time at which a record was created; empty if nothing was.
+        attempt: Number of complete runs of the same cell before this one.
     """
 
-    def __init__(self, mode: Literal["offline", "online"], folder: Path) -> None:
-        self._mode = mode
-        self._folder = folder
+    id: str
+    name: str
+    step: int = -1
+    summary: dict[str, Any] = field(default_factory=dict)
+    done: str = ""
+    attempt: int = 0
 
-    def _start(self, name: str, job_type: str, config: dict[str, Any]) -> Any:
-        """Start a run of W&B; if no online run can be started, this run and all later ones are offline."""
-        wandb = _wandb()
+
+class State:
+    """What is kept about the runs of a folder, in the file `STATE_FILE` of its subfolder ``wandb``.
+
+    Args:
+        folder: Folder of a benchmark, a training or a report.
+
+    Attributes:
+        identity: Text that no other folder has.
+        runs: Runs by the name of the cell.
+        workspace: Address of the workspace for the runs; empty if there is none.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "wandb" / STATE_FILE
+        self.identity = secrets.token_hex(8)
+        self.runs: dict[str, Logged] = {}
+        self.workspace = ""
+        if not self._path.is_file():
+            return
         try:
-            return self._init(name, job_type, config)
-        except wandb.errors.Error as error:
-            if self._mode == "offline":
-                raise
-            reason = " ".join(str(error).split())
-            note(f"W&B: no online run ({reason}), so logging offline; {_upload(self._folder)}")
-            self._mode = "offline"
-            return self._init(name, job_type, config)
+            stored = json.loads(self._path.read_text(encoding="utf-8"))
+            runs = {str(key): Logged(**values) for key, values in stored["runs"].items()}
+            self.identity, self.runs, self.workspace = str(stored["identity"]), runs, str(stored["workspace"])
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            note(f"W&B: {self._path} cannot be used ({reason(error)}), so logging to new runs")
 
-    def _init(self, name: str, job_type: str, config: dict[str, Any]) -> Any:
-        """Start a run of W&B in the present mode."""
-        wandb = _wandb()
-        # A run that an error left open is finished first (`reinit`), since W&B would otherwise return that run again.
-        return wandb.init(
-            project=PROJECT,
-            group=run_name(self._folder.resolve().name),
-            name=run_name(name),
-            job_type=job_type,
-            config=config,
-            dir=str(self._folder.resolve()),  # absolute, since W&B's own process has another working directory
-            mode=self._mode,
-            reinit="finish_previous",
-            settings=wandb.Settings(silent=True, console="off", init_timeout=30),
-        )
+    def moved_to(self, folder: Path) -> State:
+        """Return a state with the same runs for another folder."""
+        state = State(folder)
+        state.identity, state.runs = self.identity, self.runs
+        return state
 
-    def log_cell(self, record: Record) -> None:
-        """Log a record once: settings, learning curve, figures as summary, confusion matrix as plot and image.
+    def start(self, key: str, name: str) -> Logged:
+        """Return the run to log a cell to: a new one, unless an earlier one has not been completed.
 
-        The run folder keeps a list of the logged records, so that a resumed benchmark logs only those that are missing.
+        Args:
+            key: Name that no other cell of the folder has.
+            name: Name that W&B is to show.
         """
-        # A cell that was measured again has another time of creation, so it is logged again.
-        mark = printable(f"{record.key} {record.created}")
-        path = self._folder / LOGGED_FILE
-        logged: list[str] = []
-        if path.is_file():
-            logged = path.read_text(encoding="utf-8").splitlines()
-        if mark not in logged:
-            self._log_cell(record)
-            # The mark is written last, so that a record whose logging was interrupted is logged again.
-            write_text(path, "\n".join([*logged, mark]) + "\n")
+        run = self.runs.get(key)
+        if run is None or run.done:
+            attempt = 0 if run is None else run.attempt + 1
+            text = f"{self.identity} {key} {attempt}"
+            identity = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+            run = self.runs[key] = Logged(identity, run_name(name), attempt=attempt)
+        return run
 
-    def _log_cell(self, record: Record) -> None:
-        """Log a record as a run of its own."""
-        config: dict[str, Any] = {"model": record.model, "seed": record.seed, "data": record.data, **record.config}
-        config |= {key: record.training.get(key) for key in ("recipe", "peak_lr")}
-        name = record.key
-        if record.data["synthetic"]:
-            name += " (synthetic)"
-        run = self._start(name, "cell", config | {"environment": record.environment})
-        for point in record.training.get("curve", ()):
-            values = dict(point)
-            # The training step is logged as a value of its own, beside W&B's count of log calls.
-            values["trainer/step"] = values.pop("step")
-            run.log(values)
-        if record.confusion_matrix is not None:
-            _log_matrix(run, record, record.confusion_matrix)
-        run.summary.update({key: record.measures[key] for key in figures() if key in record.measures})
-        # The learning curve is a list, and has been logged point by point.
-        run.summary.update({k: v for k, v in record.training.items() if not isinstance(v, (dict, list))})
-        run.summary.update({"status": record.status, "synthetic": record.data["synthetic"]})
-        # W&B shows a run with another exit code than 0 as failed.
-        run.finish(exit_code=0 if record.status == "ok" else 1)
+    def keep(self) -> None:
+        """Write the state to the disk.
 
-    def log_comparison(self, records: Sequence[Record]) -> None:
-        """Log the table of all records and the pictures that compare networks."""
-        wandb = _wandb()
-        report = Report(records)
-        run = self._start("comparison", "comparison", {"cells": [r.key for r in records], "facts": dict(report.facts)})
-        keys = [key for key in figures() if any(key in r.measures for r in records)]
-        rows = []
-        for r in records:
-            rows.append([r.model, r.data["label"], r.seed, r.status, *map(r.measures.get, keys)])
-        run.log({"comparison": wandb.Table(columns=["model", "data", "seed", "status", *keys], data=rows)})
-        for picture in comparisons(report.records):
-            _log_picture(run, picture.name, picture)
-        run.finish()
+        This happens at each point of a curve, so the file is replaced as a whole but not flushed.
+        """
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        part = self._path.with_suffix(".part")
+        runs = {key: vars(run) for key, run in self.runs.items()}
+        content = {"identity": self.identity, "workspace": self.workspace, "runs": runs}
+        part.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        part.replace(self._path)
 
 
 def run_name(name: str) -> str:
@@ -185,33 +220,219 @@ def run_name(name: str) -> str:
     return f"{name[: LONGEST_NAME - len(mark) - 1]}-{mark}"
 
 
-def _log_matrix(run: Any, record: Record, matrix: Sequence[Sequence[int]]) -> None:
-    """Log the confusion matrix of a record as a plot and as an image."""
-    wandb = _wandb()
-    names = record.data["class_names"]
-    counts = []
-    for i, row in enumerate(matrix):
-        for j, images in enumerate(row):
-            counts.append([names[i], names[j], images])
-    # W&B's function for confusion matrices takes single predictions; its chart is filled with counts here.
-    columns = ["Actual", "Predicted", "nPredictions"]
-    table = wandb.Table(columns=columns, data=counts)
-    fields = {column: column for column in columns}
-    plot = wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": record.key})
-    run.log({"confusion_matrix": plot})
-    _log_picture(run, "confusion_matrix_image", matrix_picture(record.key, record, MatrixPainter()))
+class Tracker:
+    """A recorder of runs in a folder, one at a time. No method raises an error of W&B.
+
+    Args:
+        connection: How to log; its mode is not ``off``.
+        folder: Folder of a benchmark, a training or a report; its subfolder ``wandb`` holds the runs.
+        state: What is known of earlier runs; by default what the folder keeps.
+        measured: Whether what is logged is measured meanwhile, so that uploads give way to it.
+
+    Attributes:
+        run: Open run of W&B; None if there is none.
+    """
+
+    def __init__(
+        self, connection: Connection, folder: Path, state: State | None = None, measured: bool = False
+    ) -> None:
+        self.run: Any = None
+        self._connection = connection
+        self._folder = folder
+        self._uploader = Uploader(folder / "wandb", measured)
+        self._state = state
+        self._logged: Logged | None = None
+        self._seen = -1
+        self._failed = False
+
+    @property
+    def state(self) -> State:
+        """Return what is kept of the runs of the folder, which is read when it is needed first."""
+        if self._state is None:
+            self._state = State(self._folder)
+        return self._state
+
+    def attempt(self, action: Callable[[], Any]) -> None:
+        """Do something with W&B; its first error ends the logging with a line."""
+        if self._failed:
+            return
+        try:
+            action()
+        except Exception as error:  # whatever is wrong with the logging, the work that it logs goes on
+            self._failed = True
+            note(f"W&B: nothing more is logged ({type(error).__name__}: {reason(error)})")
+
+    def open(self, logged: Logged, job_type: str, config: Mapping[str, Any]) -> None:
+        """Start or continue a run, and its upload; a run that is still open is ended.
+
+        Args:
+            logged: Run to log to, of `state`.
+            job_type: Kind of the run.
+            config: Settings of what it logs.
+        """
+        self.attempt(lambda: self._open(logged, job_type, config))
+
+    def _open(self, logged: Logged, job_type: str, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        self.state.keep()
+        self._logged, self._seen = logged, logged.step
+        target = self._connection.target
+        self.run = wandb.init(
+            project=target.project,
+            entity=target.entity,
+            group=None if target.group is None else run_name(target.group),
+            tags=target.tags or None,
+            notes=target.notes,
+            id=logged.id,
+            name=logged.name,
+            job_type=job_type,
+            config=dict(config),
+            dir=str(self._folder.resolve()),  # absolute, since W&B's own process has another working directory
+            mode="offline",
+            reinit="finish_previous",
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        wandb_panels.set_axes(self.run)
+        self.run.summary.update(logged.summary)
+        if self._connection.mode == "online":
+            self._uploader.follow(Path(self.run.dir).parent)
+
+    def add(self, action: Callable[[Any], Any]) -> None:
+        """Do something with the open run; nothing if there is none."""
+        if self.run is not None:
+            self.attempt(lambda: action(self.run))
+
+    def point(self, values: Mapping[str, float]) -> None:
+        """Log a point of the curves of the open run, unless the run has its step from an earlier attempt.
+
+        Args:
+            values: Values by name, and the optimizer ``step`` at which they were logged.
+        """
+        logged = self._logged
+        if logged is None or values["step"] <= self._seen:
+            return
+        logged.step = int(values["step"])
+        best = wandb_panels.best_values([values], logged.summary)
+        logged.summary |= {**values, **best}
+        self.add(lambda run: wandb_panels.log_point(run, values))
+        self.add(lambda run: run.summary.update(best))
+        self.attempt(self.state.keep)
+
+    def shut(self, done: str = "", failed: bool = False) -> None:
+        """End the open run, if there is one.
+
+        Args:
+            done: What was logged completely; empty if the run is to be continued by the next attempt.
+            failed: Whether W&B is to show the run as failed.
+        """
+        run, self.run = self.run, None
+        logged, self._logged = self._logged, None
+        if run is None or logged is None:
+            return
+        self.attempt(lambda: logged.summary.update(wandb_panels.plain_summary(run)))
+        self.attempt(lambda: run.finish(exit_code=1 if failed else 0))
+        # This is noted last and only if all has gone well, so that what was interrupted is logged again.
+        if not self._failed:
+            logged.done = done
+        self.attempt(self.state.keep)
+
+    def close(self, failed: bool = False, seconds: float = WAIT_S) -> None:
+        """End the open run, complete the uploads, and print how to upload what is left.
+
+        Args:
+            failed: Whether W&B is to show the open run as failed.
+            seconds: Longest time to wait for the uploads.
+        """
+        self.shut(failed=failed)
+        why = "recorded offline"
+        if self._connection.mode == "online":
+            why = f"not uploaded ({self._uploader.finish(seconds)})"
+        left = len(waiting(self._folder / "wandb"))
+        if left:
+            note(f"W&B: {left} {'run' if left == 1 else 'runs'} {why}; upload with: {self._uploader.command()}")
 
 
-def _log_picture(run: Any, key: str, picture: Picture) -> None:
-    """Draw a picture and log it; a picture that cannot be drawn is left out, with a line on stderr."""
-    wandb = _wandb()
-    try:
-        with plain_text():
-            sheet = picture.draw()
-            content = None if sheet is None else sheet.png()
-    except Exception as error:  # an error in one picture must not cost the rest of the run
-        note(f"W&B: {failure(picture, error)}")
-        return
-    if content is not None:
-        # W&B takes an opened image or a path, but not the bytes of a file.
-        run.log({key: wandb.Image(Image.open(io.BytesIO(content)))})
+class CellTracker(Tracker):
+    """A recorder of the cells of a benchmark: a run for each, and one that compares them, all in one group.
+
+    Args:
+        connection: How to log; its mode is not ``off``.
+        folder: Run folder of the benchmark, or the folder of a report.
+    """
+
+    def __init__(self, connection: Connection, folder: Path) -> None:
+        target = connection.target
+        group = target.group or folder.resolve().name
+        super().__init__(replace(connection, target=replace(target, group=group)), folder, measured=True)
+        page = connection.page("groups", run_name(group))
+        if page:
+            note(f"W&B: {page}")
+
+    def begin(self, record: Record, key: str = "") -> None:
+        """Start the run of a cell.
+
+        Args:
+            record: Record of the cell, which may have no figures yet.
+            key: Name that no other cell of the folder has; by default that of the cell.
+        """
+        name = key = key or record.key
+        if record.data["synthetic"]:
+            name += " (synthetic)"
+        self.open(self.state.start(key, name), "cell", wandb_panels.config_of(record))
+
+    def end(self, record: Record) -> None:
+        """Log what has come out for the open cell, and end its run."""
+        self.add(lambda run: wandb_panels.log_record(run, record))
+        weights = self._folder / "weights" / f"{record.key}.ckpt"
+        if weights.is_file():
+            facts = {key: record.measures.get(key) for key in ("test_accuracy", "params")}
+            self.add(lambda run: wandb_panels.log_weights(run, weights, facts))
+        self.shut(record.created, failed=record.status != "ok")
+
+    def log_all(self, records: Sequence[Record]) -> None:
+        """Log every record that has not been logged yet, and the comparison of all of them.
+
+        Args:
+            records: Records; several may be of the same cell, as those of several benchmarks.
+        """
+        for record, name in zip(records, matrix_names(records), strict=True):
+            key = name.removeprefix("confusion_")
+            before = self.state.runs.get(key)
+            if before is not None and before.done == record.created:
+                continue
+            self.begin(record, key)
+            for point in record.training.get("curve", ()):
+                self.point(point)
+            self.end(record)
+        self._log_comparison(records)
+
+    def _log_comparison(self, records: Sequence[Record]) -> None:
+        """Log what compares the records, unless that has been done; new records go into the same run."""
+        content = " ".join(f"{r.key} {r.created}" for r in records)
+        digest = hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest()[:16]
+        before = self.state.runs.get(COMPARISON)
+        if before is not None:
+            if before.done == digest:
+                return
+            before.done = ""
+        self.open(self.state.start(COMPARISON, COMPARISON), COMPARISON, {})
+        self.add(lambda run: wandb_panels.log_comparison(run, records))
+        self.shut(digest)
+
+    def show_workspace(self) -> None:
+        """Print the address of a workspace for the group, which is made if there is none yet.
+
+        Nothing happens where runs are not uploaded, or the package wandb-workspaces is missing.
+        """
+        target = self._connection.target
+        if self._connection.mode != "online" or importlib.util.find_spec("wandb_workspaces") is None:
+            return
+        if not self.state.workspace:
+            answer = ask("workspace", str(target.entity), str(target.project), run_name(str(target.group)))
+            if "error" in answer:
+                note(f"W&B: no workspace ({answer['error']})")
+                return
+            self.state.workspace = answer["url"]
+            self.attempt(self.state.keep)
+        note(f"W&B: {self.state.workspace}")

@@ -38,8 +38,11 @@ class SaveConfig(SaveConfigCallback):
         write_text(path, f"# {self.choices}\n{text}" if self.choices else text)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                values = {"model": self.config.model.as_dict(), "data": self.config.data.as_dict()}
-                logger.experiment.config.update(values, allow_val_change=True)
+                values = {key: self.config[key].as_dict() for key in ("model", "data", "trainer")}
+                # The data set decides these arguments of the network, which is built with other values than these.
+                for name in ("num_classes", "in_channels", "image_size"):
+                    values["model"].get("init_args", {}).pop(name, None)
+                logger.log_hyperparams({**values, "seed": self.config.seed_everything})
 
 
 class ProgressBar(TQDMProgressBar):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
@@ -16,13 +16,17 @@ class Curve(Logger):
         points: Logged values, each point with its optimizer ``step``, counted from 0; values that are not finite are
             left out.
         diverged: Whether a logged value was not finite.
+
+    Args:
+        on_point: Function that gets each point as soon as it is known.
     """
 
     name = "curve"
     version = 0
 
-    def __init__(self) -> None:
+    def __init__(self, on_point: Callable[[Mapping[str, float]], None] = lambda _: None) -> None:
         super().__init__()
+        self.on_point = on_point
         self.points: list[dict[str, float]] = []
         self.diverged = False
 
@@ -42,3 +46,4 @@ class Curve(Logger):
                 self.diverged = True
         if values:
             self.points.append({"step": step or 0, **values})
+            self.on_point(self.points[-1])
