@@ -319,6 +319,8 @@ class CLI(LightningCLI):
         record = tested_record(trainer, model, self.datamodule, config.seed_everything, before)
         _say(test_words(record))
         _say(f"record:     {write(record, model, self.folder)}")
+        if self.logger is not None:
+            self.logger.log_record(record)
         if config.json:
             out_json(asdict(record))
 
@@ -416,6 +418,8 @@ class CLI(LightningCLI):
             return
         if trainer.is_global_zero:
             _say(f"record:     {write(record, self.model, self.folder)}")
+            if self.logger is not None:
+                self.logger.log_record(record)
 
     def _weights_to_test(self, asked: Tested) -> tuple[Path | None, Tested]:
         """Return the checkpoint with the weights to test, or None if there is none, and which weights they are."""

@@ -80,9 +80,12 @@ def plain_summary(run: Any) -> dict[str, Any]:
 
 
 def config_of(record: Record) -> dict[str, Any]:
-    """Return the settings of a record by which runs can be grouped and filtered."""
+    """Return the settings of a record by which runs can be grouped and filtered, of `bench` and `fit` alike."""
     config: dict[str, Any] = {"model": record.model, "seed": record.seed, "data": record.data, **record.config}
-    config |= {key: record.training[key] for key in ("recipe", "peak_lr") if key in record.training}
+    config |= {key: record.training[key] for key in ("optimizer", "peak_lr") if key in record.training}
+    if "recipe" in record.training:
+        config["recipe_words"] = record.training["recipe"]
+    config |= {key: record.measures[key] for key in ("params", "macs") if key in record.measures}
     return config | {"environment": record.environment}
 
 

@@ -38,11 +38,13 @@ class SaveConfig(SaveConfigCallback):
         write_text(path, f"# {self.choices}\n{text}" if self.choices else text)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                values = {key: self.config[key].as_dict() for key in ("model", "data", "trainer")}
+                arguments = {key: self.config[key].as_dict() for key in ("model", "data", "trainer")}
                 # The data set decides these arguments of the network, which is built with other values than these.
                 for name in ("num_classes", "in_channels", "image_size"):
-                    values["model"].get("init_args", {}).pop(name, None)
-                logger.log_hyperparams({**values, "seed": self.config.seed_everything})
+                    arguments["model"].get("init_args", {}).pop(name, None)
+                # A record at the end of the training adds the settings that runs of `bench` have.
+                name = getattr(pl_module, "display_name", type(pl_module).__name__)
+                logger.log_hyperparams({"model": name, "seed": self.config.seed_everything, "arguments": arguments})
 
 
 class ProgressBar(TQDMProgressBar):
