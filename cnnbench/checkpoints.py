@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
+import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor, nn
@@ -114,9 +115,10 @@ def _opened(path: Path, named: str) -> dict[str, Any]:
 
 def _check_parts(named: str, stored: Any) -> None:
     """Raise UserError unless the weights and the arguments of the network exist and have the right types."""
-    if not isinstance(stored, dict) or not {"state_dict", "hyper_parameters"} <= stored.keys():
+    if not isinstance(stored, dict) or "state_dict" not in stored:
         raise UserError(f"'{named}' is not a checkpoint of `cnnbench fit`: it has no weights or no network; {MADE_BY}")
-    weights, options = stored["state_dict"], stored["hyper_parameters"]
+    # A LightningModule that does not save its arguments has none in its checkpoints.
+    weights, options = stored["state_dict"], stored.setdefault("hyper_parameters", {})
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"'{named}' is not a checkpoint of `cnnbench fit`: its weights are not tensors; {MADE_BY}")
     for name, value in weights.items():
@@ -229,19 +231,22 @@ def named_network(stored: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     return options.pop("_class_path", stored.get(CLASS_KEY)), options
 
 
-def network_of(stored: Mapping[str, Any], where: str, trust: Trust) -> tuple[type[ImageClassifier], dict[str, Any]]:
+def network_of(
+    stored: Mapping[str, Any], where: str, trust: Trust, kind: type[L.LightningModule] = ImageClassifier
+) -> tuple[type[Any], dict[str, Any]]:
     """Return the class of the network that a checkpoint names, and its arguments, after checking all of them.
 
     Args:
         stored: Content of the checkpoint, from `open_checkpoint`.
         where: Name of the file, for messages.
         trust: Names that the user typed on the command line.
+        kind: Class that the class of the network must derive from.
 
     Raises:
         UserError: The class is neither one of this package nor trusted by the user, or an argument is not valid for it.
     """
     path, options = named_network(stored)
-    factory = _class_of(path, where, trust)
+    factory = _class_of(path, where, trust, kind)
     # `External` belongs to the package, but the network that it wraps may be anybody's code.
     if issubclass(factory, External):
         check_network(str(options.get("name")), where, trust)
@@ -286,7 +291,7 @@ def check_training_state(stored: Mapping[str, Any], where: str) -> None:
         raise UserError(f"{where} has no state of an optimizer, so its training cannot go on; train from the start")
 
 
-def _class_of(path: Any, where: str, trust: Trust) -> type[ImageClassifier]:
+def _class_of(path: Any, where: str, trust: Trust, kind: type[L.LightningModule]) -> type[Any]:
     """Return the class of the network that a checkpoint names, from this package or from code that the user trusts."""
     if not isinstance(path, str):
         raise UserError(f"{where} does not name its network; {MADE_BY}")
@@ -307,8 +312,8 @@ def _class_of(path: Any, where: str, trust: Trust) -> type[ImageClassifier]:
         value = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{where} names the network '{path}', which cannot be imported: {reason(error)}") from error
-    if not isinstance(value, type) or not issubclass(value, ImageClassifier):
-        raise UserError(f"{where} names '{path}', which is not an ImageClassifier; {MADE_BY}")
+    if not isinstance(value, type) or not issubclass(value, kind):
+        raise UserError(f"{where} names '{path}', which is no {kind.__name__}; {MADE_BY}")
     return value
 
 

@@ -40,9 +40,15 @@ SMALL = [
 TINY = ["bench", "--models=LeNet5,SimpleCNN", "--data=Synthetic", *SMALL]
 
 
+def _but(arguments: list[str], *options: str) -> list[str]:
+    """Return arguments with options in place of those of the same name, since none may be given twice."""
+    names = tuple(f"{option.partition('=')[0]}=" for option in options)
+    return [*(argument for argument in arguments if not argument.startswith(names)), *options]
+
+
 def test_bench_writes_complete_records_and_a_report(capsys: pytest.CaptureFixture) -> None:
     few = '--data_options={"train_images": 16, "test_images": 20}'  # so that an epoch ends within any budget
-    assert main([*TINY[:-1], few, "--seeds=0,1", "--out=run"]) == 0
+    assert main([*_but(TINY, few), "--seeds=0,1", "--out=run"]) == 0
     captured = capsys.readouterr()
     records = load_records([Path("run")])
     assert sorted(r.key for r in records) == [f"{m}-Synthetic-seed{s}" for m in ("LeNet5", "SimpleCNN") for s in (0, 1)]
@@ -173,7 +179,7 @@ def test_a_curve_counts_optimizer_steps_where_a_call_has_several(monkeypatch: py
 @pytest.mark.usefixtures("without_pictures")
 def test_a_killed_run_resumes_without_repeating(capsys: pytest.CaptureFixture) -> None:
     models = ["LeNet5", "SimpleCNN"]
-    arguments = [*TINY, "--budget=2s", "--out=run"]
+    arguments = [*_but(TINY, "--budget=2s"), "--out=run"]
     process = subprocess.Popen(
         [sys.executable, "-m", "cnnbench", *arguments],
         stdout=subprocess.DEVNULL,
@@ -191,7 +197,7 @@ def test_a_killed_run_resumes_without_repeating(capsys: pytest.CaptureFixture) -
     speed = Path("run/speed.json").read_bytes()
     assert main(arguments) == 2  # without --resume nothing is touched
     assert "add --resume" in capsys.readouterr().err
-    assert main([*arguments, "--budget=9s", "--resume"]) == 2
+    assert main([*_but(arguments, "--budget=9s"), "--resume"]) == 2
     assert "was started with budget_s 2.0, not 9.0" in capsys.readouterr().err
     assert main([*arguments, "--resume"]) == 0
     assert (first.read_bytes(), first.stat().st_mtime_ns) == before

@@ -146,7 +146,7 @@ def test_the_refusal_names_the_option_and_the_option_is_the_word(
     assert MARK.read_text() == "by importing"  # the user's word
     other = _changed(checkpoint, _class_path="evil.NoNet", num_classes=10)
     assert main(["explain", "filters", "--ckpt_path", str(other), "--trust", "evil"]) == 2
-    assert "is not an ImageClassifier" in capsys.readouterr().err
+    assert "is no ImageClassifier" in capsys.readouterr().err
 
 
 def test_trust_in_a_module_is_not_trust_in_what_it_imported() -> None:

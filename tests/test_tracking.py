@@ -186,7 +186,7 @@ def test_a_run_has_figures_tables_and_artifacts(stub: Stub) -> None:
     assert run.properties["groupName"] == "run"
     assert (run.properties["tags"], run.properties["notes"]) == (["a", "b"], "why")
     assert run.settings["model"] == "LeNet5"
-    assert run.settings["recipe"] == "AdamW"
+    assert run.settings["recipe_words"] == "AdamW"
     metrics = json.loads(run.config)["_wandb"]["value"]["m"]
     assert "trainer/global_step" in json.dumps(metrics)
     assert [line["trainer/global_step"] for line in run.history] == [9, 19, 19]
@@ -471,7 +471,7 @@ def _mentioning(words: str) -> list[str]:
 def test_an_agent_runs_the_trials_of_a_sweep(file: Path, stub: Stub) -> None:
     sweep = yaml.safe_load(file.read_text())
     # Small images in the place of CIFAR-10, and one epoch.
-    small = ["--data.train_images=60", "--data.test_images=20", "--trainer.accelerator=cpu"]
+    small = ["--data.train_images=100", "--data.test_images=20", "--trainer.accelerator=cpu"]
     command = [word.replace("CIFAR10", "Synthetic") for word in sweep["command"]]
     command = ["--trainer.max_epochs=1" if "max_epochs" in word else word for word in command]
     at = command.index("--data=Synthetic") + 1
@@ -482,6 +482,7 @@ def test_an_agent_runs_the_trials_of_a_sweep(file: Path, stub: Stub) -> None:
     agent = [sys.executable, "-m", "wandb", "agent", "--count=1", f"{ENTITY}/cnnbench/s1"]
     done = subprocess.run(agent, env=environment, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
+    assert stub.runs, done.stderr
     ((name, run),) = stub.runs.items()
     assert name.startswith("trial"), done.stderr
     assert run.exit_code == 0

@@ -32,6 +32,7 @@ from cnnbench.commands import fit_tracking
 from cnnbench.commands.fit_arguments import (
     LINKED,
     check_files,
+    check_linked,
     check_names,
     in_order,
     with_logger_words,
@@ -50,27 +51,20 @@ from cnnbench.commands.fit_checkpoint import (
     with_reference_weights,
     with_run_config,
 )
-from cnnbench.commands.fit_checks import check_monitors, check_sizes
+from cnnbench.commands.fit_checks import check_monitors, check_sizes, check_tested
 from cnnbench.commands.fit_errors import Parser, Refused, explain, known, user_error
 from cnnbench.commands.fit_folder import class_name, make_run_folder, network_name, remove_if_empty, remove_run
 from cnnbench.commands.fit_imports import allowed_imports, foreign_classes
 from cnnbench.commands.fit_loggers import LoggerWord, logger_of
-from cnnbench.commands.fit_record import (
-    Tested,
-    record_of_weights,
-    test_words,
-    tested_record,
-    training_record,
-    with_test,
-    write,
-)
+from cnnbench.commands.fit_record import Recording, Tested
 from cnnbench.console import note, out_json
 from cnnbench.counting.complexity import complexity
 from cnnbench.data import all_data
 from cnnbench.data.module import ImageDataModule
 from cnnbench.errors import Stopped, UserError
-from cnnbench.files import reason, write_text
+from cnnbench.files import reason, replacing, write_text
 from cnnbench.models import all_models
+from cnnbench.record import Record
 from cnnbench.report.tracking import Connection
 from cnnbench.text import to_csv
 from cnnbench.training.callbacks import BestCheckpoint, LastCheckpoint, ProgressBar, SaveConfig, Stage
@@ -94,7 +88,7 @@ class CLI(LightningCLI):
             options: Arguments of LightningCLI.
         """
         self.files = files
-        super().__init__(ImageClassifier, ImageDataModule, **options)
+        super().__init__(L.LightningModule, L.LightningDataModule, **options)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         # The values are read from the data set once it is built, and the network is built after it.
@@ -156,7 +150,7 @@ class CLI(LightningCLI):
         self._choose_precision(config.trainer)  # raises early if the device does not support the precision
         if self.subcommand != "fit" and config.ckpt_path is None:
             raise UserError(f"--ckpt_path missing: {self.subcommand} needs a trained network; `cnnbench fit` makes one")
-        if class_name(config.model) == ImageClassifier.__name__:
+        if class_name(config.model) in (ImageClassifier.__name__, L.LightningModule.__name__):
             raise UserError("model.class_path is missing: name a network of `cnnbench list`, such as LeNet5")
         if config.wandb != "off" and config.trainer.logger not in (None, True):
             raise UserError("--wandb and --trainer.logger exclude each other; put a WandbLogger into trainer.logger")
@@ -186,27 +180,17 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Return the Trainer; the data is read before the run folder is made, so bad data leaves no folder behind."""
         config = self.config[self.subcommand]
-        compiled_depthwise = self.model.compile_mode is not None and has_depthwise(self.model)
-        chosen = self._choose_precision(config.trainer, compiled_depthwise)
-        if chosen is not None:
-            kwargs["precision"] = config.trainer.precision = chosen[0]
-            memory_format = str(self.model.memory_format).removeprefix("torch.")
-            choices = f"precision {chosen[0]}: {chosen[1]}; memory format {memory_format}"
-            _say(choices)
-            self.save_config_kwargs["choices"] = choices
-        # Lightning's loop clips and accumulates gradients, and with `steps_per_call` the steps are taken outside it.
-        if self.model.steps_per_call is not None:
-            for name, none in (("gradient_clip_val", (None, 0)), ("accumulate_grad_batches", (1,))):
-                value = config.trainer.get(name)
-                if value not in none:
-                    raise UserError(f"trainer.{name} {value} does not go with steps_per_call; leave out one of them")
-        self.datamodule.prepare_data()
-        self.datamodule.setup()
+        if isinstance(self.model, ImageClassifier):
+            self._prepare_network(self.model, kwargs)
+        if isinstance(self.datamodule, ImageDataModule):
+            check_linked(sys.argv)
+            self.datamodule.prepare_data()
+            self.datamodule.setup()
+        else:
+            self.save_config_kwargs["linked"] = False
         if self.subcommand == "fit":
             check_sizes(self.model, self.datamodule)
-            has_best = config.trainer.enable_checkpointing is not False and self.datamodule.val_fraction > 0
-            if config.test == "best" and not has_best:
-                raise UserError("--test best needs checkpoints and a validation split; take --test last")
+            check_tested(config, self.datamodule)
         folder = self.folder = make_run_folder(config)
         try:
             return self._trainer_in(folder, kwargs)
@@ -215,15 +199,35 @@ class CLI(LightningCLI):
             remove_run(folder)
             raise
 
+    def _prepare_network(self, model: ImageClassifier, kwargs: dict[str, Any]) -> None:
+        """Choose the precision of a network of this package's kind, and check options that do not go with it.
+
+        Raises:
+            UserError: The device does not support the precision, or an option does not go with ``steps_per_call``.
+        """
+        config = self.config[self.subcommand]
+        compiled_depthwise = model.compile_mode is not None and has_depthwise(model)
+        chosen = self._choose_precision(config.trainer, compiled_depthwise)
+        if chosen is not None:
+            kwargs["precision"] = config.trainer.precision = chosen[0]
+            memory_format = str(model.memory_format).removeprefix("torch.")
+            choices = f"precision {chosen[0]}: {chosen[1]}; memory format {memory_format}"
+            _say(choices)
+            self.save_config_kwargs["choices"] = choices
+        # Lightning's loop clips and accumulates gradients, and with `steps_per_call` the steps are taken outside it.
+        if model.steps_per_call is not None:
+            for name, none in (("gradient_clip_val", (None, 0)), ("accumulate_grad_batches", (1,))):
+                value = config.trainer.get(name)
+                if value not in none:
+                    raise UserError(f"trainer.{name} {value} does not go with steps_per_call; leave out one of them")
+
     def _trainer_in(self, folder: Path, kwargs: dict[str, Any]) -> L.Trainer:
         """Return the Trainer for a run folder, with the loggers, callbacks and plugins that every run has."""
         config = self.config[self.subcommand]
-        _say(f"data: {self.datamodule.label}")
+        if isinstance(self.datamodule, ImageDataModule):
+            _say(f"data: {self.datamodule.label}")
         if self.subcommand == "fit" and _has_no_end(config.trainer):
-            kwargs["max_epochs"] = self.datamodule.full_epochs
-            _say(
-                f"{kwargs['max_epochs']} epochs, a full training on this data; --trainer.max_epochs sets another number"
-            )
+            kwargs["max_epochs"] = self._full_epochs()
         if config.trainer.logger in (None, True) and not config.trainer.barebones:
             # Lightning stores checkpoints where the first logger writes. An empty name and version make that the run
             # folder.
@@ -251,6 +255,18 @@ class CLI(LightningCLI):
         self.logger = fit_tracking.FitLogger(self.connection, folder, checkpoint)
         return [self.logger]
 
+    def _full_epochs(self) -> int:
+        """Return the number of epochs of a full training on the data.
+
+        Raises:
+            UserError: The data set is not of this package's kind, so it does not say.
+        """
+        if not isinstance(self.datamodule, ImageDataModule):
+            raise UserError("the training has no end; set --trainer.max_epochs or --trainer.max_steps")
+        epochs = self.datamodule.full_epochs
+        _say(f"{epochs} epochs, a full training on this data; --trainer.max_epochs sets another number")
+        return epochs
+
     def _callbacks(self, trainer: Any, folder: Path) -> list[L.Callback]:
         """Return the user's callbacks, and those callbacks of every run that the options of the Trainer allow."""
         config = self.config_init[self.subcommand]
@@ -260,7 +276,13 @@ class CLI(LightningCLI):
         if trainer.logger is not False and trainer.fast_dev_run is False:
             callbacks.append(config.lr_monitor)
         if trainer.enable_checkpointing is not False:
-            callbacks += [config.checkpoint, LastCheckpoint()]
+            # A module of another kind need not log the figure that is monitored unless the user names one.
+            if (
+                isinstance(self.model, ImageClassifier)
+                or self.config[self.subcommand].checkpoint.monitor != "val/accuracy"
+            ):
+                callbacks.append(config.checkpoint)
+            callbacks.append(LastCheckpoint())
             self.stage.keep = folder / "checkpoints" / "last.ckpt"
         for callback in callbacks:
             # A logger of the user's would otherwise decide where they are, and a run keeps them beside config.yaml.
@@ -272,22 +294,24 @@ class CLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Print the size and the cost of the network, and the training recipe."""
-        data = self.datamodule
-        name, shape = self.model.display_name, (data.in_channels, data.image_size, data.image_size)
+        model = self.model
+        if not isinstance(model, ImageClassifier):
+            return
+        name, shape = model.display_name, (model.in_channels, model.image_size, model.image_size)
         try:
-            cost = complexity(self.model, shape, training=False)
+            cost = complexity(model, shape, training=False)
         except UserError as error:  # such as control flow that depends on values; the network can still be trained
             _say(f"{name} is not counted: {error}")
         else:
             size = "x".join(map(str, shape))
             _say(f"{name} at {size}: {cost.params:,} parameters, {cost.macs:,} MACs per image")
-        words = self.model.training_words
+        words = model.training_words
         # An optimizer of the user's has a learning rate of its own.
         if self.config[self.subcommand].model.init_args.get("optimizer") is None:
-            words += f"; peak learning rate {self.model.learning_rate:g}"
+            words += f"; peak learning rate {model.learning_rate:g}"
         _say(f"recipe: {words}")
 
-    def fit(self, model: ImageClassifier, **options: Any) -> None:
+    def fit(self, model: L.LightningModule, **options: Any) -> None:
         """Train; a signal stops the training after a complete step, and ``last.ckpt`` keeps its state."""
         # Several processes would not all stop after the same step, and those that go on would wait for the others.
         # With several processes a signal therefore stops each of them at once.
@@ -303,26 +327,28 @@ class CLI(LightningCLI):
                 stop.hint = f"go on with: {self._command('fit', last)}"
             raise
 
-    def validate(self, model: ImageClassifier, **options: Any) -> None:
+    def validate(self, model: L.LightningModule, **options: Any) -> None:
         self._restoring(self.trainer.validate, model, **options)
 
-    def test(self, model: ImageClassifier, **options: Any) -> None:
+    def test(self, model: L.LightningModule, **options: Any) -> None:
+        """Test a checkpoint, and write the record of the test."""
         config, trainer = self.config[self.subcommand], self.trainer
         # Lightning's table would not be part of the JSON document.
         options["verbose"] = options["verbose"] and not config.json
         self._restoring(trainer.test, model, **options)
-        if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
-            return
-        before = record_of_weights(Path(config.ckpt_path))
-        if before is None and config.seed_everything is False:
-            raise UserError("the record of a test names a seed; set seed_everything to a number")
-        record = tested_record(trainer, model, self.datamodule, config.seed_everything, before)
-        _say(test_words(record))
-        _say(f"record:     {write(record, model, self.folder)}")
-        if self.logger is not None:
-            self.logger.log_record(record)
-        if config.json:
+        record = None
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            record = Recording.of(trainer, model, self.datamodule, _say).of_test(
+                Path(config.ckpt_path), config.seed_everything
+            )
+        self._show(record)
+        if config.json and record is not None:
             out_json(asdict(record))
+
+    def _show(self, record: Record | None) -> None:
+        """Log a record to W&B, if the command logs to it."""
+        if record is not None and self.logger is not None:
+            self.logger.log_record(record)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the subcommand; then end the run of W&B, and remove the run folder if nothing was written into it."""
@@ -335,7 +361,7 @@ class CLI(LightningCLI):
                 self.logger.close(failed)
             remove_if_empty(self.folder)
 
-    def _restoring(self, run: Callable[..., Any], model: ImageClassifier, **options: Any) -> Any:
+    def _restoring(self, run: Callable[..., Any], model: L.LightningModule, **options: Any) -> Any:
         """Run a method of the Trainer; if it starts from a checkpoint, an early error is reported as the checkpoint's.
 
         An early error is one that occurs before the first batch.
@@ -392,47 +418,19 @@ class CLI(LightningCLI):
             if path and Path(path).exists():
                 _say(f"test it:    {self._command('test', Path(path))}")
                 break
-        self._record_training()
-
-    def _record_training(self) -> None:
-        """Test the trained network and write the record of the training, unless an option excludes it."""
-        config, trainer = self.config[self.subcommand], self.trainer
-        if trainer.fast_dev_run or self.stage.steps in (None, trainer.global_step):  # type: ignore[attr-defined]
-            return
-        if config.seed_everything is False:
-            _say("no record: seed_everything is false, and a record names its seed")
-            return
-        weights, tested = self._weights_to_test(config.test)
-        options = {"precision_reason": self.save_config_kwargs.get("choices", ""), "tested": tested}
-        try:
-            record = training_record(
-                trainer, self.model, self.datamodule, self.history, config.seed_everything, weights, options
+        # Without a step there was no training.
+        if not self.trainer.fast_dev_run and self.stage.steps not in (None, self.trainer.global_step):  # type: ignore[attr-defined]
+            config = self.config[self.subcommand]
+            recording = Recording.of(self.trainer, self.model, self.datamodule, _say)
+            choices = self.save_config_kwargs.get("choices", "")
+            self._show(
+                recording.of_training(self.history, config.seed_everything, config.test, self.stage.keep, choices)
             )
-            if config.test != "none":
-                path = str(weights) if tested == "best" else None
-                trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
-                record = with_test(record, self.model)
-                _say(test_words(record))
-        except UserError as error:
-            _say(f"no record: {error}")
-            return
-        if trainer.is_global_zero:
-            _say(f"record:     {write(record, self.model, self.folder)}")
-            if self.logger is not None:
-                self.logger.log_record(record)
 
-    def _weights_to_test(self, asked: Tested) -> tuple[Path | None, Tested]:
-        """Return the checkpoint with the weights to test, or None if there is none, and which weights they are."""
-        if asked == "best":
-            best = Path(getattr(self.trainer.checkpoint_callback, "best_model_path", ""))
-            if best.is_file():
-                return best, "best"
-            _say("no best checkpoint was written, so the weights of the last step are tested")
-        last = self.stage.keep
-        return (last if last is not None and last.is_file() else None), "last"
-
-    def predict(self, model: ImageClassifier, datamodule: ImageDataModule, **options: Any) -> None:
+    def predict(self, model: L.LightningModule, datamodule: L.LightningDataModule, **options: Any) -> None:
         """Write the class probabilities of the test images, in the order of the data, into the run folder.
+
+        What a module of another kind predicts is written as a list of what it returns for each batch.
 
         Raises:
             UserError: The Trainer has several devices, or no image was predicted.
@@ -444,6 +442,12 @@ class CLI(LightningCLI):
             remove_run(self.folder)
             raise UserError("predict saw no image; give a larger --trainer.limit_predict_batches, or leave it out")
         path = Path(self.trainer.default_root_dir) / "predictions.csv"
+        if not (isinstance(model, ImageClassifier) and isinstance(datamodule, ImageDataModule)):
+            path = path.with_suffix(".pt")
+            with replacing(path) as file:
+                torch.save(batches, file)
+            _say(f"predictions: {path}")
+            return
         names = datamodule.class_names
         # The loader of the prediction has the same images in the same order.
         labels = datamodule.test_dataloader().split.labels.tolist()

@@ -276,6 +276,14 @@ def check_names(arguments: list[str]) -> None:
                 kind, valid = TABLES[key]()
                 if name not in valid and name != External.__name__:
                     raise unknown(kind, name, valid)
+    # The data decides unless it is a module of another kind, which only its class tells; see `check_linked`.
+    data = class_of(arguments, "data")
+    if data is None or "." not in str(data.class_path):
+        check_linked(arguments)
+
+
+def check_linked(arguments: list[str]) -> None:
+    """Raise UserError if an argument of the network is set that an `ImageDataModule` decides."""
     for setting in settings_of(arguments, "model"):
         for name in LINKED:
             if name in setting.arguments:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 from jsonargparse import Namespace
 
 from cnnbench.checkpoints import check_training_state, is_url, local_copy, named_network, network_of, open_checkpoint
@@ -171,7 +172,7 @@ def open_for(subcommand: str, path: str, file: Path | None) -> dict[str, Any]:
     stored, where = open_checkpoint(file or Path(path), named=path), f"checkpoint '{path}'"
     # LightningCLI builds the network that the checkpoint names, so it is checked before the parser imports it.
     if "_class_path" in stored["hyper_parameters"] or CLASS_KEY in stored:
-        network_of(stored, where, current() or Trust())
+        network_of(stored, where, current() or Trust(), L.LightningModule)
     if subcommand == "fit":
         check_training_state(stored, where)
     return stored

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import lightning as L
 import torch
@@ -17,8 +18,13 @@ TRAINING_FIGURES = ("train/loss", "train/accuracy")
 VALIDATION_FIGURES = ("val/loss", "val/accuracy")
 
 
-def check_sizes(model: ImageClassifier, data: ImageDataModule) -> None:
-    """Raise UserError unless the network accepts images of every size that the training will use."""
+def check_sizes(model: L.LightningModule, data: L.LightningDataModule) -> None:
+    """Raise UserError unless the network accepts images of every size that the training will use.
+
+    Modules of another kind than those of this package are not checked, since they do not say what they take.
+    """
+    if not (isinstance(model, ImageClassifier) and isinstance(data, ImageDataModule)):
+        return
     training = model.training
     for size in dict.fromkeys(data.sizes):
         images = torch.zeros(1, data.in_channels, size, size)
@@ -38,7 +44,7 @@ def check_sizes(model: ImageClassifier, data: ImageDataModule) -> None:
 
 
 def check_monitors(
-    callbacks: Sequence[L.Callback], model: ImageClassifier, data: ImageDataModule, validates: bool
+    callbacks: Sequence[L.Callback], model: L.LightningModule, data: L.LightningDataModule, validates: bool
 ) -> None:
     """Raise UserError if a callback waits for a figure that the training does not have.
 
@@ -54,6 +60,8 @@ def check_monitors(
     # Code of the user's may log figures of its own, which only it knows.
     classes = [type(model), *map(type, callbacks)]
     if not all(cls.__module__.startswith(("cnnbench.", "lightning.")) for cls in classes):
+        return
+    if not (isinstance(model, ImageClassifier) and isinstance(data, ImageDataModule)):
         return
     validates = validates and len(data.val_dataloader()) > 0
     for callback in callbacks:
@@ -71,3 +79,15 @@ def check_monitors(
                 f"{name} monitors {figure}, but nothing is validated; set data.val_fraction and limit_val_batches "
                 f"above 0, or monitor {TRAINING_FIGURES[0]}"
             )
+
+
+def check_tested(config: Any, data: Any) -> None:
+    """Raise UserError if `fit` is to test the best weights and will have none.
+
+    Args:
+        config: Options of `fit`.
+        data: Data of the training.
+    """
+    has_best = config.trainer.enable_checkpointing is not False and getattr(data, "val_fraction", 1) > 0
+    if config.test == "best" and not has_best:
+        raise UserError("--test best needs checkpoints and a validation split; take --test last")

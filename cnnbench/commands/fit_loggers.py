@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -22,7 +23,9 @@ def logger_of(word: str, folder: Path) -> list[Logger]:
 
     Args:
         word: One of `LOGGERS`.
-        folder: Run folder, into which the logger writes.
+        folder: Run folder ``OUT/<network>-<data>/<time>``.
+
+    TensorBoard writes into the run folder, and MLflow into ``OUT/mlflow.db`` unless ``MLFLOW_TRACKING_URI`` says where.
 
     Raises:
         UserError: The package of the logger is not installed.
@@ -35,4 +38,8 @@ def logger_of(word: str, folder: Path) -> list[Logger]:
     if word == "tensorboard":
         # An empty name and version make that the run folder.
         return [TensorBoardLogger(save_dir=folder, name="", version="")]
-    return [MLFlowLogger(experiment_name=folder.parent.name, run_name=folder.name, save_dir=str(folder / "mlruns"))]
+    # One database for all runs of a folder, since MLflow compares runs. Its stores of plain files are given up.
+    runs = folder.parents[1].resolve()
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs / 'mlflow.db'}"
+    experiment, artifacts = folder.parent.name, str(runs / "mlruns")
+    return [MLFlowLogger(experiment, run_name=folder.name, tracking_uri=uri, artifact_location=artifacts)]

@@ -1,10 +1,10 @@
-"""The record of a training or a test by ``cnnbench fit`` and ``cnnbench test``, of the same kind as in `bench`."""
+"""The record of a training or a test by ``cnnbench fit`` and ``cnnbench test``, like the records of `bench`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,101 +25,195 @@ from cnnbench.schemas import check_record
 from cnnbench.training.classifier import ImageClassifier
 
 Tested = Literal["last", "best", "none"]
+"""Weights that `fit` tests at its end."""
 
 
-def training_record(
-    trainer: L.Trainer,
-    model: ImageClassifier,
-    data: ImageDataModule,
-    history: TrainingHistory,
-    seed: int,
-    weights: Path | None,
-    options: Mapping[str, Any],
-) -> Record:
-    """Return the record of a training, without its test.
+@dataclass
+class Recording:
+    """What the records of a run are made from.
 
-    Args:
-        trainer: Trainer that ran the training.
-        model: Network that was trained.
-        data: Data that it was trained on.
-        history: Callback that followed the training.
-        seed: Seed of initialisation and training.
-        weights: Checkpoint with the weights that will be tested; None if none was written.
-        options: Further settings for the entry ``config`` of the record.
-
-    Raises:
-        UserError: The training goes on from a checkpoint that does not say how many images it saw.
+    Attributes:
+        trainer: Trainer of the run, whose folder the records are written into.
+        model: Network.
+        data: Data of the network.
+        say: Function that prints a line.
     """
-    training = history.facts(trainer, model, data.describe())
-    if weights is not None:
-        training |= weights_facts(weights, Path(trainer.default_root_dir))
-    return _record(trainer, model, data, seed, _settings(trainer, model, data) | dict(options), training)
+
+    trainer: L.Trainer
+    model: ImageClassifier
+    data: ImageDataModule
+    say: Callable[[str], None]
+
+    @classmethod
+    def of(cls, trainer: L.Trainer, model: Any, data: Any, say: Callable[[str], None]) -> Recording | _NoRecording:
+        """Return the recording of a run; one without effect for modules of other kinds, which count no confusions."""
+        if isinstance(model, ImageClassifier) and isinstance(data, ImageDataModule):
+            return cls(trainer, model, data, say)
+        return _NoRecording()
+
+    @property
+    def folder(self) -> Path:
+        """Return the run folder."""
+        return Path(self.trainer.default_root_dir)
+
+    def of_training(
+        self, history: TrainingHistory, seed: int | bool, asked: Tested, last: Path | None, choices: str
+    ) -> Record | None:
+        """Test the network after its training, and write the record of both; a line says why there is none.
+
+        Args:
+            history: Callback that followed the training.
+            seed: Seed of initialisation and training; False if there is none.
+            asked: Weights to test.
+            last: Path of the checkpoint of the last step; None if the run keeps none.
+            choices: Words on the number format and the memory format.
+
+        Returns:
+            The record; None if there is none, and in all processes but the first.
+        """
+        if seed is False:
+            self.say("no record: seed_everything is false, and a record names its seed")
+            return None
+        weights, tested = self._weights(asked, last)
+        try:
+            training = history.facts(self.trainer, self.model, self.data.describe())
+            if weights is not None:
+                training |= weights_facts(weights, self.folder)
+            config = self._settings() | {"precision_reason": choices, "tested": tested}
+            record = self._record(seed, config, training)
+            if asked != "none":
+                path = str(weights) if tested == "best" else None
+                self.trainer.test(self.model, datamodule=self.data, ckpt_path=path, verbose=False)
+                record = self._with_test(record)
+        except UserError as error:
+            self.say(f"no record: {error}")
+            return None
+        return self._write(record)
+
+    def of_test(self, checkpoint: Path, seed: int | bool) -> Record | None:
+        """Write the record of the test that the Trainer has run; a line says why there is none.
+
+        Args:
+            checkpoint: Checkpoint that was tested. If a record beside it describes its weights, the record of the test
+                has the facts about their training too.
+            seed: Seed of the command, for a network whose training has no record; False if there is none.
+
+        Returns:
+            The record; None if there is none, and in all processes but the first.
+
+        Raises:
+            UserError: A record beside the checkpoint is damaged.
+        """
+        before = record_of_weights(checkpoint)
+        config: dict[str, Any] = self._settings()
+        training: dict[str, Any] = {}
+        # With other data, such as another split, the facts about the training would contradict those about the data.
+        if before is not None and before.data == self.data.describe():
+            config, training, seed = before.config | {"precision": config["precision"]}, before.training, before.seed
+        elif seed is False:
+            self.say("no record: seed_everything is false, and a record names its seed")
+            return None
+        try:
+            record = self._with_test(self._record(seed, config | {"command": "test"}, training))
+        except UserError as error:
+            self.say(f"no record: {error}")
+            return None
+        return self._write(record)
+
+    def _weights(self, asked: Tested, last: Path | None) -> tuple[Path | None, Literal["last", "best"]]:
+        """Return the checkpoint with the weights to test, or None if there is none, and which weights they are."""
+        if asked == "best":
+            best = Path(getattr(self.trainer.checkpoint_callback, "best_model_path", ""))
+            if best.is_file():
+                return best, "best"
+            self.say("no best checkpoint was written, so the weights of the last step are tested")
+        return (last if last is not None and last.is_file() else None), "last"
+
+    def _record(self, seed: int, config: dict[str, Any], training: dict[str, Any]) -> Record:
+        """Return a record of the network with its parameters and multiply-adds."""
+        data, device = self.data, self.trainer.strategy.root_device
+        name, shape = name_of(self.model), (data.in_channels, data.image_size, data.image_size)
+        subject = Subject(name, self.model, shape, data, str(device), str(self.trainer.precision))
+        taken = take_all(("complexity",), subject, trained=False)
+        return Record(
+            model=name,
+            data=data.describe(),
+            seed=seed,
+            status="ok",
+            config=config,
+            environment=run_environment(device),
+            measures=dict(taken.figures),
+            skipped=dict(taken.skipped),
+            training=training,
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the settings of the run for its record."""
+        trainer, facts = self.trainer, self.data.describe()
+        timer = next((c for c in trainer.callbacks if isinstance(c, Timer)), None)  # type: ignore[attr-defined]
+        seconds = math.inf
+        if timer is not None:
+            seconds = timer.time_elapsed() + (timer.time_remaining() or 0.0)
+        # Lightning has -1 and None for no limit.
+        epochs, steps = trainer.max_epochs or -1, trainer.max_steps
+        return {
+            "command": "fit",
+            "budget_s": round(seconds, 3) if math.isfinite(seconds) else None,
+            "epochs": epochs if epochs > 0 else None,
+            "max_steps": steps if steps > 0 else None,
+            "device": str(trainer.strategy.root_device),
+            "precision": str(trainer.precision),
+            "batch_size": facts["batch_size"],
+            "images_per_step": facts["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches,
+            "eval_batch_size": min(self.data.eval_batch_size, facts["test_images"]),
+            "memory_format": str(self.model.memory_format).removeprefix("torch."),
+            "macs_convention": CONVENTION,
+        }
+
+    def _with_test(self, record: Record) -> Record:
+        """Return a record with the outcome of the last test of the network.
+
+        Raises:
+            UserError: The test saw a part of the test set only, whose accuracy would not compare with others.
+        """
+        matrix = self.model.confusion_counts("test")
+        seen, images = sum(map(sum, matrix)), record.data["test_images"]
+        if seen != images:
+            raise UserError(f"the test saw {seen:,} of {images:,} images")
+        found = accuracy(matrix)
+        low, high = found["test_accuracy_low"], found["test_accuracy_high"]
+        words = f"{found['test_accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})"
+        self.say(f"test accuracy {words}, {images:,} images")
+        return replace(record, confusion_matrix=matrix, measures={**record.measures, **found})
+
+    def _write(self, record: Record) -> Record | None:
+        """Write a record into the run folder, with the predicted classes of its test, and print its path.
+
+        Raises:
+            UserError: The record contradicts itself, or a file cannot be written.
+        """
+        if not self.trainer.is_global_zero:
+            return None
+        check_record(asdict(record), "the record of this run")
+        path = self.folder / "records" / f"{record.key}.json"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_record(path, record)
+            # With several processes, each knows the answers to its own images only.
+            if record.confusion_matrix is not None and self.trainer.world_size == 1:
+                predictions = self.folder / "predictions" / f"{record.key}.npz"
+                write_predictions(predictions, self.model.test_predictions(), record.data["num_classes"])
+        except OSError as error:
+            raise UserError(f"record '{path}' cannot be written: {reason(error)}") from error
+        self.say(f"record:     {path}")
+        return record
 
 
-def _record(
-    trainer: L.Trainer,
-    model: ImageClassifier,
-    data: ImageDataModule,
-    seed: int,
-    config: dict[str, Any],
-    training: dict[str, Any],
-) -> Record:
-    """Return a record of a network with its parameters and multiply-adds."""
-    device = trainer.strategy.root_device
-    name, shape = name_of(model), (data.in_channels, data.image_size, data.image_size)
-    taken = take_all(("complexity",), Subject(name, model, shape, data, str(device), str(trainer.precision)), False)
-    return Record(
-        model=name,
-        data=data.describe(),
-        seed=seed,
-        status="ok",
-        config=config,
-        environment=run_environment(device),
-        measures=dict(taken.figures),
-        skipped=dict(taken.skipped),
-        training=training,
-    )
+class _NoRecording:
+    """Recording of a run whose network or data are of a kind that the package cannot describe."""
 
-
-def _settings(trainer: L.Trainer, model: ImageClassifier, data: ImageDataModule) -> dict[str, Any]:
-    """Return the settings of a training for its record."""
-    facts = data.describe()
-    timer = next((c for c in trainer.callbacks if isinstance(c, Timer)), None)  # type: ignore[attr-defined]
-    seconds = math.inf
-    if timer is not None:
-        seconds = timer.time_elapsed() + (timer.time_remaining() or 0.0)
-    # Lightning has -1 and None for no limit.
-    epochs, steps = trainer.max_epochs or -1, trainer.max_steps
-    return {
-        "command": "fit",
-        "budget_s": round(seconds, 3) if math.isfinite(seconds) else None,
-        "epochs": epochs if epochs > 0 else None,
-        "max_steps": steps if steps > 0 else None,
-        "device": str(trainer.strategy.root_device),
-        "precision": str(trainer.precision),
-        "batch_size": facts["batch_size"],
-        "images_per_step": facts["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches,
-        "eval_batch_size": min(data.eval_batch_size, facts["test_images"]),
-        "memory_format": str(model.memory_format).removeprefix("torch."),
-        "macs_convention": CONVENTION,
-    }
-
-
-def with_test(record: Record, model: ImageClassifier) -> Record:
-    """Return a record with the outcome of the last test of its network.
-
-    Args:
-        record: Record of the training.
-        model: Network that was tested.
-
-    Raises:
-        UserError: The test saw a part of the test set only, whose accuracy would not compare with others.
-    """
-    matrix = model.confusion_counts("test")
-    seen, images = sum(map(sum, matrix)), record.data["test_images"]
-    if seen != images:
-        raise UserError(f"the test saw {seen:,} of {images:,} images")
-    return replace(record, confusion_matrix=matrix, measures={**record.measures, **accuracy(matrix)})
+    def of_training(self, *_: Any) -> None: ...
+    def of_test(self, *_: Any) -> None: ...
 
 
 def record_of_weights(checkpoint: Path) -> Record | None:
@@ -141,58 +235,3 @@ def record_of_weights(checkpoint: Path) -> Record | None:
         if {key: record.training.get(key) for key in found} == found:
             return record
     return None
-
-
-def tested_record(
-    trainer: L.Trainer, model: ImageClassifier, data: ImageDataModule, seed: int, before: Record | None
-) -> Record:
-    """Return the record of a test of a checkpoint.
-
-    Args:
-        trainer: Trainer that ran the test.
-        model: Network that was tested.
-        data: Data that it was tested on.
-        seed: Seed of this command, for a network whose training has no record.
-        before: Record of its training; None if there is none.
-
-    Raises:
-        UserError: The test saw a part of the test set only.
-    """
-    config: dict[str, Any] = _settings(trainer, model, data)
-    training: dict[str, Any] = {}
-    # With other data, such as another split, the facts about the training would contradict those about the data.
-    if before is not None and before.data == data.describe():
-        config, training, seed = before.config | {"precision": config["precision"]}, before.training, before.seed
-    return with_test(_record(trainer, model, data, seed, config | {"command": "test"}, training), model)
-
-
-def write(record: Record, model: ImageClassifier, folder: Path) -> Path:
-    """Write a record into a run folder, with the predicted classes of its test; return the path of the record.
-
-    Args:
-        record: Record to write.
-        model: Network that was tested, if the record has a test.
-        folder: Run folder.
-
-    Raises:
-        UserError: The record contradicts itself, or a file cannot be written.
-    """
-    check_record(asdict(record), "the record of this run")
-    path = folder / "records" / f"{record.key}.json"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_record(path, record)
-        if record.confusion_matrix is not None and model.trainer.world_size == 1:
-            predictions = folder / "predictions" / f"{record.key}.npz"
-            write_predictions(predictions, model.test_predictions(), record.data["num_classes"])
-    except OSError as error:
-        raise UserError(f"record '{path}' cannot be written: {reason(error)}") from error
-    return path
-
-
-def test_words(record: Record) -> str:
-    """Return the accuracy of a tested network in words, with its interval."""
-    found = record.measures
-    low, high = found["test_accuracy_low"], found["test_accuracy_high"]
-    images = record.data["test_images"]
-    return f"test accuracy {found['test_accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), {images:,} images"

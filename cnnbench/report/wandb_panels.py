@@ -103,7 +103,10 @@ def log_record(run: Any, record: Record) -> None:
     run.summary.update({key: record.measures[key] for key in figures() if key in record.measures})
     # Lists and tables, such as the learning curve, are no values of a summary.
     run.summary.update({k: v for k, v in record.training.items() if not isinstance(v, (dict, list))})
-    run.summary.update(best_values(record.training.get("curve", ())))
+    for name, value in best_values(record.training.get("curve", ())).items():
+        # The points of a training that was followed are there already, with all their digits.
+        if run.summary.get(name) is None:
+            run.summary[name] = value
     run.summary.update({"status": record.status, "reason": record.reason, "synthetic": record.data["synthetic"]})
     artifact = wandb.Artifact(f"record-{run.id}", type="record")
     with artifact.new_file("record.jsonl", encoding="utf-8") as file:

@@ -24,16 +24,17 @@ class SaveConfig(SaveConfigCallback):
 
     Args:
         choices: Settings that were chosen for the user, and the reasons; they become the first line of the file.
+        linked: Whether the data decides arguments of the network, which are then left out.
     """
 
-    def __init__(self, *arguments: Any, choices: str = "", **options: Any) -> None:
+    def __init__(self, *arguments: Any, choices: str = "", linked: bool = True, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.choices = choices
+        self.choices, self.linked = choices, linked
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         config = self.config.clone()
         config.pop(OPTION.strip("-"), None)  # only the command line may set it, never a file
-        text = self.parser.dump(config, skip_unset=False)
+        text = self.parser.dump(config, skip_unset=False, skip_link_targets=self.linked)
         path = Path(trainer.default_root_dir) / "config.yaml"
         write_text(path, f"# {self.choices}\n{text}" if self.choices else text)
         for logger in trainer.loggers:

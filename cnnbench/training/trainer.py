@@ -45,6 +45,7 @@ _NOT_ABOUT_THE_RUN = (
     "callbacks used to create the checkpoint need to be provided",
     "`training_step` returned `None`",
     "your dataloader is not resumable",
+    "Total length of `list` across ranks is zero",
     # Without validation there is no best checkpoint, and the last one is named.
     "monitor='val/accuracy'.* could not find the monitored key",
     "Experiment logs directory",

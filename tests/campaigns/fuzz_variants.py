@@ -36,7 +36,7 @@ def _class_path(name: str, /, **options: Any) -> Callable[[dict[str, Any]], None
     return change
 
 
-def _network(name: Any, **options: Any) -> Callable[[dict[str, Any]], None]:
+def _network(name: Any, /, **options: Any) -> Callable[[dict[str, Any]], None]:
     """Return a change that names the network as a checkpoint of Lightning's Trainer does."""
 
     def change(stored: dict[str, Any]) -> None:

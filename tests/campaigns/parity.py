@@ -55,6 +55,44 @@ class Images(Synthetic):
     """Own images."""
 
 
+class Plain(BoringModel):
+    pass
+
+
+class PlainData(BoringDataModule):
+    pass
+
+
+class Boring(BoringModel):
+    def __init__(self, width: int = 2):
+        super().__init__()
+        self.save_hyperparameters()
+        self.more = nn.Linear(width, width)
+
+
+class OnImages(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3 * 32 * 32, 10)
+
+    def training_step(self, batch):
+        return nn.functional.cross_entropy(self.layer(batch[0].flatten(1)), batch[1])
+
+    def validation_step(self, batch):
+        self.log("val_loss", self.training_step(batch))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Tensors(L.LightningDataModule):
+    def train_dataloader(self):
+        images = torch.utils.data.TensorDataset(torch.zeros(32, 3, 32, 32), torch.zeros(32, dtype=torch.long))
+        return torch.utils.data.DataLoader(images, batch_size=8)
+
+    val_dataloader = train_dataloader
+
+
 class Spy(L.Callback):
     def on_train_epoch_end(self, trainer, module):
         print(f"spy: epoch {trainer.current_epoch}")
@@ -222,6 +260,7 @@ class Row:
         open: Finding, if the row does not do yet what it should.
         slow: Whether only ``make test-slow`` runs it.
         needs: Package that the row needs beside those of cnnbench.
+        without: Package that must not be installed, as the row is about its absence.
     """
 
     name: str
@@ -231,6 +270,7 @@ class Row:
     open: str = ""
     slow: bool = False
     needs: str = ""
+    without: str = ""
 
 
 def _row(name: str, line: str | tuple[str, ...], *checks: Check, **facts: Any) -> Row:
@@ -252,7 +292,11 @@ WORKS = (
         same_text("printed-1.txt", "printed-2.txt"),
     ),
     _row(
-        "print_config=skip_null", f"{ONE} --print_config=skip_null", says("max_epochs: 1"), says(r"^(?s:(?!null).)*$")
+        "print_config=skip_null",
+        f"{ONE} --print_config=skip_null",
+        says("max_epochs: 1"),
+        says(r"^(?s:(?!null).)*$"),
+        slow=True,
     ),
     _row(
         "several --config: later wins, and they merge",
@@ -261,19 +305,21 @@ WORKS = (
         config(model__init_args__learning_rate=0.02, model__init_args__warmup=0.5),
     ),
     _row("--trainer FILE", f"{FIT} --trainer trainer.yaml", steps(6)),
-    _row("--data FILE", f"fit --model LeNet5 --data data.yaml --trainer.max_epochs 1 {TRAINER}", steps(2)),
+    _row("--data FILE", f"fit --model LeNet5 --data data.yaml --trainer.max_epochs 1 {TRAINER}", steps(2), slow=True),
     _row(
         "class_path and init_args, typed",
         f"fit --model.class_path SimpleCNN --model.init_args.head gap --data.class_path Synthetic "
         f"{SMALL.removeprefix('--data Synthetic')} --trainer.max_epochs 1",
         steps(STEPS),
         config(model__init_args__head="gap"),
+        slow=True,
     ),
     _row(
         "another class over a configuration",
         "fit --config base.yaml --model SimpleCNN $S",
         steps(6),
         config(model__class_path="cnnbench.SimpleCNN"),
+        slow=True,
     ),
     _row(
         "--model FILE (L8)",
@@ -302,7 +348,13 @@ WORKS = (
         config(model__init_args__head="gap", data__init_args__batch_size=20),
     ),
     # Loggers and callbacks
-    _row("--trainer.logger csv", f"{ONE} --trainer.logger csv", steps(STEPS), files("results/runs/*/*/metrics.csv")),
+    _row(
+        "--trainer.logger csv",
+        f"{ONE} --trainer.logger csv",
+        steps(STEPS),
+        files("results/runs/*/*/metrics.csv"),
+        slow=True,
+    ),
     _row(
         "--trainer.logger tensorboard",
         f"{ONE} --trainer.logger tensorboard",
@@ -315,7 +367,7 @@ WORKS = (
         "--trainer.logger mlflow",
         f"{ONE} --trainer.logger mlflow",
         steps(STEPS),
-        files("results/runs/*/*/mlruns"),
+        files("results/runs/mlflow.db"),
         needs="mlflow",
         slow=True,
     ),
@@ -369,8 +421,10 @@ WORKS = (
         f'{ONE} --trainer.logger \'[{{"class_path": "CSVLogger", "init_args": {{"save_dir": "a"}}}}]\'',
         steps(STEPS),
         files("a/lightning_logs/version_0/metrics.csv"),
+        slow=True,
     ),
-    _row("no logger", f"{ONE} --trainer.logger false", steps(STEPS), files("results/**/metrics.csv", 0)),
+    _row("no validation", f"{ONE} --data.val_fraction 0", steps(6), says("test it: .*last.ckpt"), only_own_lines()),
+    _row("no logger", f"{ONE} --trainer.logger false", steps(STEPS), files("results/**/metrics.csv", 0), slow=True),
     _row(
         "EarlyStopping",
         f"{FIT} --trainer.max_epochs 9 --trainer.callbacks EarlyStopping --trainer.callbacks.monitor val/loss "
@@ -390,6 +444,7 @@ WORKS = (
         f"{FIT} --trainer.max_epochs 1 --checkpoint.every_n_train_steps 2 --checkpoint.save_top_k=-1 "
         "--checkpoint.monitor null --checkpoint.filename '{step}'",
         files("results/runs/*/*/checkpoints/[24].ckpt", 2),
+        slow=True,
     ),
     _row(
         "EMAWeightAveraging",
@@ -400,6 +455,7 @@ WORKS = (
         "StochasticWeightAveraging",
         f"{FIT} --trainer.max_epochs 3 --trainer.callbacks StochasticWeightAveraging --trainer.callbacks.swa_lrs 1e-4",
         steps(3 * STEPS),
+        slow=True,
     ),
     _row(
         "GradientAccumulationScheduler",
@@ -419,11 +475,11 @@ WORKS = (
     _row(
         "64-true", f"{ONE} --trainer.precision 64-true", steps(STEPS), config(trainer__precision="64-true"), slow=True
     ),
-    _row("bf16-true", f"{ONE} --trainer.precision bf16-true", steps(STEPS)),
+    _row("bf16-true", f"{ONE} --trainer.precision bf16-true", steps(STEPS), slow=True),
     _row("bf16-mixed", f"{ONE} --trainer.precision bf16-mixed", steps(STEPS), slow=True),
     _row("max_steps", f"{FIT} --trainer.max_steps 7", steps(7), evaluations(1)),
-    _row("max_time with max_epochs", f"{ONE} --trainer.max_time 00:00:10:00", steps(STEPS)),
-    _row("limit_train_batches", f"{FIT} --trainer.max_epochs 2 --trainer.limit_train_batches 2", steps(4)),
+    _row("max_time with max_epochs", f"{ONE} --trainer.max_time 00:00:10:00", steps(STEPS), slow=True),
+    _row("limit_train_batches", f"{FIT} --trainer.max_epochs 2 --trainer.limit_train_batches 2", steps(4), slow=True),
     _row("overfit_batches", f"{FIT} --trainer.max_epochs 2 --trainer.overfit_batches 2", steps(4)),
     _row("val_check_interval", f"{ONE} --trainer.val_check_interval 2", steps(STEPS), evaluations(2)),
     _row("val_check_interval, a share", f"{ONE} --trainer.val_check_interval 0.4", evaluations(2), slow=True),
@@ -432,6 +488,7 @@ WORKS = (
         f"{FIT} --trainer.max_epochs 4 --trainer.check_val_every_n_epoch 2",
         steps(4 * STEPS),
         evaluations(2),
+        slow=True,
     ),
     _row("num_sanity_val_steps", f"{ONE} --trainer.num_sanity_val_steps 1", steps(STEPS), slow=True),
     _row(
@@ -468,6 +525,40 @@ WORKS = (
         "a data set of the user's",
         f"fit --model LeNet5 --data mine.Images {SMALL.removeprefix('--data Synthetic')} --trainer.max_epochs 1",
         steps(STEPS),
+        slow=True,
+    ),
+    _row(
+        "modules of Lightning's own kind (L10)",
+        (
+            "fit --model mine.Plain --data mine.PlainData $T --trainer.max_epochs 1 --trainer.limit_train_batches 3",
+            "validate --model mine.Plain --data mine.PlainData $T --ckpt_path last",
+            "test --model mine.Plain --data mine.PlainData $T --ckpt_path last",
+            "predict --model mine.Plain --data mine.PlainData $T --ckpt_path last",
+            "fit --ckpt_path last --trust mine $T --trainer.max_epochs 2",
+        ),
+        steps(3 * 2),
+        files("results/runs/Plain-PlainData/*/predictions.pt"),
+    ),
+    _row(
+        "a module of Lightning's own kind that saves its arguments (L10)",
+        (
+            "fit --model mine.Boring --model.width 5 --data mine.PlainData $T --trainer.max_steps 2",
+            "test --ckpt_path last --trust mine $T",
+        ),
+        config(model__class_path="mine.Boring", model__init_args__width=5),
+        slow=True,
+    ),
+    _row(
+        "a module of Lightning's own kind on our data (L10)",
+        "fit --model mine.OnImages $S --trainer.max_steps 2",
+        steps(2),
+        files("results/runs/*/*/checkpoints/last.ckpt"),
+    ),
+    _row(
+        "our network on data of Lightning's own kind (L10)",
+        "fit --model LeNet5 --model.num_classes 3 --data mine.Tensors $T --trainer.max_epochs 1",
+        steps(4),
+        config(model__init_args__num_classes=3),
     ),
     _row("timm", "fit --model timm:resnet10t $S --trainer.max_steps 1", steps(1), slow=True, needs="timm"),
     # Checkpoints
@@ -523,14 +614,24 @@ REFUSED = (
     _row("a figure that there is not (L11)", f"{ONE} --checkpoint.monitor val/acc",
          refused="unknown figure that BestCheckpoint monitors: 'val/acc'; did you mean 'val/accuracy'?"),
     _row("overfit_batches as a small share (L11)", f"{ONE} --trainer.overfit_batches 0.1",
-         refused="You requested to check 0.1 of the"),
+         refused="You requested to check 0.1 of the", slow=True),
     _row("LBFGS on weights with the channels last (L11)", f"{ONE} --model.optimizer LBFGS",
          refused="add --model.channels_last false"),
     _row("ModelPruning on weights with the channels last (L11)",
          f"{ONE} --trainer.callbacks ModelPruning --trainer.callbacks.pruning_fn l1_unstructured",
-         refused="add --model.channels_last false"),
+         refused="add --model.channels_last false", slow=True),
     _row("transformer-engine, which is not installed (L11)", f"{ONE} --trainer.precision transformer-engine",
          refused="install that package, or leave out the option that needs it"),
+    _row("no end of a training on data of another kind (L10)",
+         "fit --model mine.Plain --data mine.PlainData $T",
+         refused="the training has no end; set --trainer.max_epochs", slow=True),
+    _row("what our data decides, with data of the user's (L10)",
+         "fit --model LeNet5 --model.num_classes 3 --data mine.Images $T --trainer.max_epochs 1",
+         refused="--model.num_classes is decided by the data"),
+    _row("a logger whose package is missing", f"{ONE} --trainer.logger tensorboard", without="tensorboard",
+         refused="--trainer.logger tensorboard needs the package tensorboard: pip install tensorboard"),
+    _row("a callback whose package is missing (L11)", f"{ONE} --trainer.callbacks DeviceStatsMonitor",
+         without="psutil", refused="install that package, or leave out the option that needs it", slow=True),
     _row("default_root_dir (X3)", f"{ONE} --trainer.default_root_dir elsewhere", refused="with --out"),
     _row("data of several sizes (L11)", f"{ONE} --data.sizes '[32, 40]'", refused="data.sizes 40: LeNet5"),
 )  # fmt: skip
@@ -565,7 +666,8 @@ class Result:
 def run_rows(rows: Sequence[Row], base: Path) -> Iterator[Result]:
     """Run rows one after the other, each in a folder of its own below `base`, and yield their verdicts."""
     for number, row in enumerate(rows):
-        if row.needs and importlib.util.find_spec(row.needs) is None:
+        missing = row.needs and importlib.util.find_spec(row.needs) is None
+        if missing or (row.without and importlib.util.find_spec(row.without) is not None):
             continue
         folder = base / f"row-{number}"
         folder.mkdir()
