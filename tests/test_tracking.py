@@ -240,7 +240,7 @@ def test_best_values_are_the_smallest_loss_and_the_largest_of_the_rest() -> None
 # What goes wrong
 
 
-@pytest.mark.parametrize("mode", ["dies", "revokes", "closed", "hangs"])
+@pytest.mark.parametrize("mode", ["dies", "revokes", "hangs", pytest.param("closed", marks=pytest.mark.slow)])
 def test_a_server_that_goes_away_costs_a_line_and_what_is_left_is_uploaded_later(
     mode: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -269,6 +269,7 @@ def test_a_server_that_goes_away_costs_a_line_and_what_is_left_is_uploaded_later
             assert run.exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_slow_server_only_takes_longer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     with serving("slow") as server:
         _log_in(monkeypatch, server.url)
@@ -421,6 +422,7 @@ def test_an_interrupted_cell_continues_its_run_and_a_repeated_one_has_another(st
     assert len(stub.named("comparison").history) == 2
 
 
+@pytest.mark.slow
 def test_a_killed_command_leaves_no_process_behind(stub: Stub) -> None:
     code = (
         "import os, sys, time\n"
@@ -466,34 +468,64 @@ def _mentioning(words: str) -> list[str]:
 
 # Sweeps
 
+SWEEPS = sorted((ROOT / "experiments" / "sweeps").glob("*.yaml"))
 
-@pytest.mark.parametrize("file", sorted((ROOT / "experiments" / "sweeps").glob("*.yaml")), ids=lambda f: f.stem)
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda f: f.stem)
+def test_fit_takes_the_arguments_of_a_sweep(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The words are those that W&B's agent makes of the first and the last values."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+    from cnnbench.commands import fit
+
+    sweep = yaml.safe_load(file.read_text())
+    built: list[Any] = []
+    monkeypatch.setattr(fit.CLI, "instantiate_trainer", lambda self, **_: None)  # it reads the data
+    monkeypatch.setattr(fit.CLI, "_run_subcommand", lambda self, name: built.append(self))
+    for last in (False, True):
+        values = {name: _some_value(facts, last) for name, facts in sweep["parameters"].items()}
+        arguments = {name: {"value": value} for name, value in values.items()}
+        words = create_sweep_command_args({"args": arguments, "program": ""})["args"]
+        options = [word for word in sweep["command"] if word.startswith("--") and not word.startswith("--wandb")]
+        assert main(["fit", *options, *words, "--trainer.accelerator=cpu"]) == 0
+        model, data = built[-1].model, built[-1].datamodule
+        assert type(data).__name__ == "CIFAR10"
+        assert type(model).__name__ == values.get("model", "SimpleCNN")
+        assert model.learning_rate == values.get("model.learning_rate", model.learning_rate)
+        assert data.hparams["batch_size"] == values.get("data.batch_size", data.hparams["batch_size"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda f: f.stem)
 def test_an_agent_runs_the_trials_of_a_sweep(file: Path, stub: Stub) -> None:
     sweep = yaml.safe_load(file.read_text())
     # Small images in the place of CIFAR-10, and one epoch.
-    small = ["--data.train_images=100", "--data.test_images=20", "--trainer.accelerator=cpu"]
+    small = ["--data.train_images=200", "--data.test_images=20", "--trainer.accelerator=cpu"]
     command = [word.replace("CIFAR10", "Synthetic") for word in sweep["command"]]
     command = ["--trainer.max_epochs=1" if "max_epochs" in word else word for word in command]
     at = command.index("--data=Synthetic") + 1
     stub.sweep = sweep | {"command": [*command[:at], *small, *command[at:]]}
-    firsts = {name: _some_value(facts) for name, facts in sweep["parameters"].items()}
-    stub.queue = [firsts]
+    trials = [{name: _some_value(facts, last) for name, facts in sweep["parameters"].items()} for last in (False, True)]
+    trials[1].pop("model", None)  # the last network is a large one
+    trials[1] = trials[0] | trials[1]
+    stub.queue = [dict(trial) for trial in trials]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    agent = [sys.executable, "-m", "wandb", "agent", "--count=1", f"{ENTITY}/cnnbench/s1"]
-    done = subprocess.run(agent, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    agent = [sys.executable, "-m", "wandb", "agent", "--count=2", f"{ENTITY}/cnnbench/s1"]
+    done = subprocess.run(agent, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert stub.runs, done.stderr
-    ((name, run),) = stub.runs.items()
-    assert name.startswith("trial"), done.stderr
-    assert run.exit_code == 0
-    assert run.properties["sweep"] == "s1"
-    assert run.summary[sweep["metric"]["name"]] >= 0
-    for key, value in firsts.items():
-        assert run.settings[key] == value
+    assert len(stub.runs) == 2, done.stderr
+    for (name, run), trial in zip(stub.runs.items(), trials, strict=True):
+        assert name.startswith("trial")
+        assert run.exit_code == 0
+        assert run.properties["sweep"] == "s1"
+        assert run.summary[sweep["metric"]["name"]] >= 0
+        for key, value in trial.items():
+            assert run.settings[key] == value
 
 
-def _some_value(facts: dict[str, Any]) -> Any:
-    return facts["values"][0] if "values" in facts else facts["min"]
+def _some_value(facts: dict[str, Any], last: bool) -> Any:
+    values = facts.get("values") or [facts["min"], facts["max"]]
+    return values[-1] if last else values[0]
 
 
 def test_the_record_of_a_run_is_a_record(stub: Stub) -> None:

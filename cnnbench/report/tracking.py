@@ -273,6 +273,8 @@ class Tracker:
         self.attempt(lambda: self._open(logged, job_type, config))
 
     def _open(self, logged: Logged, job_type: str, config: Mapping[str, Any]) -> None:
+        # Otherwise the client reports on itself to W&B from here, also about runs that stay on this disk.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         self.state.keep()
