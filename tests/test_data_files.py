@@ -149,7 +149,7 @@ DIGITS = np.zeros((30, 28, 28))
         (TRAIN_IMAGES, b"", "has 0 bytes, less than the 16 of its header"),
         (TRAIN_IMAGES, b"\0\0\x08", "has 3 bytes, less than"),
         (TRAIN_IMAGES, HTML, "begins with 0x3c21444f, not with 0x00000803"),
-        (TRAIN_IMAGES, gzip.compress(_idx(DIGITS)), "begins with 0x1f8b"),
+        (TRAIN_IMAGES, gzip.compress(_idx(DIGITS), mtime=0), "begins with 0x1f8b"),
         (TRAIN_IMAGES, _idx(np.zeros(30)), "begins with 0x00000801, not with 0x00000803"),
         (TRAIN_IMAGES, _idx(DIGITS, magic=0x00000D03), "begins with 0x00000d03"),
         (TRAIN_IMAGES, _idx(DIGITS)[:-1], "has 23,535 bytes; 23,536 are due for the 30 images of its header"),
@@ -296,7 +296,7 @@ def test_downloaded_archives_are_unpacked_whole(tmp_path: Path, monkeypatch: pyt
 
     def fetch(urls: list[str], target: Path, md5: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(gzip.compress((origin / target.stem).read_bytes()))
+        target.write_bytes(gzip.compress((origin / target.stem).read_bytes(), mtime=0))
 
     monkeypatch.setattr(sources, "fetch", fetch)
     left = new / "MNIST" / "raw" / ".unpack-train-images-idx3-ubyte.gz-killed"
