@@ -295,7 +295,7 @@ def test_accuracy_by_counts_and_by_seeds() -> None:
 
 def test_accuracies_of_the_same_seeds_are_compared_seed_by_seed() -> None:
     """Seeds move the accuracy by ten points here, and the change by one."""
-    before, after = (0.80, 0.90, 0.85), (0.79, 0.87, 0.83)
+    before, after = (0.80, 0.90, 0.85, 0.82, 0.88), (0.79, 0.87, 0.83, 0.81, 0.86)
 
     def cell(accuracies: tuple[float, ...]) -> list[Record]:
         records = []
@@ -306,19 +306,21 @@ def test_accuracies_of_the_same_seeds_are_compared_seed_by_seed() -> None:
             records.append(record)
         return records
 
-    def verdict(second: list[Record]) -> object:
-        return next(c for c in compare(cell(before), second) if c.figure == "test_accuracy")
+    def verdict(second: list[Record], first: list[Record] | None = None) -> object:
+        return next(c for c in compare(first or cell(before), second) if c.figure == "test_accuracy")
 
     # The order of the records does not matter, and a seed that was repeated counts once.
     expected = scipy_stats.ttest_rel(after, before).confidence_interval(0.95)
     for second in (cell(after), cell(after)[::-1], [*cell(after), *cell(after)[:1]]):
         paired = verdict(second)
         assert (paired.low, paired.high) == pytest.approx((expected.low, expected.high))
-        assert paired.reason == "paired by seed, 3 seeds: Student's t interval of the mean difference"
+        assert paired.reason == "paired by seed, 5 seeds: Student's t interval of the mean difference"
     # With other seeds the spread from seed to seed is in the interval.
     unpaired = verdict([replace(record, seed=record.seed + 1) for record in cell(after)])
     assert unpaired.high - unpaired.low > 2 * (paired.high - paired.low)
     assert unpaired.reason.startswith("not paired, since the seeds differ")
+    few = verdict(cell(after)[:3], cell(before)[:3])
+    assert few.reason == "not paired, since 5 seeds are the fewest for that (3 and 3 seeds): Welch's t interval"
 
 
 def test_a_run_of_several_settings_is_compared_setting_by_setting() -> None:

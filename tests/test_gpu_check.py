@@ -74,7 +74,7 @@ def test_a_stage_that_fails_costs_only_itself(
 def test_a_stage_without_its_packages_fails_before_it_starts(tmp_path: Path) -> None:
     stage = replace(_stage(WRITES), packages=("json", "no_such_module"))
     found = gpu.run_stage(stage, tmp_path, "cuda", 100.0, os.environ)
-    assert (found.status, found.reason) == ("FAIL", "it needs no_such_module, which pip installs")
+    assert (found.status, found.reason) == ("SKIP", "it needs no_such_module, which pip installs")
 
 
 def test_numbers_that_a_stage_owes_are_missed() -> None:
@@ -102,15 +102,48 @@ def test_what_needs_a_gpu_is_skipped_and_said(tmp_path: Path) -> None:
 
 def test_numbers_stand_beside_their_range() -> None:
     outcomes = [Outcome("probes", "PASS", 9.6, {"bf16 TFLOP/s": 788.0, "tf32 TFLOP/s": 55.0, "other": 1.0})]
-    assert list(gpu.lines_of(outcomes, has_ranges=True)) == [
+    on_h200 = gpu.ranges_on(is_h200=True)
+    assert list(gpu.lines_of(outcomes, on_h200)) == [
         "PASS probes 10 s",
         "bf16 TFLOP/s 788 [700, 900] ok",
         "tf32 TFLOP/s 55 [330, 480] OUT",
         "other 1",
     ]
-    assert list(gpu.lines_of(outcomes, has_ranges=False))[1] == "bf16 TFLOP/s 788"
-    assert gpu.out_of_range(outcomes) == ["tf32 TFLOP/s"]
+    assert list(gpu.lines_of(outcomes, gpu.ranges_on(is_h200=False)))[1] == "bf16 TFLOP/s 788"
+    assert gpu.out_of_range(outcomes, on_h200) == ["tf32 TFLOP/s"]
     assert all(r.low <= r.high and r.source for r in gpu.RANGES.values())
+
+
+def test_numbers_that_have_one_right_value_are_judged_on_every_device() -> None:
+    wrong = {"steps after a resume": 20.0, "whitening, difference from the CPU": 0.9, "bf16 TFLOP/s": 1.0}
+    outcomes = [Outcome("probes", "PASS", 1.0, wrong)]
+    anywhere = gpu.ranges_on(is_h200=False)
+    assert gpu.out_of_range(outcomes, anywhere) == ["steps after a resume", "whitening, difference from the CPU"]
+
+
+def test_the_stage_of_tests_runs_every_test_of_a_gpu() -> None:
+    root = Path(__file__).parent.parent
+    (stage,) = [stage for stage in gpu.stages("cuda", root) if stage.name == "tests"]
+    command = [*stage.commands[0], "--collect-only"]
+    # In an environment without torch's tests of this folder, pytest would find others.
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-500:]
+    every = [sys.executable, "-m", "pytest", "tests", "-m", "gpu", "-q", "--collect-only", "-p", "no:xdist"]
+    whole = subprocess.run(every, cwd=root, capture_output=True, text=True, check=False)
+
+    def names(text: str) -> set[str]:
+        return {line.rpartition("/")[2] for line in text.splitlines() if "::" in line}
+
+    assert names(done.stdout) == names(whole.stdout) != set()
+
+
+def test_one_stage_does_not_remove_the_results_of_another(tmp_path: Path) -> None:
+    (tmp_path / gpu.FOLDER).mkdir(parents=True)
+    kept = tmp_path / gpu.FOLDER / "recipes.json"
+    kept.write_text("{}")
+    for stage in gpu.stages("cuda", tmp_path):
+        gpu._remove_what_is_made_anew(stage, tmp_path)
+    assert kept.is_file()
 
 
 def test_bad_options_are_one_line(tmp_path: Path) -> None:

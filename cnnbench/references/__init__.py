@@ -103,22 +103,26 @@ def published_words(model: str, label: str) -> str:
 
 
 def reference_of(record: Record) -> Reference | None:
-    """Return the reference for the network and data of a record, if its training was longer than the record's.
+    """Return the reference for the network and data of a record, unless the record's own accuracy takes its place.
 
-    The result is None for a record without a training, or with a full one.
+    The result is None for a record without a training, with a full one, or with one that is as good as the reference.
     """
     reference = references().get(_key(record))
-    if reference is None or record.training.get("converged", True):
-        return None
-    if reference.epochs <= record.training.get("epochs", 0.0):
+    if record.training.get("converged", True) or is_as_good_as_the_reference(record):
         return None
     return reference
 
 
-def is_as_long_as_the_reference(record: Record) -> bool:
-    """Return whether a record's training took at least as many epochs as its reference, or is that reference."""
-    reference = references().get(_key(record))
-    return reference is not None and record.training.get("epochs", 0.0) >= reference.epochs
+def is_as_good_as_the_reference(record: Record) -> bool:
+    """Return whether a training took at least as many epochs as its reference, and reached its accuracy.
+
+    The reference of some networks took two epochs. Another recipe may not have converged after as many, so the number
+    of epochs alone says too little. An accuracy within the range of the reference, or above it, is enough.
+    """
+    reference, reached = references().get(_key(record)), record.measures.get("test_accuracy")
+    if reference is None or reached is None or record.training.get("diverged", False):
+        return False
+    return record.training.get("epochs", 0.0) >= reference.epochs and reached >= reference.low
 
 
 def _key(record: Record) -> tuple[str, str, int, int]:

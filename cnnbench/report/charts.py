@@ -32,6 +32,7 @@ from cnnbench.plots.drawing import (
     write_names,
 )
 from cnnbench.record import Record
+from cnnbench.references import percent, reference_of
 from cnnbench.report.findings import (
     Contender,
     by_label,
@@ -44,6 +45,7 @@ from cnnbench.report.findings import (
     measured,
     misjudged,
     several_seeds,
+    trained_epochs,
     with_settled,
 )
 from cnnbench.units import scaled
@@ -316,24 +318,14 @@ def _explain(figure: Figure, drawn: Mapping[str, Sequence[Contender]], cost: str
         notes += _notes_on_short_trainings(list(chain.from_iterable(drawn.values())))
     else:
         notes.append("bar: range over seeds, or 95 % interval of one seed")
-        notes.append(f"epochs of these trainings: {'; '.join(_epochs(*panel) for panel in drawn.items())}")
+        epochs = "; ".join(f"{label} {trained_epochs(entries)}" for label, entries in drawn.items())
+        notes.append(f"epochs of these trainings: {epochs}")
     # Below several panels the notes fill whole lines; below a single panel each note has a line of its own.
     if len(drawn) > 1:
         notes = textwrap.wrap("; ".join(notes), LONGEST_EXPLANATION)
     if notes:
         # The constrained layout reserves room for this label of the figure, which it does not do for plain texts.
         figure.supxlabel("\n".join(notes), fontsize=9, color=SOFT)
-
-
-def _epochs(label: str, entries: Sequence[Contender]) -> str:
-    """Return in words how many epochs the trainings took whose accuracies stand in a panel."""
-    numbers = []
-    for entry in entries:
-        known = entry.reference
-        # Without a longer reference training, the accuracy of the run itself is shown.
-        numbers.append(round(known.epochs if known else entry.records[0].training["epochs"]))
-    low, high = min(numbers), max(numbers)
-    return f"{label} {low}" if low == high else f"{label} {low} to {high}"
 
 
 def _notes_on_short_trainings(entries: Sequence[Contender]) -> list[str]:
@@ -553,7 +545,9 @@ def matrix_note(record: Record) -> str:
     """Return the note below the confusion matrix of a cell: whether the training was short, and the worst mistakes."""
     lines = []
     if not record.training.get("converged", True):
-        lines.append("short training, not converged")
+        known = reference_of(record)
+        after = f"; {percent(known.accuracy)} after the reference training" if known else ""
+        lines.append(f"short training, not converged{after}")
     short = {name: shorten(name, LONGEST_CLASS) for name in record.data["class_names"]}
     lines += textwrap.wrap(confusion_sentence(record, names=short), LONGEST_NOTE)
     return "\n".join(lines)

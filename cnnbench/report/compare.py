@@ -39,6 +39,9 @@ VERDICTS = (
     *("not comparable", "missing", "new"),
 )
 """Verdicts of a comparison."""
+FEWEST_PAIRS = 5
+"""Smallest number of common seeds at which accuracies are compared seed by seed; with fewer, pairing costs more degrees
+of freedom than it gains."""
 FEWEST_PROCESSES = 4
 """Number of processes on each side from which on their spread gives the interval. Three processes against three have no
 95 % interval, see `cnnbench.stats.shift`."""
@@ -565,11 +568,16 @@ def _difference_over_seeds(before: Mapping[int, float], after: Mapping[int, floa
         before: Accuracies of A by seed.
         after: Accuracies of B by seed; at least one side has two seeds.
     """
-    if before.keys() == after.keys():
+    seeds = f"{len(before)} and {len(after)} seeds"
+    if before.keys() == after.keys() and len(before) >= FEWEST_PAIRS:
         difference = paired_difference([after[seed] for seed in before], list(before.values()))
         return difference, f"paired by seed, {len(before)} seeds: Student's t interval of the mean difference"
     difference = mean_difference(list(after.values()), list(before.values()))
-    seeds = f"{len(before)} and {len(after)} seeds"
     if min(len(before), len(after)) == 1:
         return difference, f"one seed against several ({seeds}): Student's t interval by the spread of these"
+    if before.keys() == after.keys():
+        return (
+            difference,
+            f"not paired, since {FEWEST_PAIRS} seeds are the fewest for that ({seeds}): Welch's t interval",
+        )
     return difference, f"not paired, since the seeds differ ({seeds}): Welch's t interval"

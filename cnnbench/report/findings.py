@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cnnbench.record import Record
-from cnnbench.references import Reference, is_as_long_as_the_reference, percent, published_words, reference_of
+from cnnbench.references import Reference, is_as_good_as_the_reference, percent, published_words, reference_of
 from cnnbench.report.pareto import Spread, inversion, pareto_front
 from cnnbench.report.settings import Setting, in_group, said
 from cnnbench.stats import Correlation, correlate
@@ -100,13 +100,13 @@ class Contender:
     def settled(self) -> float | None:
         """Return the accuracy after a full training, or else that of the reference training; None if neither is known.
 
-        If this training is as long as the reference training, or is that training itself, its own accuracy counts.
+        If this training is as good as the reference training, or is that training itself, its own accuracy counts.
         """
         known = self.reference
         if known is not None:
             return known.accuracy
-        is_long = self.converged or is_as_long_as_the_reference(self.records[0])
-        if is_long and self.has("test_accuracy"):
+        is_settled = self.converged or is_as_good_as_the_reference(self.records[0])
+        if is_settled and self.has("test_accuracy"):
             return self.mean("test_accuracy")
         return None
 
@@ -304,11 +304,22 @@ def _front_sentence(label: str, entries: Sequence[Contender], cost: str) -> str:
     kind = "accuracy"
     # A single reference accuracy among them is enough to say so.
     if any(e.reference for e in ranked):
-        kind = "reference accuracy"
+        kind = f"reference accuracy (after {trained_epochs(ranked)} epochs)"
     if several_seeds(entries):
         kind += " (mean over seeds)"
     names = listed(e.name for e in front(entries, cost))
     return f"Front of {kind} against {COSTS[cost]} on {label}: {names}.{_unranked_sentence(entries)}"
+
+
+def trained_epochs(entries: Sequence[Contender]) -> str:
+    """Return in words how many epochs the trainings took whose accuracies are compared, such as "14 to 30"."""
+    numbers = []
+    for entry in entries:
+        known = entry.reference
+        # Without a longer reference training, the accuracy of the run itself is compared.
+        numbers.append(round(known.epochs if known else entry.records[0].training["epochs"]))
+    low, high = min(numbers), max(numbers)
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _unranked_sentence(entries: Sequence[Contender]) -> str:

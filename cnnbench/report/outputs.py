@@ -24,6 +24,7 @@ from cnnbench.measures import figures
 from cnnbench.pages import render
 from cnnbench.plots.drawing import MANY
 from cnnbench.record import Record
+from cnnbench.references import reference_of
 from cnnbench.report import provenance
 from cnnbench.report.columns import Column, columns_of
 from cnnbench.report.findings import listed, reference_sentences
@@ -238,13 +239,15 @@ def to_csv(report: Report) -> str:
     If a network has several seeds, the last columns have its figures over seeds, which its records share.
     """
     scalars = [key for key in figures() if any(key in r.measures for r in report.records)]
+    known = [reference_of(r) for r in report.records]
+    references = ["reference_accuracy"] if any(known) else []
     head = ["model", "data", "label", "synthetic", "seed", "status", "reason", "device", "threads"]
-    head += [*CSV_SETTINGS, "suspect", *(f"train_{k}" for k in CSV_TRAINING), *scalars]
+    head += [*CSV_SETTINGS, "suspect", *(f"train_{k}" for k in CSV_TRAINING), *scalars, *references]
     by_record = report.seeds.by_record()
     over_seeds = list(CSV_OVER_SEEDS) if by_record else []
     head += over_seeds
     rows: list[list[Any]] = [head]
-    for r in report.records:
+    for r, reference in zip(report.records, known, strict=True):
         # The cells follow in the order of `head`.
         row: list[Any] = [r.model, r.data_name, r.data["label"], r.data["synthetic"], r.seed, r.status, r.reason]
         row += [r.environment.get("device"), r.environment.get("threads")]
@@ -253,6 +256,7 @@ def to_csv(report: Report) -> str:
         # A value that a record does not have is an empty cell.
         row += map(r.training.get, CSV_TRAINING)
         row += map(r.measures.get, scalars)
+        row += [reference.accuracy if reference else None for _ in references]
         row += map(by_record.get(id(r), {}).get, over_seeds)
         rows.append(row)
     return text.to_csv(rows)

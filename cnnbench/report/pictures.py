@@ -338,7 +338,12 @@ def _curves_picture(records: Sequence[Record]) -> Picture:
     """Return the picture of the learning curves."""
 
     def caption() -> list[str]:
-        return _labels_left_out(len(charts.with_curves(records)))
+        words = _labels_left_out(len(charts.with_curves(records)))
+        if any(not r.training.get("converged", True) for r in records):
+            words.insert(
+                0, "Within a short training these curves show how fast networks learn, not how good they become."
+            )
+        return words
 
     description = "Training accuracy against training images seen"
     return _comparison(records, "learning_curves", partial(charts.learning_curves, records), description, caption)

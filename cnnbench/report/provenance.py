@@ -14,6 +14,7 @@ def warnings(records: Sequence[Record]) -> list[str]:
     """Return the warnings that a reader needs before trusting a number."""
     return [
         *_synthetic(records),
+        *_copies(records),
         *_trainings(records),
         *first_sentences(list(_diverged(records)), "more trainings diverged"),
         *first_sentences(list(_suspects(records)), "more reasons to suspect times; see results.csv"),
@@ -41,6 +42,12 @@ def _trainings(records: Sequence[Record]) -> Iterator[str]:
             f"* Not converged: trained for a budget of {budgets}, less than a full training. These accuracies "
             "compare how far the networks come within the budget on this machine, not how good they are in the end."
         )
+
+
+def _copies(records: Sequence[Record]) -> Iterator[str]:
+    """Yield what a copy of a data set is, if a record was measured on one."""
+    if any(JPEG_COPY in str(r.data["label"]) for r in records):
+        yield f"{JPEG_MEANING}."
 
 
 def _diverged(records: Sequence[Record]) -> Iterator[str]:
@@ -125,8 +132,6 @@ def _facts(r: Record) -> list[tuple[str, str]]:
     # A record without a training has neither a budget nor a recipe.
     if r.training:
         facts += [("Budget", f"{budget(r)} per cell"), ("Recipe", str(said(r.training, "recipe")))]
-    if JPEG_COPY in str(data["label"]):
-        facts.append(("Data", JPEG_MEANING))
     for name, reason in r.skipped.items():
         facts.append(("Not measured", f"{name}: {reason}"))
     if config.get("macs_convention"):

@@ -309,6 +309,7 @@ def _trained(device: torch.device, of_model: Mapping[str, Any], of_trainer: Mapp
 
 def whitening(device: torch.device) -> Numbers:
     """Whiten SpeedNet's first layer with the same images on this device and on the CPU, and compare the weights."""
+    _needs_gpu(device)  # a CPU would be compared with itself
     torch.manual_seed(0)
     # Sums along the height make neighbouring pixels similar, as they are in photographs.
     images = torch.randn(256, 3, 32, 32).cumsum(2)
