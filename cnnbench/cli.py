@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cnnbench import __version__
-from cnnbench.console import note, out_text, refusal
+from cnnbench.console import is_first_process, note, out_text, refusal
 from cnnbench.errors import Stopped, UserError, unknown
 from cnnbench.files import reason
 from cnnbench.interrupts import stoppable
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         refusal(error)
     except Stopped as stop:
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # only the first of several processes knows what was kept
+        if is_first_process():  # which alone knows what was kept
             note(f"cnnbench: stopped by {stop}; {stop.hint}")
         return stop.exit_code
     except KeyboardInterrupt:  # not from a signal, since that raises Stopped

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,18 @@ def _print(text: str, end: str = "\n") -> None:
     if sys.stdout.closed:
         raise OSError(errno.EBADF, "it is closed")
     print(text, end=end)
+
+
+def is_first_process() -> bool:
+    """Return whether this is the only process of a training, or the first of several, which keeps and says all.
+
+    Lightning, torchrun and SLURM number the processes of a training in these variables. They are read in the order in
+    which Lightning reads them.
+    """
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"):
+        if os.environ.get(name):
+            return int(os.environ[name]) == 0
+    return True
 
 
 def note(line: str) -> None:

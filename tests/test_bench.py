@@ -515,3 +515,17 @@ def test_a_recipe_by_name_is_in_the_record_and_a_network_that_it_does_not_fit_is
     assert record.config["recipe"] == "muon"
     assert record.training["recipe"].startswith("Muon for the filters")
     assert record.training["peak_lr"] == 0.06
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_one_line_of_a_job_script_starts_a_run_and_goes_on_with_it(capsys: pytest.CaptureFixture) -> None:
+    words = ["bench", "--models=LeNet5", "--data=Synthetic", "--measures=quality", *SMALL, "--out=run", "--resume"]
+    assert main(words) == 0
+    assert "there is no run in 'run' yet" in capsys.readouterr().err
+    before = next(Path("run/records").iterdir()).read_bytes()
+    assert main(words) == 0
+    assert "there is no run" not in capsys.readouterr().err
+    assert next(Path("run/records").iterdir()).read_bytes() == before
+    # A folder that was mistyped is still an error.
+    assert main(["bench", "--out=rum", "--resume"]) == 2
+    assert "there is nothing to resume" in capsys.readouterr().err

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from conftest import make_record
 from cnnbench import catalog, hardware
 from cnnbench.cli import main
 from cnnbench.commands.fit_arguments import in_order, values_of
+from cnnbench.commands.fit_folder import make_run_folder
 from cnnbench.commands.speed import Options
 from cnnbench.commands.speed_run import _config
 from cnnbench.data import get_data, sources
@@ -683,3 +685,27 @@ def test_wandb_is_offline_without_a_key_and_says_so(capsys: pytest.CaptureFixtur
     assert "no key" in first
     assert f"wandb sync {os.path.relpath(_run_folder())}/wandb/offline-run-*" in last
     assert list(_run_folder().glob("wandb/offline-run-*"))
+
+
+@pytest.mark.parametrize(
+    ("variables", "first"),
+    [
+        ({}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "1", "LOCAL_RANK": "0"}, False),  # the first process of the second node under torchrun
+        ({"LOCAL_RANK": "1"}, False),
+        ({"SLURM_PROCID": "3"}, False),
+    ],
+)
+def test_only_the_first_of_several_processes_makes_a_folder(
+    variables: dict[str, str], first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    model = SimpleNamespace(class_path="cnnbench.LeNet5")
+    config = SimpleNamespace(model=model, data=SimpleNamespace(class_path="Synthetic"), out="runs")
+    folder = make_run_folder(config)
+    assert folder.parent == Path("runs/LeNet5-Synthetic")
+    assert folder.exists() == first

@@ -6,6 +6,7 @@ the trials in them, so there is no data base beside them that could disagree.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 import lightning as L
 import optuna
 import torch
+import yaml
 from filelock import FileLock, Timeout
 from optuna.distributions import (
     BaseDistribution,
@@ -22,10 +24,11 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.trial import TrialState
+from pydantic import TypeAdapter, ValidationError
 
 from cnnbench import hardware, interrupts
 from cnnbench.benchmark.plan import Recipe
-from cnnbench.benchmark.recipe_files import TRAINING_ARGUMENTS, check, training_options
+from cnnbench.benchmark.recipe_files import TRAINING_ARGUMENTS, check, read_recipe, training_options
 from cnnbench.benchmark.training import TrainingHistory, run_environment
 from cnnbench.checkpoints import CheckpointFile
 from cnnbench.confusion import accuracy
@@ -34,6 +37,7 @@ from cnnbench.data import get_data
 from cnnbench.data.module import ImageDataModule
 from cnnbench.errors import DivergedError, UserError
 from cnnbench.files import parse_json, read_text, remove_parts, without_checksum, write_checked_json, write_text
+from cnnbench.models import get_model
 from cnnbench.network import call_words, make_classifier, parse_name
 from cnnbench.record import Record, load_records, write_record
 from cnnbench.training.classifier import ImageClassifier
@@ -84,6 +88,30 @@ class SearchPlan:
             distribution(name, given)
 
 
+def plan_of(asked: Any) -> SearchPlan:
+    """Return the plan of a search, with nothing left to choose.
+
+    Args:
+        asked: Options of `cnnbench search`; ``base`` is a configuration of `fit`, in place of the name of a network.
+
+    Raises:
+        UserError: A setting is wrong, or there is no network.
+    """
+    if asked.base is not None:
+        recipe = read_recipe(asked.base)
+    elif asked.model is not None:
+        recipe = Recipe("search", asked.model, {})
+    else:
+        raise UserError("--model is missing: name a network of `cnnbench list`, or a configuration with --base")
+    recipe = replace(recipe, data=asked.data or recipe.data or "CIFAR10", epochs=None)
+    space = asked.space
+    if space is None:
+        space = default_space(get_model(parse_name(recipe.model)[0]).peak_lr)
+    device = hardware.choose_device(asked.device)
+    precision, _ = hardware.choose_precision(asked.precision, device)
+    return SearchPlan(recipe, space, asked.epochs, asked.seed, str(device), precision, asked.data_dir)
+
+
 def distribution(name: str, given: Any) -> BaseDistribution:
     """Return Optuna's distribution for an entry of a search space.
 
@@ -97,22 +125,29 @@ def distribution(name: str, given: Any) -> BaseDistribution:
     section, _, key = name.partition(".")
     if section not in ("model", "data") or not key:
         raise UserError(f"space: '{name}' must begin with model. or data., as in model.learning_rate")
-    mend = "write a list of choices, or a table such as {low: 0.0001, high: 0.01, log: true}"
     if isinstance(given, list | tuple) and given:
         for choice in given:
             if not isinstance(choice, str | int | float | bool | None):
-                raise UserError(f"space: {name} has the choice {choice!r}, which is no plain value; {mend}")
+                raise UserError(f"space: {name} has the choice {choice!r}, which is no plain value; {_SPACE}")
         return CategoricalDistribution(list(given))
     if not isinstance(given, Mapping) or not {"low", "high"} <= given.keys() <= {"low", "high", "log"}:
-        raise UserError(f"space: {name} is {str(given)[:60]}; {mend}")
-    low, high, log = given["low"], given["high"], given.get("log", False)
+        raise UserError(f"space: {name} is {str(given)[:60]}; {_SPACE}")
+    return _range(name, given["low"], given["high"], bool(given.get("log", False)))
+
+
+_SPACE = "write a list of choices, or a table such as {low: 0.0001, high: 0.01, log: true}"
+"""Advice on how an entry of a space is written."""
+
+
+def _range(name: str, low: Any, high: Any, log: bool) -> BaseDistribution:
+    """Return the distribution of a setting between two ends."""
     for end in (low, high):
         if isinstance(end, bool) or not isinstance(end, int | float):
-            raise UserError(f"space: {name} has the end {end!r}, which is no number; {mend}")
+            raise UserError(f"space: {name} has the end {end!r}, which is no number; {_SPACE}")
     if not low < high or (log and low <= 0):
         raise UserError(f"space: {name} goes from {low} to {high}; low must be below high, and above 0 with log: true")
     kind = IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
-    return kind(low, high, log=bool(log))
+    return kind(low, high, log=log)
 
 
 def default_space(peak_lr: float) -> dict[str, Any]:
@@ -386,8 +421,6 @@ def best_of(records: list[Record]) -> Record | None:
 
 def as_config(plan: SearchPlan, best: Record) -> str:
     """Return the configuration of ``cnnbench fit`` with the settings of a trial, as YAML."""
-    import yaml
-
     recipe = with_values(plan.recipe, best.config["values"])
     plain, own = parse_name(recipe.model)
     model = {"class_path": plain, "init_args": {**own, **recipe.arguments}}
@@ -412,10 +445,6 @@ def load_search(folder: Path) -> SearchPlan:
     Raises:
         UserError: The folder has no plan, or the plan is damaged.
     """
-    import json
-
-    from pydantic import TypeAdapter, ValidationError
-
     path = folder / PLAN_FILE
     where = f"search '{path}'"
     stored = parse_json(read_text(path, "search"), where)

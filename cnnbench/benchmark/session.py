@@ -21,7 +21,7 @@ from cnnbench.benchmark.plan import (
 )
 from cnnbench.benchmark.recipe_files import check, read_recipe
 from cnnbench.benchmark.run import run
-from cnnbench.console import stdout_kept
+from cnnbench.console import note, stdout_kept
 from cnnbench.data import get_data
 from cnnbench.data.sources import resolve_data_dir
 from cnnbench.errors import UserError
@@ -48,7 +48,8 @@ class Session:
             ``budget``, a text such as ``60s``; ``models`` may be ``("all",)``; ``device`` and ``precision`` may be
             ``auto``. Settings that are left out get defaults that fit this machine.
         out: Run folder; None for a new folder or, if a run is resumed, for the folder of the newest run.
-        resume: Whether to continue the run in that folder.
+        resume: Whether to continue the run in that folder. If the folder is named and has no run, and settings are
+            given, a new run starts there.
         trust: Code from outside the package that the user named as trusted, for networks in the stored plan.
 
     Attributes:
@@ -62,6 +63,10 @@ class Session:
     def __init__(
         self, settings: Mapping[str, Any], out: Path | None = None, resume: bool = False, trust: Trust | None = None
     ) -> None:
+        if resume and out is not None and settings and not (out / PLAN_FILE).exists():
+            # So one line of a job script starts a benchmark, and goes on with it after an interruption.
+            note(f"there is no run in '{out}' yet, so a new one starts there")
+            resume = False
         self.folder = _newest_run(out) if resume else _new_folder(out)
         asked = _resolved(settings)
         if resume:

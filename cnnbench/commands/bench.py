@@ -87,7 +87,9 @@ class Options(WandbOptions):
     )
     keep_weights: bool = option("Keep the trained weights of each cell in the run folder.", default=False)
     out: Path | None = option("Run folder (default: a new one in results/bench).", default=None, metavar="DIR")
-    resume: bool = option("Continue the newest run, or that of --out.", default=False)
+    resume: bool = option(
+        "Continue the newest run, or that of --out; with settings, start it there if there is none.", default=False
+    )
     trust: tuple[str, ...] = option(
         "Modules whose networks a plan or YAML file may name, such as mynets.", default=(), metavar="MODULE"
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from cnnbench.console import is_first_process
 from cnnbench.errors import UserError
 from cnnbench.files import safe_name
 from cnnbench.network import External
@@ -36,8 +36,7 @@ def make_run_folder(config: Any) -> Path:
     # A run that starts in the same second as another one gets a number behind the time.
     for suffix in ("", *(f"-{i}" for i in range(2, 100))):
         folder = base / f"{stamp}{suffix}"
-        # Lightning sets this variable in every further process that it starts for a training on several devices.
-        if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+        if not is_first_process():
             return folder
         try:
             folder.mkdir(parents=True)
@@ -49,7 +48,7 @@ def make_run_folder(config: Any) -> Path:
 
 def remove_run(folder: Path) -> None:
     """Remove a run folder that this command has made, and the folders above it if they are then empty."""
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+    if not is_first_process():
         return
     shutil.rmtree(folder, ignore_errors=True)
     # These are <network>-<data>, the folder of --out, and the one above it: results/runs and results by default.

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from cnnbench.commands.wandb_options import WORDS
-from cnnbench.console import note
+from cnnbench.console import is_first_process, note
 from cnnbench.record import Record
 from cnnbench.report import wandb_panels
 from cnnbench.report.tracking import (
@@ -53,7 +53,7 @@ def connection_of(config: Any) -> Connection:
     """
     # `--trainer.logger wandb` asks for it as well.
     mode: Mode = "online" if config.wandb == "off" and config.logger == "wandb" else config.wandb
-    if mode != "off" and int(os.environ.get("LOCAL_RANK", 0)) > 0:
+    if mode != "off" and not is_first_process():
         return Connection("offline")  # only the first of several processes logs
     values = {name: config.get(f"wandb_{name}") for name in WORDS}
     values["tags"] = tuple(tag.strip() for tag in (values["tags"] or "").split(",") if tag.strip())

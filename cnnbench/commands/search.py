@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -71,9 +71,9 @@ def run(options: Options) -> int:
     # find_spec finds out whether the package is installed without importing it.
     if importlib.util.find_spec("optuna") is None:
         raise UserError("search needs the package optuna, which is not installed; pip install 'cnnbench[search]'")
-    from cnnbench.benchmark.search import BEST_FILE, PLAN_FILE, Search, load_search
+    from cnnbench.benchmark.search import BEST_FILE, PLAN_FILE, Search, load_search, plan_of
 
-    plan = _plan(options)
+    plan = plan_of(options)
     folder = options.out or ROOT / datetime.now().strftime("%Y%m%d-%H%M%S")
     if (folder / PLAN_FILE).exists() and load_search(folder) != plan:
         raise UserError(f"'{folder}' holds another search; give its own options to go on with it, or another --out")
@@ -107,27 +107,3 @@ def _row(record: Any) -> dict[str, Any]:
         "val_accuracy": record.measures.get("val_accuracy"),
         "reason": record.reason,
     }
-
-
-def _plan(options: Options) -> Any:
-    """Return the plan of a search, with nothing left to choose."""
-    from cnnbench import hardware
-    from cnnbench.benchmark.plan import Recipe
-    from cnnbench.benchmark.recipe_files import read_recipe
-    from cnnbench.benchmark.search import SearchPlan, default_space
-    from cnnbench.models import get_model
-    from cnnbench.network import parse_name
-
-    if options.base is not None:
-        recipe = read_recipe(options.base)
-    elif options.model is not None:
-        recipe = Recipe("search", options.model, {})
-    else:
-        raise UserError("--model is missing: name a network of `cnnbench list`, or a configuration with --base")
-    recipe = replace(recipe, data=options.data or recipe.data or "CIFAR10", epochs=None)
-    space = options.space
-    if space is None:
-        space = default_space(get_model(parse_name(recipe.model)[0]).peak_lr)
-    device = hardware.choose_device(options.device)
-    precision, _ = hardware.choose_precision(options.precision, device)
-    return SearchPlan(recipe, space, options.epochs, options.seed, str(device), precision, options.data_dir)

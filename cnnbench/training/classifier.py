@@ -143,12 +143,7 @@ class ImageClassifier(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
-        sizes = (num_classes, in_channels, image_size)
-        if not all(isinstance(n, int) for n in sizes) or min(sizes) < 1:
-            raise UserError(
-                f"num_classes {num_classes}, in_channels {in_channels} and image_size {image_size} must be whole "
-                "numbers of at least 1"
-            )
+        _check_sizes(num_classes, in_channels, image_size)
         if steps_per_call is not None:
             self.check_positive(steps_per_call=steps_per_call)
         if compile_mode is not None and compile_mode not in get_args(CompileMode):
@@ -537,3 +532,13 @@ class ImageClassifier(L.LightningModule):
             return optimizer
         self._settings = replace(self._settings, stepping=scheduled[0])
         return {"optimizer": optimizer, "lr_scheduler": scheduled[1]}
+
+
+def _check_sizes(num_classes: Any, in_channels: Any, image_size: Any) -> None:
+    """Raise UserError unless the sizes of a network are whole numbers of at least 1."""
+    sizes = (num_classes, in_channels, image_size)
+    if not all(isinstance(n, int) for n in sizes) or min(sizes) < 1:
+        raise UserError(
+            f"num_classes {num_classes}, in_channels {in_channels} and image_size {image_size} must be whole "
+            "numbers of at least 1"
+        )
