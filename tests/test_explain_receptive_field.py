@@ -509,7 +509,7 @@ def test_trained_networks_are_shown_beside_their_start(tmp_path: Path, capsys: p
     # Batches of one image, so that two images are more than a batch.
     fit = "fit --model SimpleCNN --data Synthetic --data.eval_batch_size 1 --trainer.max_steps 2 "
     fit += "--data.test_images 10 --trainer.accelerator cpu"
-    assert main([*fit.split(), "--trainer.default_root_dir", str(tmp_path / "runs")]) == 0
+    assert main([*fit.split(), "--out", str(tmp_path / "runs")]) == 0
     checkpoint = next(tmp_path.rglob("*.ckpt"))
     capsys.readouterr()
     assert main(["explain", "receptive-field", "--ckpt_path", str(checkpoint), "--samples", "2", "--json"]) == 0
@@ -523,7 +523,7 @@ def test_the_field_after_training_is_that_of_the_trained_weights(
 ) -> None:
     """Weights set by hand: ones in the outer columns of every 3x3 filter, so a variance of 2/3 and of 1 pixel."""
     fit = "fit --model SimpleCNN --data Synthetic --trainer.max_steps 1 --trainer.accelerator cpu"
-    assert main([*fit.split(), "--trainer.default_root_dir", str(tmp_path / "runs")]) == 0
+    assert main([*fit.split(), "--out", str(tmp_path / "runs")]) == 0
     path = next(tmp_path.rglob("*.ckpt"))
     checkpoint = torch.load(path, weights_only=False)
     (weight,) = (t for name, t in checkpoint["state_dict"].items() if name.endswith("features.0.0.weight"))

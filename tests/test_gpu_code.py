@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -453,8 +454,9 @@ def test_orthogonalise_returns_the_type_that_it_is_given() -> None:
 
 
 def _trainer(device: torch.device, precision: str = "bf16-mixed", clip: float | None = None) -> Any:
-    strategy = SimpleNamespace(root_device=device)
-    return SimpleNamespace(global_step=3, strategy=strategy, precision=precision, gradient_clip_val=clip)
+    strategy, state = SimpleNamespace(root_device=device), SimpleNamespace(fn=TrainerFn.FITTING)
+    facts = {"strategy": strategy, "state": state, "precision": precision, "gradient_clip_val": clip}
+    return SimpleNamespace(global_step=3, callbacks=[], **facts)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ trainer: {max_epochs: 2}
 PLAIN = """
 model: {class_path: cnnbench.LeNet5}
 data: {class_path: Synthetic, init_args: {train_images: 200, test_images: 30}}
+trainer: {max_epochs: 1}
 """
 
 
@@ -61,7 +62,7 @@ def test_each_recipe_is_a_row_of_the_grid(files: str, few_rounds: None, without_
     assert sgd.training["optimizer"] == "SGD(lr=0.05, momentum=0.9)"
     assert sgd.training["peak_lr"] == 0.05
     assert sgd.config["epochs"] == 2
-    assert plain.config["epochs"] is None
+    assert plain.config["epochs"] == 1
     assert "AdamW" in plain.training["recipe"]
     assert plain.data["batch_size"] == 32
 

@@ -20,6 +20,8 @@ import urllib.request
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+from cnnbench.console import out
+
 CONNECT_S, TIMEOUT_S = 5, 10
 """Seconds to wait for a connection with the server, and for each of its answers to the question who is logged in."""
 
@@ -37,7 +39,7 @@ def main(words: list[str]) -> None:
             answer = questions[words[0]](*words[1:])
         except Exception as error:  # whatever is wrong, the command goes on without the server
             answer = {"error": " ".join(str(error).split()) or type(error).__name__}
-        print(json.dumps(answer))
+        out(json.dumps(answer))
         return
     if hasattr(os, "nice"):  # not on Windows
         os.nice(int(words[1]))
