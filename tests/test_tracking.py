@@ -57,6 +57,8 @@ def _log_in(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", url)
     # Beside other tests, an upload of the lowest priority would take long.
     monkeypatch.setattr(uploading, "NICE", 0)
+    # The client sends points every 15 seconds by default.
+    monkeypatch.setenv("WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL", "1")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
 
 
@@ -240,7 +242,9 @@ def test_best_values_are_the_smallest_loss_and_the_largest_of_the_rest() -> None
 # What goes wrong
 
 
-@pytest.mark.parametrize("mode", ["dies", "revokes", "hangs", pytest.param("closed", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "mode", ["dies", "revokes", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("closed", "hangs"))]
+)
 def test_a_server_that_goes_away_costs_a_line_and_what_is_left_is_uploaded_later(
     mode: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -385,6 +389,7 @@ def test_fit_and_its_continuation_are_one_run(stub: Stub, capsys: pytest.Capture
     assert run.settings["seed"] == 0
 
 
+@pytest.mark.slow
 def test_steps_before_an_interruption_are_not_logged_again(stub: Stub) -> None:
     assert main([*FIT, "--trainer.max_epochs=1", "--wandb=offline"]) == 0
     (first,) = Path("results/runs/LeNet5-Synthetic").iterdir()
@@ -500,7 +505,7 @@ def test_fit_takes_the_arguments_of_a_sweep(file: Path, monkeypatch: pytest.Monk
 def test_an_agent_runs_the_trials_of_a_sweep(file: Path, stub: Stub) -> None:
     sweep = yaml.safe_load(file.read_text())
     # Small images in the place of CIFAR-10, and one epoch.
-    small = ["--data.train_images=200", "--data.test_images=20", "--trainer.accelerator=cpu"]
+    small = ["--data.train_images=400", "--data.test_images=20", "--trainer.accelerator=cpu"]
     command = [word.replace("CIFAR10", "Synthetic") for word in sweep["command"]]
     command = ["--trainer.max_epochs=1" if "max_epochs" in word else word for word in command]
     at = command.index("--data=Synthetic") + 1

@@ -43,7 +43,6 @@ class Run:
         files: Contents of the files that were put, by name.
         artifacts: Name and type of each artifact.
         exit_code: Exit code; None until the run has ended.
-        ends: How often the run was said to have ended.
     """
 
     properties: dict[str, Any] = field(default_factory=dict)
@@ -52,7 +51,6 @@ class Run:
     files: dict[str, bytes] = field(default_factory=dict)
     artifacts: list[tuple[str, str]] = field(default_factory=list)
     exit_code: int | None = None
-    ends: int = 0
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -138,7 +136,6 @@ class Stub:
                 lines[parsed["_step"] if "history" in file else place] = parsed
         if body.get("complete"):
             run.exit_code = body.get("exitcode")
-            run.ends += 1
         if run.history and self.mode == "dies":
             self.die()
 
