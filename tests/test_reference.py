@@ -97,9 +97,8 @@ def test_the_front_is_that_of_full_trainings(known: Path) -> None:
     assert [e.name for e in front(entries, "macs")] == ["LeNet5", "ResNet18"]
     (sentence,) = front_sentences(_benchmark(), "macs")
     assert sentence == (
-        "Front of reference accuracy (after 30 epochs) against MACs on MNIST: LeNet5, ResNet18. Left out, since there is "
-        "no reference of "
-        "them: VGG16."
+        "Front of reference accuracy (after 30 epochs) against MACs on MNIST: LeNet5, ResNet18. Left out, since there "
+        "is no reference of them: VGG16."
     )
 
 
