@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import struct
@@ -24,7 +26,7 @@ from cnnbench.record import Record, load_records, write_lines
 from cnnbench.report import charts
 from cnnbench.report.columns import DASH, columns_of
 from cnnbench.report.findings import contenders, front, front_sentences, reference_sentences
-from cnnbench.report.outputs import Report, to_html, to_markdown
+from cnnbench.report.outputs import Report, to_csv, to_html, to_markdown
 from cnnbench.report.pictures import comparisons
 
 SHORT = {"seconds": 30.0, "full_epochs": 10, "converged": False, "diverged": False, "recipe": "AdamW", "peak_lr": 0.001,
@@ -123,6 +125,35 @@ def test_full_trainings_have_a_front_of_their_own(known: Path) -> None:
     assert [e.name for e in front(contenders(records), "macs")] == ["ResNet18", "LeNet5"]
     assert reference_sentences(records) == []
     assert "Reference %" not in [c.title for c in columns_of(records)]
+
+
+def test_as_many_epochs_as_the_reference_do_not_make_a_bad_training_its_equal(known: Path) -> None:
+    """The reference of ResNet18 is 80 and 90 % after 30 epochs, and another recipe reaches less in the same time."""
+    bad = _trained("ResNet18", 4, 555_000_000, 31.0)
+    assert reference.reference_of(bad) is not None
+    assert contenders([bad])[0].settled == pytest.approx(0.85)
+    good = _trained("ResNet18", 9, 555_000_000, 31.0)
+    assert reference.reference_of(good) is None
+    assert contenders([good])[0].settled == 0.9
+    diverged = _trained("ResNet18", 9, 555_000_000, 31.0)
+    diverged.training["diverged"] = True
+    assert contenders([diverged])[0].settled == pytest.approx(0.85)
+
+
+def test_short_trainings_have_their_reference_in_the_csv_file_and_below_their_matrix(known: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(Report(_benchmark())))))
+    known_ones = [float(row["reference_accuracy"]) for row in rows[:2]]
+    assert known_ones == pytest.approx([0.6, 0.85])
+    assert rows[2]["reference_accuracy"] == ""
+    assert charts.matrix_note(_benchmark()[1]).startswith("short training, not converged; 85.0 % after the reference")
+    assert charts.matrix_note(_benchmark()[2]).startswith("short training, not converged\n")
+
+
+def test_a_report_says_first_what_a_copy_of_a_data_set_is() -> None:
+    record = make_record("LeNet5")
+    record.data["label"] = "CIFAR-10 (JPEG copy)"
+    assert any(warning.startswith("JPEG copy: class folders") for warning in Report([record]).warnings)
+    assert not any("JPEG" in warning for warning in Report([make_record("LeNet5")]).warnings)
 
 
 def test_the_report_has_the_reference_beside_a_short_training(known: Path) -> None:
