@@ -31,6 +31,7 @@ from cnnbench.models import all_models
 from cnnbench.network import External
 from cnnbench.registry import check_arguments
 from cnnbench.training.classifier import CLASS_KEY, ImageClassifier
+from cnnbench.training.settings import LINKED
 from cnnbench.trust import Trust, check_network
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.bool)
@@ -255,7 +256,7 @@ def network_of(
         # A wrong size in the file would allocate too much memory before the weights show that it is wrong.
         if isinstance(value, int) and value > LARGEST:
             raise UserError(f"{where}: {key} {value} is larger than any network here has ({LARGEST:,})")
-        if key in ("num_classes", "in_channels", "image_size") and isinstance(value, int) and value < 1:
+        if key in LINKED and isinstance(value, int) and value < 1:
             raise UserError(f"{where}: {key} {value} must be at least 1; use an undamaged checkpoint")
     return factory, options
 

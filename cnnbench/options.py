@@ -80,6 +80,17 @@ def option(
     return dataclasses.field(default=default, metadata={"option": facts})
 
 
+def config_option() -> Any:
+    """Return the dataclass field of ``--config``, the YAML files of a command's own options."""
+    return option(
+        "YAML file with these options; may be repeated: a later file overrides an earlier one, and the command line "
+        "overrides all files.",
+        default=None,
+        metavar="FILE",
+        is_config=True,
+    )
+
+
 def parse(
     cls: type[T],
     words: Sequence[str],

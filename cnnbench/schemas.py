@@ -89,6 +89,7 @@ class Config(_Strict):
     learning_rate: Above0 | None = None
     recipe: Text | None = None
     recipe_settings: dict[str, JsonValue] | None = None
+    test_views: Text | None = None
     trial: Count | None = None
     values: dict[str, JsonValue] | None = None
     pruned: bool | None = None

@@ -231,3 +231,13 @@ def test_the_name_of_a_network_builds_it_again(name: str) -> None:
     assert name_of(model) == name
     again = get_network(name_of(model), 3, 32, 10).build()
     assert sum(p.numel() for p in again.parameters()) == sum(p.numel() for p in model.parameters())
+
+
+def test_the_record_of_a_test_says_over_which_views_it_averaged() -> None:
+    record = _fit()
+    last = _run() / record.training["weights"]
+    assert main(["test", "--ckpt_path", str(last), "--model.test_views=mirror", *CPU]) == 0
+    (tested,) = load_records([_run()])
+    assert (record.config["test_views"], tested.config["test_views"]) == ("one", "mirror")
+    assert tested.training["recipe"] == f"{record.training['recipe']}, tested with test-time augmentation (mirror)"
+    assert tested.training["steps"] == record.training["steps"]

@@ -22,10 +22,9 @@ from cnnbench.models import all_models
 from cnnbench.network import External, call_words
 from cnnbench.registry import check_arguments
 from cnnbench.training.classifier import ImageClassifier
+from cnnbench.training.settings import LINKED
 from cnnbench.trust import Trust, check_network, current
 
-LINKED = ("num_classes", "in_channels", "image_size")
-"""Arguments of a network that the data decides."""
 SOURCES = {"optimizer": ("torch.optim", "cnnbench.optimizers"), "lr_scheduler": ("torch.optim.lr_scheduler",)}
 """Modules of which a file may name a class, by argument of the network."""
 _SECTIONS = ("seed_everything", "model", "data", "trainer", "out", "wandb", "test", "json")

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from cnnbench.commands.report import show_report
 from cnnbench.commands.wandb_options import WandbOptions
 from cnnbench.errors import Stopped
-from cnnbench.options import option
+from cnnbench.options import config_option, option
 from cnnbench.trust import Trust, check_network, current, words
 
 EXAMPLE = "--models LeNet5,ResNet18 --data CIFAR10 --budget 60s"
@@ -24,13 +24,7 @@ class Options(WandbOptions):
     EXCLUSIVE: ClassVar = (("budget", "epochs"),)
     """Groups of options that exclude each other: one of them on the command line overrides all of them in a file."""
 
-    config: tuple[Path, ...] | None = option(
-        "YAML file with these options; may be repeated: a later file overrides an earlier one, and the command line "
-        "overrides all files.",
-        default=None,
-        metavar="FILE",
-        is_config=True,
-    )
+    config: tuple[Path, ...] | None = config_option()
     models: tuple[str, ...] | None = option(
         "Networks: names of `cnnbench list`, all, torchvision:NAME, timm:NAME or package.module:callable "
         "(default: LeNet5,VGG16,ResNet18,MobileNetV1).",

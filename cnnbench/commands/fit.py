@@ -30,7 +30,6 @@ from cnnbench.blocks import has_depthwise
 from cnnbench.checkpoints import CheckpointFile
 from cnnbench.commands import fit_tracking
 from cnnbench.commands.fit_arguments import (
-    LINKED,
     check_files,
     check_linked,
     check_names,
@@ -70,6 +69,7 @@ from cnnbench.text import to_csv
 from cnnbench.training.callbacks import BestCheckpoint, LastCheckpoint, ProgressBar, SaveConfig, Stage
 from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.clock import TrainingClock
+from cnnbench.training.settings import LINKED
 from cnnbench.training.trainer import quiet_lightning
 from cnnbench.trust import OPTION, foreign_module
 

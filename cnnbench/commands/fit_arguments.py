@@ -17,10 +17,8 @@ from cnnbench.commands.fit_loggers import LOGGERS
 from cnnbench.errors import UserError, unknown
 from cnnbench.files import parse_yaml, read_yaml
 from cnnbench.network import External, parse_name
+from cnnbench.training.settings import LINKED
 from cnnbench.trust import check_config
-
-LINKED = ("num_classes", "in_channels", "image_size")
-"""Arguments of the network whose values come from the data set."""
 
 
 def check_files(arguments: list[str]) -> None:

@@ -109,7 +109,10 @@ class Recording:
         training: dict[str, Any] = {}
         # With other data, such as another split, the facts about the training would contradict those about the data.
         if before is not None and before.data == self.data.describe():
-            config, training, seed = before.config | {"precision": config["precision"]}, before.training, before.seed
+            same_now = {key: config[key] for key in ("precision", "test_views")}
+            config, training, seed = before.config | same_now, dict(before.training), before.seed
+            # The test may average over other views of an image than the test after the training did.
+            training["recipe"] = training["recipe"].partition(", tested with")[0] + self.model.test_words
         elif seed is False:
             self.say("no record: seed_everything is false, and a record names its seed")
             return None
@@ -167,6 +170,7 @@ class Recording:
             "images_per_step": facts["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches,
             "eval_batch_size": min(self.data.eval_batch_size, facts["test_images"]),
             "memory_format": str(self.model.memory_format).removeprefix("torch."),
+            "test_views": self.model.test_views,
             "macs_convention": CONVENTION,
         }
 

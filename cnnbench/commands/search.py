@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from cnnbench.console import note, out, out_json, stdout_kept
 from cnnbench.errors import Stopped, UserError
-from cnnbench.options import option
+from cnnbench.options import config_option, option
 
 EXAMPLE = "--model LeNet5 --data MNIST --trials 20 --epochs 2"
 ROOT = Path("results/search")
@@ -25,13 +25,7 @@ class Options:
     EXCLUSIVE: ClassVar = (("base", "model"),)
     """Groups of options that exclude each other: one of them on the command line overrides all of them in a file."""
 
-    config: tuple[Path, ...] | None = option(
-        "YAML file with these options; may be repeated: a later file overrides an earlier one, and the command line "
-        "overrides all files.",
-        default=None,
-        metavar="FILE",
-        is_config=True,
-    )
+    config: tuple[Path, ...] | None = config_option()
     model: str | None = option("Network: a name of `cnnbench list`.", default=None, metavar="NAME")
     data: str | None = option("Data set (default: that of --base, else CIFAR10).", default=None, metavar="NAME")
     base: Path | None = option(

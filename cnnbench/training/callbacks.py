@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import WandbLogger
 from cnnbench import interrupts
 from cnnbench.errors import UserError
 from cnnbench.files import write_text
+from cnnbench.training.settings import LINKED
 from cnnbench.trust import OPTION
 
 
@@ -41,7 +42,7 @@ class SaveConfig(SaveConfigCallback):
             if isinstance(logger, WandbLogger):
                 arguments = {key: self.config[key].as_dict() for key in ("model", "data", "trainer")}
                 # The data set decides these arguments of the network, which is built with other values than these.
-                for name in ("num_classes", "in_channels", "image_size"):
+                for name in LINKED:
                     arguments["model"].get("init_args", {}).pop(name, None)
                 # A record at the end of the training adds the settings that runs of `bench` have.
                 name = getattr(pl_module, "display_name", type(pl_module).__name__)

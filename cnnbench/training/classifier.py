@@ -484,9 +484,12 @@ class ImageClassifier(L.LightningModule):
         words = self._settings.words(self.recipe_words)
         if self.compile_mode is not None:
             words += f", steps compiled in mode {self.compile_mode}"
-        if self.test_views != "one":
-            words += f", tested with test-time augmentation ({self.test_views})"
-        return words
+        return words + self.test_words
+
+    @property
+    def test_words(self) -> str:
+        """Return the test-time augmentation in words, which follow those of the recipe; empty if there is none."""
+        return "" if self.test_views == "one" else f", tested with test-time augmentation ({self.test_views})"
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return class probabilities, (N, K), from the logits averaged over the views of `test_views`."""

@@ -14,6 +14,8 @@ from cnnbench.optimizers import RECIPES, Recipe
 if TYPE_CHECKING:
     from cnnbench.training.classifier import ImageClassifier
 
+LINKED = ("num_classes", "in_channels", "image_size")
+"""Arguments of the network whose values come from the data set."""
 Schedule = Literal["linear", "cosine", "constant"]
 Interval = Literal["step", "epoch"]
 
