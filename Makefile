@@ -64,7 +64,7 @@ gallery: .venv/ready  ## one page of everything that a CNN does, from a freshly 
 	$(BIN)/cnnbench explain gallery $(ARGS)
 
 catalog: .venv/ready  ## count the zoo again for `cnnbench list`, after a network or a record has changed
-	$(BIN)/python -m cnnbench.catalog
+	$(BIN)/python -m cnnbench.catalog_update
 
 test: .venv/ready  ## the tests, no network and no data needed
 	$(BIN)/python -m pytest -n auto $(ARGS)

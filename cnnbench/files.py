@@ -295,16 +295,14 @@ def _written_out(node: Any, sizes: dict[int, int], where: str) -> int:
 
 def _nodes_in(node: Any, where: str) -> list[Any]:
     """Return the nodes directly within a YAML node, after checking its text or its keys."""
-    import yaml
-
-    if isinstance(node, yaml.ScalarNode) and "\0" in node.value:
+    if node.id == "scalar" and "\0" in node.value:
         # No file name can contain one, and Python raises wherever such a text is used as a file name.
         raise UserError(f"{where}: line {node.start_mark.line + 1} has a zero character in a value; take it out")
-    if isinstance(node, yaml.SequenceNode):
+    if node.id == "sequence":
         return list(node.value)
-    if not isinstance(node, yaml.MappingNode):
+    if node.id != "mapping":
         return []
-    keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+    keys = [key.value for key, _ in node.value if key.id == "scalar"]
     # The merge key << may occur several times.
     for key in keys:
         if keys.count(key) > 1 and key != "<<":

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnbench.errors import Stopped, UserError, unknown
+from cnnbench.models import all_models
 from cnnbench.registry import check_arguments
 from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.loss import loss_and_logits
@@ -277,8 +278,6 @@ def name_of(model: ImageClassifier) -> str:
     """
     if isinstance(model, External):
         return model.name
-    from cnnbench.models import all_models
-
     cls = type(model)
     of_every_network = inspect.signature(ImageClassifier).parameters
     arguments = {}
@@ -334,8 +333,6 @@ def _from_zoo(
     wanted: _Wanted,
     functions: Mapping[str, Any] = MappingProxyType({}),
 ) -> Network:
-    from cnnbench.models import all_models
-
     zoo = all_models()
     if plain not in zoo:
         error = unknown("model", plain, zoo)

@@ -35,6 +35,24 @@ class Predictions(NamedTuple):
     predicted: np.ndarray
 
 
+class Examples(NamedTuple):
+    """Pictures that show what a trained network does wrong, and what it looks for.
+
+    Attributes:
+        images: Test images that it mistakes, (N, H, W, C), uint8.
+        indices: Number of each image in the test set.
+        true: Name of the true class of each image.
+        predicted: Name of the class that the network predicts.
+        filters: Weights of the first convolution, (F, C, kH, kW); None if the network has none.
+    """
+
+    images: np.ndarray
+    indices: Sequence[int]
+    true: Sequence[str]
+    predicted: Sequence[str]
+    filters: np.ndarray | None
+
+
 def write_predictions(path: Path, predictions: Predictions, classes: int) -> None:
     """Write the predicted classes of a test set; an interrupted write leaves no partial file.
 

@@ -136,6 +136,10 @@ QUIET = ["--trainer.enable_progress_bar=false"]
             "trainer.accumulate_grad_batches 2 does not go with steps_per_call",
         ),
         (
+            "fit --model LeNet5 --data Synthetic --model.schedule lineal",
+            "unknown model.schedule 'lineal'; did you mean 'linear'? valid: linear, cosine, constant",
+        ),
+        (
             "fit --model LeNet5 --data Synthetic --model.optimizer SGD --model.lr_scheduler ReduceLROnPlateau",
             "lr_scheduler: multiple subclasses with name ReduceLROnPlateau. Give the full class path to avoid "
             "ambiguity: torch.optim.lr_scheduler.ReduceLROnPlateau, lightning.pytorch.cli.ReduceLROnPlateau",

@@ -237,6 +237,7 @@ def test_the_gate_does_not_pass_what_is_missing_failed_suspect_or_not_comparable
         ("data", "augment", True, ["test_accuracy"]),
         ("data", "augmentation", "cutout of 8 pixels", ["test_accuracy"]),
         ("config", "tested", "best", ["test_accuracy"]),
+        ("config", "test_views", "mirror", ["test_accuracy"]),
         ("config", "max_steps", 500, ["test_accuracy"]),
         ("config", "images_per_step", 128, ["test_accuracy"]),
     ],

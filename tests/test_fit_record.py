@@ -36,6 +36,18 @@ def _fit(*options: str) -> Record:
     return record
 
 
+def test_a_training_that_diverges_is_a_record_too(capsys: pytest.CaptureFixture) -> None:
+    options = ["--model.optimizer=SGD", "--model.optimizer.lr=1e30", "--trainer.max_epochs=2"]
+    assert main([*FIT, *options]) == 2
+    assert "loss" in capsys.readouterr().err.splitlines()[-1]
+    (record,) = load_records([_run()])
+    training = record.training
+    assert (training["diverged"], training["converged"], training["optimizer"]) == (True, False, "SGD(lr=1e+30)")
+    # No checkpoint has the weights that were tested.
+    assert "weights" not in training
+    assert np.array(record.confusion_matrix).sum() == 20
+
+
 def test_fit_writes_a_record_of_training_and_test() -> None:
     record = _fit("--seed_everything=7")
     assert (record.key, record.seed, record.status) == ("LeNet5-Synthetic-seed7", 7, "ok")

@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import make_record
 
-from cnnbench import catalog
+from cnnbench import catalog, catalog_update
 from cnnbench import references as reference
 from cnnbench.checkpoints import read_checkpoint
 from cnnbench.cli import main
@@ -241,15 +241,16 @@ def test_records_are_taken_over_only_from_real_trainings(known: Path, tmp_path: 
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Weights of a network that was trained for a moment, as `make catalog` would take them over; and its run."""
     folder = tmp_path / "references"
-    for module in (reference, catalog):
+    for module in (reference, catalog, catalog_update):
         monkeypatch.setattr(module, "FOLDER", folder, raising=False)
     monkeypatch.setattr(reference, "FILE", folder / "records.jsonl")
-    monkeypatch.setattr(catalog, "RECORDS", folder / "records.jsonl")
+    for module in (catalog, catalog_update):
+        monkeypatch.setattr(module, "RECORDS", folder / "records.jsonl")
     reference.references.cache_clear()
     options = ["--models=LeNet5", "--data=MNIST", "--measures=quality", "--epochs=1", "--batch_size=20", "--device=cpu"]
     _write_mnist(tmp_path / "data")
     assert main(["bench", *options, "--precision=32-true", "--data_dir=data", "--keep_weights", "--out=run"]) == 0
-    catalog._take_over([Path("run")], ["LeNet5"])
+    catalog_update._take_over([Path("run")], ["LeNet5"])
     return folder
 
 

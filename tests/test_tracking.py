@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from conftest import make_record
 from wandb_stub import ENTITY, KEY, Stub, closed_port, serving
 
 from cnnbench.cli import main
+from cnnbench.predictions import Examples
 from cnnbench.record import Record, load_records, parse_record
 from cnnbench.report import tracking, uploading
 from cnnbench.report.tracking import CellTracker, Connection, State, Target, connect
@@ -180,6 +182,12 @@ def test_a_run_has_figures_tables_and_artifacts(stub: Stub) -> None:
     weights.write_bytes(b"weights")
     target = Target(project="grids", entity=ENTITY, tags=("a", "b"), notes="why")
     tracker = CellTracker(Connection("online", target, stub.url), Path("run"))
+    tracker.begin(record)
+    for point in record.training["curve"]:
+        tracker.point(point)
+    filters = np.ones((4, 3, 5, 5), dtype=np.float32)
+    tracker.show(Examples(np.zeros((2, 28, 28, 1), dtype=np.uint8), [3, 8], ["one", "two"], ["zero", "one"], filters))
+    tracker.end(record)
     tracker.log_all([record])
     tracker.close()
     assert len(stub.runs) == 2
@@ -200,7 +208,9 @@ def test_a_run_has_figures_tables_and_artifacts(stub: Stub) -> None:
     assert tables["classes"]["data"][1][:3] == ["one", 3, pytest.approx(2 / 3)]
     assert tables["classes"]["data"][1][-1] == "zero (1)"
     assert ["one", "zero", 1] in tables["confusion"]["data"]
-    assert any("confusion_matrix_image" in name for name in run.files)
+    assert [row[1:] for row in tables["mistakes"]["data"]] == [[3, "one", "zero"], [8, "two", "one"]]
+    for name in ("confusion_matrix_image", "filters"):
+        assert any(name in file for file in run.files)
     kinds = {kind for _, kind in run.artifacts}
     assert {"record", "model"} <= kinds
     comparison = stub.named("comparison")

@@ -27,7 +27,8 @@ from cnnbench.blocks import (
     make_divisible,
     resolve_form,
 )
-from cnnbench.catalog import FILE, PAPER, count_models, describe_data, first_paragraph, load_catalog, sources
+from cnnbench.catalog import FILE, PAPER, load_catalog, sources
+from cnnbench.catalog_update import count_models, describe_data, first_paragraph
 from cnnbench.counting.complexity import complexity
 from cnnbench.counting.meta_copy import building_on_meta
 from cnnbench.errors import UserError

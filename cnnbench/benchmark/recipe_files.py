@@ -13,6 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
 from cnnbench.benchmark.plan import Recipe
 from cnnbench.console import note
 from cnnbench.data import get_data
@@ -25,7 +28,9 @@ from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.settings import LINKED
 from cnnbench.trust import Trust, check_network, current
 
-SOURCES = {"optimizer": ("torch.optim", "cnnbench.optimizers"), "lr_scheduler": ("torch.optim.lr_scheduler",)}
+BASES = {"optimizer": Optimizer, "lr_scheduler": LRScheduler}
+"""Class of which such a class must be a subclass."""
+SOURCES = {"optimizer": ("torch.optim", "cnnbench.optimizers"), "lr_scheduler": ("torch.optim.lr_scheduler", "lightning.pytorch.cli")}
 """Modules of which a file may name a class, by argument of the network."""
 _SECTIONS = ("seed_everything", "model", "data", "trainer", "out", "wandb", "test", "json")
 """Entries of a configuration; the last four say where results go, which a benchmark decides itself."""
@@ -147,7 +152,7 @@ def _callable(key: str, value: Any, where: str) -> Callable[..., Any]:
     module, _, plain = str(name).rpartition(".")
     for source in SOURCES[key]:
         cls = getattr(importlib.import_module(source), plain, None)
-        if module in ("", source) and inspect.isclass(cls):
+        if module in ("", source) and inspect.isclass(cls) and issubclass(cls, BASES[key]):
             valid = inspect.signature(cls).parameters
             for argument in arguments:
                 if argument not in valid:

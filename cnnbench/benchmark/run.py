@@ -24,7 +24,7 @@ from torch import Tensor
 from cnnbench import hardware, interrupts
 from cnnbench.benchmark.plan import PLAN_FILE, Cell, Plan, load_plan, save_plan
 from cnnbench.benchmark.recipe_files import training_options
-from cnnbench.benchmark.training import TrainingHistory, run_environment, weights_facts
+from cnnbench.benchmark.training import TrainingHistory, examples_of, run_environment, weights_facts
 from cnnbench.checkpoints import CheckpointFile
 from cnnbench.confusion import accuracy
 from cnnbench.counting.complexity import CONVENTION
@@ -36,7 +36,7 @@ from cnnbench.files import parse_json, read_text, remove_parts, without_checksum
 from cnnbench.measures import DEFAULT_MEASURES, take_all
 from cnnbench.measures import Subject as MeasuredNetwork
 from cnnbench.network import make_classifier
-from cnnbench.predictions import write_predictions
+from cnnbench.predictions import Examples, write_predictions
 from cnnbench.record import Record, load_records, write_record
 from cnnbench.references import percent, reference_of
 from cnnbench.registry import check_arguments
@@ -72,6 +72,7 @@ class Follower(Protocol):
 
     def begin(self, record: Record) -> None: ...
     def point(self, values: Mapping[str, float]) -> None: ...
+    def show(self, examples: Examples) -> None: ...
     def end(self, record: Record) -> None: ...
 
 
@@ -193,8 +194,8 @@ def run(plan: Plan, folder: Path, display: Display, follower: Follower | None = 
         plan: Plan of the run.
         folder: Run folder; finished cells in it are kept and not repeated, and failed cells are tried again.
         display: Display that shows the progress.
-        follower: Object that gets each cell when it begins, the points of its learning curve, and its record after it
-            has been written to disk.
+        follower: Object that gets each cell when it begins, the points of its learning curve, examples of its
+            mistakes, and its record after it has been written to disk.
 
     Returns:
         The records of all cells, in the order of the plan; a cell that failed has the status ``error``.
@@ -631,6 +632,7 @@ class _Run:
         trainer.test(model, datamodule=data, verbose=False)
         path = self.folder / "predictions" / f"{cell.key}.npz"
         write_predictions(path, model.test_predictions(), data.num_classes)
+        self.follower.show(examples_of(model, data))
         if plan.keep_weights:
             found |= self._keep_weights(cell, model, trainer)
         return found
@@ -676,6 +678,7 @@ class _Nobody:
 
     def begin(self, record: Record) -> None: ...
     def point(self, values: Mapping[str, float]) -> None: ...
+    def show(self, examples: Examples) -> None: ...
     def end(self, record: Record) -> None: ...
 
 

@@ -10,14 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 
 from cnnbench import hardware
+from cnnbench.data.module import ImageDataModule
 from cnnbench.errors import UserError
+from cnnbench.predictions import Examples
 from cnnbench.record import environment
 from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.clock import TrainingClock
 from cnnbench.training.curve import Curve
+
+MOST_MISTAKES = 64
+"""Largest number of mistaken test images that are shown of a network."""
 
 
 class TrainingHistory(L.Callback):
@@ -92,6 +98,27 @@ class TrainingHistory(L.Callback):
             "curve": self.curve.points,
             "steps_per_call": model.steps_per_call,
         }
+
+
+def examples_of(model: ImageClassifier, data: ImageDataModule) -> Examples:
+    """Return pictures of the first mistakes of a network's last test, in one process, and of its first filters.
+
+    Args:
+        model: Network after a test.
+        data: Data of the test.
+    """
+    true, predicted = model.test_predictions()
+    wrong = np.flatnonzero(true != predicted)[:MOST_MISTAKES]
+    images = data.test_dataloader().split.images[torch.from_numpy(wrong)]
+    names = data.class_names
+    convolution = next((module for module in model.modules() if isinstance(module, torch.nn.Conv2d)), None)
+    return Examples(
+        images.permute(0, 2, 3, 1).numpy(),
+        wrong.tolist(),
+        [names[index] for index in true[wrong]],
+        [names[index] for index in predicted[wrong]],
+        None if convolution is None else convolution.weight.detach().float().cpu().numpy(),
+    )
 
 
 def optimizer_words(optimizer: torch.optim.Optimizer) -> str:

@@ -25,7 +25,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from cnnbench import hardware, interrupts
-from cnnbench.benchmark.training import TrainingHistory
+from cnnbench.benchmark.training import TrainingHistory, examples_of
 from cnnbench.blocks import has_depthwise
 from cnnbench.checkpoints import CheckpointFile
 from cnnbench.commands import fit_tracking
@@ -60,7 +60,7 @@ from cnnbench.console import note, out_json
 from cnnbench.counting.complexity import complexity
 from cnnbench.data import all_data
 from cnnbench.data.module import ImageDataModule
-from cnnbench.errors import Stopped, UserError
+from cnnbench.errors import DivergedError, Stopped, UserError
 from cnnbench.files import reason, replacing, write_text
 from cnnbench.models import all_models
 from cnnbench.record import Record
@@ -326,6 +326,11 @@ class CLI(LightningCLI):
             if last is not None and last.exists():
                 stop.hint = f"go on with: {self._command('fit', last)}"
             raise
+        except DivergedError:
+            # A training that diverged is a result too, as in `bench`: its network is tested, and a record says so.
+            self.history.curve.diverged = True
+            self._record(last=None)  # the last checkpoint may be of an earlier step
+            raise
 
     def validate(self, model: L.LightningModule, **options: Any) -> None:
         self._restoring(self.trainer.validate, model, **options)
@@ -347,8 +352,14 @@ class CLI(LightningCLI):
 
     def _show(self, record: Record | None) -> None:
         """Log a record to W&B, if the command logs to it."""
-        if record is not None and self.logger is not None:
-            self.logger.log_record(record)
+        if record is None or self.logger is None:
+            return
+        self.logger.log_record(record)
+        # With several processes, each knows the answers to its own images only.
+        if record.confusion_matrix is not None and self.trainer.world_size == 1:
+            self.logger.log_examples(
+                examples_of(cast(ImageClassifier, self.model), cast(ImageDataModule, self.datamodule))
+            )
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the subcommand; then end the run of W&B, and remove the run folder if nothing was written into it."""
@@ -419,13 +430,21 @@ class CLI(LightningCLI):
                 _say(f"test it:    {self._command('test', Path(path))}")
                 break
         # Without a step there was no training.
-        if not self.trainer.fast_dev_run and self.stage.steps not in (None, self.trainer.global_step):  # type: ignore[attr-defined]
-            config = self.config[self.subcommand]
-            recording = Recording.of(self.trainer, self.model, self.datamodule, _say)
-            choices = self.save_config_kwargs.get("choices", "")
-            self._show(
-                recording.of_training(self.history, config.seed_everything, config.test, self.stage.keep, choices)
-            )
+        if self.stage.steps not in (None, self.trainer.global_step):
+            self._record(self.stage.keep)
+
+    def _record(self, last: Path | None) -> None:
+        """Test the network after its training, and write the record of both; a trial run has none.
+
+        Args:
+            last: Checkpoint with the weights of the network; None if there is none.
+        """
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        config = self.config[self.subcommand]
+        recording = Recording.of(self.trainer, self.model, self.datamodule, _say)
+        choices = self.save_config_kwargs.get("choices", "")
+        self._show(recording.of_training(self.history, config.seed_everything, config.test, last, choices))
 
     def predict(self, model: L.LightningModule, datamodule: L.LightningDataModule, **options: Any) -> None:
         """Write the class probabilities of the test images, in the order of the data, into the run folder.

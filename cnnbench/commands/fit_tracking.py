@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from cnnbench.commands.wandb_options import WORDS
 from cnnbench.console import is_first_process, note
+from cnnbench.predictions import Examples
 from cnnbench.record import Record
 from cnnbench.report import wandb_panels
 from cnnbench.report.tracking import (
@@ -127,6 +128,11 @@ class FitLogger(WandbLogger):
         """Log what the test of a training has found; see `wandb_panels.log_record`."""
         _ = self.experiment
         self._tracker.add(lambda run: wandb_panels.log_record(run, record))
+
+    @rank_zero_only
+    def log_examples(self, examples: Examples) -> None:
+        """Log mistakes and filters of the network; see `wandb_panels.log_examples`."""
+        self._tracker.add(lambda run: wandb_panels.log_examples(run, examples))
 
     @rank_zero_only
     def log_weights(self, path: Path, facts: Mapping[str, Any]) -> None:

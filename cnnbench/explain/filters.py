@@ -20,7 +20,7 @@ from cnnbench.explain import Explanation, Picture, Table
 from cnnbench.explain.activations import outputs
 from cnnbench.explain.networks import Subject, find_subject
 from cnnbench.explain.options import FEW_FILTERS, FiltersOptions
-from cnnbench.plots.grids import grid, outline, show
+from cnnbench.plots.grids import colours, grid, outline, show
 
 COLUMNS = 12
 """Largest number of panels in a row of the picture: filters, or input channels of one filter."""
@@ -65,17 +65,6 @@ def grey_shares(weights: np.ndarray) -> np.ndarray:
     total = norms(weights) ** 2
     # A filter of zeros has no norm to divide by, and keeps the 0 of `out`.
     return np.divide(alike, total, out=np.zeros_like(alike), where=total > 0)
-
-
-def colours(kernel: np.ndarray) -> np.ndarray:
-    """Return a filter of three channels, (3, kH, kW), as a colour image, (kH, kW, 3), with values from 0 to 1.
-
-    A weight of zero becomes 0.5, mid-grey. The weight with the largest absolute value becomes 0 or 1.
-    """
-    # Only a filter of zeros has no largest value; dividing by 1 leaves it mid-grey.
-    top = np.abs(kernel).max() or 1.0
-    # Torch has the channels first, matplotlib last.
-    return 0.5 + 0.5 * np.moveaxis(kernel, 0, 2) / top
 
 
 def convolutions(model: nn.Module, image_shape: Sequence[int]) -> dict[str, nn.Conv2d]:

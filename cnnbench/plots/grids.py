@@ -82,6 +82,17 @@ def limits(image: np.ndarray, scale: Scale, quantile: float = 1.0) -> tuple[floa
     return low - 0.5, high + 0.5
 
 
+def colours(kernel: np.ndarray) -> np.ndarray:
+    """Return a filter of three channels, (3, kH, kW), as a colour image, (kH, kW, 3), with values from 0 to 1.
+
+    A weight of zero becomes 0.5, mid-grey. The weight with the largest absolute value becomes 0 or 1.
+    """
+    # Only a filter of zeros has no largest value; dividing by 1 leaves it mid-grey.
+    top = np.abs(kernel).max() or 1.0
+    # Torch has the channels first, matplotlib last.
+    return 0.5 + 0.5 * np.moveaxis(kernel, 0, 2) / top
+
+
 def outline(ax: Axes, low: Sequence[float], high: Sequence[float], colour: str, **options: Any) -> None:
     """Draw a rectangle around pixels of an image in a panel.
 

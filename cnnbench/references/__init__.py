@@ -5,7 +5,7 @@ machine, and ranks networks in another order than a full training does. Wherever
 of the reference training therefore stands beside it.
 
 ``references/records.jsonl`` holds the records of ``experiments/bench/reference*.yaml``; beside it are the weights of a
-few small networks. The command ``python -m cnnbench.catalog RUN`` copies both from run folders.
+few small networks. The command ``python -m cnnbench.catalog_update RUN`` copies both from run folders.
 """
 
 from __future__ import annotations

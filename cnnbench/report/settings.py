@@ -144,6 +144,8 @@ ALL = (
     Setting("speed_batch_size", "config", ("inference",), "row", _or_nothing("batch {} in inference")),
     # Which weights of a training are tested. Until 2026-11-29 they were always the last ones.
     Setting("tested", "config", ACCURACY, "row", "{} weights tested".format, unsaid="last"),
+    # Averaging over several views of a test image raises the accuracy at several times the cost.
+    Setting("test_views", "config", ACCURACY, "row", "tested on views: {}".format, unsaid="one"),
     Setting("threads", "environment", TIMES, "row", "{} threads".format),
     Setting(
         "threads, within a time",

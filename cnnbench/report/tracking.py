@@ -21,6 +21,7 @@ from urllib.parse import quote
 from cnnbench.console import note
 from cnnbench.errors import UserError
 from cnnbench.files import reason
+from cnnbench.predictions import Examples
 from cnnbench.record import Record
 from cnnbench.report import wandb_panels
 from cnnbench.report.pictures import matrix_names
@@ -382,6 +383,10 @@ class CellTracker(Tracker):
         if record.data["synthetic"]:
             name += " (synthetic)"
         self.open(self.state.start(key, name), "cell", wandb_panels.config_of(record))
+
+    def show(self, examples: Examples) -> None:
+        """Log mistakes and filters of the network of the open cell."""
+        self.add(lambda run: wandb_panels.log_examples(run, examples))
 
     def end(self, record: Record) -> None:
         """Log what has come out for the open cell, and end its run."""

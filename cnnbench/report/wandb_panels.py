@@ -8,24 +8,32 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from cnnbench.confusion import class_figures, most_confused
 from cnnbench.console import note
 from cnnbench.measures import figures
 from cnnbench.plots.drawing import plain_text
+from cnnbench.plots.grids import colours, grid, show
+from cnnbench.predictions import Examples
 from cnnbench.record import Record, as_lines
 from cnnbench.report.confusion_pictures import MatrixPainter
 from cnnbench.report.outputs import Report
-from cnnbench.report.pictures import Picture, comparisons, failure, matrix_picture
+from cnnbench.report.pictures import FigureSheet, Picture, comparisons, failure, matrix_picture
 
 STEP = "trainer/global_step"
 """Key of the optimizer step, which is the horizontal axis of all curves; the name that Lightning's logger uses."""
 BEST = "best/"
 """Start of the key of the best value of a curve in the summary, as in ``best/val/accuracy``."""
+SMALLEST_SIDE = 112
+"""Smallest side in pixels of a test image among the mistakes; smaller images are enlarged by a whole factor."""
+MOST_FILTERS, FILTER_COLUMNS = 96, 12
+"""Largest number of filters in their picture, and the number of filters in a row of it."""
 SCATTERS = {"accuracy_macs": "macs", "accuracy_latency": "latency_ms_median"}
 """Costs that accuracy is plotted against, by key of the chart."""
 
@@ -114,6 +122,35 @@ def log_record(run: Any, record: Record) -> None:
     run.log_artifact(artifact)
 
 
+def log_examples(run: Any, examples: Examples) -> None:
+    """Log the test images that a network mistakes, as a table, and the filters of its first convolution."""
+    wandb = _wandb()
+    rows = []
+    for image, *words in zip(*examples[:4], strict=True):
+        pixels = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+        # W&B's page would blur small images when it enlarges them.
+        factor = max(1, SMALLEST_SIDE // min(pixels.size))
+        enlarged = pixels.resize((pixels.width * factor, pixels.height * factor), Image.Resampling.NEAREST)
+        rows.append([wandb.Image(enlarged), *words])
+    table = wandb.Table(columns=["image", "index in test set", "true", "predicted"], data=rows)
+    panels: dict[str, Any] = {"mistakes": table}
+    if examples.filters is not None:
+        panels |= _image("filters", Picture("filters", partial(_filters_sheet, examples.filters), str))
+    run.log(panels)
+
+
+def _filters_sheet(weights: np.ndarray) -> FigureSheet:
+    """Return a picture of the filters of a convolution, (F, C, kH, kW); those of three channels are in colour."""
+    weights = weights[:MOST_FILTERS]
+    figure, axes = grid(len(weights), FILTER_COLUMNS, cell=0.7, titles=False)
+    for ax, kernel in zip(axes, weights, strict=True):
+        if len(kernel) == 3:
+            show(ax, colours(kernel))
+        else:
+            show(ax, kernel.mean(0), scale="signed")
+    return FigureSheet(figure)
+
+
 def log_weights(run: Any, path: Path, facts: Mapping[str, Any]) -> None:
     """Log a checkpoint as an artifact of the type ``model``.
 
@@ -145,6 +182,9 @@ def log_comparison(run: Any, records: Sequence[Record]) -> None:
         "comparison": wandb.Table(columns=["model", "data", "seed", "status", *keys], data=rows),
         **_charts(records),
     }
+    for key, over_seeds in zip(("over_seeds", "differences_by_seed"), report.seeds.tables, strict=False):
+        head, *lines = over_seeds.rows
+        panels[key] = wandb.Table(columns=list(head), data=[list(line) for line in lines])
     for picture in comparisons(report.records):
         panels |= _image(f"pictures/{picture.name}", picture)
     run.log(panels)

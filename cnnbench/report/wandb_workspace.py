@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import wandb_workspaces.reports.v2 as panels
+import wandb_workspaces.workspaces as workspaces
+
 from cnnbench.report.wandb_panels import STEP
 
 
@@ -13,9 +16,6 @@ def make_workspace(entity: str, project: str, group: str) -> str:
         project: Project of the runs.
         group: Group of the runs.
     """
-    import wandb_workspaces.reports.v2 as panels
-    import wandb_workspaces.workspaces as workspaces
-
     accuracy = panels.SummaryMetric("test_accuracy")
     costs = {"macs": "multiply-adds", "latency_ms_median": "latency of one image, ms", "params": "parameters"}
     networks = []
