@@ -137,7 +137,7 @@ QUIET = ["--trainer.enable_progress_bar=false"]
         ),
         (
             "fit --model LeNet5 --data Synthetic --model.schedule lineal",
-            "unknown model.schedule 'lineal'; did you mean 'linear'? valid: linear, cosine, constant",
+            "unknown schedule 'lineal'; did you mean 'linear'? valid: linear, cosine, constant",
         ),
         (
             "fit --model LeNet5 --data Synthetic --model.optimizer SGD --model.lr_scheduler ReduceLROnPlateau",

@@ -199,7 +199,7 @@ def test_a_run_has_figures_tables_and_artifacts(stub: Stub) -> None:
     assert run.settings["recipe_words"] == "AdamW"
     metrics = json.loads(run.config)["_wandb"]["value"]["m"]
     assert "trainer/global_step" in json.dumps(metrics)
-    assert [line["trainer/global_step"] for line in run.history] == [9, 19, 19]
+    assert [line["trainer/global_step"] for line in run.history] == [9, 19, 19, 19]
     summary = run.summary
     assert (summary["params"], summary["test_accuracy"], summary["status"]) == (61706, 0.9, "ok")
     assert (summary["train/accuracy"], summary["best/train/accuracy"]) == (0.8, 0.8)

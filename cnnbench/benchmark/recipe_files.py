@@ -30,7 +30,10 @@ from cnnbench.trust import Trust, check_network, current
 
 BASES = {"optimizer": Optimizer, "lr_scheduler": LRScheduler}
 """Class of which such a class must be a subclass."""
-SOURCES = {"optimizer": ("torch.optim", "cnnbench.optimizers"), "lr_scheduler": ("torch.optim.lr_scheduler", "lightning.pytorch.cli")}
+SOURCES = {
+    "optimizer": ("torch.optim", "cnnbench.optimizers"),
+    "lr_scheduler": ("torch.optim.lr_scheduler", "lightning.pytorch.cli"),
+}
 """Modules of which a file may name a class, by argument of the network."""
 _SECTIONS = ("seed_everything", "model", "data", "trainer", "out", "wandb", "test", "json")
 """Entries of a configuration; the last four say where results go, which a benchmark decides itself."""

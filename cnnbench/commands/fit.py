@@ -329,7 +329,10 @@ class CLI(LightningCLI):
         except DivergedError:
             # A training that diverged is a result too, as in `bench`: its network is tested, and a record says so.
             self.history.curve.diverged = True
-            self._record(last=None)  # the last checkpoint may be of an earlier step
+            try:
+                self._record(last=None)  # the last checkpoint may be of an earlier step
+            except UserError as error:  # what the command ends with is that the training diverged
+                _say(f"no record: {error}")
             raise
 
     def validate(self, model: L.LightningModule, **options: Any) -> None:
