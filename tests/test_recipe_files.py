@@ -67,6 +67,16 @@ def test_each_recipe_is_a_row_of_the_grid(files: str, few_rounds: None, without_
     assert plain.data["batch_size"] == 32
 
 
+def test_lightnings_scheduler_takes_the_arguments_of_torchs() -> None:
+    scheduler = "{class_path: lightning.pytorch.cli.ReduceLROnPlateau, init_args: {monitor: val/loss, patience: 3}}"
+    Path("a.yaml").write_text(
+        f"model: {{class_path: LeNet5, init_args: {{optimizer: SGD, lr_scheduler: {scheduler}}}}}"
+    )
+    options = training_options(read_recipe(Path("a.yaml")))
+    built = options["lr_scheduler"](torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1))
+    assert (built.patience, built.monitor) == (3, "val/loss")
+
+
 def test_a_resumed_run_reads_its_recipes_from_the_plan(files: str, without_pictures: None) -> None:
     command = ["bench", "--out=run", "--measures=quality"]
     assert main([*command, "--configs", files, "--device=cpu", "--epochs=1"]) == 0
@@ -101,6 +111,10 @@ def test_a_recipe_trains_as_fit_does(files: str, without_pictures: None) -> None
         ("model: {class_path: LeNet5, init_args: {warmup: much}}", "warmup 'much'"),
         ("model: {class_path: LeNet5, init_args: {optimizer: SGDD}}", "is no class of torch.optim"),
         ("model: {class_path: LeNet5, init_args: {optimizer: os.system}}", "is no class of torch.optim"),
+        (
+            "model: {class_path: LeNet5, init_args: {optimizer: SGD, lr_scheduler: lightning.pytorch.cli.Trainer}}",
+            "'lightning.pytorch.cli.Trainer' is no class of torch.optim.lr_scheduler",
+        ),
         ("model: {class_path: LeNet5, init_args: {optimizer: {class_path: SGD, init_args: {lrr: 1}}}}", "mean 'lr'"),
         ("model: LeNet5\ndata: {class_path: MNIST, init_args: {batch_sizes: 3}}", "mean 'batch_size'"),
         ("model: LeNet5\ntrainer: {max_epochs: 0}", "max_epochs 0 must be a whole number"),

@@ -156,9 +156,21 @@ def _callable(key: str, value: Any, where: str) -> Callable[..., Any]:
     for source in SOURCES[key]:
         cls = getattr(importlib.import_module(source), plain, None)
         if module in ("", source) and inspect.isclass(cls) and issubclass(cls, BASES[key]):
-            valid = inspect.signature(cls).parameters
+            valid = _arguments_of(cls)
             for argument in arguments:
                 if argument not in valid:
-                    raise unknown(f"argument of {key} {plain} in {where}:", argument, list(valid)[1:])
+                    raise unknown(f"argument of {key} {plain} in {where}:", argument, valid)
             return partial(cls, **arguments)
     raise UserError(f"{where}: {key} '{name}' is no class of {' or '.join(SOURCES[key])}; train with fit instead")
+
+
+def _arguments_of(cls: type) -> list[str]:
+    """Return the names of the arguments of an optimizer or a scheduler, without the first one."""
+    names: list[str] = []
+    for base in cls.__mro__:
+        parameters = list(inspect.signature(base).parameters.values())[1:]
+        names += [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        # A class such as Lightning's ReduceLROnPlateau passes further arguments on to the class that it derives from.
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return names
