@@ -32,7 +32,7 @@ from cnnbench.network import External
 from cnnbench.registry import check_arguments
 from cnnbench.training.classifier import CLASS_KEY, ImageClassifier
 from cnnbench.training.settings import LINKED
-from cnnbench.trust import Trust, check_network
+from cnnbench.trust import Trust, check_code
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.bool)
 MADE_BY = "`cnnbench fit` makes checkpoints"
@@ -250,7 +250,7 @@ def network_of(
     factory = _class_of(path, where, trust, kind)
     # `External` belongs to the package, but the network that it wraps may be anybody's code.
     if issubclass(factory, External):
-        check_network(str(options.get("name")), where, trust)
+        check_code(str(options.get("name")), where, trust)
     check_arguments(f"the network in {where}", factory, options)
     for key, value in options.items():
         # A wrong size in the file would allocate too much memory before the weights show that it is wrong.

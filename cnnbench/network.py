@@ -7,19 +7,13 @@ random weights, never with pretrained ones.
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import difflib
-import importlib
 import inspect
-import re
-import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -28,14 +22,13 @@ from torch import Tensor, nn
 
 from cnnbench.errors import Stopped, UserError, unknown
 from cnnbench.models import all_models
+from cnnbench.names import MODEL, call_words, import_callable, parse_name, unknown_of_many
 from cnnbench.registry import check_arguments
 from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.loss import loss_and_logits
-from cnnbench.trust import check_network, current
 
 _MADE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Networks that were built and still exist; a callable that returns one of them again is refused."""
-FORMS = "a name from `cnnbench list`, torchvision:NAME, timm:NAME or package.module:callable"
 
 
 @dataclass(frozen=True)
@@ -242,32 +235,6 @@ def get_network(
     return _from_callable(name, source, rest, arguments, wanted, strict)
 
 
-def parse_name(name: str) -> tuple[str, dict[str, Any]]:
-    """Split ``name(key=value, ...)`` into the name and its arguments; a value is a Python literal or a bare word.
-
-    Raises:
-        UserError: The text does not have this form.
-    """
-    match = re.fullmatch(r"\s*([^()]+?)\s*(?:\((.*)\))?\s*", name, re.DOTALL)
-    if match is None:
-        raise UserError(f"cannot read model '{name}'; give {FORMS}, arguments as in ResNet18(form=imagenet)")
-    plain, text = match.groups()
-    # With its bare words in quotes, the text is a call in Python's syntax, which Python's own parser can read.
-    # A bare word stands between an equals sign and the next comma or the end.
-    quoted = re.sub(r"(?<==)\s*([\w.+-]+)\s*(?=,|$)", _quoted, text or "")
-    try:
-        call = cast(ast.Call, ast.parse(f"f({quoted})", mode="eval").body)
-        values = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
-        # Positional arguments, ** and repeated names are not accepted.
-        if call.args or None in [k.arg for k in call.keywords] or len(values) < len(call.keywords):
-            raise ValueError
-    except (SyntaxError, ValueError):
-        raise UserError(
-            f"cannot read the arguments of model '{name}'; write them as in ResNet18(form=imagenet)"
-        ) from None
-    return plain, values
-
-
 def name_of(model: ImageClassifier) -> str:
     """Return the name of a network, with the arguments that differ from their defaults, as `get_network` reads it.
 
@@ -288,42 +255,6 @@ def name_of(model: ImageClassifier) -> str:
     if plain not in all_models():
         plain = f"{cls.__module__}:{cls.__qualname__}"
     return call_words(plain, arguments)
-
-
-def call_words(name: str, arguments: Mapping[str, Any]) -> str:
-    """Return a name with arguments, ``name(key=value, ...)``, as `parse_name` reads it."""
-    if not arguments:
-        return name
-    return f"{name}({', '.join(f'{key}={_as_word(value)}' for key, value in arguments.items())})"
-
-
-def _as_word(value: Any) -> str:
-    """Return an argument as `parse_name` reads it: a text as a bare word where possible, else as a Python literal."""
-    is_word = isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w.+-]*", value) and value.lower() not in _LITERALS
-    return value if is_word else repr(value)
-
-
-_LITERALS = {
-    **dict.fromkeys(("true", "yes", "on"), "True"),
-    **dict.fromkeys(("false", "no", "off"), "False"),
-    **dict.fromkeys(("none", "null"), "None"),
-}
-"""Python's literal for each word of YAML that stands for true, false or none."""
-
-
-def _quoted(word: re.Match[str]) -> str:
-    """Return a bare word as Python source.
-
-    A word such as ``cifar`` or ``3x3`` becomes a string. Numbers, and the words for true, false and none, keep their
-    value.
-    """
-    if word[1].lower() in _LITERALS:
-        return _LITERALS[word[1].lower()]
-    try:
-        ast.literal_eval(word[1])
-    except (SyntaxError, ValueError):
-        return repr(word[1])
-    return word[1]
 
 
 def _from_zoo(
@@ -358,7 +289,7 @@ def _from_torchvision(name: str, plain: str, arguments: dict[str, Any], wanted: 
     # Only networks that classify: detection, segmentation, video and quantized ones lie in submodules.
     valid = models.list_models(module=models)
     if plain not in valid:
-        raise _unknown("torchvision model", plain, valid)
+        raise unknown_of_many("torchvision model", plain, valid)
     # Size of the images that the published weights take.
     # `transforms` is a partial of a preset, whose arguments have the crop size.
     takes = models.get_model_weights(plain).DEFAULT.transforms.keywords.get("crop_size", 224)
@@ -380,7 +311,7 @@ def _from_timm(name: str, plain: str, arguments: dict[str, Any], wanted: _Wanted
     except ImportError:
         raise UserError(f"model '{name}' needs timm; install it with: pip install timm") from None
     if not timm.is_model(plain):
-        raise _unknown("timm model", plain, timm.list_models())
+        raise unknown_of_many("timm model", plain, timm.list_models())
     config = timm.get_pretrained_cfg(plain)
     # In timm, the size of an image is (C, H, W).
     own_channels, own_size = (config.input_size[0], config.input_size[-1]) if config else (3, 224)
@@ -404,58 +335,12 @@ def _from_timm(name: str, plain: str, arguments: dict[str, Any], wanted: _Wanted
     return Network(name, channels, size, classes, _checked(name, make, options))
 
 
-def _unknown(kind: str, name: str, valid: Sequence[str]) -> UserError:
-    """Return the error for an unknown name where many are valid: the message shows only the similar ones."""
-    near = difflib.get_close_matches(name, valid, n=8, cutoff=0.4) or list(valid)[:8]
-    return UserError(f"{unknown(kind, name, near)}, and {len(valid) - len(near)} more")
-
-
-def _callable_of(name: str, module: str, attribute: str) -> Callable[..., Any]:
-    """Import the class or function that makes a network.
-
-    Args:
-        name: Network as it was named, for messages.
-        module: Module to import.
-        attribute: Name of the class or function in it.
-
-    Raises:
-        UserError: The module or the name is not there or not trusted, or it is nothing that makes a network.
-    """
-    trust = current()
-    if trust is not None:
-        check_network(name, "a file", trust)
-    # Modules in the working folder can be imported, as with `python -m`.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = importlib.import_module(module)
-    except Stopped:
-        raise
-    except BaseException as error:  # the user's module may raise anything
-        text = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"cannot import '{module}' of model '{name}': {type(error).__name__}: {text}; a model is {FORMS}"
-        ) from error
-    factory = getattr(found, attribute, None)
-    if isinstance(factory, nn.Module):
-        raise UserError(f"'{name}' is a network already; give what makes it, such as a class or a function")
-    if not callable(factory):
-        public = [
-            n for n, v in vars(found).items() if callable(v) and not n.startswith("_") and not isinstance(v, nn.Module)
-        ]
-        raise _unknown(f"callable of module '{module}':", attribute, public)
-    if inspect.isbuiltin(factory):  # such as os._exit, which would end the process silently
-        raise UserError(
-            f"'{name}' is a function that is not written in Python, which makes no network; give a class or function "
-            "that does"
-        )
-    return cast("Callable[..., Any]", factory)
-
-
 def _from_callable(
     name: str, module: str, attribute: str, arguments: dict[str, Any], wanted: _Wanted, strict: bool
 ) -> Network:
-    factory = _callable_of(name, module, attribute)
+    factory = import_callable(name, module, attribute)
+    if isinstance(factory, nn.Module):
+        raise UserError(f"'{name}' is a network already; give what makes it, such as a class or a function")
     try:
         accepted = dict(inspect.signature(factory).parameters)
     except ValueError:  # a function that is not written in Python may have no signature
@@ -531,7 +416,7 @@ def _checked(name: str, factory: Callable[..., Any], options: dict[str, Any]) ->
         if isinstance(model, nn.Module):
             _MADE.add(model)
         else:
-            raise UserError(f"'{name}' made a {type(model).__name__}, not a torch.nn.Module; a model is {FORMS}")
+            raise UserError(f"'{name}' made a {type(model).__name__}, not a torch.nn.Module; a model is {MODEL.forms}")
         return model
 
     return build

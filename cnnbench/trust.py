@@ -5,7 +5,7 @@ that somebody else made must not decide which code runs here. A name from a file
 belongs to this package or to a library that the package builds on. Any other name is accepted only if the user typed it
 on the command line, either the name itself or its module after ``--trust``.
 
-All names pass through two places, and both check them. `cnnbench.network` imports a network ``module:callable``.
+All names pass through two places, and both check them. `cnnbench.names` imports ``module:callable``.
 `cnnbench.commands.fit_imports` sets up the parser of ``cnnbench fit``, which imports classes. Neither place needs to
 know whether a name was typed or comes from a file, because a typed name is trusted.
 """
@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cnnbench.errors import UserError
 from cnnbench.files import read_yaml
@@ -28,8 +28,13 @@ from cnnbench.registry import split_names
 OPTION = "--trust"
 LIBRARIES = ("cnnbench", "torch", "torchvision", "timm")
 """Packages whose classes and functions a trusted module may import and offer under its own name."""
-TABLES = ("torchvision", "timm")
-"""Sources that offer networks from a fixed table of names, as in ``torchvision:resnet18``."""
+CodeKind = Literal["network", "data set"]
+"""Kinds of things that code of the user's makes."""
+TABLES: dict[CodeKind, tuple[str, ...]] = {
+    "network": ("torchvision", "timm"),
+    "data set": ("torchvision", "medmnist", "folder"),
+}
+"""Sources of names that stand for no code of the user's, such as ``torchvision:resnet18``, by kind."""
 
 
 @dataclass(frozen=True)
@@ -122,30 +127,33 @@ def words(names: Iterable[str]) -> str:
     return f" {OPTION} {','.join(modules)}" if modules else ""
 
 
-def foreign_module(name: str) -> str | None:
-    """Return the module in a network name ``module:callable``, or None for a name of the zoo, torchvision or timm."""
+def foreign_module(name: str, kind: CodeKind = "network") -> str | None:
+    """Return the module in a name ``module:callable``, or None for a name that stands for no code of the user's."""
     plain = name.partition("(")[0]  # a name may have arguments in brackets
-    module, colon, _ = plain.rpartition(":")
-    return module.strip() if colon and module.strip() not in TABLES else None
+    # `get_network` splits a name at its last colon. `get_data` does so at its first one, since the path of a folder may
+    # have further ones. Both have to be split here as they are there.
+    module, colon, _ = plain.rpartition(":") if kind == "network" else plain.partition(":")
+    return module.strip() if colon and module.strip() not in TABLES[kind] else None
 
 
-def check_network(name: str, where: str, trust: Trust) -> None:
-    """Raise UserError unless a network that a file names may be built.
+def check_code(name: str, where: str, trust: Trust, kind: CodeKind = "network") -> None:
+    """Raise UserError unless a network or a data set that a file names may be built.
 
     Args:
-        name: Name of the network, in one of the forms of `cnnbench.network`.
+        name: Name of the network or data set.
         where: Name of the file, for the message.
         trust: Modules and names that the user trusts.
+        kind: Kind of what is named.
 
     Raises:
-        UserError: The code of the network lies outside the package, and the user does not trust it.
+        UserError: The code lies outside the package, and the user does not trust it.
     """
-    module = foreign_module(name)
+    module = foreign_module(name, kind)
     if module is None or name in trust.typed:
         return
     if not trust.covers(module):
         raise UserError(
-            f"{where} names the network '{name}', whose code lies outside cnnbench; if you trust it, add "
+            f"{where} names the {kind} '{name}', whose code lies outside cnnbench; if you trust it, add "
             f"{OPTION} {module or 'MODULE'}"
         )
     _check_origin(name, module, where, trust)

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from cnnbench.errors import UserError
-from cnnbench.network import External, get_network, make_classifier, parse_name
+from cnnbench.names import parse_name
+from cnnbench.network import External, get_network, make_classifier
 
 MODULE = """
 import torch

@@ -27,7 +27,7 @@ from cnnbench.files import with_checksum, without_checksum
 from cnnbench.record import Record, write_record
 from cnnbench.report.outputs import Report, to_csv, to_html, to_markdown
 from cnnbench.text import printable
-from cnnbench.trust import Trust, check_network
+from cnnbench.trust import Trust, check_code
 
 MARK = Path("pwned")
 SMALL = ["--data=Synthetic", "--data.train_images=40", "--data.test_images=20", "--data.batch_size=10"]
@@ -152,9 +152,9 @@ def test_the_refusal_names_the_option_and_the_option_is_the_word(
 def test_trust_in_a_module_is_not_trust_in_what_it_imported() -> None:
     Path("reexports.py").write_text("from os import system\nfrom torch.nn import Sequential\n")
     trust = Trust.of(["reexports"])
-    check_network("reexports:Sequential", "plan", trust)
+    check_code("reexports:Sequential", "plan", trust)
     with pytest.raises(UserError, match=r"is code of posix, not of reexports"):
-        check_network("reexports:system(command='touch pwned')", "plan", trust)
+        check_code("reexports:system(command='touch pwned')", "plan", trust)
     for module in ("re exports", "", "a/b", "--x"):
         with pytest.raises(UserError, match="is not a module"):
             Trust.of([module])

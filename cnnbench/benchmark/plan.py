@@ -16,7 +16,7 @@ from cnnbench.errors import UserError, unknown
 from cnnbench.files import parse_json, read_text, without_checksum, write_checked_json
 from cnnbench.measures import MEASURES
 from cnnbench.record import cell_key
-from cnnbench.trust import Trust, check_network
+from cnnbench.trust import Trust, check_code
 
 DEFAULT_MODELS = ("LeNet5", "VGG16", "ResNet18", "MobileNetV1")
 DEFAULT_DATA = ("MNIST", "CIFAR10")
@@ -279,7 +279,7 @@ def load_plan(folder: Path, trust: Trust | None = None) -> Plan:
         raise UserError(f"{where} cannot be resumed: {what}; {start_anew}") from None
     for name in (*plan.models, *(recipe.model for recipe in plan.configs)):
         # A name from a file may stand for code outside the package, which runs when the network is built.
-        check_network(name, where, trust or Trust())
+        check_code(name, where, trust or Trust())
     return plan
 
 

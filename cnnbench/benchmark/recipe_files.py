@@ -22,11 +22,12 @@ from cnnbench.data import get_data
 from cnnbench.errors import UserError, unknown
 from cnnbench.files import read_yaml, safe_name
 from cnnbench.models import all_models
-from cnnbench.network import External, call_words
+from cnnbench.names import call_words
+from cnnbench.network import External
 from cnnbench.registry import check_arguments
 from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.settings import LINKED
-from cnnbench.trust import Trust, check_network, current
+from cnnbench.trust import Trust, check_code, current
 
 BASES = {"optimizer": Optimizer, "lr_scheduler": LRScheduler}
 """Class of which such a class must be a subclass."""
@@ -66,7 +67,7 @@ def read_recipe(path: Path) -> Recipe:
     if epochs is not None and (not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1):
         raise UserError(f"{where}: trainer.max_epochs {epochs} must be a whole number of at least 1")
     name, arguments = _network(_short(model), given, where)
-    check_network(name, where, current() or Trust())
+    check_code(name, where, current() or Trust())
     recipe = Recipe(safe_name(path.stem), name, arguments, _short(data), options or None, epochs)
     check(recipe, where)
     return recipe

@@ -38,7 +38,8 @@ from cnnbench.data.module import ImageDataModule
 from cnnbench.errors import DivergedError, UserError
 from cnnbench.files import parse_json, read_text, remove_parts, without_checksum, write_checked_json, write_text
 from cnnbench.models import get_model
-from cnnbench.network import call_words, make_classifier, parse_name
+from cnnbench.names import call_words, parse_name
+from cnnbench.network import make_classifier
 from cnnbench.record import Record, load_records, write_record
 from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.clock import TrainingClock

@@ -12,7 +12,7 @@ from cnnbench.commands.report import show_report
 from cnnbench.commands.wandb_options import WandbOptions
 from cnnbench.errors import Stopped
 from cnnbench.options import config_option, option
-from cnnbench.trust import Trust, check_network, current, words
+from cnnbench.trust import Trust, check_code, current, words
 
 EXAMPLE = "--models LeNet5,ResNet18 --data CIFAR10 --budget 60s"
 
@@ -106,7 +106,7 @@ def check_file(values: Mapping[str, Any], where: str) -> None:
     """
     for name in values.get("models", ()):
         # Without enforced trust, a file may name networks of the zoo, torchvision and timm only.
-        check_network(name, where, current() or Trust())
+        check_code(name, where, current() or Trust())
 
 
 def run(options: Options) -> int:

@@ -16,7 +16,8 @@ from cnnbench.commands.fit_errors import TABLES
 from cnnbench.commands.fit_loggers import LOGGERS
 from cnnbench.errors import UserError, unknown
 from cnnbench.files import parse_yaml, read_yaml
-from cnnbench.network import External, parse_name
+from cnnbench.names import parse_name
+from cnnbench.network import External
 from cnnbench.training.settings import LINKED
 from cnnbench.trust import check_config
 
