@@ -112,6 +112,8 @@ def discover(package: ModuleType, base: type[T]) -> dict[str, type[T]]:
         for name, value in vars(module).items():
             if not isinstance(value, type) or not issubclass(value, base) or value is base:
                 continue
+            if inspect.isabstract(value):  # a base class of others
+                continue
             # Skip a class that the module only imports from elsewhere.
             # The dots keep a module `vgg` from matching one named `vgg_small`.
             if not f"{value.__module__}.".startswith(f"{module.__name__}.") or name.startswith("_"):

@@ -64,6 +64,8 @@ class Data(_Strict):
     stands_in_for: Text | None = None
     fingerprint: Text | None = None
     batch_size: Positive | None = None
+    mean: list[Share] | None = None
+    std: list[Share] | None = None
 
 
 class Config(_Strict):

@@ -574,7 +574,7 @@ def _rename_all(folder: Path, rename: Callable[[str], str]) -> None:
         (lambda f: (shutil.rmtree(f / "train" / "cat"), (f / "train" / "cat").symlink_to("cat")), "train/cat'"),
         (lambda f: f.rename(f.with_name("CIFAR10-IMAGES")) and shutil.rmtree(f.with_name("CIFAR10-IMAGES") / "test"),
          "CIFAR10-IMAGES' lacks 10 of 20"),
-        (lambda f: (f / "train" / "lion").mkdir(), "train/lion' is none of the ten class folders .*; take it away"),
+        (lambda f: (f / "train" / "lion").mkdir(), "train/lion' is none of the 10 class folders .*; take it away"),
         (lambda f: (f / "test" / "Cat").mkdir(), "test/Cat' is none of the ten"),
         (lambda f: (f / "train" / "cat" / "0000.jpg").rename(f / "train" / "cat" / "0000.txt")
          and (f / "train" / "cat" / "0001.jpg").unlink(), "train/cat' has no .png or .jpg or .jpeg image"),

@@ -104,7 +104,8 @@ def test_a_recipe_trains_as_fit_does(files: str, without_pictures: None) -> None
     ("text", "message"),
     [
         ("model: LeNet5\ntrainer: {gradient_clip_val: 1}", "trainer.gradient_clip_val is nothing that bench can set"),
-        ("model: LeNet5\nlr_monitor: {}", "lr_monitor is nothing that bench can set"),
+        ("model: LeNet5\nckpt_path: a.ckpt", "ckpt_path is nothing that bench can set"),
+        ("model: LeNet5\ntrainer: {unheard: 1}", "trainer.unheard is nothing that bench can set"),
         ("data: MNIST", "model.class_path is missing"),
         ("model: LeNet6", "did you mean 'LeNet5'"),
         ("model: {class_path: LeNet5, init_args: {image_size: 9}}", "model.image_size is decided by the data"),

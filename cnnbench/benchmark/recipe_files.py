@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from cnnbench.benchmark.plan import Recipe
 from cnnbench.console import note
+from cnnbench.data import SOURCES as SOURCES_OF_DATA
 from cnnbench.data import get_data
 from cnnbench.errors import UserError, unknown
 from cnnbench.files import read_yaml, safe_name
@@ -36,8 +38,17 @@ SOURCES = {
     "lr_scheduler": ("torch.optim.lr_scheduler", "lightning.pytorch.cli"),
 }
 """Modules of which a file may name a class, by argument of the network."""
-_SECTIONS = ("seed_everything", "model", "data", "trainer", "out", "wandb", "test", "json")
-"""Entries of a configuration; the last four say where results go, which a benchmark decides itself."""
+_SECTIONS = ("seed_everything", "model", "data", "trainer")
+"""Entries of a configuration that concern a training."""
+_OUTPUTS = ("out", "wandb", "logger", "test", "json", "lr_monitor", "checkpoint")
+"""Starts of entries that say what is logged and kept of a training, which a benchmark decides itself."""
+_NO_EFFECT = (
+    "default_root_dir enable_checkpointing enable_model_summary enable_progress_bar inference_mode log_every_n_steps "
+    "logger num_sanity_val_steps profiler"
+).split()
+"""Options of the Trainer that change nothing in a training."""
+_OF_BENCH = {"accelerator": "--device", "devices": "--device", "precision": "--precision", "benchmark": ""}
+"""Options of the Trainer in place of which a benchmark has options of its own, or decides itself."""
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -51,15 +62,11 @@ def read_recipe(path: Path) -> Recipe:
     """
     where = f"config '{path}'"
     values = _table(read_yaml(path, "config"), where)
-    for section in values:
-        if section not in _SECTIONS:
+    for section, value in values.items():
+        if section not in _SECTIONS and not section.startswith(_OUTPUTS) and value is not None:
             raise UserError(f"{where}: {section} is nothing that bench can set; leave it out, or train with fit")
     trainer = _table(values.get("trainer"), f"{where}: trainer")
-    for name in trainer:
-        if name == "benchmark":
-            note(f"{where}: bench decides itself whether cuDNN searches for its fastest kernels (trainer.benchmark)")
-        elif name != "max_epochs":
-            raise UserError(f"{where}: trainer.{name} is nothing that bench can set; leave it out, or train with fit")
+    _check_trainer(trainer, where)
     model, given = _class_and_arguments(values.get("model"), f"{where}: model")
     data, options = _class_and_arguments(values.get("data"), f"{where}: data", required=False)
     options.pop("data_dir", None)
@@ -68,9 +75,22 @@ def read_recipe(path: Path) -> Recipe:
         raise UserError(f"{where}: trainer.max_epochs {epochs} must be a whole number of at least 1")
     name, arguments = _network(_short(model), given, where)
     check_code(name, where, current() or Trust())
-    recipe = Recipe(safe_name(path.stem), name, arguments, _short(data), options or None, epochs)
+    recipe = Recipe(safe_name(path.stem), name, arguments, _data_name(_short(data), options), options or None, epochs)
     check(recipe, where)
     return recipe
+
+
+def _check_trainer(trainer: Mapping[str, Any], where: str) -> None:
+    """Raise UserError for an option of the Trainer that would change a training and that a benchmark cannot set."""
+    # The configuration in the folder of a run has all options, most of them with their default.
+    defaults = {name: p.default for name, p in inspect.signature(L.Trainer).parameters.items()}
+    for name, value in trainer.items():
+        if name in _OF_BENCH:
+            if value not in (None, defaults.get(name)):
+                instead = f"; its option is {_OF_BENCH[name]}" if _OF_BENCH[name] else ""
+                note(f"{where}: trainer.{name} {value} is left out, since bench decides it{instead}")
+        elif name != "max_epochs" and name not in _NO_EFFECT and value not in (None, defaults.get(name)):
+            raise UserError(f"{where}: trainer.{name} is nothing that bench can set; leave it out, or train with fit")
 
 
 def check(recipe: Recipe, where: str) -> None:
@@ -89,7 +109,7 @@ def check(recipe: Recipe, where: str) -> None:
     rest = {key: value for key, value in recipe.arguments.items() if key not in SOURCES}
     check_arguments(f"the network in {where}", ImageClassifier, rest)
     if recipe.data is not None:
-        check_arguments(f"the data in {where}", get_data(recipe.data), recipe.data_options or {})
+        get_data(recipe.data).check(recipe.data_options or {}, f"the data in {where}")
 
 
 def training_options(recipe: Recipe) -> dict[str, Any]:
@@ -127,6 +147,15 @@ def _class_and_arguments(value: Any, where: str, required: bool = True) -> tuple
 def _short(name: Any) -> Any:
     """Return the name of a network or data set, of which the parser of fit writes a path such as cnnbench.LeNet5."""
     return name.rpartition(".")[2] if isinstance(name, str) and name.startswith("cnnbench.") else name
+
+
+def _data_name(cls: Any, options: dict[str, Any]) -> Any:
+    """Return the name of a data set, such as ``folder:PATH``, and take what it says out of the options."""
+    for source, (known, argument) in SOURCES_OF_DATA.items():
+        if cls == known.__name__ and argument in options:
+            return f"{source}:{options.pop(argument)}"
+    # A file names a class of the user's by its path, with a dot where a name has a colon.
+    return ":".join(cls.rpartition(".")[::2]) if isinstance(cls, str) and "." in cls else cls
 
 
 def _network(model: str, given: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:

@@ -39,7 +39,6 @@ from cnnbench.network import make_classifier
 from cnnbench.predictions import Examples, write_predictions
 from cnnbench.record import Record, load_records, write_record
 from cnnbench.references import percent, reference_of
-from cnnbench.registry import check_arguments
 from cnnbench.schemas import check_speed
 from cnnbench.timing.process_memory import resident_growth
 from cnnbench.timing.processes import in_process, in_processes
@@ -171,18 +170,20 @@ def open_data(plan: Plan, say: Callable[[str], None]) -> dict[tuple[str, str], I
 def _open(plan: Plan, cell: Cell, say: Callable[[str], None]) -> ImageDataModule:
     """Open the data set of a cell."""
     name, recipe = cell.data, plan.recipe_of(cell)
-    cls = get_data(name)
+    source = get_data(name)
     given = dict(plan.data_options or {})
     if recipe is not None:
         given |= recipe.data_options or {}
-    check_arguments(f"data_options for {name}", cls, given)
+    source.check(given, f"data_options for {name}")
     options = {"batch_size": plan.batch_size, "eval_batch_size": plan.eval_batch_size, **given}
     try:
-        module = cls(data_dir=plan.data_dir, **options)
+        module = source(data_dir=plan.data_dir, **options)
         module.prepare_data()
     except MissingDataError as error:
+        if not hasattr(source.cls, "in_channels"):  # synthetic images would have to guess it
+            raise
         say(f"{name}: {error}. Going on with SYNTHETIC images, whose accuracy says nothing about {name}")
-        module = Synthetic(in_channels=cls.in_channels, stands_in_for=name, **options)
+        module = Synthetic(in_channels=source.cls.in_channels, stands_in_for=name, **options)
     module.setup()
     return module
 

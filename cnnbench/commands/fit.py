@@ -35,7 +35,7 @@ from cnnbench.commands.fit_arguments import (
     check_names,
     in_order,
     with_logger_words,
-    with_network_options,
+    with_written_out_names,
 )
 from cnnbench.commands.fit_checkpoint import (
     check_same_network,
@@ -520,7 +520,7 @@ def main(arguments: list[str]) -> None:
     hardware.keep_freed_memory()
     all_models(), all_data()  # the parser knows the names of classes that have been imported
     # Each of these needs the words that the one before it has written out: names, then checkpoints, then their runs.
-    arguments = with_logger_words(with_network_options(in_order(arguments)))
+    arguments = with_logger_words(with_written_out_names(in_order(arguments)))
     check_files(arguments)
     arguments = with_checkpoint_last(with_run_config(with_named_checkpoint(with_reference_weights(arguments))))
     check_names(arguments)

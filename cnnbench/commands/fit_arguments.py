@@ -14,12 +14,16 @@ from typing import Any, NamedTuple
 
 from cnnbench.commands.fit_errors import TABLES
 from cnnbench.commands.fit_loggers import LOGGERS
+from cnnbench.data import SOURCES
 from cnnbench.errors import UserError, unknown
 from cnnbench.files import parse_yaml, read_yaml
-from cnnbench.names import parse_name
+from cnnbench.names import DATA, parse_name
 from cnnbench.network import External
 from cnnbench.training.settings import LINKED
 from cnnbench.trust import check_config
+
+NAMING = {cls.__name__: argument for cls, argument in SOURCES.values()} | {External.__name__: "name"}
+"""Argument that says which network or data set it is, by the classes of those from elsewhere."""
 
 
 def check_files(arguments: list[str]) -> None:
@@ -156,11 +160,17 @@ def name_of(arguments: list[str], key: str) -> str | None:
     if chosen is None:
         return None
     name = str(chosen.class_path).rsplit(".", 1)[-1]
-    if name != External.__name__:
+    if name not in NAMING:
         return name
-    # A network from outside the zoo has the name that the user wrote.
-    names = [s.arguments["name"] for s in settings_of(arguments, key) if "name" in s.arguments]
-    return str(names[-1]) if names else None
+    argument = NAMING[name]
+    values = [s.arguments[argument] for s in settings_of(arguments, key) if argument in s.arguments]
+    return word_of(argument, values[-1]) if values else None
+
+
+def word_of(argument: str, value: Any) -> str:
+    """Return the word for a network or data set in folder names, from the argument of `NAMING` and its value."""
+    # The name of a folder of images stands for its path.
+    return Path(str(value)).resolve().name if argument == "path" else str(value)
 
 
 def in_order(arguments: list[str]) -> list[str]:
@@ -229,22 +239,46 @@ def with_logger_words(arguments: list[str]) -> list[str]:
     return words
 
 
-def with_network_options(arguments: list[str]) -> list[str]:
-    """Replace ``--model NAME(key=value)`` and ``--model torchvision:NAME`` by options that the parser knows."""
+def with_written_out_names(arguments: list[str]) -> list[str]:
+    """Replace names such as ``VGG16(batch_norm=true)``, ``torchvision:NAME`` and ``folder:PATH`` by options.
+
+    The parser knows names of classes only, and their arguments as options of their own.
+    """
     expanded: list[str] = []
-    for argument in _split_flag("--model", arguments):
+    for argument in _split_flag("--model", list(_split_flag("--data", arguments))):
         # `_split_flag` has split --model=VALUE, so the value is always the word behind the option.
-        is_model = expanded[-1:] == ["--model"] and not is_table(argument)
-        if is_model and ":" in argument:
-            expanded += [External.__name__, f"--model.name={argument}"]
-        elif is_model and "(" in argument:
-            name, options = parse_name(argument)
-            expanded.append(name)
-            for key, value in options.items():
-                expanded.append(f"--model.{key}={_as_option(value)}")
+        flag = expanded[-1] if expanded else ""
+        if flag == "--model" and not is_table(argument):
+            expanded += _network_words(argument)
+        elif flag == "--data" and not is_table(argument):
+            expanded += _data_words(argument)
         else:
             expanded.append(argument)
     return expanded
+
+
+def _network_words(name: str) -> list[str]:
+    """Return the words behind ``--model`` that stand for the name of a network."""
+    if ":" in name:
+        return [External.__name__, f"--model.name={name}"]
+    return _class_words("--model", *parse_name(name)) if "(" in name else [name]
+
+
+def _data_words(name: str) -> list[str]:
+    """Return the words behind ``--data`` that stand for the name of a data set."""
+    source, colon, text = name.partition(":")
+    if colon and source in SOURCES:
+        cls, argument = SOURCES[source]
+        return [cls.__name__, f"--data.{argument}={text}"]
+    if not colon and "(" not in name:
+        return [name]
+    plain, options = parse_name(name, DATA)
+    # The parser imports a class by its path, with a dot where a name has a colon.
+    return _class_words("--data", plain.replace(":", "."), options)
+
+
+def _class_words(flag: str, name: str, options: dict[str, Any]) -> list[str]:
+    return [name, *(f"{flag}.{key}={_as_option(value)}" for key, value in options.items())]
 
 
 def _as_option(value: Any) -> str:

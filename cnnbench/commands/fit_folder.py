@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from cnnbench.commands.fit_arguments import NAMING, word_of
 from cnnbench.console import is_first_process
 from cnnbench.errors import UserError
 from cnnbench.files import safe_name
@@ -24,13 +25,19 @@ def network_name(config: Any) -> str:
     return str(config.init_args.name) if class_name(config) == External.__name__ else class_name(config)
 
 
+def _word_of(config: Any) -> str:
+    """Return the word for a network or data set in the name of a run folder."""
+    name = class_name(config)
+    return word_of(NAMING[name], config.init_args[NAMING[name]]) if name in NAMING else name
+
+
 def make_run_folder(config: Any) -> Path:
     """Create the folder ``OUT/<network>-<data>/<time>`` and return it; only the first of several processes creates it.
 
     Raises:
         UserError: All names for this second are taken.
     """
-    name = f"{network_name(config.model)}-{class_name(config.data)}"
+    name = f"{_word_of(config.model)}-{_word_of(config.data)}"
     base = Path(config.out) / safe_name(name)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     # A run that starts in the same second as another one gets a number behind the time.

@@ -1,15 +1,81 @@
-"""The data sets of the package, by name.
+"""Data sets by name: those of the package, of torchvision and MedMNIST, folders of images, and the user's own.
 
 Every public subclass of `ImageDataModule` that is defined in a file of this folder is listed under its class name, so
-that a new data set needs no registration.
+that a new data set needs no registration. `get_data` reads all forms of names.
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
+from cnnbench.data.image_folder import ImageFolder
+from cnnbench.data.medmnist_images import MedMNISTImages
 from cnnbench.data.module import ImageDataModule
-from cnnbench.registry import attribute, discover, lookup
+from cnnbench.data.torchvision_images import TorchvisionImages
+from cnnbench.errors import UserError, unknown
+from cnnbench.names import DATA, import_callable, parse_name
+from cnnbench.registry import attribute, check_arguments, discover
+
+SOURCES: dict[str, tuple[type[ImageDataModule], str]] = {
+    "folder": (ImageFolder, "path"),
+    "medmnist": (MedMNISTImages, "name"),
+    "torchvision": (TorchvisionImages, "name"),
+}
+"""Class of the data sets with a name ``SOURCE:TEXT``, and its argument that takes the text, by source."""
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A data set that is not built yet.
+
+    Attributes:
+        name: Name as the user wrote it.
+        cls: Class of the data set.
+        arguments: Arguments of the class that are part of the name.
+    """
+
+    name: str
+    cls: type[ImageDataModule]
+    arguments: Mapping[str, Any]
+
+    def __call__(self, **options: Any) -> ImageDataModule:
+        """Build the data set; nothing is downloaded or read but the names in a folder.
+
+        Args:
+            options: Further arguments of the class.
+
+        Raises:
+            UserError: An argument is out of its range, or is given in the name too.
+        """
+        for key in self.arguments.keys() & options.keys():
+            if options[key] != self.arguments[key]:
+                raise UserError(f"data set '{self.name}' says {key} already; leave out {key} {options[key]}")
+        given = {**self.arguments, **options}
+        for key, parameter in inspect.signature(self.cls).parameters.items():
+            required = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            if required and key not in given:
+                form = self.cls.form or f"{self.name}({key}=...)"
+                raise UserError(f"data set '{self.name}' lacks its argument {key}; write {form}")
+        data = self.cls(**given)
+        data.name = self.name
+        return data
+
+    def check(self, options: Mapping[str, Any], whose: str) -> None:
+        """Check names and types of further arguments, without building anything.
+
+        Args:
+            options: Arguments by name.
+            whose: Owner of the arguments, for messages.
+
+        Raises:
+            UserError: The class has no such argument, or a value has the wrong type.
+        """
+        if options:
+            check_arguments(whose, self.cls, {**self.arguments, **options})
 
 
 def all_data() -> dict[str, type[ImageDataModule]]:
@@ -26,10 +92,33 @@ def __getattr__(name: str) -> type[ImageDataModule]:
     return attribute(__name__, name, all_data)
 
 
-def get_data(name: str) -> type[ImageDataModule]:
-    """Return the class of the data set with this name.
+def get_data(name: str) -> DataSource:
+    """Return the data set with this name, not built yet.
+
+    Args:
+        name: Name of a listed data set, ``folder:PATH``, ``torchvision:NAME``, ``medmnist:NAME``, or
+            ``package.module:Class`` for an `ImageDataModule` of the user's. Arguments may follow in brackets, as in
+            ``CIFAR10(image_size=64)``, except behind the path of a folder.
 
     Raises:
-        UserError: No data set has this name; the message suggests the nearest one.
+        UserError: There is no such data set, or its arguments are wrong.
     """
-    return lookup("data set", name, all_data())
+    # The path of a folder may have colons and brackets of its own.
+    source, colon, text = name.partition(":")
+    if colon and source in SOURCES:
+        cls, argument = SOURCES[source]
+        return DataSource(name, cls, {argument: text})
+    plain, arguments = parse_name(name, DATA)
+    module, colon, attribute_name = plain.partition(":")
+    if colon:
+        found = import_callable(name, module, attribute_name, DATA)
+        if not inspect.isclass(found) or not issubclass(found, ImageDataModule) or inspect.isabstract(found):
+            raise UserError(f"'{name}' is no data set that can be built; let it be a subclass of ImageDataModule")
+        return DataSource(name, found, arguments)
+    listed_here = all_data()
+    if plain not in listed_here:
+        error = unknown("data set", plain, [n for n, cls in listed_here.items() if not cls.form])
+        raise UserError(f"{error}; others are folder:PATH, torchvision:NAME, medmnist:NAME and package.module:Class")
+    found = DataSource(name, listed_here[plain], arguments)
+    found.check(arguments, f"data set '{name}'")
+    return found

@@ -26,8 +26,8 @@ LARGEST_SIDE = 16_384
 """Largest side of an image in pixels, and the upper limit of every other option that is measured in pixels."""
 PaddingMode = Literal["reflect", "zeros"]
 Flip = Literal["random", "alternate", "none"]
-PIECE = 10_000
-"""Number of images that are padded or resized at once."""
+TRANSIENT = 128 * 2**20
+"""Memory in bytes that float32 copies of images take while they are padded or resized, piece by piece."""
 
 
 def check_whole(name: str, value: Any, low: int, high: int, example: int) -> None:
@@ -283,7 +283,7 @@ class TensorBatches:
         if size != self._stored:
             images = resize(images, size)
         # Reflection needs a float32 copy, four times as large as the images, so they are padded in pieces.
-        padded = torch.cat([_pad(piece, padding, self.augmentation.padding_mode) for piece in images.split(PIECE)])
+        padded = torch.cat([_pad(piece, padding, self.augmentation.padding_mode) for piece in in_pieces(images)])
         count, height, width, channels = padded.shape
         # Window i starts at pixel i of the flat memory, and its rows are `width` pixels apart; windows overlap.
         # The last window is the lower right crop of the last image, 2 * padding rows and columns from its start.
@@ -352,6 +352,18 @@ def _moved(columns: list[Tensor], device: torch.device) -> list[Tensor]:
     return list(torch.stack(columns).pin_memory().to(device, non_blocking=True).unbind())
 
 
+def in_pieces(images: Tensor, size: int = 0) -> Iterator[Tensor]:
+    """Yield consecutive pieces of images, (n, C, H, W), whose copies in float32 take at most `TRANSIENT` bytes.
+
+    Args:
+        images: Images, (N, C, H, W).
+        size: Height and width of the copies, if they are larger than the images.
+    """
+    channels, height, width = images.shape[1:]
+    of_one = 4 * channels * max(height * width, size**2)
+    yield from images.split(max(1, TRANSIENT // of_one))
+
+
 def _pad(images: Tensor, padding: int, mode: PaddingMode) -> Tensor:
     """Pad images, (n, C, H, W) uint8, and return them with the channels last, (n, H, W, C)."""
     if padding and mode == "reflect":  # torch has no reflection padding for integers
@@ -368,7 +380,7 @@ def resize(images: Tensor, size: int) -> Tensor:
         .round()
         .clamp(0, 255)
         .to(torch.uint8)
-        for piece in images.split(PIECE)
+        for piece in in_pieces(images, size)
     ]
     return torch.cat(pieces)
 

@@ -1,4 +1,4 @@
-"""Images in class folders, ``{train,test}/<class>/*.{png,jpg}``, read as a data set.
+"""Images in class folders, such as ``{train,test}/<class>/*.{png,jpg}``, read as a data set.
 
 The folders are located and their images listed. The images are decoded once and kept in a copy, which later runs check
 and read instead. A file that looks like an image but is not one of the data set raises an error with its path and is
@@ -12,20 +12,25 @@ import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from filelock import FileLock
+from PIL import Image
 
+from cnnbench import interrupts
 from cnnbench.console import note
 from cnnbench.data.batches import Split
 from cnnbench.errors import UserError
 from cnnbench.files import check_regular, reason, replacing
 from cnnbench.images import open_image, to_rgb
 
+Convert = Callable[[Image.Image, Path], np.ndarray]
+"""Type of a function that makes an array, (C, H, W) uint8, from a decoded image and its path."""
 SPLITS = ("train", "test")
 SIDE = 32
 _FOLDERS = ("cifar10-images", "cifar10", "CIFAR10", "CIFAR-10-images", ".")
@@ -36,28 +41,33 @@ _OTHER_SUFFIXES = (
     ".webp"
 ).split()
 """Suffixes of image formats that are not read; such a file is an error, since skipping it would drop data."""
-_KEYS = ("lossy", "sha256", "train_images", "train_labels", "test_images", "test_labels")
-"""Arrays that the decoded copy holds besides the fingerprint of the files."""
 _LIKELY = 5
 """Number of matching class folders from which on the data folder itself counts as an incomplete copy of the data."""
 _MEND = "put a whole copy of the image there, or take the file away"
 
 
 @dataclass
-class _Listing:
-    """Image files of both splits.
+class Listing:
+    """Image files of all splits.
 
     Attributes:
-        folder: Folder that contains ``train`` and ``test``.
+        folder: Folder that contains the folders of the splits.
+        roots: Folder of each split below it, by name of the split; an empty text for the folder itself.
         files: Path and label of each image by split, in the order in which the images are read.
         facts: One line per image with its path, label, size and modification time, by which a change is noticed.
         foreign: Paths of the files that are ignored with a note.
     """
 
     folder: Path
+    roots: Mapping[str, str]
     files: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
     facts: list[bytes] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
+
+    @property
+    def keys(self) -> list[str]:
+        """Return the names of the arrays that a decoded copy holds besides the fingerprint of the files."""
+        return ["lossy", "sha256", *(f"{split}_{part}" for split in self.roots for part in ("images", "labels"))]
 
     def fingerprint(self) -> str:
         """Return a hash that changes with the name, label, size or modification time of any image."""
@@ -87,7 +97,7 @@ def find_class_folders(root: Path, classes: tuple[str, ...]) -> Path | None:
             return folder
         # Upper and lower case do not matter here, so that the error can propose to rename a folder such as Train/Cat.
         inside: list[str] = []
-        for split in _names(folder):
+        for split in names_in(folder):
             if split.casefold() in SPLITS:
                 inside += _inside(folder, split)
         similar = [path for path in inside if path.casefold() in wanted]
@@ -108,7 +118,7 @@ def _candidates(root: Path) -> list[str]:
     # `lexists` is true for a broken link, which `_names` then reports.
     if not os.path.lexists(root):
         return []
-    names = _names(root)
+    names = names_in(root)
     folded = {name.casefold() for name in _FOLDERS}
     exact = [name for name in _FOLDERS if name in names]
     # Folders whose names differ from the expected ones in upper and lower case only.
@@ -129,10 +139,10 @@ def _inside(folder: Path, split: str) -> list[str]:
     """Return the content of a split's folder as paths such as ``train/cat``, without hidden files."""
     if not os.path.isdir(folder / split):
         return []
-    return [f"{split}/{name}" for name in _names(folder / split) if not name.startswith(".")]
+    return [f"{split}/{name}" for name in names_in(folder / split) if not name.startswith(".")]
 
 
-def _names(folder: Path) -> list[str]:
+def names_in(folder: Path) -> list[str]:
     """Return the sorted names in a folder.
 
     Raises:
@@ -177,56 +187,91 @@ def load_class_folders(folder: Path, classes: tuple[str, ...]) -> tuple[Split, S
     Raises:
         UserError: A file is not a 32x32 image, a class has no image, or a folder or an image format is foreign.
     """
-    listing = _list(folder, classes)
+    listing = list_images(folder, {split: split for split in SPLITS}, classes)
+    splits, lossy = read_images(listing, (3, SIDE, SIDE), _of_cifar10, _beside(folder))
+    return splits["train"], splits["test"], lossy
+
+
+def _of_cifar10(image: Image.Image, path: Path) -> np.ndarray:
+    """Return an image of CIFAR-10 as an array, (3, 32, 32)."""
+    if image.size != (SIDE, SIDE):
+        raise UserError(f"'{path}' is {image.width}x{image.height} pixels, not {SIDE}x{SIDE} as CIFAR-10 is")
+    # (32, 32, 3) becomes (3, 32, 32), since torch has the channels first.
+    return to_rgb(image, path).transpose(2, 0, 1)
+
+
+def read_images(
+    listing: Listing, shape: tuple[int, int, int], convert: Convert, cache: Path | None
+) -> tuple[dict[str, Split], bool]:
+    """Return the images of a listing, decoded once and later read from a copy.
+
+    Args:
+        listing: Files to read.
+        shape: Channels, height and width of the result.
+        convert: Function that makes an array of this shape, uint8, from a decoded image and its path.
+        cache: File of the decoded copy; None to keep none.
+
+    Returns:
+        The splits by name, and whether any file is a JPEG.
+
+    Raises:
+        UserError: A file cannot be decoded.
+    """
     if listing.foreign:
         count, first = len(listing.foreign), listing.foreign[0]
-        note(f"{folder}: passed over {count:,} of the files, no images by name; the first is '{first}'")
-    cache = _cache_path(folder)
+        note(f"{listing.folder}: passed over {count:,} of the files, no images by name; the first is '{first}'")
     with _locked(cache):
-        stored = None if cache is None else _read_cache(cache, listing)
+        stored = None if cache is None else _read_cache(cache, listing, shape)
         if stored is None:
-            stored = _decode_all(listing)
+            stored = _decode_all(listing, shape, convert)
             if cache is not None:
                 _write_cache(cache, listing, stored)
-    return _split_of(stored, "train"), _split_of(stored, "test"), bool(stored["lossy"])
-
-
-def _split_of(stored: dict[str, np.ndarray], split: str) -> Split:
-    return Split(torch.from_numpy(stored[f"{split}_images"]), torch.from_numpy(stored[f"{split}_labels"]))
+    splits = {}
+    for split in listing.roots:
+        images, labels = stored[f"{split}_images"], stored[f"{split}_labels"]
+        splits[split] = Split(torch.from_numpy(images), torch.from_numpy(labels))
+    return splits, bool(stored["lossy"])
 
 
 # Listing
 
 
-def _list(folder: Path, classes: tuple[str, ...]) -> _Listing:
+def list_images(folder: Path, roots: Mapping[str, str], classes: Sequence[str]) -> Listing:
     """List the images of all class folders.
+
+    Args:
+        folder: Folder that contains the folders of the splits.
+        roots: Folder of each split below it, by name of the split; an empty text for the folder itself.
+        classes: Names of the classes in the order of their labels.
 
     Raises:
         UserError: A folder is not one of the classes, an image cannot be read or has a foreign format, or a class has
             no image.
     """
-    listing = _Listing(folder)
-    for split in SPLITS:
+    listing = Listing(folder, roots)
+    for split, root in roots.items():
         listing.files[split] = []
         # Hidden files are left alone, other files get a note, and other folders are an error: they may be classes.
-        for name in _names(folder / split):
+        for name in names_in(folder / root):
             if name in classes or name.startswith("."):
                 continue
-            if os.path.isdir(folder / split / name):
+            if os.path.isdir(folder / root / name):
+                shown = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
                 raise UserError(
-                    f"'{folder / split / name}' is none of the ten class folders ({', '.join(classes)}); take it away"
+                    f"'{folder / root / name}' is none of the {len(classes)} class folders ({shown}); take it away"
                 )
-            listing.foreign.append(f"{split}/{name}")
+            listing.foreign.append(os.path.join(root, name))
         for label, name in enumerate(classes):
             _list_class(listing, split, name, label)
     return listing
 
 
-def _list_class(listing: _Listing, split: str, name: str, label: int) -> None:
+def _list_class(listing: Listing, split: str, name: str, label: int) -> None:
     """Add the images of one class folder to a listing, sorted by name."""
     files = listing.files[split]
     before = len(files)
-    class_folder = os.path.join(listing.folder, split, name)
+    inside = os.path.join(listing.roots[split], name)
+    class_folder = os.path.join(listing.folder, inside)
     for entry in _entries(class_folder):
         if entry.name.startswith("."):
             continue
@@ -234,7 +279,7 @@ def _list_class(listing: _Listing, split: str, name: str, label: int) -> None:
         if suffix in _OTHER_SUFFIXES:
             raise UserError(f"'{entry.path}' is not read, only PNG and JPEG are; save it as PNG, or take it away")
         if suffix not in _SUFFIXES:
-            listing.foreign.append(f"{split}/{name}/{entry.name}")
+            listing.foreign.append(os.path.join(inside, entry.name))
             continue
         try:
             status = entry.stat()
@@ -263,56 +308,70 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 # Decoding
 
 
-def _decode_all(listing: _Listing) -> dict[str, np.ndarray]:
-    """Decode the images of both splits into the arrays of the decoded copy."""
+def _decode_all(listing: Listing, shape: tuple[int, int, int], convert: Convert) -> dict[str, np.ndarray]:
+    """Decode the images of all splits into the arrays of the decoded copy."""
     stored: dict[str, np.ndarray] = {}
     lossy = False
-    for split in SPLITS:
+    for split, root in listing.roots.items():
         paths = [path for path, _ in listing.files[split]]
-        note(f"decoding {len(paths):,} images of {listing.folder / split}, once")
-        stored[f"{split}_images"], any_jpeg = _decode(paths)
+        note(f"decoding {len(paths):,} images of {listing.folder / root}, once")
+        stored[f"{split}_images"], any_jpeg = _decode(paths, shape, convert)
         stored[f"{split}_labels"] = listing.labels(split)
         lossy = lossy or any_jpeg
     stored["lossy"] = np.array(lossy)
     return stored
 
 
-def _decode(paths: Sequence[str]) -> tuple[np.ndarray, bool]:
-    """Decode files to (N, 3, 32, 32) uint8, one after another, since threads made this three times slower.
+def _decode(paths: Sequence[str], shape: tuple[int, int, int], convert: Convert) -> tuple[np.ndarray, bool]:
+    """Decode files to (N, C, H, W) uint8.
 
     Returns:
         Images, and whether any of the files is a JPEG by content.
     """
-    images = np.empty((len(paths), 3, SIDE, SIDE), dtype=np.uint8)
-    lossy = False
-    # Iterating over an array gives views, so writing to `target` writes into `images`.
-    for target, path in zip(images, map(Path, paths), strict=True):
+    images = np.empty((len(paths), *shape), dtype=np.uint8)
+
+    def decode(index: int) -> bool:
+        interrupts.check()
+        path = Path(paths[index])
         image = open_image(path, mend=_MEND)
-        if image.size != (SIDE, SIDE):
-            raise UserError(f"'{path}' is {image.width}x{image.height} pixels, not {SIDE}x{SIDE} as CIFAR-10 is")
+        images[index] = convert(image, path)
         # Pillow names the format by the content of the file, whatever its suffix.
-        lossy = lossy or image.format != "PNG"
-        # (32, 32, 3) becomes (3, 32, 32), since torch has the channels first.
-        target[:] = to_rgb(image, path).transpose(2, 0, 1)
-    return images, lossy
+        return image.format != "PNG"
+
+    # Threads share the work on photos. On images as small as those of CIFAR-10 they made it three times slower.
+    if min(shape[1:]) <= SIDE:
+        return images, any(list(map(decode, range(len(paths)))))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return images, any(list(pool.map(decode, range(len(paths)))))
 
 
 # The decoded copy
 
 
-def _cache_path(folder: Path) -> Path | None:
-    """Return the path of the decoded copy of a folder, or None if it cannot be written anywhere."""
-    try:
+def _beside(folder: Path) -> Path | None:
+    """Return the file of the decoded copy: in the folder, or in the user's cache folder if it is closed to writing."""
+    with contextlib.suppress(OSError):
         # Check the permission bits too: root may write everywhere, but a folder closed to its owner stays unchanged.
         if folder.stat().st_mode & 0o200 and os.access(folder, os.W_OK):
             return folder / ".cnnbench-cache.npz"
+    return cache_file(folder)
+
+
+def cache_file(folder: Path, what: str = "images") -> Path | None:
+    """Return the file of a folder's decoded copy in the user's cache folder; None, with a note, if there can be none.
+
+    Args:
+        folder: Folder of the images.
+        what: Word for what the copy holds, for its name.
+    """
+    try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cnnbench"
         base.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home folder
         _cannot_keep("the user's cache folder", error)
         return None
     # The hash of the folder's path keeps the copies of several data folders apart.
-    return base / f"images-{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]}.npz"
+    return base / f"{what}-{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]}.npz"
 
 
 def _cannot_keep(where: Path | str, error: Exception) -> None:
@@ -337,7 +396,7 @@ def _locked(cache: Path | None) -> Iterator[None]:
             lock.release()
 
 
-def _read_cache(cache: Path, listing: _Listing) -> dict[str, np.ndarray] | None:
+def _read_cache(cache: Path, listing: Listing, shape: tuple[int, int, int]) -> dict[str, np.ndarray] | None:
     """Return the decoded copy if it is undamaged and made from these files, else None; note a damaged one."""
     if not os.path.isfile(cache):
         return None
@@ -346,8 +405,8 @@ def _read_cache(cache: Path, listing: _Listing) -> dict[str, np.ndarray] | None:
         with np.load(cache, allow_pickle=False) as stored:
             if str(stored["fingerprint"]) != listing.fingerprint():
                 return None
-            arrays = {key: stored[key] for key in _KEYS}  # reading them also checks the CRCs of the zip file
-        problem = _problem_of_cache(arrays, listing)
+            arrays = {key: stored[key] for key in listing.keys}  # reading them also checks the CRCs of the zip file
+        problem = _problem_of_cache(arrays, listing, shape)
     except Exception as error:  # a damaged file can raise any error of zipfile, zlib or numpy
         problem = reason(error)
     if problem:
@@ -356,37 +415,36 @@ def _read_cache(cache: Path, listing: _Listing) -> dict[str, np.ndarray] | None:
     return arrays
 
 
-def _problem_of_cache(arrays: dict[str, np.ndarray], listing: _Listing) -> str:
+def _problem_of_cache(arrays: dict[str, np.ndarray], listing: Listing, shape: tuple[int, int, int]) -> str:
     """Return how the arrays of a decoded copy differ from what a listing requires, or an empty text if they do not."""
-    for split in SPLITS:
+    for split in listing.roots:
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        shape = (len(listing.files[split]), 3, SIDE, SIDE)
-        if images.dtype != np.uint8 or images.shape != shape:
+        if images.dtype != np.uint8 or images.shape != (len(listing.files[split]), *shape):
             return f"its {split} images are {images.dtype} of {images.shape}"
         if labels.dtype != np.int64 or not np.array_equal(labels, listing.labels(split)):
             return f"its {split} labels are not those of the folders"
     if arrays["lossy"].dtype != np.bool_ or arrays["lossy"].shape != ():
         return "it does not say whether an image is a JPEG"
-    if str(arrays["sha256"]) != _checksum(arrays):
+    if str(arrays["sha256"]) != _checksum(arrays, listing.roots):
         return "its checksum is wrong"
     return ""
 
 
-def _checksum(arrays: dict[str, np.ndarray]) -> str:
-    """Return a hash of the images of both splits and of the flag for JPEG files."""
+def _checksum(arrays: dict[str, np.ndarray], splits: Iterable[str]) -> str:
+    """Return a hash of the images of all splits and of the flag for JPEG files."""
     digest = hashlib.sha256(bytes([bool(arrays["lossy"])]))
-    for split in SPLITS:
+    for split in splits:
         digest.update(np.ascontiguousarray(arrays[f"{split}_images"]).data)
     return digest.hexdigest()
 
 
-def _write_cache(cache: Path, listing: _Listing, arrays: dict[str, np.ndarray]) -> None:
+def _write_cache(cache: Path, listing: Listing, arrays: dict[str, np.ndarray]) -> None:
     """Write the decoded copy; if that fails, print a note and continue."""
     # Remove what a killed process left behind; under the lock no other process writes here.
     for part in cache.parent.glob(f".{cache.name}.*.part"):
         with contextlib.suppress(OSError):
             part.unlink()
-    texts = {"fingerprint": np.array(listing.fingerprint()), "sha256": np.array(_checksum(arrays))}
+    texts = {"fingerprint": np.array(listing.fingerprint()), "sha256": np.array(_checksum(arrays, listing.roots))}
     try:
         with replacing(cache) as file:
             np.savez(file, allow_pickle=False, **texts, **arrays)

@@ -17,7 +17,7 @@ import torch
 
 from cnnbench.data.batches import (
     LARGEST_SIDE,
-    PIECE,
+    TRANSIENT,
     Augmentation,
     Flip,
     PaddingMode,
@@ -28,6 +28,8 @@ from cnnbench.data.batches import (
 from cnnbench.errors import UserError
 
 DEFAULT_BATCH = 128
+VAL_FRACTION = 0.1
+"""Share of the training set that is the validation split by default."""
 LARGEST_BATCH = 1_000_000
 MOST_IMAGES = 1_000_000_000
 MOST_SIZES = 10_000
@@ -103,16 +105,18 @@ class ImageDataModule(L.LightningDataModule, ABC):
         UserError: An argument is out of its range.
     """
 
-    title: ClassVar[str]
+    form: ClassVar[str] = ""
+    """Form of the names that stand for the data set, such as ``folder:PATH``; empty if it is the name of the class."""
+    title: str
     num_classes: int = 10
     in_channels: int
     native_size: ClassVar[int]
     default_size: ClassVar[int]
     default_augment: ClassVar[bool]
-    class_names: ClassVar[tuple[str, ...]]
+    class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    full_epochs: ClassVar[int]
+    full_epochs: int
     """Number of epochs of a full training; a benchmark cell with fewer is labelled as not converged."""
     synthetic: ClassVar[bool] = False
 
@@ -122,7 +126,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         image_size: int | None = None,
         batch_size: int | None = None,
         eval_batch_size: int = 500,
-        val_fraction: float = 0.1,
+        val_fraction: float = VAL_FRACTION,
         split_seed: int = 0,
         subset: int | None = None,
         augment: bool | None = None,
@@ -146,6 +150,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         if augment is not None and not isinstance(augment, bool):
             raise UserError(f"augment {augment!r} is not true or false")
         _check_sizes(sizes, self.default_size)
+        self.name = type(self).__name__
+        """Name of the data set in records."""
         self.data_dir = data_dir
         self.image_size = self.default_size if image_size is None else image_size
         self.batch_size = batch_size
@@ -167,8 +173,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self._fingerprint = ""
 
     @abstractmethod
-    def load(self) -> tuple[Split, Split]:
-        """Return the official training set and test set, read from existing files without any download."""
+    def load(self) -> tuple[Split, ...]:
+        """Return the official training set and test set, read from existing files without any download.
+
+        A third split is the validation split; without one it is taken from the training set.
+        """
 
     @property
     def label(self) -> str:
@@ -179,7 +188,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         # Lightning calls this method before every stage, but the splits are made only once.
         if self._splits:
             return
-        train, test = self.load()
+        train, test, *validation = self.load()
         if self.augmentation is not None:
             # Training images are augmented at the size of their epoch, or else at their stored size.
             for pixels in self.sizes or (train.images.shape[2],):
@@ -187,7 +196,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         # The first part of a seeded permutation is the validation split, the rest the training split.
         # A generator of its own makes the split independent of the global seed.
         order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(self.split_seed))
-        val_size = round(self.val_fraction * len(order))
+        val_size = 0 if validation else round(self.val_fraction * len(order))
         chosen = order[val_size:]
         if not len(chosen):
             raise UserError(
@@ -204,7 +213,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self._check_memory(train, len(chosen))
         self._splits = {
             "train": Split(train.images[chosen], train.labels[chosen]),
-            "val": Split(train.images[order[:val_size]], train.labels[order[:val_size]]),
+            "val": (*validation, Split(train.images[order[:val_size]], train.labels[order[:val_size]]))[0],
             "test": test,
         }
 
@@ -231,7 +240,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             padded += 2 * self.augmentation.padding
         needed = chosen * channels * padded**2
         if self.sizes:
-            needed += 2 * 4 * min(chosen, PIECE) * channels * largest**2
+            needed += 2 * min(4 * chosen * channels * largest**2, TRANSIENT)
         batch = max(self.train_batch_size(chosen), self.eval_batch_size)
         needed += 4 * batch * channels * max(self.image_size, largest) ** 2
         check_memory(f"{self.title} with images of {max(self.image_size, largest)} pixels", needed)
@@ -260,7 +269,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.setup()
         train_images = len(self._splits["train"].labels)
         return {
-            "name": type(self).__name__,
+            "name": self.name,
             "label": self.label,
             "synthetic": self.synthetic,
             "num_classes": self.num_classes,

@@ -22,7 +22,6 @@ from cnnbench.explain.options import DataOptions, NetworkOptions
 from cnnbench.images import read_rgb
 from cnnbench.network import get_network
 from cnnbench.references import weights_file
-from cnnbench.registry import check_arguments
 from cnnbench.trust import Trust
 
 PHOTO = "grace_hopper.jpg"
@@ -143,13 +142,13 @@ def _open_data(
         in_channels: Channels of the images; None for the data set's own. Data sets without a choice ignore it.
         stored: Arguments of the data set that the checkpoint stored.
     """
-    kind = get_data(name)
-    check_arguments(f"data set '{name}' of the checkpoint", kind, stored)
+    source = get_data(name)
+    source.check(stored, f"data set '{name}' of the checkpoint")
     # The folder and the size of the images are those of this call, whatever the checkpoint stored.
     chosen: dict[str, Any] = {**stored, "data_dir": options.data_dir, "image_size": image_size}
-    if in_channels and "in_channels" in signature(kind).parameters:
+    if in_channels and "in_channels" in signature(source.cls).parameters:
         chosen["in_channels"] = in_channels
-    return kind(**chosen)
+    return source(**chosen)
 
 
 def normalised(images: Tensor, data: ImageDataModule | None) -> Tensor:
