@@ -19,6 +19,7 @@ from cnnbench.console import note, out
 from cnnbench.counting.complexity import complexity
 from cnnbench.counting.meta_copy import building_on_meta
 from cnnbench.data import all_data
+from cnnbench.data.torchvision_images import FACTS, TorchvisionImages
 from cnnbench.files import write_json
 from cnnbench.models import all_models
 from cnnbench.references import FILE as RECORDS
@@ -58,7 +59,7 @@ def _paper(cls: type[ImageClassifier]) -> dict[str, Any]:
 
 def first_paragraph(cls: type) -> str:
     """Return the first paragraph of a class's docstring as one line."""
-    return " ".join(str(cls.__doc__).strip().split("\n\n")[0].split())
+    return " ".join(str(cls.__doc__).strip().split("\n\n")[0].split()).replace("``", "")
 
 
 def _accuracies(cls: type[ImageClassifier]) -> Iterator[dict[str, Any]]:
@@ -100,7 +101,20 @@ def _costs(cls: type[ImageClassifier]) -> dict[str, int | None]:
 
 def describe_data() -> dict[str, Any]:
     """Return the catalogue entries of all data sets, by name."""
-    return {name: {"summary": first_paragraph(cls)} for name, cls in all_data().items()}
+    entries: dict[str, Any] = {}
+    for name, cls in all_data().items():
+        # What is None depends on the folder or on the name.
+        facts = {
+            "classes": None if cls.form else cls.num_classes,
+            "channels": getattr(cls, "in_channels", None),
+            "size": getattr(cls, "native_size", None),
+        }
+        entries[cls.form or name] = {"summary": first_paragraph(cls), **facts}
+    for name, found in FACTS.items():
+        entries[TorchvisionImages.form]["names"] = entries[TorchvisionImages.form].get("names", {}) | {
+            name: {"classes": found.classes, "channels": found.channels, "size": found.side}
+        }
+    return entries
 
 
 def _take_over(runs: Sequence[Path], weights: Sequence[str]) -> None:

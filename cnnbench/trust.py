@@ -114,16 +114,18 @@ def current() -> Trust | None:
     return _Policy.trust
 
 
-def words(names: Iterable[str]) -> str:
-    """Return the ``--trust`` option that a command needs to read these network names from a file.
+def words(networks: Iterable[str], data: Iterable[str] = ()) -> str:
+    """Return the ``--trust`` option that a command needs to read these names from a file.
 
     Args:
-        names: Names of networks.
+        networks: Names of networks.
+        data: Names of data sets.
 
     Returns:
         The option with a space in front, or an empty string if none of the names needs it.
     """
-    modules = dict.fromkeys(module for name in names if (module := foreign_module(name)))
+    found = [foreign_module(name) for name in networks] + [foreign_module(name, "data set") for name in data]
+    modules = dict.fromkeys(module for module in found if module)
     return f" {OPTION} {','.join(modules)}" if modules else ""
 
 

@@ -18,7 +18,7 @@ from cnnbench.record import Record
 from cnnbench.report.pictures import Drawn
 from cnnbench.timing.speed import SpeedConfig
 
-CLASSES = get_data("CIFAR10").class_names
+CLASSES = get_data("CIFAR10").cls.class_names
 # Hypothesis tries the same random cases in every run; HYPOTHESIS_PROFILE=default makes it look for new ones.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))

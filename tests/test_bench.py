@@ -324,9 +324,9 @@ def test_missing_data_becomes_synthetic_and_says_so_everywhere(
         raise MissingDataError(f"could not download {target.name}; no network")
 
     monkeypatch.setattr(sources, "fetch", offline)
-    drawn = get_data("Synthetic").load
+    drawn = get_data("Synthetic").cls.load
     monkeypatch.setattr(
-        get_data("Synthetic"),
+        get_data("Synthetic").cls,
         "load",
         lambda self: setattr(self, "train_images", 60) or setattr(self, "test_images", 20) or drawn(self),
     )

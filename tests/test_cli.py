@@ -222,7 +222,7 @@ def test_list_names_every_network_and_data_set(capsys: pytest.CaptureFixture) ->
     assert main(["list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert {"LeNet5", "MobileNetV1", "ResNet18", "SimpleCNN", "VGG16"} <= set(listed["models"])
-    assert set(listed["data"]) == {"CIFAR10", "MNIST", "Synthetic"}
+    assert {"CIFAR10", "MNIST", "Synthetic", "folder:PATH"} < set(listed["data"])
     assert all(facts["summary"] for table in listed.values() for facts in table.values())
     vgg = listed["models"]["VGG16"]
     assert (vgg["params_32"], vgg["macs_32"], vgg["macs_224"], vgg["depth"]) == (

@@ -27,7 +27,7 @@ from cnnbench.data import get_data, mnist, sources
 from cnnbench.data.module import ImageDataModule
 from cnnbench.errors import MissingDataError, UserError
 
-CIFAR10, MNIST = (get_data(name) for name in ("CIFAR10", "MNIST"))
+CIFAR10, MNIST = (get_data(name).cls for name in ("CIFAR10", "MNIST"))
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = mnist.FILES
 
 
@@ -575,7 +575,7 @@ def _rename_all(folder: Path, rename: Callable[[str], str]) -> None:
         (lambda f: f.rename(f.with_name("CIFAR10-IMAGES")) and shutil.rmtree(f.with_name("CIFAR10-IMAGES") / "test"),
          "CIFAR10-IMAGES' lacks 10 of 20"),
         (lambda f: (f / "train" / "lion").mkdir(), "train/lion' is none of the 10 class folders .*; take it away"),
-        (lambda f: (f / "test" / "Cat").mkdir(), "test/Cat' is none of the ten"),
+        (lambda f: (f / "test" / "Cat").mkdir(), "test/Cat' is none of the 10"),
         (lambda f: (f / "train" / "cat" / "0000.jpg").rename(f / "train" / "cat" / "0000.txt")
          and (f / "train" / "cat" / "0001.jpg").unlink(), "train/cat' has no .png or .jpg or .jpeg image"),
     ],
@@ -607,7 +607,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images were decoded, for each time."""
     counts: list[int] = []
     decode = folders._decode
-    monkeypatch.setattr(folders, "_decode", lambda paths: counts.append(len(paths)) or decode(paths))
+    monkeypatch.setattr(folders, "_decode", lambda paths, *how: counts.append(len(paths)) or decode(paths, *how))
     return counts
 
 

@@ -280,6 +280,8 @@ def load_plan(folder: Path, trust: Trust | None = None) -> Plan:
     for name in (*plan.models, *(recipe.model for recipe in plan.configs)):
         # A name from a file may stand for code outside the package, which runs when the network is built.
         check_code(name, where, trust or Trust())
+    for name in (*plan.data, *(recipe.data for recipe in plan.configs if recipe.data is not None)):
+        check_code(name, where, trust or Trust(), "data set")
     return plan
 
 

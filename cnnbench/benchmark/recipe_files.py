@@ -75,7 +75,10 @@ def read_recipe(path: Path) -> Recipe:
         raise UserError(f"{where}: trainer.max_epochs {epochs} must be a whole number of at least 1")
     name, arguments = _network(_short(model), given, where)
     check_code(name, where, current() or Trust())
-    recipe = Recipe(safe_name(path.stem), name, arguments, _data_name(_short(data), options), options or None, epochs)
+    data = _data_name(_short(data), options)
+    if data is not None:
+        check_code(str(data), where, current() or Trust(), "data set")
+    recipe = Recipe(safe_name(path.stem), name, arguments, data, options or None, epochs)
     check(recipe, where)
     return recipe
 

@@ -280,7 +280,7 @@ class _Run:
         if not (self.folder / PLAN_FILE).exists():
             return
         # If the stored plan is the same, the user has already named its networks. They therefore count as typed.
-        if load_plan(self.folder, Trust(typed=frozenset(self.plan.models))) != self.plan:
+        if load_plan(self.folder, Trust(typed=frozenset(self.plan.models) | frozenset(self.plan.data))) != self.plan:
             raise UserError(
                 f"'{self.folder}' holds another run; add --resume to go on with it, or choose another --out"
             )

@@ -427,10 +427,11 @@ def as_config(plan: SearchPlan, best: Record) -> str:
     model = {"class_path": plain, "init_args": {**own, **recipe.arguments}}
     if ":" in plain:
         model = {"class_path": "External", "init_args": {"name": recipe.model, **recipe.arguments}}
+    source = get_data(str(recipe.data))
     config = {
         "seed_everything": plan.seed,
         "model": model,
-        "data": {"class_path": recipe.data, "init_args": dict(recipe.data_options or {})},
+        "data": {"class_path": source.class_path, "init_args": {**source.arguments, **(recipe.data_options or {})}},
         "trainer": {"max_epochs": plan.epochs},
     }
     reached = f"{best.measures['val_accuracy']:.2%} in trial {best.config['trial'] + 1}"

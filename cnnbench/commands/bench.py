@@ -98,23 +98,27 @@ class Options(WandbOptions):
 
 
 def check_file(values: Mapping[str, Any], where: str) -> None:
-    """Raise UserError if a configuration names a network whose code is not trusted.
+    """Raise UserError if a configuration names a network or a data set whose code is not trusted.
 
     Args:
         values: Options in the configuration file, by name.
         where: Name of the file, for the message.
     """
+    # Without enforced trust, a file may not name code of the user's.
+    trust = current() or Trust()
     for name in values.get("models", ()):
-        # Without enforced trust, a file may name networks of the zoo, torchvision and timm only.
-        check_code(name, where, current() or Trust())
+        check_code(name, where, trust)
+    for name in values.get("data", ()):
+        check_code(name, where, trust, "data set")
 
 
 def run(options: Options) -> int:
     """Run or resume a benchmark and print its report; return 1 if a cell failed."""
     from cnnbench.benchmark.session import PLAN_FILE, Session
 
-    # The user typed the networks of --models, and `check_file` has allowed those of a file, so both count as typed.
-    trust = Trust.of(options.trust, typed=options.models or ())
+    # The user typed the names of --models and --data, and `check_file` has allowed those of a file, so all count as
+    # typed.
+    trust = Trust.of(options.trust, typed=(*(options.models or ()), *(options.data or ())))
     session = Session(options.settings(), options.out, options.resume, trust)
     connection = options.connect()
     try:
@@ -125,6 +129,8 @@ def run(options: Options) -> int:
         if (session.folder / PLAN_FILE).is_file():
             # A resumed run reads the names of foreign networks from the plan file, so the hint repeats their --trust.
             folder = shlex.quote(str(session.folder))
-            stop.hint = f"go on with: cnnbench bench --resume --out {folder}{words(session.plan.models)}"
+            stop.hint = (
+                f"go on with: cnnbench bench --resume --out {folder}{words(session.plan.models, session.plan.data)}"
+            )
         raise
     return 1 if any(record.status == "error" for record in records) else 0

@@ -55,7 +55,8 @@ def foreign_classes(values: Any) -> Iterator[str]:
 def _own_names(trust: Trust) -> list[str]:
     """Return the modules and classes outside the package that the user allows, without duplicates."""
     names = []
-    for name in (*trust.modules, *trust.typed):
+    # The colon in package.module:Class is a dot for the parser.
+    for name in (*trust.modules, *(word.replace(":", ".") for word in trust.typed)):
         # Of the typed words only dotted names can be modules or classes.
         if all(part.isidentifier() for part in name.split(".")):
             names.append(name)

@@ -27,6 +27,10 @@ Published: the best that its source states, one crop of 224 pixels if not said o
 recipe. Recipes differ, so the rows do not compare. Reference: after the training that a record of the package
 describes, at 32x32, the mean over seeds; a JPEG copy of CIFAR-10 has pixels that differ a little from the originals.
 `cnnbench list --json` has titles and sources."""
+DATA_LEGEND = """\
+Pixels: height and width of the images; - where they depend on the folder, the name or the image. Arguments may follow a
+name in brackets, as in CIFAR10(image_size=64) or torchvision:EMNIST(split=letters); EMNIST's classes are those of the
+split balanced. medmnist:NAME needs the package medmnist. package.module:Class is an ImageDataModule of your own."""
 _COUNTS = {"Params": "params", "MACs": "macs"}
 """Titles of the columns of costs, and the starts of their keys in the catalogue."""
 _ACCURACIES = {"Published": "published", "Reference": "measured"}
@@ -37,6 +41,7 @@ _ACCURACIES = {"Published": "published", "Reference": "measured"}
 class Options:
     """List the networks, what they cost and how good they are, and the data sets."""
 
+    data: bool = option("List the data sets with their classes and sizes in place of the networks.", default=False)
     json: bool = option("Print one JSON document on stdout.", default=False)
 
 
@@ -46,13 +51,36 @@ def run(options: Options) -> int:
     if options.json:
         out_json({key: catalog[key] for key in ("models", "data")})
         return 0
+    if options.data:
+        show(_data_table(catalog["data"]), pipe_width=PIPE_WIDTH)
+        out_text(DATA_LEGEND)
+        return 0
     # The table has as many columns as fit into the width in which it is printed.
     width = make_console(pipe_width=PIPE_WIDTH).width
     show(_table(catalog["models"], width), pipe_width=PIPE_WIDTH)
     out_text(LEGEND)
-    for name, facts in catalog["data"].items():
-        out(f"data  {name:10} {facts['summary']}")
+    names = [*catalog["data"], "package.module:Class"]
+    out(f"Data sets, which `cnnbench list --data` describes: {', '.join(names)}")
     return 0
+
+
+def _data_table(data: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return the table of the data sets, with each name of torchvision that is known."""
+    table = Table(header_style="bold")
+    table.add_column("Name", no_wrap=True)
+    for title in ("Classes", "Channels", "Pixels"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("What it is")
+    for form, facts in data.items():
+        table.add_row(form, *_data_cells(facts), facts["summary"])
+        for name, known in facts.get("names", {}).items():
+            table.add_row(f"  {form.replace('NAME', name)}", *_data_cells(known), "")
+    return table
+
+
+def _data_cells(facts: Mapping[str, Any]) -> list[str]:
+    """Return numbers of classes and channels and the size of the images as texts; a dash for what is not fixed."""
+    return ["-" if facts[key] is None else str(facts[key]) for key in ("classes", "channels", "size")]
 
 
 def _table(models: Mapping[str, Mapping[str, Any]], width: int) -> Table:

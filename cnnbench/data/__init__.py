@@ -42,6 +42,13 @@ class DataSource:
     cls: type[ImageDataModule]
     arguments: Mapping[str, Any]
 
+    @property
+    def class_path(self) -> str:
+        """Return the name of the class as a configuration of ``cnnbench fit`` has it."""
+        if self.cls.__module__.startswith("cnnbench."):
+            return self.cls.__name__
+        return f"{self.cls.__module__}.{self.cls.__qualname__}"
+
     def __call__(self, **options: Any) -> ImageDataModule:
         """Build the data set; nothing is downloaded or read but the names in a folder.
 

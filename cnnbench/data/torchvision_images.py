@@ -123,7 +123,7 @@ class TorchvisionImages(MeasuredImages):
             if self._options.get(option) not in values:
                 example = f"torchvision:{plain}({option}={next(iter(values))})"
                 raise UserError(
-                    f"torchvision:{name} needs {option} in {', '.join(values)}; write for example {example}"
+                    f"torchvision:{name} needs {option}, one of {', '.join(values)}; write for example {example}"
                 )
             classes = values[self._options[option]]
         self._plain = plain

@@ -527,7 +527,9 @@ def _tables(result: _Result) -> list[Table]:
     """Return the table of accuracies, then the tables of each network and of each comparison."""
     tables = [_accuracy_table(result.summaries)]
     for summary in result.summaries:
-        tables += [_class_table(summary), _mistake_table(summary), _pair_table(summary)]
+        tables.append(_class_table(summary))
+        if summary.mistakes:
+            tables += [_mistake_table(summary), _pair_table(summary)]
     for comparison in result.comparisons:
         # A cell of the matrix shows one direction only, so that there are twice as many of them as pairs.
         tables += [_difference_table(comparison, 2 * result.limit), _test_table(comparison)]
@@ -633,6 +635,8 @@ def _remarks(result: _Result) -> list[str]:
     if result.answers is None:
         remarks.append("Records hold counts; --ckpt_path, or --predictions with --data, shows the images too.")
     for summary in result.summaries:
+        if not summary.mistakes:
+            remarks.append(f"{summary.matrix.title}: no test image is mistaken.")
         if summary.matrix.trainings > 1:
             remarks.append(
                 f"{summary.matrix.title}; all saw the same {summary.images:,.0f} test images, so intervals are those "
@@ -666,7 +670,7 @@ def _draw(result: _Result) -> list[Picture]:
         title = f"{matrix.name} on {matrix.label}: {summary.accuracy['test_accuracy']:.1%}"
         figure = draw_confusion(matrix.counts, matrix.classes, title, note)
         pictures.append(Picture(name, f"{matrix.title}: confusion matrix", MATRIX_CAPTION, figure))
-    if result.answers is not None:
+    if result.answers is not None and result.summaries[-1].mistakes:
         title = f"{result.answers.matrix.title}: images behind the worst cells"
         figure = _draw_mistakes(result.answers, result.summaries[-1].mistakes)
         pictures.append(Picture("mistakes", title, MISTAKES_CAPTION, figure))
@@ -680,8 +684,7 @@ def _draw_mistakes(answers: _Answers, mistakes: Sequence[Confusion]) -> Figure:
     """Draw the test images behind the most frequent mistakes: a row for each mistake, the most confident ones first."""
     names = answers.matrix.classes
     confidence, predicted = answers.probabilities.max(1)
-    # The figure has a row of empty panels if the network makes no mistake.
-    figure, axes = grid(max(len(mistakes), 1) * IMAGES, IMAGES, cell=0.71)
+    figure, axes = grid(len(mistakes) * IMAGES, IMAGES, cell=0.71)
     for row, mistake in enumerate(mistakes):
         panels = axes[row * IMAGES : (row + 1) * IMAGES]
         is_in_cell = (answers.labels == mistake.true) & (predicted == mistake.predicted)
