@@ -18,7 +18,7 @@ from cnnbench import __version__
 from cnnbench.console import is_first_process, note, out_text, refusal
 from cnnbench.errors import Stopped, UserError, unknown
 from cnnbench.files import reason
-from cnnbench.interrupts import stoppable
+from cnnbench.interrupts import requeue, stoppable
 from cnnbench.options import parse
 from cnnbench.trust import Trust, enforced
 
@@ -71,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Stopped as stop:
         if is_first_process():  # which alone knows what was kept
             note(f"cnnbench: stopped by {stop}; {stop.hint}")
+            requeue(stop.number, words)
         return stop.exit_code
     except KeyboardInterrupt:  # not from a signal, since that raises Stopped
         note("cnnbench: interrupted")

@@ -1,4 +1,4 @@
-"""Stopping on Ctrl-C, SIGTERM or SIGHUP: cleanly, with a line that says how to go on, and with an exit code.
+"""Stopping on Ctrl-C, SIGTERM, SIGHUP or SIGUSR1: cleanly, with a line that says how to go on, and with an exit code.
 
 A signal raises `Stopped` wherever the program is, and `files.replacing` then removes a file that is being written.
 ``cnnbench fit`` trains inside `deferred`. There the first signal waits until the end of a step, when the state of the
@@ -8,15 +8,17 @@ training is complete and a callback calls `check`.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from cnnbench.console import note
 from cnnbench.errors import Stopped
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 """Signals that stop a command, as far as the platform has them."""
 
 
@@ -72,6 +74,34 @@ def deferred() -> Iterator[None]:
         yield
     finally:
         _State.deferring = before
+
+
+def slurm_job() -> str | None:
+    """Return the id of the job of SLURM in which this process runs, with the number of the task in an array."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    if array and task:
+        return f"{array}_{task}"
+    return os.environ.get("SLURM_JOB_ID") or None
+
+
+def requeue(number: int, words: Sequence[str]) -> None:
+    """Let SLURM start the job again if it is about to end it, which it announces by SIGUSR1 (``--signal=USR1@90``).
+
+    Args:
+        number: Number of the signal that stopped the command.
+        words: Command line, which must be one that may be repeated.
+    """
+    job = slurm_job()
+    if job is None or number != getattr(signal, "SIGUSR1", None):
+        return
+    if not any(word.partition("=")[0] == "--resume" for word in words):
+        note(f"job {job} is not queued again, since this command would start anew; --resume lets it go on")
+        return
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)
+        note(f"job {job} is queued again")
+    except (OSError, subprocess.SubprocessError) as error:
+        note(f"job {job} cannot be queued again: {error}")
 
 
 def check() -> None:

@@ -12,11 +12,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
-from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.callbacks import ProgressBar as Bar
@@ -39,6 +40,7 @@ from cnnbench.commands.fit_arguments import (
 )
 from cnnbench.commands.fit_checkpoint import (
     check_same_network,
+    check_same_run,
     fetched,
     in_run_folder,
     open_for,
@@ -47,6 +49,7 @@ from cnnbench.commands.fit_checkpoint import (
     use_given,
     with_checkpoint_last,
     with_named_checkpoint,
+    with_named_run,
     with_reference_weights,
     with_run_config,
 )
@@ -95,6 +98,13 @@ class CLI(LightningCLI):
         for key in LINKED:
             parser.link_arguments(f"data.{key}", f"model.init_args.{key}", apply_on="instantiate")
         parser.add_argument("--out", default="results/runs", help="Folder in which each run makes a folder of its own.")
+        parser.add_argument("--run", type=str | None, default=None, help="Name of the run folder of fit in --out.")
+        parser.add_argument(
+            "--resume",
+            type=Literal["auto", "never"] | None,
+            default=None,
+            help="With auto, fit goes on with the run that --run names, if it has begun, and else starts it.",
+        )
         fit_tracking.add_options(parser)
         parser.add_argument(
             "--logger",
@@ -191,6 +201,9 @@ class CLI(LightningCLI):
         if self.subcommand == "fit":
             check_sizes(self.model, self.datamodule)
             check_tested(config, self.datamodule)
+        if config.get("run"):
+            text = self._parser(self.subcommand).dump(config, skip_unset=False)
+            check_same_run(Path(config.out) / config.run, text)
         folder = self.folder = make_run_folder(config)
         try:
             return self._trainer_in(folder, kwargs)
@@ -242,6 +255,10 @@ class CLI(LightningCLI):
         if self.subcommand == "fit":
             check_monitors(kwargs["callbacks"], self.model, self.datamodule, config.trainer.limit_val_batches != 0)
         plugins = _as_list(self.config_init[self.subcommand].trainer.plugins)
+        # Under SLURM, Lightning would answer SIGUSR1 itself, with a checkpoint within a step; see `interrupts`.
+        if SLURMEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+            plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]
+            kwargs["plugins"] = plugins
         # A plugin of the user's may store checkpoints in a way of its own.
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, CheckpointFile()]
@@ -433,7 +450,10 @@ class CLI(LightningCLI):
                 _say(f"test it:    {self._command('test', Path(path))}")
                 break
         # Without a step there was no training.
-        if self.stage.steps not in (None, self.trainer.global_step):
+        trained = self.stage.steps not in (None, self.trainer.global_step)
+        # A run may have been killed between its last step and its record.
+        named = self.config[self.subcommand].get("run")
+        if trained or (named and not any(self.folder.glob("records/*.json"))):
             self._record(self.stage.keep)
 
     def _record(self, last: Path | None) -> None:
@@ -522,7 +542,9 @@ def main(arguments: list[str]) -> None:
     # Each of these needs the words that the one before it has written out: names, then checkpoints, then their runs.
     arguments = with_logger_words(with_written_out_names(in_order(arguments)))
     check_files(arguments)
-    arguments = with_checkpoint_last(with_run_config(with_named_checkpoint(with_reference_weights(arguments))))
+    arguments = with_checkpoint_last(
+        with_run_config(with_named_checkpoint(with_reference_weights(with_named_run(arguments))))
+    )
     check_names(arguments)
     before = sys.argv
     # LightningCLI parses sys.argv, and DDP starts the processes of other ranks with it.

@@ -14,11 +14,12 @@ from typing import Any
 import lightning as L
 from jsonargparse import Namespace
 
+from cnnbench import interrupts
 from cnnbench.checkpoints import check_training_state, is_url, local_copy, named_network, network_of, open_checkpoint
 from cnnbench.commands.fit_arguments import class_of, name_of, settings_of, value_of, values_of
 from cnnbench.console import note
-from cnnbench.errors import UserError
-from cnnbench.files import safe_name
+from cnnbench.errors import UserError, unknown
+from cnnbench.files import parse_yaml, read_yaml, safe_name
 from cnnbench.network import External
 from cnnbench.references import weights_file
 from cnnbench.training.callbacks import SameRecipe
@@ -55,6 +56,76 @@ def with_named_checkpoint(arguments: list[str]) -> list[str]:
         )
     note(f"checkpoint: {matches[-1]}")
     return [*_without_option(arguments, "--ckpt_path"), f"--ckpt_path={matches[-1]}"]
+
+
+def with_named_run(arguments: list[str]) -> list[str]:
+    """Let a run that ``--run`` names go on from its last checkpoint, so that the same command starts and continues it.
+
+    In a job of SLURM, ``--resume auto`` alone names the run after the job.
+
+    Raises:
+        UserError: The run exists and may not go on, or it has no name.
+    """
+    name, resume = value_of(arguments, "run"), value_of(arguments, "resume")
+    if arguments[:1] != ["fit"]:
+        if name or resume:
+            raise UserError("--run and --resume are options of fit; leave them out")
+        return arguments
+    if resume not in (None, "auto", "never"):
+        raise unknown("resume", resume, ("auto", "never"))
+    if name is None:
+        if resume != "auto":
+            return arguments
+        name = interrupts.slurm_job()
+        if name is None:
+            raise UserError("--resume auto needs --run NAME, by which the same command finds its run again")
+        name = f"slurm-{name}"
+        arguments = [*arguments, f"--run={name}"]
+    if name != safe_name(name) or name.startswith("."):
+        raise UserError(f"run '{name}' is not the name of a folder; take letters, digits, dots and dashes")
+    folder = Path(value_of(arguments, "out") or "results/runs") / name
+    if not folder.exists():
+        return arguments
+    if resume != "auto":
+        raise UserError(f"run '{folder}' exists; add --resume auto to go on with it, or choose another name")
+    last = folder / "checkpoints" / "last.ckpt"
+    if not last.is_file():  # it was killed before the first checkpoint
+        return arguments
+    note(f"{folder}: going on from {last.relative_to(folder)}")
+    return [*_without_option(arguments, "--ckpt_path"), f"--ckpt_path={last}"]
+
+
+def check_same_run(folder: Path, now: str) -> None:
+    """Raise UserError if a run that goes on was started with other data or another seed.
+
+    The checkpoint itself says which network it is of, and how that was trained; see `same_recipe`.
+
+    Args:
+        folder: Run folder, which may not exist yet.
+        now: Configuration of the command, as YAML.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return
+    then, asked = (_flat(table) for table in (read_yaml(path, "config"), parse_yaml(now, "the options")))
+    for name in dict.fromkeys([*then, *asked]):
+        compared = name == "seed_everything" or name.startswith("data.")
+        # The folder of the data may differ, as on another machine.
+        if compared and name != "data.init_args.data_dir" and then.get(name) != asked.get(name):
+            raise UserError(
+                f"run '{folder}' was started with {name.replace('init_args.', '')} {then.get(name)}, not "
+                f"{asked.get(name)}; choose another --run"
+            )
+
+
+def _flat(value: Any, above: str = "") -> dict[str, Any]:
+    """Return the values of nested tables by their keys, with dots between the levels."""
+    if not isinstance(value, Mapping):
+        return {above: value}
+    flat: dict[str, Any] = {}
+    for key, part in value.items():
+        flat |= _flat(part, f"{above}.{key}" if above else str(key))
+    return flat
 
 
 def with_reference_weights(arguments: list[str]) -> list[str]:

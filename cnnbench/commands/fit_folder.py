@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 from datetime import datetime
 from pathlib import Path
@@ -34,9 +35,17 @@ def _word_of(config: Any) -> str:
 def make_run_folder(config: Any) -> Path:
     """Create the folder ``OUT/<network>-<data>/<time>`` and return it; only the first of several processes creates it.
 
+    A run that was named with ``--run`` has the folder ``OUT/<name>``, which a training that goes on has again.
+
     Raises:
         UserError: All names for this second are taken.
     """
+    if config.get("run"):
+        folder = Path(config.out) / config.run
+        if is_first_process():
+            folder.mkdir(parents=True, exist_ok=True)
+            _keep_metrics(folder / "metrics.csv")
+        return folder
     name = f"{_word_of(config.model)}-{_word_of(config.data)}"
     base = Path(config.out) / safe_name(name)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -53,9 +62,19 @@ def make_run_folder(config: Any) -> Path:
     raise UserError(f"no free name for a run folder in '{base}'; choose another --out")
 
 
+def _keep_metrics(path: Path) -> None:
+    """Give the metrics of the first part of a training another name, since Lightning's logger starts its file anew."""
+    if path.exists():
+        numbers = (path.with_name(f"metrics-{number}.csv") for number in itertools.count(1))
+        path.rename(next(name for name in numbers if not name.exists()))
+
+
 def remove_run(folder: Path) -> None:
-    """Remove a run folder that this command has made, and the folders above it if they are then empty."""
-    if not is_first_process():
+    """Remove a run folder that this command has made, and the folders above it if they are then empty.
+
+    A folder with a checkpoint or a record stays: it holds a training that an earlier command has begun.
+    """
+    if not is_first_process() or any(folder.rglob("*.ckpt")) or any(folder.glob("records/*.json")):
         return
     shutil.rmtree(folder, ignore_errors=True)
     # These are <network>-<data>, the folder of --out, and the one above it: results/runs and results by default.

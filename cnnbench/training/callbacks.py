@@ -34,7 +34,9 @@ class SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         config = self.config.clone()
-        config.pop(OPTION.strip("-"), None)  # only the command line may set it, never a file
+        # Only the command line may set these, never a file.
+        for name in (OPTION.strip("-"), "run", "resume"):
+            config.pop(name, None)
         text = self.parser.dump(config, skip_unset=False, skip_link_targets=self.linked)
         path = Path(trainer.default_root_dir) / "config.yaml"
         write_text(path, f"# {self.choices}\n{text}" if self.choices else text)
