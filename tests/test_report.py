@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import functools
 import io
 import re
 import warnings
@@ -31,6 +30,20 @@ RECORDS = [
 MEASURES = make_record().measures
 
 
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the report of `RECORDS`, which takes seconds to draw. Tests only read it."""
+    folder = tmp_path_factory.mktemp("complete")
+    write_report(RECORDS, folder)
+    return folder
+
+
+def _matrix_only(**changes: Any) -> Record:
+    """Return a record whose only picture is its confusion matrix; comparisons take longer to draw."""
+    accuracies = {key: value for key, value in MEASURES.items() if key.startswith("test_accuracy")}
+    return make_record(**{"measures": accuracies, "training": {}, **changes})
+
+
 def _written(records: Sequence[Record]) -> tuple[str, str]:
     """The page and the Markdown of a report, with its pictures."""
     write_report(records, Path("report"))
@@ -43,9 +56,9 @@ def _table(report: Report) -> str:
     return console.export_text()
 
 
-def test_files_are_complete(tmp_path: Path) -> None:
-    files = write_report(RECORDS, tmp_path)
-    names = sorted(str(f.relative_to(tmp_path)) for f in files)
+def test_files_are_complete(complete: Path) -> None:
+    files = [path for path in complete.rglob("*") if path.is_file()]
+    names = sorted(str(f.relative_to(complete)) for f in files)
     assert names == [
         "figures/accuracy_latency.png",
         "figures/accuracy_macs.png",
@@ -60,13 +73,13 @@ def test_files_are_complete(tmp_path: Path) -> None:
     for file in files:
         if file.suffix == ".png":
             assert min(Image.open(file).size) > 400
-    markdown = (tmp_path / "report.md").read_text()
+    markdown = (complete / "report.md").read_text()
     for link in re.findall(r"\]\((.*?)\)", markdown):
-        assert (tmp_path / link).is_file()
+        assert (complete / link).is_file()
 
 
-def test_page_needs_nothing_else() -> None:
-    page, _ = _written(RECORDS)
+def test_page_needs_nothing_else(complete: Path) -> None:
+    page = (complete / "report.html").read_text()
     assert not re.search(r"""(src|href)=["'](?!data:)""", page)
     assert not re.search(r"@import|url\((?!data:)|<script", page)
     assert page.count("data:image/svg+xml;base64,") == 6
@@ -156,7 +169,7 @@ def test_text_of_records_cannot_break_the_page() -> None:
 
 
 def test_the_same_cell_of_two_runs_has_two_pictures(tmp_path: Path) -> None:
-    write_report([make_record(), make_record()], tmp_path)
+    write_report([_matrix_only(), _matrix_only()], tmp_path)
     names = {p.name for p in (tmp_path / "figures").glob("confusion_*")}
     assert names == {"confusion_LeNet5-MNIST-seed0.png", "confusion_LeNet5-MNIST-seed0-2.png"}
 
@@ -182,11 +195,11 @@ def _zoo(count: int, **changes: object) -> list[Record]:
 
 def test_matrices_of_many_cells_are_folded_away() -> None:
     for count, folded in ((12, False), (13, True)):
-        page, markdown = _written(_zoo(count))
+        page, markdown = _written([_matrix_only(model=f"Net{i}") for i in range(count)])
         assert ("<details><summary>13 confusion matrices</summary>" in page) == folded
         assert ("<details><summary>13 confusion matrices</summary>\n\n![" in markdown) == folded
         assert page.count("<details") == page.count("</details>") == markdown.count("</details>") == folded
-        assert page.count("data:image/svg+xml;base64,") == 4 + count
+        assert page.count("data:image/svg+xml;base64,") == count
 
 
 def test_page_says_how_many_networks_where_it_cannot_name_them() -> None:
@@ -194,13 +207,13 @@ def test_page_says_how_many_networks_where_it_cannot_name_them() -> None:
     assert "9 networks on MNIST" in to_html(Report(_zoo(9, confusion_matrix=None)))
 
 
-def test_documents_say_what_the_pictures_show() -> None:
+def test_documents_say_what_the_pictures_show(complete: Path) -> None:
     for text in _written(_zoo(4, confusion_matrix=None, training=FULL_TRAINING)):
         assert "Front of accuracy against MACs on MNIST: Net0." in text
         assert "Front of accuracy against latency on MNIST: Net0." in text
         assert "Rank correlation (Spearman) of MACs and latency, batch 1, over 4 networks on MNIST: 1.00" in text
-    for text in _written(RECORDS):
-        assert "Front" not in text
+    for name in ("report.html", "report.md"):
+        assert "Front" not in (complete / name).read_text()
 
 
 def test_training_accuracy_is_shown_where_it_was_measured() -> None:
@@ -349,10 +362,15 @@ KINDS = (
 """What is called for a picture, from the first number to the last byte."""
 
 
-@functools.cache
-def _names_of_a_whole_report() -> frozenset[str]:
-    """Return the names of all files of the report of the records, which take long to draw."""
-    return frozenset(path.name for path in write_report(RECORDS, Path("whole")))
+# One data set: a picture with two panels takes twice as long to draw.
+TWO = [make_record(), make_record(model="ResNet18")]
+"""Records whose report has every kind of picture in `KINDS`."""
+
+
+@pytest.fixture(scope="module")
+def names_of_two(tmp_path_factory: pytest.TempPathFactory) -> frozenset[str]:
+    """Return the names of all files of the report of `TWO`."""
+    return frozenset(path.name for path in write_report(TWO, tmp_path_factory.mktemp("two")))
 
 
 @pytest.mark.parametrize(
@@ -363,20 +381,22 @@ def _names_of_a_whole_report() -> frozenset[str]:
     ],
 )
 def test_a_picture_that_fails_costs_only_itself(
-    what: str, error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    what: str,
+    error: Exception,
+    names_of_two: frozenset[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    complete = set(_names_of_a_whole_report())
     for place in ("charts", "confusion_pictures", "pictures"):
         monkeypatch.setattr(f"cnnbench.report.{place}.{what}", fail, raising=False)
     if what == "savefig":
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
-    capsys.readouterr()
-    files = {path.name for path in write_report(RECORDS, Path("report"))}
-    assert {"report.html", "report.md", "results.csv"} <= files < complete
-    lost = {name.removesuffix(".png") for name in complete - files}
+    files = {path.name for path in write_report(TWO, Path("report"))}
+    assert {"report.html", "report.md", "results.csv"} <= files < names_of_two
+    lost = {name.removesuffix(".png") for name in names_of_two - files}
     said = capsys.readouterr().err.splitlines()
     assert len(said) == len(lost)
     page, markdown = Path("report/report.html").read_text(), Path("report/report.md").read_text().replace("\\", "")
@@ -385,7 +405,7 @@ def test_a_picture_that_fails_costs_only_itself(
         assert name in page
         assert line in markdown
         assert f"{name}.png" not in markdown
-    assert Path("report/results.csv").read_text() == to_csv(Report(RECORDS))
+    assert Path("report/results.csv").read_text() == to_csv(Report(TWO))
 
 
 def test_the_records_are_written_before_any_picture(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,8 +422,10 @@ def test_the_records_are_written_before_any_picture(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("name", ["results.csv", "report.md", "report.html", "figures/learning_curves.png"])
 def test_a_folder_in_the_way_is_the_callers_to_say(name: str) -> None:
     (Path("report") / name).mkdir(parents=True)
+    # The learning curves are the only picture.
+    records = [_matrix_only(confusion_matrix=None, training=FULL_TRAINING)]
     with pytest.raises(OSError, match=re.escape(Path(name).name)):
-        write_report(RECORDS, Path("report"))
+        write_report(records, Path("report"))
     assert not list(Path("report").rglob("*.part"))
 
 
@@ -433,7 +455,7 @@ OPTIONAL = {
 @pytest.mark.parametrize(("place", "key"), [(place, key) for place, keys in OPTIONAL.items() for key in keys])
 def test_a_record_without_an_optional_fact_is_reported(place: str, key: str) -> None:
     record = _without(place, key)
-    both = Report([record, make_record(model="VGG16")])
+    both = Report([record, make_record(model="VGG16", confusion_matrix=None)])
     drawn = draw_pictures(both.records, Path("figures")) if place == "training" else None
     page, markdown = to_html(both, drawn), to_markdown(both, drawn)
     assert to_csv(both).count("\n") == 3
@@ -445,21 +467,22 @@ def test_a_record_without_an_optional_fact_is_reported(place: str, key: str) -> 
         assert "not said" in markdown
 
 
-def test_a_network_of_no_cost_is_named_where_it_is_left_out() -> None:
-    free = make_record(model="Free", measures={**MEASURES, "macs": 0, "flops": 0})
-    page, markdown = _written([*RECORDS, free])
+def test_a_network_of_no_cost_is_named_where_it_is_left_out(complete: Path) -> None:
+    bare = {"confusion_matrix": None, "training": {**FULL_TRAINING, "curve": []}}  # has no pictures but comparisons
+    free = make_record(model="Free", measures={**MEASURES, "macs": 0, "flops": 0}, **bare)
+    page, markdown = _written([make_record(**bare), make_record(model="ResNet18", **bare), free])
     sentence = "Not drawn, since an axis of ratios has no place for 0 MACs: Free on MNIST."
     assert page.count(sentence) == markdown.count(sentence) == 2  # accuracy and latency against MACs
     page, markdown = _written([free])
     assert page.count(sentence) == markdown.count(sentence) == 2
     assert "accuracy_macs.png" not in markdown
-    assert "Not drawn" not in _written(RECORDS)[0]
+    assert "Not drawn" not in (complete / "report.html").read_text()
 
 
 def test_class_lists_that_differ_have_their_own_frame() -> None:
     two = {**make_record().data, "class_names": ["left", "right"], "num_classes": 2}
-    other = make_record(model="VGG16", confusion_matrix=[[5, 0], [5, 0]])
-    records = [make_record(), Record(**{**other.__dict__, "data": two}), make_record(model="ResNet18")]
+    other = _matrix_only(model="VGG16", confusion_matrix=[[5, 0], [5, 0]])
+    records = [_matrix_only(), Record(**{**other.__dict__, "data": two}), _matrix_only(model="ResNet18")]
     _written(records)
     first, second, third = (Image.open(f"report/figures/{name}.png") for name in matrix_names(records))
     assert first.size == second.size == third.size
@@ -467,7 +490,7 @@ def test_class_lists_that_differ_have_their_own_frame() -> None:
 
 
 def test_a_true_class_without_images_is_drawn() -> None:
-    _written([make_record(confusion_matrix=[[0, 0, 0], [4, 3, 0], [0, 0, 3]])])
+    _written([_matrix_only(confusion_matrix=[[0, 0, 0], [4, 3, 0], [0, 0, 3]])])
     assert Path("report/figures/confusion_LeNet5-MNIST-seed0.png").is_file()
 
 

@@ -10,6 +10,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -169,7 +170,7 @@ def draw_pictures(records: Sequence[Record], folder: Path) -> Drawn:
     # Collected in a list of their own, because the report names only the first of very many failures.
     failures: list[str] = []
     # Texts are laid out again when a figure is saved, so drawing and saving are both inside the block.
-    with plain_text():
+    with plain_text(), _collecting_new_objects_only():
         for picture in all_pictures(records):
             # The page shows all comparisons, but only the first confusion matrices.
             page = not picture.matrix or len(drawn.matrices) < MOST_MATRICES
@@ -193,6 +194,23 @@ def draw_pictures(records: Sequence[Record], folder: Path) -> Drawn:
                 group.append(shown)
     drawn.failures += first_sentences(failures, "more pictures could not be drawn")
     return drawn
+
+
+@contextmanager
+def _collecting_new_objects_only() -> Iterator[None]:
+    """Keep the objects that exist now from the garbage collector until the end of the block.
+
+    A collection looks at every object of the process. Beside torch that takes half a second, for the few objects of one
+    figure. Within the block it looks only at the objects that were made inside.
+    """
+    if gc.get_freeze_count():  # a program that has frozen objects itself must find them frozen afterwards
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def failure(picture: Picture, error: Exception) -> str:
