@@ -49,7 +49,14 @@ def _last(name: str, count: int = 3, **options: int) -> tuple[nn.Module, tuple[i
     return model, network.image_shape, chosen_fields(layer_fields(model, network.image_shape), None, count)
 
 
-@pytest.mark.parametrize("name", list(all_models()))
+# Deep networks repeat the blocks of shallower ones; `make test-slow` measures them too.
+DEEP = {
+    *("ResNet34", "ResNet101", "ResNet152", "PlainNet34", "PlainNet44", "PlainNet56", "PlainNet110"),
+    *("ResNet44", "ResNet56", "ResNet110", "DenseNet169", "DenseNet201", "EfficientNetB1", "EfficientNetB2"),
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in DEEP else n for n in all_models()])
 def test_zoo_networks_see_what_is_measured(name: str) -> None:
     model, shape, chosen = _last(name, 1 if name.startswith(("DenseNet", "ResNet1")) else 3)
     measured = measure_fields(model, shape, chosen)

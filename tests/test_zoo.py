@@ -8,7 +8,9 @@ import inspect
 import json
 import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -29,7 +31,7 @@ from cnnbench.blocks import (
 )
 from cnnbench.catalog import FILE, PAPER, load_catalog, sources
 from cnnbench.catalog_update import count_models, describe_data, first_paragraph
-from cnnbench.counting.complexity import complexity
+from cnnbench.counting.complexity import Complexity, complexity
 from cnnbench.counting.meta_copy import building_on_meta
 from cnnbench.errors import UserError
 from cnnbench.hardware import autocast, tf32
@@ -45,6 +47,18 @@ from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.loss import loss_and_logits
 
 MODELS = sorted(all_models())
+# Large networks, for which a smaller one of the same family stands in the quick tests.
+DEEP = {
+    *("VGG13", "VGG19", "ResNet34", "ResNet101", "ResNet152", "PlainNet34", "DenseNet169", "DenseNet201"),
+    *("EfficientNetB1", "EfficientNetB2"),
+}
+
+
+def _deep_ones_slow(names: Iterable[str]) -> list[Any]:
+    """Return the names as parameters of a test, of which `make test-slow` runs the deep ones."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in DEEP else name for name in names]
+
+
 TORCHVISION = [name for name in MODELS if get_model(name).torchvision_name]
 
 COURSE = """LeNet5 SimpleCNN AlexNet VGG11 VGG13 VGG16 VGG19 GoogLeNet ResNet18 ResNet34 ResNet50 ResNet101 ResNet152
@@ -113,12 +127,18 @@ def test_the_course_is_complete() -> None:
     assert set(COURSE) <= set(MODELS)
 
 
-@pytest.mark.parametrize(("name", "channels", "size", "params", "macs"), PUBLISHED)
-def test_complexity_is_the_published_one(name: str, channels: int, size: int, params: int, macs: int) -> None:
-    network = get_network(name, channels, size, 1000 if size == 224 else 10)
+@functools.cache
+def _counted(name: str, channels: int, size: int | None, num_classes: int) -> Complexity:
+    """Return the count of a network, which several tests compare with sources of their own."""
+    network = get_network(name, channels, size, num_classes)
     with building_on_meta():
         model = network.build()
-    found = complexity(model, network.image_shape, training=False)
+    return complexity(model, network.image_shape, training=False)
+
+
+@pytest.mark.parametrize(("name", "channels", "size", "params", "macs"), PUBLISHED)
+def test_complexity_is_the_published_one(name: str, channels: int, size: int, params: int, macs: int) -> None:
+    found = _counted(name, channels, size, 1000 if size == 224 else 10)
     assert (found.params, found.macs, found.flops) == (params, macs, 2 * macs)
 
 
@@ -126,14 +146,11 @@ def test_complexity_is_the_published_one(name: str, channels: int, size: int, pa
 def test_complexity_is_what_torchvision_prints(name: str) -> None:
     weights = torchvision.models.get_model_weights(get_model(name).torchvision_name).IMAGENET1K_V1
     size = weights.transforms.keywords["crop_size"]
+    found = _counted(name, 3, size, 1000)
     with building_on_meta():
-        model = get_model(name)(num_classes=1000, image_size=size)
-    found = complexity(model, (3, size, size), training=False)
+        auxiliary = getattr(get_model(name)(num_classes=1000, image_size=size), "auxiliary", nn.Module())
     assert round(found.macs / 1e9, 3) == weights.meta["_ops"]
-    assert (
-        found.params - sum(p.numel() for p in getattr(model, "auxiliary", nn.Module()).parameters())
-        == (weights.meta["num_params"])
-    )
+    assert found.params - sum(p.numel() for p in auxiliary.parameters()) == weights.meta["num_params"]
 
 
 def test_auxiliary_heads_cost_in_training_only() -> None:
@@ -144,13 +161,11 @@ def test_auxiliary_heads_cost_in_training_only() -> None:
 
 @pytest.mark.parametrize(("name", "depth"), DEPTHS.items())
 def test_depth_is_that_of_the_longest_path(name: str, depth: int) -> None:
-    network = get_network(name, image_size=None if ":" in name else 224)
-    with building_on_meta():
-        model = network.build()
-    assert complexity(model, network.image_shape, training=False).depth == depth
+    size, classes = (None, 10) if ":" in name else (224, 1000)
+    assert _counted(name, 3, size, classes).depth == depth
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)
 def _built(name: str, channels: int, num_classes: int) -> ImageClassifier:
     torch.manual_seed(0)
     return get_model(name)(in_channels=channels, num_classes=num_classes)
@@ -161,15 +176,20 @@ def _small(name: str, channels: int = 3, num_classes: int = 10) -> ImageClassifi
     return copy.deepcopy(_built(name, channels, num_classes))
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_training_step_has_finite_gradients(name: str) -> None:
-    model = _small(name, channels=1, num_classes=7).train()  # the form for MNIST
+@pytest.fixture(scope="module", params=_deep_ones_slow(MODELS))
+def listed(request: pytest.FixtureRequest) -> str:
+    """Return the name of a listed network. All tests of one network follow each other, so that it is built once."""
+    return str(request.param)
+
+
+def test_training_step_has_finite_gradients(listed: str) -> None:
+    model = _small(listed, channels=1, num_classes=7).train()  # the form for MNIST
     output = model(torch.randn(4, 1, 32, 32))
     loss, logits = loss_and_logits(output, torch.tensor([0, 1, 2, 6]))
     assert logits.shape == (4, 7)
     loss.backward()
     frozen = {key for key, p in model.named_parameters() if not p.requires_grad}
-    assert not frozen or name == "SpeedNet"
+    assert not frozen or listed == "SpeedNet"
     for key, parameter in model.named_parameters():
         if key not in frozen:
             assert parameter.grad is not None, key
@@ -194,9 +214,8 @@ def test_training_step_on_a_gpu_has_finite_gradients(name: str) -> None:
     torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-2, atol=1e-2 * float(on_cpu.std()))
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_eval_agrees_whatever_batch_layout_and_precision(name: str) -> None:
-    model = _small(name).eval()
+def test_eval_agrees_whatever_batch_layout_and_precision(listed: str) -> None:
+    model = _small(listed).eval()
     x = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
         together = model(x)
@@ -213,9 +232,8 @@ def test_eval_agrees_whatever_batch_layout_and_precision(name: str) -> None:
     assert float((short.float() - together).abs().max()) < 0.25 * scale
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_checkpoints_restore_the_network(name: str, tmp_path: Path) -> None:
-    model = _small(name, channels=1, num_classes=5).eval()
+def test_checkpoints_restore_the_network(listed: str, tmp_path: Path) -> None:
+    model = _small(listed, channels=1, num_classes=7).eval()
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     trainer.strategy.connect(model)
     trainer.save_checkpoint(tmp_path / "x.ckpt", weights_only=True)
@@ -237,14 +255,14 @@ def _deviations(model: nn.Module, x: Tensor) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_activations_neither_vanish_nor_explode(name: str) -> None:
-    found = _deviations(_small(name).train(), torch.randn(16, 3, 32, 32))
+def test_activations_neither_vanish_nor_explode(listed: str) -> None:
+    found = _deviations(_small(listed).train(), torch.randn(16, 3, 32, 32))
     assert all(0.05 < deviation < 20 for deviation in found.values()), found
 
 
 @pytest.mark.parametrize("name", ["AlexNet", "VGG16", "VGG19"])
 def test_activations_survive_without_normalisation(name: str) -> None:
+    torch.manual_seed(0)
     model = get_model(name)(form="imagenet", image_size=64).eval()  # the paper's form has no batch norm
     found = list(_deviations(model, torch.randn(4, 3, 64, 64)).values())
     assert all(0.2 < deviation < 5 for deviation in found), found
@@ -259,17 +277,24 @@ def test_torch_s_own_initialisation_makes_vgg16_vanish() -> None:
     assert found[-1] < 0.03
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("form", ["cifar", "imagenet"])
-def test_an_image_too_small_is_refused(name: str, form: str) -> None:
+FORMS = [
+    pytest.param(name, form, marks=[pytest.mark.slow] * (name in DEEP))
+    for name in MODELS
+    for form in (("cifar", "imagenet") if "form" in inspect.signature(get_model(name)).parameters else (None,))
+]
+"""Each listed network in each of its forms; None for a network that has one form only."""
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS)
+def test_an_image_too_small_is_refused(name: str, form: str | None) -> None:
     """The smallest image that a form names works, one that is smaller is refused."""
-    options = {"form": form} if "form" in inspect.signature(get_model(name)).parameters else {}
+    options = {"form": form} if form else {}
     with building_on_meta():
         smallest = get_model(name)(image_size=80, **options).min_image_size
         model = get_model(name)(image_size=smallest, **options).eval().to("meta")
     assert model(torch.zeros(1, 3, smallest, smallest, device="meta")).shape == (1, 10)
     too_small = rf"{smallest - 1}x{smallest - 1} .*too small for {name}.*{smallest}x{smallest}"
-    with pytest.raises(UserError, match=too_small):
+    with building_on_meta(), pytest.raises(UserError, match=too_small):
         get_model(name)(image_size=smallest - 1, **options)
     with pytest.raises(UserError, match="too small"):
         model.train()(torch.zeros(1, 3, smallest - 1, smallest, device="meta"))
@@ -296,11 +321,8 @@ def test_counts_in_the_documentation_are_true(name: str) -> None:
     text = " ".join(str(get_model(name).__doc__).split())
     pattern = r"([\d,]{6,}) parameters(?: and ([\d,]{6,}) MACs)? at (?:(\d)x)?(\d+)x\d+(?:/(\d+))?"
     for params, macs, channels, size, classes in re.findall(pattern, text):
-        network = get_network(name, int(channels or 3), int(size), int(classes or 10))
-        if "auxiliary" in text and size == "224":
-            network = get_network(f"{name}(aux_heads=False)", int(channels or 3), int(size), int(classes))
-        with building_on_meta():
-            found = complexity(network.build(), network.image_shape, training=False)
+        form = f"{name}(aux_heads=False)" if "auxiliary" in text and size == "224" else name
+        found = _counted(form, int(channels or 3), int(size), int(classes or 10))
         assert found.params == int(params.replace(",", ""))
         assert not macs or found.macs == int(macs.replace(",", ""))
 
@@ -332,14 +354,18 @@ def _after_training(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in TORCHVISION), ("VGG11", {"batch_norm": True})])
-def test_outputs_agree_with_torchvision(name: str, options: dict) -> None:
+@pytest.mark.parametrize("name", [*_deep_ones_slow(TORCHVISION), "VGG11(batch_norm=True)"])
+def test_outputs_agree_with_torchvision(name: str) -> None:
     torch.manual_seed(0)
+    name, batch_norm, _ = name.partition("(batch_norm=True)")
+    options = {"batch_norm": True} if batch_norm else {}
     theirs = str(get_model(name).torchvision_name) + ("_bn" if options else "")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # on the initialisation of its GoogLeNet
         reference = _after_training(torchvision.models.get_model(theirs, weights=None, num_classes=10))
-    ours = get_model(name)(image_size=96, form="imagenet", **options).eval()
+    with building_on_meta():  # without initial values, which would be replaced
+        ours = get_model(name)(image_size=96, form="imagenet", **options).eval()
+    ours = ours.to_empty(device="cpu")
     load_torchvision(ours, reference.state_dict())
     x = torch.randn(2, 3, 96, 96)
     with torch.no_grad():
@@ -556,14 +582,26 @@ def test_wrong_choices_are_refused() -> None:
         get_model("AlexNet")(form="imagenet")
 
 
-def test_catalogue_is_true() -> None:
+@pytest.mark.parametrize(
+    "names", [pytest.param(set(MODELS) - DEEP, id="most"), pytest.param(DEEP, id="deep", marks=pytest.mark.slow)]
+)
+def test_catalogue_is_true(names: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     kept = json.loads(FILE.read_text())
     now = sources()
     assert kept["modules"] == {name: now.get(name) for name in kept["modules"]}, "run `make catalog`"
-    assert kept["models"] == count_models(kept["modules"]), "run `make catalog`"
+    classes = {name: cls for name, cls in all_models().items() if name in names}
+    monkeypatch.setattr("cnnbench.catalog_update.all_models", lambda: classes)
+    expected = {name: entry for name, entry in kept["models"].items() if name in names}
+    assert expected == count_models(kept["modules"]), "run `make catalog`"
+    assert kept["models"].keys() == {name for name in MODELS if _module(name) in kept["modules"]}, "run `make catalog`"
     assert kept["data_modules"] == sources("data"), "run `make catalog`"
     assert kept["data"] == describe_data()
     assert set(COURSE) <= set(kept["models"])
+
+
+def _module(name: str) -> str:
+    """Return the module of a listed network, or the folder of one in several files."""
+    return get_model(name).__module__.split(".")[2]
 
 
 def test_catalogue_has_the_reference_accuracies() -> None:
