@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from itertools import count
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from cnnbench.cli import main
 from cnnbench.errors import UserError
-from cnnbench.explain import convolution, run
+from cnnbench.explain import Explanation, convolution, run
 from cnnbench.explain.convolution import (
     ALGORITHMS,
     EDGE,
@@ -30,6 +31,16 @@ from cnnbench.explain.convolution import (
     toeplitz_matrix,
     torch_conv2d,
 )
+
+ONE_PLACE = ("--dilation", "3")
+"""The kernel fits in one place, so that the animation, which no test of the race looks at, has one frame."""
+
+
+@functools.cache
+def _explained(*options: str) -> Explanation:
+    """Return what the tool shows without a race; drawing the animation takes a second."""
+    return run("convolution", [*options, "--rounds", "0"])
+
 
 PAIR = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
@@ -185,23 +196,23 @@ def test_images_of_any_type_are_computed_in_floating_point() -> None:
     ],
 )
 def test_the_remarks_say_what_is_seen(options: list[str], words: str) -> None:
-    assert words in run("convolution", [*options, "--rounds", "0"]).remarks[0]
+    assert words in _explained(*options).remarks[0]
 
 
 def test_the_facts_say_whether_the_kernel_is_flipped() -> None:
     for options, words in (([], "correlation, which networks call convolution"), (["--convolve"], "is flipped")):
-        found = run("convolution", [*options, "--rounds", "0"])
+        found = _explained(*options)
         assert words in dict(found.tables[1].rows)["Operation"]
 
 
 def test_the_strip_has_only_steps_that_there_are() -> None:
-    strip = run("convolution", ["--dilation", "3", "--rounds", "0"]).pictures[1].image
+    strip = _explained("--dilation", "3").pictures[1].image
     assert isinstance(strip, Figure)
     assert [ax.get_title() for ax in strip.axes if ax.get_title()] == ["place 1 of 1"]
 
 
 def test_a_race_beside_other_processes_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ["--sizes", "8", "--kernels", "3", "--rounds", "1"]
+    options = ["--sizes", "8", "--kernels", "3", "--rounds", "1", *ONE_PLACE]
     for doubts in ([], ["other processes kept 1.0 processors busy"]):
         monkeypatch.setattr("cnnbench.explain.convolution.reasons_to_doubt", lambda _, doubts=doubts: doubts)
         found = run("convolution", options)
@@ -262,7 +273,7 @@ def test_the_verdict_claims_no_more_than_was_raced(
 def test_the_facts_count_the_weights_of_the_matrix(
     options: list[str], size: str, zeros: str, weights: int, words: list[str]
 ) -> None:
-    found = run("convolution", [*options, "--rounds", "0"])
+    found = _explained(*options)
     facts = dict(found.tables[1].rows)
     assert facts["Matrix, outputs by pixels"] == size
     assert facts["Entries of the matrix that are zero"] == zeros
@@ -280,7 +291,7 @@ def test_the_facts_count_the_weights_of_the_matrix(
 def test_the_race_watches_the_machine_after_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[None] = []
     monkeypatch.setattr("cnnbench.timing.conditions.Conditions.look", lambda self: looks.append(None))
-    run("convolution", ["--rounds=3", "--sizes=8", "--kernels=3"])
+    run("convolution", ["--rounds=3", "--sizes=8", "--kernels=3", *ONE_PLACE])
     assert len(looks) == 3
 
 
