@@ -83,15 +83,24 @@ class CLI(LightningCLI):
     logger: fit_tracking.FitLogger | None = None
     """Logger of W&B, if the command logs to it."""
 
-    def __init__(self, files: Mapping[str, Path], **options: Any) -> None:
+    def __init__(self, chosen: str, files: Mapping[str, Path], **options: Any) -> None:
         """Run the command line.
 
         Args:
+            chosen: Subcommand of the command line.
             files: File of a checkpoint by its name, which may be an address.
             options: Arguments of LightningCLI.
         """
+        self.chosen = chosen
         self.files = files
         super().__init__(L.LightningModule, L.LightningDataModule, **options)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Return the chosen subcommand alone, with the arguments of its method of the Trainer to leave out.
+
+        A parser of the others, which are never used, would take most of the time of parsing.
+        """
+        return {self.chosen: super().subcommands()[self.chosen]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         # The values are read from the data set once it is built, and the network is built after it.
@@ -551,7 +560,7 @@ def main(arguments: list[str]) -> None:
     sys.argv = [before[0], *arguments]
     try:
         with allowed_imports(), fetched(arguments) as files:
-            _start(files)
+            _start(arguments[0], files)
     except Refused as refusal:
         raise explain(refusal.message) from None
     except MisconfigurationException as error:
@@ -565,8 +574,9 @@ def main(arguments: list[str]) -> None:
         sys.argv = before
 
 
-def _start(files: Mapping[str, Path]) -> None:
+def _start(chosen: str, files: Mapping[str, Path]) -> None:
     CLI(
+        chosen,
         files,
         parser_class=Parser,
         subclass_mode_model=True,
