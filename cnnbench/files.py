@@ -7,6 +7,7 @@ Nothing in a file is executed. A failed read raises a `UserError` that names the
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import itertools
 import json
@@ -17,6 +18,7 @@ import re
 import stat
 import tempfile
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -238,6 +240,14 @@ def parse_yaml(text: str, where: str) -> Any:
     Raises:
         UserError: The text is not such a document.
     """
+    # A command reads the same configuration several times, each time for another check. Each caller gets a copy, since
+    # it may change the value.
+    return copy.deepcopy(_parsed(text, where))
+
+
+@lru_cache(maxsize=4)
+def _parsed(text: str, where: str) -> Any:
+    """Return the value of a YAML document for `parse_yaml`, which has the arguments and errors."""
     import yaml  # imported here, because light commands read no YAML
 
     loader = None

@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import pkgutil
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -20,6 +22,7 @@ from cnnbench.errors import UserError, unknown
 T = TypeVar("T")
 
 
+@lru_cache(maxsize=None)
 def natural(name: str) -> list[tuple[int, str]]:
     """Return a sort key that compares the numbers in names by value, so that ResNet18 comes before ResNet101."""
     key = []
@@ -107,8 +110,9 @@ def discover(package: ModuleType, base: type[T]) -> dict[str, type[T]]:
         RuntimeError: Two modules define a class of the same name, which would make the name ambiguous.
     """
     classes: dict[str, type[T]] = {}
-    for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
+    # The parser of `fit` looks up names hundreds of times, so the folder is read again only after it has changed.
+    for part in _modules_in(tuple((path, os.stat(path).st_mtime_ns) for path in package.__path__)):
+        module = importlib.import_module(f"{package.__name__}.{part}")
         for name, value in vars(module).items():
             if not isinstance(value, type) or not issubclass(value, base) or value is base:
                 continue
@@ -122,6 +126,17 @@ def discover(package: ModuleType, base: type[T]) -> dict[str, type[T]]:
                 raise RuntimeError(f"{name} is defined in {classes[name].__module__} and in {module.__name__}")
             classes[name] = value
     return {name: classes[name] for name in sorted(classes, key=natural)}
+
+
+@lru_cache(maxsize=64)
+def _modules_in(folders: tuple[tuple[str, int], ...]) -> tuple[str, ...]:
+    """Return the names of the modules in some folders.
+
+    Args:
+        folders: Path and time of the last change, in nanoseconds, of each folder. The time makes a folder with a new
+            file another argument, so that the remembered answer is not used for it.
+    """
+    return tuple(info.name for info in pkgutil.iter_modules([path for path, _ in folders]))
 
 
 def attribute(module: str, name: str, table: Callable[[], Mapping[str, T]]) -> T:
