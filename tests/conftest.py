@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -54,6 +55,19 @@ def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `bench` time in a fraction of a second, for tests that do not look at how exact its times are."""
     monkeypatch.setattr("cnnbench.benchmark.run.SpeedConfig", partial(SpeedConfig, rounds=6, warmup_s=0.1))
+
+
+@pytest.fixture
+def quick_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the processes of a timing be forks of one that has imported everything, which takes seconds in each.
+
+    They are processes of their own all the same, and get their work and return their results as fresh ones do.
+    `test_fresh_processes_share_the_rounds_and_the_time` starts fresh ones.
+    """
+    context = multiprocessing.get_context("forkserver")
+    # The first such process of this session starts the one that imports.
+    context.set_forkserver_preload(["cnnbench.commands.speed_run", "cnnbench.benchmark.run"])
+    monkeypatch.setattr("cnnbench.timing.processes.multiprocessing.get_context", lambda _: context)
 
 
 @pytest.fixture

@@ -24,15 +24,26 @@ def test_import_of_the_package_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize("module", ["hardware", "network", "counting.complexity", "training.classifier", "data.module"])
-def test_every_module_can_be_the_first_one(module: str) -> None:
+def test_every_module_can_be_the_first_one() -> None:
     """Importing a module of the package must not import all networks on the way, in which it may be needed itself."""
-    *room, name = module.split(".")
+    # The libraries are imported once, in a process that has nothing of the package, and each module in a fork of it.
     code = (
-        f"import sys; from {'.'.join(['cnnbench', *room])} import {name}; print('cnnbench.models.vgg' in sys.modules)"
+        "import os, sys\n"
+        "import lightning.pytorch.cli, torch, torchmetrics, torchvision\n"
+        "for word in sys.argv[1:]:\n"
+        "    assert not any(name.partition('.')[0] == 'cnnbench' for name in sys.modules)\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        room, _, name = word.rpartition('.')\n"
+        "        exec(f'from {room} import {name}')\n"
+        "        print(word, 'cnnbench.models.vgg' in sys.modules, flush=True)\n"
+        "        os._exit(0)\n"
+        "    os.waitpid(child, 0)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.stdout.strip(), done.stderr) == ("False", "")
+    modules = ["hardware", "network", "counting.complexity", "training.classifier", "data.module"]
+    words = [f"cnnbench.{module}" for module in modules]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert (done.stdout.splitlines(), done.stderr) == ([f"{word} False" for word in words], "")
 
 
 def test_networks_and_data_sets_are_attributes() -> None:
@@ -107,6 +118,7 @@ def test_options_of_functions_are_checked_as_those_of_commands() -> None:
             bench("LeNet5", "Synthetic", **keywords)
 
 
+@pytest.mark.usefixtures("quick_processes")
 def test_named_networks_are_timed_on_the_images_that_were_asked_for() -> None:
     (record,) = speed("LeNet5", image_size=28, in_channels=1, num_classes=7, **SMALL)
     assert (record.data["image_size"], record.data["in_channels"]) == (28, 1)

@@ -98,7 +98,7 @@ def test_train_accuracy_is_that_of_training_images_as_they_are() -> None:
     assert load_records([Path("learnt")])[0].measures["train_accuracy"] > 0.9  # few enough to be learnt by heart
 
 
-@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.usefixtures("without_pictures", "quick_processes")
 def test_memory_is_what_a_process_grows_by() -> None:
     """ResNet18 has 11,173,962 parameters at 32x32; a step keeps them, their gradients and AdamW's two states."""
     options = '--data_options={"train_images": 60, "test_images": 20}'

@@ -32,10 +32,21 @@ CPU = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--tr
 FIT = ["fit", "--model=LeNet5", *SMALL, *CPU]
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of a training of one epoch, which the tests of this file copy."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["cnnbench"])
+        assert main([*FIT, "--trainer.max_epochs=1"]) == 0
+    return folder / "results"
+
+
 @pytest.fixture
-def checkpoint() -> Path:
+def checkpoint(trained: Path) -> Path:
     """A checkpoint of a finished training of one epoch."""
-    assert main([*FIT, "--trainer.max_epochs=1"]) == 0
+    shutil.copytree(trained, "results")
     return next(Path("results/runs").glob("*/*/checkpoints/last.ckpt"))
 
 
@@ -98,13 +109,20 @@ def _damaged(make: str, path: Path) -> None:
 DAMAGES = ["empty", "text", "half", "start", "tail", "zeros", "flip", "html", "gzip", "nul"]
 
 
-def test_a_damaged_checkpoint_is_one_line_in_every_command(checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
+# The commands read a checkpoint by the same code. So each damage is tried on one of them, in turn, and `make test-slow`
+# tries it on all.
+@pytest.mark.parametrize("share", [1, pytest.param(4, marks=pytest.mark.slow)], ids=["in turn", "each"])
+def test_a_damaged_checkpoint_is_one_line_in_every_command(
+    share: int, checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
     copy = checkpoint.with_name("copy.ckpt")
-    for make in DAMAGES:
+    commands = ["test", "fit", "validate", "predict"]
+    for number, make in enumerate(DAMAGES):
         shutil.copy(checkpoint, copy)
         _damaged(make, copy)
         runs = sorted(Path("results/runs").glob("*/*"))
-        for command in ("test", "fit", "validate", "predict"):
+        turn = number % len(commands)
+        for command in (commands + commands)[turn : turn + share]:
             capsys.readouterr()
             assert main([command, "--ckpt_path", str(copy), *CPU]) == 2
             captured = capsys.readouterr()

@@ -172,8 +172,9 @@ def test_bad_input_gives_one_line_and_exit_code_2(
 def test_light_commands_import_nothing_heavy(tmp_path: Path) -> None:
     write_record(tmp_path / "records" / "a.json", make_record())
     code = (
-        "import sys; from cnnbench.cli import main; "
-        "code = main(sys.argv[1:]); heavy = {'torch', 'lightning', 'wandb'} & set(sys.modules); "
+        "import gc, sys; from cnnbench.cli import main; code = main(sys.argv[1:]); "
+        "assert gc.isenabled() and (gc.get_freeze_count() > 1000) == bool(sys.argv[1:]); "
+        "heavy = {'torch', 'lightning', 'wandb'} & set(sys.modules); "
         "sys.exit(f'{code} {heavy}' if code or heavy else 0)"
     )
     for arguments in (["report", str(tmp_path), "--json"], ["list"], ["list", "--json"], []):
@@ -332,7 +333,7 @@ def test_fit_trains_any_network_and_test_finds_it_again(capsys: pytest.CaptureFi
     assert stored["model"]["init_args"]["head"] == "gap"
 
 
-@pytest.mark.usefixtures("mine")
+@pytest.mark.usefixtures("mine", "quick_processes")
 def test_speed_times_any_network(capsys: pytest.CaptureFixture) -> None:
     options = ["--device=cpu", "--batch_size=2", "--train_batch_size=2", "--rounds=1", "--image_size=32"]
     assert main(["speed", "LeNet5", "mine:tiny", "torchvision:googlenet", *options, "--json"]) == 0
@@ -354,6 +355,7 @@ def test_speed_times_any_network(capsys: pytest.CaptureFixture) -> None:
     assert "torchvision:alexnet failed: RuntimeError" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("quick_processes")
 def test_speed_compares_ways_and_never_ranks_networks_across_them(capsys: pytest.CaptureFixture) -> None:
     options = ["--device=cpu", "--batch_size=2", "--train_batch_size=2", "--rounds=1"]
     ways = ["--precision=32-true,bf16-mixed", "--memory_format=channels_last,contiguous"]

@@ -14,16 +14,28 @@ from pathlib import Path
 import pytest
 
 from cnnbench.verification import gpu as gpu
+from cnnbench.verification import run as run_race
 from cnnbench.verification.gpu import Outcome, Stage
 
 
-def test_the_check_runs_on_a_cpu_in_tiny_sizes(tmp_path: Path) -> None:
+# The stage `grid` is the stage `training` without the training, so `make test-slow` alone runs both.
+WITHOUT_GRID = "probes,recipe,ways,limits,training,tests"
+
+
+@pytest.mark.parametrize(
+    "options", [["--stages", WITHOUT_GRID], pytest.param([], marks=pytest.mark.slow)], ids=["without grid", "all"]
+)
+def test_the_check_runs_on_a_cpu_in_tiny_sizes(options: list[str], tmp_path: Path) -> None:
     root = Path(__file__).parent.parent
     command = [sys.executable, "-m", "cnnbench.verification.gpu", "--device", "cpu", "--out", str(tmp_path / "check")]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run([*command, *options], cwd=root, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((tmp_path / "check" / "summary.json").read_text())
     found = {stage["name"]: stage for stage in summary["stages"]}
+    if options:
+        # The records of the training have what the numbers of the grid are read from.
+        (tmp_path / "check" / "grid").symlink_to("training")
+        found["grid"] = {"status": "PASS", "numbers": gpu._grid(tmp_path / "check")}
     assert {name: stage["status"] for name, stage in found.items()} == {
         "probes": "PASS", "grid": "PASS", "tests": "SKIP", "recipe": "SKIP", "ways": "SKIP", "limits": "PASS",
         "training": "PASS",
@@ -37,7 +49,8 @@ def test_the_check_runs_on_a_cpu_in_tiny_sizes(tmp_path: Path) -> None:
     assert summary["verdict"] == "met"
     lines = done.stdout.splitlines()
     assert lines[0].startswith("PASS probes ")
-    assert any(line.startswith("latency ms LeNet5 ") for line in lines)
+    for name in ("of the roofline, LeNet5", *(() if options else ("latency ms LeNet5",))):
+        assert any(line.startswith(f"{name} ") for line in lines)
 
 
 def _stage(code: str, limit_s: int = 30, needs_gpu: bool = False) -> Stage:
@@ -124,17 +137,25 @@ def test_numbers_that_have_one_right_value_are_judged_on_every_device() -> None:
 def test_the_stage_of_tests_runs_every_test_of_a_gpu() -> None:
     root = Path(__file__).parent.parent
     (stage,) = [stage for stage in gpu.stages("cuda", root) if stage.name == "tests"]
-    command = [*stage.commands[0], "--collect-only"]
-    # In an environment without torch's tests of this folder, pytest would find others.
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-500:]
-    every = [sys.executable, "-m", "pytest", "tests", "-m", "gpu", "-q", "--collect-only", "-p", "no:xdist"]
-    whole = subprocess.run(every, cwd=root, capture_output=True, text=True, check=False)
+    python, dash_m, pytest_, *words = stage.commands[0]
+    assert (python, dash_m, pytest_) == (sys.executable, "-m", "pytest")
+    every = ["tests", "-m", "gpu", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    # One process collects twice, since importing the files takes most of the time.
+    code = (
+        "import json, sys, pytest\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    print('exit code', int(pytest.main([*words, '--collect-only'])))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps([words, every])], cwd=root, capture_output=True, text=True, check=False
+    )
+    of_stage, of_all, rest = done.stdout.split("exit code 0\n")
+    assert rest == "", done.stdout[-500:] + done.stderr
 
     def names(text: str) -> set[str]:
         return {line.rpartition("/")[2] for line in text.splitlines() if "::" in line}
 
-    assert names(done.stdout) == names(whole.stdout) != set()
+    assert names(of_stage) == names(of_all) != set()
 
 
 def test_one_stage_does_not_remove_the_results_of_another(tmp_path: Path) -> None:
@@ -146,14 +167,13 @@ def test_one_stage_does_not_remove_the_results_of_another(tmp_path: Path) -> Non
     assert kept.is_file()
 
 
-def test_bad_options_are_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "cnnbench.verification.gpu", "--device", "cpu", "--stages", "probes,nothing"]
-    place = tmp_path / "place"
-    place.mkdir()
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("gpu: unknown stage 'nothing'; there are probes, grid")
-    assert list(place.iterdir()) == []
+def test_bad_options_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr("sys.argv", ["gpu", "--device", "cpu", "--stages", "probes,nothing"])
+    with pytest.raises(SystemExit) as ended:
+        run_race("gpu", gpu.main)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.strip().startswith("gpu: unknown stage 'nothing'; there are probes, grid")
+    assert list(Path().iterdir()) == []
 
 
 def test_data_comes_from_an_archive(tmp_path: Path) -> None:

@@ -113,17 +113,25 @@ def test_a_new_file_is_a_new_network_everywhere(tmp_path: Path) -> None:
     )
     (models / "smaller" / "net.py").write_text(_example("class TinyNet").replace("class TinyNet", "class SmallerNet"))
 
-    def command(*arguments: str) -> str:
-        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-        done = subprocess.run(
-            [sys.executable, "-m", "cnnbench", *arguments], capture_output=True, text=True, check=False, env=environment
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    listed = json.loads(command("list", "--json"))["models"]
+    small = ["--data=Synthetic", '--data_options={"train_images": 60, "test_images": 20}', "--device=cpu"]
+    quick = ["--epochs=1", "--batch_size=8", "--speed_batch_size=4", "--out=run"]
+    data = ["--data=Synthetic", "--data.train_images=60", "--data.test_images=20"]
+    fit = ["--model=TinyNet", "--model.width=16", *data, "--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
+    outputs = _outputs_of_commands(
+        tmp_path,
+        ["list", "--json"],
+        ["count", "TinyNet(width=16)", "--json"],
+        ["bench", "--models=TinyNet(width=16)", *small, *quick, "--json"],
+        ["fit", *fit],
+    )
+    listed = json.loads(outputs[0])["models"]
     assert (listed["TinyNet"]["year"], listed["TinyNet"]["depth"]) == (2026, 8)
     assert listed["SmallerNet"] == listed["TinyNet"] | {"module": "smaller"}
+    counted = json.loads(outputs[1])["networks"][0]
+    cell = json.loads(outputs[2])["cells"][0]
+    assert (cell["status"], cell["params"], cell["macs"]) == ("ok", counted["params"], counted["macs"])
+    assert cell["latency_ms_median"] > 0
+    assert len(list(Path("results/runs/TinyNet-Synthetic").glob("*/checkpoints/best.ckpt"))) == 1
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     tests = [str(ROOT / "tests" / name) for name in ("test_zoo.py", "test_cli.py")]
     done = subprocess.run(
@@ -137,16 +145,37 @@ def test_a_new_file_is_a_new_network_everywhere(tmp_path: Path) -> None:
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed
     assert int(passed[1]) >= 8
-    counted = json.loads(command("count", "TinyNet(width=16)", "--json"))["networks"][0]
-    small = ["--data=Synthetic", '--data_options={"train_images": 60, "test_images": 20}', "--device=cpu"]
-    quick = ["--epochs=1", "--batch_size=8", "--speed_batch_size=4", "--out=run"]
-    cell = json.loads(command("bench", "--models=TinyNet(width=16)", *small, *quick, "--json"))["cells"][0]
-    assert (cell["status"], cell["params"], cell["macs"]) == ("ok", counted["params"], counted["macs"])
-    data = ["--data=Synthetic", "--data.train_images=60", "--data.test_images=20"]
-    command("fit", "--model=TinyNet", "--model.width=16", *data, "--trainer.max_epochs=1", "--trainer.accelerator=cpu")
-    assert len(list(Path("results/runs/TinyNet-Synthetic").glob("*/checkpoints/best.ckpt"))) == 1
 
 
+def _outputs_of_commands(package: Path, *commands: list[str]) -> list[str]:
+    """Return what commands of a copy of the package print on stdout; one process runs all, with a short timing."""
+    code = (
+        "import contextlib, functools, io, json, sys\n"
+        "import cnnbench\n"
+        "from cnnbench.benchmark import run\n"
+        "from cnnbench.cli import main\n"
+        "assert cnnbench.__file__.startswith(sys.argv[1])\n"
+        "run.SpeedConfig = functools.partial(run.SpeedConfig, rounds=6, warmup_s=0.1)\n"
+        "outputs = []\n"
+        "for words in json.loads(sys.argv[2]):\n"
+        "    with contextlib.redirect_stdout(io.StringIO()) as stream:\n"
+        "        assert main(words) == 0, words\n"
+        "    outputs.append(stream.getvalue())\n"
+        "print(json.dumps(outputs))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(package), json.dumps(commands)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(package)},
+    )
+    assert done.returncode == 0, done.stderr
+    outputs: list[str] = json.loads(done.stdout)
+    return outputs
+
+
+@pytest.mark.usefixtures("few_rounds", "without_pictures")
 def test_a_network_of_the_user_s_works_in_every_command(capsys: pytest.CaptureFixture) -> None:
     Path("mynets.py").write_text(_example("def small("))
     assert main(["count", "mynets:small", "mynets:small(width=64)", "--json"]) == 0

@@ -10,6 +10,7 @@ import json
 import pickle
 import re
 import shlex
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,21 @@ def make(num_classes=10, in_channels=1):
 """
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of a training of one epoch, which the tests of this file copy."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["cnnbench"])
+        assert main([*FIT, *QUIET]) == 0
+    return folder / "results"
+
+
 @pytest.fixture
-def checkpoint(monkeypatch: pytest.MonkeyPatch) -> Path:
+def checkpoint(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A good checkpoint, and a module in the working folder that marks its import."""
-    assert main([*FIT, *QUIET]) == 0
+    shutil.copytree(trained, "results")
     Path("evil.py").write_text(EVIL)
     monkeypatch.syspath_prepend(str(Path.cwd()))
     return next(Path("results/runs").glob("*/*/checkpoints/last.ckpt"))

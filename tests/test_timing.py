@@ -473,10 +473,6 @@ def _some_figures(config: SpeedConfig, subject_name: str) -> dict[str, dict[str,
     return found
 
 
-def _dies() -> None:
-    os._exit(9)
-
-
 def test_fresh_processes_share_the_rounds_and_the_time() -> None:
     config = SpeedConfig(CPU, "32-true", 1, 1, rounds=7, fewest_rounds=4, warmup_s=0.0)
     started: list[int] = []
@@ -487,7 +483,7 @@ def test_fresh_processes_share_the_rounds_and_the_time() -> None:
     assert found["process"] != os.getpid()
     assert len(found["process_cold_ms"]) == len(found["process_conditions"]) == 2
     with pytest.raises(UserError, match="was killed"):
-        in_process(_dies)
+        in_process(os._exit, 9)
 
 
 def _stat(path: Path, busy_s: float, stolen_s: float = 0.0) -> None:

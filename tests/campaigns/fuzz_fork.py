@@ -8,6 +8,7 @@ process: it prints the traceback of an uncaught exception, flushes its output, a
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import importlib
 import io
@@ -125,6 +126,8 @@ def preload(names: Sequence[str] = HEAVY) -> None:
     for name in names:
         with contextlib.suppress(Exception):
             importlib.import_module(name)
+    # The collector of a child would write into all that it looks at, and so copy the memory of the parent.
+    gc.freeze()
 
 
 def product_main() -> Command:
