@@ -117,8 +117,8 @@ def _run(words: Sequence[str]) -> int:
 def _module_of(name: str) -> ModuleType:
     """Return the module of a subcommand, which is imported without Python's garbage collector.
 
-    With torch and Lightning come hundreds of thousands of objects, which are needed to the end. The collector would look
-    at all of them, several times during the import, then in each of its later rounds, and at the exit. Leaving them out
+    Torch and Lightning bring hundreds of thousands of objects, which are needed to the end. The collector would look at
+    all of them several times during the import, then in each of its later rounds, and at the exit. Leaving them out
     takes about a quarter off the time of a short command.
     """
     path = f"cnnbench.commands.{name}"

@@ -13,7 +13,7 @@ import os
 import pkgutil
 import re
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from cnnbench.errors import UserError, unknown
 T = TypeVar("T")
 
 
-@lru_cache(maxsize=None)
+@cache
 def natural(name: str) -> list[tuple[int, str]]:
     """Return a sort key that compares the numbers in names by value, so that ResNet18 comes before ResNet101."""
     key = []

@@ -182,7 +182,9 @@ def test_a_full_output_is_one_line() -> None:
             assert text.splitlines()[-1].startswith(expected)
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+# Two processes import everything for each signal, so one of the signals is left to `make test-slow`. Both stop a
+# training and a benchmark in tests of their own.
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), pytest.param("SIGINT", 130, marks=pytest.mark.slow)])
 def test_a_signal_stops_a_command_and_its_processes(name: str, code: int) -> None:
     process = _started(
         "speed", "LeNet5", "--device=cpu", "--image_size=32", "--processes=3", "--rounds=100000", stdout=subprocess.PIPE

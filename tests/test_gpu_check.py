@@ -17,7 +17,6 @@ from cnnbench.verification import gpu as gpu
 from cnnbench.verification import run as run_race
 from cnnbench.verification.gpu import Outcome, Stage
 
-
 # The stage `grid` is the stage `training` without the training, so `make test-slow` alone runs both.
 WITHOUT_GRID = "probes,recipe,ways,limits,training,tests"
 

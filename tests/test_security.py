@@ -132,9 +132,7 @@ CALLS = [
 # All four commands read a checkpoint by the same code. So each attack is tried on two of them, in turn and once in each
 # key, and `make test-slow` tries all of them.
 @pytest.mark.parametrize("share", [2, pytest.param(8, marks=pytest.mark.slow)], ids=["two commands", "every command"])
-def test_no_command_calls_what_a_checkpoint_names(
-    share: int, checkpoint: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_no_command_calls_what_a_checkpoint_names(share: int, checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
     tools = (["explain", "filters"], ["explain", "feature-maps"], ["explain", "sizes"])
     config = checkpoint.parent.parent / "config.yaml"
     for number, hyper_parameters in enumerate(CALLS):

@@ -7,8 +7,10 @@ fresh process, which only imports; see `campaigns.fuzz_fork`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import importlib.util
+import io
 import json
 import re
 import shlex
@@ -22,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from campaigns.fuzz_fork import Outcome, preload, run
+from campaigns.fuzz_fork import Outcome, preload, product_main, run
 
 SMALL = (
     "--data Synthetic --data.train_images 60 --data.test_images 20 --data.batch_size 10 --trainer.accelerator cpu "
@@ -731,6 +733,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     rows = [row for row in ROWS if not (parsed.quick and row.slow) and re.search(parsed.only, row.name)]
     preload()
+    # The first parser of a process reads the source of Lightning for the types of all options, so one is made here, and
+    # the children need not do it.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        product_main()(["fit", "--model=LeNet5", "--data=Synthetic", "--print_config"])
     results = []
     with tempfile.TemporaryDirectory(prefix="cnnbench-parity-") as base:
         for result in run_rows(rows, Path(base)):
