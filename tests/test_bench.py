@@ -94,7 +94,9 @@ def test_train_accuracy_is_that_of_training_images_as_they_are() -> None:
     options = '--data_options={"train_images": 300, "test_images": 100}'
     arguments = ["--epochs=15", "--batch_size=16", "--device=cpu", "--precision=32-true", "--out=learnt"]
     measures = "--measures=quality,train_quality"
-    assert main(["bench", "--models=SpeedNet", "--data=Synthetic", options, *arguments, measures]) == 0
+    assert (
+        main(["bench", "--models=SpeedNet(widths=(16,32,32))", "--data=Synthetic", options, *arguments, measures]) == 0
+    )
     assert load_records([Path("learnt")])[0].measures["train_accuracy"] > 0.9  # few enough to be learnt by heart
 
 
@@ -180,8 +182,13 @@ def test_a_curve_counts_optimizer_steps_where_a_call_has_several(monkeypatch: py
 def test_a_killed_run_resumes_without_repeating(capsys: pytest.CaptureFixture) -> None:
     models = ["LeNet5", "SimpleCNN"]
     arguments = [*_but(TINY, "--budget=2s"), "--out=run"]
+    # As in the fixture `few_rounds`, which does not reach another process.
+    code = (
+        "import sys; from functools import partial; from cnnbench.benchmark import run; from cnnbench.cli import main; "
+        "run.SpeedConfig = partial(run.SpeedConfig, rounds=6, warmup_s=0.1); sys.exit(main(sys.argv[1:]))"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-m", "cnnbench", *arguments],
+        [sys.executable, "-c", code, *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

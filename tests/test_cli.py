@@ -459,6 +459,7 @@ def test_speed_refuses_ways_in_a_line(options: str, message: str, capsys: pytest
     assert error.count("\n") == 1
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_report_prints_json_with_the_contracts_keys(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     write_record(tmp_path / "run" / "records" / "a.json", make_record())
     assert main(["report", str(tmp_path / "run"), "--json"]) == 0
@@ -513,7 +514,7 @@ def test_predict_writes_the_probabilities_of_the_test_images(capsys: pytest.Capt
 
 
 def test_a_killed_training_ends_with_the_weights_of_one_that_was_not() -> None:
-    options = [*QUIET, "--trainer.max_epochs=60", "--data.augment=true", "--seed_everything=5"]
+    options = [*QUIET, "--trainer.max_epochs=30", "--data.augment=true", "--seed_everything=5"]
     assert main([*FIT, *options, "--out=whole"]) == 0
     command = [sys.executable, "-m", "cnnbench", *FIT, *options, "--out=killed"]
     process = subprocess.Popen(command)
@@ -527,7 +528,7 @@ def test_a_killed_training_ends_with_the_weights_of_one_that_was_not() -> None:
     assert main(["fit", f"--ckpt_path={last}", "--out=resumed", *QUIET]) == 0  # the run's own configuration
     (whole,), (resumed,) = Path("whole").rglob("last.ckpt"), Path("resumed").rglob("last.ckpt")
     first, second = (torch.load(path, weights_only=True) for path in (whole, resumed))
-    assert 0 < reached < first["global_step"] == second["global_step"] == 60 * 5  # to the end, whatever was best
+    assert 0 < reached < first["global_step"] == second["global_step"] == 30 * 5  # to the end, whatever was best
     assert all(torch.equal(value, second["state_dict"][name]) for name, value in first["state_dict"].items())
 
 
@@ -640,7 +641,7 @@ def test_precision_suits_the_network(
 ) -> None:
     monkeypatch.setattr(hardware, "cpu_has_bf16", lambda: True)
     monkeypatch.setattr(torch, "compile", lambda function, mode: function)
-    end = ["--trainer.max_steps=1", "--data.train_images=20", "--data.batch_size=10", *QUIET]
+    end = ["--trainer.max_steps=1", "--data.train_images=20", "--data.test_images=20", "--data.batch_size=10", *QUIET]
     assert main(["fit", f"--model={model}", "--data=Synthetic", "--trainer.accelerator=cpu", *end]) == 0
     precision = "32-true" if words == "compiled depthwise" else "bf16-mixed"
     assert re.search(rf"^precision {precision}: .*{words}", capsys.readouterr().err, re.MULTILINE)

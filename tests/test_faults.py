@@ -117,8 +117,10 @@ def test_places_that_cannot_be_written_are_one_line(
 
 @pytest.mark.parametrize("name", ["report.html", "report.md", "results.csv", "figures"])
 def test_something_in_the_way_of_a_report_is_one_line_and_the_records_stay(
-    name: str, capsys: pytest.CaptureFixture
+    name: str, capsys: pytest.CaptureFixture, request: pytest.FixtureRequest
 ) -> None:
+    if name != "figures":
+        request.getfixturevalue("without_pictures")
     write_record(Path("run/records/a.json"), make_record())
     if name == "figures":
         Path("run/figures").write_text("")
