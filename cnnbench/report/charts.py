@@ -61,7 +61,7 @@ LONGEST_TITLE = 44
 """Characters that fit into one line above a confusion matrix."""
 LONGEST_CLASS = 16
 """Characters of a class name in a picture; longer names are shortened."""
-LONGEST_NOTE = 92
+LONGEST_NOTE = 78
 """Characters that fit into one line below a confusion matrix."""
 LONGEST_EXPLANATION = 120
 """Characters that fit into one line below two or more panels."""
