@@ -319,8 +319,9 @@ def _reference_picture(records: Sequence[Record]) -> Picture:
 
     def caption() -> list[str]:
         entries = charts.with_references(records, charts.LATENCY)
-        words = "These are the accuracies of reference trainings, whose length is said under the table."
-        return [words, *_panels_left_out(entries)]
+        # Without such a picture there is nothing that the sentence could be about.
+        words = ["These are the accuracies of reference trainings, whose length is said under the table."]
+        return [*(words if entries else []), *_panels_left_out(entries)]
 
     description = f"Test accuracy after the reference training against {charts.COSTS[charts.LATENCY][0]}"
     draw = partial(charts.reference_against, records, charts.LATENCY)
