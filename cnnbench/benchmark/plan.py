@@ -207,6 +207,12 @@ class Plan:
                 if recipe.data in (None, data):
                     yield Cell(recipe.model, data, seed, recipe.name)
 
+    def only(self, cell: Cell) -> Plan:
+        """Return the plan of a grid with this cell alone."""
+        recipe = self.recipe_of(cell)
+        models, configs = ((cell.model,), ()) if recipe is None else ((), (recipe,))
+        return replace(self, models=models, configs=configs, data=(cell.data,), seeds=(cell.seed,))
+
     def recipe_of(self, cell: Cell) -> Recipe | None:
         """Return the recipe of a cell if it comes from a file, else None."""
         return next((recipe for recipe in self.configs if recipe.name == cell.recipe), None)

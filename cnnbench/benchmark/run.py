@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from cnnbench import hardware, interrupts
+from cnnbench.benchmark.launchers import Job, Launcher
 from cnnbench.benchmark.plan import PLAN_FILE, Cell, Plan, load_plan, save_plan
 from cnnbench.benchmark.recipe_files import training_options
 from cnnbench.benchmark.training import TrainingHistory, examples_of, run_environment, weights_facts
@@ -188,7 +189,13 @@ def _open(plan: Plan, cell: Cell, say: Callable[[str], None]) -> ImageDataModule
     return module
 
 
-def run(plan: Plan, folder: Path, display: Display, follower: Follower | None = None) -> list[Record]:
+def run(
+    plan: Plan,
+    folder: Path,
+    display: Display,
+    follower: Follower | None = None,
+    launcher: Launcher | None = None,
+) -> list[Record]:
     """Run every cell of a plan that has no record yet.
 
     Args:
@@ -196,7 +203,9 @@ def run(plan: Plan, folder: Path, display: Display, follower: Follower | None = 
         folder: Run folder; finished cells in it are kept and not repeated, and failed cells are tried again.
         display: Display that shows the progress.
         follower: Object that gets each cell when it begins, the points of its learning curve, examples of its
-            mistakes, and its record after it has been written to disk.
+            mistakes, and its record after it has been written to disk. With a launcher it gets nothing.
+        launcher: Engine that measures the cells in other processes, after this one has timed the networks; None for
+            this process.
 
     Returns:
         The records of all cells, in the order of the plan; a cell that failed has the status ``error``.
@@ -205,19 +214,47 @@ def run(plan: Plan, folder: Path, display: Display, follower: Follower | None = 
         UserError: The folder holds another run; a finished cell was measured with other data, hardware or settings, so
             that the two cannot be compared; or a network cannot take the images of a data set.
     """
+    with _as_planned(plan):
+        return _Run(plan, folder, display, follower, launcher).execute()
+
+
+def measure_cell(plan: Plan, cell: Cell, folder: Path, speed: Mapping[str, Any]) -> Record:
+    """Measure one cell in this process, and return its record, which is not written.
+
+    Args:
+        plan: Plan of the run.
+        cell: Cell of the plan.
+        folder: Run folder, into which the predictions of the test and the weights are written.
+        speed: Figures of the timing of its network; empty if there are none.
+    """
+    with _as_planned(plan):
+        return _Run(plan.only(cell), folder, _Silent())._run_cell(cell, speed)
+
+
+@contextlib.contextmanager
+def _as_planned(plan: Plan) -> Iterator[None]:
+    """Set torch's switches inside the block as a plan wants them."""
     quiet_lightning()
     device = torch.device(plan.device)
     # 32-true is plain float32, but torch computes convolutions on a GPU in TF32 by default.
     numbers = hardware.tf32(device, False) if plan.precision == "32-true" else contextlib.nullcontext()
     with numbers, hardware.cudnn_benchmark(plan.cudnn_benchmark):
-        return _Run(plan, folder, display, follower).execute()
+        yield
 
 
 class _Run:
     """Run of a plan: its folder, its display, its opened data sets, and the environment and facts for its records."""
 
-    def __init__(self, plan: Plan, folder: Path, display: Display, follower: Follower | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        display: Display,
+        follower: Follower | None = None,
+        launcher: Launcher | None = None,
+    ) -> None:
         self.plan = plan
+        self.launcher = launcher
         self.folder = folder
         self.display = display
         self.follower = follower or _Nobody()
@@ -299,12 +336,45 @@ class _Run:
         # With the times, the durations of the cells are known better.
         for cell in pending:
             self.display.expect(cell.key, sum(self._expected_s(cell, speed.get(self._pair(cell), {}))))
+        if self.launcher is not None:
+            self._launch(self.launcher, pending, speed, done)
+            return
         for cell in pending:
             interrupts.check()
             record = self._run_cell(cell, speed.get(self._pair(cell), {}))
             write_record(self.folder / "records" / f"{cell.key}.json", record)
             done[cell.key] = record
             self.follower.end(record)
+
+    def _launch(
+        self, launcher: Launcher, pending: Sequence[Cell], speed: Mapping[str, Any], done: dict[str, Record]
+    ) -> None:
+        """Let an engine measure cells, and write the record of each as soon as it is there."""
+        cells = {cell.key: cell for cell in pending}
+        # An engine's processes may have another working folder.
+        folder = self.folder.resolve()
+        jobs = []
+        for cell in pending:
+            measure = partial(measure_cell, self.plan, cell, folder, speed.get(self._pair(cell), {}))
+            jobs.append(Job(cell.key, measure))
+        for key, result in launcher.run(jobs, folder):
+            cell = cells[key]
+            record = self._make_record(cell, status="error", reason=result) if isinstance(result, str) else result
+            write_record(self.folder / "records" / f"{key}.json", record)
+            done[key] = record
+            self.display.update(key, 1.0)
+            self.display.note(f"{self._pair(cell)}, seed {cell.seed}: {_outcome(record)}")
+
+    def _make_record(self, cell: Cell, **content: Any) -> Record:
+        """Return a record of a cell, with the facts that are known before it is measured."""
+        return Record(
+            model=cell.model,
+            data=self._facts(cell),
+            seed=cell.seed,
+            config=self._config(cell),
+            environment=self.environment,
+            **content,
+        )
 
     def _finished(self) -> dict[str, Record]:
         """Return the records of finished cells.
@@ -510,14 +580,7 @@ class _Run:
         """Measure a cell and return its record; an error becomes part of the record, with the measures before it."""
         content: dict[str, Any] = {"measures": {}, "skipped": {}}
         status, reason = "ok", ""
-        make_record = partial(
-            Record,
-            model=cell.model,
-            data=self._facts(cell),
-            seed=cell.seed,
-            config=self._config(cell),
-            environment=self.environment,
-        )
+        make_record = partial(self._make_record, cell)
         self.follower.begin(make_record(status=status))
         try:
             self._measure(cell, speed, content)

@@ -10,6 +10,7 @@ from typing import Any
 
 from cnnbench import hardware
 from cnnbench.benchmark.display import LiveDisplay
+from cnnbench.benchmark.launchers import Launcher
 from cnnbench.benchmark.plan import (
     DEFAULT_DATA,
     DEFAULT_MODELS,
@@ -80,20 +81,21 @@ class Session:
             self.plan = _with_defaults(asked)
         _check_names(self.plan)
 
-    def run(self, connection: Connection | None = None) -> list[Record]:
+    def run(self, connection: Connection | None = None, launcher: Launcher | None = None) -> list[Record]:
         """Measure every cell that has no record yet, and return all records.
 
         Args:
             connection: Whether to log the cells to Weights & Biases, and how; None for not at all.
+            launcher: Engine that measures the cells in other processes; None for this process.
         """
         # What the code of a network prints goes to stderr, because stdout is kept for the results.
         if connection is None or connection.mode == "off":
             with stdout_kept(), LiveDisplay() as display:
-                return run(self.plan, self.folder, display)
+                return run(self.plan, self.folder, display, launcher=launcher)
         tracker = CellTracker(connection, self.folder)
         try:
             with stdout_kept(), LiveDisplay() as display:
-                records = run(self.plan, self.folder, display, tracker)
+                records = run(self.plan, self.folder, display, tracker, launcher)
             # Records of an interrupted run may not have been logged; the tracker skips all that have been.
             tracker.log_all(records)
         except BaseException:

@@ -15,6 +15,8 @@ from cnnbench.options import config_option, option
 from cnnbench.trust import Trust, check_code, current, words
 
 EXAMPLE = "--models LeNet5,ResNet18 --data CIFAR10 --budget 60s"
+NOT_IN_THE_PLAN = ("config", "out", "resume", "trust", "json", "launcher", "launcher_options")
+"""Options that change no figure of a benchmark, so that its plan does not have them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,12 @@ class Options(WandbOptions):
     data_options: dict[str, Any] | None = option(
         "Arguments of the data sets as YAML or JSON, such as '{image_size: 28}'.", default=None, metavar="TABLE"
     )
+    launcher: str = option(
+        "Where cells are measured: local (this process), ray or slurm.", default="local", metavar="NAME"
+    )
+    launcher_options: dict[str, Any] | None = option(
+        "Options of the launcher as YAML or JSON, such as '{cpus: 2, gpus: 0.5}'.", default=None, metavar="TABLE"
+    )
     keep_weights: bool = option("Keep the trained weights of each cell in the run folder.", default=False)
     out: Path | None = option("Run folder (default: a new one in results/bench).", default=None, metavar="DIR")
     resume: bool = option(
@@ -91,7 +99,16 @@ class Options(WandbOptions):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of the benchmark plan that the user has set, by name."""
-        others = {"config", "out", "resume", "trust", "json", *(field.name for field in fields(WandbOptions))}
+        others = {
+            "config",
+            "out",
+            "resume",
+            "trust",
+            "json",
+            "launcher",
+            "launcher_options",
+            *(field.name for field in fields(WandbOptions)),
+        }
         named = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in others}
         # Compare by identity: 0 equals False, but it is a value that the user has set.
         return {name: value for name, value in named.items() if value is not None and value is not False}
@@ -114,7 +131,10 @@ def check_file(values: Mapping[str, Any], where: str) -> None:
 
 def run(options: Options) -> int:
     """Run or resume a benchmark and print its report; return 1 if a cell failed."""
+    from cnnbench.benchmark.launchers import find_launcher
     from cnnbench.benchmark.session import PLAN_FILE, Session
+
+    launcher = find_launcher(options.launcher, options.launcher_options or {})
 
     # The user typed the names of --models and --data, and `check_file` has allowed those of a file, so all count as
     # typed.
@@ -122,7 +142,7 @@ def run(options: Options) -> int:
     session = Session(options.settings(), options.out, options.resume, trust)
     connection = options.connect()
     try:
-        records = session.run(connection)
+        records = session.run(connection, launcher)
         show_report(records, session.folder, options.json)
     except Stopped as stop:
         # Without a plan file nothing has been measured yet, so there is nothing to resume.

@@ -40,8 +40,9 @@ def make_run_folder(config: Any) -> Path:
     Raises:
         UserError: All names for this second are taken.
     """
-    if config.get("run"):
-        folder = Path(config.out) / config.run
+    name = getattr(config, "run", None)
+    if name:
+        folder = Path(config.out) / name
         if is_first_process():
             folder.mkdir(parents=True, exist_ok=True)
             _keep_metrics(folder / "metrics.csv")

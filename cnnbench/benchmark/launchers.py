@@ -1,0 +1,220 @@
+"""Launchers: where the cells of a benchmark are measured, in this process or by an engine for many machines.
+
+The cells of a grid are independent of each other once the networks have been timed. A launcher gets them all, and
+yields the record of each as soon as it is there. A cell whose process dies is measured again, up to `RETRIES` times.
+
+The figures of a cell do not depend on the launcher: every process uses as many threads as this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from cnnbench import interrupts
+from cnnbench.errors import UserError, unknown
+from cnnbench.record import Record
+
+RETRIES = 2
+"""How many times a cell whose process has died is measured again."""
+POLL_S = 0.5
+"""Seconds between two looks at the jobs of an engine."""
+NAMES = ("local", "ray", "slurm")
+"""Names of the launchers: this process, Ray, and jobs of SLURM through submitit."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell to measure.
+
+    Attributes:
+        key: Key of the cell.
+        measure: Function without arguments that measures it and returns its record; it can be sent to other processes.
+    """
+
+    key: str
+    measure: Callable[[], Record]
+
+
+class Launcher(Protocol):
+    """Interface of a launcher."""
+
+    def run(self, jobs: Sequence[Job], folder: Path) -> Iterator[tuple[str, Record | str]]:
+        """Measure cells, and yield the key of each with its record, or with the reason why there is none.
+
+        Args:
+            jobs: Cells to measure.
+            folder: Run folder.
+
+        Raises:
+            UserError: The engine cannot be used.
+        """
+
+
+def find_launcher(name: str, options: Mapping[str, Any]) -> Launcher | None:
+    """Return the launcher with this name; None for this process itself.
+
+    Args:
+        name: Name of the launcher, of `NAMES`.
+        options: Options of the launcher by name: ``cpus`` and ``gpus`` of a cell, for ``ray`` also ``address`` of a
+            cluster, for ``slurm`` also ``cluster`` (``slurm`` or ``local``) and the parameters of submitit, such as
+            ``slurm_partition`` and ``timeout_min``.
+
+    Raises:
+        UserError: The launcher is unknown, its package is missing, or an option is wrong.
+    """
+    if name not in NAMES:
+        raise unknown("launcher", name, NAMES)
+    if name == "local":
+        if options:
+            raise UserError("launcher_options are for --launcher ray or slurm; leave them out")
+        return None
+    given = dict(options)
+    cpus = _amount("cpus", given.pop("cpus", torch.get_num_threads()), whole=True)
+    gpus = _amount("gpus", given.pop("gpus", 1 if torch.cuda.is_available() else 0), whole=name == "slurm")
+    if name == "ray":
+        return _Ray(cpus, gpus, **_only(given, ("address",)))
+    return _Slurm(int(cpus), int(gpus), given.pop("cluster", None), given)
+
+
+def _amount(name: str, value: Any, whole: bool) -> float:
+    """Return a number of processors; raise UserError for anything else."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or value < 0 or (whole and value != int(value)) or (name == "cpus" and value < 1):
+        kind = "a whole number" if whole else "a number"
+        raise UserError(f"launcher_options: {name} {value!r} is not {kind} that a cell can use, such as 1")
+    return float(value)
+
+
+def _only(options: Mapping[str, Any], valid: Sequence[str]) -> Mapping[str, Any]:
+    """Return options; raise UserError for one that is not valid."""
+    for name in options:
+        if name not in valid:
+            raise unknown("option of the launcher:", name, ("cpus", "gpus", *valid))
+    return options
+
+
+def _measured(job: Job, threads: int) -> Record:
+    """Measure a cell in a process of an engine, with as many threads as the process that launched it."""
+    torch.set_num_threads(threads)
+    return job.measure()
+
+
+class _Ray:
+    """Launcher on Ray: a task for each cell, on this machine or on a cluster.
+
+    Args:
+        cpus: Processors that Ray reserves for a cell.
+        gpus: GPUs that Ray reserves for a cell; with 0.5, two cells share one.
+        address: Address of a cluster, or ``auto``; None starts Ray on this machine.
+    """
+
+    def __init__(self, cpus: float, gpus: float, address: str | None = None) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise UserError("--launcher ray needs the package ray; install it with: pip install ray") from None
+        self._ray, self._cpus, self._gpus, self._address = ray, cpus, gpus, address
+
+    def run(self, jobs: Sequence[Job], folder: Path) -> Iterator[tuple[str, Record | str]]:
+        ray = self._ray
+        # By default, Ray's processes give way to everything else on their machine.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        started = not ray.is_initialized()
+        if started:
+            try:
+                ray.init(address=self._address, include_dashboard=False, log_to_driver=False, logging_level="error")
+            except Exception as error:  # whatever keeps Ray from starting or connecting
+                raise UserError(f"Ray cannot be used: {type(error).__name__}: {error}".splitlines()[0]) from error
+        try:
+            resources = {"num_cpus": self._cpus, "num_gpus": self._gpus, "max_retries": RETRIES}
+            task = ray.remote(**resources)(_measured)
+            threads = torch.get_num_threads()
+            waiting = {task.remote(job, threads): job.key for job in jobs}
+            while waiting:
+                finished, _ = ray.wait(list(waiting), timeout=POLL_S)
+                interrupts.check()
+                for reference in finished:
+                    yield waiting.pop(reference), self._result(reference)
+        finally:
+            if started:
+                ray.shutdown()
+
+    def _result(self, reference: Any) -> Record | str:
+        """Return the record of a task, or why there is none."""
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.RayError as error:
+            return f"{type(error).__name__}: the process that measured it ended {RETRIES + 1} times"
+
+
+class _Slurm:
+    """Launcher on SLURM by submitit: a job for each cell, all of them in one array.
+
+    Args:
+        cpus: Processors of a job.
+        gpus: GPUs of a job.
+        cluster: ``slurm``, or ``local`` for processes of this machine; None for SLURM if it is there.
+        parameters: Further parameters of submitit's executor.
+    """
+
+    def __init__(self, cpus: int, gpus: int, cluster: str | None, parameters: Mapping[str, Any]) -> None:
+        try:
+            import submitit
+        except ImportError:
+            raise UserError(
+                "--launcher slurm needs the package submitit; install it with: pip install submitit"
+            ) from None
+        self._submitit, self._cluster = submitit, cluster
+        self._parameters = {"cpus_per_task": cpus, "gpus_per_node": gpus, **parameters}
+        self._executor(Path())  # raises before anything is measured
+
+    def _executor(self, folder: Path) -> Any:
+        """Return submitit's executor, whose scripts and logs lie in a subfolder of the run folder."""
+        try:
+            executor = self._submitit.AutoExecutor(folder=folder / "slurm", cluster=self._cluster)
+            executor.update_parameters(**self._parameters)
+        except Exception as error:  # an unknown parameter, or no SLURM on this machine
+            raise UserError(f"launcher_options: {type(error).__name__}: {error}".splitlines()[0]) from error
+        return executor
+
+    def run(self, jobs: Sequence[Job], folder: Path) -> Iterator[tuple[str, Record | str]]:
+        threads, executor = torch.get_num_threads(), self._executor(folder)
+        # All jobs of a batch are one array of SLURM.
+        with executor.batch():
+            submitted = [executor.submit(_measured, job, threads) for job in jobs]
+        waiting = list(zip(submitted, jobs, [RETRIES] * len(jobs), strict=True))
+        try:
+            while waiting:
+                time.sleep(POLL_S)
+                interrupts.check()
+                still = []
+                for task, job, left in waiting:
+                    if not task.done():
+                        still.append((task, job, left))
+                        continue
+                    result = _submitit_result(task)
+                    if isinstance(result, str) and left:
+                        still.append((executor.submit(_measured, job, threads), job, left - 1))
+                    else:
+                        yield job.key, result
+                waiting = still
+        finally:
+            for task, _, _ in waiting:
+                with contextlib.suppress(Exception):  # a job that has ended in the meantime
+                    task.cancel()
+
+
+def _submitit_result(task: Any) -> Record | str:
+    """Return the record of a job of submitit, or why there is none."""
+    try:
+        return task.result()
+    except Exception as error:  # the job failed, was cancelled, or ran out of its time
+        return f"{type(error).__name__}: {error}".splitlines()[0]
