@@ -27,7 +27,7 @@ from cnnbench.predictions import Predictions
 from cnnbench.training import several_steps
 from cnnbench.training.loss import loss_and_logits
 from cnnbench.training.outcomes import Outcomes
-from cnnbench.training.random_state import random_state, set_random_state
+from cnnbench.training.random_state import of_process, random_state, set_random_state
 from cnnbench.training.schedule import refuse_search, schedule_of, set_rate, step_on_plateau, time_budget
 from cnnbench.training.settings import Interval, Schedule, Stepping, settle
 from cnnbench.training.views import Views, mean_logits
@@ -319,7 +319,9 @@ class ImageClassifier(L.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         if self.automatic_optimization:
-            return self._training_loss(batch)
+            trainer = self.trainer
+            with of_process(trainer.fit_loop.total_batch_idx, trainer.global_rank, trainer.world_size, self.device):
+                return self._training_loss(batch)
         several_steps.take_steps(self, batch, batch_idx, self._training_loss)
         return None
 
