@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from cnnbench.cli import main
+from cnnbench.commands.search import Options
 from cnnbench.data.module import ImageDataModule
+from cnnbench.options import parse
 from cnnbench.record import load_records
 
 pytest.importorskip("optuna")
+
+from cnnbench.benchmark.search import as_config, plan_of
+
 # One of these rates is so small that nothing is learnt.
 SPACE = "{model.learning_rate: [0.000000001, 0.003], data.batch_size: [10, 20]}"
 BASE = """
@@ -48,15 +54,53 @@ def test_a_search_finds_the_rate_that_learns(capsys: pytest.CaptureFixture, monk
 
 
 def test_the_best_settings_are_a_configuration_of_fit() -> None:
-    assert main([*SEARCH, "--space={data.batch_size: [20]}", "--trials=1"]) == 0
-    cpu = ["--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.enable_progress_bar=false"]
-    assert main(["fit", "--config=s/best.yaml", *cpu]) == 0
+    # The automatic precision of many CPUs is the other one.
+    Path("base.yaml").write_text(f"seed_everything: 4\n{BASE}trainer: {{precision: 32-true, max_epochs: 9}}\n")
+    search = ["search", "--base=base.yaml", "--epochs=2", "--device=cpu", "--out=s"]
+    assert main([*search, "--space={data.batch_size: [20]}", "--trials=1"]) == 0
+    assert main(["fit", "--config=s/best.yaml", "--trainer.enable_progress_bar=false"]) == 0
     (fitted,) = load_records([next(Path("results/runs").glob("*/*"))])
     (trial,) = load_records([Path("s")])
+    assert (trial.seed, trial.config["precision"], trial.config["epochs"]) == (4, "32-true", 2)
+    assert fitted.seed == trial.seed
+    for key in ("precision", "epochs", "device", "batch_size", "memory_format"):
+        assert fitted.config[key] == trial.config[key]
     for key in ("steps", "images", "recipe", "peak_lr"):
         assert fitted.training[key] == trial.training[key]
     last = [point["val/accuracy"] for point in fitted.training["curve"] if "val/accuracy" in point][-1]
     assert last == pytest.approx(trial.measures["val_accuracy"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("base", "options", "seed", "precision"),
+    [
+        ("", [], 0, "bf16-mixed"),
+        ("seed_everything: 4\ntrainer: {precision: 32-true}", [], 4, "32-true"),
+        ("seed_everything: 4\ntrainer: {precision: 32-true}", ["--seed=0", "--precision=bf16-mixed"], 0, "bf16-mixed"),
+    ],
+)
+def test_the_base_decides_what_no_option_says(
+    base: str, options: list[str], seed: int, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cnnbench.hardware.cpu_has_bf16", lambda: True)
+    Path("base.yaml").write_text(BASE + base)
+    asked = parse(Options, ["--base=base.yaml", "--device=cpu", "--data_dir=d", *options], "cnnbench search")
+    plan = plan_of(asked)
+    assert (plan.seed, plan.precision) == (seed, precision)
+    trial = SimpleNamespace(config={"values": {}, "trial": 0}, measures={"val_accuracy": 0.5})
+    best = yaml.safe_load(as_config(plan, trial))
+    assert best["seed_everything"] == seed
+    assert best["data"]["init_args"]["data_dir"] == "d"
+    assert best["trainer"] == {"max_epochs": 5, "precision": precision, "accelerator": "cpu", "devices": 1}
+
+
+@pytest.mark.parametrize("seed", ["true", "-1", "four"])
+def test_a_seed_that_trials_cannot_share_is_refused(seed: str, capsys: pytest.CaptureFixture) -> None:
+    Path("base.yaml").write_text(f"{BASE}seed_everything: {seed}")
+    assert main(SEARCH) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "seed_everything" in line
+    assert not Path("s").exists()
 
 
 def test_a_search_goes_on_with_the_trials_it_has() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,22 +52,50 @@ _OF_BENCH = {"accelerator": "--device", "devices": "--device", "precision": "--p
 """Options of the Trainer in place of which a benchmark has options of its own, or decides itself."""
 
 
+@dataclass(frozen=True)
+class Configuration:
+    """What a configuration of ``cnnbench fit`` says about a training.
+
+    Attributes:
+        recipe: Network, data and the settings of the training.
+        seed: Value of ``seed_everything``; None if the file does not have it.
+        precision: Number format by Lightning's name; None if the file does not name one.
+    """
+
+    recipe: Recipe
+    seed: Any = None
+    precision: str | None = None
+
+
 def read_recipe(path: Path) -> Recipe:
-    """Read a recipe from a configuration of ``cnnbench fit``.
+    """Read a recipe for a benchmark, which has seeds and a number format of its own.
 
     Args:
-        path: YAML file.
+        path: YAML file, a configuration of ``cnnbench fit``.
 
     Raises:
         UserError: The file cannot be read, or sets something that a benchmark cannot do.
+    """
+    return read_configuration(path).recipe
+
+
+def read_configuration(path: Path, command: str = "bench") -> Configuration:
+    """Read a configuration of ``cnnbench fit``.
+
+    Args:
+        path: YAML file.
+        command: Command that reads it, ``bench`` or ``search``, for messages; `search` keeps the precision.
+
+    Raises:
+        UserError: The file cannot be read, or sets something that the command cannot do.
     """
     where = f"config '{path}'"
     values = _table(read_yaml(path, "config"), where)
     for section, value in values.items():
         if section not in _SECTIONS and not section.startswith(_OUTPUTS) and value is not None:
-            raise UserError(f"{where}: {section} is nothing that bench can set; leave it out, or train with fit")
+            raise _not_set(where, section, command)
     trainer = _table(values.get("trainer"), f"{where}: trainer")
-    _check_trainer(trainer, where)
+    _check_trainer(trainer, where, command)
     model, given = _class_and_arguments(values.get("model"), f"{where}: model")
     data, options = _class_and_arguments(values.get("data"), f"{where}: data", required=False)
     options.pop("data_dir", None)
@@ -80,20 +109,27 @@ def read_recipe(path: Path) -> Recipe:
         check_code(str(data), where, current() or Trust(), "data set")
     recipe = Recipe(safe_name(path.stem), name, arguments, data, options or None, epochs)
     check(recipe, where)
-    return recipe
+    precision = trainer.get("precision")
+    return Configuration(recipe, values.get("seed_everything"), None if precision is None else str(precision))
 
 
-def _check_trainer(trainer: Mapping[str, Any], where: str) -> None:
-    """Raise UserError for an option of the Trainer that would change a training and that a benchmark cannot set."""
+def _not_set(where: str, name: str, command: str) -> UserError:
+    return UserError(f"{where}: {name} is nothing that {command} can set; leave it out, or train with fit")
+
+
+def _check_trainer(trainer: Mapping[str, Any], where: str, command: str) -> None:
+    """Raise UserError for an option of the Trainer that would change a training and that the command cannot set."""
     # The configuration in the folder of a run has all options, most of them with their default.
     defaults = {name: p.default for name, p in inspect.signature(L.Trainer).parameters.items()}
     for name, value in trainer.items():
+        if name == "precision" and command == "search":
+            continue
         if name in _OF_BENCH:
             if value not in (None, defaults.get(name)):
                 instead = f"; its option is {_OF_BENCH[name]}" if _OF_BENCH[name] else ""
-                note(f"{where}: trainer.{name} {value} is left out, since bench decides it{instead}")
+                note(f"{where}: trainer.{name} {value} is left out, since {command} decides it{instead}")
         elif name != "max_epochs" and name not in _NO_EFFECT and value not in (None, defaults.get(name)):
-            raise UserError(f"{where}: trainer.{name} is nothing that bench can set; leave it out, or train with fit")
+            raise _not_set(where, f"trainer.{name}", command)
 
 
 def check(recipe: Recipe, where: str) -> None:

@@ -28,7 +28,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from cnnbench import hardware, interrupts
 from cnnbench.benchmark.plan import Recipe
-from cnnbench.benchmark.recipe_files import TRAINING_ARGUMENTS, check, read_recipe, training_options
+from cnnbench.benchmark.recipe_files import (
+    TRAINING_ARGUMENTS,
+    Configuration,
+    check,
+    read_configuration,
+    training_options,
+)
 from cnnbench.benchmark.training import TrainingHistory, run_environment
 from cnnbench.checkpoints import CheckpointFile
 from cnnbench.confusion import accuracy
@@ -99,18 +105,36 @@ def plan_of(asked: Any) -> SearchPlan:
         UserError: A setting is wrong, or there is no network.
     """
     if asked.base is not None:
-        recipe = read_recipe(asked.base)
+        base = read_configuration(asked.base, "search")
     elif asked.model is not None:
-        recipe = Recipe("search", asked.model, {})
+        base = Configuration(Recipe("search", asked.model, {}))
     else:
         raise UserError("--model is missing: name a network of `cnnbench list`, or a configuration with --base")
-    recipe = replace(recipe, data=asked.data or recipe.data or "CIFAR10", epochs=None)
+    recipe = replace(base.recipe, data=asked.data or base.recipe.data or "CIFAR10", epochs=None)
     space = asked.space
     if space is None:
         space = default_space(get_model(parse_name(recipe.model)[0]).peak_lr)
     device = hardware.choose_device(asked.device)
-    precision, _ = hardware.choose_precision(asked.precision, device)
-    return SearchPlan(recipe, space, asked.epochs, asked.seed, str(device), precision, asked.data_dir)
+    precision, _ = hardware.choose_precision(asked.precision or base.precision or "auto", device)
+    seed = _seed_of(base, str(asked.base)) if asked.seed is None else asked.seed
+    return SearchPlan(recipe, space, asked.epochs, seed, str(device), precision, asked.data_dir)
+
+
+def _seed_of(base: Configuration, path: str) -> int:
+    """Return the seed of a configuration; 0 if it names none, as in `fit`.
+
+    Raises:
+        UserError: The seed is none that `fit` would use again.
+    """
+    if base.seed is None:
+        return 0
+    is_number = isinstance(base.seed, int) and not isinstance(base.seed, bool)
+    if not is_number or not 0 <= base.seed < 2**32:
+        raise UserError(
+            f"config '{path}': seed_everything {base.seed} is no seed that trials can share; give a whole number from "
+            f"0 to {2**32 - 1}, or --seed"
+        )
+    return base.seed
 
 
 def distribution(name: str, given: Any) -> BaseDistribution:
@@ -398,6 +422,7 @@ class Search:
         Raises:
             DivergedError: The loss or the weights are not finite.
         """
+        # Nothing is set here that a configuration of `fit` cannot say, so that `as_config` repeats a trial exactly.
         trainer = make_trainer(
             self._device,
             [history.clock, history, report],
@@ -406,8 +431,7 @@ class Search:
             logger=history.curve,
             plugins=[CheckpointFile()],
         )
-        with hardware.tf32(self._device, self.plan.precision != "32-true"):
-            trainer.fit(model, datamodule=data)
+        trainer.fit(model, datamodule=data)
         facts = history.facts(trainer, model, data.describe())
         if facts["diverged"]:
             raise DivergedError("the loss or the weights are not finite")
@@ -421,18 +445,29 @@ def best_of(records: list[Record]) -> Record | None:
 
 
 def as_config(plan: SearchPlan, best: Record) -> str:
-    """Return the configuration of ``cnnbench fit`` with the settings of a trial, as YAML."""
+    """Return the configuration of ``cnnbench fit`` that repeats a trial, as YAML: the same seed, device and numbers."""
     recipe = with_values(plan.recipe, best.config["values"])
     plain, own = parse_name(recipe.model)
     model = {"class_path": plain, "init_args": {**own, **recipe.arguments}}
     if ":" in plain:
         model = {"class_path": "External", "init_args": {"name": recipe.model, **recipe.arguments}}
     source = get_data(str(recipe.data))
+    data = {**source.arguments, **(recipe.data_options or {})}
+    if plan.data_dir is not None:
+        data["data_dir"] = plan.data_dir
+    device = torch.device(plan.device)
+    # Without a number of devices, Lightning would take all GPUs.
+    devices: list[int] | int = [device.index or 0] if device.type == "cuda" else 1
     config = {
         "seed_everything": plan.seed,
         "model": model,
-        "data": {"class_path": source.class_path, "init_args": {**source.arguments, **(recipe.data_options or {})}},
-        "trainer": {"max_epochs": plan.epochs},
+        "data": {"class_path": source.class_path, "init_args": data},
+        "trainer": {
+            "max_epochs": plan.epochs,
+            "precision": plan.precision,
+            "accelerator": device.type,
+            "devices": devices,
+        },
     }
     reached = f"{best.measures['val_accuracy']:.2%} in trial {best.config['trial'] + 1}"
     return f"# Best of a search by validation accuracy: {reached}.\n" + yaml.safe_dump(config, sort_keys=False)

@@ -29,7 +29,8 @@ class Options:
     model: str | None = option("Network: a name of `cnnbench list`.", default=None, metavar="NAME")
     data: str | None = option("Data set (default: that of --base, else CIFAR10).", default=None, metavar="NAME")
     base: Path | None = option(
-        "Configuration of `cnnbench fit`, in place of --model: its settings hold unless the space has them.",
+        "Configuration of `cnnbench fit`, in place of --model: its settings, seed and precision hold unless the space "
+        "or an option has them; its number of epochs does not.",
         default=None,
         metavar="FILE",
     )
@@ -42,9 +43,17 @@ class Options:
     )
     trials: int = option("Number of trials in all, with those of before.", default=20, least=1)
     epochs: int = option("Epochs of each trial; a trial that is worse than most may end earlier.", default=5, least=1)
-    seed: int = option("Seed of the trials and of the sampler.", default=0, least=0)
+    seed: int | None = option(
+        "Seed of the trials and of the sampler (default: that of --base, else 0).",
+        default=None,
+        least=0,
+        most=2**32 - 1,
+        metavar="N",
+    )
     device: str = option("Device: auto, cpu, cuda, cuda:N or mps.", default="auto")
-    precision: str = option("Number format: auto, 32-true, bf16-mixed or 16-mixed.", default="auto")
+    precision: str | None = option(
+        "Number format: auto, 32-true, bf16-mixed or 16-mixed (default: that of --base, else auto).", default=None
+    )
     data_dir: str | None = option(
         "Folder of the data (default: CNNBENCH_DATA, else data).", default=None, metavar="DIR"
     )
