@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
 import itertools
 import json
@@ -253,7 +254,7 @@ def _parsed(text: str, where: str) -> Any:
     loader = None
     try:
         # This loader makes plain values only; others of PyYAML can create objects of any class that a file names.
-        loader = yaml.SafeLoader(text)  # raises for characters that YAML does not allow
+        loader = _plain_loader()(text)  # raises for characters that YAML does not allow
         node = loader.get_single_node()
         if node is None:
             return None
@@ -277,6 +278,23 @@ def _parsed(text: str, where: str) -> Any:
     finally:
         if loader is not None:
             loader.dispose()
+
+
+@functools.cache
+def _plain_loader() -> Any:
+    """Return PyYAML's loader of plain values, which reads 1e-3 as a number.
+
+    YAML 1.1, and thus PyYAML, takes a number with an exponent for a text unless it has a point and a sign, as in
+    1.0e-3. YAML 1.2 and the parser of `fit` do not.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Loader with a further form of numbers."""
+
+    number = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    return Loader
 
 
 def _written_out(node: Any, sizes: dict[int, int], where: str) -> int:

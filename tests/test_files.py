@@ -201,3 +201,16 @@ def test_csv_has_the_cells_that_were_given(rows: list) -> None:
 def test_markdown_of_plain_names_is_readable(text: str) -> None:
     assert markdown(text).replace("\\", "") == text
     assert markdown("12.5 %") == "12.5 %"
+
+
+@pytest.mark.parametrize("text", ["1e-3", "3E-3", "1e5", "-2e+3", "1.5e3", ".5e-1", "1.e2", "1.0e-3", "1_0e3"])
+def test_a_number_with_an_exponent_is_a_number(text: str) -> None:
+    value = files.parse_yaml(f"a: [{text}]", "the text")["a"][0]
+    # Python's own reading of the text, which needs none of YAML's point and sign.
+    assert value == float(text)
+    assert isinstance(value, float)
+
+
+@pytest.mark.parametrize("text", ["e3", "1e", "1e-", "1e3x", "v1e3", "1-e3", "1.2.3e4"])
+def test_a_text_like_a_number_with_an_exponent_stays_a_text(text: str) -> None:
+    assert files.parse_yaml(f"a: {text}", "the text") == {"a": text}

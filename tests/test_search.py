@@ -53,6 +53,16 @@ def test_a_search_finds_the_rate_that_learns(capsys: pytest.CaptureFixture, monk
     assert {record.config["trial"] for record in records} == {0, 1, 2, 3}
 
 
+def test_numbers_with_an_exponent_are_numbers() -> None:
+    space = "{model.learning_rate: [1e-3, '3E-3'], model.warmup: {low: '1e-2', high: 2e-1}, data.flip: [none, 1e]}"
+    asked = parse(Options, ["--model=LeNet5", f"--space={space}"], "cnnbench search")
+    assert plan_of(asked).space == {
+        "model.learning_rate": [0.001, 0.003],
+        "model.warmup": {"low": 0.01, "high": 0.2},
+        "data.flip": ["none", "1e"],
+    }
+
+
 def test_the_best_settings_are_a_configuration_of_fit() -> None:
     # The automatic precision of many CPUs is the other one.
     Path("base.yaml").write_text(f"seed_everything: 4\n{BASE}trainer: {{precision: 32-true, max_epochs: 9}}\n")
@@ -153,9 +163,14 @@ def test_a_trial_that_is_worse_than_most_ends_early(monkeypatch: pytest.MonkeyPa
         ("{model.learning_rate: {low: 1}}", "write a list of choices, or a table"),
         ("{model.learning_rate: {low: 2, high: 1}}", "low must be below high"),
         ("{model.learning_rate: {low: 0, high: 1, log: true}}", "above 0 with log: true"),
-        ("{model.learning_rate: {low: a, high: 1}}", "which is no number"),
+        ("{model.learning_rate: {low: a, high: 1}}", "which is no finite number"),
         ("{model.optimizer.lr: [1]}", "needs model.optimizer in the configuration"),
-        ("{data.batch_sizes: [1]}", "batch_size"),
+        ("{data.batch_sizes: [1]}", "did you mean 'batch_size'"),
+        ("{model.learning_rates: [1]}", "did you mean 'learning_rate'"),
+        ("{model.nonsense: [1]}", "valid: "),
+        ("{model.learning_rate: [0.1, much]}", "learning_rate 'much'"),
+        ("{data.batch_size: [10, 0.5]}", "batch_size 0.5"),
+        ("{model.warmup: {low: 0, high: .inf}}", "no finite number"),
     ],
 )
 def test_a_wrong_space_is_refused(space: str, message: str, capsys: pytest.CaptureFixture) -> None:

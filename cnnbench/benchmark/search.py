@@ -7,6 +7,7 @@ the trials in them, so there is no data base beside them that could disagree.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -45,7 +46,7 @@ from cnnbench.errors import DivergedError, UserError
 from cnnbench.files import parse_json, read_text, remove_parts, without_checksum, write_checked_json, write_text
 from cnnbench.models import get_model
 from cnnbench.names import call_words, parse_name
-from cnnbench.network import make_classifier
+from cnnbench.network import get_network, make_classifier
 from cnnbench.record import Record, load_records, write_record
 from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.clock import TrainingClock
@@ -117,7 +118,28 @@ def plan_of(asked: Any) -> SearchPlan:
     device = hardware.choose_device(asked.device)
     precision, _ = hardware.choose_precision(asked.precision or base.precision or "auto", device)
     seed = _seed_of(base, str(asked.base)) if asked.seed is None else asked.seed
+    space = {name: _with_numbers(given) for name, given in space.items()}
     return SearchPlan(recipe, space, asked.epochs, seed, str(device), precision, asked.data_dir)
+
+
+def _with_numbers(given: Any) -> Any:
+    """Return an entry of a space in which texts that are numbers, such as '1e-3' in quotes, are numbers."""
+    if isinstance(given, Mapping):
+        return {key: _number(value) for key, value in given.items()}
+    return [_number(value) for value in given] if isinstance(given, list | tuple) else given
+
+
+def _number(value: Any) -> Any:
+    """Return the number that a text stands for; any other value, and a text that is no finite number, as it is."""
+    if not isinstance(value, str):
+        return value
+    for kind in (int, float):
+        try:
+            number = kind(value)
+        except ValueError:
+            continue
+        return number if math.isfinite(number) else value
+    return value
 
 
 def _seed_of(base: Configuration, path: str) -> int:
@@ -167,8 +189,8 @@ _SPACE = "write a list of choices, or a table such as {low: 0.0001, high: 0.01, 
 def _range(name: str, low: Any, high: Any, log: bool) -> BaseDistribution:
     """Return the distribution of a setting between two ends."""
     for end in (low, high):
-        if isinstance(end, bool) or not isinstance(end, int | float):
-            raise UserError(f"space: {name} has the end {end!r}, which is no number; {_SPACE}")
+        if isinstance(end, bool) or not isinstance(end, int | float) or not math.isfinite(end):
+            raise UserError(f"space: {name} has the end {end!r}, which is no finite number; {_SPACE}")
     if not low < high or (log and low <= 0):
         raise UserError(f"space: {name} goes from {low} to {high}; low must be below high, and above 0 with log: true")
     kind = IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
@@ -264,9 +286,24 @@ class Search:
     def __post_init__(self) -> None:
         self._device = torch.device(self.plan.device)
         self._space = {name: distribution(name, given) for name, given in self.plan.space.items()}
-        # The first values of the space show, before anything is written, whether its names are those of settings.
-        first = {name: _first(given) for name, given in self.plan.space.items()}
-        check(with_values(self.plan.recipe, first), "the space")
+        self._check_values()
+
+    def _check_values(self) -> None:
+        """Raise UserError if the space has a name or a value that no trial could take; nothing is written before this.
+
+        Each value is checked beside the first values of all other settings.
+        """
+        space = self.plan.space
+        first = {name: _values(given)[0] for name, given in space.items()}
+        for name, given in space.items():
+            for value in _values(given):
+                recipe = with_values(self.plan.recipe, {**first, name: value})
+                check(recipe, "the space")
+                # This looks up the arguments of a network of the zoo; it builds none.
+                network = get_network(recipe.model)
+        # The arguments of a network from elsewhere are known only when it is built.
+        if ":" in parse_name(self.plan.recipe.model)[0]:
+            network.build()
 
     def run(self, trials: int) -> Record | None:
         """Run trials until there are as many as asked for, and return the record of the best one.
@@ -498,9 +535,9 @@ def load_search(folder: Path) -> SearchPlan:
         ) from None
 
 
-def _first(given: Any) -> Any:
-    """Return the first value of an entry of a space: its first choice, or its lower end."""
-    return given["low"] if isinstance(given, Mapping) else given[0]
+def _values(given: Any) -> list[Any]:
+    """Return the values of an entry of a space that are known beforehand: its choices, or its two ends."""
+    return [given["low"], given["high"]] if isinstance(given, Mapping) else list(given)
 
 
 def _short(value: Any) -> str:
