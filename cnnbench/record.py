@@ -96,9 +96,13 @@ class Record:
 
     @property
     def title(self) -> str:
-        """Return the name of the network and, if it is one of several recipes of a grid, the name of the recipe."""
+        """Return the name of the network and, if it is one of several recipes of a grid, the name of the recipe.
+
+        A trial of a search that was ended early says so, since its accuracy is not that of a whole training.
+        """
         if self.config.get("recipe_settings"):
-            return f"{self.model} ({self.config['recipe']})"
+            ended = ", pruned" if self.config.get("pruned") else ""
+            return f"{self.model} ({self.config['recipe']}{ended})"
         return self.model
 
     @property

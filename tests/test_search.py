@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,6 +124,23 @@ def test_a_search_goes_on_with_the_trials_it_has() -> None:
     assert before.items() <= after.items()
 
 
+def test_a_stopped_search_ends_as_an_undisturbed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    # With one random trial, the sampler draws all others from the trials before them.
+    monkeypatch.setattr("cnnbench.benchmark.search.STARTUP_TRIALS", 1)
+    space = "{model.learning_rate: {low: 0.0001, high: 0.1, log: true}, data.batch_size: [10, 20]}"
+    command = [*SEARCH[:-2], "--epochs=1", "--precision=32-true", "--space", space]
+    assert main([*command, "--out=whole", "--trials=4"]) == 0
+    for trials in (1, 3, 4):
+        assert main([*command, "--out=parts", f"--trials={trials}"]) == 0
+    whole, parts = ({r.config["trial"]: r for r in load_records([Path(out)])} for out in ("whole", "parts"))
+    assert len({str(record.config["values"]) for record in whole.values()}) == 4
+    for number, record in whole.items():
+        assert parts[number].config["values"] == record.config["values"]
+        assert parts[number].config["pruned"] == record.config["pruned"]
+        assert parts[number].measures == record.measures
+    assert Path("parts/best.yaml").read_text() == Path("whole/best.yaml").read_text()
+
+
 def test_another_search_in_the_same_folder_is_refused(capsys: pytest.CaptureFixture) -> None:
     assert main([*SEARCH, "--space={data.batch_size: [20]}", "--trials=1"]) == 0
     assert main([*SEARCH, "--space={data.batch_size: [10]}", "--trials=1"]) == 2
@@ -138,7 +156,9 @@ def test_a_trial_that_diverges_is_a_record_and_the_search_goes_on(capsys: pytest
     assert not Path("s/best.yaml").exists()
 
 
-def test_a_trial_that_is_worse_than_most_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_is_worse_than_most_ends_early(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.setattr("cnnbench.benchmark.search.STARTUP_TRIALS", 1)
     assert main([*SEARCH, "--space", SPACE, "--trials=8"]) == 0
     complete: list[float] = []
@@ -152,6 +172,18 @@ def test_a_trial_that_is_worse_than_most_ends_early(monkeypatch: pytest.MonkeyPa
         if not record.config["pruned"]:
             complete.append(seen[0])
     assert pruned
+    # Messages, the file of the best settings and the report have one name for a trial.
+    messages = capsys.readouterr().err
+    (best,) = re.findall(r"in (trial-\d{4})\.", Path("s/best.yaml").read_text())
+    assert main(["report", "s"]) == 0
+    report = capsys.readouterr().out
+    for record in load_records([Path("s")]):
+        name = record.config["recipe"]
+        assert f"{name}: epoch 1, validation" in messages
+        assert (f"({name}, pruned)" in report) == record.config["pruned"]
+        assert (f"({name})" in report) != record.config["pruned"]
+    accuracies = {r.config["recipe"]: r.measures["val_accuracy"] for r in load_records([Path("s")])}
+    assert accuracies[best] == max(accuracies.values())
 
 
 @pytest.mark.parametrize(
@@ -168,6 +200,12 @@ def test_a_trial_that_is_worse_than_most_ends_early(monkeypatch: pytest.MonkeyPa
         ("{data.batch_sizes: [1]}", "did you mean 'batch_size'"),
         ("{model.learning_rates: [1]}", "did you mean 'learning_rate'"),
         ("{model.nonsense: [1]}", "valid: "),
+        ("{data.split_seed: [1, 2]}", "must be the same in all trials"),
+        ("{data.val_fraction: {low: 0.1, high: 0.2}}", "must be the same in all trials"),
+        ("{data.subset: [100]}", "must be the same in all trials"),
+        ("{data.data_dir: [a, b]}", "must be the same in all trials"),
+        ("{data.train_images: [100, 200]}", "must be the same in all trials"),
+        ("{model.num_classes: [10]}", "must be the same in all trials"),
         ("{model.learning_rate: [0.1, much]}", "learning_rate 'much'"),
         ("{data.batch_size: [10, 0.5]}", "batch_size 0.5"),
         ("{model.warmup: {low: 0, high: .inf}}", "no finite number"),

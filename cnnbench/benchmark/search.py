@@ -6,6 +6,7 @@ the trials in them, so there is no data base beside them that could disagree.
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
+import numpy as np
 import optuna
 import torch
 import yaml
@@ -50,6 +52,7 @@ from cnnbench.network import get_network, make_classifier
 from cnnbench.record import Record, load_records, write_record
 from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.clock import TrainingClock
+from cnnbench.training.settings import LINKED
 from cnnbench.training.trainer import make_trainer, quiet_lightning
 
 PLAN_FILE = "search.json"
@@ -94,6 +97,29 @@ class SearchPlan:
             )
         for name, given in self.space.items():
             distribution(name, given)
+        self._check_fixed()
+
+    def _check_fixed(self) -> None:
+        """Raise UserError if the space has a setting in which trials must agree.
+
+        Their accuracies are compared, so all of them learn from the same images and are validated on the same images.
+        """
+        names = {*_FIXED, *(f"model.{name}" for name in LINKED)}
+        cls = get_data(str(self.recipe.data)).cls
+        if cls.__module__.startswith("cnnbench."):
+            # The arguments that only one data set has say which images it holds.
+            own = inspect.signature(cls).parameters.keys() - inspect.signature(ImageDataModule).parameters.keys()
+            names |= {f"data.{name}" for name in own - {"kwargs"}}
+        for name in self.space:
+            if name in names:
+                raise UserError(
+                    f"space: {name} decides on which images a network is trained and validated, which must be the same "
+                    "in all trials; set it in --base, or in the name of the data as in 'CIFAR10(subset=1000)'"
+                )
+
+
+_FIXED = ("data.data_dir", "data.split_seed", "data.val_fraction", "data.subset")
+"""Settings that decide which images a trial sees, of every data set."""
 
 
 def plan_of(asked: Any) -> SearchPlan:
@@ -259,7 +285,8 @@ class _Report(L.Callback):
         assert isinstance(pl_module, ImageClassifier)
         self.matrix = pl_module.confusion_counts("val")
         share = accuracy(self.matrix, "val")["val_accuracy"]
-        self._trial.report(share, trainer.current_epoch)
+        # Rounded as in the curves of the records, from which Optuna knows the trials before; equal stays equal.
+        self._trial.report(round(share, 5), trainer.current_epoch)
         self._say(f"epoch {trainer.current_epoch + 1}, validation accuracy {share:.1%}")
         if self._trial.should_prune():
             self.pruned = trainer.should_stop = True
@@ -322,10 +349,9 @@ class Search:
                 remove_parts(self.folder)
                 write_checked_json(self.folder / PLAN_FILE, asdict(self.plan))
                 self.records = self._finished()
-                study = self._study()
                 for number in range(len(self.records), trials):
                     interrupts.check()
-                    self._run_trial(study, number)
+                    self._run_trial(number)
         except Timeout:
             raise UserError(
                 f"another process is at work in '{self.folder}'; wait for it, or choose another --out"
@@ -348,12 +374,15 @@ class Search:
         return records
 
     def _study(self) -> optuna.Study:
-        """Return a study of Optuna that knows the trials so far."""
-        done = len(self.records)
+        """Return a study of Optuna that knows the trials so far, for the next trial alone.
+
+        What it draws depends on these trials, the seed and the number of the trial, so that a search that was stopped
+        goes on as an undisturbed one.
+        """
+        seed = np.random.SeedSequence([self.plan.seed, len(self.records)]).generate_state(1)[0]
         study = optuna.create_study(
             direction="maximize",
-            # Another seed for each trial to come, or else a search that goes on would repeat its first trials.
-            sampler=optuna.samplers.TPESampler(seed=self.plan.seed + done, n_startup_trials=STARTUP_TRIALS),
+            sampler=optuna.samplers.TPESampler(seed=int(seed), n_startup_trials=STARTUP_TRIALS),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=0),
         )
         for record in self.records:
@@ -377,22 +406,18 @@ class Search:
             state=state,
         )
 
-    def _run_trial(self, study: optuna.Study, number: int) -> None:
-        """Run a trial and write its record."""
-        trial = study.ask(self._space)
-        words = ", ".join(f"{name} {_short(value)}" for name, value in trial.params.items())
-        self.say(f"trial {number + 1}: {words}")
+    def _run_trial(self, number: int) -> None:
+        """Run a trial and write its record, from which the studies of the trials after it know it."""
+        trial, name = self._study().ask(self._space), trial_name(number)
+        words = ", ".join(f"{key} {_short(value)}" for key, value in trial.params.items())
+        self.say(f"{name}: {words}")
         record = self._measure(trial, number)
         write_record(self.folder / "records" / f"{record.key}.json", record)
         self.records.append(record)
         if record.status == "error":
-            study.tell(trial, state=TrialState.FAIL)
-            self.say(f"trial {number + 1} failed: {record.reason}")
+            self.say(f"{name} failed: {record.reason}")
         elif record.config["pruned"]:
-            study.tell(trial, state=TrialState.PRUNED)
-            self.say(f"trial {number + 1} was ended early, as worse than most at this epoch")
-        else:
-            study.tell(trial, record.measures["val_accuracy"])
+            self.say(f"{name} was ended early, as worse than most at this epoch")
 
     def _measure(self, trial: optuna.Trial, number: int) -> Record:
         """Train and validate a network with the settings of a trial, and return the record."""
@@ -400,7 +425,7 @@ class Search:
         recipe = with_values(plan.recipe, trial.params)
         data = self._open(recipe)
         history = TrainingHistory(TrainingClock())
-        report = _Report(trial, lambda text: self.say(f"trial {number + 1}: {text}"))
+        report = _Report(trial, lambda text: self.say(f"{trial_name(number)}: {text}"))
         training: dict[str, Any] = {}
         status, why = "ok", ""
         try:
@@ -422,7 +447,7 @@ class Search:
             "batch_size": facts["batch_size"],
             "memory_format": "channels_last",
             "macs_convention": CONVENTION,
-            "recipe": f"trial-{number:04d}",
+            "recipe": trial_name(number),
             "recipe_settings": said,
             "trial": number,
             "values": dict(trial.params),
@@ -475,6 +500,11 @@ class Search:
         return facts
 
 
+def trial_name(number: int) -> str:
+    """Return the name of a trial in messages, records and `BEST_FILE`; the first one has the number 0."""
+    return f"trial-{number:04d}"
+
+
 def best_of(records: list[Record]) -> Record | None:
     """Return the record with the largest validation accuracy among the trials that ran to their end."""
     complete = [r for r in records if r.status == "ok" and not r.config["pruned"]]
@@ -506,7 +536,7 @@ def as_config(plan: SearchPlan, best: Record) -> str:
             "devices": devices,
         },
     }
-    reached = f"{best.measures['val_accuracy']:.2%} in trial {best.config['trial'] + 1}"
+    reached = f"{best.measures['val_accuracy']:.2%} in {trial_name(best.config['trial'])}"
     return f"# Best of a search by validation accuracy: {reached}.\n" + yaml.safe_dump(config, sort_keys=False)
 
 

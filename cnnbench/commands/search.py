@@ -91,7 +91,8 @@ def run(options: Options) -> int:
     if options.json:
         out_json({"folder": str(folder), "trials": [_row(record) for record in search.records]})
     elif best is not None:
-        out(f"best of {len(search.records)} trials: validation accuracy {best.measures['val_accuracy']:.2%}, with")
+        share, name = best.measures["val_accuracy"], best.config["recipe"]
+        out(f"best of {len(search.records)} trials: {name}, validation accuracy {share:.2%}, with")
         for name, value in best.config["values"].items():
             out(f"  {name}: {value}")
         out(f"train it and test it: cnnbench fit --config {shlex.quote(str(folder / BEST_FILE))}")
@@ -105,6 +106,7 @@ def _row(record: Any) -> dict[str, Any]:
     """Return the values and the outcome of a trial for the JSON document."""
     outcome = "pruned" if record.config["pruned"] else record.status
     return {
+        "trial": record.config["recipe"],
         "values": record.config["values"],
         "outcome": outcome,
         "val_accuracy": record.measures.get("val_accuracy"),
