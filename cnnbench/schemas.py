@@ -319,8 +319,9 @@ def _data(record: Mapping[str, Any]) -> Iterator[str]:
     if config.get("command", "bench") == "bench":
         if config["budget_s"] is not None and config["epochs"] is not None:
             yield "config.budget_s and config.epochs are both there; one of them ended the training"
-        if record.get("training") and config["budget_s"] is None and config["epochs"] is None:
-            yield "config has neither budget_s nor epochs, one of which ended the training"
+        limits = (config["budget_s"], config["epochs"], config.get("max_steps"))
+        if record.get("training") and limits == (None, None, None):
+            yield "config has neither budget_s nor epochs nor max_steps, one of which ended the training"
 
 
 def _rates(record: Mapping[str, Any], measures: Mapping[str, Any]) -> Iterator[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from cnnbench.benchmark.plan import load_plan
+from cnnbench.benchmark.plan import Plan, load_plan, save_plan
 from cnnbench.benchmark.recipe_files import read_recipe, training_options
 from cnnbench.cli import main
 from cnnbench.record import load_records
@@ -101,9 +102,76 @@ def test_a_recipe_trains_as_fit_does(files: str, without_pictures: None) -> None
 
 
 @pytest.mark.parametrize(
+    ("trainer", "words"),
+    [
+        ("max_steps: 15, gradient_clip_val: 0.01", ", gradients clipped to norm 0.01"),
+        ("max_epochs: 2, max_steps: 15, gradient_clip_val: 1, gradient_clip_algorithm: value", "clipped to value 1"),
+    ],
+)
+def test_clipping_and_steps_of_a_recipe_are_those_of_fit(
+    trainer: str, words: str, without_pictures: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("clipped.yaml").write_text(SGD.replace("max_epochs: 2", trainer))
+    # As on a GPU with short steps, of which several would share a call.
+    monkeypatch.setattr("cnnbench.benchmark.run._Run._steps_per_call", lambda *_: 5)
+    cpu = ["--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.enable_progress_bar=false"]
+    assert main(["fit", "--config=clipped.yaml", *cpu]) == 0
+    (fitted,) = load_records([next(Path("results/runs").glob("*/*"))])
+    options = ["--device=cpu", "--precision=32-true", "--out=run", "--measures=quality"]
+    assert main(["bench", "--configs=clipped.yaml", *options]) == 0
+    (benched,) = load_records([Path("run")])
+    assert fitted.confusion_matrix == benched.confusion_matrix
+    assert benched.training["steps"] == 15
+    assert benched.training["steps_per_call"] is None
+    assert benched.training["recipe"].endswith(words)
+    for key in ("budget_s", "epochs", "max_steps"):
+        assert fitted.config[key] == benched.config[key]
+
+
+def test_a_budget_for_all_takes_the_place_of_steps(without_pictures: None) -> None:
+    Path("a.yaml").write_text(SGD.replace("max_epochs: 2", "max_steps: 15, gradient_clip_val: 1"))
+    assert main(["bench", "--configs=a.yaml", "--device=cpu", "--out=run", "--measures=quality", "--epochs=1"]) == 0
+    (recipe,) = load_plan(Path("run")).configs
+    assert (recipe.epochs, recipe.max_steps, recipe.gradient_clip_val) == (None, None, 1.0)
+    (record,) = load_records([Path("run")])
+    # 180 training images beside the validation split make 11 whole batches of 16.
+    assert record.training["steps"] == 11
+    assert main(["bench", "--resume", "--out=run"]) == 0
+
+
+def test_a_plan_from_before_clipping_is_read() -> None:
+    newer = ("max_steps", "gradient_clip_val", "gradient_clip_algorithm")
+    Path("a.yaml").write_text(PLAIN)
+    recipe = read_recipe(Path("a.yaml"))
+    assert recipe.settings().keys() == {"arguments", "data", "data_options", "epochs"}
+    plan = Plan(
+        (), ("Synthetic",), (0,), ("quality",), 9.0, None, "cpu", "32-true", "", 32, 128, 500, configs=(recipe,)
+    )
+    save_plan(Path(), plan)
+    stored = json.loads(Path("plan.json").read_text())
+    for table in (stored, *stored["configs"]):
+        for name in newer:
+            table.pop(name, None)
+    del stored["checksum"]
+    Path("plan.json").write_text(json.dumps(stored))
+    assert load_plan(Path()) == plan
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model: LeNet5\ntrainer: {gradient_clip_val: 1}", "trainer.gradient_clip_val is nothing that bench can set"),
+        (
+            "model: LeNet5\ntrainer: {accumulate_grad_batches: 2}",
+            "accumulate_grad_batches is nothing that bench can set",
+        ),
+        ("model: LeNet5\ntrainer: {gradient_clip_val: much}", "gradient_clip_val much must be a positive number"),
+        ("model: LeNet5\ntrainer: {gradient_clip_val: -1}", "gradient_clip_val -1 must be a positive number"),
+        ("model: LeNet5\ntrainer: {gradient_clip_algorithm: norms}", "did you mean 'norm'"),
+        ("model: LeNet5\ntrainer: {max_steps: 0}", "max_steps 0 must be a whole number"),
+        (
+            "model: {class_path: LeNet5, init_args: {steps_per_call: 5}}\ntrainer: {gradient_clip_val: 1}",
+            "gradient_clip_val 1.0 does not go with model.steps_per_call",
+        ),
         ("model: LeNet5\nckpt_path: a.ckpt", "ckpt_path is nothing that bench can set"),
         ("model: LeNet5\ntrainer: {unheard: 1}", "trainer.unheard is nothing that bench can set"),
         ("data: MNIST", "model.class_path is missing"),

@@ -66,7 +66,9 @@ def test_numbers_with_an_exponent_are_numbers() -> None:
 
 def test_the_best_settings_are_a_configuration_of_fit() -> None:
     # The automatic precision of many CPUs is the other one.
-    Path("base.yaml").write_text(f"seed_everything: 4\n{BASE}trainer: {{precision: 32-true, max_epochs: 9}}\n")
+    Path("base.yaml").write_text(
+        f"seed_everything: 4\n{BASE}trainer: {{precision: 32-true, max_epochs: 9, gradient_clip_val: 0.1}}\n"
+    )
     search = ["search", "--base=base.yaml", "--epochs=2", "--device=cpu", "--out=s"]
     assert main([*search, "--space={data.batch_size: [20]}", "--trials=1"]) == 0
     assert main(["fit", "--config=s/best.yaml", "--trainer.enable_progress_bar=false"]) == 0
@@ -74,6 +76,7 @@ def test_the_best_settings_are_a_configuration_of_fit() -> None:
     (trial,) = load_records([Path("s")])
     assert (trial.seed, trial.config["precision"], trial.config["epochs"]) == (4, "32-true", 2)
     assert fitted.seed == trial.seed
+    assert trial.training["recipe"].endswith("gradients clipped to norm 0.1")
     for key in ("precision", "epochs", "device", "batch_size", "memory_format"):
         assert fitted.config[key] == trial.config[key]
     for key in ("steps", "images", "recipe", "peak_lr"):

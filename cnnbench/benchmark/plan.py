@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from cnnbench.errors import UserError, unknown
 from cnnbench.files import parse_json, read_text, without_checksum, write_checked_json
@@ -59,6 +59,9 @@ class Recipe:
         data: Name of the data set; None if the file names none.
         data_options: Arguments of the data set, such as ``batch_size`` and ``cutout``.
         epochs: Epochs of training; None if the file names none.
+        max_steps: Number of optimizer steps after which a training ends at the latest; None for no such limit.
+        gradient_clip_val: Norm or value to which gradients are clipped, above 0; None for no clipping.
+        gradient_clip_algorithm: What is clipped, ``norm`` or ``value``; None for Lightning's default, the norm.
     """
 
     name: str
@@ -67,9 +70,26 @@ class Recipe:
     data: str | None = None
     data_options: Mapping[str, Any] | None = None
     epochs: int | None = None
+    max_steps: int | None = None
+    gradient_clip_val: float | None = None
+    gradient_clip_algorithm: Literal["norm", "value"] | None = None
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
     """Options of pydantic for reading a plan: unknown keys and values of another type are errors."""
+
+    def trainer_options(self) -> dict[str, Any]:
+        """Return the arguments of Lightning's Trainer that the recipe sets beside the length of the training."""
+        options = {name: getattr(self, name) for name in ("gradient_clip_val", "gradient_clip_algorithm")}
+        return {name: value for name, value in options.items() if value is not None}
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings for a record, without the names of recipe and network.
+
+        Settings that older versions do not know are left out where they are unset, as in records of these versions.
+        """
+        newer = ("max_steps", "gradient_clip_val", "gradient_clip_algorithm")
+        left_out = {"name", "model", *(name for name in newer if getattr(self, name) is None)}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 @dataclass(frozen=True)
@@ -98,6 +118,8 @@ class Plan:
         cudnn_benchmark: Whether cuDNN tries its kernels for each shape and takes the fastest.
         keep_weights: Whether the trained weights of each cell are kept in the run folder.
         configs: Recipes from files, each with its network; they are further rows of the grid.
+        max_steps: Number of optimizer steps that ends a training, alone or beside `epochs`; only a recipe from a file
+            sets it, for its own cells.
     """
 
     models: tuple[str, ...]
@@ -121,6 +143,7 @@ class Plan:
     cudnn_benchmark: bool = False
     keep_weights: bool = False
     configs: tuple[Recipe, ...] = ()
+    max_steps: int | None = None
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
     """Options of pydantic for `load_plan`: unknown keys and values of another type are errors."""
@@ -169,8 +192,8 @@ class Plan:
 
     def _check_training(self) -> None:
         """Raise UserError unless budget, data options and recipe are possible."""
-        # True if both are set and if neither is.
-        if (self.budget_s is None) == (self.epochs is None):
+        # True if both are set and if neither is. Steps are an end as epochs are.
+        if (self.budget_s is None) == (self.epochs is None and self.max_steps is None):
             raise UserError("give either a budget in seconds or a number of epochs, not both")
         # Written this way the test refuses NaN too, since every comparison with NaN is false.
         if self.budget_s is not None and not 0 < self.budget_s < float("inf"):
@@ -188,7 +211,7 @@ class Plan:
         """Raise UserError unless the number format exists, and numbers are within their ranges."""
         if self.inference_precision not in (None, *INFERENCE_FORMATS):
             raise unknown("inference_precision", str(self.inference_precision), INFERENCE_FORMATS)
-        for name in ("epochs", "batch_size", "speed_batch_size", "eval_batch_size", "processes"):
+        for name in ("epochs", "max_steps", "batch_size", "speed_batch_size", "eval_batch_size", "processes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} {value} must be at least 1")
@@ -220,9 +243,9 @@ class Plan:
     def of_cell(self, cell: Cell) -> Plan:
         """Return the plan with the budget of a cell, which a recipe from a file may set."""
         recipe = self.recipe_of(cell)
-        if recipe is None or recipe.epochs is None:
+        if recipe is None or (recipe.epochs is None and recipe.max_steps is None):
             return self
-        return replace(self, budget_s=None, epochs=recipe.epochs)
+        return replace(self, budget_s=None, epochs=recipe.epochs, max_steps=recipe.max_steps)
 
 
 def parse_budget(text: str) -> float:

@@ -48,6 +48,10 @@ _NO_EFFECT = (
     "logger num_sanity_val_steps profiler"
 ).split()
 """Options of the Trainer that change nothing in a training."""
+_OF_RECIPE = ("max_epochs", "max_steps", "gradient_clip_val", "gradient_clip_algorithm")
+"""Options of the Trainer that are part of a recipe."""
+CLIP_ALGORITHMS = ("norm", "value")
+"""Values of ``trainer.gradient_clip_algorithm``."""
 _OF_BENCH = {"accelerator": "--device", "devices": "--device", "precision": "--precision", "benchmark": ""}
 """Options of the Trainer in place of which a benchmark has options of its own, or decides itself."""
 
@@ -99,18 +103,41 @@ def read_configuration(path: Path, command: str = "bench") -> Configuration:
     model, given = _class_and_arguments(values.get("model"), f"{where}: model")
     data, options = _class_and_arguments(values.get("data"), f"{where}: data", required=False)
     options.pop("data_dir", None)
-    epochs = trainer.get("max_epochs")
-    if epochs is not None and (not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1):
-        raise UserError(f"{where}: trainer.max_epochs {epochs} must be a whole number of at least 1")
+    epochs, steps = (_limit(trainer, name, where) for name in ("max_epochs", "max_steps"))
     name, arguments = _network(_short(model), given, where)
     check_code(name, where, current() or Trust())
     data = _data_name(_short(data), options)
     if data is not None:
         check_code(str(data), where, current() or Trust(), "data set")
-    recipe = Recipe(safe_name(path.stem), name, arguments, data, options or None, epochs)
+    recipe = Recipe(
+        safe_name(path.stem), name, arguments, data, options or None, epochs, steps, *_clipping(trainer, where)
+    )
     check(recipe, where)
     precision = trainer.get("precision")
     return Configuration(recipe, values.get("seed_everything"), None if precision is None else str(precision))
+
+
+def _limit(trainer: Mapping[str, Any], name: str, where: str) -> int | None:
+    """Return a limit of a training; None if the file has none, which Lightning writes as -1 too."""
+    value = trainer.get(name)
+    if value is None or value == -1:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{where}: trainer.{name} {value} must be a whole number of at least 1")
+    return value
+
+
+def _clipping(trainer: Mapping[str, Any], where: str) -> tuple[float | None, Any]:
+    """Return to what gradients are clipped and by which algorithm; None twice without clipping."""
+    value, algorithm = trainer.get("gradient_clip_val"), trainer.get("gradient_clip_algorithm")
+    if algorithm not in (None, *CLIP_ALGORITHMS):
+        raise unknown(f"trainer.gradient_clip_algorithm in {where}:", str(algorithm), CLIP_ALGORITHMS)
+    if value is None or (value == 0 and not isinstance(value, bool)):
+        return None, None
+    # Written this way the test refuses NaN too.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise UserError(f"{where}: trainer.gradient_clip_val {value} must be a positive number, such as 1.0")
+    return float(value), algorithm
 
 
 def _not_set(where: str, name: str, command: str) -> UserError:
@@ -128,7 +155,7 @@ def _check_trainer(trainer: Mapping[str, Any], where: str, command: str) -> None
             if value not in (None, defaults.get(name)):
                 instead = f"; its option is {_OF_BENCH[name]}" if _OF_BENCH[name] else ""
                 note(f"{where}: trainer.{name} {value} is left out, since {command} decides it{instead}")
-        elif name != "max_epochs" and name not in _NO_EFFECT and value not in (None, defaults.get(name)):
+        elif name not in _OF_RECIPE and name not in _NO_EFFECT and value not in (None, defaults.get(name)):
             raise _not_set(where, f"trainer.{name}", command)
 
 
@@ -145,6 +172,11 @@ def check(recipe: Recipe, where: str) -> None:
     for key, value in recipe.arguments.items():
         if key in SOURCES:
             _callable(key, value, where)
+    if recipe.gradient_clip_val is not None and recipe.arguments.get("steps_per_call") is not None:
+        raise UserError(
+            f"{where}: trainer.gradient_clip_val {recipe.gradient_clip_val} does not go with model.steps_per_call; "
+            "leave out one of them"
+        )
     rest = {key: value for key, value in recipe.arguments.items() if key not in SOURCES}
     check_arguments(f"the network in {where}", ImageClassifier, rest)
     if recipe.data is not None:

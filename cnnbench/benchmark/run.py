@@ -113,7 +113,7 @@ class _Progress(L.Callback):
         if not self._is_due():
             return
         share = training_share(trainer, self._plan)
-        if self._plan.epochs is not None and share > 0:
+        if self._plan.budget_s is None and share > 0:
             # Before the training its duration was a guess; now it follows from the time so far.
             self._display.expect(self._cell.key, (time.monotonic() - self._start) / (share * self._part))
         seen = trainer.callback_metrics.get("train/accuracy")
@@ -126,15 +126,19 @@ class _Progress(L.Callback):
 def training_share(trainer: L.Trainer, plan: Plan) -> float:
     """Return the share of a cell's training that is done, 0 to 1.
 
-    With a time budget it is the share of the time, otherwise the share of the pixels of all training images.
+    With a time budget it is the share of the time, otherwise the share of the pixels of all training images. A
+    training that a number of steps ends has the share of its steps, if that is larger.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, TimeBudget):
             return min(1.0, callback.progress)
+    of_steps = trainer.global_step / plan.max_steps if plan.max_steps else 0.0
+    if plan.epochs is None:
+        return min(1.0, of_steps)
     together = getattr(trainer.lightning_module, "steps_per_call", None) or 1
     # Lightning counts calls as batches, each of which may take several steps; `global_step` counts the steps.
     epochs_done = trainer.global_step / max(1, trainer.num_training_batches * together)
-    epochs = plan.epochs or 1
+    epochs = plan.epochs
     # The images may grow from epoch to epoch; the last listed size is used for all further epochs. An epoch counts as
     # many parts of the work as its images have pixels.
     sides = list(getattr(trainer.datamodule, "sizes", ())[:epochs]) or [1]  # type: ignore[attr-defined]
@@ -143,7 +147,7 @@ def training_share(trainer: L.Trainer, plan: Plan) -> float:
     whole = min(int(epochs_done), epochs)
     # Whole epochs, plus the finished part of the present one; after the last epoch the second slice is empty.
     done = sum(pixels[:whole]) + (epochs_done - whole) * sum(pixels[whole : whole + 1])
-    return min(1.0, done / sum(pixels))
+    return min(1.0, max(of_steps, done / sum(pixels)))
 
 
 def open_data(plan: Plan, say: Callable[[str], None]) -> dict[tuple[str, str], ImageDataModule]:
@@ -433,8 +437,7 @@ class _Run:
             del settings[name]
         recipe = self.plan.recipe_of(cell)
         if recipe is not None:
-            said = {name: value for name, value in asdict(recipe).items() if name not in ("name", "model")}
-            settings |= {"recipe": recipe.name, "recipe_settings": said}
+            settings |= {"recipe": recipe.name, "recipe_settings": recipe.settings()}
             settings["images_per_step"] = self._facts(cell)["batch_size"]
         # If the test set is smaller than a batch, all of its images are one batch.
         settings["eval_batch_size"] = min(settings["eval_batch_size"], self._facts(cell)["test_images"])
@@ -573,7 +576,7 @@ class _Run:
         plan = self.plan.of_cell(cell)
         training = plan.budget_s
         if training is None:
-            training = facts["train_images"] * (plan.epochs or 1) / speed.get("train_images_per_s", 1000.0)
+            training = _images_to_see(plan, facts) / speed.get("train_images_per_s", 1000.0)
         return training + 0.5, facts["test_images"] / speed.get("images_per_s", 1000.0) + 0.1
 
     def _run_cell(self, cell: Cell, speed: Mapping[str, Any]) -> Record:
@@ -665,8 +668,11 @@ class _Run:
     def _train(self, cell: Cell, model: ImageClassifier, measures: Mapping[str, Any]) -> dict[str, Any]:
         """Train a network within the budget, test it, and return the facts about the training for the record."""
         together = model.steps_per_call
+        recipe = self.plan.recipe_of(cell)
+        options = {} if recipe is None else recipe.trainer_options()
         # A network that changes a step by methods of its own is trained in single steps unless it asks for several.
-        if together is None and not own_hooks(model, ImageClassifier):
+        # Lightning clips gradients in its loop, and with several steps per call these are taken outside of it.
+        if together is None and not options and not own_hooks(model, ImageClassifier):
             together = self._steps_per_call(measures)
         model.take_steps_together(together)
         plan, facts, data = self.plan.of_cell(cell), self._facts(cell), self._data(cell)
@@ -674,15 +680,17 @@ class _Run:
         clock = TrainingClock() if plan.budget_s is None else TimeBudget(plan.budget_s)
         history = TrainingHistory(clock, self.follower.point)
         progress = _Progress(cell, plan, self.display, train_s / (train_s + test_s))
-        # max_epochs=-1 sets no limit: `TimeBudget` ends the training.
+        # -1 sets no limit: `TimeBudget` or the other limit ends the training.
         trainer = make_trainer(
             self.device,
             [clock, history, progress],
             precision=plan.precision,
-            max_epochs=-1 if plan.epochs is None else plan.epochs,
+            max_epochs=plan.epochs or -1,
+            max_steps=plan.max_steps or -1,
             logger=history.curve,
             log_every_n_steps=_log_interval(plan, facts, measures),
             plugins=[CheckpointFile()],
+            **options,
         )
         try:
             trainer.fit(model, datamodule=data)
@@ -818,9 +826,16 @@ def _log_interval(plan: Plan, facts: Mapping[str, Any], measures: Mapping[str, A
     if plan.budget_s is not None:
         images = plan.budget_s * measures.get("train_images_per_s", 1000.0)
     else:
-        images = float(facts["train_images"] * (plan.epochs or 1))
+        images = _images_to_see(plan, facts)
     steps = images / facts["batch_size"]
     return max(1, round(steps / CURVE_POINTS))
+
+
+def _images_to_see(plan: Plan, facts: Mapping[str, Any]) -> float:
+    """Return the number of images of a training that ends after a number of epochs or steps."""
+    of_epochs = math.inf if plan.epochs is None else float(facts["train_images"] * plan.epochs)
+    of_steps = math.inf if plan.max_steps is None else float(facts["batch_size"] * plan.max_steps)
+    return min(of_epochs, of_steps)
 
 
 def _some_images(data: ImageDataModule, count: int) -> Tensor:

@@ -137,7 +137,7 @@ def plan_of(asked: Any) -> SearchPlan:
         base = Configuration(Recipe("search", asked.model, {}))
     else:
         raise UserError("--model is missing: name a network of `cnnbench list`, or a configuration with --base")
-    recipe = replace(base.recipe, data=asked.data or base.recipe.data or "CIFAR10", epochs=None)
+    recipe = replace(base.recipe, data=asked.data or base.recipe.data or "CIFAR10", epochs=None, max_steps=None)
     space = asked.space
     if space is None:
         space = default_space(get_model(parse_name(recipe.model)[0]).peak_lr)
@@ -437,7 +437,6 @@ class Search:
         except Exception as error:  # whatever a trial raises becomes part of its record; the search goes on
             status, why = "error", f"{type(error).__name__}: {error}".splitlines()[0]
         facts = data.describe()
-        said = {name: value for name, value in asdict(recipe).items() if name not in ("name", "model")}
         config = {
             "command": "search",
             "budget_s": None,
@@ -448,7 +447,7 @@ class Search:
             "memory_format": "channels_last",
             "macs_convention": CONVENTION,
             "recipe": trial_name(number),
-            "recipe_settings": said,
+            "recipe_settings": recipe.settings(),
             "trial": number,
             "values": dict(trial.params),
             "pruned": report.pruned,
@@ -492,6 +491,7 @@ class Search:
             max_epochs=self.plan.epochs,
             logger=history.curve,
             plugins=[CheckpointFile()],
+            **self.plan.recipe.trainer_options(),
         )
         trainer.fit(model, datamodule=data)
         facts = history.facts(trainer, model, data.describe())
@@ -534,6 +534,7 @@ def as_config(plan: SearchPlan, best: Record) -> str:
             "precision": plan.precision,
             "accelerator": device.type,
             "devices": devices,
+            **recipe.trainer_options(),
         },
     }
     reached = f"{best.measures['val_accuracy']:.2%} in {trial_name(best.config['trial'])}"

@@ -171,9 +171,9 @@ def _with_recipes(asked: Mapping[str, Any]) -> dict[str, Any]:
     names = [recipe.name for recipe in recipes]
     if len(set(names)) < len(names):
         raise UserError(f"configs {', '.join(names)}: two files have the same name; rename one")
-    # A budget for all networks takes the place of the epochs in the files.
+    # A budget for all networks takes the place of the epochs and steps in the files.
     if "budget" in asked or "epochs" in asked:
-        recipes = [replace(recipe, epochs=None) for recipe in recipes]
+        recipes = [replace(recipe, epochs=None, max_steps=None) for recipe in recipes]
     settings: dict[str, Any] = {"configs": tuple(recipes), "models": asked.get("models", ())}
     data = [recipe.data for recipe in recipes if recipe.data is not None]
     if "data" not in asked and data:

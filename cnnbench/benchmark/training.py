@@ -92,7 +92,7 @@ class TrainingHistory(L.Callback):
             "full_epochs": data["full_epochs"],
             "converged": images >= data["full_epochs"] * whole_epoch and not diverged,
             "diverged": diverged,
-            "recipe": model.training_words,
+            "recipe": model.training_words + clipping_words(trainer),
             "optimizer": self.optimizer,
             "peak_lr": self.peak_lr if model.has_own_optimizer else model.learning_rate,
             "curve": self.curve.points,
@@ -131,6 +131,16 @@ def optimizer_words(optimizer: torch.optim.Optimizer) -> str:
         if is_plain and (name not in parameters or parameters[name].default != value):
             arguments.append(f"{name}={value}")
     return f"{kind.__name__}({', '.join(arguments)})"
+
+
+def clipping_words(trainer: L.Trainer) -> str:
+    """Return how a Trainer clips gradients, to be added to the words of a recipe; empty if it does not clip."""
+    if not trainer.gradient_clip_val:
+        return ""
+    algorithm = "norm"  # Lightning's default, over all parameters together
+    if trainer.gradient_clip_algorithm is not None:
+        algorithm = trainer.gradient_clip_algorithm.value
+    return f", gradients clipped to {algorithm} {float(trainer.gradient_clip_val):g}"
 
 
 def weights_facts(path: Path, folder: Path) -> dict[str, str]:
