@@ -19,7 +19,6 @@ import re
 import stat
 import tempfile
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -246,15 +245,14 @@ def parse_yaml(text: str, where: str) -> Any:
     return copy.deepcopy(_parsed(text, where))
 
 
-@lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=4)
 def _parsed(text: str, where: str) -> Any:
     """Return the value of a YAML document for `parse_yaml`, which has the arguments and errors."""
-    import yaml  # imported here, because light commands read no YAML
-
+    yaml, plain_loader = _yaml()
     loader = None
     try:
         # This loader makes plain values only; others of PyYAML can create objects of any class that a file names.
-        loader = _plain_loader()(text)  # raises for characters that YAML does not allow
+        loader = plain_loader(text)  # raises for characters that YAML does not allow
         node = loader.get_single_node()
         if node is None:
             return None
@@ -281,20 +279,20 @@ def _parsed(text: str, where: str) -> Any:
 
 
 @functools.cache
-def _plain_loader() -> Any:
-    """Return PyYAML's loader of plain values, which reads 1e-3 as a number.
+def _yaml() -> tuple[Any, Any]:
+    """Return the package PyYAML and a loader of plain values, which reads 1e-3 as a number.
 
     YAML 1.1, and thus PyYAML, takes a number with an exponent for a text unless it has a point and a sign, as in
     1.0e-3. YAML 1.2 and the parser of `fit` do not.
     """
-    import yaml
+    import yaml  # imported here, because light commands read no YAML
 
     class Loader(yaml.SafeLoader):
         """Loader with a further form of numbers."""
 
     number = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
-    return Loader
+    return yaml, Loader
 
 
 def _written_out(node: Any, sizes: dict[int, int], where: str) -> int:

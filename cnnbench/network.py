@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from cnnbench.errors import Stopped, UserError, unknown
 from cnnbench.models import all_models
 from cnnbench.names import MODEL, call_words, import_callable, parse_name, unknown_of_many
-from cnnbench.registry import check_arguments
+from cnnbench.registry import check_arguments, optional
 from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.loss import loss_and_logits
 
@@ -306,10 +306,7 @@ def _from_torchvision(name: str, plain: str, arguments: dict[str, Any], wanted: 
 
 
 def _from_timm(name: str, plain: str, arguments: dict[str, Any], wanted: _Wanted) -> Network:
-    try:
-        import timm
-    except ImportError:
-        raise UserError(f"model '{name}' needs timm; install it with: pip install timm") from None
+    timm = optional("timm", f"model '{name}'")
     if not timm.is_model(plain):
         raise unknown_of_many("timm model", plain, timm.list_models())
     config = timm.get_pretrained_cfg(plain)

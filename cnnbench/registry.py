@@ -35,6 +35,22 @@ def natural(name: str) -> list[tuple[int, str]]:
     return key
 
 
+def optional(package: str, what: str) -> Any:
+    """Import a package that not every installation has, and return it.
+
+    Args:
+        package: Name of the package, by which pip installs it too.
+        what: What needs it, for the message, such as "--launcher ray".
+
+    Raises:
+        UserError: The package is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise UserError(f"{what} needs the package {package}; install it with: pip install {package}") from None
+
+
 def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
     """Return the entry of a table under a name.
 

@@ -21,6 +21,7 @@ import torch
 from cnnbench import interrupts
 from cnnbench.errors import UserError, unknown
 from cnnbench.record import Record
+from cnnbench.registry import optional
 
 RETRIES = 2
 """How many times a cell whose process has died is measured again."""
@@ -117,11 +118,8 @@ class _Ray:
     """
 
     def __init__(self, cpus: float, gpus: float, address: str | None = None) -> None:
-        try:
-            import ray
-        except ImportError:
-            raise UserError("--launcher ray needs the package ray; install it with: pip install ray") from None
-        self._ray, self._cpus, self._gpus, self._address = ray, cpus, gpus, address
+        self._ray = optional("ray", "--launcher ray")
+        self._cpus, self._gpus, self._address = cpus, gpus, address
 
     def run(self, jobs: Sequence[Job], folder: Path) -> Iterator[tuple[str, Record | str]]:
         ray = self._ray
@@ -166,13 +164,7 @@ class _Slurm:
     """
 
     def __init__(self, cpus: int, gpus: int, cluster: str | None, parameters: Mapping[str, Any]) -> None:
-        try:
-            import submitit
-        except ImportError:
-            raise UserError(
-                "--launcher slurm needs the package submitit; install it with: pip install submitit"
-            ) from None
-        self._submitit, self._cluster = submitit, cluster
+        self._submitit, self._cluster = optional("submitit", "--launcher slurm"), cluster
         self._parameters = {"cpus_per_task": cpus, "gpus_per_node": gpus, **parameters}
         self._executor(Path())  # raises before anything is measured
 

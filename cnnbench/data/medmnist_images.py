@@ -17,6 +17,7 @@ from cnnbench.data.sources import resolve_data_dir
 from cnnbench.errors import MissingDataError, UserError
 from cnnbench.files import check_regular, reason
 from cnnbench.names import DATA, parse_name, unknown_of_many
+from cnnbench.registry import optional
 
 SIZES = (28, 64, 128, 224)
 """Heights and widths in which MedMNIST's two-dimensional sets exist, in pixels."""
@@ -112,14 +113,8 @@ def _info(name: str) -> dict[str, Any]:
     Raises:
         UserError: The package is missing, or the data set is not two-dimensional with one class per image.
     """
-    try:
-        from medmnist import INFO
-    except ImportError:
-        raise UserError(
-            f"data set 'medmnist:{name}' needs the package medmnist; install it with: pip install medmnist"
-        ) from None
     usable = {}
-    for facts in INFO.values():
+    for facts in optional("medmnist", f"data set 'medmnist:{name}'").INFO.values():
         if facts["task"] in TASKS and "3D" not in facts["python_class"]:
             usable[facts["python_class"]] = facts
     if name not in usable:
