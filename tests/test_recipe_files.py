@@ -104,8 +104,8 @@ def test_a_recipe_trains_as_fit_does(files: str, without_pictures: None) -> None
 @pytest.mark.parametrize(
     ("trainer", "words"),
     [
-        ("max_steps: 15, gradient_clip_val: 0.01", ", gradients clipped to norm 0.01"),
-        ("max_epochs: 2, max_steps: 15, gradient_clip_val: 1, gradient_clip_algorithm: value", "clipped to value 1"),
+        ("max_steps: 15, gradient_clip_val: 0.01", ", gradients clipped to 0.01 (norm)"),
+        ("max_epochs: 2, max_steps: 15, gradient_clip_val: 1, gradient_clip_algorithm: value", "clipped to 1 (value)"),
     ],
 )
 def test_clipping_and_steps_of_a_recipe_are_those_of_fit(

@@ -76,7 +76,7 @@ def test_the_best_settings_are_a_configuration_of_fit() -> None:
     (trial,) = load_records([Path("s")])
     assert (trial.seed, trial.config["precision"], trial.config["epochs"]) == (4, "32-true", 2)
     assert fitted.seed == trial.seed
-    assert trial.training["recipe"].endswith("gradients clipped to norm 0.1")
+    assert trial.training["recipe"].endswith("gradients clipped to 0.1 (norm)")
     for key in ("precision", "epochs", "device", "batch_size", "memory_format"):
         assert fitted.config[key] == trial.config[key]
     for key in ("steps", "images", "recipe", "peak_lr"):

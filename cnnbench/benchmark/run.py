@@ -675,6 +675,7 @@ class _Run:
         if together is None and not options and not own_hooks(model, ImageClassifier):
             together = self._steps_per_call(measures)
         model.take_steps_together(together)
+        model.training_seed = cell.seed
         plan, facts, data = self.plan.of_cell(cell), self._facts(cell), self._data(cell)
         train_s, test_s = self._expected_s(cell, measures)
         clock = TrainingClock() if plan.budget_s is None else TimeBudget(plan.budget_s)

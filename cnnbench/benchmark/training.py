@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from cnnbench.record import environment
 from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.clock import TrainingClock
 from cnnbench.training.curve import Curve
+from cnnbench.training.words import trainer_settings, trainer_words
 
 MOST_MISTAKES = 64
 """Largest number of mistaken test images that are shown of a network."""
@@ -32,6 +33,8 @@ class TrainingHistory(L.Callback):
     Args:
         clock: Clock of the training, which is a callback of the same Trainer.
         on_point: Function that gets each point of the learning curve as soon as it is known.
+        before: State of this callback in the checkpoint that the training goes on from; None if it starts anew, or if
+            the checkpoint has none.
 
     Attributes:
         clock: Clock of the training.
@@ -39,13 +42,65 @@ class TrainingHistory(L.Callback):
         peak_lr: Largest learning rate of any parameter group in any step so far, of an optimizer of the user's. Its
             groups and its scheduler are not known beforehand, unlike those of a recipe.
         optimizer: Class and arguments of the optimizer in words; empty before the training starts.
+        settings: Options of the Trainer that decide which images a step sees and how it computes.
+        callbacks: Callbacks of the user that may change the training, in words.
+        lasting: Those of them without which the training could not go on.
+        learning_rate: Peak of the recipe's learning rate as the user set it; None for the recipe's own.
     """
 
-    def __init__(self, clock: TrainingClock, on_point: Callable[[Mapping[str, float]], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        clock: TrainingClock,
+        on_point: Callable[[Mapping[str, float]], None] = lambda _: None,
+        before: Mapping[str, Any] | None = None,
+    ) -> None:
         self.clock = clock
+        self.before = before or {}
         self.curve = Curve(on_point)
         self.peak_lr = 0.0
         self.optimizer = ""
+        self.settings: dict[str, Any] = {}
+        self.callbacks: list[str] = []
+        self.lasting: list[str] = []
+        self.learning_rate: float | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Read the options of the Trainer before a training, and compare them with those of the checkpoint.
+
+        Raises:
+            UserError: The training of the checkpoint cannot go on with these options or callbacks.
+        """
+        if stage != "fit":
+            return
+        self.settings = trainer_settings(trainer)
+        self._check_settings(self.before.get("settings", {}))
+        if "lasting" in self.before:
+            self._check_callbacks(self.before["lasting"])
+
+    def _check_settings(self, before: Mapping[str, Any]) -> None:
+        """Raise UserError if an option of the Trainer is not that of the training so far."""
+        for name in self.settings.keys() & before.keys():
+            now, then = self.settings[name], before[name]
+            if now != then:
+                raise UserError(
+                    f"trainer.{name} is {now}, but the training of the checkpoint has {then} and goes on with it; set "
+                    "that, or train from the start without --ckpt_path"
+                )
+
+    def _check_callbacks(self, before: Sequence[str]) -> None:
+        """Raise UserError if the callbacks that change the training are not those of the training so far."""
+        for words in before:
+            if words not in self.lasting:
+                raise UserError(
+                    f"the training of the checkpoint has the callback {words} and goes on with it only; add it with "
+                    "--trainer.callbacks, or train from the start without --ckpt_path"
+                )
+        for words in self.lasting:
+            if words not in before:
+                raise UserError(
+                    f"the training of the checkpoint has no callback {words}; leave it out, or train from the start "
+                    "without --ckpt_path"
+                )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.optimizer = ", ".join(optimizer_words(optimizer) for optimizer in trainer.optimizers)
@@ -58,11 +113,28 @@ class TrainingHistory(L.Callback):
             self.peak_lr = max(self.peak_lr, float(group["lr"]))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"curve": self.curve.points, "peak_lr": self.peak_lr}
+        return {
+            "curve": self.curve.points,
+            "peak_lr": self.peak_lr,
+            "settings": self.settings,
+            "callbacks": self.callbacks,
+            "lasting": self.lasting,
+            "learning_rate": self.learning_rate,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.curve.points = list(state_dict["curve"])
         self.peak_lr = state_dict["peak_lr"]
+        self.learning_rate = state_dict.get("learning_rate", self.learning_rate)
+        # What a search found, or where a training was stopped early, is a part of the training that goes on.
+        self.callbacks = list(dict.fromkeys([*state_dict.get("callbacks", ()), *self.callbacks]))
+
+    def recipe(self, model: ImageClassifier) -> str:
+        """Return how a network is trained in words, with everything that changes its training."""
+        extras = [*trainer_words(self.settings), *(f"with {words}" for words in self.callbacks)]
+        # The words of the test stay at the end, where a later test of the weights replaces them.
+        training = model.training_words.removesuffix(model.test_words)
+        return ", ".join([training, *extras]) + model.test_words
 
     def facts(self, trainer: L.Trainer, model: ImageClassifier, data: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a record says about the training so far.
@@ -92,7 +164,7 @@ class TrainingHistory(L.Callback):
             "full_epochs": data["full_epochs"],
             "converged": images >= data["full_epochs"] * whole_epoch and not diverged,
             "diverged": diverged,
-            "recipe": model.training_words + clipping_words(trainer),
+            "recipe": self.recipe(model),
             "optimizer": self.optimizer,
             "peak_lr": self.peak_lr if model.has_own_optimizer else model.learning_rate,
             "curve": self.curve.points,
@@ -131,16 +203,6 @@ def optimizer_words(optimizer: torch.optim.Optimizer) -> str:
         if is_plain and (name not in parameters or parameters[name].default != value):
             arguments.append(f"{name}={value}")
     return f"{kind.__name__}({', '.join(arguments)})"
-
-
-def clipping_words(trainer: L.Trainer) -> str:
-    """Return how a Trainer clips gradients, to be added to the words of a recipe; empty if it does not clip."""
-    if not trainer.gradient_clip_val:
-        return ""
-    algorithm = "norm"  # Lightning's default, over all parameters together
-    if trainer.gradient_clip_algorithm is not None:
-        algorithm = trainer.gradient_clip_algorithm.value
-    return f", gradients clipped to {algorithm} {float(trainer.gradient_clip_val):g}"
 
 
 def weights_facts(path: Path, folder: Path) -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 
 import lightning as L
 import torch
+from jsonargparse.typing import register_type
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -39,12 +40,16 @@ from cnnbench.commands.fit_arguments import (
     with_written_out_names,
 )
 from cnnbench.commands.fit_checkpoint import (
+    check_averages,
+    check_same_data,
     check_same_network,
     check_same_run,
     fetched,
+    history_of,
     in_run_folder,
     open_for,
     same_recipe,
+    seed_of_training,
     stored_network,
     use_given,
     with_checkpoint_last,
@@ -74,6 +79,7 @@ from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.clock import TrainingClock
 from cnnbench.training.settings import LINKED
 from cnnbench.training.trainer import quiet_lightning
+from cnnbench.training.words import callback_words, must_stay
 from cnnbench.trust import OPTION, foreign_module
 
 
@@ -150,12 +156,19 @@ class CLI(LightningCLI):
         """Put the network of the checkpoint into the configuration; what the user set beside it is used or refused."""
         config = self.config[self.config.subcommand]
         self.of_checkpoint: list[L.Callback] = []  # callbacks that a checkpoint asks for
+        self.going_on: dict[str, Any] | None = None  # content of the checkpoint of a training that goes on
         if not config.ckpt_path:
             return
         path = str(config.ckpt_path)
         stored = open_for(self.config.subcommand, path, self.files.get(path))
         if self.config.subcommand == "fit":
             self.of_checkpoint.append(same_recipe(stored))
+            seed = seed_of_training(stored, sys.argv)
+            if seed is not None:
+                config.seed_everything = seed
+            # The tensors would fill the memory.
+            kept = ("callbacks", "datamodule_hyper_parameters")
+            self.going_on = {key: stored[key] for key in kept if key in stored}
         network, configured = stored_network(stored, config.model), config.model.clone()
         check_same_network(network, sys.argv)
         if network["dict_kwargs"]:
@@ -165,7 +178,8 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         self.clock, self.stage = TrainingClock(), Stage()
-        self.history = TrainingHistory(self.clock)
+        before = None if self.going_on is None else history_of(self.going_on)
+        self.history = TrainingHistory(self.clock, before=before)
         self._choose_precision(config.trainer)  # raises early if the device does not support the precision
         if self.subcommand != "fit" and config.ckpt_path is None:
             raise UserError(f"--ckpt_path missing: {self.subcommand} needs a trained network; `cnnbench fit` makes one")
@@ -201,6 +215,8 @@ class CLI(LightningCLI):
         config = self.config[self.subcommand]
         if isinstance(self.model, ImageClassifier):
             self._prepare_network(self.model, kwargs)
+        if self.going_on is not None:
+            check_same_data(self.going_on, self.datamodule)
         if isinstance(self.datamodule, ImageDataModule):
             check_linked(sys.argv)
             self.datamodule.prepare_data()
@@ -228,6 +244,8 @@ class CLI(LightningCLI):
             UserError: The device does not support the precision, or an option does not go with ``steps_per_call``.
         """
         config = self.config[self.subcommand]
+        if self.subcommand == "fit" and config.seed_everything is not False:
+            model.training_seed = config.seed_everything
         compiled_depthwise = model.compile_mode is not None and has_depthwise(model)
         chosen = self._choose_precision(config.trainer, compiled_depthwise)
         if chosen is not None:
@@ -296,7 +314,11 @@ class CLI(LightningCLI):
     def _callbacks(self, trainer: Any, folder: Path) -> list[L.Callback]:
         """Return the user's callbacks, and those callbacks of every run that the options of the Trainer allow."""
         config = self.config_init[self.subcommand]
-        callbacks = [*_as_list(config.trainer.callbacks), self.clock, self.history, self.stage, *self.of_checkpoint]
+        own = _as_list(config.trainer.callbacks)
+        callbacks = [*own, self.clock, self.history, self.stage, *self.of_checkpoint]
+        self._tell_history(own)
+        if self.going_on is not None:
+            check_averages(self.going_on, own)
         if trainer.barebones:
             return callbacks
         if trainer.logger is not False and trainer.fast_dev_run is False:
@@ -318,6 +340,19 @@ class CLI(LightningCLI):
             callbacks.append(ProgressBar())
         return callbacks
 
+    def _tell_history(self, callbacks: Sequence[L.Callback]) -> None:
+        """Tell the history of the training which callbacks of the user change it, in words."""
+        config = self.config[self.subcommand]
+        self.history.learning_rate = config.model.init_args.get("learning_rate")
+        settings = _as_list(config.trainer.callbacks)
+        for callback, setting in zip(callbacks, settings, strict=True):
+            arguments = {**(setting.get("init_args") or {}), **(setting.get("dict_kwargs") or {})}
+            words = callback_words(callback, arguments)
+            if words is not None:
+                self.history.callbacks.append(words)
+                if must_stay(callback):
+                    self.history.lasting.append(words)
+
     def before_fit(self) -> None:
         """Print the size and the cost of the network, and the training recipe."""
         model = self.model
@@ -331,7 +366,7 @@ class CLI(LightningCLI):
         else:
             size = "x".join(map(str, shape))
             _say(f"{name} at {size}: {cost.params:,} parameters, {cost.macs:,} MACs per image")
-        words = model.training_words
+        words = self.history.recipe(model)
         # An optimizer of the user's has a learning rate of its own.
         if self.config[self.subcommand].model.init_args.get("optimizer") is None:
             words += f"; peak learning rate {model.learning_rate:g}"
@@ -372,9 +407,7 @@ class CLI(LightningCLI):
         self._restoring(trainer.test, model, **options)
         record = None
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            record = Recording.of(trainer, model, self.datamodule, _say).of_test(
-                Path(config.ckpt_path), config.seed_everything
-            )
+            record = Recording.of(trainer, model, self.datamodule, _say).of_test(Path(config.ckpt_path))
         self._show(record)
         if config.json and record is not None:
             out_json(asdict(record))
@@ -476,7 +509,7 @@ class CLI(LightningCLI):
         config = self.config[self.subcommand]
         recording = Recording.of(self.trainer, self.model, self.datamodule, _say)
         choices = self.save_config_kwargs.get("choices", "")
-        self._show(recording.of_training(self.history, config.seed_everything, config.test, last, choices))
+        self._show(recording.of_training(self.history, config.test, last, choices))
 
     def predict(self, model: L.LightningModule, datamodule: L.LightningDataModule, **options: Any) -> None:
         """Write the class probabilities of the test images, in the order of the data, into the run folder.
@@ -575,6 +608,8 @@ def main(arguments: list[str]) -> None:
 
 
 def _start(chosen: str, files: Mapping[str, Path]) -> None:
+    # A device is the default of an argument of some callbacks, and a configuration has it by its name.
+    register_type(torch.device, serializer=str, deserializer=torch.device, fail_already_registered=False)
     CLI(
         chosen,
         files,

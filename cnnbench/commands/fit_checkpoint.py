@@ -7,7 +7,7 @@ that the user sets beside the checkpoint is used, or refused where a training ca
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,17 @@ import lightning as L
 from jsonargparse import Namespace
 
 from cnnbench import interrupts
+from cnnbench.benchmark.training import TrainingHistory
 from cnnbench.checkpoints import check_training_state, is_url, local_copy, named_network, network_of, open_checkpoint
 from cnnbench.commands.fit_arguments import class_of, name_of, settings_of, value_of, values_of
 from cnnbench.console import note
+from cnnbench.data.module import ImageDataModule
 from cnnbench.errors import UserError, unknown
 from cnnbench.files import parse_yaml, read_yaml, safe_name
 from cnnbench.network import External
 from cnnbench.references import weights_file
 from cnnbench.training.callbacks import SameRecipe
-from cnnbench.training.classifier import CLASS_KEY
+from cnnbench.training.classifier import CLASS_KEY, stored_seed
 from cnnbench.trust import Trust, check_config, current
 
 CHANGEABLE = ("compile_mode", "channels_last", "test_views")
@@ -280,6 +282,89 @@ def check_same_network(network: Mapping[str, Any], arguments: list[str]) -> None
         raise UserError(f"the checkpoint is of {name}, not of {asked}; leave out {what}")
 
 
+def check_same_data(stored: Mapping[str, Any], data: L.LightningDataModule) -> None:
+    """Raise UserError if a training would go on with other images or other batches than those of its checkpoint.
+
+    Args:
+        stored: Content of the checkpoint.
+        data: Data of the command.
+
+    Raises:
+        UserError: The data set or an argument of it differs.
+    """
+    before = stored.get("datamodule_hyper_parameters")
+    # Only the data of this package has its arguments in checkpoints for sure.
+    if not isinstance(data, ImageDataModule) or not isinstance(before, Mapping):
+        return
+    then, now = str(before.get("_class_path", "")).rpartition(".")[2], type(data).__name__
+    if then and then != now:
+        raise UserError(f"the training of the checkpoint is on {then} and goes on with it, not with {now}; {_TO_DO}")
+    for name, value in data.hparams.items():
+        if name not in before or name.startswith("_") or name in SAME_IMAGES or _plain(before[name]) == _plain(value):
+            continue
+        raise UserError(
+            f"data.{name} is {value}, but the training of the checkpoint has {before[name]} and goes on with it; {_TO_DO}"
+        )
+
+
+SAME_IMAGES = ("data_dir", "eval_batch_size")
+"""Arguments of data that leave the images and batches of a training as they are."""
+_TO_DO = "leave it out, or train from the start without --ckpt_path"
+
+
+def _plain(value: Any) -> Any:
+    """Return a value in which a list equals a tuple, which a file may have in its place."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def seed_of_training(stored: Mapping[str, Any], arguments: list[str]) -> int | None:
+    """Return the seed of the training that goes on; None if its checkpoint does not say.
+
+    Args:
+        stored: Content of the checkpoint.
+        arguments: Command line.
+
+    Raises:
+        UserError: The command line, or a configuration that it names, sets another seed.
+    """
+    seed, asked = stored_seed(stored), value_of(arguments, "seed_everything")
+    if seed is not None and asked not in (None, str(seed)):
+        raise UserError(
+            f"seed_everything is {asked}, but the training of the checkpoint has seed {seed} and goes on with it; {_TO_DO}"
+        )
+    return seed
+
+
+def history_of(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state of `TrainingHistory` in a checkpoint; empty if there is none."""
+    state = stored["callbacks"].get(TrainingHistory.__name__)
+    return state if isinstance(state, dict) else {}
+
+
+def check_averages(stored: Mapping[str, Any], callbacks: Sequence[L.Callback]) -> None:
+    """Raise UserError if a training that averages its weights would go on without the callback that does so.
+
+    The weights in its checkpoint are the averages, so the training would go on from these in place of its own weights.
+
+    Args:
+        stored: Content of the checkpoint.
+        callbacks: Callbacks of the Trainer.
+
+    Raises:
+        UserError: The callback is missing.
+    """
+    present = {type(callback).__name__ for callback in callbacks}
+    for key, state in stored["callbacks"].items():
+        # Lightning's keys have the class, and of some callbacks arguments behind it.
+        name = str(key).partition("{")[0].rpartition(".")[2]
+        averages = "average_model_state" in state or "latest_update_step" in state if isinstance(state, dict) else False
+        if averages and name not in present:
+            raise UserError(
+                f"the training of the checkpoint averages its weights with {name} and cannot go on without it; add "
+                f"--trainer.callbacks {name} with its arguments, or leave out --model to take those of the run"
+            )
+
+
 def use_given(subcommand: str, merged: Any, configured: Any, arguments: list[str]) -> None:
     """Give the arguments of the network that the user has set precedence over those of the checkpoint.
 
@@ -303,7 +388,7 @@ def use_given(subcommand: str, merged: Any, configured: Any, arguments: list[str
             if subcommand == "fit" and name not in CHANGEABLE:
                 raise UserError(
                     f"{name} is {value} ({sources[name]}), but the training of the checkpoint has {of_checkpoint} and "
-                    "goes on with it; leave it out, or train from the start without --ckpt_path"
+                    f"goes on with it; {_TO_DO}"
                 )
             merged[part][name] = value
 

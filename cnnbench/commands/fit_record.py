@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Timer
 
 from cnnbench.benchmark.training import TrainingHistory, run_environment, weights_facts
+from cnnbench.checkpoints import open_checkpoint
 from cnnbench.confusion import accuracy
 from cnnbench.counting.complexity import CONVENTION
 from cnnbench.data.module import ImageDataModule
@@ -26,6 +28,11 @@ from cnnbench.training.classifier import ImageClassifier
 
 Tested = Literal["last", "best", "none"]
 """Weights that `fit` tests at its end."""
+FINAL = "final.ckpt"
+"""File with the weights after a training, if they are not those of ``last.ckpt``, as with averages of the weights."""
+
+
+_NO_SEED = "the training has no seed that is known, and a record names its seed"
 
 
 @dataclass
@@ -56,14 +63,11 @@ class Recording:
         """Return the run folder."""
         return Path(self.trainer.default_root_dir)
 
-    def of_training(
-        self, history: TrainingHistory, seed: int | bool, asked: Tested, last: Path | None, choices: str
-    ) -> Record | None:
+    def of_training(self, history: TrainingHistory, asked: Tested, last: Path | None, choices: str) -> Record | None:
         """Test the network after its training, and write the record of both; a line says why there is none.
 
         Args:
             history: Callback that followed the training.
-            seed: Seed of initialisation and training; False if there is none.
             asked: Weights to test.
             last: Path of the checkpoint of the last step; None if the run keeps none.
             choices: Words on the number format and the memory format.
@@ -71,32 +75,34 @@ class Recording:
         Returns:
             The record; None if there is none, and in all processes but the first.
         """
-        if seed is False:
-            self.say("no record: seed_everything is false, and a record names its seed")
+        seed = self.model.training_seed
+        if seed is None:
+            self.say(f"no record: {_NO_SEED}")
             return None
-        weights, tested = self._weights(asked, last)
+        best = self._best(asked)
         try:
+            # The facts are taken before the weights of the best checkpoint replace those of the last step.
             training = history.facts(self.trainer, self.model, self.data.describe())
+            weights = self._load(best) if best is not None else self._file_of(last)
             if weights is not None:
                 training |= weights_facts(weights, self.folder)
-            config = self._settings() | {"precision_reason": choices, "tested": tested}
+            config = self._settings() | {"precision_reason": choices, "tested": "last" if best is None else "best"}
+            config["learning_rate"] = history.learning_rate
             record = self._record(seed, config, training)
             if asked != "none":
-                path = str(weights) if tested == "best" else None
-                self.trainer.test(self.model, datamodule=self.data, ckpt_path=path, verbose=False)
+                self.trainer.test(self.model, datamodule=self.data, verbose=False)
                 record = self._with_test(record)
         except UserError as error:
             self.say(f"no record: {error}")
             return None
         return self._write(record)
 
-    def of_test(self, checkpoint: Path, seed: int | bool) -> Record | None:
+    def of_test(self, checkpoint: Path) -> Record | None:
         """Write the record of the test that the Trainer has run; a line says why there is none.
 
         Args:
             checkpoint: Checkpoint that was tested. If a record beside it describes its weights, the record of the test
                 has the facts about their training too.
-            seed: Seed of the command, for a network whose training has no record; False if there is none.
 
         Returns:
             The record; None if there is none, and in all processes but the first.
@@ -107,14 +113,15 @@ class Recording:
         before = record_of_weights(checkpoint)
         config: dict[str, Any] = self._settings()
         training: dict[str, Any] = {}
+        seed = self.model.training_seed
         # With other data, such as another split, the facts about the training would contradict those about the data.
         if before is not None and before.data == self.data.describe():
             same_now = {key: config[key] for key in ("precision", "test_views")}
             config, training, seed = before.config | same_now, dict(before.training), before.seed
             # The test may average over other views of an image than the test after the training did.
             training["recipe"] = training["recipe"].partition(", tested with")[0] + self.model.test_words
-        elif seed is False:
-            self.say("no record: seed_everything is false, and a record names its seed")
+        if seed is None:
+            self.say(f"no record: {_NO_SEED}")
             return None
         try:
             record = self._with_test(self._record(seed, config | {"command": "test"}, training))
@@ -123,14 +130,51 @@ class Recording:
             return None
         return self._write(record)
 
-    def _weights(self, asked: Tested, last: Path | None) -> tuple[Path | None, Literal["last", "best"]]:
-        """Return the checkpoint with the weights to test, or None if there is none, and which weights they are."""
-        if asked == "best":
-            best = Path(getattr(self.trainer.checkpoint_callback, "best_model_path", ""))
-            if best.is_file():
-                return best, "best"
-            self.say("no best checkpoint was written, so the weights of the last step are tested")
-        return (last if last is not None and last.is_file() else None), "last"
+    def _best(self, asked: Tested) -> Path | None:
+        """Return the best checkpoint if its weights are to be tested; None for the weights of the last step."""
+        if asked != "best":
+            return None
+        best = Path(getattr(self.trainer.checkpoint_callback, "best_model_path", ""))
+        if best.is_file():
+            return best
+        self.say("no best checkpoint was written, so the weights of the last step are tested")
+        return None
+
+    def _load(self, path: Path) -> Path:
+        """Load the weights of a checkpoint into the network, and return the path.
+
+        Lightning would load them with the callbacks of the training, and one that averages weights then puts the
+        weights of the last step in the place of the averages.
+        """
+        self.model.load_state_dict(open_checkpoint(path)["state_dict"])
+        return path
+
+    def _file_of(self, last: Path | None) -> Path | None:
+        """Return a checkpoint with exactly the weights of the network; None if the run keeps no checkpoints.
+
+        At the end of a training a callback may give the network other weights than those of the last checkpoint. These
+        are then saved as ``final.ckpt``.
+
+        Args:
+            last: Path of the checkpoint of the last step; None if the run keeps none.
+        """
+        if last is None:
+            return None
+        is_same = last.is_file() and self._has_weights(open_checkpoint(last)["state_dict"])
+        # All processes save a checkpoint together, also if only the first one can read the file.
+        if self.trainer.strategy.broadcast(is_same):
+            return last
+        path = last.with_name(FINAL)
+        self.trainer.save_checkpoint(path, weights_only=True)
+        self.say(f"weights after the training, which are not those of {last.name}: {path}")
+        return path
+
+    def _has_weights(self, stored: Mapping[str, torch.Tensor]) -> bool:
+        """Return whether the weights of the network, with its running statistics, are exactly these."""
+        own = self.model.state_dict()
+        if own.keys() != stored.keys():
+            return False
+        return all(torch.equal(value.cpu(), stored[name].cpu()) for name, value in own.items())
 
     def _record(self, seed: int, config: dict[str, Any], training: dict[str, Any]) -> Record:
         """Return a record of the network with its parameters and multiply-adds."""

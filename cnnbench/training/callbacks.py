@@ -6,10 +6,10 @@ import inspect
 import time
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, TQDMProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
@@ -114,9 +114,12 @@ class SameRecipe(L.Callback):
         Raises:
             UserError: A setting differs, or it is another kind of optimizer or scheduler.
         """
+        # This callback sets rates of its own in the middle of the training.
+        callbacks = cast("list[L.Callback]", trainer.callbacks)  # type: ignore[attr-defined]
+        rates = not any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks)
         for optimizer, groups in zip(trainer.optimizers, self.optimizers, strict=False):
             for group, stored in zip(optimizer.param_groups, groups, strict=False):
-                self._compare_groups(f"optimizer {type(optimizer).__name__}", group, stored)
+                self._compare_groups(f"optimizer {type(optimizer).__name__}", group, stored, rates)
         for config, state in zip(trainer.lr_scheduler_configs, self.schedulers, strict=False):
             scheduler = config.scheduler
             built = scheduler.state_dict()
@@ -126,9 +129,11 @@ class SameRecipe(L.Callback):
             _refuse_another(what, built.keys(), state.keys())
             _refuse_differing(what, built, state, constant)
 
-    def _compare_groups(self, what: str, group: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+    def _compare_groups(self, what: str, group: Mapping[str, Any], stored: Mapping[str, Any], rates: bool) -> None:
         _refuse_another(what, group.keys() - {"params"}, stored.keys())
         compared = group.keys() - {"params", *_OF_THE_DEVICE}
+        if not rates:
+            compared -= {"lr", "initial_lr"}
         if "initial_lr" in group and "initial_lr" in stored:
             compared -= {"lr"}  # a schedule changes it, and `initial_lr` has what it started from
         if "base_momentum" in stored:

@@ -7,7 +7,7 @@ integer counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
 
@@ -37,6 +37,8 @@ CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 RecipeName = Literal["sgd", "muon"]
 CLASS_KEY = "network"
 """Key of a checkpoint whose value is the path of the network's class."""
+SEED_KEY = "training_seed"
+"""Key of a checkpoint whose value is the seed of its training; None for a training without a seed."""
 
 
 class Published(NamedTuple):
@@ -174,6 +176,8 @@ class ImageClassifier(L.LightningModule):
         self._outcomes = Outcomes()
         # Images in all steps so far; None in a training that goes on from a checkpoint of an older version.
         self.trained_images: int | None = 0
+        # Seed of the training; None if it had none, or if nobody said which.
+        self.training_seed: int | None = None
         self._answers: list[tuple[Tensor, Tensor]] = []
         self._logged_step = 0
         self._logged_in_epoch = False
@@ -394,7 +398,7 @@ class ImageClassifier(L.LightningModule):
             self._random_state = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the class of the network and the states of the random generators to a checkpoint.
+        """Add the class of the network, the seed and the states of the random generators to a checkpoint.
 
         With these states a resumed training draws the same dropout.
 
@@ -411,6 +415,7 @@ class ImageClassifier(L.LightningModule):
         checkpoint[CLASS_KEY] = f"{cls.__module__}.{cls.__qualname__}"
         checkpoint["random_state"] = random_state(self.device)
         checkpoint["trained_images"] = self.trained_images
+        checkpoint[SEED_KEY] = self.training_seed
 
     @classmethod
     def load_from_checkpoint(cls, *arguments: Any, **options: Any) -> Any:
@@ -433,6 +438,7 @@ class ImageClassifier(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._random_state = checkpoint.get("random_state")  # restored when training starts
         self.trained_images = checkpoint.get("trained_images")
+        self.training_seed = stored_seed(checkpoint)
         if self._trainer is None:
             return
         # There is no optimizer yet, so this is the checkpoint of a training that goes on, and not that of a search.
@@ -537,6 +543,13 @@ class ImageClassifier(L.LightningModule):
             return optimizer
         self._settings = replace(self._settings, stepping=scheduled[0])
         return {"optimizer": optimizer, "lr_scheduler": scheduled[1]}
+
+
+def stored_seed(checkpoint: Mapping[str, Any]) -> int | None:
+    """Return the seed of the training that wrote a checkpoint; None if the checkpoint has none."""
+    seed = checkpoint.get(SEED_KEY)
+    # A damaged file may have anything here, and for Python True is a number too.
+    return seed if isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 else None
 
 
 def _check_sizes(num_classes: Any, in_channels: Any, image_size: Any) -> None:

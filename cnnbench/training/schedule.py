@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from cnnbench.errors import UserError
 from cnnbench.training.clock import TimeBudget
 from cnnbench.training.settings import Schedule, Stepping, TrainingSettings
+from cnnbench.training.words import scheduler_words
 
 if TYPE_CHECKING:
     from cnnbench.training.classifier import ImageClassifier
@@ -99,6 +100,7 @@ def schedule_of(
     if settings.lr_scheduler is not None:
         scheduler = settings.lr_scheduler(optimizer)
         stepping = settings.stepping.completed(scheduler, single_steps)
+        stepping = stepping._replace(scheduler=scheduler_words(settings.lr_scheduler, scheduler))
     elif settings.schedule == "constant" and not settings.warmup:
         return None
     else:

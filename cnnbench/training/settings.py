@@ -27,11 +27,13 @@ class Stepping(NamedTuple):
         interval: Optimizer steps or epochs; None for the usual one of the scheduler.
         frequency: Number of these intervals from one step of the scheduler to the next.
         monitor: Name of the logged value on which `ReduceLROnPlateau` depends; None for all other schedulers.
+        scheduler: Class and arguments of the scheduler in words; empty before it is built.
     """
 
     interval: Interval | None = None
     frequency: int = 1
     monitor: str | None = None
+    scheduler: str = ""
 
     def completed(self, scheduler: Any, single_steps: bool) -> Stepping:
         """Return these settings, completed for a scheduler.
@@ -62,7 +64,7 @@ class Stepping(NamedTuple):
 
     def words(self) -> str:
         """Return the settings in words; those that are not known yet are left out."""
-        words = "the user's schedule"
+        words = self.scheduler or "the user's schedule"
         if self.interval is not None:
             words += f" by {self.interval}" if self.frequency == 1 else f" by {self.frequency} {self.interval}s"
         if self.monitor is not None:

@@ -1,0 +1,193 @@
+"""Records of ``fit`` tell the truth: their weights, their seed and their recipe are those of the training."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from cnnbench.benchmark.training import weights_facts
+from cnnbench.cli import main
+from cnnbench.record import Record, load_records
+from cnnbench.report.findings import contenders
+from cnnbench.training.classifier import ImageClassifier
+
+# 54 training images and 6 for validation make 5 steps of 10 images per epoch.
+DATA = ["--data=Synthetic", "--data.train_images=60", "--data.test_images=20", "--data.batch_size=10"]
+CPU = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.precision=32-true"]
+FIT = ["fit", "--model=LeNet5", *DATA, *CPU]
+EMA = ["--trainer.callbacks=EMAWeightAveraging", "--trainer.callbacks.decay=0.5"]
+SWA = ["--trainer.callbacks=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=1e-2"]
+
+
+def _run() -> Path:
+    """Return the newest run folder."""
+    return sorted(Path("results/runs").glob("*/*"))[-1]
+
+
+def _fit(*options: str) -> Record:
+    """Train for two epochs, unless the options say otherwise, and return the record of the run."""
+    assert main([*FIT, "--trainer.max_epochs=2", *options]) == 0
+    (record,) = load_records([_run()])
+    return record
+
+
+def _said(capsys: pytest.CaptureFixture) -> str:
+    """Return what was printed on stderr since the last call."""
+    return capsys.readouterr().err
+
+
+def _refusal(capsys: pytest.CaptureFixture, *arguments: str) -> str:
+    """Run a command that is refused, and return its last line."""
+    capsys.readouterr()
+    assert main(list(arguments)) == 2
+    return _said(capsys).strip().splitlines()[-1]
+
+
+# Weights
+
+
+@pytest.mark.parametrize(
+    ("options", "file"),
+    [
+        ([*EMA, "--test=best"], "best.ckpt"),
+        ([*EMA, "--test=best", "--model.steps_per_call=3"], "best.ckpt"),
+        ([*EMA, "--test=last"], "last.ckpt"),
+        ([*SWA, "--test=last"], "final.ckpt"),
+        ([*SWA, "--test=best"], "best.ckpt"),
+    ],
+    ids=["averages, best", "averages, best, several steps", "averages, last", "swa, last", "swa, best"],
+)
+def test_the_weights_that_a_record_names_are_those_that_were_tested(
+    options: list[str], file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tested: dict[str, torch.Tensor] = {}
+    predictions = ImageClassifier.on_test_epoch_end
+
+    def keep(self: ImageClassifier) -> None:
+        tested.update({name: value.clone() for name, value in self.state_dict().items()})
+        predictions(self)
+
+    monkeypatch.setattr(ImageClassifier, "on_test_epoch_end", keep)
+    record = _fit("--trainer.max_epochs=3", *options)
+    path = _run() / record.training["weights"]
+    assert path.name == file
+    assert weights_facts(path, _run())["weights_sha256"] == record.training["weights_sha256"]
+    stored = torch.load(path, weights_only=True)["state_dict"]
+    assert stored.keys() == tested.keys()
+    assert all(torch.equal(value, tested[name]) for name, value in stored.items())
+
+
+def test_other_weights_than_those_of_the_last_step_can_be_tested_again(capsys: pytest.CaptureFixture) -> None:
+    record = _fit(*SWA, "--seed_everything=3")
+    # A device is an argument of the callback, and the configuration has its name.
+    assert "Unable to serialize" not in _said(capsys)
+    assert "device: cpu" in (_run() / "config.yaml").read_text()
+    assert "with StochasticWeightAveraging(swa_lrs=0.01)" in record.training["recipe"]
+    assert main(["test", "--ckpt_path", str(_run() / "checkpoints" / "final.ckpt"), *CPU]) == 0
+    (tested,) = load_records([_run()])
+    assert (tested.confusion_matrix, tested.training) == (record.confusion_matrix, record.training)
+
+
+# A training that goes on
+
+
+def _stopped(*options: str) -> str:
+    """Train two of four epochs, and return the option that goes on with it."""
+    assert main([*FIT, "--trainer.max_epochs=4", "--trainer.max_steps=10", "--test=none", *options]) == 0
+    return f"--ckpt_path={_run() / 'checkpoints' / 'last.ckpt'}"
+
+
+ON = [*FIT, "--trainer.max_epochs=4", "--test=none"]
+
+
+def test_averages_go_on_only_with_their_callback(capsys: pytest.CaptureFixture) -> None:
+    path = _stopped(*EMA)
+    refusal = _refusal(capsys, *ON, path)
+    assert "averages its weights with EMAWeightAveraging" in refusal and "--trainer.callbacks" in refusal
+    refusal = _refusal(capsys, *ON, path, EMA[0], "--trainer.callbacks.decay=0.9")
+    assert "EMAWeightAveraging(decay=0.5)" in refusal
+    assert len(list(Path("results/runs").glob("*/*"))) == 1
+    assert main([*ON, path, *EMA]) == 0
+
+
+def test_stochastic_weight_averaging_goes_on_after_its_start() -> None:
+    swa = [*SWA, "--trainer.callbacks.swa_epoch_start=1"]
+    path = _stopped(*swa)
+    assert main([*ON, path, *swa]) == 0
+    assert load_records([_run()])[0].training["steps"] == 20
+
+
+def test_a_training_goes_on_with_its_own_seed_data_and_options_alone(capsys: pytest.CaptureFixture) -> None:
+    path = _stopped("--seed_everything=7")
+    for option in (
+        "--data.split_seed=3",
+        "--data.train_images=40",
+        "--data.batch_size=5",
+        "--trainer.precision=bf16-mixed",
+        "--trainer.accumulate_grad_batches=2",
+        "--trainer.gradient_clip_val=0.1",
+        "--seed_everything=99",
+    ):
+        name, _, value = option.strip("-").partition("=")
+        refusal = _refusal(capsys, *ON, path, option)
+        assert name in refusal and value in refusal, refusal
+    assert len(list(Path("results/runs").glob("*/*"))) == 1
+    # These leave images and steps as they are, and the seed is that of the checkpoint.
+    assert main([*ON, path, "--data.eval_batch_size=7", "--data.data_dir=elsewhere"]) == 0
+    (record,) = load_records([_run()])
+    assert (record.seed, record.training["steps"]) == (7, 20)
+    assert "seed_everything: 7" in (_run() / "config.yaml").read_text()
+
+
+# Seeds of weights
+
+
+def test_moved_weights_keep_their_seed(capsys: pytest.CaptureFixture) -> None:
+    _fit("--seed_everything=3", "--trainer.max_epochs=1", "--test=none")
+    shutil.move(_run() / "checkpoints" / "last.ckpt", "moved.ckpt")
+    shutil.rmtree("results")
+    command = ["test", "--model=LeNet5", *DATA, *CPU, "--ckpt_path=moved.ckpt"]
+    assert main([*command, "--seed_everything=99"]) == 0
+    assert load_records([_run()])[0].seed == 3
+    stored = torch.load("moved.ckpt", weights_only=True)
+    del stored["training_seed"]
+    torch.save(stored, "moved.ckpt")
+    shutil.rmtree("results")
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "no record: " in _said(capsys)
+    assert not list(_run().glob("records/*"))
+
+
+# Recipes
+
+
+def _recipe(*options: str) -> str:
+    """Return the words of a record on the training with these options."""
+    return _fit("--trainer.max_epochs=1", "--test=none", *options).training["recipe"]
+
+
+def test_a_recipe_names_what_changes_a_training() -> None:
+    plain = _recipe()
+    assert _recipe(*EMA) == f"{plain}, with EMAWeightAveraging(decay=0.5)"
+    assert _recipe("--trainer.gradient_clip_val=0.01") == f"{plain}, gradients clipped to 0.01 (norm)"
+    # Watching a training does not change it.
+    assert _recipe("--trainer.callbacks=DeviceStatsMonitor") == plain
+
+
+def test_a_recipe_names_the_scheduler_with_its_arguments() -> None:
+    steps = ["--model.optimizer=SGD", "--model.optimizer.lr=0.1", "--model.lr_scheduler=MultiStepLR"]
+    words = _recipe(*steps, "--model.lr_scheduler.milestones=[1,2]")
+    assert "MultiStepLR(milestones=[1, 2]) by epoch" in words
+
+
+def test_different_trainings_are_not_seeds_of_one(without_pictures: None) -> None:
+    folders = []
+    for seed, options in enumerate(([], EMA, ["--trainer.gradient_clip_val=0.01"], ["--model.learning_rate=0.1"])):
+        assert main([*FIT, "--trainer.max_epochs=1", f"--seed_everything={seed}", f"--run=r{seed}", *options]) == 0
+        folders.append(f"results/runs/r{seed}")
+    records = load_records(map(Path, folders))
+    assert len(contenders(records)) == 4
