@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from cnnbench.console import note
 from cnnbench.errors import UserError
 from cnnbench.files import (
     parse_json,
@@ -183,12 +184,14 @@ def load_records(paths: Iterable[Path]) -> list[Record]:
         paths: Files, run folders (with a subfolder ``records``) or folders of record files.
 
     Returns:
-        The records in the order of the paths; those of a folder are sorted by time of creation.
+        The records in the order of the paths; those of a folder are sorted by time of creation. A folder without
+        records is skipped with a line if another path has some, since `validate` and `predict` make such folders.
 
     Raises:
         UserError: A path does not exist or holds no record, or a file is not a valid record file.
     """
     records: list[Record] = []
+    empty: list[Path] = []
     for path in paths:
         if path.is_dir():
             files = _record_files(path)
@@ -198,11 +201,16 @@ def load_records(paths: Iterable[Path]) -> list[Record]:
         else:
             raise UserError(f"records '{path}' do not exist; name a run folder or a record file (.json, .jsonl)")
         if not files:
-            raise UserError(f"folder '{path}' holds no records; name a run folder of `cnnbench bench`")
+            empty.append(path)
+            continue
         found: list[Record] = []
         for file in files:
             found += _load_file(file)
         records += sorted(found, key=lambda r: r.created) if path.is_dir() else found
+    if empty and not records:
+        raise UserError(f"folder '{empty[0]}' holds no records; name a run folder of `cnnbench bench` or `fit`")
+    for path in empty:
+        note(f"folder '{path}' holds no records and is left out")
     return records
 
 

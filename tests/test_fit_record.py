@@ -106,7 +106,14 @@ def test_the_best_weights_are_tested_if_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [["--trainer.enable_checkpointing=false"], ["--data.val_fraction=0"]], ids=["no file", "no validation"]
+    "options",
+    [
+        ["--trainer.enable_checkpointing=false"],
+        ["--data.val_fraction=0"],
+        ["--trainer.limit_val_batches=0"],
+        ["--checkpoint.save_top_k=0"],
+        ["--trainer.check_val_every_n_epoch=2"],
+    ],
 )
 def test_without_a_best_checkpoint_it_cannot_be_tested(options: list[str], capsys: pytest.CaptureFixture) -> None:
     assert main([*FIT, "--trainer.max_epochs=1", "--test=best", *options]) == 2
@@ -118,20 +125,23 @@ def test_without_its_test_a_training_is_a_record_too() -> None:
     record = _fit("--test=none")
     assert record.confusion_matrix is None
     assert "test_accuracy" not in record.measures
+    assert "tested" not in record.config
     assert record.training["steps"] == 10
     assert not (_run() / "predictions").exists()
 
 
 def test_a_record_names_its_seed(capsys: pytest.CaptureFixture) -> None:
     assert main([*FIT, "--trainer.max_epochs=1", "--seed_everything=false"]) == 0
-    assert "no record: seed_everything is false" in capsys.readouterr().err
+    assert "no record: the training has no seed" in capsys.readouterr().err
     assert not (_run() / "records").exists()
 
 
-def test_a_test_of_a_part_is_no_record(capsys: pytest.CaptureFixture) -> None:
-    assert main([*FIT, "--trainer.max_epochs=1", "--data.eval_batch_size=5", "--trainer.limit_test_batches=2"]) == 0
-    assert "no record: the test saw 10 of 20 images" in capsys.readouterr().err
-    assert not (_run() / "records").exists()
+def test_a_test_of_a_part_leaves_a_record_of_the_training_alone(capsys: pytest.CaptureFixture) -> None:
+    record = _fit("--data.eval_batch_size=5", "--trainer.limit_test_batches=2")
+    assert "the record has no test: the test saw 10 of 20 images" in capsys.readouterr().err
+    assert (record.training["steps"], record.confusion_matrix) == (10, None)
+    assert "tested" not in record.config
+    assert not (_run() / "predictions").exists()
 
 
 def test_images_are_counted_where_steps_differ_in_size() -> None:

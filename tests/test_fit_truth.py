@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import make_record
 
 from cnnbench.benchmark.training import weights_facts
 from cnnbench.cli import main
-from cnnbench.record import Record, load_records
+from cnnbench.errors import UserError
+from cnnbench.record import Record, load_records, write_record
 from cnnbench.report.findings import contenders
 from cnnbench.training.classifier import ImageClassifier
 
@@ -106,7 +108,8 @@ ON = [*FIT, "--trainer.max_epochs=4", "--test=none"]
 def test_averages_go_on_only_with_their_callback(capsys: pytest.CaptureFixture) -> None:
     path = _stopped(*EMA)
     refusal = _refusal(capsys, *ON, path)
-    assert "averages its weights with EMAWeightAveraging" in refusal and "--trainer.callbacks" in refusal
+    assert "averages its weights with EMAWeightAveraging" in refusal
+    assert "--trainer.callbacks" in refusal
     refusal = _refusal(capsys, *ON, path, EMA[0], "--trainer.callbacks.decay=0.9")
     assert "EMAWeightAveraging(decay=0.5)" in refusal
     assert len(list(Path("results/runs").glob("*/*"))) == 1
@@ -133,7 +136,8 @@ def test_a_training_goes_on_with_its_own_seed_data_and_options_alone(capsys: pyt
     ):
         name, _, value = option.strip("-").partition("=")
         refusal = _refusal(capsys, *ON, path, option)
-        assert name in refusal and value in refusal, refusal
+        assert name in refusal
+        assert value in refusal
     assert len(list(Path("results/runs").glob("*/*"))) == 1
     # These leave images and steps as they are, and the seed is that of the checkpoint.
     assert main([*ON, path, "--data.eval_batch_size=7", "--data.data_dir=elsewhere"]) == 0
@@ -191,3 +195,61 @@ def test_different_trainings_are_not_seeds_of_one(without_pictures: None) -> Non
         folders.append(f"results/runs/r{seed}")
     records = load_records(map(Path, folders))
     assert len(contenders(records)) == 4
+
+
+# Folders and options without a record
+
+
+def test_nothing_left_to_train_leaves_no_folder(capsys: pytest.CaptureFixture) -> None:
+    _fit("--test=none")
+    path = _run() / "checkpoints" / "last.ckpt"
+    capsys.readouterr()
+    assert main([*FIT, "--trainer.max_epochs=2", f"--ckpt_path={path}"]) == 0
+    assert "nothing was left to train" in _said(capsys)
+    assert len(list(Path("results/runs").glob("*/*"))) == 1
+
+
+def test_folders_without_records_are_left_out_if_others_have_some(capsys: pytest.CaptureFixture) -> None:
+    record = make_record()
+    write_record(Path("a/records/a.json"), record)
+    Path("b").mkdir()
+    assert load_records([Path("b"), Path("a")]) == [record]
+    assert "folder 'b' holds no records and is left out" in _said(capsys)
+    with pytest.raises(UserError, match="`cnnbench bench` or `fit`"):
+        load_records([Path("b")])
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "predict"])
+def test_json_is_an_option_of_test(command: str, capsys: pytest.CaptureFixture) -> None:
+    assert "--json" in _refusal(capsys, command, *FIT[1:], "--json")
+    assert not Path("results").exists()
+
+
+FOREIGN = """
+import torch
+import lightning as L
+
+
+class Images(L.LightningDataModule):
+    num_classes, in_channels, image_size = 10, 3, 32
+
+    def train_dataloader(self):
+        images = torch.utils.data.TensorDataset(torch.zeros(8, 3, 32, 32), torch.zeros(8, dtype=torch.long))
+        return torch.utils.data.DataLoader(images, batch_size=4)
+
+    def test_dataloader(self):
+        return self.train_dataloader()
+"""
+
+
+def test_data_of_another_kind_has_no_record(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("foreigndata.py").write_text(FOREIGN)
+    monkeypatch.syspath_prepend(".")
+    options = ["--model=LeNet5", "--data=foreigndata.Images", "--trust=foreigndata", *CPU, "--trainer.max_epochs=1"]
+    assert "steps_per_call 4" in _refusal(capsys, "fit", *options, "--model.steps_per_call=4")
+    assert "--test best" in _refusal(capsys, "fit", *options, "--test=best")
+    assert not Path("results").exists()
+    assert main(["fit", *options]) == 0
+    assert "no test and no record" in _said(capsys)
+    path = f"--ckpt_path={_run() / 'checkpoints' / 'last.ckpt'}"
+    assert "--json" in _refusal(capsys, "test", *options[:-1], path, "--json")

@@ -183,6 +183,8 @@ class CLI(LightningCLI):
         self._choose_precision(config.trainer)  # raises early if the device does not support the precision
         if self.subcommand != "fit" and config.ckpt_path is None:
             raise UserError(f"--ckpt_path missing: {self.subcommand} needs a trained network; `cnnbench fit` makes one")
+        if config.json and self.subcommand != "test":
+            raise UserError(f"--json prints the record of test, and {self.subcommand} prints none; leave it out")
         if class_name(config.model) in (ImageClassifier.__name__, L.LightningModule.__name__):
             raise UserError("model.class_path is missing: name a network of `cnnbench list`, such as LeNet5")
         if config.wandb != "off" and config.trainer.logger not in (None, True):
@@ -223,6 +225,8 @@ class CLI(LightningCLI):
             self.datamodule.setup()
         else:
             self.save_config_kwargs["linked"] = False
+        if not (isinstance(self.model, ImageClassifier) and isinstance(self.datamodule, ImageDataModule)):
+            self._check_other_kind(config)
         if self.subcommand == "fit":
             check_sizes(self.model, self.datamodule)
             check_tested(config, self.datamodule)
@@ -236,6 +240,16 @@ class CLI(LightningCLI):
             # Not even a signal may leave an empty run folder behind, which would look like a run.
             remove_run(folder)
             raise
+
+    def _check_other_kind(self, config: Any) -> None:
+        """Raise UserError for an option that only networks and data of this package have an effect for."""
+        if config.json:
+            raise UserError("--json prints a record, which networks and data of other kinds do not have; leave it out")
+        if config.test == "best":
+            raise UserError(
+                "--test best tests networks and data of cnnbench, and one of these is of another kind; leave it out, "
+                "and test with `cnnbench test`"
+            )
 
     def _prepare_network(self, model: ImageClassifier, kwargs: dict[str, Any]) -> None:
         """Choose the precision of a network of this package's kind, and check options that do not go with it.
@@ -478,10 +492,14 @@ class CLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Print the run folder, the steps, the training time, and the command that tests the checkpoint."""
+        # The training did not begin, or ended at the step of its checkpoint. Without a step there was no training.
+        trained = self.stage.steps not in (None, self.trainer.global_step)
+        named = self.config[self.subcommand].get("run")
+        if not trained and not named and self.logger is None:
+            remove_run(self.folder)  # it has nothing but a configuration
         if self.folder.exists() and any(self.folder.iterdir()):  # a trial run leaves nothing behind
             _say(f"run folder: {self.trainer.default_root_dir}")
-        # The training did not begin, or ended at the step of its checkpoint.
-        if self.stage.steps in (None, self.trainer.global_step):
+        if not trained:
             _say("nothing was left to train: the checkpoint is of a finished training")
         else:
             _say(f"{self.trainer.global_step:,} steps in {self.clock.used_s:,.1f} s of training")
@@ -491,10 +509,7 @@ class CLI(LightningCLI):
             if path and Path(path).exists():
                 _say(f"test it:    {self._command('test', Path(path))}")
                 break
-        # Without a step there was no training.
-        trained = self.stage.steps not in (None, self.trainer.global_step)
         # A run may have been killed between its last step and its record.
-        named = self.config[self.subcommand].get("run")
         if trained or (named and not any(self.folder.glob("records/*.json"))):
             self._record(self.stage.keep)
 

@@ -303,10 +303,13 @@ def check_same_data(stored: Mapping[str, Any], data: L.LightningDataModule) -> N
         if name not in before or name.startswith("_") or name in SAME_IMAGES or _plain(before[name]) == _plain(value):
             continue
         raise UserError(
-            f"data.{name} is {value}, but the training of the checkpoint has {before[name]} and goes on with it; {_TO_DO}"
+            f"data.{name} is {value}, but the training of the checkpoint has {before[name]} and goes on with it; "
+            f"{_TO_DO}"
         )
 
 
+_AVERAGES = frozenset(("average_model_state", "latest_update_step"))
+"""Entries of the state of a callback that averages weights, of Lightning's kinds and those derived from them."""
 SAME_IMAGES = ("data_dir", "eval_batch_size")
 """Arguments of data that leave the images and batches of a training as they are."""
 _TO_DO = "leave it out, or train from the start without --ckpt_path"
@@ -330,7 +333,8 @@ def seed_of_training(stored: Mapping[str, Any], arguments: list[str]) -> int | N
     seed, asked = stored_seed(stored), value_of(arguments, "seed_everything")
     if seed is not None and asked not in (None, str(seed)):
         raise UserError(
-            f"seed_everything is {asked}, but the training of the checkpoint has seed {seed} and goes on with it; {_TO_DO}"
+            f"seed_everything is {asked}, but the training of the checkpoint has seed {seed} and goes on with it; "
+            f"{_TO_DO}"
         )
     return seed
 
@@ -357,7 +361,7 @@ def check_averages(stored: Mapping[str, Any], callbacks: Sequence[L.Callback]) -
     for key, state in stored["callbacks"].items():
         # Lightning's keys have the class, and of some callbacks arguments behind it.
         name = str(key).partition("{")[0].rpartition(".")[2]
-        averages = "average_model_state" in state or "latest_update_step" in state if isinstance(state, dict) else False
+        averages = isinstance(state, dict) and not _AVERAGES.isdisjoint(state)
         if averages and name not in present:
             raise UserError(
                 f"the training of the checkpoint averages its weights with {name} and cannot go on without it; add "

@@ -88,6 +88,16 @@ def check_tested(config: Any, data: Any) -> None:
         config: Options of `fit`.
         data: Data of the training.
     """
-    has_best = config.trainer.enable_checkpointing is not False and getattr(data, "val_fraction", 1) > 0
-    if config.test == "best" and not has_best:
+    if config.test != "best":
+        return
+    if config.trainer.enable_checkpointing is False or getattr(data, "val_fraction", 1) <= 0:
         raise UserError("--test best needs checkpoints and a validation split; take --test last")
+    epochs = config.trainer.max_epochs
+    for name, value, is_too_small in (
+        ("trainer.limit_val_batches", config.trainer.limit_val_batches, lambda number: number == 0),
+        ("checkpoint.save_top_k", config.checkpoint.save_top_k, lambda number: number == 0),
+        ("trainer.check_val_every_n_epoch", config.trainer.check_val_every_n_epoch, lambda n: 0 < (epochs or 0) < n),
+        ("checkpoint.every_n_epochs", config.checkpoint.every_n_epochs, lambda n: 0 < (epochs or 0) < n),
+    ):
+        if value is not None and is_too_small(value):
+            raise UserError(f"--test best needs a best checkpoint, and with {name} {value} there is none; change that")

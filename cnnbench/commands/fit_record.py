@@ -56,7 +56,7 @@ class Recording:
         """Return the recording of a run; one without effect for modules of other kinds, which count no confusions."""
         if isinstance(model, ImageClassifier) and isinstance(data, ImageDataModule):
             return cls(trainer, model, data, say)
-        return _NoRecording()
+        return _NoRecording(say)
 
     @property
     def folder(self) -> Path:
@@ -86,12 +86,11 @@ class Recording:
             weights = self._load(best) if best is not None else self._file_of(last)
             if weights is not None:
                 training |= weights_facts(weights, self.folder)
-            config = self._settings() | {"precision_reason": choices, "tested": "last" if best is None else "best"}
-            config["learning_rate"] = history.learning_rate
+            config = self._settings() | {"precision_reason": choices, "learning_rate": history.learning_rate}
             record = self._record(seed, config, training)
             if asked != "none":
-                self.trainer.test(self.model, datamodule=self.data, verbose=False)
-                record = self._with_test(record)
+                which = "last" if best is None else "best"
+                record = self._tested(replace(record, config={**config, "tested": which}), weights, history)
         except UserError as error:
             self.say(f"no record: {error}")
             return None
@@ -129,6 +128,20 @@ class Recording:
             self.say(f"no record: {error}")
             return None
         return self._write(record)
+
+    def _tested(self, record: Record, weights: Path | None, history: TrainingHistory) -> Record:
+        """Test the network, and return a record with the outcome; one without a test if that sees too few images."""
+        words = "weights of the last step"
+        if history.curve.diverged:
+            words = "weights of a training that diverged"
+        elif weights is not None:
+            words = f"weights of {weights.name}"
+        self.trainer.test(self.model, datamodule=self.data, verbose=False)
+        try:
+            return self._with_test(record, f", {words}")
+        except UserError as error:
+            self.say(f"the record has no test: {error}")
+            return replace(record, config={key: value for key, value in record.config.items() if key != "tested"})
 
     def _best(self, asked: Tested) -> Path | None:
         """Return the best checkpoint if its weights are to be tested; None for the weights of the last step."""
@@ -218,8 +231,12 @@ class Recording:
             "macs_convention": CONVENTION,
         }
 
-    def _with_test(self, record: Record) -> Record:
-        """Return a record with the outcome of the last test of the network.
+    def _with_test(self, record: Record, weights: str = "") -> Record:
+        """Return a record with the outcome of the last test of the network, and print the accuracy.
+
+        Args:
+            record: Record without the test.
+            weights: Words on the weights that were tested, which end the printed line.
 
         Raises:
             UserError: The test saw a part of the test set only, whose accuracy would not compare with others.
@@ -231,7 +248,7 @@ class Recording:
         found = accuracy(matrix)
         low, high = found["test_accuracy_low"], found["test_accuracy_high"]
         words = f"{found['test_accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})"
-        self.say(f"test accuracy {words}, {images:,} images")
+        self.say(f"test accuracy {words}, {images:,} images{weights}")
         return replace(record, confusion_matrix=matrix, measures={**record.measures, **found})
 
     def _write(self, record: Record) -> Record | None:
@@ -257,11 +274,21 @@ class Recording:
         return record
 
 
+@dataclass
 class _NoRecording:
-    """Recording of a run whose network or data are of a kind that the package cannot describe."""
+    """Recording of a run whose network or data are of a kind that the package cannot describe.
 
-    def of_training(self, *_: Any) -> None: ...
-    def of_test(self, *_: Any) -> None: ...
+    Attributes:
+        say: Function that prints a line.
+    """
+
+    say: Callable[[str], None]
+
+    def of_training(self, *_: Any) -> None:
+        self.say("no test and no record: they are for networks and data of cnnbench")
+
+    def of_test(self, *_: Any) -> None:
+        self.say("no record: it is for networks and data of cnnbench")
 
 
 def record_of_weights(checkpoint: Path) -> Record | None:

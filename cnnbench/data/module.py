@@ -119,6 +119,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
     full_epochs: int
     """Number of epochs of a full training; a benchmark cell with fewer is labelled as not converged."""
     synthetic: ClassVar[bool] = False
+    gives_several_batches: ClassVar[bool] = True
+    """Whether the loader of the training gives the batches of several steps at once, as ``steps_per_call`` needs."""
 
     def __init__(
         self,

@@ -67,6 +67,12 @@ def prepare(module: L.LightningModule, steps_per_call: int, base: type[L.Lightni
         )
     for what, why in _obstacles(module, base):
         raise UserError(f"steps_per_call {steps_per_call} does not go with {what}: {why}; leave out one of them")
+    # Only these loaders put the batches of several steps into one call; a Trainer without data has no loader yet.
+    if trainer.datamodule is not None and not getattr(trainer.datamodule, "gives_several_batches", False):
+        raise UserError(
+            f"steps_per_call {steps_per_call} does not go with the data {type(trainer.datamodule).__name__}, which "
+            "gives one batch per call; leave it out, or take data of cnnbench"
+        )
     calls = trainer.limit_train_batches
     if isinstance(calls, int) and not trainer.fast_dev_run:
         note(f"limit_train_batches {calls}: an epoch has at most {calls} calls of {steps_per_call} steps")
