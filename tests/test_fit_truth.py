@@ -14,6 +14,7 @@ from cnnbench.cli import main
 from cnnbench.errors import UserError
 from cnnbench.record import Record, load_records, write_record
 from cnnbench.report.findings import contenders
+from cnnbench.report.provenance import warnings
 from cnnbench.training.classifier import ImageClassifier
 
 # 54 training images and 6 for validation make 5 steps of 10 images per epoch.
@@ -253,3 +254,32 @@ def test_data_of_another_kind_has_no_record(capsys: pytest.CaptureFixture, monke
     assert "no test and no record" in _said(capsys)
     path = f"--ckpt_path={_run() / 'checkpoints' / 'last.ckpt'}"
     assert "--json" in _refusal(capsys, "test", *options[:-1], path, "--json")
+
+
+# Reports
+
+
+def test_a_report_compares_settings_only_where_they_apply() -> None:
+    timed = make_record()
+    fitted = make_record(seed=1)
+    fitted.config.update(speed_batch_size=None, images_per_step=16, batch_size=16)
+    fitted.measures = {key: value for key, value in timed.measures.items() if key.startswith("test_accuracy")}
+    differ = [line for line in warnings([timed, fitted]) if "differ in" in line]
+    assert not any("speed_batch_size" in line for line in differ)
+    assert any("batch_size (32, 16)" in line for line in differ)
+    fitted.config.update(images_per_step=64)
+    assert any("images_per_step (32, 64)" in line for line in warnings([timed, fitted]))
+
+
+def test_a_report_says_that_a_fit_and_a_test_are_of_the_same_weights() -> None:
+    training = make_record().training | {"weights": "checkpoints/last.ckpt", "weights_sha256": "0" * 64}
+    fitted, tested = make_record(training=training), make_record(training=training)
+    (line,) = [line for line in warnings([fitted, tested]) if "same weights" in line]
+    assert line.startswith("2 rows of LeNet5 on MNIST, seed 0")
+    assert not any("same weights" in line for line in warnings([fitted]))
+
+
+def test_a_share_of_less_than_one_batch_names_the_options(capsys: pytest.CaptureFixture) -> None:
+    refusal = _refusal(capsys, *FIT, "--trainer.max_epochs=1", "--trainer.overfit_batches=0.1")
+    assert "less than one batch" in refusal
+    assert "trainer.overfit_batches" in refusal

@@ -73,6 +73,8 @@ class TrainingHistory(L.Callback):
         if stage != "fit":
             return
         self.settings = trainer_settings(trainer)
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # a trial run takes some batches alone
         self._check_settings(self.before.get("settings", {}))
         if "lasting" in self.before:
             self._check_callbacks(self.before["lasting"])

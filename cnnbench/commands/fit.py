@@ -20,7 +20,7 @@ from jsonargparse.typing import register_type
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateFinder, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.callbacks import ProgressBar as Bar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger
@@ -79,7 +79,7 @@ from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.clock import TrainingClock
 from cnnbench.training.settings import LINKED
 from cnnbench.training.trainer import quiet_lightning
-from cnnbench.training.words import callback_words, must_stay
+from cnnbench.training.words import callback_words, must_stay, trainer_settings
 from cnnbench.trust import OPTION, foreign_module
 
 
@@ -380,9 +380,11 @@ class CLI(LightningCLI):
         else:
             size = "x".join(map(str, shape))
             _say(f"{name} at {size}: {cost.params:,} parameters, {cost.macs:,} MACs per image")
+        self.history.settings = trainer_settings(self.trainer)
         words = self.history.recipe(model)
-        # An optimizer of the user's has a learning rate of its own.
-        if self.config[self.subcommand].model.init_args.get("optimizer") is None:
+        searches = any(isinstance(callback, LearningRateFinder) for callback in self.trainer.callbacks)
+        # An optimizer of the user's has a learning rate of its own, and a search has not found one yet.
+        if not searches and self.config[self.subcommand].model.init_args.get("optimizer") is None:
             words += f"; peak learning rate {model.learning_rate:g}"
         _say(f"recipe: {words}")
 

@@ -53,6 +53,10 @@ def explain(message: str) -> UserError:
             f"a configuration names '{denied}', which is none of the networks, data sets and classes of Lightning and "
             f"torch that a file may name; if you trust its code, add {OPTION} {denied.rpartition('.')[0]}"
         )
+    share = re.search(r"You requested to check (\S+) of the `?(\w+)_dataloader`? but .*< 1", text)
+    if share:
+        options = f"trainer.overfit_batches or trainer.limit_{share[2]}_batches, whichever is set"
+        return UserError(f"{share[1]} of the {share[2]} batches is less than one batch; raise {options}")
     # The option that the message is about, if it names one.
     key = _first(r'Parser key "([^"]+)"', text)
     name = _first(r"(?:Expected a dot import path string|[Uu]nable to import[^:]*): ([\w.:]+)", text)

@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch.callbacks import Timer
 
 from cnnbench.benchmark.training import TrainingHistory, run_environment, weights_facts
-from cnnbench.checkpoints import open_checkpoint
 from cnnbench.confusion import accuracy
 from cnnbench.counting.complexity import CONVENTION
 from cnnbench.data.module import ImageDataModule
@@ -132,10 +131,10 @@ class Recording:
     def _tested(self, record: Record, weights: Path | None, history: TrainingHistory) -> Record:
         """Test the network, and return a record with the outcome; one without a test if that sees too few images."""
         words = "weights of the last step"
-        if history.curve.diverged:
-            words = "weights of a training that diverged"
-        elif weights is not None:
+        if weights is not None:
             words = f"weights of {weights.name}"
+        elif history.curve.diverged:
+            words = "weights of a training that diverged"
         self.trainer.test(self.model, datamodule=self.data, verbose=False)
         try:
             return self._with_test(record, f", {words}")
@@ -159,8 +158,12 @@ class Recording:
         Lightning would load them with the callbacks of the training, and one that averages weights then puts the
         weights of the last step in the place of the averages.
         """
-        self.model.load_state_dict(open_checkpoint(path)["state_dict"])
+        self.model.load_state_dict(self._weights_in(path))
         return path
+
+    def _weights_in(self, path: Path) -> Mapping[str, torch.Tensor]:
+        """Return the weights in a checkpoint, which a plugin of the user's may have written in a way of its own."""
+        return self.trainer.strategy.load_checkpoint(path)["state_dict"]
 
     def _file_of(self, last: Path | None) -> Path | None:
         """Return a checkpoint with exactly the weights of the network; None if the run keeps no checkpoints.
@@ -173,7 +176,7 @@ class Recording:
         """
         if last is None:
             return None
-        is_same = last.is_file() and self._has_weights(open_checkpoint(last)["state_dict"])
+        is_same = last.is_file() and self._has_weights(self._weights_in(last))
         # All processes save a checkpoint together, also if only the first one can read the file.
         if self.trainer.strategy.broadcast(is_same):
             return last

@@ -7,7 +7,7 @@ from typing import Any
 
 from cnnbench.record import Record
 from cnnbench.report.findings import first_sentences, listed
-from cnnbench.report.settings import NOT_SAID, budget, in_group, packages, said
+from cnnbench.report.settings import NOT_SAID, Setting, applies, budget, in_group, packages, said
 
 
 def warnings(records: Sequence[Record]) -> list[str]:
@@ -18,6 +18,7 @@ def warnings(records: Sequence[Record]) -> list[str]:
         *_trainings(records),
         *first_sentences(list(_diverged(records)), "more trainings diverged"),
         *first_sentences(list(_suspects(records)), "more reasons to suspect times; see results.csv"),
+        *first_sentences(list(_same_weights(records)), "more trainings have several tests"),
         *_differences(records),
         *first_sentences(list(_failures(records)), "more cells failed; see results.csv"),
     ]
@@ -74,14 +75,37 @@ def _suspects(records: Sequence[Record]) -> Iterator[str]:
 def _differences(records: Sequence[Record]) -> Iterator[str]:
     """Yield a warning per setting, and per property of the machine, in which the records differ."""
     for row in in_group("row"):
-        # Values are compared as texts, since the packages are a dictionary, which cannot be in a set.
-        values = list(dict.fromkeys(str(row.value(r)) for r in records))
+        # A benchmark that timed nothing has no batch size of the timing, for example.
+        values = list(dict.fromkeys(_value_words(row, r) for r in records if applies(row, r)))
         if len(values) < 2:
             continue
         if row.place == "environment":
             yield f"The records come from more than one {row.name}: speed does not compare between them."
         else:
             yield f"The records differ in {row.name} ({listed(values)}): not every row compares with every other."
+
+
+def _value_words(row: Setting, record: Record) -> str:
+    """Return the value of a setting of a record as a text."""
+    value = row.value(record)
+    # A step takes one batch unless the record says otherwise.
+    if row.name == "images_per_step" and value is None:
+        value = record.config.get("batch_size")
+    return "none" if value is None else str(value)
+
+
+def _same_weights(records: Sequence[Record]) -> Iterator[str]:
+    """Yield a warning per training with several records, such as that of `fit` and those of `test` of its weights."""
+    rows: dict[tuple[str, str, str], list[Record]] = {}
+    for r in records:
+        if r.training.get("weights_sha256"):
+            rows.setdefault((r.model, r.data["label"], r.training["weights_sha256"]), []).append(r)
+    for (model, label, _), members in rows.items():
+        if len(members) > 1:
+            yield (
+                f"{len(members)} rows of {model} on {label}, seed {members[0].seed}, are tests of the same weights, "
+                "and not repeats of a training."
+            )
 
 
 def _failures(records: Sequence[Record]) -> Iterator[str]:

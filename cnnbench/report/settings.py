@@ -181,6 +181,24 @@ BY_NAME = {row.name: row for row in ALL}
 """The settings by their name."""
 
 
+_FIGURES: dict[Dependent, str] = {
+    "latency": "latency_ms_median",
+    "inference": "images_per_s",
+    "training": "train_images_per_s",
+    "count": "params",
+}
+"""Figure that a record has if it has figures of this kind; accuracies are told by the ends of their names."""
+
+
+def applies(row: Setting, record: Record) -> bool:
+    """Return whether a record has a figure that depends on a setting; always true if no figure depends on it."""
+    accuracies = any(key.endswith("accuracy") for key in record.measures)
+    for kind in row.affects:
+        if accuracies if kind == "accuracy" else _FIGURES[kind] in record.measures:
+            return True
+    return not row.affects
+
+
 def in_group(*groups: Group) -> tuple[Setting, ...]:
     """Return the settings of these groups."""
     return tuple(row for row in ALL if row.group in groups)
