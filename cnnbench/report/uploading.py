@@ -28,6 +28,17 @@ MOST_PROCESSES = 3
 """Largest number of uploads at a time; runs beyond it are uploaded at the end."""
 LONGEST_REASON = 200
 """Largest number of characters of a message of W&B that is repeated."""
+PROBE_AFTER = 0.25
+"""Share of the waiting after which it is found out whether the server can be reached at all."""
+LOG_FILE = "upload.log"
+"""File in the folder of a run with what its last upload has printed."""
+END = "cnnbench: the upload has ended"
+"""Last line of that file, unless the upload was ended before it was complete."""
+_TOO_LONG = "the server takes too long"
+_FILE_HEADER, _CHUNK_HEADER = 7, 7
+"""Bytes at the start of a file of W&B, and of each chunk in it; see `_is_torn`."""
+_FIRST, _MIDDLE = 2, 3
+"""Kinds of chunks after which their record goes on."""
 
 
 def ask(*words: str) -> dict[str, str]:
@@ -38,12 +49,22 @@ def ask(*words: str) -> dict[str, str]:
     Args:
         words: Question; see `cnnbench.report.wandb_child`.
     """
-    with _start(words, subprocess.PIPE) as process:
+    return _answer(_start(words, subprocess.PIPE), ANSWER_S)
+
+
+def _answer(asked: subprocess.Popen[bytes], seconds: float) -> dict[str, str]:
+    """Return the answer of a process that was started for a question, and end the process; see `ask`.
+
+    Args:
+        asked: Process.
+        seconds: Longest time to wait.
+    """
+    with asked as process:
         try:
             # `communicate` would close the standard input, at which the process ends.
-            process.wait(ANSWER_S)
+            process.wait(seconds)
         except subprocess.TimeoutExpired:
-            return {"error": f"no answer of the server within {ANSWER_S:.0f} s"}
+            return {"error": f"no answer of the server within {seconds:.0f} s"}
         finally:
             process.kill()
         assert process.stdout is not None
@@ -88,20 +109,18 @@ def _start(words: Sequence[str], out: int) -> subprocess.Popen[bytes]:
 
 @dataclass(frozen=True)
 class _Upload:
-    """A process that uploads runs.
+    """A process that uploads runs, one after the other, so that none can spoil the upload of another.
 
     Attributes:
         runs: Folders of the runs.
         process: Process that uploads them.
-        log: File with what it prints.
     """
 
     runs: tuple[Path, ...]
     process: subprocess.Popen[bytes]
-    log: Path
 
-    def end(self) -> str:
-        """End the process if it still runs, and return why it has failed; empty if it has not.
+    def end(self) -> list[str]:
+        """End the process if it still runs, and return why runs are not uploaded; empty if all are.
 
         W&B marks a run as uploaded also if the server has refused parts of it, so the marks of a failed upload are
         removed here.
@@ -112,27 +131,32 @@ class _Upload:
         # Only now, because the process ends as soon as this pipe is closed.
         if self.process.stdin is not None:
             self.process.stdin.close()
-        why = self._complaint()
-        if running:
-            why = why or "the server takes too long"
-        elif self.process.returncode and not why:
-            why = f"the upload ended with code {self.process.returncode}"
-        if why:
-            for run in self.runs:
+        reasons = []
+        for run in self.runs:
+            why = self._failure(run / LOG_FILE, running)
+            if why:
+                reasons.append(why)
                 for mark in run.glob("*.synced"):
                     mark.unlink()
-        return why
+        return reasons
 
-    def _complaint(self) -> str:
-        """Return the last error that the process has printed; empty if there is none."""
+    def _failure(self, log: Path, running: bool) -> str:
+        """Return why a run is not uploaded completely; empty if it is.
+
+        Args:
+            log: File with what the upload of the run has printed.
+            running: Whether the process had to be ended.
+        """
         try:
-            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError as error:
             return reason(error)
         complaints = [line for line in lines if "ERROR" in line or "Error: " in line]
-        if not complaints:
+        if complaints:
+            return shortened(" ".join(complaints[-1].split()).removeprefix("wandb: ERROR "), LONGEST_REASON)
+        if END in lines:
             return ""
-        return shortened(" ".join(complaints[-1].split()).removeprefix("wandb: ERROR "), LONGEST_REASON)
+        return _TOO_LONG if running else f"the upload ended with code {self.process.returncode}"
 
 
 class Uploader:
@@ -158,10 +182,11 @@ class Uploader:
             self._begin([run], live=True)
 
     def _begin(self, runs: Sequence[Path], live: bool) -> None:
-        log = runs[0] / "upload.log"
         words = ["sync", str(self._nice if live else 0), *(["--live"] if live else []), *map(str, runs)]
-        with log.open("wb") as file:
-            self._uploads.append(_Upload(tuple(runs), _start(words, file.fileno()), log))
+        for run in runs:
+            (run / LOG_FILE).write_bytes(b"")
+        with (runs[0] / LOG_FILE).open("ab") as file:
+            self._uploads.append(_Upload(tuple(runs), _start(words, file.fileno())))
 
     def finish(self, seconds: float) -> str:
         """Upload what is not uploaded yet, wait for it, and return why some of it is not; empty if all is.
@@ -170,19 +195,31 @@ class Uploader:
             seconds: Longest time to wait.
         """
         limit = time.monotonic() + seconds
+        probe = None
         try:
             followed = {run for upload in self._uploads for run in upload.runs}
             rest = [run for run in waiting(self._folder) if run not in followed]
-            if rest:
-                self._begin(rest, live=False)
-            for upload in self._uploads:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    upload.process.wait(max(0.0, limit - time.monotonic()))
+            for first in range(min(MOST_PROCESSES, len(rest))):
+                self._begin(rest[first::MOST_PROCESSES], live=False)
+            self._wait(limit - (1 - PROBE_AFTER) * seconds)
+            if any(upload.process.poll() is None for upload in self._uploads):
+                # Uploads try again for days without a word, so this alone tells a slow server from none.
+                probe = _start(["connection"], subprocess.PIPE)
+            self._wait(limit)
         finally:
             # A signal may have ended the waiting.
-            reasons = [upload.end() for upload in self._uploads]
+            reasons = [why for upload in self._uploads for why in upload.end()]
             self._uploads = []
-        return next((why for why in reasons if why), "")
+            answer = {} if probe is None else _answer(probe, 0.0)
+        if _TOO_LONG in reasons and answer.get("error", "").startswith("no connection"):
+            return answer["error"]
+        return next(iter(reasons), "")
+
+    def _wait(self, limit: float) -> None:
+        """Wait for the uploads until a time of `time.monotonic`."""
+        for upload in self._uploads:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                upload.process.wait(max(0.0, limit - time.monotonic()))
 
     def command(self) -> str:
         """Return the command that uploads the runs later."""
@@ -198,3 +235,60 @@ def waiting(folder: Path) -> list[Path]:
     """
     runs = sorted(folder.glob("offline-run-*"))
     return [run for run in runs if list(run.glob("*.wandb")) and not list(run.glob("*.synced"))]
+
+
+def is_uploaded(folder: Path, identity: str) -> bool:
+    """Return whether all that was recorded of a run is there and uploaded.
+
+    Args:
+        folder: Folder in which W&B keeps its runs.
+        identity: Id of the run.
+    """
+    runs = list(folder.glob(f"offline-run-*-{identity}"))
+    return bool(runs) and not [run for run in waiting(folder) if run in runs]
+
+
+def replace_run(folder: Path, identity: str) -> None:
+    """Rename what is not uploaded of a run, so that it is not uploaded; another run has the same points.
+
+    Args:
+        folder: Folder in which W&B keeps its runs.
+        identity: Id of the run.
+    """
+    for run in waiting(folder):
+        if run.name.endswith(f"-{identity}"):
+            run.rename(run.with_name(f"replaced-{run.name}"))
+
+
+def set_torn_aside(folder: Path) -> list[Path]:
+    """Rename recordings that W&B's client cannot read, at which it would refuse to upload any other too.
+
+    Args:
+        folder: Folder in which W&B keeps its runs, of which none is being recorded.
+
+    Returns:
+        Their new paths.
+    """
+    torn = [run for run in waiting(folder) if any(_is_torn(file) for file in run.glob("*.wandb"))]
+    return [run.rename(run.with_name(f"torn-{run.name}")) for run in torn]
+
+
+def _is_torn(file: Path) -> bool:
+    """Return whether a file of W&B ends before its first record does, as after a kill within seconds of its start.
+
+    W&B's client keeps up to 15 seconds or 32 KiB in memory. Its file has a header with the letters ``:W&B``, and then
+    chunks as in the logs of LevelDB: a checksum of 4 bytes, the length of the content as 2 bytes, the lowest first, and
+    1 byte with the kind. See https://github.com/google/leveldb/blob/main/doc/log_format.md.
+    """
+    with file.open("rb") as opened:
+        if not opened.read(_FILE_HEADER).startswith(b":W&B"):
+            return True
+        while True:
+            header = opened.read(_CHUNK_HEADER)
+            # A chunk without content is a stretch of zeros, which a crash of the machine can leave.
+            length = int.from_bytes(header[4:6], "little")
+            if len(header) < _CHUNK_HEADER or length == 0 or len(opened.read(length)) < length:
+                return True
+            # Of a record that goes over several chunks, this is not the last one.
+            if header[6] not in (_FIRST, _MIDDLE):
+                return False

@@ -3,8 +3,9 @@
 `cnnbench.report.uploading` starts it as ``python -m cnnbench.report.wandb_child``, followed by one of::
 
     account                         print as JSON who is logged in, or why nobody can
+    connection                      print as JSON an error if there is no connection with the server
     workspace ENTITY PROJECT GROUP  save a workspace for a group of runs, and print its address as JSON, or an error
-    sync NICE [--live] FOLDER       upload recorded runs, with --live while they are still being recorded
+    sync NICE [--live] FOLDER ...   upload recorded runs, with --live while they are still being recorded
 
 It ends when the process that started it ends. NICE is by how much an upload gives way to other processes.
 """
@@ -18,9 +19,11 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from cnnbench.console import out
+from cnnbench.report.uploading import END, LOG_FILE
 
 CONNECT_S, TIMEOUT_S = 5, 10
 """Seconds to wait for a connection with the server, and for each of its answers to the question who is logged in."""
@@ -30,10 +33,14 @@ def main(words: list[str]) -> None:
     """Do what the words after the program's name say.
 
     Args:
-        words: ``account``, or ``sync`` and its arguments.
+        words: Word for what is to be done, and its arguments.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    questions: dict[str, Callable[..., dict[str, str]]] = {"account": _account, "workspace": _workspace}
+    questions: dict[str, Callable[..., dict[str, str]]] = {
+        "account": _account,
+        "connection": _connection,
+        "workspace": _workspace,
+    }
     if words[0] in questions:
         try:
             answer = questions[words[0]](*words[1:])
@@ -43,9 +50,27 @@ def main(words: list[str]) -> None:
         return
     if hasattr(os, "nice"):  # not on Windows
         os.nice(int(words[1]))
+    live = [word for word in words[2:] if word == "--live"]
+    for folder in words[2 + len(live) :]:
+        _sync(Path(folder), live)
+
+
+def _sync(run: Path, options: list[str]) -> None:
+    """Upload one run, with all output in a file in its folder, whose last line is `END`.
+
+    W&B's client would upload several runs at once, but one that it cannot read keeps it from uploading the others.
+    """
     from wandb.cli.cli import cli
 
-    cli(["beta", "sync", *words[2:]])
+    with (run / LOG_FILE).open("ab") as log:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(log.fileno(), stream.fileno())
+    try:
+        cli(["beta", "sync", *options, str(run)], standalone_mode=False)
+    except (Exception, SystemExit) as error:  # the next run is uploaded all the same
+        out(f"ERROR {type(error).__name__}: {error}")
+    out(END)
 
 
 def _end_with_parent() -> None:
@@ -62,9 +87,21 @@ def _account() -> dict[str, str]:
     if not wandb.login(prompt=False, verify=False):
         return {"error": "no key (WANDB_API_KEY or `wandb login`)"}
     # Without this check, the client would try again until the time is over.
-    _check_port(wandb.setup().settings.base_url)
+    _connection()
     entity = wandb.Api(timeout=TIMEOUT_S).default_entity or ""
     return {"entity": entity, "app": wandb.setup().settings.app_url}
+
+
+def _connection() -> dict[str, str]:
+    """Return an empty answer if the server can be connected with.
+
+    Raises:
+        OSError: There is no connection.
+    """
+    import wandb
+
+    _check_port(wandb.setup().settings.base_url)
+    return {}
 
 
 def _workspace(entity: str, project: str, group: str) -> dict[str, str]:
