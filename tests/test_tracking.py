@@ -315,7 +315,7 @@ def test_an_error_of_the_client_ends_the_logging_with_a_line(
 
 def test_a_state_that_cannot_be_read_starts_new_runs(capsys: pytest.CaptureFixture) -> None:
     state = State(Path())
-    run = state.start("cell", "name")
+    run = state.start("cell", "name", Target())
     run.step, run.summary = 7, {"best/val/loss": 0.5}
     state.keep()
     assert State(Path()).runs == {"cell": run}
@@ -325,13 +325,11 @@ def test_a_state_that_cannot_be_read_starts_new_runs(capsys: pytest.CaptureFixtu
     assert len(_notes(capsys)) == 4
 
 
-def test_ids_follow_from_the_folder_the_cell_and_the_attempt() -> None:
-    state = State(Path("a"))
-    first = state.start("x", "x")
-    assert state.start("x", "x") is first
-    assert state.moved_to(Path("b")).start("x", "x") is first
-    first.done = "complete"
-    ids = {first.id, state.start("x", "x").id, state.start("y", "y").id, State(Path("c")).start("x", "x").id}
+def test_every_attempt_at_a_cell_has_an_id_of_its_own() -> None:
+    state, target = State(Path("a")), Target()
+    first = state.start("x", "x", target)
+    others = [state.start("x", "x", target), state.start("y", "y", target), State(Path("c")).start("x", "x", target)]
+    ids = {run.id for run in (first, *others)}
     assert len(ids) == 4
     assert all(len(one) == 16 and one.isalnum() for one in ids)
 
@@ -391,28 +389,13 @@ def test_fit_and_its_continuation_are_one_run(stub: Stub, capsys: pytest.Capture
         at = [line["trainer/global_step"] for line in run.history if name in line]
         assert at
         assert len(at) == len(set(at))
-    assert main(["test", checkpoint, *words]) == 0
-    assert list(stub.runs) == [identity]
     assert 0 <= run.summary["test/accuracy"] <= 1
     assert run.summary["best/val/accuracy"] >= run.summary["val/accuracy"] > 0
     assert "model" in {kind for _, kind in run.artifacts}
     assert run.settings["seed"] == 0
 
 
-@pytest.mark.slow
-def test_steps_before_an_interruption_are_not_logged_again(stub: Stub) -> None:
-    assert main([*FIT, "--trainer.max_epochs=1", "--wandb=offline"]) == 0
-    (first,) = Path("results/runs/LeNet5-Synthetic").iterdir()
-    state = State(first)
-    # As if the training had gone on for five steps after its last checkpoint.
-    state.runs["fit"].step += 5
-    state.keep()
-    assert main([*FIT, "--trainer.max_epochs=2", f"--ckpt_path={first}/checkpoints/last.ckpt", "--wandb=online"]) == 0
-    (run,) = stub.runs.values()
-    assert min(line["trainer/global_step"] for line in run.history) > state.runs["fit"].step
-
-
-def test_an_interrupted_cell_continues_its_run_and_a_repeated_one_has_another(stub: Stub) -> None:
+def test_a_repeated_cell_has_a_run_of_its_own(stub: Stub) -> None:
     record = _record()
     for points in (POINTS[:1], POINTS):
         tracker = CellTracker(_online(stub.url), Path("run"))
@@ -422,18 +405,19 @@ def test_an_interrupted_cell_continues_its_run_and_a_repeated_one_has_another(st
         if points is POINTS:
             tracker.end(record)
         tracker.close(failed=points is not POINTS)
-    (run,) = stub.runs.values()
-    assert [line["trainer/global_step"] for line in run.history if "train/accuracy" in line] == [9, 19]
-    assert run.exit_code == 0
+    interrupted, complete = stub.runs.values()
+    for run, steps in ((interrupted, [9]), (complete, [9, 19])):
+        assert [line["trainer/global_step"] for line in run.history if "train/accuracy" in line] == steps
+    assert (interrupted.exit_code, complete.exit_code) == (1, 0)
     tracker = CellTracker(_online(stub.url), Path("run"))
     tracker.log_all([record])
     tracker.close()
     # The same record is not logged again, but the same cell after another measurement is.
-    assert len(stub.runs) == 2
+    assert len(stub.runs) == 3
     tracker = CellTracker(_online(stub.url), Path("run"))
     tracker.log_all([_record(created="2030-01-01T00:00:00+00:00")])
     tracker.close()
-    assert len(stub.runs) == 3
+    assert len(stub.runs) == 4
     assert len(stub.named("comparison").history) == 2
 
 

@@ -157,10 +157,12 @@ class CLI(LightningCLI):
         config = self.config[self.config.subcommand]
         self.of_checkpoint: list[L.Callback] = []  # callbacks that a checkpoint asks for
         self.going_on: dict[str, Any] | None = None  # content of the checkpoint of a training that goes on
+        self.steps_before = 0  # optimizer steps before the checkpoint
         if not config.ckpt_path:
             return
         path = str(config.ckpt_path)
         stored = open_for(self.config.subcommand, path, self.files.get(path))
+        self.steps_before = fit_tracking.steps_before(stored)
         if self.config.subcommand == "fit":
             self.of_checkpoint.append(same_recipe(stored))
             seed = seed_of_training(stored, sys.argv)
@@ -310,7 +312,9 @@ class CLI(LightningCLI):
         if self.connection.mode == "off":
             return []
         checkpoint = self.config[self.subcommand].ckpt_path
-        self.logger = fit_tracking.FitLogger(self.connection, folder, checkpoint)
+        self.logger = fit_tracking.FitLogger(
+            self.connection, folder, str(self.subcommand), checkpoint, self.steps_before
+        )
         return [self.logger]
 
     def _full_epochs(self) -> int:

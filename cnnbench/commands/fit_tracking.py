@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from cnnbench.commands.wandb_options import WORDS
 from cnnbench.console import is_first_process, note
+from cnnbench.files import write_bytes
 from cnnbench.predictions import Examples
 from cnnbench.record import Record
 from cnnbench.report import wandb_panels
@@ -32,6 +35,8 @@ from cnnbench.report.tracking import (
 
 KEY = "fit"
 """Name of the run among those of its folder."""
+POINTS_FILE = "points.jsonl"
+"""File in W&B's folder with every point of the run's curves, one on each line."""
 
 
 def add_options(parser: LightningArgumentParser) -> None:
@@ -64,48 +69,78 @@ def connection_of(config: Any) -> Connection:
 class FitLogger(WandbLogger):
     """Lightning's logger of W&B, whose run is recorded on disk and uploaded by a process beside the training.
 
-    A run that goes on from a checkpoint continues the W&B run of the training that wrote it. Steps that W&B has seen
-    before are not logged again.
+    A training that goes on from a checkpoint continues the W&B run of the training that wrote it, if that run has
+    ended there and is uploaded. Otherwise it has a new run, with all points up to the checkpoint. A test has a run of
+    its own, so that it does not change the figures of a training.
 
     Args:
         connection: How to log; its mode is not ``off``.
         folder: Run folder.
+        subcommand: ``fit``, ``validate`` or ``test``.
         checkpoint: Checkpoint that the command starts from, if any.
+        steps: Number of optimizer steps before that checkpoint.
     """
 
-    def __init__(self, connection: Connection, folder: Path, checkpoint: str | None) -> None:
-        earlier = _state_beside(checkpoint)
-        state = State(folder) if earlier is None else earlier.moved_to(folder)
-        self._logged = state.start(KEY, f"{folder.parent.name}-{folder.name}")
-        if earlier is None:
-            # An agent of a sweep has chosen the id of the run.
-            self._logged.id = os.environ.get("WANDB_RUN_ID") or self._logged.id
+    def __init__(
+        self, connection: Connection, folder: Path, subcommand: str, checkpoint: str | None, steps: int
+    ) -> None:
+        before = _folder_of_run(Path(checkpoint)) if checkpoint else None
+        state = State(folder)
+        self._of_training = ""
+        if before is not None:
+            earlier = State(before)
+            if subcommand != "fit":
+                state.words = earlier.words
+                self._of_training = earlier.runs[KEY].id if KEY in earlier.runs else ""
+            elif KEY in earlier.runs:  # not in the folder of a benchmark
+                state = earlier.moved_to(folder)
         self._connection = connection
         self._tracker = Tracker(connection, folder, state)
+        self._subcommand, self._steps = subcommand, steps
+        self._title = f"{folder.parent.name}-{folder.name}"
+        self._points_file = folder / "wandb" / POINTS_FILE
+        self._points: list[dict[str, float]] = []
+        if subcommand == "fit" and before is not None:
+            self._points = [p for p in _points_in(before / "wandb" / POINTS_FILE) if p["step"] < steps]
         self._saved: ModelCheckpoint | None = None
-        super().__init__(name=self._logged.name, save_dir=folder, id=self._logged.id, project=connection.target.project)
+        super().__init__(name=self._title, save_dir=folder, project=connection.target.project)
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
         """Return the run of W&B, which is started by the first call; a run without effect if that fails."""
         if self._experiment is None:
-            self._tracker.open(self._logged, "fit", {})
+            self._open()
             if self._tracker.run is None:
                 import wandb
 
                 self._experiment = wandb.init(mode="disabled")
             else:
                 self._experiment = self._tracker.run
-                self._say_where()
         return self._experiment
 
-    def _say_where(self) -> None:
-        page = self._connection.page("runs", self._logged.id)
+    def _open(self) -> None:
+        """Start or continue the run, and complete its curves up to the checkpoint."""
+        tracker = self._tracker
+        config = {"training_run": self._of_training} if self._of_training else {}
+        is_fit = self._subcommand == "fit"
+        last = self._steps - 1 if is_fit and self._steps else None
+        # An agent of a sweep has chosen the id of the run.
+        identity = os.environ.get("WANDB_RUN_ID") if is_fit else None
+        tracker.open(KEY, self._title, self._subcommand, config, last, identity)
+        if tracker.logged is None:
+            return
+        page = self._connection.page("runs", tracker.logged.id)
         if page:
             note(f"W&B: {page}")
-        if self._logged.step >= 0:
-            note(f"W&B: continuing the run {self._logged.name} after step {self._logged.step}")
+        tracker.attempt(lambda: write_bytes(self._points_file, b"".join(map(_line, self._points))))
+        if tracker.logged.step >= 0:
+            note(f"W&B: continuing the run {tracker.logged.name} after step {tracker.logged.step}")
+            return
+        for point in self._points:
+            tracker.point(point)
+        if self._points:
+            note(f"W&B: a new run, with the curve up to step {self._points[-1]['step']}")
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *arguments: Any, **options: Any) -> None:
@@ -115,13 +150,21 @@ class FitLogger(WandbLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         _ = self.experiment
-        # The figures of a test are no curve.
+        # The figures of a test are no curve. Lightning adds the number of the epoch to them.
         figures = {name: value for name, value in metrics.items() if name.startswith("test/")}
-        if figures:
+        if figures and self._subcommand == "fit":
             self._tracker.add(lambda run: run.summary.update(figures))
-        values = {name: value for name, value in metrics.items() if name not in figures}
-        if values and step is not None:
-            self._tracker.point({**values, "step": step})
+        elif self._subcommand != "fit":
+            # Lightning has not restored its counters here.
+            self._tracker.point({**metrics, "step": max(0, self._steps - 1)})
+        elif metrics and step is not None:
+            self._log_point({**metrics, "step": step})
+
+    def _log_point(self, point: dict[str, float]) -> None:
+        """Log a point, and keep it on disk, since W&B's client loses the last seconds before a kill."""
+        self._tracker.point(point)
+        with contextlib.suppress(OSError), self._points_file.open("ab") as file:
+            file.write(_line(point))
 
     @rank_zero_only
     def log_record(self, record: Record) -> None:
@@ -161,12 +204,43 @@ class FitLogger(WandbLogger):
         self._tracker.close(failed, STOPPED_WAIT_S if failed else WAIT_S)
 
 
-def _state_beside(checkpoint: str | None) -> State | None:
-    """Return what is kept of the W&B run of the training that wrote a checkpoint, or None if there is none."""
-    if not checkpoint:
-        return None
+def _folder_of_run(checkpoint: Path) -> Path | None:
+    """Return the run folder whose training wrote a checkpoint, if that was logged to W&B; otherwise None."""
     # The checkpoint is in a subfolder of its run folder.
-    for folder in list(Path(checkpoint).parents)[:3]:
+    for folder in list(checkpoint.parents)[:3]:
         if (folder / "wandb" / STATE_FILE).is_file():
-            return State(folder)
+            return folder
     return None
+
+
+def _line(point: Mapping[str, float]) -> bytes:
+    return (json.dumps({name: float(value) for name, value in point.items()}) + "\n").encode()
+
+
+def _points_in(path: Path) -> list[dict[str, float]]:
+    """Return the points that a file of `FitLogger` has; empty if there is none, or if it cannot be read."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return []
+    points = []
+    for line in lines:
+        # Only the last line can be incomplete.
+        with contextlib.suppress(ValueError):
+            point = json.loads(line)
+            points.append(point | {"step": int(point["step"])})
+    return points
+
+
+def steps_before(stored: Mapping[str, Any]) -> int:
+    """Return how many optimizer steps there were before a checkpoint, as they are counted in the learning curve.
+
+    Args:
+        stored: Content of the checkpoint.
+    """
+    loops = stored.get("loops") or {}
+    counted = loops.get("fit_loop", {}).get("epoch_loop.state_dict", {}).get("_batches_that_stepped", 0)
+    # Lightning's global step counts the steps of each optimizer, unlike the step of a point of the curve. With several
+    # steps per call, the other counter is one behind.
+    optimizers = len(stored.get("optimizer_states") or ()) or 1
+    return max(int(counted), int(stored.get("global_step", 0)) // optimizers)

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
+from filelock import FileLock, Timeout
+
 from cnnbench.console import note
 from cnnbench.errors import UserError
 from cnnbench.files import reason
@@ -25,7 +27,7 @@ from cnnbench.predictions import Examples
 from cnnbench.record import Record
 from cnnbench.report import wandb_panels
 from cnnbench.report.pictures import matrix_names
-from cnnbench.report.uploading import Uploader, ask, waiting
+from cnnbench.report.uploading import Uploader, ask, is_uploaded, replace_run, set_torn_aside, waiting
 from cnnbench.text import printable
 
 Mode = Literal["off", "offline", "online"]
@@ -141,7 +143,9 @@ class Logged:
         step: Last optimizer step that was logged; -1 if there is none.
         summary: Numbers and texts of the run's summary. W&B replaces the summary of a run that is continued.
         done: What was logged completely, such as the time at which a record was created; empty if nothing was.
-        attempt: Number of complete runs of the same cell before this one.
+        attempt: Number of runs of the same cell before this one.
+        ended: Whether the run was ended by its command, so that W&B's file has all that was logged, and no command
+            with another folder has continued it. Of a run that was killed, the last 15 seconds are missing.
     """
 
     id: str
@@ -150,6 +154,7 @@ class Logged:
     summary: dict[str, Any] = field(default_factory=dict)
     done: str = ""
     attempt: int = 0
+    ended: bool = False
 
 
 class State:
@@ -162,6 +167,8 @@ class State:
         identity: Text that no other folder has.
         runs: Runs by the name of the cell.
         workspace: Address of the workspace for the runs; empty if there is none.
+        words: Project, entity, group, tags and notes of the runs, as in `Target`; empty before the first run.
+        source: State of another folder, whose runs may be continued in this one; None if there is none.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -169,35 +176,72 @@ class State:
         self.identity = secrets.token_hex(8)
         self.runs: dict[str, Logged] = {}
         self.workspace = ""
+        self.words: dict[str, Any] = {}
+        self.source: State | None = None
         if not self._path.is_file():
             return
         try:
             stored = json.loads(self._path.read_text(encoding="utf-8"))
             runs = {str(key): Logged(**values) for key, values in stored["runs"].items()}
             self.identity, self.runs, self.workspace = str(stored["identity"]), runs, str(stored["workspace"])
+            self.words = dict(stored["words"])
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             note(f"W&B: {self._path} cannot be used ({reason(error)}), so logging to new runs")
 
     def moved_to(self, folder: Path) -> State:
-        """Return a state with the same runs for another folder."""
+        """Return a state with the same runs for another folder; itself for the same one."""
+        if folder.resolve() == self._path.parent.parent.resolve():
+            return self
         state = State(folder)
-        state.identity, state.runs = self.identity, self.runs
+        state.words, state.source = self.words, self
+        state.runs = {key: replace(run) for key, run in self.runs.items()}
         return state
 
-    def start(self, key: str, name: str) -> Logged:
-        """Return the run to log a cell to: a new one, unless an earlier one has not been completed.
+    def completed(self, target: Target) -> Target:
+        """Return a target with the group, tags and notes of the earlier runs in the place of those that are not set."""
+        return replace(
+            target,
+            group=target.group or self.words.get("group"),
+            tags=target.tags or tuple(self.words.get("tags", ())),
+            notes=target.notes or self.words.get("notes"),
+        )
+
+    def start(self, key: str, name: str, target: Target, last: int | None = None) -> Logged:
+        """Return the run to log to: a new one, unless what is logged goes on exactly where the earlier run has ended.
+
+        Of an earlier run that is replaced, what has not been uploaded yet will not be.
 
         Args:
             key: Name that no other cell of the folder has.
             name: Name that W&B is to show.
+            target: Where the run is logged.
+            last: Last optimizer step before the first one that is to be logged; None if everything is logged anew.
         """
         run = self.runs.get(key)
-        if run is None or run.done:
+        if run is None or not self._goes_on(run, target, last):
+            if run is not None:
+                replace_run(self._path.parent, run.id)
             attempt = 0 if run is None else run.attempt + 1
             text = f"{self.identity} {key} {attempt}"
             identity = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
             run = self.runs[key] = Logged(identity, run_name(name), attempt=attempt)
+        elif self.source is not None:
+            # A second command that starts from the same folder does not go on where the run will have ended.
+            self.source.runs[key].ended = False
+            self.source.keep()
         return run
+
+    def _goes_on(self, run: Logged, target: Target, last: int | None) -> bool:
+        """Return whether a run can be continued; see `start`."""
+        if last is None or not run.ended or run.step > last:
+            return False
+        # An unknown entity is the user's default one.
+        entities = {self.words.get("entity"), target.entity} - {None}
+        if self.words.get("project") != target.project or len(entities) > 1:
+            return False
+        # W&B counts the points of a run when they are uploaded, so later ones must not be uploaded before earlier ones.
+        folder = self if self.source is None else self.source
+        return is_uploaded(folder._path.parent, run.id)
 
     def keep(self) -> None:
         """Write the state to the disk.
@@ -207,7 +251,7 @@ class State:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         part = self._path.with_suffix(".part")
         runs = {key: vars(run) for key, run in self.runs.items()}
-        content = {"identity": self.identity, "workspace": self.workspace, "runs": runs}
+        content = {"identity": self.identity, "workspace": self.workspace, "words": self.words, "runs": runs}
         part.write_text(json.dumps(content, indent=1), encoding="utf-8")
         part.replace(self._path)
 
@@ -232,18 +276,19 @@ class Tracker:
 
     Attributes:
         run: Open run of W&B; None if there is none.
+        logged: What is kept on disk about it.
     """
 
     def __init__(
         self, connection: Connection, folder: Path, state: State | None = None, measured: bool = False
     ) -> None:
         self.run: Any = None
+        self.logged: Logged | None = None
         self._connection = connection
         self._folder = folder
         self._uploader = Uploader(folder / "wandb", measured)
         self._state = state
-        self._logged: Logged | None = None
-        self._seen = -1
+        self._lock = FileLock(folder / "wandb" / ".lock", timeout=0)
         self._failed = False
 
     @property
@@ -263,24 +308,64 @@ class Tracker:
             self._failed = True
             note(f"W&B: nothing more is logged ({type(error).__name__}: {reason(error)})")
 
-    def open(self, logged: Logged, job_type: str, config: Mapping[str, Any]) -> None:
+    def open(
+        self,
+        key: str,
+        name: str,
+        job_type: str,
+        config: Mapping[str, Any],
+        last: int | None = None,
+        identity: str | None = None,
+    ) -> None:
         """Start or continue a run, and its upload; a run that is still open is ended.
 
         Args:
-            logged: Run to log to, of `state`.
+            key: Name that no other run of the folder has.
+            name: Name that W&B is to show.
             job_type: Kind of the run.
             config: Settings of what it logs.
+            last: Last optimizer step before the first one that is to be logged; None if everything is logged anew.
+            identity: Id of the first run with this key, by default one that no other run has.
         """
-        self.attempt(lambda: self._open(logged, job_type, config))
+        if self._owns_folder():
+            self.attempt(lambda: self._open(key, name, job_type, config, last, identity))
 
-    def _open(self, logged: Logged, job_type: str, config: Mapping[str, Any]) -> None:
+    def _owns_folder(self) -> bool:
+        """Return whether no other command logs to the folder, and keep others from it; a line says if one does."""
+        if self._failed or self._lock.is_locked:
+            return not self._failed
+        try:
+            self._folder.joinpath("wandb").mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except Timeout:
+            self._failed = True
+            note(f"W&B: another command logs to '{self._folder / 'wandb'}', so this one does not")
+        except OSError as error:
+            self._failed = True
+            note(f"W&B: nothing is logged ({reason(error)})")
+        return not self._failed
+
+    def _open(
+        self,
+        key: str,
+        name: str,
+        job_type: str,
+        config: Mapping[str, Any],
+        last: int | None,
+        identity: str | None,
+    ) -> None:
         # Otherwise the client reports on itself to W&B from here, also about runs that stay on this disk.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
-        self.state.keep()
-        self._logged, self._seen = logged, logged.step
-        target = self._connection.target
+        state, target = self.state, self.state.completed(self._connection.target)
+        logged = state.start(key, name, target, last)
+        if logged.attempt == 0:
+            logged.id = identity or logged.id
+        logged.done, logged.ended = "", False
+        state.words = {name: getattr(target, name) for name in ("project", "entity", "group", "tags", "notes")}
+        state.keep()
+        self.logged = logged
         self.run = wandb.init(
             project=target.project,
             entity=target.entity,
@@ -307,17 +392,18 @@ class Tracker:
             self.attempt(lambda: action(self.run))
 
     def point(self, values: Mapping[str, float]) -> None:
-        """Log a point of the curves of the open run, unless the run has its step from an earlier attempt.
+        """Log a point of the curves of the open run.
 
         Args:
             values: Values by name, and the optimizer ``step`` at which they were logged.
         """
-        logged = self._logged
-        if logged is None or values["step"] <= self._seen:
+        logged = self.logged
+        if logged is None:
             return
         logged.step = int(values["step"])
         best = wandb_panels.best_values([values], logged.summary)
-        logged.summary |= {**values, **best}
+        named = {name: value for name, value in values.items() if name != "step"}
+        logged.summary |= {**named, **best, wandb_panels.STEP: logged.step}
         self.add(lambda run: wandb_panels.log_point(run, values))
         self.add(lambda run: run.summary.update(best))
         self.attempt(self.state.keep)
@@ -326,18 +412,18 @@ class Tracker:
         """End the open run, if there is one.
 
         Args:
-            done: What was logged completely; empty if the run is to be continued by the next attempt.
+            done: What was logged completely; empty if the next attempt is to log it.
             failed: Whether W&B is to show the run as failed.
         """
         run, self.run = self.run, None
-        logged, self._logged = self._logged, None
+        logged, self.logged = self.logged, None
         if run is None or logged is None:
             return
         self.attempt(lambda: logged.summary.update(wandb_panels.plain_summary(run)))
         self.attempt(lambda: run.finish(exit_code=1 if failed else 0))
         # This is noted last and only if all has gone well, so that what was interrupted is logged again.
         if not self._failed:
-            logged.done = done
+            logged.done, logged.ended = done, True
         self.attempt(self.state.keep)
 
     def close(self, failed: bool = False, seconds: float = WAIT_S) -> None:
@@ -348,10 +434,25 @@ class Tracker:
             seconds: Longest time to wait for the uploads.
         """
         self.shut(failed=failed)
+        # After an error, what has been recorded is uploaded all the same.
+        if not (self._lock.is_locked or ((self._folder / "wandb").is_dir() and self._owns_folder())):
+            return
+        try:
+            self._upload(seconds)
+        except OSError as error:
+            note(f"W&B: runs in '{self._folder / 'wandb'}' cannot be uploaded ({reason(error)})")
+        finally:
+            self._lock.release()
+
+    def _upload(self, seconds: float) -> None:
+        """Complete the uploads, and print how to upload what is left; see `close`."""
+        folder = self._folder / "wandb"
+        for torn in set_torn_aside(folder):
+            note(f"W&B: a run was killed before anything of it was written, so it cannot be uploaded: {torn}")
         why = "recorded offline"
         if self._connection.mode == "online":
             why = f"not uploaded ({self._uploader.finish(seconds)})"
-        left = len(waiting(self._folder / "wandb"))
+        left = len(waiting(folder))
         if left:
             note(f"W&B: {left} {'run' if left == 1 else 'runs'} {why}; upload with: {self._uploader.command()}")
 
@@ -365,9 +466,10 @@ class CellTracker(Tracker):
     """
 
     def __init__(self, connection: Connection, folder: Path) -> None:
-        target = connection.target
+        state = State(folder)
+        target = state.completed(connection.target)
         group = target.group or folder.resolve().name
-        super().__init__(replace(connection, target=replace(target, group=group)), folder, measured=True)
+        super().__init__(replace(connection, target=replace(target, group=group)), folder, state, measured=True)
         page = connection.page("groups", run_name(group))
         if page:
             note(f"W&B: {page}")
@@ -382,7 +484,7 @@ class CellTracker(Tracker):
         name = key = key or record.key
         if record.data["synthetic"]:
             name += " (synthetic)"
-        self.open(self.state.start(key, name), "cell", wandb_panels.config_of(record))
+        self.open(key, name, "cell", wandb_panels.config_of(record))
 
     def show(self, examples: Examples) -> None:
         """Log mistakes and filters of the network of the open cell."""
@@ -419,11 +521,10 @@ class CellTracker(Tracker):
         content = " ".join(f"{r.key} {r.created}" for r in records)
         digest = hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest()[:16]
         before = self.state.runs.get(COMPARISON)
-        if before is not None:
-            if before.done == digest:
-                return
-            before.done = ""
-        self.open(self.state.start(COMPARISON, COMPARISON), COMPARISON, {})
+        if before is not None and before.done == digest:
+            return
+        # It has no curve, so it always goes on.
+        self.open(COMPARISON, COMPARISON, COMPARISON, {}, last=-1)
         self.add(lambda run: wandb_panels.log_comparison(run, records))
         self.shut(digest)
 
