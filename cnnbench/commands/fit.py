@@ -43,7 +43,6 @@ from cnnbench.commands.fit_checkpoint import (
     check_averages,
     check_same_data,
     check_same_network,
-    check_same_run,
     fetched,
     history_of,
     in_run_folder,
@@ -232,9 +231,6 @@ class CLI(LightningCLI):
         if self.subcommand == "fit":
             check_sizes(self.model, self.datamodule)
             check_tested(config, self.datamodule)
-        if config.get("run"):
-            text = self._parser(self.subcommand).dump(config, skip_unset=False)
-            check_same_run(Path(config.out) / config.run, text)
         folder = self.folder = make_run_folder(config)
         try:
             return self._trainer_in(folder, kwargs)
@@ -386,7 +382,7 @@ class CLI(LightningCLI):
             _say(f"{name} at {size}: {cost.params:,} parameters, {cost.macs:,} MACs per image")
         self.history.settings = trainer_settings(self.trainer)
         words = self.history.recipe(model)
-        searches = any(isinstance(callback, LearningRateFinder) for callback in self.trainer.callbacks)
+        searches = any(isinstance(callback, LearningRateFinder) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
         # An optimizer of the user's has a learning rate of its own, and a search has not found one yet.
         if not searches and self.config[self.subcommand].model.init_args.get("optimizer") is None:
             words += f"; peak learning rate {model.learning_rate:g}"

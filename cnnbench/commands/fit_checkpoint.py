@@ -21,7 +21,7 @@ from cnnbench.commands.fit_arguments import class_of, name_of, settings_of, valu
 from cnnbench.console import note
 from cnnbench.data.module import ImageDataModule
 from cnnbench.errors import UserError, unknown
-from cnnbench.files import parse_yaml, read_yaml, safe_name
+from cnnbench.files import safe_name
 from cnnbench.network import External
 from cnnbench.references import weights_file
 from cnnbench.training.callbacks import SameRecipe
@@ -95,39 +95,6 @@ def with_named_run(arguments: list[str]) -> list[str]:
         return arguments
     note(f"{folder}: going on from {last.relative_to(folder)}")
     return [*_without_option(arguments, "--ckpt_path"), f"--ckpt_path={last}"]
-
-
-def check_same_run(folder: Path, now: str) -> None:
-    """Raise UserError if a run that goes on was started with other data or another seed.
-
-    The checkpoint itself says which network it is of, and how that was trained; see `same_recipe`.
-
-    Args:
-        folder: Run folder, which may not exist yet.
-        now: Configuration of the command, as YAML.
-    """
-    path = folder / "config.yaml"
-    if not path.is_file():
-        return
-    then, asked = (_flat(table) for table in (read_yaml(path, "config"), parse_yaml(now, "the options")))
-    for name in dict.fromkeys([*then, *asked]):
-        compared = name == "seed_everything" or name.startswith("data.")
-        # The folder of the data may differ, as on another machine.
-        if compared and name != "data.init_args.data_dir" and then.get(name) != asked.get(name):
-            raise UserError(
-                f"run '{folder}' was started with {name.replace('init_args.', '')} {then.get(name)}, not "
-                f"{asked.get(name)}; choose another --run"
-            )
-
-
-def _flat(value: Any, above: str = "") -> dict[str, Any]:
-    """Return the values of nested tables by their keys, with dots between the levels."""
-    if not isinstance(value, Mapping):
-        return {above: value}
-    flat: dict[str, Any] = {}
-    for key, part in value.items():
-        flat |= _flat(part, f"{above}.{key}" if above else str(key))
-    return flat
 
 
 def with_reference_weights(arguments: list[str]) -> list[str]:
