@@ -493,7 +493,7 @@ def test_a_log_is_told_how_far_the_run_is_once_a_minute(monkeypatch: pytest.Monk
 
 
 def test_the_share_of_a_training_counts_the_pixels_of_images_that_grow() -> None:
-    plan = SimpleNamespace(epochs=3)
+    plan = SimpleNamespace(epochs=3, max_steps=None)
     trainer = SimpleNamespace(
         callbacks=[],
         lightning_module=SimpleNamespace(steps_per_call=None),
@@ -508,6 +508,9 @@ def test_the_share_of_a_training_counts_the_pixels_of_images_that_grow() -> None
     assert runner.training_share(trainer, plan) == 1
     trainer.global_step = 15
     assert runner.training_share(trainer, plan) == 0.5
+    # The first of the two limits ends the training.
+    assert runner.training_share(trainer, SimpleNamespace(epochs=3, max_steps=20)) == 0.75
+    assert runner.training_share(trainer, SimpleNamespace(epochs=None, max_steps=60)) == 0.25
 
 
 def test_a_recipe_by_name_is_in_the_record_and_a_network_that_it_does_not_fit_is_refused_first(
