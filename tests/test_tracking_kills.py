@@ -126,6 +126,19 @@ def test_the_client_refuses_what_counts_as_torn(stub: Stub) -> None:
         assert uploading._is_torn(file) == (not inspected.stdout.strip()), length
 
 
+def test_an_upload_that_ended_early_is_begun_again(stub: Stub, capsys: pytest.CaptureFixture) -> None:
+    tracker = CellTracker(_online(stub.url), Path("run"))
+    tracker.begin(_record("LeNet5"))
+    (upload,) = tracker._uploader._uploads
+    upload.process.kill()
+    upload.process.wait()
+    tracker.point(POINTS[0])
+    tracker.end(_record("LeNet5"))
+    tracker.close()
+    assert _steps(stub.named("LeNet5-MNIST-seed0")) == [7]
+    assert not [line for line in _notes(capsys) if "upload" in line]
+
+
 def test_no_connection_at_the_end_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     _recorded(Path("run"))
     url = closed_port()

@@ -197,7 +197,12 @@ class Uploader:
         limit = time.monotonic() + seconds
         probe = None
         try:
-            followed = {run for upload in self._uploads for run in upload.runs}
+            running = [upload for upload in self._uploads if upload.process.poll() is None]
+            for upload in self._uploads:
+                if upload not in running:
+                    upload.end()  # of a failed one, the marks of its runs are removed, and so it is begun again here
+            self._uploads = running
+            followed = {run for upload in running for run in upload.runs}
             rest = [run for run in waiting(self._folder) if run not in followed]
             for first in range(min(MOST_PROCESSES, len(rest))):
                 self._begin(rest[first::MOST_PROCESSES], live=False)
