@@ -27,7 +27,7 @@ from cnnbench.trust import Trust
 
 NOT_OF_SPEED = ("models", "records", "out", "json", "limits")
 """Options of ``cnnbench speed`` that `speed` does not have: they name networks and files, or draw a picture."""
-NOT_OF_BENCH = ("config", "models", "data", "out", "resume", "json", "trust", "launcher", "launcher_options")
+NOT_OF_BENCH = ("config", "models", "data", "out", "resume", "json", "trust", "launcher", "launcher_options", "dry_run")
 """Options of ``cnnbench bench`` that are arguments of `bench` itself, or that it does not have."""
 
 

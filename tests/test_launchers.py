@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,9 @@ import torch
 from cnnbench.benchmark import launchers
 from cnnbench.benchmark.launchers import Job, find_launcher
 from cnnbench.cli import main
+from cnnbench.counting.complexity import complexity
 from cnnbench.errors import UserError
+from cnnbench.models.lenet import LeNet5
 from cnnbench.record import Record, load_records
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -154,3 +157,23 @@ def test_wrong_options_are_one_line(name: str, options: dict[str, object], messa
         find_launcher(name, options)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_dry_run_says_what_the_cells_take_and_measures_nothing(
+    here: list[dict[str, object]], capfd: pytest.CaptureFixture
+) -> None:
+    assert main([*BENCH, "--dry_run", "--json", "--out=run"]) == 0
+    captured = capfd.readouterr()
+    assert "Error" not in captured.err
+    cells = json.loads(captured.out)["cells"]
+    assert [cell["cell"] for cell in cells] == ["LeNet5-Synthetic-seed0", "LeNet5-Synthetic-seed1"]
+    assert {cell["params"] for cell in cells} == {here[0]["params"]}
+    # 54 training images make six batches of nine.
+    assert {cell["images"] for cell in cells} == {here[0]["images"]} == {54}
+    cost = complexity(LeNet5(), (3, 32, 32))
+    assert cells[0]["train_macs"] == 54 * cost.train_macs
+    # Weights, gradients and AdamW's two moments alone have four bytes each.
+    assert cells[0]["step_bytes"] > 4 * 4 * here[0]["params"]
+    assert not Path("run").exists()
+    assert main([*BENCH, "--dry_run"]) == 0
+    assert "2 cells" in capfd.readouterr().out

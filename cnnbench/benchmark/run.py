@@ -28,6 +28,7 @@ from cnnbench.benchmark.recipe_files import training_options
 from cnnbench.benchmark.training import TrainingHistory, examples_of, run_environment, weights_facts
 from cnnbench.checkpoints import CheckpointFile
 from cnnbench.confusion import accuracy
+from cnnbench.console import note
 from cnnbench.counting.complexity import CONVENTION
 from cnnbench.data import get_data
 from cnnbench.data.module import ImageDataModule
@@ -193,6 +194,31 @@ def _open(plan: Plan, cell: Cell, say: Callable[[str], None]) -> ImageDataModule
     return module
 
 
+class Opened:
+    """The opened data sets of a plan, and the networks that fit them.
+
+    Args:
+        plan: Plan of a run.
+        say: Function that shows a note to the user.
+
+    Attributes:
+        data: Data modules by the names of the data set and of the recipe; see `open_data`.
+    """
+
+    def __init__(self, plan: Plan, say: Callable[[str], None] = note) -> None:
+        self._plan = plan
+        self.data = open_data(plan, say)
+
+    def build(self, cell: Cell) -> ImageClassifier:
+        """Return the untrained network of a cell."""
+        data = self.data[cell.data, cell.recipe]
+        recipe = self._plan.recipe_of(cell)
+        options: dict[str, Any] = {"learning_rate": self._plan.learning_rate, "recipe": self._plan.recipe}
+        if recipe is not None:
+            options = training_options(recipe)
+        return make_classifier(cell.model, data.num_classes, data.in_channels, data.image_size, **options)
+
+
 def run(
     plan: Plan,
     folder: Path,
@@ -264,7 +290,8 @@ class _Run:
         self.follower = follower or _Nobody()
         self.device = torch.device(plan.device)
         self.environment = run_environment(self.device)
-        self.data = open_data(plan, display.note)
+        self.opened = Opened(plan, display.note)
+        self.data = self.opened.data
         self.facts = {name: module.describe() for name, module in self.data.items()}
 
     def execute(self) -> list[Record]:
@@ -459,21 +486,7 @@ class _Run:
 
     def _build(self, cell: Cell) -> ImageClassifier:
         """Return the untrained network of a cell."""
-        data = self._data(cell)
-        return make_classifier(
-            cell.model,
-            data.num_classes,
-            data.in_channels,
-            data.image_size,
-            **self._training_options(cell),
-        )
-
-    def _training_options(self, cell: Cell) -> dict[str, Any]:
-        """Return the arguments of a cell's network that concern its training."""
-        recipe = self.plan.recipe_of(cell)
-        if recipe is not None:
-            return training_options(recipe)
-        return {"learning_rate": self.plan.learning_rate, "recipe": self.plan.recipe}
+        return self.opened.build(cell)
 
     def _image_shape(self, cell: Cell) -> tuple[int, int, int]:
         """Return channels, height and width of a cell's images."""

@@ -8,14 +8,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from cnnbench.benchmark.plan import Plan
 from cnnbench.commands.report import show_report
 from cnnbench.commands.wandb_options import WandbOptions
+from cnnbench.console import out_json, out_text, show
 from cnnbench.errors import Stopped
 from cnnbench.options import config_option, option
 from cnnbench.trust import Trust, check_code, current, words
 
 EXAMPLE = "--models LeNet5,ResNet18 --data CIFAR10 --budget 60s"
-NOT_IN_THE_PLAN = ("config", "out", "resume", "trust", "json", "launcher", "launcher_options")
+NOT_IN_THE_PLAN = ("config", "out", "resume", "trust", "json", "launcher", "launcher_options", "dry_run")
 """Options that change no figure of a benchmark, so that its plan does not have them."""
 
 
@@ -92,6 +94,9 @@ class Options(WandbOptions):
     resume: bool = option(
         "Continue the newest run, or that of --out; with settings, start it there if there is none.", default=False
     )
+    dry_run: bool = option(
+        "Print the cells, and what the training of each takes, without measuring anything.", default=False
+    )
     trust: tuple[str, ...] = option(
         "Modules whose networks a plan or YAML file may name, such as mynets.", default=(), metavar="MODULE"
     )
@@ -99,16 +104,7 @@ class Options(WandbOptions):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of the benchmark plan that the user has set, by name."""
-        others = {
-            "config",
-            "out",
-            "resume",
-            "trust",
-            "json",
-            "launcher",
-            "launcher_options",
-            *(field.name for field in fields(WandbOptions)),
-        }
+        others = {*NOT_IN_THE_PLAN, *(field.name for field in fields(WandbOptions))}
         named = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in others}
         # Compare by identity: 0 equals False, but it is a value that the user has set.
         return {name: value for name, value in named.items() if value is not None and value is not False}
@@ -140,6 +136,8 @@ def run(options: Options) -> int:
     # typed.
     trust = Trust.of(options.trust, typed=(*(options.models or ()), *(options.data or ())))
     session = Session(options.settings(), options.out, options.resume, trust)
+    if options.dry_run:
+        return _preview(session.plan, options.json)
     connection = options.connect()
     try:
         records = session.run(connection, launcher)
@@ -154,3 +152,16 @@ def run(options: Options) -> int:
             )
         raise
     return 1 if any(record.status == "error" for record in records) else 0
+
+
+def _preview(plan: Plan, as_json: bool) -> int:
+    """Print what a benchmark would do; return 0."""
+    from cnnbench.benchmark import preview
+
+    rows = preview.preview(plan)
+    if as_json:
+        out_json(preview.preview_document(rows))
+        return 0
+    show(preview.preview_table(rows))
+    out_text(f"{preview.total_words(rows)}\n{preview.NOTE}")
+    return 0
