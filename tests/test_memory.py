@@ -11,9 +11,11 @@ from torch import nn
 from cnnbench import hardware
 from cnnbench.commands import count
 from cnnbench.counting import memory
+from cnnbench.counting.dry_run import DryRun, Listener
 from cnnbench.counting.memory import training_memory
 from cnnbench.errors import UserError
 from cnnbench.models import get_model
+from cnnbench.network import make_classifier
 from cnnbench.verification.memory import _compare, measure
 
 MAP = 2 * 4 * 8 * 8 * 4  # 2 images, 4 channels, 8x8 pixels, 4 bytes
@@ -113,3 +115,15 @@ def test_estimate_is_close_to_what_a_gpu_allocates(precision: str) -> None:
     estimate = training_memory(model, (3, 32, 32), 256, precision).peak_bytes
     measured = measure("ResNet18", 256, precision, torch.device("cuda"))["allocated"]
     assert 0.9 < measured / estimate < 1.25
+
+
+def test_the_estimate_prints_nothing_and_shares_nothing(capfd: pytest.CaptureFixture) -> None:
+    """A network may keep tensors in objects of its own, which torch would complain about when it copies them."""
+    model = make_classifier("LeNet5", 10, 3, 32)
+    sums = model._outcomes._sums
+    run = DryRun(model, (3, 32, 32), Listener(), "estimate", "cpu")
+    assert run.left_out == ()
+    assert run.model._outcomes is not model._outcomes
+    assert model._outcomes._sums is sums
+    training_memory(model, (3, 32, 32), 2)
+    assert capfd.readouterr() == ("", "")

@@ -159,6 +159,11 @@ class _Copier:
 
     def other(self, value: Any) -> Any:
         """Return a deep copy of any other object; if it cannot be copied, such as a lock or a file, share it."""
+        if _is_plain(value):
+            # `deepcopy` would do the same, but it would copy the values of the tensors that the object has.
+            made = self.memo[id(value)] = object.__new__(type(value))
+            made.__dict__.update(self.copy(value.__dict__))
+            return made
         try:
             return copy.deepcopy(value, self.memo)
         except Exception:
@@ -167,6 +172,14 @@ class _Copier:
                 f"what a {type(value).__name__} of the network does, which cannot be copied and is shared"
             )
             return value
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether an object consists of its attributes alone, and does not say itself how it is copied."""
+    kind = type(value)
+    own = any(hasattr(kind, name) for name in ("__deepcopy__", "__slots__", "__setstate__", "__getnewargs__"))
+    usual = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
+    return hasattr(value, "__dict__") and not own and usual and kind.__new__ is object.__new__
 
 
 _ATOMS = (bool, int, float, str, type, types.BuiltinFunctionType, types.ModuleType, torch.dtype, torch.device)
