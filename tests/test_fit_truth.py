@@ -180,7 +180,7 @@ def test_a_recipe_names_what_changes_a_training() -> None:
     assert _recipe(*EMA) == f"{plain}, with EMAWeightAveraging(decay=0.5)"
     assert _recipe("--trainer.gradient_clip_val=0.01") == f"{plain}, gradients clipped to 0.01 (norm)"
     # Watching a training does not change it.
-    assert _recipe("--trainer.callbacks=DeviceStatsMonitor") == plain
+    assert _recipe("--trainer.callbacks=LearningRateMonitor") == plain
 
 
 def test_a_recipe_names_the_scheduler_with_its_arguments() -> None:
@@ -283,3 +283,8 @@ def test_a_share_of_less_than_one_batch_names_the_options(capsys: pytest.Capture
     refusal = _refusal(capsys, *FIT, "--trainer.max_epochs=1", "--trainer.overfit_batches=0.1")
     assert "less than one batch" in refusal
     assert "trainer.overfit_batches" in refusal
+
+
+def test_a_class_that_two_packages_have_is_asked_for_by_its_path(capsys: pytest.CaptureFixture) -> None:
+    options = ["--model.optimizer=SGD", "--model.optimizer.lr=0.1", "--model.lr_scheduler=ReduceLROnPlateau"]
+    assert _refusal(capsys, *FIT, *options).endswith("lightning.pytorch.cli.ReduceLROnPlateau")

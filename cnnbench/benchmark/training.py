@@ -81,8 +81,8 @@ class TrainingHistory(L.Callback):
 
     def _check_settings(self, before: Mapping[str, Any]) -> None:
         """Raise UserError if an option of the Trainer is not that of the training so far."""
-        for name in self.settings.keys() & before.keys():
-            now, then = self.settings[name], before[name]
+        for name, now in self.settings.items():
+            then = before.get(name, now)
             if now != then:
                 raise UserError(
                     f"trainer.{name} is {now}, but the training of the checkpoint has {then} and goes on with it; set "

@@ -182,10 +182,10 @@ class CLI(LightningCLI):
         before = None if self.going_on is None else history_of(self.going_on)
         self.history = TrainingHistory(self.clock, before=before)
         self._choose_precision(config.trainer)  # raises early if the device does not support the precision
-        if self.subcommand != "fit" and config.ckpt_path is None:
-            raise UserError(f"--ckpt_path missing: {self.subcommand} needs a trained network; `cnnbench fit` makes one")
         if config.json and self.subcommand != "test":
             raise UserError(f"--json prints the record of test, and {self.subcommand} prints none; leave it out")
+        if self.subcommand != "fit" and config.ckpt_path is None:
+            raise UserError(f"--ckpt_path missing: {self.subcommand} needs a trained network; `cnnbench fit` makes one")
         if class_name(config.model) in (ImageClassifier.__name__, L.LightningModule.__name__):
             raise UserError("model.class_path is missing: name a network of `cnnbench list`, such as LeNet5")
         if config.wandb != "off" and config.trainer.logger not in (None, True):

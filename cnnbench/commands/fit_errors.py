@@ -72,7 +72,7 @@ def explain(message: str) -> UserError:
     if required:
         missing = [part.split(".")[-1] for part in required.split(", ")]
         return UserError(f"--{' and --'.join(missing)} missing; name one, or give a --config with it")
-    several = _first(r"(Multiple subclasses with name .*?)\.?$", text)
+    several = _first(r"(Multiple subclasses with name .*?)(?:\.? - Expected .*)?\.?$", text)
     if several:
         return UserError(f"{key}: {several[0].lower()}{several[1:]}")
     # A value of the wrong type: name the types that are valid.
