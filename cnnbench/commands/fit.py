@@ -382,7 +382,8 @@ class CLI(LightningCLI):
             _say(f"{name} at {size}: {cost.params:,} parameters, {cost.macs:,} MACs per image")
         self.history.settings = trainer_settings(self.trainer)
         words = self.history.recipe(model)
-        searches = any(isinstance(callback, LearningRateFinder) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        callbacks = cast("list[L.Callback]", self.trainer.callbacks)  # type: ignore[attr-defined]
+        searches = any(isinstance(callback, LearningRateFinder) for callback in callbacks)
         # An optimizer of the user's has a learning rate of its own, and a search has not found one yet.
         if not searches and self.config[self.subcommand].model.init_args.get("optimizer") is None:
             words += f"; peak learning rate {model.learning_rate:g}"

@@ -176,10 +176,11 @@ class _Copier:
 
 def _is_plain(value: Any) -> bool:
     """Return whether an object consists of its attributes alone, and does not say itself how it is copied."""
-    kind = type(value)
+    kind: Any = type(value)
     own = any(hasattr(kind, name) for name in ("__deepcopy__", "__slots__", "__setstate__", "__getnewargs__"))
-    usual = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
-    return hasattr(value, "__dict__") and not own and usual and kind.__new__ is object.__new__
+    # Each of these may be a class's own way to be copied or made.
+    usual = all(getattr(kind, name) is getattr(object, name) for name in ("__reduce_ex__", "__reduce__", "__new__"))
+    return hasattr(value, "__dict__") and not own and usual
 
 
 _ATOMS = (bool, int, float, str, type, types.BuiltinFunctionType, types.ModuleType, torch.dtype, torch.device)
