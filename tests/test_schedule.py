@@ -261,7 +261,7 @@ def test_the_recipe_says_how_the_scheduler_is_stepped() -> None:
     model = _Tiny(**options)
     assert "the user's schedule on val/loss" in model.training_words
     _trainer([], max_epochs=1).fit(model, datamodule=_data())
-    assert "the user's schedule by 2 epochs on val/loss" in model.training_words
+    assert "threshold_mode=abs) by 2 epochs on val/loss" in model.training_words
 
 
 # A search for the learning rate
