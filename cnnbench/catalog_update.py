@@ -23,7 +23,7 @@ from cnnbench.data.torchvision_images import FACTS, TorchvisionImages
 from cnnbench.files import write_json
 from cnnbench.models import all_models
 from cnnbench.references import FILE as RECORDS
-from cnnbench.references import take_over
+from cnnbench.references import REFERENCE_SEED, take_over
 from cnnbench.registry import split_names
 from cnnbench.training.classifier import ImageClassifier
 
@@ -124,7 +124,7 @@ def _take_over(runs: Sequence[Path], weights: Sequence[str]) -> None:
         # The weights of a network are in the run folder that made its record.
         for run in runs:
             file = run / "weights" / f"{record.key}.ckpt"
-            if record.model in weights and record.seed == 0 and file.is_file():
+            if record.model in weights and record.seed == REFERENCE_SEED and file.is_file():
                 # `weights_file` in `cnnbench.references` looks for a file of this name.
                 write_halved(file, RECORDS.parent / f"{record.model}-{record.data['name']}.ckpt")
 

@@ -285,6 +285,9 @@ def test_commands_take_shipped_weights(shipped: Path, capsys: pytest.CaptureFixt
     shown = re.search(r"test/accuracy\D+([\d.]+)", capsys.readouterr().out)
     assert shown is not None
     assert float(shown[1]) == pytest.approx(record.measures["test_accuracy"], abs=0.051)
+    assert main([*test, *quiet, "--json"]) == 0
+    tested = json.loads(capsys.readouterr().out)
+    assert (tested["model"], tested["seed"], tested["config"]["command"]) == ("LeNet5", 0, "test")
     assert main(["explain", "filters", "LeNet5", "--weights", "reference", "--json", "--out", "pictures"]) == 0
     assert "random" not in capsys.readouterr().out
 

@@ -426,7 +426,9 @@ class CLI(LightningCLI):
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             record = Recording.of(trainer, model, self.datamodule, _say).of_test(Path(config.ckpt_path))
         self._show(record)
-        if config.json and record is not None:
+        if config.json:
+            if record is None:
+                raise UserError("--json prints the record of the test, and there is none")
             out_json(asdict(record))
 
     def _show(self, record: Record | None) -> None:

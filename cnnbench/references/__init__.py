@@ -24,6 +24,8 @@ from cnnbench.record import Record, as_lines, load_records
 FOLDER = Path(__file__).parent
 FILE = FOLDER / "records.jsonl"
 CATALOG = Path(__file__).parents[1] / "models" / "catalog.json"
+REFERENCE_SEED = 0
+"""Seed of the trainings whose weights are in this folder."""
 
 
 class Reference(NamedTuple):
