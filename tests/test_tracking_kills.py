@@ -83,16 +83,19 @@ def test_a_recording_that_was_torn_never_holds_up_the_others(
     stub: Stub, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = _recorded(Path("run"))
-    whole = files[1].read_bytes()
+    # The names of recordings of one second are in the order of their ids, which are random.
+    identity = State(Path("run")).runs["ResNet18-MNIST-seed0"].id
+    (one,) = [file for file in files if identity in file.name]
+    whole = one.read_bytes()
     # As a kill leaves a file within 15 seconds of its start: its header, nothing, or a part of its first record.
     for name, content in (("a", whole[:7]), ("b", b""), ("c", whole[:40]), ("d", bytes(4096))):
-        copy = files[1].parent.with_name(f"offline-run-20260101_000000-{name}")
+        copy = one.parent.with_name(f"offline-run-20260101_000000-{name}")
         copy.mkdir()
         (copy / f"run-{name}.wandb").write_bytes(content)
     # Damage behind the first record is found by W&B's client only.
     damaged = bytearray(whole)
     damaged[len(damaged) // 2] ^= 255
-    files[1].write_bytes(damaged)
+    one.write_bytes(damaged)
     start = time.monotonic()
     tracker = CellTracker(_online(stub.url), Path("run"))
     tracker.close()
@@ -105,7 +108,7 @@ def test_a_recording_that_was_torn_never_holds_up_the_others(
     # The command that is printed names nothing that is torn.
     assert len(list(Path("run/wandb").glob("offline-run-*"))) == 3
     # And without the damaged run, nothing is left.
-    shutil.rmtree(files[1].parent)
+    shutil.rmtree(one.parent)
     assert uploading.waiting(Path("run/wandb")) == []
 
 

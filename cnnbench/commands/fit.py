@@ -357,7 +357,8 @@ class CLI(LightningCLI):
     def _tell_history(self, callbacks: Sequence[L.Callback]) -> None:
         """Tell the history of the training which callbacks of the user change it, in words."""
         config = self.config[self.subcommand]
-        self.history.learning_rate = config.model.init_args.get("learning_rate")
+        # A module of another kind may have no arguments.
+        self.history.learning_rate = (config.model.get("init_args") or {}).get("learning_rate")
         settings = _as_list(config.trainer.callbacks)
         for callback, setting in zip(callbacks, settings, strict=True):
             arguments = {**(setting.get("init_args") or {}), **(setting.get("dict_kwargs") or {})}

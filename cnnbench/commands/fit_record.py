@@ -84,7 +84,8 @@ class Recording:
             # The facts are taken before the weights of the best checkpoint replace those of the last step.
             training = history.facts(self.trainer, self.model, self.data.describe())
             weights = self._load(best) if best is not None else self._file_of(last)
-            if weights is not None:
+            # The first process alone knows the run folder, and writes the record.
+            if weights is not None and self.trainer.is_global_zero:
                 training |= weights_facts(weights, self.folder)
             config = self._settings() | {"precision_reason": choices, "learning_rate": history.learning_rate}
             record = self._record(seed, config, training)
