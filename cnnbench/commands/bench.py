@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cnnbench.benchmark.plan import Plan
 from cnnbench.commands.report import show_report
 from cnnbench.commands.wandb_options import WandbOptions
 from cnnbench.console import out_json, out_text, show
@@ -127,24 +126,30 @@ def check_file(values: Mapping[str, Any], where: str) -> None:
 
 def run(options: Options) -> int:
     """Run or resume a benchmark and print its report; return 1 if a cell failed."""
-    from cnnbench.benchmark.launchers import find_launcher
-    from cnnbench.benchmark.session import PLAN_FILE, Session
+    from cnnbench.benchmark import launchers, preview
+    from cnnbench.benchmark import session as sessions
 
-    launcher = find_launcher(options.launcher, options.launcher_options or {})
+    launcher = launchers.find_launcher(options.launcher, options.launcher_options or {})
 
     # The user typed the names of --models and --data, and `check_file` has allowed those of a file, so all count as
     # typed.
     trust = Trust.of(options.trust, typed=(*(options.models or ()), *(options.data or ())))
-    session = Session(options.settings(), options.out, options.resume, trust)
+    session = sessions.Session(options.settings(), options.out, options.resume, trust)
     if options.dry_run:
-        return _preview(session.plan, options.json)
+        rows = preview.preview(session.plan)
+        if options.json:
+            out_json(preview.preview_document(rows))
+        else:
+            show(preview.preview_table(rows))
+            out_text(f"{preview.total_words(rows)}\n{preview.NOTE}")
+        return 0
     connection = options.connect()
     try:
         records = session.run(connection, launcher)
         show_report(records, session.folder, options.json)
     except Stopped as stop:
         # Without a plan file nothing has been measured yet, so there is nothing to resume.
-        if (session.folder / PLAN_FILE).is_file():
+        if (session.folder / sessions.PLAN_FILE).is_file():
             # A resumed run reads the names of foreign networks from the plan file, so the hint repeats their --trust.
             folder = shlex.quote(str(session.folder))
             stop.hint = (
@@ -152,16 +157,3 @@ def run(options: Options) -> int:
             )
         raise
     return 1 if any(record.status == "error" for record in records) else 0
-
-
-def _preview(plan: Plan, as_json: bool) -> int:
-    """Print what a benchmark would do; return 0."""
-    from cnnbench.benchmark import preview
-
-    rows = preview.preview(plan)
-    if as_json:
-        out_json(preview.preview_document(rows))
-        return 0
-    show(preview.preview_table(rows))
-    out_text(f"{preview.total_words(rows)}\n{preview.NOTE}")
-    return 0

@@ -179,8 +179,7 @@ class ImageClassifier(L.LightningModule):
         # Seed of the training; None if it had none, or if nobody said which.
         self.training_seed: int | None = None
         self._answers: list[tuple[Tensor, Tensor]] = []
-        self._logged_step = 0
-        self._logged_in_epoch = False
+        self._logged_step, self._logged_in_epoch = 0, False
         # Sums of the loss and the images. They stay on the device until the end of the epoch, as `Outcomes` does.
         self._sums = {"val": torch.zeros(2), "test": torch.zeros(2)}
         self._random_state: dict[str, Tensor] | None = None
