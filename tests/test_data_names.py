@@ -207,6 +207,15 @@ def test_a_folder_goes_through_every_command(photos: Path, capsys: pytest.Captur
     assert network["confusion_matrix"] == fitted.confusion_matrix
 
 
+def test_few_images_for_the_default_batch_are_noted(photos: Path, capsys: pytest.CaptureFixture) -> None:
+    fit = ["fit", "--model=LeNet5", f"--data=folder:{photos}", "--data.image_size=32", *CPU, "--trainer.max_epochs=1"]
+    assert main([*fit, "--test=none"]) == 0
+    note = "36 training images make 1 step of 36 in an epoch; --data.batch_size 2 makes 18"
+    assert note in capsys.readouterr().err
+    assert main([*fit, "--test=none", "--data.batch_size=36"]) == 0
+    assert "training images make" not in capsys.readouterr().err
+
+
 def test_a_checkpoint_keeps_mean_and_deviation(photos: Path) -> None:
     data = [f"--data=folder:{photos}", "--data.image_size=32", "--data.batch_size=12"]
     assert main(["fit", "--model=LeNet5", *data, *CPU, "--trainer.max_epochs=1", "--test=none"]) == 0

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shlex
 import sys
@@ -80,6 +81,9 @@ from cnnbench.training.settings import LINKED
 from cnnbench.training.trainer import quiet_lightning
 from cnnbench.training.words import callback_words, must_stay, trainer_settings
 from cnnbench.trust import OPTION, foreign_module
+
+FEW_STEPS = 10
+"""Number of training steps in an epoch below which a line proposes a smaller batch size."""
 
 
 class CLI(LightningCLI):
@@ -381,6 +385,7 @@ class CLI(LightningCLI):
         else:
             size = "x".join(map(str, shape))
             _say(f"{name} at {size}: {cost.params:,} parameters, {cost.macs:,} MACs per image")
+        self._say_few_steps()
         self.history.settings = trainer_settings(self.trainer)
         words = self.history.recipe(model)
         callbacks = cast("list[L.Callback]", self.trainer.callbacks)  # type: ignore[attr-defined]
@@ -389,6 +394,22 @@ class CLI(LightningCLI):
         if not searches and self.config[self.subcommand].model.init_args.get("optimizer") is None:
             words += f"; peak learning rate {model.learning_rate:g}"
         _say(f"recipe: {words}")
+
+    def _say_few_steps(self) -> None:
+        """Print a line if the default batch size leaves few training steps in an epoch, as with few images."""
+        data = self.datamodule
+        if not isinstance(data, ImageDataModule) or data.batch_size is not None:
+            return
+        images = data.describe()["train_images"]
+        steps = images // data.train_batch_size(images)
+        # The largest power of two that makes `FEW_STEPS` steps.
+        better = 2 ** int(math.log2(max(1, images // FEW_STEPS)))
+        if steps < FEW_STEPS and better < data.train_batch_size(images):
+            count = "1 step" if steps == 1 else f"{steps} steps"
+            _say(
+                f"{images:,} training images make {count} of {data.train_batch_size(images)} in an epoch; "
+                f"--data.batch_size {better} makes {images // better}"
+            )
 
     def fit(self, model: L.LightningModule, **options: Any) -> None:
         """Train; a signal stops the training after a complete step, and ``last.ckpt`` keeps its state."""
