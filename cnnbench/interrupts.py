@@ -94,7 +94,9 @@ def requeue(number: int, words: Sequence[str]) -> None:
     job = slurm_job()
     if job is None or number != getattr(signal, "SIGUSR1", None):
         return
-    if not any(word.partition("=")[0] == "--resume" for word in words):
+    following = dict(zip(words, [*words[1:], ""], strict=True))
+    resumes = any(word.partition("=")[0] == "--resume" for word in words)
+    if not resumes or "--resume=never" in words or following.get("--resume") == "never":
         note(f"job {job} is not queued again, since this command would start anew; --resume lets it go on")
         return
     try:

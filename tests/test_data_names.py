@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import pickle
@@ -433,8 +432,11 @@ def test_the_list_has_the_names_of_data_sets(capsys: pytest.CaptureFixture) -> N
         assert name in text
 
 
-def test_archives_are_not_needed_where_the_files_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchvision would otherwise look for the compressed files."""
-    _write_fashion(Path("data"), 20, 10)
-    monkeypatch.setattr(gzip, "open", None)
-    get_data("torchvision:FashionMNIST")().prepare_data()
+def test_bench_wants_the_form_that_says_which_folder(photos: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["bench", "--data=ImageFolder", f"--data_options={{path: '{photos}'}}"]) == 2
+    assert "data set 'ImageFolder' is named by what it reads; write folder:PATH" in capsys.readouterr().err
+
+
+def test_data_of_a_checkpoint_has_the_name_that_commands_take(photos: Path) -> None:
+    assert get_data("ImageFolder")(path=str(photos)).name == f"folder:{photos}"
+    assert get_data("torchvision:KMNIST")().name == get_data("TorchvisionImages")(name="KMNIST").name

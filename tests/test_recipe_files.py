@@ -173,6 +173,7 @@ def test_a_plan_from_before_clipping_is_read() -> None:
             "gradient_clip_val 1.0 does not go with model.steps_per_call",
         ),
         ("model: LeNet5\nckpt_path: a.ckpt", "ckpt_path is nothing that bench can set"),
+        ("model: LeNet5\ncheckpoints: {}", "checkpoints is nothing that bench can set"),
         ("model: LeNet5\ntrainer: {unheard: 1}", "trainer.unheard is nothing that bench can set"),
         ("data: MNIST", "model.class_path is missing"),
         ("model: LeNet6", "did you mean 'LeNet5'"),

@@ -141,6 +141,7 @@ def test_a_job_that_would_start_anew_is_not_queued_again(
     slurm: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     _stop_at(7, signal.SIGUSR1, monkeypatch)
+    assert main([*FIT, "--run=mine", "--resume=never"]) == 128 + signal.SIGUSR1
     assert main(FIT) == 128 + signal.SIGUSR1
     assert not slurm.exists()
     assert "job 77 is not queued again, since this command would start anew" in capsys.readouterr().err

@@ -41,8 +41,8 @@ SOURCES = {
 """Modules of which a file may name a class, by argument of the network."""
 _SECTIONS = ("seed_everything", "model", "data", "trainer")
 """Entries of a configuration that concern a training."""
-_OUTPUTS = ("out", "wandb", "logger", "test", "json", "lr_monitor", "checkpoint")
-"""Starts of entries that say what is logged and kept of a training, which a benchmark decides itself."""
+_OUTPUTS = ("out", "logger", "test", "json", "lr_monitor", "checkpoint")
+"""Entries, beside those of W&B, that say what is logged and kept of a training, which a benchmark decides itself."""
 _NO_EFFECT = (
     "default_root_dir enable_checkpointing enable_model_summary enable_progress_bar inference_mode log_every_n_steps "
     "logger num_sanity_val_steps profiler"
@@ -96,7 +96,8 @@ def read_configuration(path: Path, command: str = "bench") -> Configuration:
     where = f"config '{path}'"
     values = _table(read_yaml(path, "config"), where)
     for section, value in values.items():
-        if section not in _SECTIONS and not section.startswith(_OUTPUTS) and value is not None:
+        known = section in (*_SECTIONS, *_OUTPUTS, "wandb") or section.startswith("wandb_")
+        if not known and value is not None:
             raise _not_set(where, section, command)
     trainer = _table(values.get("trainer"), f"{where}: trainer")
     _check_trainer(trainer, where, command)

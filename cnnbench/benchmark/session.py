@@ -218,7 +218,9 @@ def _check_names(plan: Plan) -> None:
         # The results of these calls are not used; they raise the error if something is wrong.
         get_network(name)
     for name in plan.data:
-        get_data(name)
+        source = get_data(name)
+        if source.cls.form and not source.arguments:
+            raise UserError(f"data set '{name}' is named by what it reads; write {source.cls.form}")
     for recipe in plan.configs:
         # A resumed run reads its recipes from the plan, a file like any other.
         check(recipe, f"recipe '{recipe.name}'")

@@ -159,7 +159,7 @@ def describe_training(checkpoint: Path, command: str, trusted: Sequence[str] = (
     data.prepare_data()
     data.setup()
     # These words name the data set to the tools, so arguments appear only where they differ from the defaults.
-    data_words = [type(data).__name__]
+    data_words = [str(data.name)]
     if data.image_size != data.default_size:
         data_words.append(f"--image_size={data.image_size}")
     # Only some data sets, such as Synthetic, let the user choose the number of channels.

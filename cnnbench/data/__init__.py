@@ -68,7 +68,9 @@ class DataSource:
                 form = self.cls.form or f"{self.name}({key}=...)"
                 raise UserError(f"data set '{self.name}' lacks its argument {key}; write {form}")
         data = self.cls(**given)
-        data.name = self.name
+        # A checkpoint has the plain name of the class, and the path of a folder, for example, among the arguments.
+        if not self.cls.form or self.arguments:
+            data.name = self.name
         return data
 
     def check(self, options: Mapping[str, Any], whose: str) -> None:
