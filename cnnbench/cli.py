@@ -18,7 +18,7 @@ from typing import Any
 
 from cnnbench import __version__
 from cnnbench.console import is_first_process, note, out_text, refusal
-from cnnbench.errors import Stopped, UserError, unknown
+from cnnbench.errors import WORKER_HINT, Stopped, UserError, unknown
 from cnnbench.files import reason
 from cnnbench.interrupts import requeue, stoppable
 from cnnbench.options import parse
@@ -87,11 +87,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.filename is None:
             _close_stdout()
         refusal(_about_files(error))
-    except MemoryError:
-        note("cnnbench: the machine has not enough memory for this; take smaller images, batches or networks")
-    except RecursionError:
-        note("cnnbench: the input is nested too deeply; give a plainer one")
+    except (MemoryError, RuntimeError) as error:
+        note(f"cnnbench: {_about_resources(error)}")
     return 2
+
+
+def _about_resources(error: MemoryError | RuntimeError) -> str:
+    """Return the message for an error that means that the machine has too little of something, or raise the error."""
+    if isinstance(error, MemoryError):
+        return "the machine has not enough memory for this; take smaller images, batches or networks"
+    if isinstance(error, RecursionError):
+        return "the input is nested too deeply; give a plainer one"
+    # torch's DataLoader raises this wherever the program is when one of its processes ends.
+    if "DataLoader worker (pid" in str(error):
+        return f"a process that decodes images has ended, {WORKER_HINT}"
+    raise error
 
 
 def _run(words: Sequence[str]) -> int:

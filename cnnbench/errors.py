@@ -12,6 +12,10 @@ from collections.abc import Iterable
 
 LONGEST_SHOWN = 200
 """Largest number of characters of a wrong name that a message repeats."""
+WORKER_HINT = (
+    "perhaps since memory, or shared memory in a container, is short; use fewer --data.workers or a smaller batch_size"
+)
+"""What to do if a process that decodes images is killed."""
 
 
 class UserError(ValueError):

@@ -10,14 +10,21 @@ wrong pixels and reports a problem in a minority of cases only. Only a stored ch
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import io
 import re
 import warnings
 import zlib
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from cnnbench.errors import UserError
 from cnnbench.files import check_regular, reason
@@ -60,7 +67,11 @@ def open_image(path: Path, what: str = "image", mend: str = _MEND) -> Image.Imag
     Raises:
         UserError: The file is not a regular file, not PNG or JPEG by content, damaged, an animation, or too large.
     """
-    content = _read(path, what, mend)
+    return _opened(_read(path, what, mend), path, what, mend)
+
+
+def _opened(content: bytes, path: Path, what: str, mend: str) -> Image.Image:
+    """Return the image in the content of a file; see `open_image`."""
     if content.startswith(_PNG):
         problem = _problem_of_png(content)
     elif content.startswith(_JPEG):
@@ -132,6 +143,65 @@ def read_rgb(path: Path) -> np.ndarray:
         UserError: The file cannot be used.
     """
     return to_rgb(open_image(path), path)
+
+
+def read_tensor(path: Path, mend: str = _MEND) -> Tensor:
+    """Return the image in a file as a tensor, (3, H, W) uint8, with the same pixels as `read_rgb`.
+
+    JPEGs are decoded by torchcodec, or by torchvision where torchcodec is not installed. Both are faster than Pillow,
+    and all three use libjpeg-turbo with the same settings, so the pixels are the same.
+
+    Args:
+        path: Image file.
+        mend: Advice on a file that cannot be used, for messages.
+
+    Raises:
+        UserError: The file cannot be used.
+    """
+    content = _read(path, "image", mend)
+    if content.startswith(_JPEG):
+        # Whatever is wrong with the file, Pillow finds it again below and names it.
+        with contextlib.suppress(Exception):
+            # Pillow reads the header only, so that a file made to fill the memory is not decoded.
+            width, height = Image.open(io.BytesIO(content), formats=("JPEG",)).size
+            if width * height <= LARGEST_IMAGE:
+                return _jpeg_decoder()(content)
+    image = to_rgb(_opened(content, path, "image", mend), path)
+    # Pillow's array cannot be written to. (H, W, 3) becomes (3, H, W).
+    return torch.from_numpy(image.copy()).permute(2, 0, 1)
+
+
+@cache
+def _jpeg_decoder() -> Callable[[bytes], Tensor]:
+    """Return the function that decodes a JPEG, rotated as its EXIF data say, to (3, H, W) uint8."""
+    # A torchcodec that was built for another torch raises errors of many kinds.
+    with contextlib.suppress(Exception):
+        return importlib.import_module("torchcodec.decoders").decode_jpeg
+
+    def decode(content: bytes) -> Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # in favour of torchcodec, which is not there
+            encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+            return decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+
+    return decode
+
+
+def square(image: Image.Image, channels: int, side: int) -> np.ndarray:
+    """Return the square in the middle of an image as an array, (channels, side, side) uint8.
+
+    The shorter side of the image is resized to ``side`` by an antialiased bilinear filter.
+
+    Args:
+        image: Image of any size.
+        channels: 3 for colour, or 1 for grey.
+        side: Height and width of the result in pixels.
+    """
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (side, side):
+        image = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
+    # (H, W, C) becomes (C, H, W), since torch has the channels first.
+    return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
 
 
 def _read(path: Path, what: str, mend: str) -> bytes:

@@ -117,7 +117,7 @@ def test_predictions_of_other_images_are_refused(capsys: pytest.CaptureFixture) 
     """Data sets can agree in the numbers of images and classes."""
     data = Synthetic()
     data.setup()
-    names, labels = data.class_names, data.test_dataloader().split.labels.tolist()
+    names, labels = data.class_names, data.test_dataloader().labels.tolist()
     for kind, classes, true in (("classes", names[::-1], labels), ("order", names, labels[::-1])):
         rows = [[index, classes[i], classes[0], 1.0, *[0.0] * 9] for index, i in enumerate(true)]
         with Path(f"{kind}.csv").open("w", newline="", encoding="utf-8") as file:

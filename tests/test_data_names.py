@@ -57,7 +57,7 @@ def test_a_folder_of_classes_is_a_data_set(photos: Path) -> None:
     assert (facts["name"], facts["label"], facts["num_classes"]) == (f"folder:{photos}", "photos", 5)
     # A fifth of each class is the test set, and a tenth of the other 40 images the validation split.
     assert (facts["train_images"], facts["val_images"], facts["test_images"]) == (36, 4, 10)
-    assert torch.bincount(data.test_dataloader().split.labels).tolist() == [2] * 5
+    assert torch.bincount(data.test_dataloader().labels).tolist() == [2] * 5
     seen = {image.numpy().tobytes() for split in ("train", "val", "test") for image in data._splits[split].images}
     assert len(seen) == 50
 
@@ -90,7 +90,7 @@ def test_mean_and_deviation_are_those_of_the_training_images(photos: Path) -> No
 
 
 def test_statistics_of_one_value_can_be_divided_by() -> None:
-    mean, std = channel_statistics(torch.full((2, 1, 4, 4), 51, dtype=torch.uint8))
+    mean, std = channel_statistics([torch.full((2, 1, 4, 4), 51, dtype=torch.uint8)], channels=1)
     assert mean == (0.2,)
     assert std[0] > 0
 
@@ -313,7 +313,7 @@ def test_letters_are_numbered_from_0(monkeypatch: pytest.MonkeyPatch) -> None:
     data = get_data("torchvision:EMNIST(split=letters)")()
     facts = data.describe()
     assert (facts["num_classes"], facts["class_names"][0], facts["label"]) == (26, "a", "EMNIST(split=letters)")
-    assert data.test_dataloader().split.labels.tolist() == list(range(26))
+    assert data.test_dataloader().labels.tolist() == list(range(26))
 
 
 # MedMNIST

@@ -539,7 +539,7 @@ def test_training_images_are_those_of_evaluation() -> None:
     batch, truth = next(iter(data.first_training_batches(5)))
     torch.testing.assert_close(x, batch[[3, 0]].contiguous())
     assert labels.tolist() == truth[[3, 0]].tolist()
-    stored = data.first_training_batches(5).split.images[3].permute(1, 2, 0).numpy() / 255
+    stored = data.stored("train", slice(5)).images[3].permute(1, 2, 0).numpy() / 255
     np.testing.assert_allclose(pixels_of(x[0], data), stored, atol=1e-6)
     with pytest.raises(UserError, match="images 0 to 26"):
         training_images(data, [27])

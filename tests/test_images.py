@@ -371,11 +371,13 @@ def _opened(source: str) -> list[int]:
 
 def test_no_other_module_opens_image_files() -> None:
     root = Path(cnnbench.__file__).parent
+    # `images.py` decodes what it has found to be a JPEG. The race reads photos of its own by other packages' recipes.
+    allowed = {root / "images.py", root / "verification" / "streaming.py"}
     found = {
         f"{path.relative_to(root)}:{line}"
         for path in root.rglob("*.py")
         # The fuzzing decodes for itself too: it is a witness.
-        if not path.name.startswith("fuzz_")
+        if not path.name.startswith("fuzz_") and path not in allowed
         for line in _opened(path.read_text(encoding="utf-8"))
     }
     assert found == set()

@@ -183,7 +183,7 @@ def examples_of(model: ImageClassifier, data: ImageDataModule) -> Examples:
     """
     true, predicted = model.test_predictions()
     wrong = np.flatnonzero(true != predicted)[:MOST_MISTAKES]
-    images = data.test_dataloader().split.images[torch.from_numpy(wrong)]
+    images = data.stored("test", torch.from_numpy(wrong)).images
     names = data.class_names
     convolution = next((module for module in model.modules() if isinstance(module, torch.nn.Conv2d)), None)
     return Examples(

@@ -576,7 +576,7 @@ class CLI(LightningCLI):
             return
         names = datamodule.class_names
         # The loader of the prediction has the same images in the same order.
-        labels = datamodule.test_dataloader().split.labels.tolist()
+        labels = datamodule.test_dataloader().labels.tolist()
         rows: list[Sequence[Any]] = [["image", "true", "predicted", *names]]
         probabilities = torch.cat(cast("list[torch.Tensor]", batches)).tolist()
         if len(probabilities) < len(labels):

@@ -252,6 +252,8 @@ def check_same_network(network: Mapping[str, Any], arguments: list[str]) -> None
 def check_same_data(stored: Mapping[str, Any], data: L.LightningDataModule) -> None:
     """Raise UserError if a training would go on with other images or other batches than those of its checkpoint.
 
+    Arguments that the data settles by itself, such as its mean, are taken over from the checkpoint.
+
     Args:
         stored: Content of the checkpoint.
         data: Data of the command.
@@ -266,8 +268,12 @@ def check_same_data(stored: Mapping[str, Any], data: L.LightningDataModule) -> N
     then, now = str(before.get("_class_path", "")).rpartition(".")[2], type(data).__name__
     if then and then != now:
         raise UserError(f"the training of the checkpoint is on {then} and goes on with it, not with {now}; {_TO_DO}")
-    for name, value in data.hparams.items():
+    for name, value in list(data.hparams.items()):
         if name not in before or name.startswith("_") or name in SAME_IMAGES or _plain(before[name]) == _plain(value):
+            continue
+        if value is None and name in data.settled:
+            # What the data would measure or choose was measured or chosen by the training that goes on.
+            data.hparams[name] = before[name]
             continue
         raise UserError(
             f"data.{name} is {value}, but the training of the checkpoint has {before[name]} and goes on with it; "

@@ -1,5 +1,8 @@
 """Batches from one uint8 tensor, cropped, mirrored and normalised as a whole, on the device that holds the images.
 
+`Batches` has what all loaders share, and `TensorBatches` holds the images in memory. `cnnbench.data.streaming` has the
+loader of images that stay on the disk.
+
 The images lie padded in memory, one row of pixels after the other. Every crop of every image is therefore one window of
 a strided view, and a batch of random crops is one `index_select`.
 
@@ -10,6 +13,7 @@ waits for a GPU.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -55,6 +59,14 @@ class Split(NamedTuple):
 
     images: Tensor
     labels: Tensor
+
+    def take(self, chosen: Tensor | slice) -> Split:
+        """Return the chosen images with their labels, in this order.
+
+        Args:
+            chosen: Indices, a mask of all images, or a slice.
+        """
+        return Split(self.images[chosen], self.labels[chosen])
 
 
 @dataclass(frozen=True)
@@ -117,24 +129,24 @@ class Augmentation:
         return ", ".join(parts) or "none"
 
 
-class _Epoch(NamedTuple):
-    """Random choices of one epoch, in the order of its batches, on the device of the images.
+class Epoch(NamedTuple):
+    """Random choices of one epoch, in the order of its batches.
 
     Attributes:
         images: Indices of the images, (n,).
-        windows: Index of each image's crop among the windows of the strided view, (n,).
+        crops: Number that determines each image's crop, (n,); see `Batches._crops_of`.
         mirrored: Number of mirrored images in each batch; they come first in the batch.
         corners: Row and column of the upper left corner of each image's cutout, (n, 2); None without cutout.
     """
 
     images: Tensor
-    windows: Tensor
+    crops: Tensor
     mirrored: list[int]
     corners: Tensor | None
 
 
-class TensorBatches:
-    """Loader that yields whole batches of a split, ready for a network, without workers or code per image.
+class Batches(ABC):
+    """Base class of the loaders: the order of the images, their random choices, and the position within an epoch.
 
     The training order is a new permutation in each epoch, which depends only on the seed and the epoch. Within a batch
     the mirrored images come first. In distributed training rank r takes every world_size-th image, starting at r: no
@@ -143,17 +155,19 @@ class TensorBatches:
     Each batch is a `Split` with images, (n, C, size, size) float32, in channels-last order.
 
     Args:
-        split: Square images and their labels, on the device that holds them.
+        labels: Labels of all images, (N,) int64.
+        channels: Number of channels of the images.
+        device: Device of the batches.
         batch_size: Number of images per batch and process.
         shuffle: Whether to use the training order and to drop the incomplete last batch, so that all steps have one
             shape; the dropped images differ from epoch to epoch. Otherwise the loader keeps the order of the split and
             leaves no image out.
         mean: Mean of each channel for pixels in [0, 1]; None subtracts nothing.
         std: Standard deviation of each channel for pixels in [0, 1]; None does not rescale the pixels.
-        size: Height and width of the yielded images in pixels; unset, those of the stored images.
+        size: Height and width of the yielded images in pixels.
         augmentation: Random augmentation of the images; None for no augmentation.
         sizes: Height and width of the images per epoch, in place of ``size``; the last value holds for all later
-            epochs. The whole split is resized first and augmented afterwards.
+            epochs.
         seed: Seed of all random choices.
         rank: Index of this process.
         world_size: Number of processes.
@@ -162,12 +176,14 @@ class TensorBatches:
 
     def __init__(
         self,
-        split: Split,
+        labels: Tensor,
+        channels: int,
+        device: torch.device,
         batch_size: int,
         shuffle: bool,
+        size: int,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        size: int | None = None,
         augmentation: Augmentation | None = None,
         sizes: Sequence[int] = (),
         seed: int = 0,
@@ -175,24 +191,21 @@ class TensorBatches:
         world_size: int = 1,
         chunk: int | None = None,
     ) -> None:
-        self.split = split
+        self.labels = labels
+        self.device = device
         self.chunk = chunk
         self.shuffle = shuffle
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
         self.augmentation = augmentation or Augmentation(padding=0, flip="none")
-        channels, self._stored = split.images.shape[1:3]
-        self._size = size or self._stored
+        self._size = size
         self._sizes = tuple(sizes)
-        # The augmentation must fit the images of every epoch.
-        for pixels in self._sizes or (self._stored,):
-            self.augmentation.check(pixels)
         # Normalisation as one multiply-add: (pixel / 255 - mean) / std = pixel * scale + shift.
         # Without mean and std the scale is 1 and the shift 0, so pixels keep their values from 0 to 255.
         self._scale = 1 / (255 * torch.tensor(std or [1 / 255] * channels))
         self._shift = -255 * torch.tensor(mean or [0.0] * channels) * self._scale
-        total = len(split.labels)
+        total = len(labels)
         self.batch_size = batch_size
         if shuffle:
             # All ranks must take the same number of training steps, or one of them would wait forever for the others.
@@ -203,9 +216,9 @@ class TensorBatches:
             # This process takes the images rank, rank + world_size, and so on.
             share = len(range(rank, total, world_size))
             self.batches = -(-share // batch_size)  # rounded up, so that no image is left out
-        # `_prepare` fills these for images of `_prepared` pixels.
-        self._crops = self._row_scale = self._row_shift = torch.empty(0)
-        self._prepared = 0
+        # `_rows_for` fills these for images of `_rows_size` pixels.
+        self._row_scale = self._row_shift = torch.empty(0)
+        self._rows_size = 0
         self.epoch = 0
         self._given = 0
         # No epoch has the number -1, so this restores no position.
@@ -242,42 +255,159 @@ class TensorBatches:
         while group := list(islice(batches, chunk)):
             yield group
 
+    @abstractmethod
     def _one_by_one(self) -> Iterator[Split]:
-        # Crops have `size` pixels, and the yielded images `wanted` pixels.
-        # Without ``sizes`` the crop has the stored size, and each batch is resized if the network sees another one.
-        size, wanted = self._stored, self._size
-        if self._sizes:
-            size = wanted = self._sizes[min(self.epoch, len(self._sizes) - 1)]
-        self._prepare(size)
-        epoch = self._draw(size)
+        """Yield the batches of this epoch that `_left` names."""
+
+    @abstractmethod
+    def _crops_of(self, total: int, size: int, generator: torch.Generator) -> Tensor:
+        """Draw the number that determines the crop of each image, (total,) int64."""
+
+    def _size_of_epoch(self) -> int | None:
+        """Return the height and width that ``sizes`` sets for this epoch; None without ``sizes``."""
+        return self._sizes[min(self.epoch, len(self._sizes) - 1)] if self._sizes else None
+
+    def _left(self) -> range:
+        """Return the indices of the batches of this epoch; after a resume, only of those that were not yielded yet."""
         # A restored position is used once, and only for its own epoch.
         resumed_epoch, given = self._resume_at
         self._resume_at = (-1, 0)
-        for index in range(given if resumed_epoch == self.epoch else 0, self.batches):
+        return range(given if resumed_epoch == self.epoch else 0, self.batches)
+
+    def _slice(self, index: int) -> slice:
+        """Return the places of a batch in the order of the epoch."""
+        return slice(index * self.batch_size, (index + 1) * self.batch_size)
+
+    def _finished(self, pixels: Tensor, epoch: Epoch, index: int) -> Tensor:
+        """Return a batch mirrored, normalised and cut out, (n, C, size, size) float32 in channels-last order.
+
+        Args:
+            pixels: Images with the channels last, (n, size, size * C) uint8, on the device.
+            epoch: Random choices of the epoch, on the device.
+            index: Index of the batch.
+        """
+        size = pixels.shape[1]
+        if self._rows_size != size:
+            # A row of pixels has its channels innermost, so the C values repeat for every pixel, (size * C,).
+            self._row_scale, self._row_shift = (v.repeat(size).to(self.device) for v in (self._scale, self._shift))
+            self._rows_size = size
+        # Rows, (n, size, size * C), become images, (n, C, size, size), with the channels last in memory.
+        x = pixels.unflatten(2, (size, -1)).permute(0, 3, 1, 2)
+        # Dimension 3 is the width, so flipping it mirrors left and right.
+        if epoch.mirrored[index]:
+            x = torch.cat([x[: epoch.mirrored[index]].flip(3), x[epoch.mirrored[index] :]])
+        # Normalise whole rows of pixels, (n, size, size * C), so that the innermost dimension is long.
+        rows = x.permute(0, 2, 3, 1).flatten(2).float()
+        # In place, since on a CPU most of the time goes into fresh memory.
+        torch.addcmul(self._row_shift, rows, self._row_scale, out=rows)
+        if epoch.corners is not None:
+            _cut_out(rows, epoch.corners[self._slice(index)], self.augmentation.cutout)
+        return rows.unflatten(2, (size, -1)).permute(0, 3, 1, 2)
+
+    def _draw(self, size: int) -> Epoch:
+        """Draw the random choices of an epoch for every image, on the CPU, and return this process's share of them."""
+        total = len(self.labels)
+        # Every process draws for all images, so that the choices do not depend on the number of processes.
+        # Because of the factor, two seeds below 2**31 share no draws within a million epochs.
+        generator = torch.Generator().manual_seed((self.seed % 2**31) * 1_000_003 + self.epoch)
+        order = torch.arange(total)
+        if self.shuffle:
+            order = torch.randperm(total, generator=generator)
+        crops = self._crops_of(total, size, generator)
+        mirrored = self._mirrored(total, generator)
+        corners = None
+        if self.augmentation.cutout:
+            # The largest corner is size - cutout, so that the square never crosses the border.
+            corners = torch.randint(size - self.augmentation.cutout + 1, (total, 2), generator=generator)
+        # From here on only the share of this process counts.
+        order = order[self.rank :: self.world_size]
+        counts = [0] * self.batches
+        if mirrored is not None:
+            # Put the mirrored images of each batch first, so that one flip of its first part mirrors them all.
+            # The incomplete last batch is left out; one row per batch, (batches, batch_size).
+            order = order[: self.batches * self.batch_size].view(self.batches, self.batch_size)
+            # A stable sort keeps the random order among the mirrored images and among the others.
+            places = mirrored[order].sort(dim=1, descending=True, stable=True)
+            counts, order = places.values.sum(1).tolist(), order.gather(1, places.indices).flatten()
+        return Epoch(order, crops[order], counts, None if corners is None else corners[order])
+
+    def _on_device(self, epoch: Epoch) -> Epoch:
+        """Return the choices of an epoch on the device of the images, moved there in one piece."""
+        columns = [epoch.images, epoch.crops]
+        if epoch.corners is not None:
+            columns += epoch.corners.unbind(1)
+        images, crops, *corner = _moved(columns, self.device)
+        return Epoch(images, crops, epoch.mirrored, torch.stack(corner, dim=1) if corner else None)
+
+    def _mirrored(self, total: int, generator: torch.Generator) -> Tensor | None:
+        """Return which images are mirrored in this epoch, (total,) bool; None if images are never mirrored."""
+        if self.augmentation.flip == "none":
+            return None
+        if self.augmentation.flip == "random":
+            return torch.rand(total, generator=generator) < 0.5
+        # The draw of the first epoch depends on the seed alone, so that any epoch can repeat it; odd epochs invert it.
+        first = torch.rand(total, generator=torch.Generator().manual_seed(self.seed % 2**31)) < 0.5
+        return first ^ bool(self.epoch % 2)
+
+
+class TensorBatches(Batches):
+    """Loader of images in memory, without workers or code per image.
+
+    Args:
+        split: Square images and their labels, on the device that holds them.
+        batch_size: Number of images per batch and process.
+        shuffle: Whether to use the training order; see `Batches`.
+        mean: Mean of each channel for pixels in [0, 1]; None subtracts nothing.
+        std: Standard deviation of each channel for pixels in [0, 1]; None does not rescale the pixels.
+        size: Height and width of the yielded images in pixels; unset, those of the stored images.
+        options: Further arguments of `Batches`. With ``sizes``, the whole split is resized first and augmented
+            afterwards.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        shuffle: bool,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        size: int | None = None,
+        **options: Any,
+    ) -> None:
+        channels, self._stored = split.images.shape[1:3]
+        device = split.images.device
+        super().__init__(
+            split.labels, channels, device, batch_size, shuffle, size or self._stored, mean, std, **options
+        )
+        self.split = split
+        # The augmentation must fit the images of every epoch.
+        for pixels in self._sizes or (self._stored,):
+            self.augmentation.check(pixels)
+        # `_prepare` fills this for images of `_prepared` pixels.
+        self._crops = torch.empty(0)
+        self._prepared = 0
+
+    def _one_by_one(self) -> Iterator[Split]:
+        # Crops have `size` pixels, and the yielded images `wanted` pixels.
+        # Without ``sizes`` the crop has the stored size, and each batch is resized if the network sees another one.
+        size = wanted = self._size_of_epoch() or 0
+        if not size:
+            size, wanted = self._stored, self._size
+        self._prepare(size)
+        epoch = self._on_device(self._draw(size))
+        for index in self._left():
             self._given = index + 1
-            batch = slice(index * self.batch_size, (index + 1) * self.batch_size)
-            # Windows, (n, size, size * C), become images, (n, C, size, size), with the channels last in memory.
-            x = self._crops.index_select(0, epoch.windows[batch]).unflatten(2, (size, -1)).permute(0, 3, 1, 2)
-            # Dimension 3 is the width, so flipping it mirrors left and right.
-            if epoch.mirrored[index]:
-                x = torch.cat([x[: epoch.mirrored[index]].flip(3), x[epoch.mirrored[index] :]])
-            # Normalise whole rows of pixels, (n, size, size * C), so that the innermost dimension is long.
-            rows = x.permute(0, 2, 3, 1).flatten(2)
-            rows = torch.addcmul(self._row_shift, rows.float(), self._row_scale)
-            if epoch.corners is not None:
-                _cut_out(rows, epoch.corners[batch], self.augmentation.cutout)
-            x = rows.unflatten(2, (size, -1)).permute(0, 3, 1, 2)
+            # The windows of the batch, (n, size, size * C).
+            windows = self._crops.index_select(0, epoch.crops[self._slice(index)])
+            x = self._finished(windows, epoch, index)
             if wanted != size:
                 x = F.interpolate(x, (wanted, wanted), mode="bilinear", antialias=True)
-            yield Split(x, self.split.labels.index_select(0, epoch.images[batch]))
+            yield Split(x, self.labels.index_select(0, epoch.images[self._slice(index)]))
 
     def _prepare(self, size: int) -> None:
         """Lay the images out, resized and padded, so that every crop of every image is a window of one strided view."""
         if self._prepared == size:
             return
-        device = self.split.images.device
-        # A row of pixels has its channels innermost, so the C values repeat for every pixel, (size * C,).
-        self._row_scale, self._row_shift = (values.repeat(size).to(device) for values in (self._scale, self._shift))
         padding = self.augmentation.padding
         images = self.split.images
         if size != self._stored:
@@ -294,54 +424,16 @@ class TensorBatches:
         )  # (windows, size, size * C)
         self._prepared = size
 
-    def _draw(self, size: int) -> _Epoch:
-        """Draw the random choices of an epoch for every image, on the CPU, and return this process's share of them."""
-        total, padding = len(self.split.labels), self.augmentation.padding
+    def _crops_of(self, total: int, size: int, generator: torch.Generator) -> Tensor:
+        """Draw the index of each image's window: the first pixel of its padded image, plus a shift down and across."""
+        padding = self.augmentation.padding
         width = size + 2 * padding
-        # Every process draws for all images, so that the choices do not depend on the number of processes.
-        # Because of the factor, two seeds below 2**31 share no draws within a million epochs.
-        generator = torch.Generator().manual_seed((self.seed % 2**31) * 1_000_003 + self.epoch)
-        order = torch.arange(total)
-        if self.shuffle:
-            order = torch.randperm(total, generator=generator)
-        # Index of an image's window: the first pixel of the padded image, plus a shift down and a shift across.
         windows = torch.arange(total) * width**2
         # Shifts of 0 to 2 * padding within the padded image are those of -padding to padding in the image itself.
         if padding:
             windows += torch.randint(2 * padding + 1, (total,), generator=generator) * width
             windows += torch.randint(2 * padding + 1, (total,), generator=generator)
-        mirrored = self._mirrored(total, generator)
-        corners = None
-        if self.augmentation.cutout:
-            # The largest corner is size - cutout, so that the square never crosses the border.
-            corners = torch.randint(size - self.augmentation.cutout + 1, (total, 2), generator=generator)
-        # From here on only the share of this process counts.
-        order = order[self.rank :: self.world_size]
-        counts = [0] * self.batches
-        if mirrored is not None:
-            # Put the mirrored images of each batch first, so that one flip of its first part mirrors them all.
-            # The incomplete last batch is left out; one row per batch, (batches, batch_size).
-            order = order[: self.batches * self.batch_size].view(self.batches, self.batch_size)
-            # A stable sort keeps the random order among the mirrored images and among the others.
-            places = mirrored[order].sort(dim=1, descending=True, stable=True)
-            counts, order = places.values.sum(1).tolist(), order.gather(1, places.indices).flatten()
-        columns = [order, windows[order]]
-        if corners is not None:
-            columns += corners[order].unbind(1)
-        order, windows, *corner = _moved(columns, self.split.images.device)
-        if corners is not None:
-            corners = torch.stack(corner, dim=1)
-        return _Epoch(order, windows, counts, corners)
-
-    def _mirrored(self, total: int, generator: torch.Generator) -> Tensor | None:
-        """Return which images are mirrored in this epoch, (total,) bool; None if images are never mirrored."""
-        if self.augmentation.flip == "none":
-            return None
-        if self.augmentation.flip == "random":
-            return torch.rand(total, generator=generator) < 0.5
-        # The draw of the first epoch depends on the seed alone, so that any epoch can repeat it; odd epochs invert it.
-        first = torch.rand(total, generator=torch.Generator().manual_seed(self.seed % 2**31)) < 0.5
-        return first ^ bool(self.epoch % 2)
+        return windows
 
 
 def _moved(columns: list[Tensor], device: torch.device) -> list[Tensor]:

@@ -54,6 +54,7 @@ class Listing:
         folder: Folder that contains the folders of the splits.
         roots: Folder of each split below it, by name of the split; an empty text for the folder itself.
         files: Path and label of each image by split, in the order in which the images are read.
+        sizes: Size of each image file in bytes by split, in the same order.
         facts: One line per image with its path, label, size and modification time, by which a change is noticed.
         foreign: Paths of the files that are ignored with a note.
     """
@@ -61,6 +62,7 @@ class Listing:
     folder: Path
     roots: Mapping[str, str]
     files: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
+    sizes: dict[str, list[int]] = field(default_factory=dict)
     facts: list[bytes] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
 
@@ -72,6 +74,12 @@ class Listing:
     def fingerprint(self) -> str:
         """Return a hash that changes with the name, label, size or modification time of any image."""
         return hashlib.sha256(b"cnnbench class folders 2\n" + b"\n".join(self.facts)).hexdigest()
+
+    def note_foreign(self) -> None:
+        """Print a note if files are ignored."""
+        if self.foreign:
+            count, first = len(self.foreign), self.foreign[0]
+            note(f"{self.folder}: passed over {count:,} of the files, no images by name; the first is '{first}'")
 
     def labels(self, split: str) -> np.ndarray:
         """Return the label of each image of a split, (N,) int64."""
@@ -217,9 +225,7 @@ def read_images(
     Raises:
         UserError: A file cannot be decoded.
     """
-    if listing.foreign:
-        count, first = len(listing.foreign), listing.foreign[0]
-        note(f"{listing.folder}: passed over {count:,} of the files, no images by name; the first is '{first}'")
+    listing.note_foreign()
     with _locked(cache):
         stored = None if cache is None else _read_cache(cache, listing, shape)
         if stored is None:
@@ -251,6 +257,7 @@ def list_images(folder: Path, roots: Mapping[str, str], classes: Sequence[str]) 
     listing = Listing(folder, roots)
     for split, root in roots.items():
         listing.files[split] = []
+        listing.sizes[split] = []
         # Hidden files are left alone, other files get a note, and other folders are an error: they may be classes.
         for name in names_in(folder / root):
             if name in classes or name.startswith("."):
@@ -290,6 +297,7 @@ def _list_class(listing: Listing, split: str, name: str, label: int) -> None:
             check_regular(Path(entry.path), "image")
             raise UserError(f"image '{entry.path}' cannot be read; {_MEND}")
         files.append((entry.path, label))
+        listing.sizes[split].append(status.st_size)
         line = f"/{label} {status.st_size} {status.st_mtime_ns}"  # a file name cannot contain the slash
         # A file name need not be valid text; fsencode returns the bytes that the system has for it.
         listing.facts.append(os.fsencode(f"{split}/{name}/{entry.name}") + line.encode())

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
+from cnnbench import interrupts
 from cnnbench.console import note
 from cnnbench.data.batches import Split, check_whole, in_pieces
-from cnnbench.data.module import ImageDataModule
+from cnnbench.data.module import AnySplit, ImageDataModule
+from cnnbench.data.streaming import FileSplit, ImageFiles, StreamedBatches, worker_count
 from cnnbench.errors import UserError
+from cnnbench.files import reason
 
+STATISTICS_IMAGES = 5_000
+"""Largest number of training images from which mean and deviation are measured while images stay on the disk."""
+LARGEST_SEARCH = 2**30
+"""Largest number of bytes of files that are read to find copies of test images among the training images."""
+_PIECE = 100
+"""Number of images that are decoded at once for the statistics."""
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel for pixels in [0, 1]."""
 
 
 class MeasuredImages(ImageDataModule):
     """Data set whose mean and standard deviation are those of its training images, unless they are given.
+
+    If the images stay on the disk, 5,000 training images, drawn with ``split_seed``, stand for all of them.
 
     A subclass sets ``in_channels``, ``class_names`` and ``num_classes`` in its constructor, and reads its splits in
     `read`.
@@ -39,6 +50,7 @@ class MeasuredImages(ImageDataModule):
     """
 
     default_augment = True
+    settled: ClassVar[tuple[str, ...]] = ("mean", "std")
 
     def __init__(
         self,
@@ -54,19 +66,18 @@ class MeasuredImages(ImageDataModule):
         check_whole("full_epochs", full_epochs, 1, 1_000_000, 100)
         self.test_fraction = test_fraction
         self.full_epochs = full_epochs
-        self._given = mean, std
 
     @abstractmethod
-    def read(self) -> dict[str, Split]:
+    def read(self) -> dict[str, AnySplit]:
         """Return the splits ``train``, ``test`` and perhaps ``val``; or ``all``, of which a test set is drawn."""
 
-    def load(self) -> tuple[Split, ...]:
+    def load(self) -> tuple[AnySplit, ...]:
         splits = self.read()
         if "all" in splits:
             splits = self._divided(splits["all"])
-        given = checked_statistics(*self._given, self.in_channels)
-        self.mean, self.std = given or channel_statistics(splits["train"].images)
-        # A checkpoint keeps them, so that a test on other images normalises as the training did.
+        given = checked_statistics(self.hparams.get("mean"), self.hparams.get("std"), self.in_channels)
+        self.mean, self.std = given or self._measured(splits["train"])
+        # A checkpoint keeps them, so that a test on other images, or a training that goes on, normalises as before.
         self.hparams.update({"mean": self.mean, "std": self.std})
         _warn_of_leaks(self.title, splits["train"], splits["test"])
         return tuple(splits[name] for name in ("train", "test", "val") if name in splits)
@@ -74,7 +85,18 @@ class MeasuredImages(ImageDataModule):
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"mean": list(self.mean), "std": list(self.std)}
 
-    def _divided(self, split: Split) -> dict[str, Split]:
+    def _measured(self, split: AnySplit) -> Statistics:
+        """Return mean and deviation of training images."""
+        if not isinstance(split, FileSplit):
+            return channel_statistics(in_pieces(split.images), self.in_channels)
+        count = len(split.labels)
+        chosen = torch.randperm(count, generator=torch.Generator().manual_seed(self.split_seed))[:STATISTICS_IMAGES]
+        note(f"{self.title}: measuring mean and deviation of {len(chosen):,} of {count:,} training images")
+        batches = StreamedBatches(split.take(chosen), _PIECE, False, torch.device("cpu"), worker_count(self.workers))
+        # Without mean and deviation, the batches have pixels from 0 to 255.
+        return channel_statistics((images.to(torch.uint8) for images, _ in batches), self.in_channels)
+
+    def _divided(self, split: AnySplit) -> dict[str, AnySplit]:
         """Return training and test images of data without splits; the test images of each class are drawn with a seed.
 
         Raises:
@@ -92,39 +114,19 @@ class MeasuredImages(ImageDataModule):
                 )
             order = torch.randperm(len(of_class), generator=generator)
             chosen[of_class[order[:count]]] = True
-        return {
-            "train": Split(split.images[~chosen], split.labels[~chosen]),
-            "test": Split(split.images[chosen], split.labels[chosen]),
-        }
+        return {"train": split.take(~chosen), "test": split.take(chosen)}
 
 
-def square(image: Image.Image, channels: int, side: int) -> np.ndarray:
-    """Return the square in the middle of an image as an array, (channels, side, side) uint8.
-
-    The shorter side of the image is resized to ``side`` by an antialiased bilinear filter.
-
-    Args:
-        image: Image of any size.
-        channels: 3 for colour, or 1 for grey.
-        side: Height and width of the result in pixels.
-    """
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (side, side):
-        image = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
-    # (H, W, C) becomes (C, H, W), since torch has the channels first.
-    return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
-
-
-def channel_statistics(images: Tensor) -> Statistics:
+def channel_statistics(pieces: Iterable[Tensor], channels: int) -> Statistics:
     """Return mean and standard deviation of each channel over all pixels, rounded to four decimals.
 
     Args:
-        images: Images, (N, C, H, W) uint8.
+        pieces: Images, each piece (n, C, H, W) uint8.
+        channels: Number of channels C.
     """
-    channels = images.shape[1]
     # How often each of the 256 values of a byte occurs says as much as all pixels, and needs no sum of many numbers.
     counts = torch.zeros(channels, 256, dtype=torch.float64)
-    for piece in in_pieces(images):
+    for piece in pieces:
         for channel in range(channels):
             counts[channel] += torch.bincount(piece[:, channel].reshape(-1), minlength=256)
     shares = counts / counts.sum(1, keepdim=True)
@@ -157,15 +159,49 @@ def checked_statistics(mean: Sequence[float] | None, std: Sequence[float] | None
     return tuple(map(float, mean or ())), tuple(map(float, std or ()))
 
 
-def _warn_of_leaks(title: str, train: Split, test: Split) -> None:
-    """Print a note if images of the test set are in the training set too, pixel by pixel."""
-    seen = {_digest(image) for image in train.images}
-    shared = sum(_digest(image) in seen for image in test.images)
+def _warn_of_leaks(title: str, train: AnySplit, test: AnySplit) -> None:
+    """Print a note if images of the test set are in the training set too: pixel by pixel, or file by file."""
+    if isinstance(train, FileSplit) and isinstance(test, FileSplit):
+        shared, how = _shared_files(title, train.images, test.images), "byte by byte"
+    elif isinstance(train, Split) and isinstance(test, Split):
+        shared, how = _shared_images(train.images, test.images), "pixel by pixel"
+    else:
+        raise TypeError("training and test images are in memory, or both in files")
     if shared:
         note(
-            f"{title}: {shared:,} of {len(test.labels):,} test images are among the training images too, pixel by "
-            "pixel, so the test accuracy is too high; take the copies away"
+            f"{title}: {shared:,} of {len(test.labels):,} test images are among the training images too, {how}, so the "
+            "test accuracy is too high; take the copies away"
         )
+
+
+def _shared_files(title: str, train: ImageFiles, test: ImageFiles) -> int:
+    """Return how many test files are copies of training files; 0, with a note, if finding out would read too much."""
+    # Only files of one size can be copies of each other.
+    sizes = np.intersect1d(train.sizes, test.sizes)
+    alike = [np.flatnonzero(np.isin(files.sizes, sizes)).tolist() for files in (train, test)]
+    needed = sum(int(files.sizes[which].sum()) for files, which in zip((train, test), alike, strict=True))
+    if needed > LARGEST_SEARCH:
+        note(
+            f"{title}: copies of test images among the training images are not looked for, since that would read "
+            f"{needed / 2**30:,.1f} GiB"
+        )
+        return 0
+    seen = {_file_digest(train.path(index)) for index in alike[0]}
+    return sum(_file_digest(test.path(index)) in seen for index in alike[1])
+
+
+def _file_digest(path: Path) -> bytes:
+    interrupts.check()
+    try:
+        return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+    except OSError as error:
+        raise UserError(f"image '{path}' cannot be read: {reason(error)}; put a whole copy of it there") from error
+
+
+def _shared_images(train: Tensor, test: Tensor) -> int:
+    """Return how many test images are training images too."""
+    seen = {_digest(image) for image in train}
+    return sum(_digest(image) in seen for image in test)
 
 
 def _digest(image: Tensor) -> bytes:

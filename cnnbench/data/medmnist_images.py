@@ -12,7 +12,7 @@ import torch
 from cnnbench.data.batches import Split
 from cnnbench.data.download import fetch
 from cnnbench.data.measured import MeasuredImages
-from cnnbench.data.module import check_memory
+from cnnbench.data.module import AnySplit, check_memory
 from cnnbench.data.sources import resolve_data_dir
 from cnnbench.errors import MissingDataError, UserError
 from cnnbench.files import check_regular, reason
@@ -78,7 +78,7 @@ class MedMNISTImages(MeasuredImages):
         except MissingDataError as error:
             raise UserError(f"{self.name} is not in '{self._file.parent}', and {error}") from error
 
-    def read(self) -> dict[str, Split]:
+    def read(self) -> dict[str, AnySplit]:
         try:
             check_regular(self._file, str(self.name))
             # Arrays of Python objects, which could run code, are refused.

@@ -1,8 +1,9 @@
-"""The base class of the data sets: a LightningDataModule over one uint8 tensor in memory.
+"""The base class of the data sets: a LightningDataModule over one uint8 tensor in memory, or over files on the disk.
 
-A data set is a subclass that states what its images are and how they are read. The base class makes the splits, and
-`cnnbench.data.batches` the batches. The validation split is taken from the training set with a seed of its own. The
-test set is the complete official one, and only `test_dataloader` and `predict_dataloader` read it.
+A data set is a subclass that states what its images are and how they are read. The base class makes the splits,
+`cnnbench.data.batches` the batches of images in memory, and `cnnbench.data.streaming` those of images in files. The
+validation split is taken from the training set with a seed of its own. The test set is the complete official one, and
+only `test_dataloader` and `predict_dataloader` read it.
 """
 
 from __future__ import annotations
@@ -10,23 +11,29 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import lightning as L
 import torch
 
+from cnnbench.console import note
 from cnnbench.data.batches import (
     LARGEST_SIDE,
     TRANSIENT,
     Augmentation,
+    Batches,
     Flip,
     PaddingMode,
     Split,
     TensorBatches,
     check_whole,
 )
+from cnnbench.data.streaming import PREFETCH, FileSplit, StreamedBatches, worker_count
 from cnnbench.errors import UserError
 
+AnySplit = Split | FileSplit
+"""Images in memory, or images in files."""
 DEFAULT_BATCH = 128
 VAL_FRACTION = 0.1
 """Share of the training set that is the validation split by default."""
@@ -36,6 +43,14 @@ MOST_SIZES = 10_000
 """Largest number of epochs for which ``sizes`` may set the size of the images."""
 MEMORY_SHARE = 0.5
 """Largest share of the machine's memory that the images of one data set may take."""
+
+
+def total_memory() -> int | None:
+    """Return the memory of this machine in bytes; None if the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def check_memory(what: str, needed: int) -> None:
@@ -48,11 +63,8 @@ def check_memory(what: str, needed: int) -> None:
     Raises:
         UserError: The images take more than this share.
     """
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # this system does not report its memory
-        return
-    if needed > MEMORY_SHARE * total:
+    total = total_memory()
+    if total is not None and needed > MEMORY_SHARE * total:
         raise UserError(
             f"{what} would take {needed / 2**30:,.1f} GiB; at most half of this machine's {total / 2**30:,.1f} GiB are "
             "used for images: use smaller images, fewer of them, or smaller batches"
@@ -119,6 +131,12 @@ class ImageDataModule(L.LightningDataModule, ABC):
     full_epochs: int
     """Number of epochs of a full training; a benchmark cell with fewer is labelled as not converged."""
     synthetic: ClassVar[bool] = False
+    settled: ClassVar[tuple[str, ...]] = ()
+    """Arguments that the data sets itself in ``hparams``, if they are unset; a training that goes on keeps them."""
+    workers: int | None = None
+    """Number of processes that decode images in files; None for the processors of this process."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Smallest and largest share of the area of an image in a file that is its random part in training."""
     gives_several_batches: ClassVar[bool] = True
     """Whether the loader of the training gives the batches of several steps at once, as ``steps_per_call`` needs."""
 
@@ -139,8 +157,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
         sizes: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
-        # A checkpoint records the data set that was trained on; the folder of the data differs between machines.
-        self.save_hyperparameters(ignore=["data_dir"], logger=False)
+        # A checkpoint records the data set that was trained on. The folder of the data and the number of workers differ
+        # between machines.
+        self.save_hyperparameters(ignore=["data_dir", "workers"], logger=False)
         if data_dir is not None and not isinstance(data_dir, str):
             raise UserError(f"data_dir {data_dir!r} is not the name of a folder")
         _check_optional("batch_size", batch_size, LARGEST_BATCH, DEFAULT_BATCH)
@@ -168,17 +187,18 @@ class ImageDataModule(L.LightningDataModule, ABC):
             raise UserError(f"augmentation ({asked.describe()}) needs augment: true; {type(self).__name__} is without")
         self.augmentation = asked if self.augment else None
         self.sizes = tuple(sizes)
-        self._splits: dict[str, Split] = {}
-        self._train_batches: TensorBatches | None = None
+        self._splits: dict[str, AnySplit] = {}
+        self._train_batches: Batches | None = None
         self._resumed: dict[str, int] = {}
         self._full_train_images = 0
         self._fingerprint = ""
 
     @abstractmethod
-    def load(self) -> tuple[Split, ...]:
+    def load(self) -> tuple[AnySplit, ...]:
         """Return the official training set and test set, read from existing files without any download.
 
-        A third split is the validation split; without one it is taken from the training set.
+        A third split is the validation split; without one it is taken from the training set. All of them are in memory,
+        or all in files.
         """
 
     @property
@@ -214,8 +234,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self._check_batch_size(len(chosen))
         self._check_memory(train, len(chosen))
         self._splits = {
-            "train": Split(train.images[chosen], train.labels[chosen]),
-            "val": (*validation, Split(train.images[order[:val_size]], train.labels[order[:val_size]]))[0],
+            "train": train.take(chosen),
+            "val": (*validation, train.take(order[:val_size]))[0],
             "test": test,
         }
 
@@ -230,21 +250,25 @@ class ImageDataModule(L.LightningDataModule, ABC):
                 f"use at most {max(1, images // processes):,}{each}"
             )
 
-    def _check_memory(self, train: Split, chosen: int) -> None:
+    def _check_memory(self, train: AnySplit, chosen: int) -> None:
         """Raise UserError if training with these images would take too much memory.
 
-        The estimate adds up the padded copy of the training images (one byte per value), the float32 copies of the
-        piece that is being resized, and the largest batch in float32.
+        For images in memory, the estimate adds up the padded copy of the training images (one byte per value), the
+        float32 copies of the piece that is being resized, and the largest batch in float32. For images in files, it is
+        this batch and the batches that the workers have prepared (one byte per value).
         """
         channels, stored = train.images.shape[1:3]
         largest = padded = max(self.sizes, default=stored)
-        if self.augmentation is not None:
-            padded += 2 * self.augmentation.padding
-        needed = chosen * channels * padded**2
-        if self.sizes:
-            needed += 2 * min(4 * chosen * channels * largest**2, TRANSIENT)
         batch = max(self.train_batch_size(chosen), self.eval_batch_size)
-        needed += 4 * batch * channels * max(self.image_size, largest) ** 2
+        needed = 4 * batch * channels * max(self.image_size, largest) ** 2
+        if isinstance(train, FileSplit):
+            needed += (1 + PREFETCH) * worker_count(self.workers) * batch * channels * largest**2
+        else:
+            if self.augmentation is not None:
+                padded += 2 * self.augmentation.padding
+            needed += chosen * channels * padded**2
+            if self.sizes:
+                needed += 2 * min(4 * chosen * channels * largest**2, TRANSIENT)
         check_memory(f"{self.title} with images of {max(self.image_size, largest)} pixels", needed)
 
     def train_batch_size(self, images: int) -> int:
@@ -254,12 +278,19 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return self.batch_size
 
     def fingerprint(self) -> str:
-        """Return a hash of all images and labels of the splits in use, in their order; it is computed only once."""
+        """Return a hash of all images and labels of the splits in use, in their order; it is computed only once.
+
+        Of images in files, their names and sizes are hashed in the place of their pixels.
+        """
         self.setup()
         if not self._fingerprint:
             digest = hashlib.sha256(b"cnnbench data 1")
             for name, split in self._splits.items():
+                if isinstance(split, FileSplit):
+                    digest.update(f"{name} {tuple(split.images.shape)} {split.images.fingerprint()}\n".encode())
                 for part in split:
+                    if not isinstance(part, torch.Tensor):
+                        continue
                     # The same bytes in another split, shape or type must give another hash.
                     digest.update(f"{name} {tuple(part.shape)} {part.dtype}\n".encode())
                     digest.update(part.contiguous().numpy().data)
@@ -290,14 +321,38 @@ class ImageDataModule(L.LightningDataModule, ABC):
             "fingerprint": self.fingerprint(),
         }
 
+    @property
+    def streamed(self) -> bool:
+        """Return whether the images stay in their files; known from `setup` on."""
+        return isinstance(self._splits.get("train"), FileSplit)
+
+    def stored(self, split: str, chosen: torch.Tensor | slice) -> Split:
+        """Return images of a split as they are stored, uint8, with their labels; images in files are decoded.
+
+        Args:
+            split: Name of the split: train, val or test.
+            chosen: Indices of the images in the order of the split, or a slice.
+
+        Raises:
+            UserError: A file cannot be used.
+        """
+        found = self._splits[split].take(chosen)
+        return found.decoded() if isinstance(found, FileSplit) else found
+
     def _augmentation_in_words(self) -> str:
         parts = []
         if self.sizes:
             parts.append(f"images of {', '.join(map(str, self.sizes))} pixels by epoch")
-        parts.append(self.augmentation.describe() if self.augmentation else "none")
+        words = self.augmentation.describe() if self.augmentation else "none"
+        if self.streamed and self.augmentation:
+            low, high = (f"{100 * share:g}" for share in self.crop_scale)
+            words = replace(self.augmentation, padding=0).describe()
+            parts.append(f"random part of {low} to {high} % of the area")
+            words = "" if words == "none" else words
+        parts += [words] if words else []
         return ", ".join(parts)
 
-    def _batches(self, split: str, training: bool = False) -> TensorBatches:
+    def _batches(self, name: str, training: bool = False) -> Batches:
         """Return the loader of a split, for the process and the device of the Trainer if there is one."""
         trainer = self.trainer
         # `initial_seed` is the seed of the last `torch.manual_seed`, which Lightning's `seed_everything` calls.
@@ -305,12 +360,13 @@ class ImageDataModule(L.LightningDataModule, ABC):
         if trainer is not None:
             rank, world_size, device = trainer.global_rank, trainer.world_size, trainer.strategy.root_device
             seed = trainer.strategy.broadcast(seed)  # all processes must use the same order
-        images, labels = self._splits[split]
+        split = self._splits[name]
+        images = len(split.labels)
         batch_size = self.eval_batch_size
         of_training: dict[str, Any] = {}
         if training:
-            self._check_batch_size(len(labels), world_size)
-            batch_size = self.train_batch_size(len(labels))
+            self._check_batch_size(images, world_size)
+            batch_size = self.train_batch_size(images)
             # Only an `ImageClassifier` has `steps_per_call`, and there is no module outside a Trainer.
             module = getattr(trainer, "lightning_module", None)
             chunk = getattr(module, "steps_per_call", None)
@@ -319,23 +375,27 @@ class ImageDataModule(L.LightningDataModule, ABC):
         in_order = training and bool(getattr(trainer, "overfit_batches", 0))
         if in_order:
             # Without the incomplete last batch, since all training steps have one shape.
-            batch_size = min(batch_size, len(labels) // world_size)
-            whole = len(labels) - len(labels) % (batch_size * world_size)
-            images, labels = images[:whole], labels[:whole]
-        return TensorBatches(
-            Split(images.to(device), labels.to(device)),  # on a GPU it stays there: at most 180 MB
-            batch_size,
-            shuffle=training and not in_order,
-            mean=self.mean,
-            std=self.std,
-            size=self.image_size,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
+            batch_size = min(batch_size, images // world_size)
+            split = split.take(slice(images - images % (batch_size * world_size)))
+        options: dict[str, Any] = {
+            "mean": self.mean,
+            "std": self.std,
+            "size": self.image_size,
+            "seed": seed,
+            "rank": rank,
+            "world_size": world_size,
             **of_training,
-        )
+        }
+        shuffle = training and not in_order
+        if isinstance(split, FileSplit):
+            # Every process of this machine has workers of its own.
+            workers = worker_count(self.workers, getattr(trainer, "num_devices", 1))
+            scale = self.crop_scale if training and self.augmentation else None
+            return StreamedBatches(split, batch_size, shuffle, device, workers, scale, **options)
+        home = _home(split.images, device)
+        return TensorBatches(Split(*(part.to(home) for part in split)), batch_size, shuffle, **options)
 
-    def train_dataloader(self) -> TensorBatches:
+    def train_dataloader(self) -> Batches:
         self._train_batches = self._batches("train", training=True)
         # A checkpoint is restored before there is a loader; the first loader takes its position over.
         if self._resumed:
@@ -359,18 +419,41 @@ class ImageDataModule(L.LightningDataModule, ABC):
             return []  # Lightning then leaves the validation out
         return self._batches("val")
 
-    def test_dataloader(self) -> TensorBatches:
+    def test_dataloader(self) -> Batches:
         return self._batches("test")
 
-    def predict_dataloader(self) -> TensorBatches:
+    def predict_dataloader(self) -> Batches:
         return self._batches("test")
 
-    def first_training_batches(self, limit: int) -> TensorBatches:
+    def first_training_batches(self, limit: int) -> Batches:
         """Return the first images of the training split, prepared as in evaluation.
 
         Args:
             limit: Largest number of images.
         """
-        images, labels = self._splits["train"]
-        first = Split(images[:limit], labels[:limit])
-        return TensorBatches(first, self.eval_batch_size, False, self.mean, self.std, self.image_size)
+        first = self._splits["train"].take(slice(limit))
+        options: dict[str, Any] = {"mean": self.mean, "std": self.std, "size": self.image_size}
+        if isinstance(first, FileSplit):
+            cpu, workers = torch.device("cpu"), worker_count(self.workers)
+            return StreamedBatches(first, self.eval_batch_size, False, cpu, workers, **options)
+        return TensorBatches(first, self.eval_batch_size, False, **options)
+
+
+def _home(images: torch.Tensor, device: torch.device) -> torch.device:
+    """Return where the images of a loader stay: on the device that trains, or in main memory if it is too small.
+
+    Lightning moves the batches of a loader in main memory to the device.
+
+    Args:
+        images: Images, (N, C, H, W) uint8.
+        device: Device that trains.
+    """
+    if device.type != "cuda":
+        return device
+    free, _ = torch.cuda.mem_get_info(device)
+    # The images and their padded copy; the other half of the memory is left to the network.
+    if 2 * images.nbytes <= free / 2:
+        return device
+    needed, left = images.nbytes / 2**30, free / 2**30
+    note(f"{needed:,.1f} GiB of images stay in main memory, since {device} has only {left:,.1f} GiB free")
+    return torch.device("cpu")

@@ -17,11 +17,12 @@ from torchvision import datasets
 from cnnbench import interrupts
 from cnnbench.console import note
 from cnnbench.data.batches import Split
-from cnnbench.data.measured import MeasuredImages, square
-from cnnbench.data.module import check_memory
+from cnnbench.data.measured import MeasuredImages
+from cnnbench.data.module import AnySplit, check_memory
 from cnnbench.data.sources import resolve_data_dir
 from cnnbench.errors import Stopped, UserError
 from cnnbench.files import reason
+from cnnbench.images import square
 from cnnbench.names import DATA, parse_name, unknown_of_many
 
 TIMEOUT_S = 30.0
@@ -143,14 +144,14 @@ class TorchvisionImages(MeasuredImages):
         for arguments in self._facts.splits.values():
             self._open(arguments, download=True)
 
-    def read(self) -> dict[str, Split]:
-        splits = {}
+    def read(self) -> dict[str, AnySplit]:
+        read: dict[str, Split] = {}
         names: tuple[str, ...] = ()
         for split, arguments in self._facts.splits.items():
             dataset = self._open(arguments)
             names = names or _class_names(dataset)
-            splits[split] = self._read_split(dataset, split)
-        used = torch.cat([split.labels for split in splits.values()]).unique().tolist()
+            read[split] = self._read_split(dataset, split)
+        used = torch.cat([split.labels for split in read.values()]).unique().tolist()
         if len(used) != self.num_classes:
             raise UserError(
                 f"{self.name} in '{self._root}' has images of {len(used)} classes, not of {self.num_classes}; it is "
@@ -158,11 +159,9 @@ class TorchvisionImages(MeasuredImages):
             )
         # Some data sets do not number their classes from 0.
         numbers = torch.tensor(used)
-        for split, (images, labels) in splits.items():
-            splits[split] = Split(images, torch.searchsorted(numbers, labels))
         if names:
             self.class_names = tuple(names[index] for index in used)
-        return splits
+        return {name: Split(split.images, torch.searchsorted(numbers, split.labels)) for name, split in read.items()}
 
     @property
     def _root(self) -> str:

@@ -266,13 +266,13 @@ class _Answers(NamedTuple):
 
     Attributes:
         matrix: Confusion matrix of the answers.
-        images: Test images, (N, C, H, W), uint8.
+        data: Data set, whose test images are looked up.
         labels: True class of each image, (N,).
         probabilities: Probability of each class, (N, K).
     """
 
     matrix: Matrix
-    images: Tensor
+    data: ImageDataModule
     labels: Tensor
     probabilities: Tensor
 
@@ -402,7 +402,7 @@ def _find_answers(options: ConfusionsOptions) -> _Answers:
         # Probabilities instead of logits let the pictures say how confident a mistake is.
         probabilities = predict(subject.model, data.test_dataloader()).softmax(1)
     # The test loader does not shuffle, so row i of the probabilities belongs to image i.
-    images, labels = data.test_dataloader().split
+    labels = data.test_dataloader().labels
     k = data.num_classes
     if probabilities.shape != (len(labels), k):
         raise UserError(
@@ -413,7 +413,7 @@ def _find_answers(options: ConfusionsOptions) -> _Answers:
     cells = labels * k + probabilities.argmax(1)
     # Without `minlength`, cells after the last one that occurs would be missing.
     counts = torch.bincount(cells, minlength=k * k).reshape(k, k).tolist()
-    return _Answers(Matrix(name, data.label, data.class_names, [counts]), images, labels, probabilities)
+    return _Answers(Matrix(name, data.label, data.class_names, [counts]), data, labels, probabilities)
 
 
 def _read_predictions(path: Path, options: ConfusionsOptions) -> tuple[ImageDataModule, Tensor]:
@@ -434,7 +434,7 @@ def _read_predictions(path: Path, options: ConfusionsOptions) -> tuple[ImageData
     data.prepare_data()
     data.setup()
     names = list(data.class_names)
-    true_names = [names[label] for label in data.test_dataloader().split.labels.tolist()]
+    true_names = [names[label] for label in data.test_dataloader().labels.tolist()]
     # Columns from the fourth on are named after the classes; the second column is the true class.
     if rows[0][3:] != names or [row[1] for row in rows[1:]] != true_names:
         raise UserError(
@@ -690,10 +690,11 @@ def _draw_mistakes(answers: _Answers, mistakes: Sequence[Confusion]) -> Figure:
         is_in_cell = (answers.labels == mistake.true) & (predicted == mistake.predicted)
         indices = is_in_cell.nonzero().flatten()
         # Positions after sorting count within the cell; `indices` maps them back to the test set.
-        most_confident = indices[confidence[indices].argsort(descending=True)][:IMAGES].tolist()
+        most_confident = indices[confidence[indices].argsort(descending=True)][:IMAGES]
+        stored = answers.data.stored("test", most_confident).images
         # A rare mistake has fewer images than panels, and the other panels stay empty.
-        for ax, index in zip(panels, most_confident, strict=False):
-            image = answers.images[index].permute(1, 2, 0).numpy() / 255
+        for ax, index, pixels in zip(panels, most_confident.tolist(), stored, strict=False):
+            image = pixels.permute(1, 2, 0).numpy() / 255
             # Grey images are drawn without their only channel.
             if image.shape[2] == 1:
                 image = image[..., 0]

@@ -13,6 +13,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, Literal, NamedTuple, cast
 
 import lightning as L
@@ -559,11 +560,13 @@ def _unseen_images(data: Any, subjects: Sequence[Subject], count: int) -> tuple[
     # A data set may have no validation images at all.
     if not (known and agree and batches):
         kind, batches = "test images", data.test_dataloader()
-    available = len(batches.split.labels)
+    available = len(batches.labels)
     if available < count:
         raise UserError(f"images {count} are more than the {available:,} {kind} of {data.label}; use fewer")
     # Batches are pairs of images and labels; `zip` turns them into a column of each.
-    images, labels = (torch.cat(column)[:count] for column in zip(*batches, strict=True))
+    # No more batches than needed are read, since all images may not fit into memory.
+    needed = islice(batches, -(-count // batches.batch_size))
+    images, labels = (torch.cat(column)[:count] for column in zip(*needed, strict=True))
     return kind, images, labels
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnnbench.data.batches import Split, TensorBatches
+from cnnbench.data.batches import TensorBatches
 from cnnbench.data.module import ImageDataModule
 from cnnbench.errors import UserError
 from cnnbench.explain.networks import Subject, image_for, normalised, read_photo
@@ -54,9 +54,7 @@ def training_images(data: ImageDataModule, indices: Sequence[int] | range) -> tu
     count = data.describe()["train_images"]
     if max(indices) >= count:
         raise UserError(f"index {max(indices)}: the training split of {data.label} has images 0 to {count - 1}")
-    # The split of the loader holds the images as stored, uint8, so only the chosen ones are normalised.
-    images, labels = data.first_training_batches(max(indices) + 1).split
-    chosen = Split(images[list(indices)], labels[list(indices)])
+    chosen = data.stored("train", torch.tensor(list(indices)))
     batches = TensorBatches(chosen, BATCH, False, data.mean, data.std, data.image_size)
     # Loaders yield tensors with the channels last in memory; `contiguous` copies them into torch's default order.
     return torch.cat([x.contiguous() for x, _ in batches]), chosen.labels

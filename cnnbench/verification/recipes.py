@@ -153,9 +153,10 @@ def write_airbench_files(folder: Path) -> str:
     """
     data = get_data("CIFAR10")(val_fraction=0.0)
     data.prepare_data()
+    data.setup()
     (folder / "cifar10").mkdir(parents=True)
-    for name, split in zip(("train", "test"), data.load(), strict=True):
-        write_for_airbench(split, folder / "cifar10" / f"{name}.pt")
+    for name in ("train", "test"):
+        write_for_airbench(data.stored(name, slice(None)), folder / "cifar10" / f"{name}.pt")
     return data.label
 
 

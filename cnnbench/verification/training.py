@@ -132,7 +132,7 @@ class _Case:
         data = self.data
         # Another way may have left its Trainer, which would choose the device and the seed of the loader.
         data.trainer = None
-        split = Split(*(t.to(self.device) for t in data.train_dataloader().split))
+        split = Split(*(t.to(self.device) for t in data.stored("train", slice(None))))
         loader = TensorBatches(split, self.batch_size, True, data.mean, data.std, augmentation=data.augmentation)
         start = 0.0
         for step, (images, labels) in enumerate(loader):
