@@ -157,6 +157,22 @@ def test_the_gallery_shows_every_tool_with_its_command() -> None:
     assert [part.command.split()[0] for part in PARTS] == list(TOOLS)
 
 
+def test_the_gallery_trains_on_few_photos_in_smaller_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for index in range(30):
+            Image.new("RGB", (70, 70), (4 * index, 0, 0)).save(tmp_path / "photos" / name / f"{index}.png")
+    folder = f"folder:{tmp_path / 'photos'}"
+    # Of 60 images, 12 are the test set and 5 the validation split; 43 // 4 = 10 steps.
+    options = gallery._recipe(gallery.Options(data=folder))
+    assert {"--data.image_size=64", "--data.batch_size=4"} <= set(options)
+    assert "--data.image_size=16" in gallery._recipe(gallery.Options(data=folder, image_size=16))
+    assert not [word for word in gallery._recipe(gallery.Options(data="Synthetic")) if word.startswith("--data.")]
+    with pytest.raises(UserError, match="--image_size is decided by the file of --config"):
+        gallery.Options(config=Path("x.yaml"), image_size=16)
+
+
 def test_the_gallery_names_what_was_trained() -> None:
     options = ["--data.train_images=20", "--data.image_size=28", "--data.in_channels=1", "--trainer.max_epochs=1"]
     fit = ["--model=SimpleCNN(convs=5x5,batch_norm=True)", "--data=Synthetic", *options, "--out=runs"]

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import shlex
 import sys
@@ -67,7 +66,7 @@ from cnnbench.commands.fit_record import Recording, Tested
 from cnnbench.console import note, out_json
 from cnnbench.counting.complexity import complexity
 from cnnbench.data import all_data
-from cnnbench.data.module import ImageDataModule
+from cnnbench.data.module import ImageDataModule, smaller_batch
 from cnnbench.errors import DivergedError, Stopped, UserError
 from cnnbench.files import reason, replacing, write_text
 from cnnbench.models import all_models
@@ -81,9 +80,6 @@ from cnnbench.training.settings import LINKED
 from cnnbench.training.trainer import quiet_lightning
 from cnnbench.training.words import callback_words, must_stay, trainer_settings
 from cnnbench.trust import OPTION, foreign_module
-
-FEW_STEPS = 10
-"""Number of training steps in an epoch below which a line proposes a smaller batch size."""
 
 
 class CLI(LightningCLI):
@@ -401,10 +397,8 @@ class CLI(LightningCLI):
         if not isinstance(data, ImageDataModule) or data.batch_size is not None:
             return
         images = data.describe()["train_images"]
-        steps = images // data.train_batch_size(images)
-        # The largest power of two that makes `FEW_STEPS` steps.
-        better = 2 ** int(math.log2(max(1, images // FEW_STEPS)))
-        if steps < FEW_STEPS and better < data.train_batch_size(images):
+        steps, better = images // data.train_batch_size(images), smaller_batch(images)
+        if better is not None:
             count = "1 step" if steps == 1 else f"{steps} steps"
             _say(
                 f"{images:,} training images make {count} of {data.train_batch_size(images)} in an epoch; "

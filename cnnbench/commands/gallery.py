@@ -26,12 +26,15 @@ MODEL = "SimpleCNN(convs=5x5,batch_norm=True,dropout=0.0)"
 """Network that is trained: the one of the course, with filters that are large enough to be looked at."""
 RECIPE = (
     "--model.optimizer=cnnbench.optimizers.MuonSGD --model.optimizer.lr=0.06 --model.optimizer.matrix_lr=0.03 "
-    "--model.optimizer.vector_lr=0.03 --model.schedule=linear --data.batch_size=128"
+    "--model.optimizer.vector_lr=0.03 --model.schedule=linear"
 ).split()
 """Options of the training. Muon moves the filters far away from their random start within a few epochs; with AdamW they
 stay noisy."""
 TRAINED_ON, EPOCHS = "CIFAR10", 3
 """Data set and number of epochs of the training, by default."""
+LARGEST_SIZE = 64
+"""Largest height and width of the images by default. The page trains two networks, which takes most of an hour at 224
+pixels on two cores."""
 SHIPPED, MADE_BY = "SimpleCNN", "cnnbench bench --config experiments/bench/reference-cpu-small.yaml"
 """Network whose weights the package ships, and the command that trained it."""
 
@@ -45,6 +48,12 @@ class Options:
         "Folder of the data (default: CNNBENCH_DATA, else data).", default=None, metavar="DIR"
     )
     epochs: int | None = option(f"Epochs of the training (default: {EPOCHS}).", default=None, metavar="N", least=1)
+    image_size: int | None = option(
+        f"Height and width of the images in pixels (default: that of the data, at most {LARGEST_SIZE}).",
+        default=None,
+        metavar="N",
+        least=1,
+    )
     config: Path | None = option(
         "YAML file of what to train in place of that, as for `cnnbench fit`.", default=None, metavar="FILE"
     )
@@ -57,13 +66,13 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.weights is not None:
-            for name in ("config", "epochs"):
+            for name in ("config", "epochs", "image_size"):
                 if getattr(self, name) is not None:
                     raise UserError(
                         f"--{name} is about a training, and --weights reference trains nothing; leave one of them out"
                     )
         if self.config is not None:
-            for name in ("data", "epochs"):
+            for name in ("data", "epochs", "image_size"):
                 if getattr(self, name) is not None:
                     raise UserError(f"--{name} is decided by the file of --config; leave it out")
             if not self.config.is_file():
@@ -114,12 +123,27 @@ def _length(options: Options) -> str:
 def _recipe(options: Options) -> list[str]:
     """Return the options of ``cnnbench fit`` that train the network."""
     from cnnbench.data import get_data
+    from cnnbench.data.module import smaller_batch
 
     if options.config is not None:
         return [f"--config={options.config}"]
     data = options.data or TRAINED_ON
-    get_data(data)  # raises for an unknown name
-    return [f"--model={MODEL}", f"--data={data}", *RECIPE, f"--trainer.max_epochs={options.epochs or EPOCHS}"]
+    source = get_data(data)  # raises for an unknown name
+    size, extra = options.image_size, []
+    if size is None and source.cls.default_size > LARGEST_SIZE:
+        size = LARGEST_SIZE
+        note(
+            f"images of {size} pixels, since the page would take long with {source.cls.default_size}; see --image_size"
+        )
+    if size is not None:
+        extra = [f"--data.image_size={size}"]
+    opened = source() if size is None else source(image_size=size)
+    opened.prepare_data()
+    batch_size = smaller_batch(opened.describe()["train_images"])
+    if batch_size is not None:
+        extra.append(f"--data.batch_size={batch_size}")
+    recipe = [f"--model={MODEL}", f"--data={data}", *extra, *RECIPE]
+    return [*recipe, f"--trainer.max_epochs={options.epochs or EPOCHS}"]
 
 
 def train(fit_options: Sequence[str], runs: Path) -> Path:

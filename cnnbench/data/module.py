@@ -9,6 +9,7 @@ only `test_dataloader` and `predict_dataloader` read it.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from abc import ABC, abstractmethod
 from dataclasses import replace
@@ -35,6 +36,8 @@ from cnnbench.errors import UserError
 AnySplit = Split | FileSplit
 """Images in memory, or images in files."""
 DEFAULT_BATCH = 128
+FEW_STEPS = 10
+"""Number of training steps in an epoch below which a smaller batch size is proposed."""
 VAL_FRACTION = 0.1
 """Share of the training set that is the validation split by default."""
 LARGEST_BATCH = 1_000_000
@@ -43,6 +46,18 @@ MOST_SIZES = 10_000
 """Largest number of epochs for which ``sizes`` may set the size of the images."""
 MEMORY_SHARE = 0.5
 """Largest share of the machine's memory that the images of one data set may take."""
+
+
+def smaller_batch(images: int) -> int | None:
+    """Return a batch size for few training images; None if the default one makes `FEW_STEPS` steps in an epoch.
+
+    Args:
+        images: Number of training images.
+    """
+    default = min(DEFAULT_BATCH, images)
+    # The largest power of two that makes `FEW_STEPS` steps.
+    better = 2 ** int(math.log2(max(1, images // FEW_STEPS)))
+    return better if images // default < FEW_STEPS and better < default else None
 
 
 def total_memory() -> int | None:

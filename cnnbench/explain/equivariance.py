@@ -28,7 +28,7 @@ from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
 from cnnbench.explain.kernels import binomial
 from cnnbench.explain.networks import Subject, find_subject, image_for, load_checkpoint, read_photo
-from cnnbench.explain.options import EquivarianceOptions
+from cnnbench.explain.options import SHIFTED_IMAGES, EquivarianceOptions
 from cnnbench.hardware import choose_device
 from cnnbench.network import make_classifier
 from cnnbench.plots.drawing import LINES, MARKERS, PALETTE
@@ -528,7 +528,7 @@ def _open(subject: Subject) -> Any:
     return data
 
 
-def _unseen_images(data: Any, subjects: Sequence[Subject], count: int) -> tuple[str, Tensor, Tensor]:
+def _unseen_images(data: Any, subjects: Sequence[Subject], count: int | None) -> tuple[str, Tensor, Tensor]:
     """Return the first images on which none of the networks was trained.
 
     These are validation images if all trained networks are known to have the same validation split. Otherwise they are
@@ -537,7 +537,7 @@ def _unseen_images(data: Any, subjects: Sequence[Subject], count: int) -> tuple[
     Args:
         data: Data set, set up.
         subjects: Networks that the images are for.
-        count: Number of images.
+        count: Number of images; None for `SHIFTED_IMAGES`, or all if there are fewer.
 
     Returns:
         Kind of the images in words, normalised images (N, C, H, W), and labels (N,).
@@ -561,6 +561,8 @@ def _unseen_images(data: Any, subjects: Sequence[Subject], count: int) -> tuple[
     if not (known and agree and batches):
         kind, batches = "test images", data.test_dataloader()
     available = len(batches.labels)
+    if count is None:
+        count = min(SHIFTED_IMAGES, available)
     if available < count:
         raise UserError(f"images {count} are more than the {available:,} {kind} of {data.label}; use fewer")
     # Batches are pairs of images and labels; `zip` turns them into a column of each.

@@ -15,6 +15,8 @@ NOTATION = (
     "a pool's size up), oO output padding of a tconv, :C output channels; and padN zeros around, or padLxRxTxB left, "
     "right, top, bottom. Two numbers are height x width: 'conv3x5/2x3p1x2'"
 )
+SHIFTED_IMAGES = 1000
+"""Largest number of images that are shifted by default."""
 FEW_FILTERS = 8
 """Default number of filters in a picture in which each filter has a row of its own."""
 STACKS = "1,1,1 2,2,2 1,2,3 1,2,5 6+12+18 1,2,5,6+12+18"
@@ -147,8 +149,11 @@ class EquivarianceOptions(NetworkOptions):
         metavar="N",
         least=0,
     )
-    images: int = option(
-        "Validation images; test images where no validation images are known.", default=1000, metavar="N", least=1
+    images: int | None = option(
+        f"Validation images; test images where no validation images are known (default: {SHIFTED_IMAGES}, or all).",
+        default=None,
+        metavar="N",
+        least=1,
     )
     max_shift: int = option("Largest shift of the images.", default=8, metavar="PIXELS", least=1)
 
