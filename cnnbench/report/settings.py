@@ -107,8 +107,17 @@ def packages(versions: Mapping[str, str | None] | None) -> str:
 
 
 def _or_nothing(text: str) -> Callable[[Any], str]:
-    """Return a function that puts a value into a text, and returns an empty text for None."""
-    return lambda value: "" if value is None else text.format(value)
+    """Return a function that puts a value into a text, and returns an empty text for None.
+
+    A text that ends with a plural, such as "{} epochs", loses its last letter for the value 1.
+    """
+
+    def words(value: Any) -> str:
+        if value is None:
+            return ""
+        return (text[:-1] if value == 1 and text.startswith("{} ") and text.endswith("s") else text).format(value)
+
+    return words
 
 
 def _or_else(text: str, default: str) -> Callable[[Any], str]:
