@@ -64,6 +64,7 @@ class Data(_Strict):
     stands_in_for: Text | None = None
     fingerprint: Text | None = None
     batch_size: Positive | None = None
+    whole_batches: bool | None = None
     mean: list[Share] | None = None
     std: list[Share] | None = None
 
@@ -435,7 +436,8 @@ def _training(record: Mapping[str, Any]) -> Iterator[str]:
     batch = min(record["config"]["batch_size"], data["train_images"])
     most = training["steps"] * (record["config"].get("images_per_step") or batch)
     # A step of `fit` may have fewer images, such as the last one of an epoch that accumulates gradients.
-    is_exact = record["config"].get("command", "bench") == "bench"
+    # So may the last step of an epoch with a loader of the user's.
+    is_exact = record["config"].get("command", "bench") == "bench" and data.get("whole_batches") is not False
     if training["images"] > most or (is_exact and training["images"] < most):
         yield f"training.images is {training['images']}, which is not {training['steps']} steps of {batch} images"
     elif not math.isclose(training["epochs"] * data["train_images"], training["images"], rel_tol=1e-6, abs_tol=1e-6):

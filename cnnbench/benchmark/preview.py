@@ -14,6 +14,7 @@ from cnnbench.benchmark.run import Opened
 from cnnbench.counting.complexity import complexity
 from cnnbench.counting.memory import STEP_PRECISIONS, training_memory
 from cnnbench.counting.meta_copy import build_without_values
+from cnnbench.data.foreign import ForeignData
 from cnnbench.errors import UserError
 from cnnbench.units import short
 
@@ -62,8 +63,10 @@ def preview(plan: Plan) -> list[Expected]:
         shape = (data.in_channels, data.image_size, data.image_size)
         images = None
         if limits.budget_s is None:
-            # Whole batches only are trained on.
+            # Whole batches only are trained on, except with loaders of the user's.
             whole = facts["train_images"] // facts["batch_size"] * facts["batch_size"]
+            if isinstance(data, ForeignData):
+                whole = data.epoch_images
             images = whole * (limits.epochs or 0)
             if limits.max_steps is not None:
                 steps = limits.max_steps * facts["batch_size"]

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from cnnbench.benchmark.plan import Recipe
 from cnnbench.console import note
 from cnnbench.data import SOURCES as SOURCES_OF_DATA
-from cnnbench.data import get_data
+from cnnbench.data import get_bench_data
 from cnnbench.errors import UserError, unknown
 from cnnbench.files import read_yaml, safe_name
 from cnnbench.models import all_models
@@ -181,7 +181,7 @@ def check(recipe: Recipe, where: str) -> None:
     rest = {key: value for key, value in recipe.arguments.items() if key not in SOURCES}
     check_arguments(f"the network in {where}", ImageClassifier, rest)
     if recipe.data is not None:
-        get_data(recipe.data).check(recipe.data_options or {}, f"the data in {where}")
+        get_bench_data(recipe.data).check(recipe.data_options or {}, f"the data in {where}")
 
 
 def training_options(recipe: Recipe) -> dict[str, Any]:

@@ -30,8 +30,8 @@ from cnnbench.checkpoints import CheckpointFile
 from cnnbench.confusion import accuracy
 from cnnbench.console import note
 from cnnbench.counting.complexity import CONVENTION
-from cnnbench.data import get_data
-from cnnbench.data.module import ImageDataModule
+from cnnbench.data import BenchData, DataSource, get_bench_data
+from cnnbench.data.foreign import ForeignData
 from cnnbench.data.sets import Synthetic
 from cnnbench.errors import DivergedError, MissingDataError, Stopped, UserError
 from cnnbench.files import parse_json, read_text, remove_parts, without_checksum, write_checked_json
@@ -151,7 +151,7 @@ def training_share(trainer: L.Trainer, plan: Plan) -> float:
     return min(1.0, max(of_steps, done / sum(pixels)))
 
 
-def open_data(plan: Plan, say: Callable[[str], None]) -> dict[tuple[str, str], ImageDataModule]:
+def open_data(plan: Plan, say: Callable[[str], None]) -> dict[tuple[str, str], BenchData]:
     """Open the data sets of a plan; synthetic images stand in for a missing data set, and a note says so.
 
     Args:
@@ -165,7 +165,7 @@ def open_data(plan: Plan, say: Callable[[str], None]) -> dict[tuple[str, str], I
     Raises:
         UserError: A data set or one of its options is unknown, or a named data folder does not exist.
     """
-    opened: dict[tuple[str, str], ImageDataModule] = {}
+    opened: dict[tuple[str, str], BenchData] = {}
     for cell in plan.cells():
         pair = (cell.data, cell.recipe)
         if pair not in opened:
@@ -173,24 +173,28 @@ def open_data(plan: Plan, say: Callable[[str], None]) -> dict[tuple[str, str], I
     return opened
 
 
-def _open(plan: Plan, cell: Cell, say: Callable[[str], None]) -> ImageDataModule:
+def _open(plan: Plan, cell: Cell, say: Callable[[str], None]) -> BenchData:
     """Open the data set of a cell."""
     name, recipe = cell.data, plan.recipe_of(cell)
-    source = get_data(name)
+    source = get_bench_data(name)
     given = dict(plan.data_options or {})
     if recipe is not None:
         given |= recipe.data_options or {}
     source.check(given, f"data_options for {name}")
     options = {"batch_size": plan.batch_size, "eval_batch_size": plan.eval_batch_size, **given}
+    module: BenchData
     try:
         module = source(data_dir=plan.data_dir, **options)
         module.prepare_data()
     except MissingDataError as error:
-        if not hasattr(source.cls, "in_channels"):  # synthetic images would have to guess it
+        # Synthetic images would have to guess the channels.
+        if not isinstance(source, DataSource) or not hasattr(source.cls, "in_channels"):
             raise
         say(f"{name}: {error}. Going on with SYNTHETIC images, whose accuracy says nothing about {name}")
         module = Synthetic(in_channels=source.cls.in_channels, stands_in_for=name, **options)
     module.setup()
+    if isinstance(module, ForeignData):
+        module.check_measures(plan.measures)
     return module
 
 
@@ -216,7 +220,13 @@ class Opened:
         options: dict[str, Any] = {"learning_rate": self._plan.learning_rate, "recipe": self._plan.recipe}
         if recipe is not None:
             options = training_options(recipe)
-        return make_classifier(cell.model, data.num_classes, data.in_channels, data.image_size, **options)
+        network = make_classifier(cell.model, data.num_classes, data.in_channels, data.image_size, **options)
+        if network.steps_per_call is not None and not data.gives_several_batches:
+            raise UserError(
+                f"{cell.model} has steps_per_call {network.steps_per_call}, but data set '{cell.data}' gives one batch "
+                "per call; leave out steps_per_call, or choose another data set"
+            )
+        return network
 
 
 def run(
@@ -465,6 +475,10 @@ class _Run:
         recipe = self.plan.recipe_of(cell)
         if recipe is not None:
             settings |= {"recipe": recipe.name, "recipe_settings": recipe.settings()}
+        data = self._data(cell)
+        if isinstance(data, ForeignData):
+            settings["eval_batch_size"] = data.eval_batch_size
+        if recipe is not None or isinstance(data, ForeignData):
             settings["images_per_step"] = self._facts(cell)["batch_size"]
         # If the test set is smaller than a batch, all of its images are one batch.
         settings["eval_batch_size"] = min(settings["eval_batch_size"], self._facts(cell)["test_images"])
@@ -476,7 +490,7 @@ class _Run:
         recipe = f" ({cell.recipe})" if cell.recipe else ""
         return f"{cell.model}{recipe} on {self._facts(cell)['label']}"
 
-    def _data(self, cell: Cell) -> ImageDataModule:
+    def _data(self, cell: Cell) -> BenchData:
         """Return the opened data set of a cell."""
         return self.data[cell.data, cell.recipe]
 
@@ -685,7 +699,8 @@ class _Run:
         options = {} if recipe is None else recipe.trainer_options()
         # A network that changes a step by methods of its own is trained in single steps unless it asks for several.
         # Lightning clips gradients in its loop, and with several steps per call these are taken outside of it.
-        if together is None and not options and not own_hooks(model, ImageClassifier):
+        single = bool(options) or bool(own_hooks(model, ImageClassifier))
+        if together is None and not single and self._data(cell).gives_several_batches:
             together = self._steps_per_call(measures)
         model.take_steps_together(together)
         model.training_seed = cell.seed
@@ -852,6 +867,6 @@ def _images_to_see(plan: Plan, facts: Mapping[str, Any]) -> float:
     return min(of_epochs, of_steps)
 
 
-def _some_images(data: ImageDataModule, count: int) -> Tensor:
+def _some_images(data: BenchData, count: int) -> Tensor:
     """Return the first training images, at most ``count`` of them, normalised, (N, C, H, W)."""
     return torch.cat([images for images, _ in data.first_training_batches(count)])

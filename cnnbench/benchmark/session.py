@@ -23,7 +23,8 @@ from cnnbench.benchmark.plan import (
 from cnnbench.benchmark.recipe_files import check, read_recipe
 from cnnbench.benchmark.run import run
 from cnnbench.console import note, stdout_kept
-from cnnbench.data import get_data
+from cnnbench.data import DataSource, get_bench_data
+from cnnbench.data.foreign import OF_BENCH
 from cnnbench.data.sources import resolve_data_dir
 from cnnbench.errors import UserError
 from cnnbench.measures import DEFAULT_MEASURES
@@ -79,7 +80,7 @@ class Session:
                 )
         else:
             self.plan = _with_defaults(asked)
-        _check_names(self.plan)
+        _check_names(self.plan, asked)
 
     def run(self, connection: Connection | None = None, launcher: Launcher | None = None) -> list[Record]:
         """Measure every cell that has no record yet, and return all records.
@@ -212,14 +213,29 @@ def _with_defaults(asked: Mapping[str, Any]) -> Plan:
     return Plan(**settings)
 
 
-def _check_names(plan: Plan) -> None:
-    """Raise UserError for a wrong name, folder or device, before a run folder is made."""
+def _check_names(plan: Plan, asked: Mapping[str, Any]) -> None:
+    """Raise UserError for a wrong name, folder or device, before a run folder is made.
+
+    Args:
+        plan: Plan of the run.
+        asked: Settings that the user asked for, by name.
+
+    Raises:
+        UserError: A name is wrong, or a setting has no effect.
+    """
     for name in (*plan.models, *(recipe.model for recipe in plan.configs)):
         # The results of these calls are not used; they raise the error if something is wrong.
         get_network(name)
     for name in plan.data:
-        source = get_data(name)
-        if source.cls.form and not source.arguments:
+        source = get_bench_data(name)
+        if not isinstance(source, DataSource):
+            for option in OF_BENCH:
+                if option in asked and not source.takes(option):
+                    raise UserError(
+                        f"--{option} has no effect on data set '{name}', since {source.cls.__name__} takes no "
+                        f"{option}; leave it out, or let the class take it"
+                    )
+        elif source.cls.form and not source.arguments:
             raise UserError(f"data set '{name}' is named by what it reads; write {source.cls.form}")
     for recipe in plan.configs:
         # A resumed run reads its recipes from the plan, a file like any other.

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from cnnbench import hardware
-from cnnbench.data.module import ImageDataModule
+from cnnbench.data import BenchData
+from cnnbench.data.foreign import ForeignData
 from cnnbench.errors import UserError
 from cnnbench.predictions import Examples
 from cnnbench.record import environment
@@ -174,7 +175,7 @@ class TrainingHistory(L.Callback):
         }
 
 
-def examples_of(model: ImageClassifier, data: ImageDataModule) -> Examples:
+def examples_of(model: ImageClassifier, data: BenchData) -> Examples:
     """Return pictures of the first mistakes of a network's last test, in one process, and of its first filters.
 
     Args:
@@ -183,11 +184,15 @@ def examples_of(model: ImageClassifier, data: ImageDataModule) -> Examples:
     """
     true, predicted = model.test_predictions()
     wrong = np.flatnonzero(true != predicted)[:MOST_MISTAKES]
-    images = data.stored("test", torch.from_numpy(wrong)).images
+    if isinstance(data, ForeignData):
+        images = data.test_pixels(wrong.tolist())
+    else:
+        stored = data.stored("test", torch.from_numpy(wrong)).images
+        images = stored.permute(0, 2, 3, 1).numpy()
     names = data.class_names
     convolution = next((module for module in model.modules() if isinstance(module, torch.nn.Conv2d)), None)
     return Examples(
-        images.permute(0, 2, 3, 1).numpy(),
+        images,
         wrong.tolist(),
         [names[index] for index in true[wrong]],
         [names[index] for index in predicted[wrong]],

@@ -30,7 +30,8 @@ describes, at 32x32, the mean over seeds; a JPEG copy of CIFAR-10 has pixels tha
 DATA_LEGEND = """\
 Pixels: height and width of the images; - where they depend on the folder, the name or the image. Arguments may follow a
 name in brackets, as in CIFAR10(image_size=64) or torchvision:EMNIST(split=letters); EMNIST's classes are those of the
-split balanced. medmnist:NAME needs the package medmnist. package.module:Class is an ImageDataModule of your own."""
+split balanced. medmnist:NAME needs the package medmnist. package.module:Class is an ImageDataModule of your own, or
+for `bench` any LightningDataModule that states num_classes, in_channels and image_size."""
 _COUNTS = {"Params": "params", "MACs": "macs"}
 """Titles of the columns of costs, and the starts of their keys in the catalogue."""
 _ACCURACIES = {"Published": "published", "Reference": "measured"}

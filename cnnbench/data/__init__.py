@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import lightning as L
+
+from cnnbench.data.foreign import ForeignData, ForeignSource
 from cnnbench.data.image_folder import ImageFolder
 from cnnbench.data.medmnist_images import MedMNISTImages
 from cnnbench.data.module import ImageDataModule
@@ -26,6 +29,8 @@ SOURCES: dict[str, tuple[type[ImageDataModule], str]] = {
     "torchvision": (TorchvisionImages, "name"),
 }
 """Class of the data sets with a name ``SOURCE:TEXT``, and its argument that takes the text, by source."""
+BenchData = ImageDataModule | ForeignData
+"""Data on which a benchmark can measure networks."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,24 @@ def get_data(name: str) -> DataSource:
             ``CIFAR10(image_size=64)``, except behind the path of a folder.
 
     Raises:
+        UserError: There is no such data set, its arguments are wrong, or it is a plain LightningDataModule.
+    """
+    found = get_bench_data(name)
+    if isinstance(found, ForeignSource):
+        raise UserError(
+            f"data set '{name}' is a LightningDataModule, which only bench, fit, validate, test and predict take; let "
+            "it be a subclass of ImageDataModule, or choose another data set"
+        )
+    return found
+
+
+def get_bench_data(name: str) -> DataSource | ForeignSource:
+    """Return the data set with this name for a benchmark, not built yet.
+
+    Args:
+        name: Name as `get_data` takes it, or ``package.module:Class`` for any LightningDataModule of the user's.
+
+    Raises:
         UserError: There is no such data set, or its arguments are wrong.
     """
     # The path of a folder may have colons and brackets of its own.
@@ -120,10 +143,7 @@ def get_data(name: str) -> DataSource:
     plain, arguments = parse_name(name, DATA)
     module, colon, attribute_name = plain.partition(":")
     if colon:
-        found = import_callable(name, module, attribute_name, DATA)
-        if not inspect.isclass(found) or not issubclass(found, ImageDataModule) or inspect.isabstract(found):
-            raise UserError(f"'{name}' is no data set that can be built; let it be a subclass of ImageDataModule")
-        return DataSource(name, found, arguments)
+        return _of_the_user(name, import_callable(name, module, attribute_name, DATA), arguments)
     listed_here = all_data()
     if plain not in listed_here:
         error = unknown("data set", plain, [n for n, cls in listed_here.items() if not cls.form])
@@ -131,3 +151,21 @@ def get_data(name: str) -> DataSource:
     found = DataSource(name, listed_here[plain], arguments)
     found.check(arguments, f"data set '{name}'")
     return found
+
+
+def _of_the_user(name: str, found: Any, arguments: Mapping[str, Any]) -> DataSource | ForeignSource:
+    """Return the data set that a class of the user's stands for.
+
+    Raises:
+        UserError: It is no class of a data set.
+    """
+    is_data = inspect.isclass(found) and issubclass(found, L.LightningDataModule) and not inspect.isabstract(found)
+    if not is_data:
+        raise UserError(
+            f"'{name}' is no data set that can be built; let it be a subclass of ImageDataModule or LightningDataModule"
+        )
+    if issubclass(found, ImageDataModule):
+        return DataSource(name, found, arguments)
+    foreign = ForeignSource(name, found, arguments)
+    foreign.check(arguments, f"data set '{name}'")
+    return foreign
