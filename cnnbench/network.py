@@ -190,6 +190,8 @@ def make_classifier(name: str, num_classes: int, in_channels: int, image_size: i
                 "its own; leave out the recipe"
             )
         external.features.learning_rate = external.learning_rate
+        if external.lr_batch_size is not None:
+            external.features.lr_batch_size = external.lr_batch_size
         return external.features  # the user's class, with its own training code
     # These two are functions, which cannot be checked as values of a name.
     functions: dict[str, Any] = {key: given.pop(key) for key in ("optimizer", "lr_scheduler") if key in given}

@@ -60,7 +60,8 @@ def _seen(epochs: int) -> list[dict[str, list[str]]]:
 
 def test_two_processes_share_the_images_and_draw_their_own_numbers() -> None:
     Path("spying.py").write_text(SPY)
-    _run(*FIT, *TWO, "--trainer.max_epochs=2", "--out=whole")
+    rule = ["--model.learning_rate=0.001", "--model.lr_batch_size=5"]
+    said = _run(*FIT, *TWO, *rule, "--trainer.max_epochs=2", "--out=whole")
     first, second = _seen(2)
     # Each epoch has eight batches, four in each process, and no image goes to both.
     for epoch in (slice(0, 40), slice(40, 80)):
@@ -70,8 +71,13 @@ def test_two_processes_share_the_images_and_draw_their_own_numbers() -> None:
     # The test counts every image once, though 31 images do not divide by two.
     (record,) = load_records([next(Path("whole").glob("*/*"))])
     assert np.array(record.confusion_matrix).sum() == 31
+    # Two processes with batches of ten take steps of 20 images, and the rate is meant for five.
+    assert record.training["peak_lr"] == pytest.approx(0.004)
+    assert record.config["images_per_step"] == 20
+    assert "peak learning rate 0.001 for steps of 5 images" in said
+    assert said.count("steps of 20 images: learning rates times 4, peak 0.004") == 1
     # A training in two parts ends with the weights of the whole one, and drops the same units.
-    _run(*FIT, *TWO, "--trainer.max_epochs=1", "--out=part", "--test=none")
+    _run(*FIT, *TWO, *rule, "--trainer.max_epochs=1", "--out=part", "--test=none")
     _run(*FIT, *TWO, "--trainer.max_epochs=2", "--out=rest", "--test=none", "--trust=spying",
          f"--ckpt_path={next(Path('part').rglob('last.ckpt'))}")  # fmt: skip
     for rank, (whole, rest) in enumerate(zip((first, second), _seen(2), strict=True)):

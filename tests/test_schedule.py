@@ -11,16 +11,27 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import yaml
 from lightning.pytorch import cli
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ModelCheckpoint, timer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelCheckpoint,
+    timer,
+)
 from lightning.pytorch.tuner import Tuner
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CyclicLR, MultiStepLR, OneCycleLR, ReduceLROnPlateau, StepLR
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
 
 from cnnbench.cli import main
 from cnnbench.data import get_data
 from cnnbench.errors import UserError
+from cnnbench.models.lenet import LeNet5
+from cnnbench.network import make_classifier
+from cnnbench.record import load_records
 from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.schedule import lr_factor
 
@@ -349,6 +360,124 @@ def test_a_search_in_a_resumed_training_is_refused(tmp_path: Path, finder: Any) 
     _fit({}, [_Keep(tmp_path, 6)])
     with pytest.raises(UserError, match=f"{finder.__name__} cannot search in a training that goes on"):
         _fit({}, [finder()], ckpt_path=tmp_path / "6.ckpt", folder=tmp_path)
+
+
+# The linear rule
+
+
+@pytest.mark.parametrize(("accumulated", "rate", "together"), [(1, 0.2, None), (1, 0.2, 5), (3, 0.6, None)])
+def test_the_rate_grows_with_the_images_of_a_step(accumulated: int, rate: float, together: int | None) -> None:
+    """Batches of 8 images have twice the rate for 4, and three of them together six times as much."""
+    rule = {"lr_batch_size": 4, "steps_per_call": together}
+    seen = _fit({"optimizer": _two_rates(0.1), **rule}, accumulate_grad_batches=accumulated)
+    assert len(seen.rates) == STEPS // accumulated
+    assert all(rates == pytest.approx([rate, rate / 4]) for rates in seen.rates)
+    seen = _fit({"learning_rate": 0.1, "recipe": "sgd", "warmup": 0.5, **rule}, accumulate_grad_batches=accumulated)
+    count = STEPS // accumulated
+    assert seen.first == pytest.approx([rate * lr_factor(step / count, 0.5, "linear") for step in range(count)])
+
+
+def test_a_scheduler_of_the_users_starts_from_the_scaled_rate() -> None:
+    make = lambda optimizer: MultiStepLR(optimizer, milestones=[1])  # noqa: E731
+    rates = _fit({"optimizer": _sgd(), "lr_scheduler": make, "lr_batch_size": 16}, max_epochs=2).first
+    assert rates == pytest.approx([0.05] * STEPS + [0.005] * STEPS)
+
+
+@either
+def test_a_rate_that_was_found_is_not_scaled(tmp_path: Path, of: Callable[[float | None], dict[str, Any]]) -> None:
+    model, seen = _Tiny(**of(None), lr_batch_size=4), _Rates()
+    trainer = _trainer([_Found(0.037), seen, _Keep(tmp_path, 6)])
+    trainer.fit(model, datamodule=_data())
+    assert seen.rates == [pytest.approx(rates) for rates in _fit(of(0.037)).rates]
+    # A training that goes on has that rate too, and does not scale it either.
+    assert model.hparams["lr_batch_size"] is None
+    assert "scaled" not in model.training_words
+    stored = torch.load(tmp_path / "6.ckpt", weights_only=False)
+    assert stored["hyper_parameters"]["lr_batch_size"] is None
+
+
+def test_a_resumed_training_has_the_scaled_rates(tmp_path: Path) -> None:
+    options = {"learning_rate": 0.01, "lr_batch_size": 4}
+    whole = _fit(options, [_Keep(tmp_path, 8)]).first
+    assert max(whole) == pytest.approx(0.02, rel=0.1)
+    assert _fit(options, ckpt_path=tmp_path / "8.ckpt").first == pytest.approx(whole[8:])
+
+
+def test_a_larger_batch_that_a_search_found_has_its_own_rate(tmp_path: Path) -> None:
+    finder = BatchSizeFinder(steps_per_trial=1, max_trials=1, init_val=2)
+    data = _data()
+    seen = _Rates()
+    trainer = _trainer([finder, seen], tmp_path)
+    trainer.fit(_Tiny(optimizer=_sgd(), lr_batch_size=8), datamodule=data)
+    assert trainer.train_dataloader.batch_size == data.batch_size != 8
+    assert seen.first[0] == pytest.approx(0.1 * data.batch_size / 8)
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 2.5, 10**12])
+def test_a_batch_size_of_the_rate_that_is_none_is_refused(value: Any) -> None:
+    with pytest.raises(UserError, match=r"lr_batch_size .* must be a whole number of images of at least 1, such as"):
+        _Tiny(lr_batch_size=value)
+
+
+@pytest.mark.parametrize(
+    ("options", "callbacks", "message"),
+    [
+        ({"optimizer": _sgd(), "lr_scheduler": _cycle}, [], "lr_batch_size does not go with OneCycleLR, which has"),
+        ({}, [GradientAccumulationScheduler({0: 2})], "does not go with GradientAccumulationScheduler"),
+    ],
+)
+def test_what_the_linear_rule_does_not_go_with_is_refused(
+    options: dict[str, Any], callbacks: list[L.Callback], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        _fit({"lr_batch_size": 4, **options}, callbacks)
+
+
+def test_a_loader_without_a_batch_size_cannot_scale() -> None:
+    images = TensorDataset(torch.zeros(8, 1, 8, 8), torch.zeros(8, dtype=torch.long))
+    of_two = DataLoader(images, batch_sampler=BatchSampler(SequentialSampler(images), 2, False))
+    seen = _Rates()
+    _trainer([seen]).fit(_Tiny(optimizer=_sgd(), lr_batch_size=8), of_two)
+    assert seen.first == pytest.approx([0.1 * 2 / 8] * 4)
+    lists = DataLoader(images, batch_sampler=[[0, 1], [2, 3, 4]])
+    with pytest.raises(UserError, match="needs the batch size of the training, which DataLoader does not say"):
+        _trainer([]).fit(_Tiny(lr_batch_size=8), lists)
+
+
+def test_bench_scales_too_and_tells_the_recipes_apart(without_pictures: None, capsys: pytest.CaptureFixture) -> None:
+    recipe = "{class_path: LeNet5, init_args: {learning_rate: 0.001, lr_batch_size: 10}}"
+    Path("scaled.yaml").write_text(f"model: {recipe}\ndata: Synthetic\n")
+    options = ["--data=Synthetic", "--data_options={train_images: 100, test_images: 20}", "--batch_size=30"]
+    command = ["bench", "--models=LeNet5,LeNet5(lr_batch_size=60)", "--configs=scaled.yaml", *options, "--epochs=1"]
+    assert main([*command, "--measures=quality", "--device=cpu", "--out=run"]) == 0
+    records = {r.config["recipe"] or r.model: r.training for r in load_records([Path("run")])}
+    assert {name: training["peak_lr"] for name, training in records.items()} == {
+        "LeNet5": LeNet5.peak_lr,
+        "LeNet5(lr_batch_size=60)": pytest.approx(LeNet5.peak_lr / 2),
+        "scaled": pytest.approx(0.003),
+    }
+    assert len({training["recipe"] for training in records.values()}) == 3
+    assert "learning rate for 10 images scaled linearly" in records["scaled"]["recipe"]
+    assert "steps of 30 images: learning rates times 3, peak 0.003" in capsys.readouterr().err
+
+
+def test_the_rule_reaches_a_network_with_training_code_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(".")
+    Path("of_mine.py").write_text("from cnnbench import LeNet5\n\n\nclass Mine(LeNet5):\n    pass\n")
+    network = make_classifier("of_mine:Mine", 10, 1, 32, lr_batch_size=4)
+    assert (type(network).__name__, network.lr_batch_size) == ("Mine", 4)
+
+
+def test_the_best_configuration_of_a_search_has_the_rule() -> None:
+    Path("base.yaml").write_text(
+        "model: {class_path: LeNet5, init_args: {lr_batch_size: 10, learning_rate: 0.001}}\n"
+        "data: {class_path: Synthetic, init_args: {train_images: 100, test_images: 20}}\n"
+    )
+    command = ["search", "--base=base.yaml", "--space={data.batch_size: [20, 40]}", "--trials=3", "--epochs=1"]
+    assert main([*command, "--device=cpu", "--precision=32-true", "--out=run"]) == 0
+    for record in load_records([Path("run")]):
+        assert record.training["peak_lr"] == pytest.approx(0.001 * record.config["values"]["data.batch_size"] / 10)
+    assert yaml.safe_load(Path("run/best.yaml").read_text())["model"]["init_args"]["lr_batch_size"] == 10
 
 
 # A time limit

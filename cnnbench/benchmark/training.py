@@ -169,7 +169,7 @@ class TrainingHistory(L.Callback):
             "diverged": diverged,
             "recipe": self.recipe(model),
             "optimizer": self.optimizer,
-            "peak_lr": self.peak_lr if model.has_own_optimizer else model.learning_rate,
+            "peak_lr": self.peak_lr if model.has_own_optimizer else model.peak_rate,
             "curve": self.curve.points,
             "steps_per_call": model.steps_per_call,
         }

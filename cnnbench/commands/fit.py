@@ -389,6 +389,8 @@ class CLI(LightningCLI):
         # An optimizer of the user's has a learning rate of its own, and a search has not found one yet.
         if not searches and self.config[self.subcommand].model.init_args.get("optimizer") is None:
             words += f"; peak learning rate {model.learning_rate:g}"
+            if model.lr_batch_size is not None:
+                words += f" for steps of {model.lr_batch_size} images"
         _say(f"recipe: {words}")
 
     def _say_few_steps(self) -> None:

@@ -21,10 +21,12 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from cnnbench import hardware
 from cnnbench.blocks import Form, resolve_form
+from cnnbench.console import note
 from cnnbench.errors import DivergedError, UserError, unknown
 from cnnbench.optimizers import adamw
 from cnnbench.predictions import Predictions
 from cnnbench.training import several_steps
+from cnnbench.training.linear_rule import check_lr_batch_size, check_scheduler, images_per_step, scale_rates
 from cnnbench.training.loss import loss_and_logits
 from cnnbench.training.outcomes import Outcomes
 from cnnbench.training.random_state import of_process, random_state, set_random_state
@@ -78,6 +80,10 @@ class ImageClassifier(L.LightningModule):
         lr_frequency: Number of these intervals from one step of ``lr_scheduler`` to the next.
         lr_monitor: Logged value on which ``ReduceLROnPlateau`` depends, such as ``val/loss``; for other schedulers it
             stays unset, and Lightning's own ``ReduceLROnPlateau`` has it as an argument.
+        lr_batch_size: Number of images per optimizer step for which the learning rate is meant, that of the recipe or
+            of ``optimizer``. The training multiplies the rate by the images of its steps (batch size, times processes,
+            times accumulated batches) and divides it by this number, which is the linear rule of Goyal et al. (2017,
+            1706.02677). A rate that a search finds is used as it is. Unset, every rate is used as it is.
         recipe: Name of a recipe in `cnnbench.optimizers.RECIPES`, in place of the architecture's own; not together with
             ``optimizer``.
         learning_rate: Peak of the recipe's learning rate, in place of the architecture's own; not together with
@@ -142,6 +148,7 @@ class ImageClassifier(L.LightningModule):
         lr_interval: Interval | None = None,
         lr_frequency: int = 1,
         lr_monitor: str | None = None,
+        lr_batch_size: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
@@ -157,6 +164,10 @@ class ImageClassifier(L.LightningModule):
             self, optimizer, lr_scheduler, stepping, recipe, learning_rate, schedule, warmup, label_smoothing
         )
         self.learning_rate = self._settings.learning_rate
+        check_lr_batch_size(lr_batch_size)
+        self.lr_batch_size = lr_batch_size
+        # Factor by which the learning rates of the optimizer of the current training were multiplied.
+        self._rate_factor = 1.0
         # The learning rates with which the first optimizer, and that of the current training, were built.
         self._first_rate: float | None = None
         self._built_rate: float | None = None
@@ -300,8 +311,11 @@ class ImageClassifier(L.LightningModule):
             several_steps.prepare(self, self.steps_per_call, ImageClassifier)
 
     def on_fit_start(self) -> None:
-        # A callback such as `LearningRateFinder` has set another rate, which the schedule has to start from.
-        if self._built_rate is not None and self.learning_rate != self._built_rate:
+        # A callback such as `LearningRateFinder` has set another rate, which the schedule has to start from, or
+        # `BatchSizeFinder` another batch size, from which the rate follows.
+        if self._built_rate is None:
+            return
+        if self.learning_rate != self._built_rate or self._linear_factor() != self._rate_factor:
             self.trainer.strategy.setup_optimizers(self.trainer)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -391,6 +405,9 @@ class ImageClassifier(L.LightningModule):
         self.log_dict({f"{phase}/loss": loss / count, f"{phase}/accuracy": accuracy}, prog_bar=True, batch_size=1)
 
     def on_train_start(self) -> None:
+        if self.lr_batch_size is not None and self.trainer.is_global_zero:
+            words = f"steps of {images_per_step(self.trainer)} images: learning rates times {self._rate_factor:g}"
+            note(words if self.has_own_optimizer else f"{words}, peak {self.peak_rate:g}")
         self._logged_step = self.trainer.global_step
         if self._random_state is not None:
             set_random_state(self._random_state, self.device)
@@ -489,6 +506,8 @@ class ImageClassifier(L.LightningModule):
     def training_words(self) -> str:
         """Return the recipe in words, for records and logs."""
         words = self._settings.words(self.recipe_words)
+        if self.lr_batch_size is not None:
+            words += f", learning rate for {self.lr_batch_size} images scaled linearly to those of a step"
         if self.compile_mode is not None:
             words += f", steps compiled in mode {self.compile_mode}"
         return words + self.test_words
@@ -531,15 +550,34 @@ class ImageClassifier(L.LightningModule):
         trainer = self._trainer
         return trainer is not None and trainer.precision == "16-mixed" and bool(trainer.gradient_clip_val)
 
+    @property
+    def peak_rate(self) -> float:
+        """Return the peak of the recipe's learning rate in the current training, after the linear rule."""
+        return self.learning_rate * self._rate_factor
+
+    def _linear_factor(self) -> float:
+        """Return the factor of the linear rule for the steps of the current training; 1 without `lr_batch_size`."""
+        if self.lr_batch_size is None:
+            return 1.0
+        return images_per_step(self.trainer) / self.lr_batch_size
+
     def configure_optimizers(self) -> Any:
         self._built_rate = self.learning_rate
         self._first_rate = self._first_rate or self.learning_rate
+        if self.lr_batch_size is not None and self.learning_rate != self._first_rate:
+            # A search has found this rate with the steps of this training, also for a training that goes on later.
+            self.lr_batch_size = self.hparams["lr_batch_size"] = None
         optimizer = self.make_optimizer()
+        self._rate_factor = self._linear_factor()
+        if self.lr_batch_size is not None:
+            scale_rates(optimizer, self._rate_factor)
         if self.steps_per_call is not None:
             several_steps.check_optimizer(optimizer, self.steps_per_call)
         scheduled = schedule_of(self, optimizer, self._settings)
         if scheduled is None:
             return optimizer
+        if self.lr_batch_size is not None:
+            check_scheduler(scheduled[1]["scheduler"])
         self._settings = replace(self._settings, stepping=scheduled[0])
         return {"optimizer": optimizer, "lr_scheduler": scheduled[1]}
 
