@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +22,9 @@ from typing import Any, Protocol
 import torch
 
 from cnnbench import interrupts
+from cnnbench.console import note
 from cnnbench.errors import UserError, unknown
+from cnnbench.files import read_text, write_text
 from cnnbench.record import Record
 from cnnbench.registry import optional
 
@@ -27,6 +32,8 @@ RETRIES = 2
 """How many times a cell whose process has died is measured again."""
 POLL_S = 0.5
 """Seconds between two looks at the jobs of an engine."""
+JOBS_FILE = "jobs.txt"
+"""File with the ids of the jobs of SLURM that a run waits for."""
 NAMES = ("local", "ray", "slurm")
 """Names of the launchers: this process, Ray, and jobs of SLURM through submitit."""
 
@@ -59,7 +66,7 @@ class Launcher(Protocol):
         """
 
 
-def find_launcher(name: str, options: Mapping[str, Any]) -> Launcher | None:
+def find_launcher(name: str, options: Mapping[str, Any], device: str) -> Launcher | None:
     """Return the launcher with this name; None for this process itself.
 
     Args:
@@ -67,9 +74,12 @@ def find_launcher(name: str, options: Mapping[str, Any]) -> Launcher | None:
         options: Options of the launcher by name: ``cpus`` and ``gpus`` of a cell, for ``ray`` also ``address`` of a
             cluster, for ``slurm`` also ``cluster`` (``slurm`` or ``local``) and the parameters of submitit, such as
             ``slurm_partition`` and ``timeout_min``.
+        device: Device of the plan, such as ``cpu`` or ``cuda:0``. On a GPU, a cell reserves one unless the options say
+            otherwise.
 
     Raises:
-        UserError: The launcher is unknown, its package is missing, or an option is wrong.
+        UserError: The launcher is unknown, its package is missing, an option is wrong, or the cells would not have the
+            device.
     """
     if name not in NAMES:
         raise unknown("launcher", name, NAMES)
@@ -77,10 +87,21 @@ def find_launcher(name: str, options: Mapping[str, Any]) -> Launcher | None:
         if options:
             raise UserError("launcher_options are for --launcher ray or slurm; leave them out")
         return None
+    kind, _, index = device.partition(":")
+    if kind == "cuda" and index not in ("", "0"):
+        raise UserError(
+            f"device {device} is a GPU of this machine, but each cell of --launcher {name} sees its own GPU only, as "
+            "cuda:0; use --device cuda"
+        )
     given = dict(options)
     cpus = _amount("cpus", given.pop("cpus", torch.get_num_threads()), whole=True)
-    gpus = _amount("gpus", given.pop("gpus", 1 if torch.cuda.is_available() else 0), whole=name == "slurm")
+    gpus = _amount("gpus", given.pop("gpus", 1 if kind == "cuda" else 0), whole=name == "slurm")
     if name == "ray":
+        if kind == "cuda" and gpus == 0:
+            raise UserError(
+                "launcher_options: gpus 0 leaves cells on --device cuda without a GPU; give them 1 or a share such as "
+                "0.5, or use --device cpu"
+            )
         return _Ray(cpus, gpus, **_only(given, ("address",)))
     return _Slurm(int(cpus), int(gpus), given.pop("cluster", None), given)
 
@@ -166,7 +187,9 @@ class _Slurm:
     def __init__(self, cpus: int, gpus: int, cluster: str | None, parameters: Mapping[str, Any]) -> None:
         self._submitit, self._cluster = optional("submitit", "--launcher slurm"), cluster
         self._parameters = {"cpus_per_task": cpus, "gpus_per_node": gpus, **parameters}
-        self._executor(Path())  # raises before anything is measured
+        # This raises before anything is measured. An executor makes a folder for its files.
+        with tempfile.TemporaryDirectory() as scratch:
+            self._executor(Path(scratch))
 
     def _executor(self, folder: Path) -> Any:
         """Return submitit's executor, whose scripts and logs lie in a subfolder of the run folder."""
@@ -179,9 +202,14 @@ class _Slurm:
 
     def run(self, jobs: Sequence[Job], folder: Path) -> Iterator[tuple[str, Record | str]]:
         threads, executor = torch.get_num_threads(), self._executor(folder)
+        listed = folder / "slurm" / JOBS_FILE
+        if executor.cluster == "slurm":
+            _cancel_left(listed)
         # All jobs of a batch are one array of SLURM.
         with executor.batch():
             submitted = [executor.submit(_measured, job, threads) for job in jobs]
+        ids = [str(task.job_id) for task in submitted]
+        write_text(listed, "\n".join(ids))
         waiting = list(zip(submitted, jobs, [RETRIES] * len(jobs), strict=True))
         try:
             while waiting:
@@ -194,7 +222,10 @@ class _Slurm:
                         continue
                     result = _submitit_result(task)
                     if isinstance(result, str) and left:
-                        still.append((executor.submit(_measured, job, threads), job, left - 1))
+                        again = executor.submit(_measured, job, threads)
+                        ids.append(str(again.job_id))
+                        write_text(listed, "\n".join(ids))
+                        still.append((again, job, left - 1))
                     else:
                         yield job.key, result
                 waiting = still
@@ -202,6 +233,27 @@ class _Slurm:
             for task, _, _ in waiting:
                 with contextlib.suppress(Exception):  # a job that has ended in the meantime
                     task.cancel()
+            listed.unlink(missing_ok=True)
+
+
+def _cancel_left(listed: Path) -> None:
+    """Cancel jobs of SLURM that a killed process has left behind; their cells are about to be measured again.
+
+    Args:
+        listed: File with the ids of the jobs, a line each; it is removed when all jobs have ended.
+    """
+    if not listed.is_file():
+        return
+    ids = [line for line in read_text(listed, "list of jobs").split() if re.fullmatch(r"\d+(_\d+)?", line)]
+    if not ids:
+        return
+    try:
+        # Jobs that have ended are an error for `scancel`, which it says on stderr.
+        subprocess.run(["scancel", *ids], check=False, timeout=60, capture_output=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        note(f"jobs {', '.join(ids)} of the killed run cannot be cancelled: {error}")
+        return
+    note(f"jobs that the killed run has left behind are cancelled: {', '.join(ids)}")
 
 
 def _submitit_result(task: Any) -> Record | str:

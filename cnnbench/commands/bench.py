@@ -129,12 +129,11 @@ def run(options: Options) -> int:
     from cnnbench.benchmark import launchers, preview
     from cnnbench.benchmark import session as sessions
 
-    launcher = launchers.find_launcher(options.launcher, options.launcher_options or {})
-
     # The user typed the names of --models and --data, and `check_file` has allowed those of a file, so all count as
     # typed.
     trust = Trust.of(options.trust, typed=(*(options.models or ()), *(options.data or ())))
     session = sessions.Session(options.settings(), options.out, options.resume, trust)
+    launcher = launchers.find_launcher(options.launcher, options.launcher_options or {}, session.plan.device)
     if options.dry_run:
         rows = preview.preview(session.plan)
         if options.json:
