@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Stopped as stop:
         if is_first_process():  # which alone knows what was kept
             note(f"cnnbench: stopped by {stop}; {stop.hint}")
-            requeue(stop.number, words)
+            requeue(stop.number, words, stop.goes_on)
         return stop.exit_code
     except KeyboardInterrupt:  # not from a signal, since that raises Stopped
         note("cnnbench: interrupted")

@@ -41,11 +41,13 @@ class Stopped(BaseException):
 
     Attributes:
         hint: Advice on how to go on, for the person who stopped the program; callers that know better replace it.
+        goes_on: Whether the same command goes on with what was kept; None if only the command line tells.
     """
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.hint = "nothing was kept; start it again"
+        self.goes_on: bool | None = None
         super().__init__(signal.Signals(number).name)
 
     @property

@@ -84,20 +84,27 @@ def slurm_job() -> str | None:
     return os.environ.get("SLURM_JOB_ID") or None
 
 
-def requeue(number: int, words: Sequence[str]) -> None:
+def requeue(number: int, words: Sequence[str], goes_on: bool | None = None) -> None:
     """Let SLURM start the job again if it is about to end it, which it announces by SIGUSR1 (``--signal=USR1@90``).
+
+    A job whose command would start anew is not queued again, since it might never come to an end.
 
     Args:
         number: Number of the signal that stopped the command.
-        words: Command line, which must be one that may be repeated.
+        words: Command line.
+        goes_on: Whether this command line, run again, goes on with what was kept; None if its options tell.
     """
     job = slurm_job()
     if job is None or number != getattr(signal, "SIGUSR1", None):
         return
-    following = dict(zip(words, [*words[1:], ""], strict=True))
-    resumes = any(word.partition("=")[0] == "--resume" for word in words)
-    if not resumes or "--resume=never" in words or following.get("--resume") == "never":
-        note(f"job {job} is not queued again, since this command would start anew; --resume lets it go on")
+    # A search goes on in the folder that it is given.
+    option = "--out" if words[:1] == ["search"] else "--resume"
+    if goes_on is None:
+        following = dict(zip(words, [*words[1:], ""], strict=True))
+        goes_on = any(word.partition("=")[0] == option for word in words)
+        goes_on = goes_on and "--resume=never" not in words and following.get("--resume") != "never"
+    if not goes_on:
+        note(f"job {job} is not queued again, since this command would start anew; {option} lets it go on")
         return
     try:
         subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)

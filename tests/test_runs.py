@@ -147,6 +147,83 @@ def test_a_job_that_would_start_anew_is_not_queued_again(
     assert "job 77 is not queued again, since this command would start anew" in capsys.readouterr().err
 
 
+SEARCH = ["search", "--model=LeNet5", "--data=Synthetic(train_images=60, test_images=20)", "--trials=4", "--epochs=2",
+          "--space={model.learning_rate: {low: 0.0001, high: 0.1, log: true}}", "--device=cpu",
+          "--precision=32-true"]  # fmt: skip
+
+
+def _stop_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send SIGUSR1 to this process at the first step of the third trial."""
+    search = pytest.importorskip("cnnbench.benchmark.search")
+    measure, whole = search.Search._measure, search._Report.on_train_batch_end
+    third = []
+
+    def look(self: Any, trial: Any, number: int) -> Any:
+        third[:] = [number == 2]
+        return measure(self, trial, number)
+
+    def stop(self: Any, *rest: Any) -> None:
+        if third[0]:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        whole(self, *rest)
+
+    monkeypatch.setattr(search.Search, "_measure", look)
+    monkeypatch.setattr(search._Report, "on_train_batch_end", stop)
+
+
+@pytest.mark.parametrize("where", ["command line", "file"])
+def test_a_search_that_slurm_ends_is_queued_again_and_goes_on(
+    where: str, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna")
+    command = [*SEARCH, "--out=found"]
+    if where == "file":
+        Path("search.yaml").write_text("out: found\n")
+        command = [*SEARCH, "--config=search.yaml"]
+    with monkeypatch.context() as patch:
+        _stop_search(patch)
+        assert main(command) == 128 + signal.SIGUSR1
+    assert slurm.read_text() == "requeue 77\n"
+    assert len(load_records([Path("found")])) == 2
+    # SLURM runs the same command again, which ends as an undisturbed search.
+    assert main(command) == 0
+    assert main([*SEARCH, "--out=whole"]) == 0
+    seen = []
+    for folder in ("found", "whole"):
+        records = sorted(load_records([Path(folder)]), key=lambda record: record.config["trial"])
+        seen.append([(r.config["trial"], r.config["values"], r.measures["val_accuracy"]) for r in records])
+    assert len(seen[0]) == 4
+    assert seen[0] == seen[1]
+    assert slurm.read_text() == "requeue 77\n"
+
+
+def test_a_search_without_a_folder_is_not_queued_again(
+    slurm: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("optuna")
+    _stop_search(monkeypatch)
+    assert main(SEARCH) == 128 + signal.SIGUSR1
+    assert not slurm.exists()
+    error = capsys.readouterr().err
+    assert "job 77 is not queued again, since this command would start anew; --out lets it go on" in error
+    assert "go on with the same command and --out results/search/" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "queued"),
+    [
+        (["search", "--model=LeNet5", "--out", "s"], True),
+        (["search", "--model=LeNet5"], False),
+        (["bench", "--models=LeNet5", "--out", "s"], False),
+        (["bench", "--resume", "--out", "s"], True),
+        (["fit", "--resume", "never"], False),
+    ],
+)
+def test_a_signal_before_the_command_began_is_judged_by_its_words(words: list[str], queued: bool, slurm: Path) -> None:
+    interrupts.requeue(signal.SIGUSR1, words)
+    assert slurm.exists() == queued
+
+
 def test_a_task_of_an_array_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "80")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "77")

@@ -85,6 +85,8 @@ def run(options: Options) -> int:
             search = Search(plan, folder, note)
             best = search.run(options.trials)
     except Stopped as stop:
+        # Without a folder the same command starts another search. The folder may be named in a file.
+        stop.goes_on = options.out is not None
         if (folder / PLAN_FILE).exists():
             stop.hint = f"go on with the same command and --out {shlex.quote(str(folder))}"
         raise
