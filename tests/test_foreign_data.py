@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from cnnbench.benchmark.run import run
 from cnnbench.cli import main
 from cnnbench.data import get_bench_data
 from cnnbench.record import load_records
@@ -202,6 +205,29 @@ def test_what_a_module_states_is_in_its_records_and_pictures() -> None:
     values = torch.cat([images for images, _ in data.test_dataloader()])[[2, 20]]
     expected = (255 * (values * 0.5 + 0.25).clamp(0, 1)).round().permute(0, 2, 3, 1)
     assert np.array_equal(pixels, expected.numpy().astype(np.uint8))
+
+
+def test_an_object_may_state_what_its_class_does_not() -> None:
+    stated = "self.num_classes, self.in_channels, self.image_size = 2, 1, 32\n        self.test = images(21)"
+    text = MODULE.replace("num_classes, in_channels, image_size = 2, 1, 32", "")
+    _write(text.replace("self.test = images(21)", stated))
+    assert main(_bench("--measures=quality", "--out=run")) == 0
+    (record,) = load_records([Path("run")])
+    assert (record.data["num_classes"], record.data["in_channels"], record.data["image_size"]) == (2, 1, 32)
+
+
+def test_mistakes_are_shown_with_their_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+    nothing = lambda _: None  # noqa: E731
+    follower = SimpleNamespace(begin=nothing, point=nothing, show=shown.append, end=nothing)
+    monkeypatch.setattr("cnnbench.benchmark.session.run", partial(run, follower=follower))
+    assert main(_bench("--measures=quality", "--out=run")) == 0
+    (examples,) = shown
+    (record,) = load_records([Path("run")])
+    wrong = record.confusion_matrix[0][1] + record.confusion_matrix[1][0]
+    assert len(examples.indices) == wrong > 0
+    assert examples.images.shape == (len(examples.indices), 32, 32, 1)
+    assert examples.true == [str(index % 2) for index in examples.indices]
 
 
 def test_without_validation_it_is_left_out(capsys: pytest.CaptureFixture) -> None:

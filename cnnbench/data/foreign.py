@@ -435,8 +435,11 @@ class ForeignData(L.LightningDataModule):
         Args:
             indices: Positions of the images in the order of the test loader, in ascending order.
         """
-        wanted, chosen, seen = set(indices), [], 0
+        wanted, seen = set(indices), 0
+        chosen: list[Tensor] = []
         for batch in self._loader("test", FIXED_SEED):
+            if len(chosen) == len(wanted):
+                break
             images = self.checked(batch, "test").images
             chosen += [image for number, image in enumerate(images, start=seen) if number in wanted]
             seen += len(images)
