@@ -162,9 +162,8 @@ def read_tensor(path: Path, mend: str = _MEND) -> Tensor:
     if content.startswith(_JPEG):
         # Whatever is wrong with the file, Pillow finds it again below and names it.
         with contextlib.suppress(Exception):
-            # Pillow reads the header only, so that a file made to fill the memory is not decoded.
-            width, height = Image.open(io.BytesIO(content), formats=("JPEG",)).size
-            if width * height <= LARGEST_IMAGE:
+            # A file that is made to fill the memory is not decoded.
+            if _pixels_of_jpeg(content) <= LARGEST_IMAGE:
                 return _jpeg_decoder()(content)
     image = to_rgb(_opened(content, path, "image", mend), path)
     # Pillow's array cannot be written to. (H, W, 3) becomes (3, H, W).
@@ -202,6 +201,26 @@ def square(image: Image.Image, channels: int, side: int) -> np.ndarray:
         image = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
     # (H, W, C) becomes (C, H, W), since torch has the channels first.
     return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
+
+
+def _pixels_of_jpeg(content: bytes) -> int:
+    """Return the number of pixels of a JPEG, from its frame header (ITU-T T.81, B.2.2).
+
+    Raises:
+        IndexError: The file has no frame header.
+    """
+    at = 2  # behind the marker of the start
+    while True:
+        # A segment consists of FF, its kind, its length (2 bytes, which count themselves), and its content.
+        kind = content[at + 1]
+        if content[at] != 0xFF:
+            raise IndexError("no marker where one should be")
+        # The frame headers are C0 to CF without C4, C8 and CC. Precision (1 byte), height and width follow (2 each).
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            size = content[at + 5 : at + 9]
+            return int.from_bytes(size[:2], "big") * int.from_bytes(size[2:], "big")
+        # Bytes FF may fill up the space before a marker.
+        at += 1 if kind == 0xFF else 2 + int.from_bytes(content[at + 2 : at + 4], "big")
 
 
 def _read(path: Path, what: str, mend: str) -> bytes:

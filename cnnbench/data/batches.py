@@ -216,7 +216,7 @@ class Batches(ABC):
             # This process takes the images rank, rank + world_size, and so on.
             share = len(range(rank, total, world_size))
             self.batches = -(-share // batch_size)  # rounded up, so that no image is left out
-        # `_rows_for` fills these for images of `_rows_size` pixels.
+        # `_finished` fills these for images of `_rows_size` pixels.
         self._row_scale = self._row_shift = torch.empty(0)
         self._rows_size = 0
         self.epoch = 0
@@ -291,14 +291,14 @@ class Batches(ABC):
             # A row of pixels has its channels innermost, so the C values repeat for every pixel, (size * C,).
             self._row_scale, self._row_shift = (v.repeat(size).to(self.device) for v in (self._scale, self._shift))
             self._rows_size = size
-        # Rows, (n, size, size * C), become images, (n, C, size, size), with the channels last in memory.
-        x = pixels.unflatten(2, (size, -1)).permute(0, 3, 1, 2)
-        # Dimension 3 is the width, so flipping it mirrors left and right.
-        if epoch.mirrored[index]:
-            x = torch.cat([x[: epoch.mirrored[index]].flip(3), x[epoch.mirrored[index] :]])
-        # Normalise whole rows of pixels, (n, size, size * C), so that the innermost dimension is long.
-        rows = x.permute(0, 2, 3, 1).flatten(2).float()
-        # In place, since on a CPU most of the time goes into fresh memory.
+        # On a CPU most of the time goes into fresh memory, so only one large tensor is made, and changed in place.
+        rows = torch.empty(pixels.shape, dtype=torch.float32, device=self.device)
+        mirrored = epoch.mirrored[index]
+        if mirrored:
+            # Dimension 2 of (n, size, size, C) is the width, so flipping it mirrors left and right.
+            rows[:mirrored] = pixels[:mirrored].unflatten(2, (size, -1)).flip(2).flatten(2)
+        rows[mirrored:] = pixels[mirrored:]
+        # Whole rows of pixels are normalised, (n, size, size * C), so that the innermost dimension is long.
         torch.addcmul(self._row_shift, rows, self._row_scale, out=rows)
         if epoch.corners is not None:
             _cut_out(rows, epoch.corners[self._slice(index)], self.augmentation.cutout)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
@@ -192,7 +193,7 @@ class StreamedBatches(Batches):
             rows = pixels.to(self.device, non_blocking=True).flatten(2)
             x = self._finished(rows, epoch, index)
             if side != size:
-                x = torch.nn.functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
+                x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
             yield Split(x, self.labels.index_select(0, epoch.images[self._slice(index)]))
 
     def _crops_of(self, total: int, size: int, generator: torch.Generator) -> Tensor:
@@ -270,9 +271,8 @@ class _Decoder(Dataset):
         batch = np.empty((len(keys), side, side, self._files.channels), dtype=np.uint8)
         try:
             for place, key in enumerate(keys):
-                # NumPy puts one channel after the other into place in a third of the time of torch's `copy_`.
-                for channel, values in enumerate(self[key].numpy()):
-                    batch[place, :, :, channel] = values
+                # (C, side, side) becomes (side, side, C), which is the order of a random part in memory.
+                batch[place] = self[key].permute(1, 2, 0).numpy()
         except UserError as error:
             return str(error)
         return torch.from_numpy(batch)
@@ -287,7 +287,12 @@ class _Decoder(Dataset):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(number)
             part = self._crop_to(side).make_params([image])
-        return v2.functional.resized_crop(image, **part, size=[side, side], antialias=True)
+        top, left = part["top"], part["left"]
+        # One image, (1, C, H, W), with the channels last in memory as the decoder leaves them. `interpolate` sees this
+        # only if the batch comes first in memory too, and is then twice as fast as `resized_crop`, for the same pixels.
+        whole = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+        crop = whole[:, :, top : top + part["height"], left : left + part["width"]]
+        return F.interpolate(crop, (side, side), mode="bilinear", antialias=True)[0]
 
     def _crop_to(self, side: int) -> v2.RandomResizedCrop:
         """Return the transform that takes a random part of an image and resizes it."""
