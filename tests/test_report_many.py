@@ -16,12 +16,13 @@ from conftest import FULL_TRAINING, make_record
 from matplotlib.figure import Figure
 from PIL import Image
 
+from cnnbench.console import make_console
 from cnnbench.plots.drawing import MOST_ENTRIES, MOST_NAMES, MOST_PANELS, Name, panels, write_names
 from cnnbench.record import Record, load_records, write_lines
-from cnnbench.report import pictures
+from cnnbench.report import findings, pictures
 from cnnbench.report.charts import accuracy_against, latency_against_macs, panels_drawn
 from cnnbench.report.findings import MOST_LISTED, contenders, front_sentences, rivals_by_label
-from cnnbench.report.outputs import Report, to_html, to_markdown, write_report
+from cnnbench.report.outputs import Report, print_table, to_html, to_markdown, write_report
 from cnnbench.report.pareto import Spread, inversion
 from cnnbench.report.pictures import MOST_MATRICES, Drawn, FigureSheet, Shown, draw_pictures
 from cnnbench.report.seeds import Seeds
@@ -86,11 +87,70 @@ def test_the_page_has_a_limit_of_matrices_and_the_folder_has_all(
     assert page.count('alt="Confusion matrix') == markdown.count("![confusion") == 3
 
 
+def _of_labels(*sizes: int) -> list[Record]:
+    """Records of data sets with these numbers of networks."""
+    made = []
+    for place, size in enumerate(sizes):
+        for record in _networks(size):
+            made.append(Record(**{**record.__dict__, "data": {**record.data, "label": f"Set {place}"}}))
+    return made
+
+
+@pytest.mark.parametrize("sizes", [(20, 2, 8), (5, 5, 5), (1, 30), (40,), (1,) * 20, (3, 9)])
+def test_rows_are_shared_evenly_among_data_sets(sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(findings, "MOST_ROWS", 12)
+    labels = [f"Set {place}" for place, size in enumerate(sizes) for _ in range(size)]
+    most = findings.most_per_label(labels)
+    # By brute force: the largest share with which no more rows are there than allowed; each data set has one at least.
+    shares = [share for share in range(1, 13) if sum(min(share, size) for size in sizes) <= 12]
+    assert most == max(shares, default=1)
+    kept = findings.first_of_each(labels, str)
+    assert Counter(kept) == {f"Set {place}": min(most, size) for place, size in enumerate(sizes)}
+
+
+def test_many_records_have_rows_of_each_data_set_and_the_page_says_what_it_leaves_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(findings, "MOST_ROWS", 12)
+    monkeypatch.setattr(pictures, "MOST_MATRICES", 3)
+    monkeypatch.setattr(pictures, "comparisons", lambda records: [])
+    records = _of_labels(20, 2, 8)
+    write_report(records, tmp_path)
+    assert len(list((tmp_path / "figures").glob("confusion_*.png"))) == 12
+    page, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
+    print_table(Report(records), make_console())
+    table = " ".join(capsys.readouterr().out.split())
+    for text in (page, markdown, table):
+        assert "The table has 12 of 30 records, at most 5 of each data set; results.csv has all." in text
+    rows = [record for record in records if f"\n| {record.model} |" in markdown]
+    assert rows == [*records[:5], *records[20:22], *records[22:27]]
+    assert page.count('class="bar"') == 12
+    sentence = (
+        "The page has the first 3 of 12 confusion matrices; the other 9 are in the folder figures/. "
+        "Those of 18 further records are not drawn, because these records have no row in the table; a report of fewer "
+        "records draws them."
+    )
+    assert sentence in page
+    assert sentence in markdown
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + 30
+
+
+def test_means_over_seeds_of_many_networks_have_rows_of_each_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(findings, "MOST_ROWS", 12)
+    twice = [*_of_labels(20, 2), *(Record(**{**r.__dict__, "seed": 1}) for r in _of_labels(20, 2))]
+    table = Seeds(twice).tables[0]
+    assert Counter(row[1] for row in table.rows[1:]) == {"Set 0": 10, "Set 1": 2}
+    assert table.sentences[-1] == "10 more networks are in results.csv."
+
+
 def test_a_limit_that_is_not_reached_is_not_spoken_of() -> None:
     assert Drawn(all_matrices=0).more_matrices == ""
     shown = [Shown("confusion_a", "data:", "", ())]
     assert Drawn(matrices=shown, all_matrices=1).more_matrices == ""
     assert "first 1 of 2,000 confusion" in Drawn(matrices=shown, all_matrices=2000).more_matrices
+    assert "further" not in Drawn(matrices=shown, all_matrices=2000).more_matrices
+    assert Report(_networks(60)).left_out == ""
+    assert findings.MOST_ROWS >= reports.RECORDS
     assert 12 < MOST_MATRICES < 100
 
 

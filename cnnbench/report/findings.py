@@ -7,10 +7,11 @@ short training never ranks networks; a reference accuracy stands in for it where
 from __future__ import annotations
 
 import statistics
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from cnnbench.record import Record
 from cnnbench.references import Reference, is_as_good_as_the_reference, percent, published_words, reference_of
@@ -18,10 +19,14 @@ from cnnbench.report.pareto import Spread, inversion, pareto_front
 from cnnbench.report.settings import Setting, in_group, said
 from cnnbench.stats import Correlation, correlate
 
+Row = TypeVar("Row")
 MOST_NAMED_WITHOUT = 5
 """Largest number of networks without a reference accuracy that a sentence names; of more it gives the number."""
 MOST_LISTED = 60
 """Largest number of names, values or sentences that are written out; the rest is only counted."""
+MOST_ROWS = 2000
+"""Largest number of records with a row in the tables and a picture of their confusion matrix; ``results.csv`` has all
+records. With more, the page would be slow to open, and the pictures would take most of the time."""
 DASH = "\N{EN DASH}"
 """Text that tables show for a figure that a record does not have; it also stands between the ends of a range."""
 COSTS = {"macs": "MACs", "latency_ms_median": "latency"}
@@ -52,6 +57,45 @@ def first_sentences(sentences: Sequence[str], rest: str) -> list[str]:
     if more <= 0:
         return list(sentences)
     return [*sentences[:MOST_LISTED], f"{more:,} {rest}."]
+
+
+def most_per_label(labels: Sequence[str]) -> int:
+    """Return how many rows each data set has in a table, so that the table has at most `MOST_ROWS` rows.
+
+    Args:
+        labels: Label of the data set of each row that the table could have.
+
+    Returns:
+        Number of rows; data sets with fewer rows have all of theirs. It is at least 1, so that no data set is missing.
+    """
+    sizes = Counter(labels).values()
+    if len(labels) <= MOST_ROWS:
+        return MOST_ROWS
+    # A data set that has fewer rows than its share leaves more for the others, so the number is searched for.
+    fits = bisect_right(range(1, MOST_ROWS + 1), MOST_ROWS, key=lambda most: sum(min(most, size) for size in sizes))
+    return max(1, fits)
+
+
+def first_of_each(rows: Sequence[Row], label: Callable[[Row], str]) -> list[Row]:
+    """Return what has a row in a table, and a picture: the first of each data set, in their order; see `MOST_ROWS`.
+
+    Args:
+        rows: Everything that the table could have a row of.
+        label: Function that returns the label of the data set of a row.
+    """
+    most = most_per_label([label(row) for row in rows])
+    seen: Counter[str] = Counter()
+    kept = []
+    for row in rows:
+        seen[label(row)] += 1
+        if seen[label(row)] <= most:
+            kept.append(row)
+    return kept
+
+
+def first_of_each_label(records: Sequence[Record]) -> list[Record]:
+    """Return the records that have a row in the tables and a picture of their confusion matrix; see `MOST_ROWS`."""
+    return first_of_each(records, lambda record: record.data["label"])
 
 
 def by_seed(records: Iterable[Record], key: str) -> dict[int, float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,7 @@ from cnnbench.record import Record
 from cnnbench.references import reference_of
 from cnnbench.report import provenance
 from cnnbench.report.columns import Column, columns_of
-from cnnbench.report.findings import listed, reference_sentences
+from cnnbench.report.findings import first_of_each_label, listed, reference_sentences
 from cnnbench.report.pictures import Drawn, draw_pictures
 from cnnbench.report.seeds import Seeds, SeedTable
 from cnnbench.report.settings import said, setting
@@ -99,9 +100,25 @@ class Report:
         """Return the accuracies over seeds, and the differences of networks by seed."""
         return Seeds(self.records)
 
+    @cached_property
+    def shown(self) -> list[Record]:
+        """Return the records that have a row in the tables: all, or the first of each data set if they are too many."""
+        return first_of_each_label(self.records)
+
+    @property
+    def left_out(self) -> str:
+        """Return a sentence on the records without a row in the tables; empty if all have one."""
+        if len(self.shown) == len(self.records):
+            return ""
+        most = max(Counter(r.data["label"] for r in self.shown).values())
+        return (
+            f"The table has {len(self.shown):,} of {len(self.records):,} records, at most {most:,} of each data set; "
+            "results.csv has all. Pictures of comparisons, warnings and means over seeds are made from all."
+        )
+
     def rows(self) -> list[list[str]]:
-        """Return the cells of the table, one row per record."""
-        return [[c.show(r) for c in self.columns] for r in self.records]
+        """Return the cells of the table, one row per record of `shown`."""
+        return [[c.show(r) for c in self.columns] for r in self.shown]
 
     @property
     def synthetic(self) -> bool:
@@ -132,9 +149,9 @@ class Report:
 
     @cached_property
     def groups(self) -> dict[str, list[tuple[Record, list[str]]]]:
-        """Return the records with their rows, by label of the data set."""
+        """Return the records of `shown` with their rows, by label of the data set."""
         groups: dict[str, list[tuple[Record, list[str]]]] = {}
-        for record, row in zip(self.records, self.rows(), strict=True):
+        for record, row in zip(self.shown, self.rows(), strict=True):
             groups.setdefault(record.data["label"], []).append((record, row))
         return groups
 
@@ -163,6 +180,8 @@ def print_table(report: Report, console: Console) -> None:
     """Print the tables and the warnings of a report in the terminal."""
     columns = _fitting(report, console.width)
     console.print(_main_table(report, columns))
+    if report.left_out:
+        console.print(Text(report.left_out))
     if len(columns) < len(report.columns):
         console.print("(more columns in a wider terminal, and in the report)", markup=False)
     for seed_table in report.seeds.tables:
@@ -174,7 +193,7 @@ def print_table(report: Report, console: Console) -> None:
 def _main_table(report: Report, columns: Sequence[Column]) -> Table:
     """Return the terminal table with these columns, one row per record."""
     table = Table(title=report.title, title_justify="left", title_style="bold", header_style="bold")
-    table.show_footer = len(report.records) > MANY_ROWS
+    table.show_footer = len(report.shown) > MANY_ROWS
     for c in columns:
         widest = LONGEST_MODEL if c.key == "model" else None
         table.add_column(c.title, justify=_side(c.numeric), overflow="fold", footer=c.title, max_width=widest)
@@ -203,7 +222,7 @@ def _cells(texts: Iterable[str]) -> list[Text]:
 def _fitting(report: Report, width: int) -> list[Column]:
     """Return the columns of the terminal table, leaving out less important ones until no cell needs a second line."""
     columns = list(report.columns)
-    widths = {column.key: _width(column, report.records) for column in columns}
+    widths = {column.key: _width(column, report.shown) for column in columns}
     for key in LEFT_OUT_WHEN_NARROW:
         # The table has a border at its left side too.
         if 1 + sum(widths[column.key] for column in columns) <= width:
@@ -331,6 +350,8 @@ def to_markdown(report: Report, drawn: Drawn | None = None) -> str:
         page.quote(line)
     titles = [c.title for c in report.columns]
     page.table([titles, *report.rows()], [c.numeric for c in report.columns])
+    if report.left_out:
+        page.paragraph(report.left_out)
     for sentence in report.references:
         page.paragraph(sentence)
     for seeds in report.seeds.tables:

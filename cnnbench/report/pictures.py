@@ -28,6 +28,7 @@ from cnnbench.report.confusion_pictures import DPI_OF_MANY, MatrixPainter
 from cnnbench.report.findings import (
     Contender,
     contenders,
+    first_of_each_label,
     first_sentences,
     front_sentences,
     left_out_sentences,
@@ -133,6 +134,7 @@ class Drawn:
         comparisons: Pictures that compare networks.
         matrices: Confusion matrices on the page, at most `MOST_MATRICES`.
         all_matrices: Number of confusion matrices that were drawn.
+        not_drawn: Number of confusion matrices without a picture, because there are too many.
         failures: Sentences on pictures that could not be drawn.
         notes: Sentences that replace pictures with nothing to show.
         files: Paths of the written files.
@@ -141,6 +143,7 @@ class Drawn:
     comparisons: list[Shown] = field(default_factory=list)
     matrices: list[Shown] = field(default_factory=list)
     all_matrices: int = 0
+    not_drawn: int = 0
     failures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
@@ -150,10 +153,16 @@ class Drawn:
         """Return a sentence on the matrices that only the folder has; empty if the page has all of them."""
         if self.all_matrices == len(self.matrices):
             return ""
-        return (
+        words = (
             f"The page has the first {len(self.matrices)} of {self.all_matrices:,} confusion matrices; "
             f"the other {self.all_matrices - len(self.matrices):,} are in the folder figures/."
         )
+        if self.not_drawn:
+            words += (
+                f" Those of {self.not_drawn:,} further records are not drawn, because these records have no row in the "
+                "table; a report of fewer records draws them."
+            )
+        return words
 
 
 def draw_pictures(records: Sequence[Record], folder: Path) -> Drawn:
@@ -166,7 +175,8 @@ def draw_pictures(records: Sequence[Record], folder: Path) -> Drawn:
     Raises:
         OSError: A file cannot be written.
     """
-    drawn = Drawn()
+    matrices = sum(record.confusion_matrix is not None for record in records)
+    drawn = Drawn(not_drawn=matrices - sum(r.confusion_matrix is not None for r in first_of_each_label(records)))
     # Collected in a list of their own, because the report names only the first of very many failures.
     failures: list[str] = []
     # Texts are laid out again when a figure is saved, so drawing and saving are both inside the block.
@@ -260,12 +270,16 @@ def _webp(png: bytes) -> bytes:
 
 
 def all_pictures(records: Sequence[Record]) -> Iterator[Picture]:
-    """Yield the pictures of a report: the comparisons, then the confusion matrix of each record that has one."""
+    """Yield the pictures of a report: the comparisons, then the confusion matrix of each record that has one.
+
+    Of more than `MOST_ROWS` records, those without a row in the table have no picture of their own.
+    """
     yield from comparisons(records)
     # Many matrices are drawn at a lower resolution and without SVG, since there may be thousands of them.
     painter = MatrixPainter(DPI if len(records) <= MOST_MATRICES else DPI_OF_MANY)
+    listed = {id(record) for record in first_of_each_label(records)}
     for name, record in zip(matrix_names(records), records, strict=True):
-        if record.confusion_matrix is not None:
+        if record.confusion_matrix is not None and id(record) in listed:
             yield matrix_picture(name, record, painter, vectors=len(records) <= MOST_MATRICES)
 
 

@@ -13,7 +13,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cnnbench.record import Record
-from cnnbench.report.findings import DASH, MOST_LISTED, Contender, contenders, grouped, listed, several_seeds
+from cnnbench.report.findings import (
+    DASH,
+    MOST_LISTED,
+    Contender,
+    contenders,
+    first_of_each,
+    grouped,
+    listed,
+    several_seeds,
+)
 from cnnbench.report.settings import affecting
 from cnnbench.stats import Interval, MeanDifference, holm, mean_interval, paired_difference, reach
 
@@ -215,7 +224,7 @@ class Seeds:
 
 
 def _means(networks: Sequence[OverSeeds]) -> list[list[str]]:
-    """Return the table of means, header first."""
+    """Return the table of means, header first; of very many networks, it has the first of each data set."""
     # Accuracies on training images are measured only on demand.
     fitted = any(network.entry.has("train_accuracy") for network in networks)
     head = ["Model", "Data", "Seeds", "Mean accuracy %", "SD", "Range %"]
@@ -223,7 +232,12 @@ def _means(networks: Sequence[OverSeeds]) -> list[list[str]]:
         head.append("Mean train accuracy %")
     head.append("95 % interval of the mean")
     # As soon as one network has several seeds, those with a single seed are in the table too.
-    return [head, *(_means_row(network, fitted) for network in networks)]
+    return [head, *(_means_row(network, fitted) for network in first_of_each(networks, _label))]
+
+
+def _label(network: OverSeeds) -> str:
+    """Return the label of the data set of a network."""
+    return network.entry.label
 
 
 def _means_row(network: OverSeeds, fitted: bool) -> list[str]:
@@ -274,6 +288,9 @@ def _sentences_on_means(networks: Sequence[OverSeeds]) -> list[str]:
         sentences.append(f"No interval, since one seed shows no spread: {listed(single)}.")
     if equal:
         sentences.append(f"No interval, since all seeds have the same accuracy: {listed(equal)}.")
+    more = len(networks) - len(first_of_each(networks, _label))
+    if more:
+        sentences.append(f"{more:,} more networks are in results.csv.")
     return sentences
 
 
