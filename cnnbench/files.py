@@ -342,7 +342,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
     The content goes to a temporary file in the same folder and is flushed to the disk. The last step is a rename within
     one file system. It happens completely or not at all, even if the process is killed. Temporary files that dead
-    processes left in the folder are removed first.
+    processes left in the folder are removed before this process writes to it for the first time.
 
     Yields:
         Binary file to write to.
@@ -353,7 +353,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     part: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_left_behind(path.parent)
+        _remove_left_behind(path.parent.absolute())
         prefix = f".{path.name[:40]}.{_this_machine()}-{os.getpid()}."
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".part")
         part = Path(name)
@@ -381,8 +381,16 @@ def _this_machine() -> str:
     return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
+@functools.cache
 def _remove_left_behind(folder: Path) -> None:
-    """Remove unfinished files of processes on this machine that no longer exist."""
+    """Remove unfinished files of processes on this machine that no longer exist, once for each folder.
+
+    A benchmark writes a file per cell into one folder. If each write listed that folder, the time of a grid would grow
+    with the square of its cells.
+
+    Args:
+        folder: Absolute path of the folder, since the working folder may change.
+    """
     for part in folder.glob(f".*.{_this_machine()}-*.part"):
         # The name is .<file>.<machine>-<process id>.<random text>.part, as `replacing` makes it.
         number = part.name.rpartition(f".{_this_machine()}-")[2].partition(".")[0]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from cnnbench.benchmark.plan import Plan
+from cnnbench.benchmark.plan import Cell, Plan
 from cnnbench.benchmark.run import Opened
 from cnnbench.counting.complexity import complexity
 from cnnbench.counting.memory import STEP_PRECISIONS, training_memory
@@ -56,11 +56,18 @@ def preview(plan: Plan) -> list[Expected]:
         UserError: A data set is missing or wrong, or a network cannot be built.
     """
     opened = Opened(plan)
+    # A count takes about a second, so one for each cell of a large grid would take hours. Seeds share one, and so do
+    # data sets with images of the same shape and as many classes.
+    counted: dict[tuple[Any, ...], _Counted] = {}
+    described = {name: data.describe() for name, data in opened.data.items()}
     rows = []
     for cell in plan.cells():
         data, limits = opened.data[cell.data, cell.recipe], plan.of_cell(cell)
-        facts = data.describe()
-        shape = (data.in_channels, data.image_size, data.image_size)
+        facts = described[cell.data, cell.recipe]
+        same = (cell.model, cell.recipe, data.num_classes, data.in_channels, data.image_size, facts["batch_size"])
+        if same not in counted:
+            counted[same] = _count(opened, cell, facts["batch_size"], plan.precision)
+        cost = counted[same]
         images = None
         if limits.budget_s is None:
             # Whole batches only are trained on, except with loaders of the user's.
@@ -71,18 +78,43 @@ def preview(plan: Plan) -> list[Expected]:
             if limits.max_steps is not None:
                 steps = limits.max_steps * facts["batch_size"]
                 images = min(images, steps) if limits.epochs is not None else steps
-        params = macs = memory = None
-        model, _ = build_without_values(partial(opened.build, cell))
-        try:
-            cost = complexity(model, shape)
-            params = cost.params
-            macs = None if images is None or cost.train_macs is None else images * cost.train_macs
-            if plan.precision in STEP_PRECISIONS:
-                memory = training_memory(model, shape, facts["batch_size"], plan.precision).peak_bytes
-        except UserError:  # such as control flow that depends on values; the network can be trained all the same
-            pass
-        rows.append(Expected(cell.key, params, facts["batch_size"], limits.budget_s, images, macs, memory))
+        macs = None if images is None or cost.train_macs is None else images * cost.train_macs
+        rows.append(
+            Expected(cell.key, cost.params, facts["batch_size"], limits.budget_s, images, macs, cost.step_bytes)
+        )
     return rows
+
+
+class _Counted(NamedTuple):
+    """The costs of a network; each is None if it cannot be counted."""
+
+    params: int | None = None
+    train_macs: int | None = None
+    step_bytes: int | None = None
+
+
+def _count(opened: Opened, cell: Cell, batch_size: int, precision: str) -> _Counted:
+    """Return the costs of the network of a cell.
+
+    Args:
+        opened: Data sets and networks of the plan.
+        cell: Cell of the plan.
+        batch_size: Images of a training step.
+        precision: Number format of the training, by Lightning's name.
+    """
+    data = opened.data[cell.data, cell.recipe]
+    shape = (data.in_channels, data.image_size, data.image_size)
+    model, _ = build_without_values(partial(opened.build, cell))
+    counted = _Counted()
+    try:
+        cost = complexity(model, shape)
+        counted = _Counted(cost.params, cost.train_macs)
+        if precision in STEP_PRECISIONS:
+            memory = training_memory(model, shape, batch_size, precision)
+            counted = counted._replace(step_bytes=memory.peak_bytes)
+    except UserError:  # such as control flow that depends on values; the network can be trained all the same
+        pass
+    return counted
 
 
 def preview_table(rows: Sequence[Expected]) -> Table:

@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, fields, replace
+from dataclasses import MISSING, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -308,9 +308,10 @@ class _Run:
         """Measure the cells without a record, and return the records of all cells; see `run`."""
         # Errors are raised here, before the run folder is made. The records are read again under the lock.
         done = self._finished()
-        for cell in self.plan.cells():
-            if cell.key not in done:
-                self._try_to_build(cell)
+        pending = [cell for cell in self.plan.cells() if cell.key not in done]
+        # The seed decides nothing here, so one cell stands for those that differ from it in the seed alone.
+        for cell in {(cell.model, cell.data, cell.recipe): cell for cell in pending}.values():
+            self._try_to_build(cell)
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             # The lock is not waited for, since another process may hold it for hours.
@@ -469,9 +470,10 @@ class _Run:
 
     def _config(self, cell: Cell) -> dict[str, Any]:
         """Return the settings with which a cell is measured, for its record."""
-        settings = asdict(self.plan.of_cell(cell))
-        for name in ("models", "data", "seeds", "data_dir", "keep_weights", "configs"):
-            del settings[name]
+        plan = self.plan.of_cell(cell)
+        # The grid itself is no setting of a cell, and copying it for each cell would take long where it is large.
+        left_out = ("models", "data", "seeds", "data_dir", "keep_weights", "configs")
+        settings = {field.name: getattr(plan, field.name) for field in fields(Plan) if field.name not in left_out}
         recipe = self.plan.recipe_of(cell)
         if recipe is not None:
             settings |= {"recipe": recipe.name, "recipe_settings": recipe.settings()}
