@@ -34,6 +34,8 @@ POLL_S = 0.5
 """Seconds between two looks at the jobs of an engine."""
 JOBS_FILE = "jobs.txt"
 """File with the ids of the jobs of SLURM that a run waits for."""
+LARGEST_ARRAY = 1000
+"""Largest number of jobs in an array of SLURM, whose default setting (``MaxArraySize``) allows 1,001."""
 NAMES = ("local", "ray", "slurm")
 """Names of the launchers: this process, Ray, and jobs of SLURM through submitit."""
 
@@ -175,7 +177,7 @@ class _Ray:
 
 
 class _Slurm:
-    """Launcher on SLURM by submitit: a job for each cell, all of them in one array.
+    """Launcher on SLURM by submitit: a job for each cell, in arrays of up to `LARGEST_ARRAY` jobs.
 
     Args:
         cpus: Processors of a job.
@@ -205,13 +207,17 @@ class _Slurm:
         listed = folder / "slurm" / JOBS_FILE
         if executor.cluster == "slurm":
             _cancel_left(listed)
-        # All jobs of a batch are one array of SLURM.
-        with executor.batch():
-            submitted = [executor.submit(_measured, job, threads) for job in jobs]
-        ids = [str(task.job_id) for task in submitted]
-        write_text(listed, "\n".join(ids))
-        waiting = list(zip(submitted, jobs, [RETRIES] * len(jobs), strict=True))
+        ids: list[str] = []
+        waiting: list[tuple[Any, Job, int]] = []
         try:
+            for start in range(0, len(jobs), LARGEST_ARRAY):
+                part = jobs[start : start + LARGEST_ARRAY]
+                # All jobs of a batch are one array of SLURM.
+                with executor.batch():
+                    submitted = [executor.submit(_measured, job, threads) for job in part]
+                waiting += [(task, job, RETRIES) for task, job in zip(submitted, part, strict=True)]
+                ids += [str(task.job_id) for task in submitted]
+                write_text(listed, "\n".join(ids))
             while waiting:
                 time.sleep(POLL_S)
                 interrupts.check()
