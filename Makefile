@@ -5,7 +5,7 @@ GPU_PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench bench-smoke bench-speed bench-ways bench-zoo audit race-data race-streaming race-training race-recipes race-memory race-reports calibrate fuzz chaos gallery catalog gpu-check test test-gpu test-slow docs lint train report clean
+.PHONY: help setup bench bench-smoke bench-speed bench-ways bench-zoo audit race-data race-streaming race-training race-recipes race-memory race-reports race-scale calibrate fuzz chaos gallery catalog gpu-check test test-gpu test-slow docs lint train report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ race-memory: .venv/ready  ## the estimate of a training step's memory beside rea
 
 race-reports: .venv/ready  ## seconds and memory of a report of 2,000 records, six minutes
 	PYTHONPATH=tests $(BIN)/python -m campaigns.reports $(ARGS)
+
+race-scale: .venv/ready  ## what a grid of up to 10,000 cells costs beside its trainings, and whether it was predicted; 20 minutes
+	PYTHONPATH=tests $(BIN)/python -m campaigns.scale $(ARGS)
 
 fuzz: .venv/ready  ## 2,280 damaged files and arguments, a table of verdicts, up to twenty minutes
 	PYTHONPATH=tests $(BIN)/python -m campaigns.fuzz $(ARGS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
@@ -44,11 +45,11 @@ print(json.dumps([os.waitstatus_to_exitcode(status), time.perf_counter() - start
 
 It is a small process of its own, because the system counts the memory of the starting process as the command's.
 """
-REPORT = "import sys; from cnnbench.cli import main; sys.exit(main(sys.argv[1:]))"
+COMMAND = "import sys; from cnnbench.cli import main; sys.exit(main(sys.argv[1:]))"
 """Program that runs `cnnbench` with its arguments."""
 
 
-def _changed(record: Record, generator: random.Random, **data: Any) -> Record:
+def changed(record: Record, generator: random.Random, **data: Any) -> Record:
     """Return a copy of a record with other costs and times, which still agree with each other.
 
     Args:
@@ -77,13 +78,13 @@ def models(records: Sequence[Record], generator: random.Random) -> list[Record]:
     for index in range(RECORDS):
         letters = "".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=8)).capitalize()
         name = f"{letters}Net{index}(width_multiplier={1 + index / RECORDS},dropout=0.5)"
-        made.append(replace(_changed(generator.choice(records), generator), model=name))
+        made.append(replace(changed(generator.choice(records), generator), model=name))
     return made
 
 
 def seeds(records: Sequence[Record], generator: random.Random) -> list[Record]:
     """Return records of 20 networks with 100 seeds each."""
-    networks = [_changed(generator.choice(records), generator) for _ in range(20)]
+    networks = [changed(generator.choice(records), generator) for _ in range(20)]
     made = []
     for index in range(RECORDS):
         number, seed = index % 20, index // 20
@@ -93,7 +94,7 @@ def seeds(records: Sequence[Record], generator: random.Random) -> list[Record]:
 
 def settings(records: Sequence[Record], generator: random.Random) -> list[Record]:
     """Return records of 5 networks, each with 400 different combinations of batch size, precision and budget."""
-    networks = [_changed(generator.choice(records), generator) for _ in range(5)]
+    networks = [changed(generator.choice(records), generator) for _ in range(5)]
     made = []
     for index in range(RECORDS):
         number, variant = index % 5, index // 5
@@ -118,7 +119,7 @@ def copies(records: Sequence[Record], generator: random.Random) -> list[Record]:
     for index in range(RECORDS):
         record = records[index % len(records)]
         label = f"{record.data['label']} {1 + index % 20}"
-        made.append(replace(_changed(record, generator, label=label), model=f"{record.model}_{index // 100}"))
+        made.append(replace(changed(record, generator, label=label), model=f"{record.model}_{index // 100}"))
     return made
 
 
@@ -129,6 +130,45 @@ MIXTURES: Mapping[str, Callable[[Sequence[Record], random.Random], list[Record]]
     "copies": copies,
 }
 """Functions that make 2,000 records from committed ones, by name of the mixture."""
+
+
+def in_fresh_process(arguments: Sequence[str], what: str) -> dict[str, float]:
+    """Run Python with some arguments in a fresh process, and measure it.
+
+    Args:
+        arguments: Arguments of the interpreter, such as ``["-c", COMMAND, "list"]``. The program can import the
+            campaigns.
+        what: What the program makes, for the message of an error.
+
+    Returns:
+        Wall time ``seconds``, processor time ``cpu_s``, both with the start of the process, and peak memory
+        ``peak_mb`` in MiB.
+
+    Raises:
+        UserError: The program failed.
+    """
+    folders = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+    places = {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
+    command = [sys.executable, "-c", MEASURE, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **places})
+    # A program that cannot be started has no measurement.
+    found = json.loads(done.stdout) if done.returncode == 0 else [done.returncode, 0.0, 0.0, 0.0]
+    if found[0] != 0:
+        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise UserError(f"{what} ended with {found[0]}: {last[0]}")
+    return dict(zip(("seconds", "cpu_s", "peak_mb"), found[1:], strict=True))
+
+
+def originals(folder: Path) -> list[Record]:
+    """Return the committed records that are varied.
+
+    Raises:
+        UserError: The folder has no records.
+    """
+    files = sorted(folder.glob("*.jsonl"))
+    if not files:
+        raise UserError(f"'{folder}' has no records (*.jsonl); name their folder with --records")
+    return load_records(files)
 
 
 def measure(records: Path, out: Path) -> dict[str, float]:
@@ -144,19 +184,9 @@ def measure(records: Path, out: Path) -> dict[str, float]:
     Raises:
         UserError: The command failed.
     """
-    report = ["-c", REPORT, "report", str(records), "--out", str(out)]
-    done = subprocess.run([sys.executable, "-c", MEASURE, *report], capture_output=True, text=True)
-    if done.returncode == 0:
-        code, seconds, cpu_s, peak_mb = json.loads(done.stdout)
-    else:
-        code = done.returncode
-    if code != 0:
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise UserError(f"the report of '{records.name}' ended with {code}: {last[0]}")
+    report = ["-c", COMMAND, "report", str(records), "--out", str(out)]
     return {
-        "seconds": seconds,
-        "cpu_s": cpu_s,
-        "peak_mb": peak_mb,
+        **in_fresh_process(report, f"the report of '{records.name}'"),
         "page_mb": (out / "report.html").stat().st_size / 1e6,
         "files": sum(path.is_file() for path in out.rglob("*")),
     }
@@ -168,10 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--records", type=Path, default=SOURCE, help="folder of the records that are varied")
     parser.add_argument("--mixtures", nargs="+", choices=list(MIXTURES), default=list(MIXTURES), help="default: all")
     options = parser.parse_args(arguments)
-    files = sorted(options.records.glob("*.jsonl"))
-    if not files:
-        raise UserError(f"'{options.records}' has no records (*.jsonl); name their folder with --records")
-    originals = load_records(files)
+    varied = originals(options.records)
     rows: list[dict[str, Any]] = []
     print(f"| Mixture of {RECORDS:,} | Seconds | CPU seconds | Peak MB | Page MB | Files |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
@@ -179,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in options.mixtures:
             path = Path(folder) / f"{name}.jsonl"
             try:
-                write_lines(path, MIXTURES[name](originals, random.Random(0)))
+                write_lines(path, MIXTURES[name](varied, random.Random(0)))
             except OSError as error:
                 raise UserError(f"'{path}' cannot be written: {reason(error)}") from error
             found = measure(path, Path(folder) / name)
