@@ -19,11 +19,12 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision import datasets
 from torchvision.transforms import v2
 
 from cnnbench import images
 from cnnbench.cli import main
-from cnnbench.data import get_data, image_folder, measured
+from cnnbench.data import get_data, measured
 from cnnbench.data.module import ImageDataModule
 from cnnbench.data.streaming import StreamedBatches
 from cnnbench.errors import UserError
@@ -168,10 +169,10 @@ def test_images_stay_on_the_disk_from_a_quarter_of_the_memory_on(
     photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     needed = 3 * PER_CLASS * 3 * 32 * 32
-    monkeypatch.setattr(image_folder, "total_memory", lambda: 4 * needed)
+    monkeypatch.setattr(measured, "total_memory", lambda: 4 * needed)
     assert not _data(photos, stream=None).streamed
     assert "quarter" not in capsys.readouterr().err
-    monkeypatch.setattr(image_folder, "total_memory", lambda: 4 * needed - 4)
+    monkeypatch.setattr(measured, "total_memory", lambda: 4 * needed - 4)
     data = _data(photos, stream=None)
     assert data.streamed
     assert "more than a quarter of the memory" in capsys.readouterr().err
@@ -218,6 +219,51 @@ def test_copies_of_test_files_in_the_training_are_named(
     monkeypatch.setattr(measured, "LARGEST_SEARCH", 10)
     _data(tmp_path / "x", val_fraction=0.0)
     assert "are not looked for" in capsys.readouterr().err
+
+
+def _write_imagenette(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write three photos of each class of Imagenette for training and two for the test, as torchvision unpacks them."""
+    monkeypatch.setenv("CNNBENCH_DATA", str(folder))
+    for split, count in (("train", 3), ("val", 2)):
+        for label, wnid in enumerate(sorted(datasets.Imagenette._WNID_TO_CLASS)):
+            place = folder / "imagenette2" / split / wnid
+            place.mkdir(parents=True)
+            for index in range(count):
+                _photo(1000 * count + 10 * label + index).save(place / f"{index}.JPEG")
+
+
+def test_photos_of_torchvision_can_stay_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write_imagenette(tmp_path, monkeypatch)
+    name, options = "torchvision:Imagenette", {"image_size": 32, "val_fraction": 0.0, "workers": 0, "batch_size": 10}
+    on_disk, in_memory = (get_data(name)(stream=stream, **options) for stream in (True, None))
+    for data in (on_disk, in_memory):
+        data.setup()
+    assert on_disk.streamed
+    assert not in_memory.streamed
+    assert on_disk.class_names == in_memory.class_names
+    for split, count in (("train", 30), ("test", 20)):
+        ours, theirs = on_disk.stored(split, slice(None)), in_memory.stored(split, slice(None))
+        assert len(ours.labels) == count
+        assert torch.equal(ours.labels, theirs.labels)
+        assert torch.equal(ours.images, theirs.images)
+    assert len(_epoch(on_disk)) == 3
+    monkeypatch.setattr(measured, "total_memory", lambda: 1000)
+    by_itself = get_data(name)(**options)
+    by_itself.setup()
+    assert by_itself.streamed
+
+
+def test_data_without_single_files_cannot_stay_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CNNBENCH_DATA", str(tmp_path))
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for split in ("train", "t10k"):
+        head = struct.pack(">IIII", 2051, 20, 28, 28)
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(head + pixels.tobytes())
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, 20) + bytes(range(10)) * 2)
+    with pytest.raises(UserError, match="stream true has no effect on FashionMNIST"):
+        get_data("torchvision:FashionMNIST")(stream=True).setup()
 
 
 # Random parts, order and resume
@@ -294,7 +340,7 @@ def test_an_epoch_goes_on_at_the_batch_where_it_stopped(photos: Path) -> None:
 
 def test_processes_share_an_epoch(photos: Path) -> None:
     split = _data(photos)._splits["train"]
-    whole, *parts = (image_folder_batches(split, rank, world) for rank, world in ((0, 1), (0, 2), (1, 2)))
+    whole, *parts = (_images_of_process(split, rank, world) for rank, world in ((0, 1), (0, 2), (1, 2)))
     shared = parts[0] | parts[1]
     assert not parts[0] & parts[1]
     # Each process leaves out its incomplete last batch.
@@ -302,7 +348,7 @@ def test_processes_share_an_epoch(photos: Path) -> None:
     assert len(shared) == len(split.labels) // 2 * 2
 
 
-def image_folder_batches(split: Any, rank: int, world: int) -> set[bytes]:
+def _images_of_process(split: Any, rank: int, world: int) -> set[bytes]:
     """The images of an epoch that one process gets, in batches of one."""
     loader = StreamedBatches(split, 1, True, torch.device("cpu"), 0, (0.1, 1.0), rank=rank, world_size=world, seed=5)
     return {x.contiguous().numpy().tobytes() for x, _ in loader}

@@ -35,7 +35,8 @@ SPLITS = ("train", "test")
 SIDE = 32
 _FOLDERS = ("cifar10-images", "cifar10", "CIFAR10", "CIFAR-10-images", ".")
 """Folders below the data folder that may hold the class folders, the likely ones first; ``.`` is the data folder."""
-_SUFFIXES = (".png", ".jpg", ".jpeg")
+SUFFIXES = (".png", ".jpg", ".jpeg")
+"""Suffixes of the image files that are read, in lower case."""
 _OTHER_SUFFIXES = (
     ".avif .bmp .dib .eps .gif .heic .heif .ico .jfif .jp2 .jpe .jxl .pbm .pcx .pgm .pnm .ppm .ps .svg .tga .tif .tiff "
     ".webp"
@@ -285,7 +286,7 @@ def _list_class(listing: Listing, split: str, name: str, label: int) -> None:
         suffix = os.path.splitext(entry.name)[1].lower()
         if suffix in _OTHER_SUFFIXES:
             raise UserError(f"'{entry.path}' is not read, only PNG and JPEG are; save it as PNG, or take it away")
-        if suffix not in _SUFFIXES:
+        if suffix not in SUFFIXES:
             listing.foreign.append(os.path.join(inside, entry.name))
             continue
         try:
@@ -302,7 +303,7 @@ def _list_class(listing: Listing, split: str, name: str, label: int) -> None:
         # A file name need not be valid text; fsencode returns the bytes that the system has for it.
         listing.facts.append(os.fsencode(f"{split}/{name}/{entry.name}") + line.encode())
     if len(files) == before:
-        raise UserError(f"class folder '{class_folder}' has no {' or '.join(_SUFFIXES)} image")
+        raise UserError(f"class folder '{class_folder}' has no {' or '.join(SUFFIXES)} image")
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,12 +15,18 @@ from torch import Tensor
 
 from cnnbench import interrupts
 from cnnbench.console import note
-from cnnbench.data.batches import Split, check_whole, in_pieces
-from cnnbench.data.module import AnySplit, ImageDataModule
+from cnnbench.data.batches import Augmentation, Split, check_whole, in_pieces
+from cnnbench.data.module import AnySplit, ImageDataModule, total_memory
 from cnnbench.data.streaming import FileSplit, ImageFiles, StreamedBatches, worker_count
 from cnnbench.errors import UserError
 from cnnbench.files import reason
 
+STREAM_SHARE = 0.25
+"""Share of the machine's memory above which images stay on the disk; a training takes twice the size of its images."""
+CROP_SCALE = (0.08, 1.0)
+"""Default of the share of an image's area that is its random part, as in torchvision."""
+MOST_PROCESSES = 1_000
+"""Largest number of workers."""
 STATISTICS_IMAGES = 5_000
 """Largest number of training images from which mean and deviation are measured while images stay on the disk."""
 LARGEST_SEARCH = 2**30
@@ -33,7 +40,10 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 class MeasuredImages(ImageDataModule):
     """Data set whose mean and standard deviation are those of its training images, unless they are given.
 
-    If the images stay on the disk, 5,000 training images, drawn with ``split_seed``, stand for all of them.
+    Images in files that would take more than a quarter of the machine's memory stay on the disk, and worker processes
+    decode them while the network trains. A training image is then a random part of its file (``crop_scale``) in place
+    of a shifted square (``padding``), as torchvision's ``RandomResizedCrop``. Mean and deviation are then those of
+    5,000 training images, drawn with ``split_seed``.
 
     A subclass sets ``in_channels``, ``class_names`` and ``num_classes`` in its constructor, and reads its splits in
     `read`.
@@ -43,6 +53,10 @@ class MeasuredImages(ImageDataModule):
         full_epochs: Number of epochs that count as a full training.
         mean: Mean of each channel for pixels in [0, 1]; unset, that of the training images.
         std: Standard deviation of each channel; unset, that of the training images.
+        stream: Whether the images stay on the disk; unset, if they take more than a quarter of the memory.
+        workers: Number of processes that decode images on the disk, for each process that trains; unset, as many as
+            there are processors for it, at most 16.
+        crop_scale: Smallest and largest share of the area of an image on the disk that is its random part.
         kwargs: Arguments of `ImageDataModule`.
 
     Raises:
@@ -50,7 +64,7 @@ class MeasuredImages(ImageDataModule):
     """
 
     default_augment = True
-    settled: ClassVar[tuple[str, ...]] = ("mean", "std")
+    settled: ClassVar[tuple[str, ...]] = ("mean", "std", "stream")
 
     def __init__(
         self,
@@ -58,9 +72,18 @@ class MeasuredImages(ImageDataModule):
         full_epochs: int = 100,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        stream: bool | None = None,
+        workers: int | None = None,
+        crop_scale: tuple[float, float] = CROP_SCALE,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if stream is not None and not isinstance(stream, bool):
+            raise UserError(f"stream {stream!r} is not true or false; leave it out to decide by the memory")
+        if workers is not None:
+            check_whole("workers", workers, 0, MOST_PROCESSES, 4)
+        self.workers = workers
+        self.crop_scale = _checked_scale(crop_scale)
         if not isinstance(test_fraction, int | float) or not 0 < test_fraction < 1:
             raise UserError(f"test_fraction {test_fraction!r} is not a share between 0 and 1, such as 0.2")
         check_whole("full_epochs", full_epochs, 1, 1_000_000, 100)
@@ -73,6 +96,7 @@ class MeasuredImages(ImageDataModule):
 
     def load(self) -> tuple[AnySplit, ...]:
         splits = self.read()
+        self._check_options(any(isinstance(split, FileSplit) for split in splits.values()))
         if "all" in splits:
             splits = self._divided(splits["all"])
         given = checked_statistics(self.hparams.get("mean"), self.hparams.get("std"), self.in_channels)
@@ -84,6 +108,45 @@ class MeasuredImages(ImageDataModule):
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"mean": list(self.mean), "std": list(self.std)}
+
+    def streams(self, images: int, needed: int) -> bool:
+        """Return whether images in files stay on the disk; a note says so if the memory decides it.
+
+        Args:
+            images: Number of images.
+            needed: Memory that they would take, in bytes.
+        """
+        stream = self.hparams["stream"]
+        if stream is None:
+            stream = needed > STREAM_SHARE * (total_memory() or math.inf)
+            if stream:
+                note(
+                    f"{self.title}: {images:,} images of {self.image_size} pixels would take "
+                    f"{needed / 2**30:,.1f} GiB, more than a quarter of the memory, so they stay on the disk and are "
+                    "decoded during the training"
+                )
+        # Before any image is read; `load` checks it too, for data that never asks.
+        self._check_options(stream)
+        return bool(stream)
+
+    def _check_options(self, streamed: bool) -> None:
+        """Raise UserError for an option that has no effect on images on the disk, or on images in memory."""
+        if self.hparams["stream"] and not streamed:
+            raise UserError(
+                f"stream true has no effect on {self.title}, which is read into memory as a whole; leave it out"
+            )
+        # A checkpoint keeps the choice, so that a training goes on in the same way on a machine with more memory.
+        self.hparams.update({"stream": streamed})
+        if streamed and self.augmentation and self.augmentation.padding != Augmentation().padding:
+            raise UserError(
+                f"padding {self.augmentation.padding} has no effect on images that stay on the disk, which are cropped "
+                "by crop_scale; leave it out, or set stream to false"
+            )
+        if not streamed and self.crop_scale != CROP_SCALE:
+            raise UserError(
+                f"crop_scale {list(self.crop_scale)} has no effect on images in memory, which are shifted by padding; "
+                "leave it out, or set stream to true"
+            )
 
     def _measured(self, split: AnySplit) -> Statistics:
         """Return mean and deviation of training images."""
@@ -115,6 +178,15 @@ class MeasuredImages(ImageDataModule):
             order = torch.randperm(len(of_class), generator=generator)
             chosen[of_class[order[:count]]] = True
         return {"train": split.take(~chosen), "test": split.take(chosen)}
+
+
+def _checked_scale(scale: Any) -> tuple[float, float]:
+    """Return the smallest and largest share of an image's area, or raise UserError for anything else."""
+    low, high = scale if isinstance(scale, list | tuple) and len(scale) == 2 else (None, None)
+    numbers = [v for v in (low, high) if isinstance(v, int | float) and not isinstance(v, bool)]
+    if len(numbers) != 2 or not 0 < numbers[0] <= numbers[1] <= 1:
+        raise UserError(f"crop_scale {scale!r} is not two shares of an image's area, such as [0.08, 1.0]")
+    return numbers[0], numbers[1]
 
 
 def channel_statistics(pieces: Iterable[Tensor], channels: int) -> Statistics:

@@ -60,6 +60,20 @@ class ImageFiles:
         self.channels = channels
         self.side = side
 
+    @classmethod
+    def of(cls, folder: Path, paths: Sequence[str], sizes: Sequence[int], channels: int, side: int) -> ImageFiles:
+        """Return the images of some paths.
+
+        Args:
+            folder: Folder below which the files are.
+            paths: Path of each file.
+            sizes: Size of each file in bytes.
+            channels: See the class.
+            side: See the class.
+        """
+        names = np.array([os.fsencode(os.path.relpath(path, folder)) for path in paths])
+        return cls(folder, names, np.array(sizes, dtype=np.int64), channels, side)
+
     @property
     def shape(self) -> torch.Size:
         """Return the shape that the tensor of all images would have."""

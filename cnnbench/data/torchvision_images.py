@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +18,11 @@ from torchvision import datasets
 from cnnbench import interrupts
 from cnnbench.console import note
 from cnnbench.data.batches import Split
+from cnnbench.data.class_folders import SUFFIXES
 from cnnbench.data.measured import MeasuredImages
 from cnnbench.data.module import AnySplit, check_memory
 from cnnbench.data.sources import resolve_data_dir
+from cnnbench.data.streaming import FileSplit, ImageFiles
 from cnnbench.errors import Stopped, UserError
 from cnnbench.files import reason
 from cnnbench.images import square
@@ -145,12 +148,13 @@ class TorchvisionImages(MeasuredImages):
             self._open(arguments, download=True)
 
     def read(self) -> dict[str, AnySplit]:
-        read: dict[str, Split] = {}
+        read: dict[str, AnySplit] = {}
         names: tuple[str, ...] = ()
-        for split, arguments in self._facts.splits.items():
-            dataset = self._open(arguments)
+        opened = {split: self._open(arguments) for split, arguments in self._facts.splits.items()}
+        streams = self._stream_all(list(opened.values()))
+        for split, dataset in opened.items():
             names = names or _class_names(dataset)
-            read[split] = self._read_split(dataset, split)
+            read[split] = self._files(dataset) if streams else self._read_split(dataset, split)
         used = torch.cat([split.labels for split in read.values()]).unique().tolist()
         if len(used) != self.num_classes:
             raise UserError(
@@ -161,7 +165,28 @@ class TorchvisionImages(MeasuredImages):
         numbers = torch.tensor(used)
         if names:
             self.class_names = tuple(names[index] for index in used)
-        return {name: Split(split.images, torch.searchsorted(numbers, split.labels)) for name, split in read.items()}
+        return {name: split._replace(labels=torch.searchsorted(numbers, split.labels)) for name, split in read.items()}
+
+    def _stream_all(self, opened: Sequence[Any]) -> bool:
+        """Return whether the images of all splits stay on the disk, where torchvision has them as single photos."""
+        if self._facts.side is not None or not all(map(_listed_files, opened)):
+            return False
+        images = sum(map(len, opened))
+        return self.streams(images, images * self.in_channels * self.image_size**2)
+
+    def _files(self, dataset: Any) -> FileSplit:
+        """Return the files of a data set of torchvision with their labels, which are decoded later.
+
+        Raises:
+            UserError: A file is not there.
+        """
+        paths, labels = zip(*_listed_files(dataset), strict=True)
+        try:
+            sizes = [os.stat(path).st_size for path in paths]
+        except OSError as error:
+            raise self._unreadable("cannot be read", error) from error
+        files = ImageFiles.of(Path(self._root), paths, sizes, self.in_channels, self.image_size)
+        return FileSplit(files, torch.tensor(labels))
 
     @property
     def _root(self) -> str:
@@ -218,6 +243,19 @@ class TorchvisionImages(MeasuredImages):
             after = self.image_size - side - before
             pixels = F.pad(pixels, (before, after, before, after))
         return Split(pixels, labels)
+
+
+def _listed_files(dataset: Any) -> list[tuple[str, int]]:
+    """Return path and label of each photo of a data set of torchvision; empty if it does not have them in that form."""
+    for attribute in ("samples", "imgs", "_samples"):
+        pairs = getattr(dataset, attribute, None)
+        if pairs:
+            break
+    else:
+        files = getattr(dataset, "_image_files", getattr(dataset, "_images", None))
+        pairs = list(zip(files or (), getattr(dataset, "_labels", ()), strict=False))
+    listed = [(str(path), int(label)) for path, label in pairs]
+    return listed if all(path.lower().endswith(SUFFIXES) for path, _ in listed) else []
 
 
 def _class_names(dataset: Any) -> tuple[str, ...]:
