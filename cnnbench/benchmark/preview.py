@@ -1,12 +1,17 @@
-"""What a benchmark is going to do, without doing it: its cells, and what the training of each takes."""
+"""What a benchmark is going to do, without doing it: its cells, and what the training of each takes.
+
+How long a training takes is estimated from a few timed steps of each network on this machine.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from rich.table import Table
 
 from cnnbench.benchmark.plan import Cell, Plan
@@ -16,12 +21,14 @@ from cnnbench.counting.memory import STEP_PRECISIONS, training_memory
 from cnnbench.counting.meta_copy import build_without_values
 from cnnbench.data.foreign import ForeignData
 from cnnbench.errors import UserError
+from cnnbench.hardware import synchronise
+from cnnbench.training.step import training_step
 from cnnbench.units import short
 
 NOTE = (
-    "Step memory: estimate of the memory of a training step with AdamW, images included; a process needs more. "
-    "Training MACs: those of all steps; how long they take depends on the network and the machine. Timing and test "
-    "come on top."
+    "Training s: the budget, or the images of the training times the time of an image in a few steps on this machine "
+    "just now; another machine, other work on it and the test change it. Training MACs: those of all steps. Step "
+    "memory: estimate of the memory of a training step with AdamW, images included; a process needs more."
 )
 """Sentences below the table."""
 
@@ -34,7 +41,7 @@ class Expected:
         cell: Key of the cell.
         params: Number of parameters; None for a network that cannot be counted.
         batch_size: Images of a training step.
-        seconds: Seconds of training; None if the training ends after a number of epochs.
+        seconds: Seconds of training: the budget, or an estimate; None if no step of the network could be timed.
         images: Images of the training; None if it ends after a number of seconds.
         train_macs: Multiply-adds of the whole training, forward and backward; None if one of the others is.
         step_bytes: Estimated memory of a training step; None for a network or a precision without an estimate.
@@ -49,8 +56,14 @@ class Expected:
     step_bytes: int | None
 
 
+TIMED_IMAGES = 32
+"""Largest number of images of a timed step on a CPU. There an image takes about as long in a larger batch."""
+TIMED_STEPS = 3
+"""Number of timed steps, of which the fastest counts, since whatever disturbs a step makes it slower."""
+
+
 def preview(plan: Plan) -> list[Expected]:
-    """Return what each cell of a plan is going to take; nothing is timed, trained or written.
+    """Return what each cell of a plan is going to take; nothing is trained to the end, and nothing is written.
 
     Raises:
         UserError: A data set is missing or wrong, or a network cannot be built.
@@ -59,6 +72,7 @@ def preview(plan: Plan) -> list[Expected]:
     # A count takes about a second, so one for each cell of a large grid would take hours. Seeds share one, and so do
     # data sets with images of the same shape and as many classes.
     counted: dict[tuple[Any, ...], _Counted] = {}
+    image_s: dict[tuple[Any, ...], Any] = {}
     described = {name: data.describe() for name, data in opened.data.items()}
     rows = []
     for cell in plan.cells():
@@ -79,9 +93,12 @@ def preview(plan: Plan) -> list[Expected]:
                 steps = limits.max_steps * facts["batch_size"]
                 images = min(images, steps) if limits.epochs is not None else steps
         macs = None if images is None or cost.train_macs is None else images * cost.train_macs
-        rows.append(
-            Expected(cell.key, cost.params, facts["batch_size"], limits.budget_s, images, macs, cost.step_bytes)
-        )
+        seconds = limits.budget_s
+        if images is not None:
+            if same not in image_s:
+                image_s[same] = _seconds_of_an_image(opened, cell, facts["batch_size"], plan)
+            seconds = None if image_s[same] is None else images * image_s[same]
+        rows.append(Expected(cell.key, cost.params, facts["batch_size"], seconds, images, macs, cost.step_bytes))
     return rows
 
 
@@ -117,6 +134,38 @@ def _count(opened: Opened, cell: Cell, batch_size: int, precision: str) -> _Coun
     return counted
 
 
+def _seconds_of_an_image(opened: Opened, cell: Cell, batch_size: int, plan: Plan) -> float | None:
+    """Return how long a training step takes on the device of the plan, divided by its images.
+
+    Args:
+        opened: Data sets and networks of the plan.
+        cell: Cell of the plan.
+        batch_size: Images of a training step.
+        plan: Plan of the benchmark.
+
+    Returns:
+        Seconds, or None if the network cannot be trained here, for example for want of memory.
+    """
+    data, device = opened.data[cell.data, cell.recipe], torch.device(plan.device)
+    images = batch_size if device.type == "cuda" else min(batch_size, TIMED_IMAGES)
+    shape = (images, data.in_channels, data.image_size, data.image_size)
+    seconds = []
+    try:
+        batch = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last)
+        model = opened.build(cell).to(device, memory_format=torch.channels_last)
+        step = training_step(model, batch, plan.precision)
+        step()  # the first one chooses kernels
+        for _ in range(TIMED_STEPS):
+            synchronise(device)
+            start = time.perf_counter()
+            step()
+            synchronise(device)
+            seconds.append(time.perf_counter() - start)
+    except (UserError, RuntimeError, ValueError):  # the run would fail in the same way, and say why
+        return None
+    return min(seconds) / images
+
+
 def preview_table(rows: Sequence[Expected]) -> Table:
     """Return the table of the cells."""
     table = Table(title="What bench would do", title_justify="left", title_style="bold", header_style="bold")
@@ -128,7 +177,7 @@ def preview_table(rows: Sequence[Expected]) -> Table:
             row.cell,
             _or_dash(row.params),
             str(row.batch_size),
-            "-" if row.seconds is None else f"{row.seconds:g}",
+            _in_seconds(row.seconds),
             _or_dash(row.images),
             _or_dash(row.train_macs),
             "-" if row.step_bytes is None else f"{row.step_bytes / 2**20:,.0f} MiB",
@@ -146,8 +195,25 @@ def total_words(rows: Sequence[Expected]) -> str:
     words = f"{len(rows)} cells"
     seconds = [row.seconds for row in rows if row.seconds is not None]
     if seconds:
-        words += f"; {sum(seconds) / 60:,.0f} minutes of training in {len(seconds)} of them"
+        words += f"; about {_in_words(sum(seconds))} of training"
+    if len(seconds) < len(rows):
+        words += f" in {len(seconds)} of them"
     return words
+
+
+def _in_words(seconds: float) -> str:
+    """Return a time in hours, minutes or seconds."""
+    for unit, name in ((3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:,.1f} {name}"
+    return f"{seconds:.0f} seconds"
+
+
+def _in_seconds(value: float | None) -> str:
+    """Return seconds with three digits, and whole ones from 100 on."""
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
 
 def _or_dash(value: int | None) -> str:

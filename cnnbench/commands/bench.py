@@ -94,7 +94,8 @@ class Options(WandbOptions):
         "Continue the newest run, or that of --out; with settings, start it there if there is none.", default=False
     )
     dry_run: bool = option(
-        "Print the cells, and what the training of each takes, without measuring anything.", default=False
+        "Print the cells and what the training of each takes, estimated from a few steps, and train nothing.",
+        default=False,
     )
     trust: tuple[str, ...] = option(
         "Modules whose networks a plan or YAML file may name, such as mynets.", default=(), metavar="MODULE"

@@ -22,15 +22,12 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
-from torch import Tensor, nn
 
 from cnnbench.errors import UserError
 from cnnbench.files import write_json
-from cnnbench.hardware import autocast, device_name
-from cnnbench.optimizers import adamw
+from cnnbench.hardware import device_name
 from cnnbench.record import environment
 from cnnbench.training.callbacks import BestCheckpoint, LastCheckpoint, ProgressBar
-from cnnbench.training.loss import loss_and_logits
 from cnnbench.training.trainer import make_trainer
 
 FOLDER = Path("results/races")
@@ -70,32 +67,6 @@ def interleave(subjects: Mapping[str, Callable[[], object]], rounds: int, seed: 
                 times_ms[name].append(1000 * (time.perf_counter() - start))
                 gc.enable()
     return times_ms
-
-
-def training_step(model: nn.Module, images: Tensor, precision: str = "32-true") -> Callable[[], None]:
-    """Return a function that runs a real training step of a classifier: forward, cross-entropy, backward, AdamW.
-
-    Args:
-        model: Classifier that returns logits, (N, K), or a tuple of logits if it has auxiliary heads. The loss of each
-            auxiliary head has the weight 0.3.
-        images: Batch of images, (N, C, H, W), on the device of the model. All of them get the label 0.
-        precision: Number format in Lightning's notation: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
-    """
-    optimizer = adamw(model.parameters(), lr=1e-4)
-    # The time of a step does not depend on the values of the labels.
-    labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
-
-    def step() -> None:
-        # Whoever calls this may have evaluated the model since the last step.
-        model.train()
-        optimizer.zero_grad()
-        # Autocast is for the forward pass and the loss; the backward pass and the optimizer run outside of it.
-        with autocast(precision, images.device):
-            loss = loss_and_logits(model(images), labels)[0]
-        loss.backward()
-        optimizer.step()
-
-    return step
 
 
 def run(name: str, main: Callable[[], int]) -> NoReturn:

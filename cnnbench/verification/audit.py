@@ -29,7 +29,8 @@ from cnnbench.counting.meta_copy import build_without_values
 from cnnbench.errors import UserError
 from cnnbench.models import all_models
 from cnnbench.network import Network, get_network
-from cnnbench.verification import interleave, ratio, run, training_step, write_race
+from cnnbench.training.step import training_step
+from cnnbench.verification import interleave, ratio, run, write_race
 from cnnbench.verification.counters import COUNTERS, TIMED, Subject
 from cnnbench.verification.recorded_calls import record_calls
 

@@ -24,8 +24,9 @@ from cnnbench.hardware import choose_device
 from cnnbench.network import get_network
 from cnnbench.timing.process_memory import resident_growth
 from cnnbench.timing.timed_network import SpeedConfig, Subject, Way, settle
+from cnnbench.training.step import training_step
 from cnnbench.verification import run as run_race
-from cnnbench.verification import training_step, write_race
+from cnnbench.verification import write_race
 
 CASES = {
     **dict.fromkeys(("LeNet5", "SimpleCNN", "VGG16", "ResNet18", "MobileNetV1"), 128),
