@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
@@ -95,6 +95,8 @@ def _opened(content: bytes, path: Path, what: str, mend: str) -> Image.Image:
         raise UserError(
             f"{what} '{path}' has {count} pixels; give one of at most {LARGEST_IMAGE:,}, such as 4000x3000"
         ) from error
+    except UnidentifiedImageError as error:  # its message has an address in memory
+        raise _unreadable(path, what, "its header is damaged", mend) from error
     except Exception as error:  # a decoder may raise anything on damaged bytes
         raise _unreadable(path, what, reason(error), mend) from error
 
@@ -162,9 +164,10 @@ def read_tensor(path: Path, mend: str = _MEND) -> Tensor:
     if content.startswith(_JPEG):
         # Whatever is wrong with the file, Pillow finds it again below and names it.
         with contextlib.suppress(Exception):
+            pixels, metadata = _header_of_jpeg(content)
             # A file that is made to fill the memory is not decoded.
-            if _pixels_of_jpeg(content) <= LARGEST_IMAGE:
-                return _jpeg_decoder()(content)
+            if pixels <= LARGEST_IMAGE and not (metadata and _is_turned(content)):
+                return _jpeg_decoder()(_without(content, metadata))
     image = to_rgb(_opened(content, path, "image", mend), path)
     # Pillow's array cannot be written to. (H, W, 3) becomes (3, H, W).
     return torch.from_numpy(image.copy()).permute(2, 0, 1)
@@ -172,7 +175,7 @@ def read_tensor(path: Path, mend: str = _MEND) -> Tensor:
 
 @cache
 def _jpeg_decoder() -> Callable[[bytes], Tensor]:
-    """Return the function that decodes a JPEG, rotated as its EXIF data say, to (3, H, W) uint8."""
+    """Return the function that decodes a JPEG to (3, H, W) uint8."""
     # A torchcodec that was built for another torch raises errors of many kinds.
     with contextlib.suppress(Exception):
         return importlib.import_module("torchcodec.decoders").decode_jpeg
@@ -181,7 +184,7 @@ def _jpeg_decoder() -> Callable[[bytes], Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # in favour of torchcodec, which is not there
             encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-            return decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+            return decode_jpeg(encoded, mode=ImageReadMode.RGB)
 
     return decode
 
@@ -203,12 +206,16 @@ def square(image: Image.Image, channels: int, side: int) -> np.ndarray:
     return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
 
 
-def _pixels_of_jpeg(content: bytes) -> int:
-    """Return the number of pixels of a JPEG, from its frame header (ITU-T T.81, B.2.2).
+def _header_of_jpeg(content: bytes) -> tuple[int, list[slice]]:
+    """Read the segments of a JPEG up to its frame header (ITU-T T.81, B.2.2).
+
+    Returns:
+        Number of pixels, and the places of the segments APP1, which hold EXIF and XMP data.
 
     Raises:
         IndexError: The file has no frame header.
     """
+    metadata: list[slice] = []
     at = 2  # behind the marker of the start
     while True:
         # A segment consists of FF, its kind, its length (2 bytes, which count themselves), and its content.
@@ -218,9 +225,25 @@ def _pixels_of_jpeg(content: bytes) -> int:
         # The frame headers are C0 to CF without C4, C8 and CC. Precision (1 byte), height and width follow (2 each).
         if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
             size = content[at + 5 : at + 9]
-            return int.from_bytes(size[:2], "big") * int.from_bytes(size[2:], "big")
+            return int.from_bytes(size[:2], "big") * int.from_bytes(size[2:], "big"), metadata
         # Bytes FF may fill up the space before a marker.
-        at += 1 if kind == 0xFF else 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+        length = 1 if kind == 0xFF else 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+        if kind == 0xE1:
+            metadata.append(slice(at, at + length))
+        at += length
+
+
+def _is_turned(content: bytes) -> bool:
+    """Return whether Pillow would rotate or mirror an image for its metadata; 0x0112 is the EXIF tag of this."""
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    return bool(image.getexif().get(0x0112, 1) != 1)
+
+
+def _without(content: bytes, metadata: list[slice]) -> bytes:
+    """Return a file without some segments, since decoders differ in which metadata they follow."""
+    for place in reversed(metadata):
+        content = content[: place.start] + content[place.stop :]
+    return content
 
 
 def _read(path: Path, what: str, mend: str) -> bytes:

@@ -67,6 +67,19 @@ def stoppable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Put back the handlers of the signals after a block that may set others."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                if handler is not None:
+                    signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def deferred() -> Iterator[None]:
     """Delay the first signal inside the block until the next call of `check`."""
     before, _State.deferring = _State.deferring, True

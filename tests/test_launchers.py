@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from cnnbench import hardware
+from cnnbench import hardware, interrupts
 from cnnbench.benchmark import launchers
 from cnnbench.benchmark.launchers import Job, find_launcher
 from cnnbench.cli import main
@@ -241,6 +242,39 @@ def test_a_cluster_of_two_nodes_gives_the_same_figures(
     assert _figures("there") == here
 
 
+def test_a_cell_that_needs_more_than_there_is_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ray itself would wait without an end."""
+    ray = SimpleNamespace(is_initialized=lambda: True, cluster_resources=lambda: {"CPU": 2.0})
+    monkeypatch.setattr(launchers, "optional", lambda *_: ray)
+    for options, message in (({"cpus": 100}, "cpus 100, and Ray has 2"), ({"gpus": 1}, "gpus 1, and Ray has 0")):
+        launcher = find_launcher("ray", options, "cpu")
+        assert launcher is not None
+        with pytest.raises(UserError, match=message):
+            list(launcher.run([], tmp_path))
+
+
+def test_without_slurm_nothing_is_started_unless_the_user_says_so() -> None:
+    with pytest.raises(UserError, match="SLURM is not on this machine"):
+        find_launcher("slurm", {}, "cpu")
+
+
+def test_signals_are_this_programs_after_ray_has_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def init(**_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    ray = SimpleNamespace(
+        is_initialized=lambda: False, init=init, cluster_resources=lambda: {"CPU": 64.0}, shutdown=lambda: None,
+        remote=lambda **_: lambda function: function,
+    )  # fmt: skip
+    monkeypatch.setattr(launchers, "optional", lambda *_: ray)
+    launcher = find_launcher("ray", {}, "cpu")
+    assert launcher is not None
+    with interrupts.stoppable():
+        assert list(launcher.run([], tmp_path)) == []
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -252,6 +286,9 @@ def test_a_cluster_of_two_nodes_gives_the_same_figures(
         ("slurm", {"cluster": "local", "gpus": 0.5}, "gpus 0.5 is not a whole number"),
         ("slurm", {"cluster": "local", "time_out": 3}, "launcher_options: "),
         ("slurm", {"cluster": "moon"}, "launcher_options: "),
+        ("ray", {"cpus": math.nan}, "launcher_options: cpus nan is not a whole number"),
+        ("ray", {"cpus": math.inf}, "launcher_options: cpus inf is not a whole number"),
+        ("ray", {"gpus": 1.5}, "launcher_options: gpus 1.5 is not a whole number"),
     ],
 )
 def test_wrong_options_are_one_line(name: str, options: dict[str, object], message: str) -> None:
@@ -277,7 +314,8 @@ def test_a_cell_reserves_a_gpu_where_it_runs_on_one(
         asked.append(resources)
         return lambda function: function
 
-    ray = SimpleNamespace(is_initialized=lambda: True, remote=remote)
+    there = {"CPU": 64.0, "GPU": 2.0}
+    ray = SimpleNamespace(is_initialized=lambda: True, remote=remote, cluster_resources=lambda: there)
     monkeypatch.setattr(launchers, "optional", lambda *_: ray)
     launcher = find_launcher("ray", options, device)
     assert launcher is not None

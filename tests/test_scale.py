@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -189,7 +191,19 @@ def test_many_jobs_of_slurm_are_arrays_that_it_accepts(monkeypatch: pytest.Monke
     assert launcher is not None
     monkeypatch.setattr(launcher, "_executor", lambda folder: executor)
     monkeypatch.setattr(launchers, "POLL_S", 0.0)
+    monkeypatch.setattr(launcher, "_at_once", sys.maxsize)
     jobs = [Job(f"cell {index}", dict) for index in range(2500)]  # type: ignore[arg-type]
     assert [key for key, _ in launcher.run(jobs, tmp_path)] == [job.key for job in jobs]
     # Of the default MaxArraySize of 1,001, indices 0 to 1,000 are allowed.
     assert executor.arrays == [1000, 1000, 500]
+
+
+def test_processes_of_this_machine_are_started_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    launcher, executor = find_launcher("slurm", {"cluster": "local", "cpus": 2}, "cpu"), _Executor()
+    assert launcher is not None
+    monkeypatch.setattr(launcher, "_executor", lambda folder: executor)
+    monkeypatch.setattr(launchers, "POLL_S", 0.0)
+    jobs = [Job(f"cell {index}", dict) for index in range(8)]  # type: ignore[arg-type]
+    assert [key for key, _ in launcher.run(jobs, tmp_path)] == [job.key for job in jobs]
+    assert executor.arrays == [3, 3, 2]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import multiprocessing
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -121,6 +123,48 @@ def test_a_jpeg_has_the_pixels_that_pillow_decodes(content: bytes, decoder: str,
 def test_a_png_has_the_pixels_that_pillow_decodes(tmp_path: Path) -> None:
     _photo(7).save(tmp_path / "x.png")
     assert np.array_equal(read_tensor(tmp_path / "x.png").permute(1, 2, 0).numpy(), np.asarray(_photo(7)))
+
+
+def _with_segments(*segments: bytes) -> bytes:
+    """A JPEG with segments APP1 behind the marker of its start."""
+    content = _saved(_photo(1))
+    inserted = b"".join(b"\xff\xe1" + struct.pack(">H", len(s) + 2) + s for s in segments)
+    return content[:2] + inserted + content[2:]
+
+
+def _exif_segment(kind: int, mark: bytes = b"Exif\0\0") -> bytes:
+    """EXIF data that say: turn by a quarter, with the tag's value as type 3 (SHORT) or 4 (LONG)."""
+    value = struct.pack(">HH", 6, 0) if kind == 3 else struct.pack(">I", 6)
+    return mark + b"MM\0*" + struct.pack(">IHHHI", 8, 1, 0x0112, kind, 1) + value + bytes(4)
+
+
+_XMP = (
+    b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="r"><rdf:Description '
+    b'xmlns:tiff="t" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [
+        (_XMP,),
+        (_XMP, _exif_segment(3)),
+        (_exif_segment(4),),
+        (_exif_segment(3, b"Exif\0\xff"),),
+        (_exif_segment(3)[:12],),
+    ],
+    ids=["xmp", "xmp before exif", "long", "no null", "cut"],
+)
+def test_metadata_turn_an_image_as_pillow_does(segments: tuple[bytes, ...], decoder: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    path.write_bytes(_with_segments(*segments))
+    try:
+        expected = read_rgb(path)
+    except UserError as error:  # Pillow finds the metadata damaged
+        with pytest.raises(UserError, match=re.escape(str(error))):
+            read_tensor(path)
+        return
+    assert torch.equal(read_tensor(path).permute(1, 2, 0), torch.from_numpy(expected.copy()))
 
 
 def _bomb() -> bytes:
@@ -409,6 +453,8 @@ def test_signals_to_a_command_do_not_end_its_workers(photos: Path) -> None:
     ("options", "words"),
     [
         ({"stream": True, "padding": 2}, "padding 2 has no effect on images that stay on the disk"),
+        ({"padding_mode": "zeros"}, "padding_mode zeros has no effect on images that stay on the disk"),
+        ({"augment": False, "crop_scale": (0.5, 1.0)}, "crop_scale .* needs augment: true"),
         ({"stream": False, "crop_scale": (0.5, 1.0)}, r"crop_scale \[0.5, 1.0\] has no effect on images in memory"),
         ({"crop_scale": (0.0, 1.0)}, "crop_scale .* two shares"),
         ({"crop_scale": (0.9, 0.5)}, "crop_scale .* two shares"),
@@ -452,6 +498,90 @@ def test_fit_trains_resumes_and_tests_a_folder(
     }
     assert record.data["augmentation"] == words[stream]
     assert record.data["test_images"] == sum(map(sum, record.confusion_matrix or [])) == 6
+
+
+def _fit(photos: Path, *options: str) -> int:
+    return main(["fit", "--model=LeNet5", f"--data=folder:{photos}", "--data.image_size=32", "--data.batch_size=6",
+                 "--seed_everything=1", *CPU, *options])  # fmt: skip
+
+
+@pytest.mark.parametrize("stream", ["true", "false"])
+def test_a_training_does_not_go_on_with_other_images(
+    stream: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = [f"--data.stream={stream}", "--data.workers=0", "--run=one", "--resume=auto"]
+    assert _fit(photos, *options, "--trainer.max_epochs=1") == 0
+    run = tmp_path / "results" / "runs" / "one"
+    before = {path.name: path.read_bytes() for path in (run / "config.yaml", *run.glob("records/*.json"))}
+    (photos / "cloud" / "01.jpg").unlink()
+    assert _fit(photos, *options, "--trainer.max_epochs=2") == 2
+    assert "the images of photos are not those of the checkpoint" in capsys.readouterr().err
+    # A command that is refused leaves the run as it was.
+    assert {path.name: path.read_bytes() for path in (run / "config.yaml", *run.glob("records/*.json"))} == before
+
+
+def test_a_test_normalises_as_the_training_did(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _fit(photos, "--trainer.max_epochs=1", "--run=one") == 0
+    mean = load_records([tmp_path / "results" / "runs" / "one"])[0].data["mean"]
+    for path in photos.rglob("*.*"):
+        Image.open(path).point(lambda value: value // 4).save(path)
+    capsys.readouterr()
+    checkpoint = "results/runs/one/checkpoints/last.ckpt"
+    assert main(["test", f"--ckpt_path={checkpoint}", "--json", *CPU]) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["mean"] == mean
+
+
+def test_a_test_image_that_cannot_be_read_ends_fit_with_a_code_and_the_record_of_the_training(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--data.stream=true", "--data.workers=1", "--data.mean=[0.5,0.5,0.5]", "--data.std=[0.2,0.2,0.2]"]
+    tested = _data(photos)._splits["test"].images.path(0)
+    tested.write_bytes(_saved(_photo(1))[:-60])
+    assert _fit(photos, *options, "--trainer.max_epochs=1", "--run=one") == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"cnnbench: cannot read image '{tested}'")
+    record = load_records([tmp_path / "results" / "runs" / "one"])[0]
+    assert record.training["images"] > 0
+    assert record.confusion_matrix is None
+
+
+def test_an_empty_file_is_refused_before_the_training(photos: Path) -> None:
+    (photos / "cloud" / "01.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"image '.*01.jpg' is empty"):
+        _data(photos)
+
+
+def test_a_signal_at_the_end_of_an_epoch_is_no_success(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "terminates.py").write_text(
+        "import os, signal\n"
+        "import lightning\n"
+        "class AtEpochEnd(lightning.Callback):\n"
+        "    def on_train_epoch_end(self, *_):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    callback = ["--trainer.callbacks+=terminates.AtEpochEnd", "--trust=terminates"]
+    assert _fit(photos, *callback, "--trainer.max_epochs=3", "--run=one") == 143
+    assert "stopped by SIGTERM" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_run_is_left_alone(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results" / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "results" / "runs" / "mine" / "notes.txt").write_text("mine")
+    assert _fit(photos, "--run=mine", "--resume=auto") == 2
+    assert "exists and is no run of fit" in capsys.readouterr().err
+    assert _fit(photos, "--run=other", "--resume=auto", "--ckpt_path=x.ckpt") == 2
+    assert "leave out --ckpt_path" in capsys.readouterr().err
 
 
 def test_bench_measures_images_on_the_disk(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,11 @@ The figures of a cell do not depend on the launcher: every process uses as many 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -111,6 +113,9 @@ def find_launcher(name: str, options: Mapping[str, Any], device: str) -> Launche
 def _amount(name: str, value: Any, whole: bool) -> float:
     """Return a number of processors; raise UserError for anything else."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # A cell may share a GPU; of several it has whole ones only.
+    whole = whole or (name == "gpus" and is_number and value > 1)
+    is_number = is_number and math.isfinite(value)
     if not is_number or value < 0 or (whole and value != int(value)) or (name == "cpus" and value < 1):
         kind = "a whole number" if whole else "a number"
         raise UserError(f"launcher_options: {name} {value!r} is not {kind} that a cell can use, such as 1")
@@ -151,10 +156,13 @@ class _Ray:
         started = not ray.is_initialized()
         if started:
             try:
-                ray.init(address=self._address, include_dashboard=False, log_to_driver=False, logging_level="error")
+                # Ray would stop the program in a way of its own on SIGTERM.
+                with interrupts.kept():
+                    ray.init(address=self._address, include_dashboard=False, log_to_driver=False, logging_level="error")
             except Exception as error:  # whatever keeps Ray from starting or connecting
                 raise UserError(f"Ray cannot be used: {type(error).__name__}: {error}".splitlines()[0]) from error
         try:
+            self._check_resources(ray.cluster_resources())
             resources = {"num_cpus": self._cpus, "num_gpus": self._gpus, "max_retries": RETRIES}
             task = ray.remote(**resources)(_measured)
             threads = torch.get_num_threads()
@@ -168,6 +176,15 @@ class _Ray:
             if started:
                 ray.shutdown()
 
+    def _check_resources(self, there: Mapping[str, float]) -> None:
+        """Raise UserError if a cell reserves more than the cluster has, for which Ray would wait without an end."""
+        for option, key, asked in (("cpus", "CPU", self._cpus), ("gpus", "GPU", self._gpus)):
+            if asked > there.get(key, 0):
+                raise UserError(
+                    f"launcher_options: a cell reserves {option} {asked:g}, and Ray has {there.get(key, 0):g} in all; "
+                    "reserve less"
+                )
+
     def _result(self, reference: Any) -> Record | str:
         """Return the record of a task, or why there is none."""
         try:
@@ -178,6 +195,8 @@ class _Ray:
 
 class _Slurm:
     """Launcher on SLURM by submitit: a job for each cell, in arrays of up to `LARGEST_ARRAY` jobs.
+
+    With the cluster ``local``, as many processes run at once as this machine has processors for them.
 
     Args:
         cpus: Processors of a job.
@@ -191,7 +210,14 @@ class _Slurm:
         self._parameters = {"cpus_per_task": cpus, "gpus_per_node": gpus, **parameters}
         # This raises before anything is measured. An executor makes a folder for its files.
         with tempfile.TemporaryDirectory() as scratch:
-            self._executor(Path(scratch))
+            found = self._executor(Path(scratch)).cluster
+        if cluster is None and found != "slurm":
+            raise UserError(
+                "SLURM is not on this machine (no command srun); write --launcher_options '{cluster: local}' for "
+                "processes of this machine"
+            )
+        # Processes of this machine would all start at once.
+        self._at_once = sys.maxsize if found == "slurm" else max(1, (os.cpu_count() or 1) // cpus)
 
     def _executor(self, folder: Path) -> Any:
         """Return submitit's executor, whose scripts and logs lie in a subfolder of the run folder."""
@@ -208,17 +234,19 @@ class _Slurm:
         if executor.cluster == "slurm":
             _cancel_left(listed)
         ids: list[str] = []
+        left_over = list(jobs)
         waiting: list[tuple[Any, Job, int]] = []
         try:
-            for start in range(0, len(jobs), LARGEST_ARRAY):
-                part = jobs[start : start + LARGEST_ARRAY]
-                # All jobs of a batch are one array of SLURM.
-                with executor.batch():
-                    submitted = [executor.submit(_measured, job, threads) for job in part]
-                waiting += [(task, job, RETRIES) for task, job in zip(submitted, part, strict=True)]
-                ids += [str(task.job_id) for task in submitted]
-                write_text(listed, "\n".join(ids))
-            while waiting:
+            while waiting or left_over:
+                room = min(self._at_once - len(waiting), LARGEST_ARRAY)
+                part, left_over = left_over[:room], left_over[room:]
+                if part:
+                    # All jobs of a batch are one array of SLURM.
+                    with executor.batch():
+                        submitted = [executor.submit(_measured, job, threads) for job in part]
+                    waiting += [(task, job, RETRIES) for task, job in zip(submitted, part, strict=True)]
+                    ids += [str(task.job_id) for task in submitted]
+                    write_text(listed, "\n".join(ids))
                 time.sleep(POLL_S)
                 interrupts.check()
                 still = []

@@ -46,6 +46,7 @@ from cnnbench.commands.fit_checkpoint import (
     fetched,
     history_of,
     in_run_folder,
+    normalise_alike,
     open_for,
     same_recipe,
     seed_of_training,
@@ -63,12 +64,12 @@ from cnnbench.commands.fit_folder import class_name, make_run_folder, network_na
 from cnnbench.commands.fit_imports import allowed_imports, foreign_classes
 from cnnbench.commands.fit_loggers import LoggerWord, logger_of
 from cnnbench.commands.fit_record import Recording, Tested
-from cnnbench.console import note, out_json
+from cnnbench.console import is_first_process, note, out_json
 from cnnbench.counting.complexity import complexity
 from cnnbench.data import all_data
 from cnnbench.data.module import ImageDataModule, smaller_batch
 from cnnbench.errors import DivergedError, Stopped, UserError
-from cnnbench.files import reason, replacing, write_text
+from cnnbench.files import read_text, reason, replacing, write_text
 from cnnbench.models import all_models
 from cnnbench.record import Record
 from cnnbench.report.tracking import Connection
@@ -86,6 +87,8 @@ class CLI(LightningCLI):
     """LightningCLI with short class names, network sizes linked to the data, and logs and checkpoints for every run."""
 
     logger: fit_tracking.FitLogger | None = None
+    config_before: str | None = None
+    """Configuration file of a run that goes on, as it was before this command."""
     """Logger of W&B, if the command logs to it."""
 
     def __init__(self, chosen: str, files: Mapping[str, Path], **options: Any) -> None:
@@ -156,6 +159,7 @@ class CLI(LightningCLI):
         config = self.config[self.config.subcommand]
         self.of_checkpoint: list[L.Callback] = []  # callbacks that a checkpoint asks for
         self.going_on: dict[str, Any] | None = None  # content of the checkpoint of a training that goes on
+        self.trained_on: Mapping[str, Any] = {}  # arguments of the data of a checkpoint that is tested
         self.steps_before = 0  # optimizer steps before the checkpoint
         if not config.ckpt_path:
             return
@@ -170,6 +174,8 @@ class CLI(LightningCLI):
             # The tensors would fill the memory.
             kept = ("callbacks", "datamodule_hyper_parameters")
             self.going_on = {key: stored[key] for key in kept if key in stored}
+        else:
+            self.trained_on = stored.get("datamodule_hyper_parameters") or {}
         network, configured = stored_network(stored, config.model), config.model.clone()
         check_same_network(network, sys.argv)
         if network["dict_kwargs"]:
@@ -220,6 +226,7 @@ class CLI(LightningCLI):
             self._prepare_network(self.model, kwargs)
         if self.going_on is not None:
             check_same_data(self.going_on, self.datamodule)
+        normalise_alike(self.trained_on, self.datamodule)
         if isinstance(self.datamodule, ImageDataModule):
             check_linked(sys.argv)
             self.datamodule.prepare_data()
@@ -232,6 +239,9 @@ class CLI(LightningCLI):
             check_sizes(self.model, self.datamodule)
             check_tested(config, self.datamodule)
         folder = self.folder = make_run_folder(config)
+        path = folder / "config.yaml"
+        if self.subcommand == "fit" and path.is_file() and is_first_process():
+            self.config_before = read_text(path, "configuration")
         try:
             return self._trainer_in(folder, kwargs)
         except BaseException:
@@ -414,13 +424,15 @@ class CLI(LightningCLI):
         defer = interrupts.deferred() if self.trainer.world_size == 1 else contextlib.nullcontext()
         try:
             with defer:
-                self._restoring(self.trainer.fit, model, **options)
+                self._train(model, options)
         except Stopped as stop:
             if not self.stage.started:
                 remove_run(self.folder)
             last = self.stage.keep
             if last is not None and last.exists():
                 stop.hint = f"go on with: {self._command('fit', last)}"
+                if self.config[self.subcommand].get("run"):
+                    stop.hint = "go on with the same command, with --resume auto"
             raise
         except DivergedError:
             # A training that diverged is a result too, as in `bench`: its network is tested, and a record says so.
@@ -429,6 +441,14 @@ class CLI(LightningCLI):
                 self._record(last=None)  # the last checkpoint may be of an earlier step
             except UserError as error:  # what the command ends with is that the training diverged
                 _say(f"no record: {error}")
+            raise
+
+    def _train(self, model: L.LightningModule, options: Mapping[str, Any]) -> None:
+        try:
+            self._restoring(self.trainer.fit, model, **options)
+        except SystemExit:
+            # After a SIGTERM, Lightning ends the program at the end of an epoch, with the exit code of success.
+            interrupts.check()
             raise
 
     def validate(self, model: L.LightningModule, **options: Any) -> None:
@@ -467,6 +487,9 @@ class CLI(LightningCLI):
             super()._run_subcommand(subcommand)
             failed = False
         finally:
+            # A command that was refused, or had nothing to train, leaves the configuration of its run as it was.
+            if self.config_before is not None and not self._has_trained():
+                write_text(self.folder / "config.yaml", self.config_before)
             if self.logger is not None:
                 self.logger.close(failed)
             remove_if_empty(self.folder)
@@ -515,8 +538,7 @@ class CLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Print the run folder, the steps, the training time, and the command that tests the checkpoint."""
-        # The training did not begin, or ended at the step of its checkpoint. Without a step there was no training.
-        trained = self.stage.steps not in (None, self.trainer.global_step)
+        trained = self._has_trained()
         named = self.config[self.subcommand].get("run")
         if not trained and not named and self.logger is None:
             remove_run(self.folder)  # it has nothing but a configuration
@@ -535,6 +557,11 @@ class CLI(LightningCLI):
         # A run may have been killed between its last step and its record.
         if trained or (named and not any(self.folder.glob("records/*.json"))):
             self._record(self.stage.keep)
+
+    def _has_trained(self) -> bool:
+        """Return whether this command has taken a step of the training."""
+        # The training did not begin, or ended at the step of its checkpoint. Without a step there was no training.
+        return self.stage.steps not in (None, self.trainer.global_step)
 
     def _record(self, last: Path | None) -> None:
         """Test the network after its training, and write the record of both; a trial run has none.

@@ -18,7 +18,7 @@ from cnnbench import interrupts
 from cnnbench.benchmark.training import TrainingHistory
 from cnnbench.checkpoints import check_training_state, is_url, local_copy, named_network, network_of, open_checkpoint
 from cnnbench.commands.fit_arguments import class_of, name_of, settings_of, value_of, values_of
-from cnnbench.console import note
+from cnnbench.console import is_first_process, note
 from cnnbench.data.module import ImageDataModule
 from cnnbench.errors import UserError, unknown
 from cnnbench.files import safe_name
@@ -86,15 +86,30 @@ def with_named_run(arguments: list[str]) -> list[str]:
     if name != safe_name(name) or name.startswith("."):
         raise UserError(f"run '{name}' is not the name of a folder; take letters, digits, dots and dashes")
     folder = Path(value_of(arguments, "out") or "results/runs") / name
-    if not folder.exists():
+    if resume == "auto" and value_of(arguments, "ckpt_path"):
+        raise UserError("--resume auto goes on from the checkpoint of its run; leave out --ckpt_path")
+    # The first process of several may have made the folder just now.
+    if not folder.exists() or (resume != "auto" and not is_first_process()):
         return arguments
+    _check_is_a_run(folder)
     if resume != "auto":
         raise UserError(f"run '{folder}' exists; add --resume auto to go on with it, or choose another name")
     last = folder / "checkpoints" / "last.ckpt"
     if not last.is_file():  # it was killed before the first checkpoint
         return arguments
     note(f"{folder}: going on from {last.relative_to(folder)}")
-    return [*_without_option(arguments, "--ckpt_path"), f"--ckpt_path={last}"]
+    return [*arguments, f"--ckpt_path={last}"]
+
+
+def _check_is_a_run(folder: Path) -> None:
+    """Raise UserError for a folder or file that something else than `fit` has made; an empty folder may be used."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
+    if names and not names & _OF_A_RUN:
+        raise UserError(f"'{folder}' exists and is no run of fit; choose another --run")
+
+
+_OF_A_RUN = frozenset(("checkpoints", "config.yaml", "metrics.csv", "records", "wandb"))
+"""Names of which a run folder has one or more from its beginning on."""
 
 
 def with_reference_weights(arguments: list[str]) -> list[str]:
@@ -281,11 +296,25 @@ def check_same_data(stored: Mapping[str, Any], data: L.LightningDataModule) -> N
         )
 
 
+def normalise_alike(before: Mapping[str, Any], data: L.LightningDataModule) -> None:
+    """Let data that measures its mean and deviation take those of the training of a checkpoint.
+
+    Args:
+        before: Arguments of the data of the training; empty if there is none.
+        data: Data of the command.
+    """
+    if not isinstance(data, ImageDataModule) or "mean" not in data.settled or data.hparams.get("mean") is not None:
+        return
+    mean, std = before.get("mean"), before.get("std")
+    if mean is not None and std is not None and len(mean) == len(std) == data.in_channels:
+        data.hparams.update({"mean": tuple(mean), "std": tuple(std)})
+
+
 _AVERAGES = frozenset(("average_model_state", "latest_update_step"))
 """Entries of the state of a callback that averages weights, of Lightning's kinds and those derived from them."""
 SAME_IMAGES = ("data_dir", "eval_batch_size")
 """Arguments of data that leave the images and batches of a training as they are."""
-_TO_DO = "leave it out, or train from the start without --ckpt_path"
+_TO_DO = "leave it out, or start another training, without --ckpt_path or with another --run"
 
 
 def _plain(value: Any) -> Any:

@@ -89,12 +89,16 @@ class Recording:
                 training |= weights_facts(weights, self.folder)
             config = self._settings() | {"precision_reason": choices, "learning_rate": history.learning_rate}
             record = self._record(seed, config, training)
-            if asked != "none":
-                which = "last" if best is None else "best"
-                record = self._tested(replace(record, config={**config, "tested": which}), weights, history)
         except UserError as error:
             self.say(f"no record: {error}")
             return None
+        if asked != "none":
+            which = "last" if best is None else "best"
+            try:
+                record = self._tested(replace(record, config={**config, "tested": which}), weights, history)
+            except UserError:  # such as a test image that cannot be read; the training is a record all the same
+                self._write(record)
+                raise
         return self._write(record)
 
     def of_test(self, checkpoint: Path) -> Record | None:

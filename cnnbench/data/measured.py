@@ -21,6 +21,8 @@ from cnnbench.data.streaming import FileSplit, ImageFiles, StreamedBatches, work
 from cnnbench.errors import UserError
 from cnnbench.files import reason
 
+TEST_FRACTION = 0.2
+"""Default of the share of each class that is drawn as the test set."""
 STREAM_SHARE = 0.25
 """Share of the machine's memory above which images stay on the disk; a training takes twice the size of its images."""
 CROP_SCALE = (0.08, 1.0)
@@ -68,7 +70,7 @@ class MeasuredImages(ImageDataModule):
 
     def __init__(
         self,
-        test_fraction: float = 0.2,
+        test_fraction: float = TEST_FRACTION,
         full_epochs: int = 100,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -99,6 +101,11 @@ class MeasuredImages(ImageDataModule):
         self._check_options(any(isinstance(split, FileSplit) for split in splits.values()))
         if "all" in splits:
             splits = self._divided(splits["all"])
+        elif self.test_fraction != TEST_FRACTION:
+            raise UserError(
+                f"test_fraction {self.test_fraction} has no effect, since {self.title} has a test set of its own; "
+                "leave it out"
+            )
         given = checked_statistics(self.hparams.get("mean"), self.hparams.get("std"), self.in_channels)
         self.mean, self.std = given or self._measured(splits["train"])
         # A checkpoint keeps them, so that a test on other images, or a training that goes on, normalises as before.
@@ -137,11 +144,16 @@ class MeasuredImages(ImageDataModule):
             )
         # A checkpoint keeps the choice, so that a training goes on in the same way on a machine with more memory.
         self.hparams.update({"stream": streamed})
-        if streamed and self.augmentation and self.augmentation.padding != Augmentation().padding:
-            raise UserError(
-                f"padding {self.augmentation.padding} has no effect on images that stay on the disk, which are cropped "
-                "by crop_scale; leave it out, or set stream to false"
-            )
+        default = Augmentation()
+        for name in ("padding", "padding_mode"):
+            value = getattr(self.augmentation or default, name)
+            if streamed and value != getattr(default, name):
+                raise UserError(
+                    f"{name} {value} has no effect on images that stay on the disk, which are cropped by crop_scale; "
+                    "leave it out, or set stream to false"
+                )
+        if streamed and not self.augment and self.crop_scale != CROP_SCALE:
+            raise UserError(f"crop_scale {list(self.crop_scale)} needs augment: true; {self.title} is without")
         if not streamed and self.crop_scale != CROP_SCALE:
             raise UserError(
                 f"crop_scale {list(self.crop_scale)} has no effect on images in memory, which are shifted by padding; "

@@ -204,7 +204,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.sizes = tuple(sizes)
         self._splits: dict[str, AnySplit] = {}
         self._train_batches: Batches | None = None
-        self._resumed: dict[str, int] = {}
+        self._resumed: dict[str, Any] = {}
         self._full_train_images = 0
         self._fingerprint = ""
 
@@ -421,12 +421,19 @@ class ImageDataModule(L.LightningDataModule, ABC):
     # The data module keeps the state of its loader itself. Lightning also saves the states of loaders, but restores
     # them only to a loader that is not open yet. Ours is opened early, when the schedule needs the training's length.
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         if self._train_batches is None:
             return {}
-        return self._train_batches.state_dict()
+        return {**self._train_batches.state_dict(), "fingerprint": self.fingerprint()}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Checkpoints from before 2026-11-30 have no fingerprint. A test may be of other images than the training.
+        trains = self.trainer is not None and self.trainer.state.fn == "fit"
+        if trains and state_dict.get("fingerprint", self.fingerprint()) != self.fingerprint():
+            raise UserError(
+                f"the images of {self.label} are not those of the checkpoint, so training, validation and test images "
+                "would change places; put the images back, or train from the start"
+            )
         self._resumed = state_dict
 
     def val_dataloader(self) -> Any:

@@ -35,8 +35,12 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         config = self.config.clone()
         # Only the command line may set these, never a file.
+        named = config.get("run")
         for name in (OPTION.strip("-"), "run", "resume"):
             config.pop(name, None)
+        # The command of a named run finds its checkpoint by itself, and the file repeats the training from its start.
+        if named:
+            config.ckpt_path = None
         text = self.parser.dump(config, skip_unset=False, skip_link_targets=self.linked)
         path = Path(trainer.default_root_dir) / "config.yaml"
         write_text(path, f"# {self.choices}\n{text}" if self.choices else text)
