@@ -551,7 +551,7 @@ def test_a_test_image_that_cannot_be_read_ends_fit_with_a_code_and_the_record_of
 
 def test_an_empty_file_is_refused_before_the_training(photos: Path) -> None:
     (photos / "cloud" / "01.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match=r"image '.*01.jpg' is empty"):
+    with pytest.raises(UserError, match=r"cannot read image '.*01.jpg': it is empty"):
         _data(photos)
 
 

@@ -298,7 +298,7 @@ def _list_class(listing: Listing, split: str, name: str, label: int) -> None:
             check_regular(Path(entry.path), "image")
             raise UserError(f"image '{entry.path}' cannot be read; {_MEND}")
         if not status.st_size:
-            raise UserError(f"image '{entry.path}' is empty; {_MEND}")
+            raise UserError(f"cannot read image '{entry.path}': it is empty; {_MEND}")
         files.append((entry.path, label))
         listing.sizes[split].append(status.st_size)
         line = f"/{label} {status.st_size} {status.st_mtime_ns}"  # a file name cannot contain the slash
