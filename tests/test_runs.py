@@ -44,6 +44,15 @@ def _same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
     return all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_fewer_epochs_than_the_training_has_are_refused(capsys: pytest.CaptureFixture) -> None:
+    assert main([*AGAIN, "--trainer.max_epochs=3"]) == 0
+    assert main([*AGAIN, "--trainer.max_epochs=1"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        last == "cnnbench: trainer.max_epochs 1 is less than the 3 epochs of the training that goes on; give 3 or more"
+    )
+
+
 def test_the_same_command_starts_continues_and_finishes_a_training(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -521,6 +522,13 @@ class CLI(LightningCLI):
             remove_run(self.folder)  # nothing has been computed yet
             if isinstance(error, UserError) or path is None or known(error) is not None:
                 raise
+            epochs = re.search(r"current_epoch=(\d+), but you have set Trainer\(max_epochs=(\d+)\)", str(error))
+            if epochs:
+                done = int(epochs[1]) + 1
+                raise UserError(
+                    f"trainer.max_epochs {epochs[2]} is less than the {done} epochs of the training that goes on; give "
+                    f"{done} or more"
+                ) from error
             text = f"{type(error).__name__}: {reason(error)}"
             raise UserError(f"checkpoint '{path}' cannot be used for {self.subcommand}: {text}") from error
 
