@@ -469,3 +469,16 @@ def test_real_data_has_its_published_size_and_stated_statistics(name: str, count
 )  # fmt: skip
 def test_augmentation_in_words(augmentation: Augmentation, words: str) -> None:
     assert augmentation.describe() == words
+
+
+def test_images_too_large_for_a_gpu_stay_in_main_memory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    images, gpu = torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.device("cuda:0")
+    # 256 bytes of images and their padded copy are half of 1,024 bytes of free memory.
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1024, 4096))
+    assert module._home(images, gpu) == gpu
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1023, 4096))
+    assert module._home(images, gpu) == torch.device("cpu")
+    assert "stay in main memory" in capsys.readouterr().err
+    assert module._home(images, torch.device("cpu")) == torch.device("cpu")

@@ -68,7 +68,7 @@ from cnnbench.commands.fit_record import Recording, Tested
 from cnnbench.console import is_first_process, note, out_json
 from cnnbench.counting.complexity import complexity
 from cnnbench.data import all_data
-from cnnbench.data.module import ImageDataModule, smaller_batch
+from cnnbench.data.module import ImageDataModule
 from cnnbench.errors import DivergedError, Stopped, UserError
 from cnnbench.files import read_text, reason, replacing, write_text
 from cnnbench.models import all_models
@@ -410,7 +410,7 @@ class CLI(LightningCLI):
         if not isinstance(data, ImageDataModule) or data.batch_size is not None:
             return
         images = data.describe()["train_images"]
-        steps, better = images // data.train_batch_size(images), smaller_batch(images)
+        steps, better = images // data.train_batch_size(images), data.smaller_batch()
         if better is not None:
             count = "1 step" if steps == 1 else f"{steps} steps"
             _say(

@@ -123,7 +123,6 @@ def _length(options: Options) -> str:
 def _recipe(options: Options) -> list[str]:
     """Return the options of ``cnnbench fit`` that train the network."""
     from cnnbench.data import get_data
-    from cnnbench.data.module import smaller_batch
 
     if options.config is not None:
         return [f"--config={options.config}"]
@@ -139,7 +138,7 @@ def _recipe(options: Options) -> list[str]:
         extra = [f"--data.image_size={size}"]
     opened = source() if size is None else source(image_size=size)
     opened.prepare_data()
-    batch_size = smaller_batch(opened.describe()["train_images"])
+    batch_size = opened.smaller_batch()
     if batch_size is not None:
         extra.append(f"--data.batch_size={batch_size}")
     recipe = [f"--model={MODEL}", f"--data={data}", *extra, *RECIPE]

@@ -16,7 +16,7 @@ from torch import Tensor
 from cnnbench import interrupts
 from cnnbench.console import note
 from cnnbench.data.batches import Augmentation, Split, check_whole, in_pieces
-from cnnbench.data.module import AnySplit, ImageDataModule, total_memory
+from cnnbench.data.module import CROP_SCALE, AnySplit, ImageDataModule, total_memory
 from cnnbench.data.streaming import FileSplit, ImageFiles, StreamedBatches, worker_count
 from cnnbench.errors import UserError
 from cnnbench.files import reason
@@ -25,8 +25,6 @@ TEST_FRACTION = 0.2
 """Default of the share of each class that is drawn as the test set."""
 STREAM_SHARE = 0.25
 """Share of the machine's memory above which images stay on the disk; a training takes twice the size of its images."""
-CROP_SCALE = (0.08, 1.0)
-"""Default of the share of an image's area that is its random part, as in torchvision."""
 MOST_PROCESSES = 1_000
 """Largest number of workers."""
 STATISTICS_IMAGES = 5_000

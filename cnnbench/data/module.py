@@ -36,6 +36,8 @@ from cnnbench.errors import UserError
 AnySplit = Split | FileSplit
 """Images in memory, or images in files."""
 DEFAULT_BATCH = 128
+CROP_SCALE = (0.08, 1.0)
+"""Default of the share of an image's area that is its random part, as in torchvision."""
 FEW_STEPS = 10
 """Number of training steps in an epoch below which a smaller batch size is proposed."""
 VAL_FRACTION = 0.1
@@ -46,18 +48,6 @@ MOST_SIZES = 10_000
 """Largest number of epochs for which ``sizes`` may set the size of the images."""
 MEMORY_SHARE = 0.5
 """Largest share of the machine's memory that the images of one data set may take."""
-
-
-def smaller_batch(images: int) -> int | None:
-    """Return a batch size for few training images; None if the default one makes `FEW_STEPS` steps in an epoch.
-
-    Args:
-        images: Number of training images.
-    """
-    default = min(DEFAULT_BATCH, images)
-    # The largest power of two that makes `FEW_STEPS` steps.
-    better = 2 ** int(math.log2(max(1, images // FEW_STEPS)))
-    return better if images // default < FEW_STEPS and better < default else None
 
 
 def total_memory() -> int | None:
@@ -150,7 +140,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
     """Arguments that the data sets itself in ``hparams``, if they are unset; a training that goes on keeps them."""
     workers: int | None = None
     """Number of processes that decode images in files; None for the processors of this process."""
-    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_scale: tuple[float, float] = CROP_SCALE
     """Smallest and largest share of the area of an image in a file that is its random part in training."""
     gives_several_batches: ClassVar[bool] = True
     """Whether the loader of the training gives the batches of several steps at once, as ``steps_per_call`` needs."""
@@ -291,6 +281,14 @@ class ImageDataModule(L.LightningDataModule, ABC):
         if self.batch_size is None:
             return min(DEFAULT_BATCH, images)
         return self.batch_size
+
+    def smaller_batch(self) -> int | None:
+        """Return a batch size for few training images; None if the default one makes `FEW_STEPS` steps in an epoch."""
+        images = self.describe()["train_images"]
+        default = min(DEFAULT_BATCH, images)
+        # The largest power of two that makes `FEW_STEPS` steps.
+        better = 2 ** int(math.log2(max(1, images // FEW_STEPS)))
+        return better if images // default < FEW_STEPS and better < default else None
 
     def fingerprint(self) -> str:
         """Return a hash of all images and labels of the splits in use, in their order; it is computed only once.

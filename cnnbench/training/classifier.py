@@ -128,6 +128,11 @@ class ImageClassifier(L.LightningModule):
     """Weight of each auxiliary head in the loss, for networks that return the logits of several heads in training."""
     features: nn.Module
     classifier: nn.Module
+    _rate_factor: float = 1.0
+    """Factor by which the learning rates of the optimizer of the current training were multiplied."""
+    _first_rate: float | None = None
+    _built_rate: float | None = None
+    """Learning rates with which the first optimizer, and that of the current training, were built."""
 
     def __init__(
         self,
@@ -153,12 +158,9 @@ class ImageClassifier(L.LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
         _check_sizes(num_classes, in_channels, image_size)
+        _check_modes(compile_mode, test_views)
         if steps_per_call is not None:
             self.check_positive(steps_per_call=steps_per_call)
-        if compile_mode is not None and compile_mode not in get_args(CompileMode):
-            raise unknown("compile_mode", str(compile_mode), get_args(CompileMode))
-        if test_views not in get_args(Views):
-            raise unknown("test_views", str(test_views), get_args(Views))
         stepping = Stepping(lr_interval, lr_frequency, lr_monitor)
         self._settings = settle(
             self, optimizer, lr_scheduler, stepping, recipe, learning_rate, schedule, warmup, label_smoothing
@@ -166,11 +168,6 @@ class ImageClassifier(L.LightningModule):
         self.learning_rate = self._settings.learning_rate
         check_lr_batch_size(lr_batch_size)
         self.lr_batch_size = lr_batch_size
-        # Factor by which the learning rates of the optimizer of the current training were multiplied.
-        self._rate_factor = 1.0
-        # The learning rates with which the first optimizer, and that of the current training, were built.
-        self._first_rate: float | None = None
-        self._built_rate: float | None = None
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.image_size = image_size
@@ -190,7 +187,8 @@ class ImageClassifier(L.LightningModule):
         # Seed of the training; None if it had none, or if nobody said which.
         self.training_seed: int | None = None
         self._answers: list[tuple[Tensor, Tensor]] = []
-        self._logged_step, self._logged_in_epoch = 0, False
+        self._logged_step = 0
+        self._logged_in_epoch = False
         # Sums of the loss and the images. They stay on the device until the end of the epoch, as `Outcomes` does.
         self._sums = {"val": torch.zeros(2), "test": torch.zeros(2)}
         self._random_state: dict[str, Tensor] | None = None
@@ -587,6 +585,14 @@ def stored_seed(checkpoint: Mapping[str, Any]) -> int | None:
     seed = checkpoint.get(SEED_KEY)
     # A damaged file may have anything here, and for Python True is a number too.
     return seed if isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 else None
+
+
+def _check_modes(compile_mode: Any, test_views: Any) -> None:
+    """Raise UserError unless the mode of compiling and the views of the test are known ones."""
+    if compile_mode is not None and compile_mode not in get_args(CompileMode):
+        raise unknown("compile_mode", str(compile_mode), get_args(CompileMode))
+    if test_views not in get_args(Views):
+        raise unknown("test_views", str(test_views), get_args(Views))
 
 
 def _check_sizes(num_classes: Any, in_channels: Any, image_size: Any) -> None:

@@ -129,9 +129,17 @@ def _torchvision(folder: Path, workers: int) -> Iterable[Any]:
 def _timm(folder: Path, workers: int) -> Iterable[Any]:
     photos = create_dataset("", str(folder / "train"), is_training=True)
     return create_loader(
-        photos, (3, SIDE, SIDE), BATCH, is_training=True, color_jitter=0.0, mean=MEAN, std=STD, num_workers=workers,
-        device=torch.device("cpu"), persistent_workers=workers > 0,
-    )  # fmt: skip
+        photos,
+        (3, SIDE, SIDE),
+        BATCH,
+        is_training=True,
+        color_jitter=0.0,
+        mean=MEAN,
+        std=STD,
+        num_workers=workers,
+        device=torch.device("cpu"),
+        persistent_workers=workers > 0,
+    )
 
 
 def _decoding(folder: Path, workers: int) -> Iterable[Any]:
