@@ -285,14 +285,14 @@ def log_axis(ax: Axes, axis: Axis, values: Sequence[float], title: str, tick: Ca
         ax.set(xscale="log", xlim=(low, high))
     else:
         ax.set(yscale="log", ylim=(low, high))
-    axis.set_major_locator(FixedLocator(_round_numbers(low, high)))
+    axis.set_major_locator(FixedLocator(round_numbers(low, high)))
     # matplotlib would label the minor ticks too on an axis of about one power of ten.
     axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     axis.set_label_text(title)
 
 
-def _round_numbers(low: float, high: float) -> list[float]:
+def round_numbers(low: float, high: float) -> list[float]:
     """Return at most `MOST_TICKS` round numbers between two positive ones, for a logarithmic axis."""
     # The wider the range, the fewer numbers per power of ten.
     steps: tuple[int, ...] = (1, 2, 5)

@@ -27,6 +27,9 @@ class Column:
         show: Function that formats the value of a record as a table cell.
         meaning: Explanation of the column, for the legend.
         numeric: Whether the cells are numbers, which tables align to the right.
+        value: Function that returns the value behind a cell, by which the page sorts and compares; None if there is
+            none.
+        better: Which way is better, as in `cnnbench.measures.Figure`; empty if neither is.
     """
 
     title: str
@@ -34,6 +37,8 @@ class Column:
     show: Callable[[Record], str]
     meaning: str
     numeric: bool = True
+    value: Callable[[Record], float | None] = lambda record: None
+    better: str = ""
 
 
 def _shown(figure: Figure, record: Record) -> str:
@@ -130,7 +135,23 @@ def _epochs(record: Record) -> str:
 def _figure_column(figure: Figure) -> Column:
     """Return the column of a figure."""
     show = _accuracy if figure.key == "test_accuracy" else partial(_shown, figure)
-    return Column(figure.title, figure.key, show, figure.meaning)
+    better = figure.better or _BETTER.get(figure.kind, "")
+    return Column(figure.title, figure.key, show, figure.meaning, value=_value_of(figure.key), better=better)
+
+
+_BETTER: dict[Kind, str] = {"count": "less", "ms": "less", "bytes": "less", "per second": "more", "share": "more"}
+"""Which way is better for figures of a kind that do not say it themselves."""
+
+
+def _value_of(key: str) -> Callable[[Record], float | None]:
+    """Return the function that returns a figure of a record, by its key."""
+    return lambda record: record.measures.get(key)
+
+
+def _reference_value(record: Record) -> float | None:
+    """Return the reference accuracy that the column shows, as a share."""
+    known = reference_of(record)
+    return None if known is None else known.accuracy
 
 
 def _figure_columns(trained: bool) -> list[Column]:
@@ -146,10 +167,22 @@ def _figure_columns(trained: bool) -> list[Column]:
 COLUMNS = (
     Column("Model", "model", lambda r: r.title, "Architecture; the command cnnbench list says more.", numeric=False),
     Column("Data", "data", lambda r: r.data["label"], "The images that were used.", numeric=False),
-    Column("Seed", "seed", lambda r: str(r.seed), "Seed of initialisation, order of the batches and augmentation."),
+    Column(
+        "Seed",
+        "seed",
+        lambda r: str(r.seed),
+        "Seed of initialisation, order of the batches and augmentation.",
+        value=lambda r: r.seed,
+    ),
     *_figure_columns(trained=False),
     Column("Budget", "budget", budget, "How long each network was trained."),
-    Column("Epochs", "epochs", _epochs, "How often training saw the training images within the budget."),
+    Column(
+        "Epochs",
+        "epochs",
+        _epochs,
+        "How often training saw the training images within the budget; 0.1 is a tenth of them, once.",
+        value=lambda r: r.training.get("epochs"),
+    ),
     *_figure_columns(trained=True),
     Column(
         "95 % interval",
@@ -163,6 +196,8 @@ COLUMNS = (
         _reference,
         "What the network reaches after its reference training, from the records that the package ships; the mean over "
         "seeds. It stands beside a short training, which says how fast a network learns and not how good it is.",
+        value=_reference_value,
+        better="more",
     ),
 )
 """Columns of every table, in their order. The columns of figures come from the rows of `cnnbench.measures`."""

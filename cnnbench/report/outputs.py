@@ -22,13 +22,14 @@ from cnnbench import text
 from cnnbench.console import note
 from cnnbench.files import write_text
 from cnnbench.measures import figures
-from cnnbench.pages import render
+from cnnbench.pages import embedded_json, render, script
 from cnnbench.plots.drawing import MANY
 from cnnbench.record import Record
 from cnnbench.references import reference_of
 from cnnbench.report import provenance
 from cnnbench.report.columns import Column, columns_of
 from cnnbench.report.findings import first_of_each_label, listed, reference_sentences
+from cnnbench.report.page import FOLDED, Page
 from cnnbench.report.pictures import Drawn, draw_pictures
 from cnnbench.report.seeds import Seeds, SeedTable
 from cnnbench.report.settings import said, setting
@@ -394,13 +395,20 @@ def to_html(report: Report, drawn: Drawn | None = None) -> str:
         report: Content of the report.
         drawn: Pictures of the report; None for a page without pictures.
     """
-    # Jinja's templates have no `zip`, with which this one pairs columns and cells.
+    drawn = drawn or Drawn()
+    page = Page(report)
     return render(
         "report",
         report=report,
-        drawn=drawn or Drawn(),
+        page=page,
+        drawn=drawn,
+        charted=[picture for picture in drawn.comparisons if not picture.uri],
+        pictures=[picture for picture in drawn.comparisons if picture.uri],
+        pictured=[picture for picture in drawn.matrices if picture.uri],
         many_matrices=MANY_MATRICES,
-        zip=zip,
+        folded=FOLDED,
+        data=embedded_json(page.data()),
+        script=script("report"),
     )
 
 

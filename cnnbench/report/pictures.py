@@ -99,6 +99,8 @@ class Picture:
         caption: Function that returns the sentences below the picture, which also say what it leaves out.
         matrix: Whether the picture is the confusion matrix of a cell; otherwise it is a comparison.
         vectors: Whether the picture may be small enough as SVG.
+        on_page: Whether the page shows the picture itself; otherwise it draws the content with HTML, see
+            `cnnbench.report.page`.
     """
 
     name: str
@@ -107,6 +109,7 @@ class Picture:
     caption: Callable[[], list[str]] = list
     matrix: bool = False
     vectors: bool = True
+    on_page: bool = True
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class Shown:
 
     Attributes:
         name: File name without suffix.
-        uri: Data URI that contains the picture.
+        uri: Data URI that contains the picture; empty if the page draws the content itself.
         alt: Alternative text, for readers who cannot see the picture.
         caption: Sentences below the picture.
     """
@@ -248,6 +251,8 @@ def _make(picture: Picture, page: bool, drawn: Drawn) -> tuple[bytes | None, Sho
     png = sheet.png()
     if not page:
         return png, None
+    if not picture.on_page:
+        return png, Shown(picture.name, "", picture.describe(), caption)
     # SVG is preferred, then PNG, each unless it is too large; WebP is the smallest.
     # An empty text stands for a picture without SVG.
     svg = sheet.svg() if picture.vectors else b""
@@ -301,7 +306,8 @@ def matrix_picture(name: str, record: Record, painter: MatrixPainter, vectors: b
         # The painter draws later, when it is asked for a file.
         return painter if painter.draw(record) else None
 
-    return Picture(name, draw, describe, matrix=True, vectors=vectors)
+    many_classes = len(record.data["class_names"]) > charts.MOST_NUMBERED_CLASSES
+    return Picture(name, draw, describe, matrix=True, vectors=vectors, on_page=many_classes)
 
 
 def comparisons(records: Sequence[Record]) -> list[Picture]:
@@ -325,7 +331,7 @@ def _comparison(
     """Return a picture that compares networks; its parts are those of `Picture`."""
     vectors = len(records) <= MOST_VECTORS
     # The lambda delays the drawing until `_make` asks for the picture, so that one figure at a time is in memory.
-    return Picture(name, lambda: _sheet(draw()), lambda: description, caption, vectors=vectors)
+    return Picture(name, lambda: _sheet(draw()), lambda: description, caption, vectors=vectors, on_page=False)
 
 
 def _reference_picture(records: Sequence[Record]) -> Picture:

@@ -1,0 +1,383 @@
+"use strict";
+// Sorting, filters, ratios to a baseline, highlighting, and the comparison of two networks. The page is complete
+// without this script. Texts from records are only ever set as textContent, never as HTML.
+
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const TABLE = document.getElementById("results");
+const HEADS = [...TABLE.tHead.rows[0].cells];
+const TITLES = HEADS.map((head) => head.textContent);
+const ROWS = [...TABLE.querySelectorAll("tr[data-net]")];
+
+function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
+function option(value, text) {
+  return make("option", { value }, text);
+}
+
+// ---- values behind the cells
+
+function value(row, index) {
+  const text = row.cells[index].dataset.value;
+  return text === undefined ? null : Number(text);
+}
+
+function three(number) {
+  return Number(number.toPrecision(3)).toString();
+}
+
+// ---- sorting
+
+function sortBy(index) {
+  const head = HEADS[index];
+  // The first click puts the best on top; without a better side, or for names, the smallest.
+  const first = head.dataset.better === "more" ? "descending" : "ascending";
+  const other = first === "ascending" ? "descending" : "ascending";
+  const order = head.getAttribute("aria-sort") === first ? other : first;
+  for (const cell of HEADS) cell.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", order);
+  const sign = order === "ascending" ? 1 : -1;
+  const compare = (a, b) => {
+    const [x, y] = [value(a, index), value(b, index)];
+    if (x === null && y === null) {
+      const texts = [a, b].map((row) => row.cells[index].textContent);
+      return sign * texts[0].localeCompare(texts[1], undefined, { numeric: true });
+    }
+    // Rows without a value come last in both orders.
+    if (x === null || y === null) return x === null ? 1 : -1;
+    return sign * (x - y);
+  };
+  for (const body of TABLE.tBodies) {
+    body.append(...[...body.rows].filter((row) => row.dataset.net !== undefined).sort(compare));
+  }
+}
+
+// The button lies over the title: a browser that prints repeats the text of a heading on each page, but no button.
+for (const [index, head] of HEADS.entries()) {
+  const button = make("button", { type: "button", "aria-label": `Sort by ${TITLES[index]}` });
+  button.addEventListener("click", () => sortBy(index));
+  head.append(button);
+}
+
+// ---- filters: words of a row, and conditions such as "params<5M"
+
+const FACTORS = { k: 1e3, M: 1e6, G: 1e9, T: 1e12, "%": 0.01, ms: 1, "": 1 };
+const CONDITION = /^([^<>=\s]+?)(<=|>=|<|>|=)([\d.,]+)(k|M|G|T|%|ms)?$/;
+const TESTS = {
+  "<": (a, b) => a < b, ">": (a, b) => a > b, "<=": (a, b) => a <= b, ">=": (a, b) => a >= b, "=": (a, b) => a === b,
+};
+
+function plain(text) {
+  return text.toLowerCase().replace(/[^a-z0-9]/g, "");
+}
+
+function column(word) {
+  const wanted = plain(word);
+  const titles = TITLES.map(plain);
+  const exact = titles.indexOf(wanted);
+  return exact >= 0 ? exact : titles.findIndex((title) => wanted && title.startsWith(wanted));
+}
+
+// Return a function that says whether a row meets a word of the search, or an error message.
+function condition(word) {
+  const parts = word.match(CONDITION);
+  if (!parts) {
+    const wanted = word.toLowerCase();
+    return (row) => `${row.dataset.text} ${row.dataset.label}`.includes(wanted);
+  }
+  const index = column(parts[1]);
+  if (index < 0) return `there is no column "${parts[1]}"`;
+  const isShare = HEADS[index].dataset.key.includes("accuracy");
+  let limit = Number(parts[3].replaceAll(",", "")) * FACTORS[parts[4] ?? ""];
+  // Accuracies are stored as shares and shown in per cent.
+  if (isShare && parts[4] !== "%") limit /= 100;
+  return (row) => {
+    const found = value(row, index);
+    return found !== null && TESTS[parts[2]](found, limit);
+  };
+}
+
+function filter(text) {
+  const conditions = text.split(/\s+/).filter(Boolean).map(condition);
+  const wrong = conditions.find((entry) => typeof entry === "string");
+  const hits = document.getElementById("hits");
+  if (wrong) {
+    hits.textContent = `${wrong}; the columns are ${TITLES.join(", ")}`;
+    return;
+  }
+  let shown = 0;
+  for (const row of ROWS) {
+    row.hidden = !conditions.every((test) => test(row));
+    shown += !row.hidden;
+  }
+  for (const body of TABLE.tBodies) {
+    const rows = [...body.rows].filter((row) => row.dataset.net !== undefined);
+    body.hidden = rows.every((row) => row.hidden);
+  }
+  const visible = new Set(ROWS.filter((row) => !row.hidden).map((row) => row.dataset.net));
+  for (const element of document.querySelectorAll(".pt[data-net], polyline[data-net], .key [data-net]")) {
+    element.style.visibility = visible.has(element.dataset.net) ? "" : "hidden";
+  }
+  hits.textContent = conditions.length ? `${shown} of ${ROWS.length} rows` : "";
+}
+
+// ---- ratios to a baseline
+
+function showRatios(anchor) {
+  for (const old of TABLE.querySelectorAll("small.ratio")) old.remove();
+  const base = anchor && document.getElementById(anchor);
+  if (!base) return;
+  for (const row of ROWS) {
+    // Only rows that were measured on the same data, under the same settings and on the same machine compare.
+    const alike = row.parentNode === base.parentNode && row.dataset.conditions === base.dataset.conditions;
+    if (!alike || row === base) continue;
+    for (const [index, head] of HEADS.entries()) {
+      const [own, other] = [value(row, index), value(base, index)];
+      if (own === null || other === null || !head.dataset.better) continue;
+      let text = null;
+      if (head.dataset.key.includes("accuracy")) {
+        const points = 100 * (own - other);
+        text = `${points < 0 ? "\u2212" : "+"}${Math.abs(points).toFixed(1)}`;
+      } else if (other > 0) {
+        text = `\u00d7${three(own / other)}`;
+      }
+      if (text !== null) row.cells[index].append(make("small", { class: "ratio" }, text));
+    }
+  }
+}
+
+// ---- the tools above the table
+
+function rowName(row) {
+  const seeds = row.cells[HEADS.findIndex((head) => head.dataset.key === "seed")];
+  return row.dataset.text + (seeds ? `, seed ${seeds.textContent}` : "");
+}
+
+function rowOptions(select, rows, name) {
+  for (const body of TABLE.tBodies) {
+    const members = rows.filter((row) => row.parentNode === body);
+    if (!members.length) continue;
+    const group = make("optgroup", { label: members[0].dataset.label });
+    for (const row of members) group.append(option(row.id, name(row)));
+    select.append(group);
+  }
+}
+
+function buildTools() {
+  for (const row of ROWS) {
+    row.dataset.label = row.parentNode.querySelector(".group th").textContent.toLowerCase();
+    row.dataset.text = row.dataset.net.toLowerCase();
+  }
+  const search = make("input", { type: "search", id: "search", placeholder: "resnet  params<5M  latency<5" });
+  search.addEventListener("input", () => filter(search.value));
+  const baseline = make("select", { id: "baseline" }, option("", "none"));
+  for (const body of TABLE.tBodies) {
+    const members = ROWS.filter((row) => row.parentNode === body);
+    const group = make("optgroup", { label: body.querySelector(".group th").textContent });
+    for (const row of members) {
+      const seed = row.cells[HEADS.findIndex((head) => head.dataset.key === "seed")];
+      group.append(option(row.id, row.dataset.net + (seed ? `, seed ${seed.textContent}` : "")));
+    }
+    baseline.append(group);
+  }
+  baseline.addEventListener("change", () => showRatios(baseline.value));
+  const boxes = HEADS.slice(1).map((head, place) => {
+    const box = make("input", { type: "checkbox" });
+    box.checked = head.dataset.folded === undefined;
+    const show = () => {
+      for (const row of [TABLE.tHead.rows[0], ...ROWS]) row.cells[place + 1].hidden = !box.checked;
+    };
+    box.addEventListener("change", show);
+    show();
+    return make("label", {}, box, TITLES[place + 1]);
+  });
+  const columns = make("details", {}, make("summary", {}, "Columns"), make("fieldset", {}, make("legend", { class: "unseen" }, "Columns that are shown"), ...boxes));
+  document.getElementById("tools").append(
+    make("div", {}, make("label", { for: "search" }, "Search, or conditions on columns"), search),
+    make("div", {}, make("label", { for: "baseline" }, "Ratios to"), baseline),
+    columns,
+    make("p", { id: "hits", role: "status" }),
+  );
+  document.getElementById("tools").hidden = false;
+}
+
+// ---- highlighting: rows, points and curves of a network belong together
+
+const TIP = make("div", { id: "tip", hidden: "", "aria-hidden": "true" });
+document.body.append(TIP);
+const MATES = new Map();
+for (const element of document.querySelectorAll("[data-net]")) {
+  const mates = MATES.get(element.dataset.net) ?? [];
+  mates.push(element);
+  MATES.set(element.dataset.net, mates);
+}
+let lit = null;
+
+function light(name) {
+  if (name === lit) return;
+  for (const element of MATES.get(lit) ?? []) element.classList.remove("on");
+  for (const element of MATES.get(name) ?? []) element.classList.add("on");
+  lit = name;
+}
+
+function tell(element, x, y) {
+  const text = element?.dataset.words;
+  TIP.hidden = !text;
+  if (!text) return;
+  TIP.textContent = text;
+  const box = TIP.getBoundingClientRect();
+  TIP.style.left = `${Math.max(4, Math.min(x + 14, innerWidth - box.width - 8))}px`;
+  TIP.style.top = `${y + 18 + box.height > innerHeight ? y - box.height - 10 : y + 18}px`;
+}
+
+// The browser's own tooltip of a point would repeat ours after a while.
+for (const point of document.querySelectorAll(".pt[title]")) {
+  point.dataset.words = point.title;
+  point.removeAttribute("title");
+}
+document.addEventListener("pointermove", (event) => {
+  const element = event.target.closest?.("[data-net]");
+  light(element?.dataset.net ?? null);
+  tell(element, event.clientX, event.clientY);
+});
+document.addEventListener("focusin", (event) => light(event.target.closest("[data-net]")?.dataset.net ?? null));
+document.addEventListener("click", (event) => {
+  const element = event.target.closest?.(".pt[data-net], polyline[data-net], .key [data-net]");
+  const row = element && ROWS.find((entry) => entry.dataset.net === element.dataset.net);
+  if (row) location.hash = row.id;
+});
+
+// ---- names of points: on a narrow screen, some need another side, and some have no room
+
+function arrange(plot) {
+  const room = plot.getBoundingClientRect();
+  const taken = [...plot.querySelectorAll(".pt")].map((point) => point.getBoundingClientRect());
+  for (const name of plot.querySelectorAll(".pt b")) {
+    if (name.dataset.side === undefined) name.dataset.side = name.className;
+    const wanted = name.dataset.side;
+    if (wanted.includes("hidden")) continue;
+    const point = name.parentNode.getBoundingClientRect();
+    const isFree = (side) => {
+      name.className = side;
+      const box = name.getBoundingClientRect();
+      if (box.left < room.left - 20 || box.right > room.right + 8) return false;
+      return !taken.some((other) => other.left !== point.left && box.left < other.right && other.left < box.right
+        && box.top < other.bottom && other.top < box.bottom);
+    };
+    const side = [wanted, "right", "left", "below-right", "below-left", "above-right", "above-left"].find(isFree);
+    if (side) taken.push(name.getBoundingClientRect());
+    else name.className = "right hidden";
+  }
+}
+
+const WIDTHS = new ResizeObserver((entries) => entries.forEach((entry) => arrange(entry.target)));
+for (const plot of document.querySelectorAll(".plot")) WIDTHS.observe(plot);
+
+// ---- two networks side by side
+
+const WITH_COUNTS = new Map(DATA.rows.map((row) => [row.anchor, row]));
+
+function shade(difference, total) {
+  const share = Math.abs(difference) / Math.max(1, total);
+  const level = share >= 0.1 ? 3 : share >= 0.03 ? 2 : share > 0 ? 1 : 0;
+  return level ? `${difference > 0 ? "p" : "m"}${level}` : "";
+}
+
+function signed(number) {
+  return number > 0 ? `+${number}` : number < 0 ? `\u2212${-number}` : "";
+}
+
+function differenceMatrix(first, second) {
+  const names = DATA.classes[first.label];
+  const head = make("tr", {}, make("td"));
+  for (const name of names) head.append(make("th", { scope: "col", title: name }, name));
+  const body = make("tbody");
+  for (const [index, name] of names.entries()) {
+    const line = make("tr", {}, make("th", { scope: "row", title: name }, name));
+    const total = second.counts[index].reduce((sum, count) => sum + count, 0);
+    for (const place of names.keys()) {
+      const difference = second.counts[index][place] - first.counts[index][place];
+      line.append(make("td", { class: shade(difference, total) }, signed(difference)));
+    }
+    body.append(line);
+  }
+  const caption = make("caption", {}, `Images of ${second.name} minus images of ${first.name}`);
+  return make("table", { class: "matrix" }, caption, make("thead", {}, head), body);
+}
+
+function right(row) {
+  return row.counts.reduce((sum, line, index) => sum + line[index], 0);
+}
+
+function recalls(first, second) {
+  const names = DATA.classes[first.label];
+  const changes = names.map((name, index) => {
+    const total = first.counts[index].reduce((sum, count) => sum + count, 0);
+    return { name, a: first.counts[index][index] / total, b: second.counts[index][index] / total };
+  }).filter((change) => Number.isFinite(change.a) && Number.isFinite(change.b));
+  changes.sort((x, y) => Math.abs(y.b - y.a) - Math.abs(x.b - x.a));
+  const head = make("tr", {}, make("th", { scope: "col", class: "text" }, "Class"));
+  for (const title of [first.name, second.name, "Difference, points"]) head.append(make("th", { scope: "col" }, title));
+  const body = make("tbody");
+  for (const change of changes) {
+    const line = make("tr", {}, make("th", { scope: "row" }, change.name));
+    const points = 100 * (change.b - change.a);
+    for (const text of [`${(100 * change.a).toFixed(1)} %`, `${(100 * change.b).toFixed(1)} %`, `${points < 0 ? "\u2212" : "+"}${Math.abs(points).toFixed(1)}`]) line.append(make("td", {}, text));
+    body.append(line);
+  }
+  const caption = make("caption", {}, "Share of the images of each class that is classified right; the largest difference first");
+  return make("table", { class: "narrow" }, caption, make("thead", {}, head), body);
+}
+
+function accuracyWords(row) {
+  const total = row.counts.flat().reduce((sum, count) => sum + count, 0);
+  return `${row.name} ${(100 * right(row) / total).toFixed(2)} %`;
+}
+
+function compare(first, second, place) {
+  const sentence = `${accuracyWords(first)}, ${accuracyWords(second)} of the test images right.`;
+  const matrix = make("div", { class: "scroll", role: "region", "aria-label": "Difference of two confusion matrices", tabindex: "0" }, differenceMatrix(first, second));
+  const classes = make("div", { class: "scroll", role: "region", "aria-label": "Accuracy by class of two networks", tabindex: "0" }, recalls(first, second));
+  const note = "Blue: the second network puts more images here; orange: fewer. On the diagonal, more is better.";
+  place.replaceChildren(make("p", {}, sentence), make("div", { class: "charts" }, make("div", {}, matrix, make("p", { class: "lead" }, note)), classes));
+}
+
+function buildComparison() {
+  const labels = new Map();
+  for (const row of DATA.rows) labels.set(row.label, [...(labels.get(row.label) ?? []), row]);
+  const groups = [...labels.values()].filter((rows) => rows.length > 1);
+  if (!groups.length) return;
+  const section = document.getElementById("two");
+  const first = make("select", { id: "first" });
+  const second = make("select", { id: "second" });
+  for (const rows of groups) {
+    const group = make("optgroup", { label: rows[0].label });
+    for (const row of rows) group.append(option(row.anchor, row.name));
+    first.append(group);
+  }
+  const place = make("div", { "aria-live": "polite" });
+  const update = () => compare(WITH_COUNTS.get(first.value), WITH_COUNTS.get(second.value), place);
+  const offer = () => {
+    const row = WITH_COUNTS.get(first.value);
+    const rows = labels.get(row.label).filter((other) => other !== row);
+    const before = second.value;
+    second.replaceChildren(...rows.map((other) => option(other.anchor, other.name)));
+    if (rows.some((other) => other.anchor === before)) second.value = before;
+    update();
+  };
+  first.addEventListener("change", offer);
+  second.addEventListener("change", update);
+  const tools = make("div", { class: "tools" },
+    make("div", {}, make("label", { for: "first" }, "First network"), first),
+    make("div", {}, make("label", { for: "second" }, "Second network"), second));
+  section.append(tools, place);
+  section.hidden = false;
+  offer();
+}
+
+buildTools();
+buildComparison();

@@ -1,0 +1,275 @@
+"""What the HTML page shows: rows with the values behind them, charts, confusion matrices, and data for its script.
+
+The page is complete without its script, which adds sorting, filters, ratios, highlighting and the comparison of two
+networks. The script is ``pages/report.js``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from cnnbench.record import Record
+from cnnbench.report import pictures
+from cnnbench.report.answer import LATENCY, answers
+from cnnbench.report.charts import MOST_NUMBERED_CLASSES, matrix_note, matrix_title
+from cnnbench.report.columns import Column
+from cnnbench.report.findings import Contender, contenders, front, rivals_by_label, values_of
+from cnnbench.report.panels import CurvePanel, Panel, curve_panels, scatter_panels
+from cnnbench.report.settings import in_group
+from cnnbench.text import printable
+
+if TYPE_CHECKING:
+    from cnnbench.report.outputs import Report
+
+FIRST = ("model", "test_accuracy", "reference_accuracy")
+"""Keys of the first columns of the page: how good a network is comes before what it costs."""
+FOLDED = ("flops", "activations", "budget")
+"""Keys of the columns that the script hides until the reader asks for them; FLOPs are exactly twice the MACs."""
+MOST_SHADES = 9
+"""Number of shades of a cell in a confusion matrix, apart from white."""
+MOST_COUNTS = 400_000
+"""Largest number of counts of confusion matrices on the page, about a megabyte; records after that have none there."""
+_CONDITIONS = in_group("row")
+"""Settings that must agree before the figures of two rows are compared."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the table.
+
+    Attributes:
+        column: Column of the cell.
+        text: Text of the cell.
+        value: Value behind the text, by which rows are sorted and compared; None if there is none.
+    """
+
+    column: Column
+    text: str
+    value: float | None
+
+
+@dataclass(frozen=True)
+class Span:
+    """The interval of an accuracy on the common axis of a data set, all in per cent of the axis."""
+
+    low: float
+    middle: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Attributes:
+        anchor: Name of the row in links.
+        record: Record of the row.
+        cells: Cells of the row, in the order of the columns.
+        conditions: Number of the settings and the machine that rows must share before they are compared.
+        best: Whether no other network of the data set is both more accurate and faster.
+        span: Interval of the accuracy; None if there is no accuracy.
+    """
+
+    anchor: str
+    record: Record
+    cells: Sequence[Cell]
+    conditions: int
+    best: bool
+    span: Span | None
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A confusion matrix as a table.
+
+    Attributes:
+        title: Network, data set and accuracy.
+        names: Names of the classes.
+        lines: For each true class, pairs of a number of images and its shade, 0 to `MOST_SHADES`.
+        notes: Whether the training was short, and the most frequent mistakes.
+    """
+
+    title: str
+    names: Sequence[str]
+    lines: Sequence[Sequence[tuple[int, int]]]
+    notes: Sequence[str]
+
+
+class Page:
+    """The content of the HTML page.
+
+    Args:
+        report: Content that all formats share.
+    """
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.answers = answers(report.records)
+
+    @cached_property
+    def columns(self) -> list[Column]:
+        """Return the columns of the table; the data set has a row of its own above its records."""
+        columns = [column for column in self.report.columns if column.key != "data"]
+        # Sorting is stable, so the other columns stay in their order.
+        return sorted(columns, key=lambda c: FIRST.index(c.key) if c.key in FIRST else len(FIRST))
+
+    @cached_property
+    def panels(self) -> dict[str, list[Panel]]:
+        """Return the charts of networks by data set."""
+        groups: dict[str, list[Panel]] = {}
+        for panel in scatter_panels(self.report.records):
+            groups.setdefault(panel.title, []).append(panel)
+        return groups
+
+    @cached_property
+    def curves(self) -> dict[str, list[CurvePanel]]:
+        """Return the charts of learning curves by data set."""
+        groups: dict[str, list[CurvePanel]] = {}
+        for panel in curve_panels(self.report.records):
+            groups.setdefault(panel.label, []).append(panel)
+        return groups
+
+    @cached_property
+    def sorted_by(self) -> str:
+        """Return the key of the column by which all rows are sorted; empty if a row has no value there."""
+        rows = self._all_rows()
+        for key in ("reference_accuracy", "test_accuracy"):
+            cells = [cell.value for row in rows for cell in row.cells if cell.column.key == key]
+            # Without a reference accuracy that the column shows, a row was sorted by an accuracy of its own.
+            if len(cells) == len(rows) and None not in cells and self._is_settled(key):
+                return key
+        return ""
+
+    def _is_settled(self, key: str) -> bool:
+        """Return whether all rows are sorted by this accuracy: its values are those that rank the networks."""
+        if key == "reference_accuracy":
+            return True
+        return len(_settled(self.report.records)) == len(self.report.records)
+
+    @cached_property
+    def rows(self) -> dict[str, list[Row]]:
+        """Return the rows of the table by data set: the most accurate network first, where that is known."""
+        records = self.report.records
+        best = _on_a_front(records)
+        settled = _settled(records)
+        conditions: dict[tuple[str, ...], int] = {}
+        anchors: Counter[str] = Counter()
+        groups: dict[str, list[Row]] = {}
+        for label, pairs in self.report.groups.items():
+            spans = _spans([record for record, _ in pairs])
+            rows = []
+            for (record, _), span in zip(pairs, spans, strict=True):
+                number = conditions.setdefault(values_of(record, _CONDITIONS), len(conditions))
+                cells = [Cell(c, c.show(record), c.value(record)) for c in self.columns]
+                anchor = _anchor(record, anchors)
+                rows.append(Row(anchor, record, cells, number, id(record) in best, span))
+            # Networks whose final accuracy is not known follow, in the order of the records.
+            rows.sort(key=lambda row: -settled.get(id(row.record), -1.0))
+            groups[label] = rows
+        return groups
+
+    @cached_property
+    def matrices(self) -> list[Matrix]:
+        """Return the first confusion matrices as tables, without those of many classes, which are pictures."""
+        made = []
+        for record in [r for r in self.report.shown if r.confusion_matrix is not None][: pictures.MOST_MATRICES]:
+            counts = record.confusion_matrix
+            if counts is not None and len(counts) <= MOST_NUMBERED_CLASSES:
+                lines = [[(count, _shade(count, sum(line))) for count in line] for line in counts]
+                # The first of two lines, with the accuracy, is the title of the picture too.
+                title = " ".join(matrix_title(record, counts).split("\n"))
+                made.append(Matrix(title, record.data["class_names"], lines, matrix_note(record).split("\n")))
+        return made
+
+    def _all_rows(self) -> list[Row]:
+        """Return the rows of all data sets."""
+        return [row for rows in self.rows.values() for row in rows]
+
+    def data(self) -> dict[str, Any]:
+        """Return what the script reads: for each row with a confusion matrix, its counts and classes."""
+        seeds = any(column.key == "seed" for column in self.columns)
+        rows = []
+        left = MOST_COUNTS
+        classes: dict[str, list[str]] = {}
+        for row in self._all_rows():
+            counts = row.record.confusion_matrix
+            if counts is None or len(counts) ** 2 > left:
+                continue
+            left -= len(counts) ** 2
+            names = [printable(name) for name in row.record.data["class_names"]]
+            label = printable(row.record.data["label"])
+            # Records of one label may have other classes, such as two folders of the same name.
+            key = label if classes.setdefault(label, names) == names else f"{label} #{row.anchor}"
+            classes[key] = names
+            rows.append({"anchor": row.anchor, "name": _name(row.record, seeds), "label": key, "counts": counts})
+        return {"rows": rows, "classes": classes}
+
+
+def _name(record: Record, seeds: bool) -> str:
+    """Return the name of a record in a list of networks: its title and, if records differ in it, its seed."""
+    return printable(f"{record.title}, seed {record.seed}" if seeds else record.title)
+
+
+def _anchor(record: Record, seen: Counter[str]) -> str:
+    """Return the name of a row in links, which no other row has.
+
+    Args:
+        record: Record of the row.
+        seen: Number of rows so far by name; this row is counted.
+    """
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{record.title}-{record.data['label']}-{record.seed}").strip("-") or "row"
+    seen[name] += 1
+    return name if seen[name] == 1 else f"{name}--{seen[name]}"
+
+
+def _settled(records: Sequence[Record]) -> dict[int, float]:
+    """Return the accuracy that ranks a record, by its identity; records whose final accuracy is not known have none."""
+    found = {}
+    for entry in contenders(records):
+        if entry.settled is not None:
+            found.update(dict.fromkeys(map(id, entry.records), entry.settled))
+    return found
+
+
+def _on_a_front(records: Sequence[Record]) -> set[int]:
+    """Return the identities of the records whose network is on the front of accuracy against latency."""
+    found: set[int] = set()
+    for entries in rivals_by_label(contenders(records)).values():
+        best: list[Contender] = front(entries, LATENCY)
+        # A front of one network compares nothing.
+        if len(best) > 1:
+            found.update(id(record) for entry in best for record in entry.records)
+    return found
+
+
+def _spans(records: Sequence[Record]) -> list[Span | None]:
+    """Return the interval of each accuracy on an axis from the lowest to the highest end of all of them."""
+    ends = [_ends(record) for record in records]
+    known = [value for values in ends for value in values]
+    spans: list[Span | None] = []
+    for values in ends:
+        if not values or max(known) == min(known):
+            spans.append(None)
+            continue
+        shares = [(value - min(known)) / (max(known) - min(known)) for value in values]
+        spans.append(Span(*(round(100 * share, 1) for share in shares)))
+    return spans
+
+
+def _ends(record: Record) -> list[float]:
+    """Return the lower end of the interval of an accuracy, the accuracy, and the upper end; nothing if one lacks."""
+    keys = ("test_accuracy_low", "test_accuracy", "test_accuracy_high")
+    values = [record.measures[key] for key in keys if record.measures.get(key) is not None]
+    return values if len(values) == len(keys) else []
+
+
+def _shade(count: int, images: int) -> int:
+    """Return the shade of a cell by its share of the images of a class; a single image has a shade already."""
+    if not count:
+        return 0
+    return max(1, round(MOST_SHADES * count / images))

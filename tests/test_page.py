@@ -1,0 +1,327 @@
+"""The HTML page in a real browser: sizes of screen, dark mode, print, keyboard, and all that its script does."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from conftest import FULL_TRAINING, make_record
+from page_reader import PageReader
+from PIL import Image, ImageStat
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from cnnbench.record import Record, load_records
+from cnnbench.report.answer import answers
+from cnnbench.report.outputs import Report, to_html
+from cnnbench.report.panels import curve_panels, scatter_panels
+
+ZOO = Path(__file__).parents[1] / "experiments/results/2026-11-23-cpu-zoo.jsonl"
+GRID = Path(__file__).parents[1] / "experiments/results/2026-11-29-cpu.jsonl"
+SEEDS = Path(__file__).parents[1] / "experiments/results/2026-11-22-cpu-seeds.jsonl"
+MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A Chromium of this machine; where there is none, these tests fail if REQUIRE_BROWSER is set, and are skipped."""
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        if os.environ.get("REQUIRE_BROWSER"):
+            pytest.fail("no Chromium on this machine: install chromium")
+        pytest.skip("no Chromium on this machine: install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Pages of the committed records of the default grid, of the zoo, and of several seeds."""
+    folder = tmp_path_factory.mktemp("pages")
+    paths = {}
+    for name, source in {"grid": GRID, "zoo": ZOO, "seeds": SEEDS}.items():
+        paths[name] = folder / f"{name}.html"
+        paths[name].write_text(to_html(Report(load_records([source]))), encoding="utf-8")
+    return paths
+
+
+def _open(browser: Browser, path: Path, width: int = 1280, **options: Any) -> Page:
+    """Open a page, and let the test fail if the page has an error or asks for anything else."""
+    context = browser.new_context(viewport={"width": width, "height": 900}, **options)
+    page = context.new_page()
+    page.on("pageerror", lambda error: pytest.fail(str(error)))
+    page.on("console", lambda message: pytest.fail(message.text) if message.type in ("error", "warning") else None)
+    page.on("request", lambda request: None if request.url.startswith(("file:", "data:")) else pytest.fail(request.url))
+    page.goto(path.as_uri())
+    return page
+
+
+def _names(page: Page, body: int = 0) -> list[str]:
+    """The networks of the visible rows of a data set, in their order."""
+    rows = page.locator(f"#results tbody >> nth={body} >> tr[data-net]:visible")
+    return rows.evaluate_all("rows => rows.map((row) => row.dataset.net)")
+
+
+# The zoo and the seeds have no other kinds of elements at the sizes and colours that are left out.
+@pytest.mark.parametrize(
+    ("name", "width", "scheme"),
+    [
+        *((("grid", width, scheme)) for width in (1280, 390, 320) for scheme in ("light", "dark")),
+        *((("zoo", width, "light")) for width in (1280, 320)),
+        *((("seeds", width, "dark")) for width in (1280, 320)),
+    ],
+)
+def test_page_fits_every_screen_without_an_accessibility_violation(
+    browser: Browser, pages: dict[str, Path], name: str, width: int, scheme: Any
+) -> None:
+    page = _open(browser, pages[name], width, color_scheme=scheme)
+    if name != "zoo":  # whose 34 matrices have no other elements, and take half a minute to check
+        page.locator("details summary").evaluate_all("all => all.forEach((summary) => summary.parentNode.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    found = Axe().run(page).response["violations"]
+    assert [(entry["id"], entry["nodes"][0]["html"]) for entry in found] == []
+
+
+def test_dark_mode_changes_the_page(browser: Browser, pages: dict[str, Path]) -> None:
+    brightness = {}
+    for scheme in ("light", "dark"):
+        shot = _open(browser, pages["grid"], color_scheme=scheme).screenshot()
+        with Image.open(io.BytesIO(shot)) as image:
+            brightness[scheme] = ImageStat.Stat(image.convert("L")).mean[0]
+    assert brightness["light"] > 200
+    assert brightness["dark"] < 80
+
+
+@pytest.mark.parametrize("name", ["grid", "zoo"])
+def test_nothing_is_cut_off_on_paper(browser: Browser, pages: dict[str, Path], name: str) -> None:
+    page = _open(browser, pages[name])
+    page.emulate_media(media="print")
+    # A4 less the margins of 12 mm, at 96 pixels per inch.
+    page.set_viewport_size({"width": round(186 / 25.4 * 96), "height": 1000})
+    width = page.evaluate("document.documentElement.clientWidth")
+    right = "cells => Math.max(...cells.map((cell) => cell.getBoundingClientRect().right))"
+    assert page.locator("#results th, #results td").evaluate_all(right) <= width + 1
+    assert not page.locator("#tools").is_visible()
+
+
+def test_page_without_script_has_everything_but_the_tools(browser: Browser, pages: dict[str, Path]) -> None:
+    page = _open(browser, pages["grid"], java_script_enabled=False)
+    assert not page.locator("#tools").is_visible()
+    assert not page.locator("#two").is_visible()
+    assert page.locator("#results tbody tr[data-net]").count() == 8
+    assert page.locator("table.matrix").count() == 8
+    assert page.locator(".plot .pt").count() == 6 * 4
+    assert page.locator("th[data-key=flops]").is_visible()
+
+
+def test_columns_sort_by_their_values_with_the_best_first(browser: Browser, pages: dict[str, Path]) -> None:
+    records = [r for r in load_records([ZOO]) if r.measures.get("latency_ms_median")]
+    fastest = sorted(records, key=lambda r: r.measures["latency_ms_median"])
+    page = _open(browser, pages["zoo"])
+    head = page.locator("th[data-key=latency_ms_median]")
+    head.locator("button").click()
+    assert _names(page) == [r.model for r in fastest]
+    assert head.get_attribute("aria-sort") == "ascending"
+    head.locator("button").press("Enter")
+    assert _names(page) == [r.model for r in reversed(fastest)]
+    assert head.get_attribute("aria-sort") == "descending"
+    page.locator("th[data-key=images_per_s] button").click()
+    throughput = sorted(records, key=lambda r: -r.measures["images_per_s"])
+    assert _names(page) == [r.model for r in throughput]
+    assert head.get_attribute("aria-sort") is None
+    # Rows without a reference accuracy come last, whichever way the others are sorted.
+    references = page.locator("th[data-key=reference_accuracy] button")
+    references.click()
+    assert _names(page)[0] == "ResNet18"
+    references.click()
+    assert _names(page)[0] == "LeNet5"
+    page.locator("th[data-key=model] button").click()
+    assert _names(page)[0] == "AlexNet"
+
+
+def test_search_takes_words_and_conditions(browser: Browser, pages: dict[str, Path]) -> None:
+    records = load_records([ZOO])
+    page = _open(browser, pages["zoo"])
+    cases = {
+        "resnet": lambda r: "resnet" in r.model.lower(),
+        "params<1M": lambda r: r.measures["params"] < 1e6,
+        "params<1M latency<=5": lambda r: r.measures["params"] < 1e6 and r.measures["latency_ms_median"] <= 5,
+        "accuracy>=40": lambda r: r.measures["test_accuracy"] >= 0.4,
+        "macs>1G resnet": lambda r: r.measures["macs"] > 1e9 and "resnet" in r.model.lower(),
+    }
+    for text, holds in cases.items():
+        page.locator("#search").fill(text)
+        assert sorted(_names(page)) == sorted(r.model for r in records if holds(r)), text
+        shown = page.locator("#hits").text_content()
+        assert shown == f"{sum(map(holds, records))} of {len(records)} rows"
+    page.locator("#search").fill("size<5")
+    assert "there is no column" in str(page.locator("#hits").text_content())
+    page.locator("#search").fill("")
+    assert len(_names(page)) == len(records)
+
+
+def test_ratios_are_those_of_rows_that_compare(browser: Browser, tmp_path: Path) -> None:
+    base = make_record(training=FULL_TRAINING)
+    slow = make_record("ResNet18", training=FULL_TRAINING, measures={**base.measures, "latency_ms_median": 1.0,
+                       "params": 123412, "test_accuracy": 0.8})  # fmt: skip
+    other = make_record("VGG16", training=FULL_TRAINING, environment={**base.environment, "device": "another"})
+    elsewhere = make_record("VGG16", "CIFAR10", training=FULL_TRAINING)
+    path = tmp_path / "page.html"
+    path.write_text(to_html(Report([base, slow, other, elsewhere])), encoding="utf-8")
+    page = _open(browser, path)
+    page.locator("#baseline").select_option(index=1)
+    assert page.locator("#baseline option:checked").text_content() == "LeNet5"
+    row = page.locator("tr[data-net=ResNet18]")
+    ratios = dict(zip(
+        page.locator("#results thead th").evaluate_all("all => all.map((head) => head.dataset.key)"),
+        row.locator("th, td").evaluate_all("all => all.map((cell) => cell.querySelector('.ratio')?.textContent)"),
+        strict=True,
+    ))  # fmt: skip
+    assert (ratios["latency_ms_median"], ratios["params"], ratios["macs"]) == tuple(
+        f"{TIMES}{ratio}" for ratio in (4, 2, 1)
+    )
+    assert ratios["test_accuracy"] == f"{MINUS}10.0"
+    assert page.locator("tr[data-net=VGG16] .ratio").count() == 0
+    page.locator("#baseline").select_option("")
+    assert page.locator(".ratio").count() == 0
+
+
+def test_rows_points_and_curves_of_a_network_light_up_together(browser: Browser, pages: dict[str, Path]) -> None:
+    page = _open(browser, pages["grid"])
+    page.locator(".pt[data-net=MobileNetV1]").first.hover()
+    lit = page.locator(".on").evaluate_all(
+        "all => all.map((element) => [element.tagName.toLowerCase(), element.dataset.net])"
+    )
+    assert {name for _, name in lit} == {"MobileNetV1"}
+    assert [tag for tag, _ in lit].count("tr") == 2
+    assert {tag for tag, _ in lit} == {"tr", "i", "polyline", "li"}
+    words = page.locator("#tip").text_content()
+    assert words is not None
+    assert words.startswith("MobileNetV1: ")
+    assert "ms" in words
+    page.locator(".pt[data-net=LeNet5]").first.click()
+    assert page.evaluate("document.querySelector(':target').dataset.net") == "LeNet5"
+    page.locator("tr[data-net=VGG16] a.link").first.focus()
+    assert page.locator(".pt.on").first.get_attribute("data-net") == "VGG16"
+
+
+def test_columns_can_be_shown_and_hidden(browser: Browser, pages: dict[str, Path]) -> None:
+    page = _open(browser, pages["grid"])
+    assert not page.locator("th[data-key=flops]").is_visible()
+    page.locator("#tools summary").click()
+    page.get_by_label("FLOPs", exact=True).check()
+    assert page.locator("th[data-key=flops]").is_visible()
+    page.get_by_label("Params", exact=True).uncheck()
+    assert not page.locator("th[data-key=params]").is_visible()
+
+
+def test_two_networks_are_compared_by_their_counts(browser: Browser, pages: dict[str, Path]) -> None:
+    records = {r.model: r for r in load_records([GRID]) if r.data["name"] == "CIFAR10"}
+    page = _open(browser, pages["grid"])
+    group = page.locator("#first optgroup[label='CIFAR-10 (JPEG copy)'] option")
+    page.locator("#first").select_option(group.filter(has_text="ResNet18").get_attribute("value"))
+    page.locator("#second").select_option(label="VGG16")
+    a, b = records["ResNet18"].confusion_matrix, records["VGG16"].confusion_matrix
+    assert a is not None
+    assert b is not None
+    expected = []
+    for first, second in zip(a, b, strict=True):
+        expected += [y - x for x, y in zip(first, second, strict=True)]
+    texts = page.locator("#two table.matrix tbody td").all_text_contents()
+    assert [int(text.replace(MINUS, "-") or 0) for text in texts] == expected
+    # "Is ResNet18 better than VGG16 on cats?" is answered by the row of the class.
+    cat = page.locator("#two table.narrow tbody tr").filter(has_text="cat").locator("td").all_text_contents()
+    share = [100 * counts[3][3] / sum(counts[3]) for counts in (a, b)]
+    assert cat[:2] == [f"{value:.1f} %" for value in share]
+    assert cat[2] == f"{share[1] - share[0]:+.1f}".replace("-", MINUS)
+
+
+def test_hostile_names_stay_texts_for_the_script(browser: Browser, tmp_path: Path) -> None:
+    name = "</script><script>document.title='x'</script><img src=x onerror=\"document.title='x'\">"
+    records = [make_record(model=f"{name}{index}", data={**make_record().data, "label": name}) for index in range(2)]
+    path = tmp_path / "page.html"
+    path.write_text(to_html(Report(records)), encoding="utf-8")
+    page = _open(browser, path)
+    page.locator("#search").fill("img")
+    page.locator("#baseline").select_option(index=1)
+    page.locator(".pt").last.hover()
+    assert page.title() == "cnnbench report"
+    assert page.locator("img").count() == 0
+    assert page.locator("#first option").first.text_content() == f"{name}0"
+
+
+def test_rows_have_links_of_their_own(pages: dict[str, Path]) -> None:
+    reader = PageReader(pages["seeds"].read_text(encoding="utf-8"))
+    rows = [link for link in reader.links if link.startswith("#") and "-" in link]
+    assert len(rows) == len(set(rows)) == len(load_records([SEEDS]))
+
+
+def test_page_of_the_zoo_is_small(pages: dict[str, Path]) -> None:
+    assert pages["zoo"].stat().st_size < 1_000_000
+
+
+# The charts, without a browser
+
+
+def _networks(*figures: tuple[str, float, float]) -> list[Record]:
+    """Fully trained networks by name, latency in ms and accuracy."""
+    made = []
+    for name, latency, accuracy in figures:
+        record = make_record(name, training=FULL_TRAINING)
+        ends = {"test_accuracy_low": accuracy - 0.01, "test_accuracy_high": accuracy + 0.01}
+        measures = {**record.measures, "latency_ms_median": latency, "test_accuracy": accuracy, **ends}
+        made.append(replace(record, measures=measures))
+    return made
+
+
+def test_points_stand_where_their_values_are() -> None:
+    panel = scatter_panels(_networks(("A", 1.0, 0.5), ("B", 10.0, 0.7), ("C", 100.0, 0.6)))[0]
+    by_name = {point.name: point for point in panel.points}
+    # On a logarithmic axis 10 is in the middle of 1 and 100; on a linear one 0.6 is in the middle of 0.5 and 0.7.
+    assert by_name["B"].left == pytest.approx((by_name["A"].left + by_name["C"].left) / 2, abs=0.02)
+    assert by_name["C"].bottom == pytest.approx((by_name["A"].bottom + by_name["B"].bottom) / 2, abs=0.02)
+    assert by_name["A"].high - by_name["A"].bottom == pytest.approx(by_name["A"].bottom - by_name["A"].low, abs=0.02)
+    assert all(0 < point.left < 100 and 0 < point.bottom < 100 for point in panel.points)
+    # C is slower than B and less accurate, so the front goes from A to B.
+    a, b = by_name["A"], by_name["B"]
+    assert panel.steps == [(a.left, a.bottom), (b.left, a.bottom), (b.left, b.bottom)]
+
+
+def test_curves_of_many_networks_are_drawn_by_family_and_none_is_lost() -> None:
+    records = load_records([ZOO])
+    panels = curve_panels(records)
+    drawn = [line.name for panel in panels for line in panel.lines]
+    assert sorted(drawn) == sorted(r.model for r in records)
+    for panel in panels:
+        assert len(panel.lines) + len(panel.others) == len(records)
+        looks = {(line.colour, line.dash) for line in panel.lines}
+        assert len(looks) == len(panel.lines)
+
+
+def test_answer_names_the_best_the_fastest_near_it_and_the_fastest_of_all() -> None:
+    networks = _networks(("Best", 9.0, 0.9), ("Near", 3.0, 0.88), ("Far", 1.0, 0.8))
+    assert answers(networks) == [
+        "Most accurate on MNIST: Best, 90.0 %; not clearly better than Near (88.0 %). Fastest with at most a quarter "
+        "more errors: Near, 88.0 %, 3.00 ms, against 9.00 ms; fastest of all: Far, 80.0 %, 1.00 ms."
+    ]
+    # 0.874 has 1.26 times the errors of 0.9, just too many.
+    networks = _networks(("Best", 9.0, 0.9), ("Near", 3.0, 0.874))
+    assert answers(networks) == [
+        "Most accurate on MNIST: Best, 90.0 %. No network with at most a quarter more errors is faster (9.00 ms); "
+        "fastest of all: Near, 87.4 %, 3.00 ms."
+    ]
+
+
+def test_answer_does_not_rank_short_trainings() -> None:
+    (sentence,) = answers([make_record("A"), make_record("B")])
+    assert "not known" in sentence
+    assert answers([make_record("A")]) == []
