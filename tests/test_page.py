@@ -245,6 +245,21 @@ def test_two_networks_are_compared_by_their_counts(browser: Browser, pages: dict
     assert cat[2] == f"{share[1] - share[0]:+.1f}".replace("-", MINUS)
 
 
+def test_page_says_which_network_is_fastest_at_an_accuracy(browser: Browser, tmp_path: Path) -> None:
+    networks = _networks(("Best", 9.0, 0.93), ("Near", 3.0, 0.9), ("Other", 4.0, 0.9001), ("Far", 1.0, 0.8))
+    path = tmp_path / "page.html"
+    path.write_text(to_html(Report(networks)), encoding="utf-8")
+    page = _open(browser, path)
+    answer = page.locator("#ask output")
+    for percent, expected in {
+        "90": "Near, 90.00 %, 3.00 ms; then Other, 90.01 %, 4.00 ms; then Best, 93.00 %, 9.00 ms.",
+        "90.005": "Other, 90.01 %, 4.00 ms; then Best, 93.00 %, 9.00 ms.",
+        "94": "None of these networks; the highest accuracy is 93.00 %.",
+    }.items():
+        page.locator("#limit").fill(percent)
+        assert str(answer.text_content()).replace("\N{NO-BREAK SPACE}", " ") == expected
+
+
 def test_hostile_names_stay_texts_for_the_script(browser: Browser, tmp_path: Path) -> None:
     name = "</script><script>document.title='x'</script><img src=x onerror=\"document.title='x'\">"
     records = [make_record(model=f"{name}{index}", data={**make_record().data, "label": name}) for index in range(2)]

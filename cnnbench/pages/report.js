@@ -205,6 +205,61 @@ function buildTools() {
   document.getElementById("tools").hidden = false;
 }
 
+// ---- the fastest network that reaches an accuracy
+
+function shownValue(row, key) {
+  const index = HEADS.findIndex((head) => head.dataset.key === key);
+  return index < 0 ? null : row.cells[index].firstChild.textContent;
+}
+
+function fastest(body, percent) {
+  const index = HEADS.findIndex((head) => head.dataset.key === "latency_ms_median");
+  const known = ROWS.filter((row) => row.parentNode === body && row.dataset.settled !== undefined);
+  const enough = known.filter((row) => Number(row.dataset.settled) >= percent / 100 && value(row, index) !== null);
+  enough.sort((a, b) => value(a, index) - value(b, index));
+  // A network with several seeds has several rows; its first one stands for it.
+  const names = new Map();
+  for (const row of enough) if (!names.has(row.dataset.net)) names.set(row.dataset.net, row);
+  const words = [...names.values()].slice(0, 3).map((row) =>
+    `${row.dataset.net}, ${(100 * row.dataset.settled).toFixed(2)}\u00a0%, ${shownValue(row, "latency_ms_median")}\u00a0ms`);
+  if (!words.length) {
+    const best = Math.max(...known.map((row) => Number(row.dataset.settled)));
+    return `None of these networks; the highest accuracy is ${(100 * best).toFixed(2)}\u00a0%.`;
+  }
+  const machines = new Set([...names.values()].map((row) => row.dataset.conditions));
+  const caution = machines.size > 1 ? " They were not all measured on the same machine and under the same settings." : "";
+  return `${words.join("; then ")}.${caution}`;
+}
+
+function buildQuestion() {
+  const place = document.getElementById("ask");
+  const bodies = [...TABLE.tBodies].filter((body) =>
+    body.querySelectorAll("tr[data-settled]").length > 1 && body.querySelector("tr[data-settled]"));
+  if (!place || !bodies.length || !HEADS.some((head) => head.dataset.key === "latency_ms_median")) return;
+  const limit = make("input", { id: "limit", type: "number", min: "0", max: "100", step: "0.1" });
+  const data = make("select", { id: "data-set" });
+  for (const [index, body] of bodies.entries()) {
+    data.append(option(index, body.querySelector(".group th").textContent));
+  }
+  const words = make("output", { for: "limit data-set" });
+  const update = () => { words.textContent = limit.value === "" ? "" : fastest(bodies[data.value], Number(limit.value)); };
+  const choose = () => {
+    const settled = [...bodies[data.value].querySelectorAll("tr[data-settled]")].map((row) => Number(row.dataset.settled));
+    limit.value = 5 * Math.floor(20 * Math.max(...settled));
+    update();
+  };
+  limit.addEventListener("input", update);
+  data.addEventListener("change", choose);
+  data.value = bodies.length - 1;
+  place.append(
+    make("div", {}, make("label", { for: "limit" }, "Fastest with at least \u2026 %"), limit),
+    make("div", {}, make("label", { for: "data-set" }, "on"), data),
+    words,
+  );
+  place.hidden = false;
+  choose();
+}
+
 // ---- highlighting: rows, points and curves of a network belong together
 
 const TIP = make("div", { id: "tip", hidden: "", "aria-hidden": "true" });
@@ -380,4 +435,5 @@ function buildComparison() {
 }
 
 buildTools();
+buildQuestion();
 buildComparison();

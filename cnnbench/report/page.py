@@ -71,6 +71,7 @@ class Row:
         record: Record of the row.
         cells: Cells of the row, in the order of the columns.
         conditions: Number of the settings and the machine that rows must share before they are compared.
+        settled: Accuracy after a full or the reference training, a share; None if it is not known.
         best: Whether no other network of the data set is both more accurate and faster.
         span: Interval of the accuracy; None if there is no accuracy.
     """
@@ -79,6 +80,7 @@ class Row:
     record: Record
     cells: Sequence[Cell]
     conditions: int
+    settled: float | None
     best: bool
     span: Span | None
 
@@ -166,10 +168,10 @@ class Page:
             for (record, _), span in zip(pairs, spans, strict=True):
                 number = conditions.setdefault(values_of(record, _CONDITIONS), len(conditions))
                 cells = [Cell(c, c.show(record), c.value(record)) for c in self.columns]
-                anchor = _anchor(record, anchors)
-                rows.append(Row(anchor, record, cells, number, id(record) in best, span))
+                accuracy = settled.get(id(record))
+                rows.append(Row(_anchor(record, anchors), record, cells, number, accuracy, id(record) in best, span))
             # Networks whose final accuracy is not known follow, in the order of the records.
-            rows.sort(key=lambda row: -settled.get(id(row.record), -1.0))
+            rows.sort(key=lambda row: -1 if row.settled is None else row.settled, reverse=True)
             groups[label] = rows
         return groups
 
