@@ -254,7 +254,7 @@ def test_page_says_which_network_is_fastest_at_an_accuracy(browser: Browser, tmp
     for percent, expected in {
         "90": "Near, 90.00 %, 3.00 ms; then Other, 90.01 %, 4.00 ms; then Best, 93.00 %, 9.00 ms.",
         "90.005": "Other, 90.01 %, 4.00 ms; then Best, 93.00 %, 9.00 ms.",
-        "94": "None of these networks; the highest accuracy is 93.00 %.",
+        "94": "No network here reaches that; the highest accuracy is 93.00 %.",
     }.items():
         page.locator("#limit").fill(percent)
         assert str(answer.text_content()).replace("\N{NO-BREAK SPACE}", " ") == expected

@@ -308,7 +308,16 @@ OUR_ATTRIBUTES = {
     *("lang", "charset", "name", "content", "class", "scope", "title", "colspan", "style", "src", "alt", "http-equiv"),
     *("href", "id", "hidden", "role", "tabindex", "aria-label", "aria-labelledby", "aria-hidden", "aria-sort", "open"),
     *("viewbox", "preserveaspectratio", "points", "x1", "x2", "y1", "y2", "type", "stroke-dasharray"),
-    *("data-key", "data-better", "data-folded", "data-net", "data-conditions", "data-settled", "data-value", "data-words"),
+    *(
+        "data-key",
+        "data-better",
+        "data-folded",
+        "data-net",
+        "data-conditions",
+        "data-settled",
+        "data-value",
+        "data-words",
+    ),
 }
 
 

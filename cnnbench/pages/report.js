@@ -224,7 +224,7 @@ function fastest(body, percent) {
     `${row.dataset.net}, ${(100 * row.dataset.settled).toFixed(2)}\u00a0%, ${shownValue(row, "latency_ms_median")}\u00a0ms`);
   if (!words.length) {
     const best = Math.max(...known.map((row) => Number(row.dataset.settled)));
-    return `None of these networks; the highest accuracy is ${(100 * best).toFixed(2)}\u00a0%.`;
+    return `No network here reaches that; the highest accuracy is ${(100 * best).toFixed(2)}\u00a0%.`;
   }
   const machines = new Set([...names.values()].map((row) => row.dataset.conditions));
   const caution = machines.size > 1 ? " They were not all measured on the same machine and under the same settings." : "";

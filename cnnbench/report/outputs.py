@@ -77,9 +77,11 @@ class Report:
 
     Args:
         records: Records of one or several runs.
+        run: Name of the run folder that the report is written into; empty for a report of other records.
     """
 
-    def __init__(self, records: Sequence[Record]) -> None:
+    def __init__(self, records: Sequence[Record], run: str = "") -> None:
+        self.run = run
         # Records of one data set stand together; data sets keep the order of their first appearance.
         labels = dict.fromkeys(r.data["label"] for r in records)
         places = {label: place for place, label in enumerate(labels)}
@@ -129,9 +131,8 @@ class Report:
     @property
     def title(self) -> str:
         """Return the title of the report, which says so if data is synthetic."""
-        if self.synthetic:
-            return "cnnbench report on SYNTHETIC data"
-        return "cnnbench report"
+        title = "cnnbench report on SYNTHETIC data" if self.synthetic else "cnnbench report"
+        return f"{title}: {self.run}" if self.run else title
 
     @cached_property
     def warnings(self) -> list[str]:
@@ -423,7 +424,8 @@ def write_report(records: Sequence[Record], folder: Path) -> list[Path]:
     Raises:
         OSError: A file cannot be written; the files before it are complete.
     """
-    report = Report(records)
+    # A run folder has its records in a folder of this name; its own name says which run it is.
+    report = Report(records, folder.resolve().name if (folder / "records").is_dir() else "")
     table, markdown, page = folder / "results.csv", folder / "report.md", folder / "report.html"
     # The figures come first, so that they are written even if the pictures are not.
     write_text(table, to_csv(report))
