@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cnnbench.console import note, out, out_json, show
 from cnnbench.options import option
 from cnnbench.record import load_records
+
+if TYPE_CHECKING:
+    from cnnbench.report.compare import Change
 
 EXAMPLE = "results/bench/20260101-120000 results/bench/20260102-120000 --gate 5"
 
@@ -25,23 +30,41 @@ class Options:
         metavar="PERCENT",
         least=0,
     )
-    json: bool = option("Print one JSON document on stdout.", default=False)
+    all: bool = option("Show every figure, also those that did not change or do not compare.", default=False)
+    json: bool = option("Print one JSON document on stdout, always with every figure.", default=False)
 
 
 def run(options: Options) -> int:
     """Print the comparison of two sets of records; return 1 if it does not pass the gate."""
     from cnnbench.report.compare import compare
-    from cnnbench.report.gate import Gate, remarks, table
+    from cnnbench.report.gate import Gate
 
     changes = compare(load_records([options.a]), load_records([options.b]))
     gate = Gate(changes, options.gate)
     if options.json:
         out_json({"changes": [change._asdict() for change in changes], **gate.document()})
     else:
-        show(table(changes))
-        for line in remarks(changes):
-            out(line)
+        _print(changes, options.all)
     # These lines go to stderr, so that with --json the document is alone on stdout.
     for line in gate.lines():
         note(line)
     return 0 if gate.passed else 1
+
+
+def _print(changes: Sequence[Change], everything: bool) -> None:
+    """Print the verdicts, the table and its notes; `everything` decides whether unchanged figures have rows."""
+    from cnnbench.report.gate import remarks, table
+    from cnnbench.report.summary import changed, not_compared, sentence
+
+    out(sentence(changes))
+    rows = list(changes) if everything else changed(changes)
+    if rows:
+        show(table(rows))
+    lines = remarks(changes, rows)
+    if not everything:
+        lines = [*not_compared(changes), *lines]
+    for line in lines:
+        out(line)
+    hidden = len(changes) - len(rows)
+    if hidden:
+        out(f"{hidden:,} of {len(changes):,} rows are not shown; --all shows them.")

@@ -136,18 +136,25 @@ def _percent(change: Change, value: float) -> str:
     return f"{100 * value:+.1f} %"
 
 
-def remarks(changes: Sequence[Change]) -> list[str]:
-    """Return the notes below the table: why figures are not comparable or doubtful, and what the intervals mean."""
+def remarks(changes: Sequence[Change], shown: Sequence[Change] | None = None) -> list[str]:
+    """Return the notes below the table: why figures are not comparable or doubtful, and what the intervals mean.
+
+    Args:
+        changes: All changes of the comparison.
+        shown: Changes with a row in the table, whose reasons are given; None if all have one.
+    """
     # The inner dictionaries serve as sets that keep the order of the figures.
     by_reason: dict[str, dict[str, None]] = {}
-    for change in changes:
+    for change in changes if shown is None else shown:
         if change.reason:
             by_reason.setdefault(change.reason, {})[change.figure] = None
     lines = [f"{', '.join(keys)}: {reason}" for reason, keys in by_reason.items()]
     # Only a verdict from an interval can be false by chance.
-    decided = sum(change.low is not None for change in changes)
-    lines.append(
-        "Times are compared in units of a convolution that both runs timed. By intervals of 95 %, one in twenty of "
-        f"{decided} verdicts would be false if nothing differed."
-    )
+    decided = [change for change in changes if change.low is not None]
+    if any(figures()[change.figure].compared == "rounds" for change in decided):
+        lines.append("Times are compared in units of a convolution that both runs timed.")
+    if decided:
+        lines.append(
+            f"By intervals of 95 %, one in twenty of {len(decided)} verdicts would be false if nothing differed."
+        )
     return lines
