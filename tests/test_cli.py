@@ -397,7 +397,7 @@ def test_speed_writes_records_that_compare_and_report_read(capsys: pytest.Captur
     changes = json.loads(capsys.readouterr().out)["changes"]
     assert list(dict.fromkeys(c["model"] for c in changes)) == names
     assert not {"not comparable", "missing"} & {c["verdict"] for c in changes}
-    assert main(["compare", "a.jsonl", "b.jsonl"]) == 0
+    assert main(["compare", "a.jsonl", "b.jsonl", "--all"]) == 0
     assert "LeNet5 [32-true," in capsys.readouterr().out  # brackets are no markup
     assert main(["report", "a.jsonl", "--out=r"]) == 0
     page = Path("r/report.md").read_text()

@@ -184,7 +184,7 @@ def test_report_and_compare_read_run_folders_of_fit(capsys: pytest.CaptureFixtur
     assert main(["report", "a", "b", "--out", "page"]) == 0
     assert "LeNet5" in Path("page/report.md").read_text()
     capsys.readouterr()
-    assert main(["compare", "a", "b"]) in (0, 1)
+    assert main(["compare", "a", "b", "--all"]) in (0, 1)
     assert "LeNet5" in capsys.readouterr().out
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cnnbench.console import note, out, out_json, show
+from cnnbench.errors import UserError
 from cnnbench.options import option
 from cnnbench.record import load_records
 
@@ -30,12 +31,22 @@ class Options:
         metavar="PERCENT",
         least=0,
     )
+    machines: bool = option(
+        "Set two devices side by side: A has the records of one device, B those of another.", default=False
+    )
+    out: Path | None = option(
+        "Folder for the picture of --machines, as PNG and SVG (default: none is drawn).", default=None, metavar="DIR"
+    )
     all: bool = option("Show every figure, also those that did not change or do not compare.", default=False)
     json: bool = option("Print one JSON document on stdout, always with every figure.", default=False)
 
 
 def run(options: Options) -> int:
     """Print the comparison of two sets of records; return 1 if it does not pass the gate."""
+    if options.machines:
+        return _run_machines(options)
+    if options.out is not None:
+        raise UserError("--out is the folder for the picture of --machines; add that, or leave --out out")
     from cnnbench.report.compare import compare
     from cnnbench.report.gate import Gate
 
@@ -49,6 +60,26 @@ def run(options: Options) -> int:
     for line in gate.lines():
         note(line)
     return 0 if gate.passed else 1
+
+
+def _run_machines(options: Options) -> int:
+    """Print two devices side by side, and draw their picture if there is a folder for it; return 0."""
+    from cnnbench.report.machines import compare_machines
+    from cnnbench.report.machines_view import sentences, table, write_picture
+
+    if options.gate is not None:
+        raise UserError("--gate compares two runs on one device; leave it out with --machines")
+    machines = compare_machines(load_records([options.a]), load_records([options.b]))
+    files = [] if options.out is None else write_picture(machines, options.out)
+    if options.json:
+        out_json({**machines.document(), "files": [str(file) for file in files]})
+    else:
+        show(table(machines))
+        for line in sentences(machines, options.all):
+            out(line)
+    for file in files:
+        note(f"picture: {file}")
+    return 0
 
 
 def _print(changes: Sequence[Change], everything: bool) -> None:
@@ -65,6 +96,8 @@ def _print(changes: Sequence[Change], everything: bool) -> None:
         lines = [*not_compared(changes), *lines]
     for line in lines:
         out(line)
+    if any(change.reason.startswith("device ") for change in changes):
+        out("The devices differ; --machines sets two devices side by side.")
     hidden = len(changes) - len(rows)
     if hidden:
         out(f"{hidden:,} of {len(changes):,} rows are not shown; --all shows them.")

@@ -333,8 +333,8 @@ def _time_change(pair: _Pair) -> Change:
     raw = bool(raw_note)
     between = max(BETWEEN.values()) if raw else BETWEEN[work]
     # In logarithms, the ratio of two times is a difference, for which `shift` has an interval.
-    after, before = _by_process(pair.second, work, raw), _by_process(pair.first, work, raw)
-    log_ratio, assumption = _log_ratio(between, after, before)
+    after, before = by_process(pair.second, work, raw), by_process(pair.first, work, raw)
+    log_ratio, assumption = ratio_of_times(between, after, before)
     notes = [raw_note, assumption]
     if not raw:
         log_ratio, doubt = _widened(log_ratio, _pace(pair.second) - _pace(pair.first))
@@ -396,7 +396,7 @@ def _software(record: Record) -> dict[str, Any]:
     return {"torch": torch, "cuda": flags.get("cuda"), "cudnn": flags.get("cudnn")}
 
 
-def _log_ratio(
+def ratio_of_times(
     between: float, after: Sequence[Sequence[float]], before: Sequence[Sequence[float]]
 ) -> tuple[Interval, str]:
     """Return the logarithm of the ratio of two times with its interval, and a note on how the interval was made.
@@ -424,9 +424,9 @@ def _log_ratio(
     return Interval(estimate, estimate - low, estimate + high), note
 
 
-def _medians(blocks: Iterable[Sequence[float]]) -> list[float]:
-    """Return the median of each block, such as the calls of a round."""
-    return [statistics.median(block) for block in blocks]
+def _medians(blocks: Iterable[Sequence[float] | float]) -> list[float]:
+    """Return the median of each block, such as the calls of a round; a call outside of any round is its own median."""
+    return [block if isinstance(block, (int, float)) else statistics.median(block) for block in blocks]
 
 
 def _pace(cell: Sequence[Record]) -> float:
@@ -461,7 +461,7 @@ def _widened(ratio: Interval, moved: float) -> tuple[Interval, str]:
     return Interval(ratio.estimate, ratio.estimate - low, ratio.estimate + high), note
 
 
-def _by_process(cell: Sequence[Record], work: Work, raw: bool) -> list[list[float]]:
+def by_process(cell: Sequence[Record], work: Work, raw: bool) -> list[list[float]]:
     """Return the logarithm of the time of each round, one list per process.
 
     Args:
