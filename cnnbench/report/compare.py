@@ -228,6 +228,18 @@ def _was_asked(key: str, cell: Sequence[Record]) -> bool:
     return any(measure in record.config.get("measures", [measure]) for record in cell)
 
 
+def figure_change(cell: Cell, key: str, first: Sequence[Record], second: Sequence[Record]) -> Change:
+    """Compare one figure of one network on one data set.
+
+    Args:
+        cell: Name of the network, and label of the data set.
+        key: Key of a figure that is compared.
+        first: Records of A that have the figure; at least one.
+        second: Records of B that have it; at least one.
+    """
+    return _change(_Pair(*cell, figures()[key], first, second))
+
+
 def _change(pair: _Pair) -> Change:
     """Compare one figure, using only the records of both sides that share the settings it depends on."""
     figure = pair.figure

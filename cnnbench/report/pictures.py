@@ -35,6 +35,8 @@ from cnnbench.report.findings import (
     measured,
     speed_sentences,
 )
+from cnnbench.report.trend_pictures import by_panel, trend
+from cnnbench.report.trends import TRACKED, Tracked, all_series, has_trends, trend_sentences
 
 MOST_MATRICES = 36
 """Largest number of confusion matrices on the page; the folder of pictures has all of them."""
@@ -318,6 +320,7 @@ def comparisons(records: Sequence[Record]) -> list[Picture]:
         *(_accuracy_picture(records, cost) for cost in charts.COSTS),
         _speed_picture(records),
         _curves_picture(records),
+        *_trend_pictures(records),
     ]
 
 
@@ -386,6 +389,25 @@ def _curves_picture(records: Sequence[Record]) -> Picture:
 
     description = "Training accuracy against training images seen"
     return _comparison(records, "learning_curves", partial(charts.learning_curves, records), description, caption)
+
+
+def _trend_pictures(records: Sequence[Record]) -> list[Picture]:
+    """Return a picture per figure of its trend by day and commit; none for records of too few runs."""
+    if not has_trends(records):
+        return []
+    pictures = []
+    for tracked in TRACKED:
+        draw, caption = partial(trend, records, tracked), partial(_trend_caption, records, tracked)
+        pictures.append(
+            _comparison(records, tracked.name, draw, f"Trend of {tracked.words} by day and commit", caption)
+        )
+    return pictures
+
+
+def _trend_caption(records: Sequence[Record], tracked: Tracked) -> list[str]:
+    """Return the sentences below the picture of a trend."""
+    series = all_series(records, tracked)
+    return [*trend_sentences(series), *_labels_left_out(len(by_panel(series)))]
 
 
 def _panels_left_out(entries: Sequence[Contender]) -> list[str]:
