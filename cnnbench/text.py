@@ -1,4 +1,4 @@
-r"""Text for output: for the terminal, JSON, Markdown and CSV.
+r"""Text for output: for the terminal, JSON, Markdown, LaTeX and CSV.
 
 Names, labels and error messages may come from a file that somebody else wrote. The function that writes a format also
 escapes what is unsafe in that format, so that no caller has to remember it. `cnnbench.pages` does the same for HTML.
@@ -11,7 +11,8 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 # Control characters can move a terminal's cursor or set its title. Marks of writing direction can make one name look
@@ -107,18 +108,88 @@ def _escaped_start(match: re.Match[str]) -> str:
     return f"\\{match[1]}"
 
 
-def markdown_table(rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> list[str]:
+def markdown_table(
+    rows: Sequence[Sequence[str]], numeric: Sequence[bool], bold: Collection[tuple[int, int]] = ()
+) -> list[str]:
     """Return the lines of a Markdown table.
 
     Args:
         rows: Rows of cells in plain text; the first row is the header.
         numeric: For each column, whether it is aligned to the right.
+        bold: Row and column of the cells in bold, counted from 0; the header is row 0.
     """
     marks = ["---:" if right else "---" for right in numeric]
     lines = []
-    for row in rows:
-        lines.append("| " + " | ".join(map(markdown, row)) + " |")
+    for row, cells in enumerate(rows):
+        words = [markdown(cell) for cell in cells]
+        words = [f"**{word}**" if (row, column) in bold else word for column, word in enumerate(words)]
+        lines.append("| " + " | ".join(words) + " |")
     return [lines[0], "| " + " | ".join(marks) + " |", *lines[1:]]
+
+
+# Characters that LaTeX does not print as they are. A bracket or a star after the end of a row would be an argument of
+# it, and two hyphens become a dash, so these stand in groups. The commands exist in every encoding of fonts.
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    **{character: f"{{{character}}}" for character in "[]*-"},
+    "\\": "\\textbackslash{}",
+    "~": "\\textasciitilde{}",
+    "^": "\\textasciicircum{}",
+    "<": "\\textless{}",
+    ">": "\\textgreater{}",
+    "|": "\\textbar{}",
+    '"': "{\\char34}",
+    "`": "{\\char96}",
+    "\N{EN DASH}": "--",
+    "\N{PLUS-MINUS SIGN}": "$\\pm$",
+    "\N{MULTIPLICATION SIGN}": "$\\times$",
+    "\N{RIGHTWARDS ARROW}": "$\\rightarrow$",
+    "\N{HORIZONTAL ELLIPSIS}": "\\ldots{}",
+    "\N{NO-BREAK SPACE}": "~",
+}
+# Further letters of the standard fonts, and accents that LaTeX sets above or below any letter.
+_LATEX_LETTERS = "ßæÆøØœŒ"
+_LATEX_ACCENTS = frozenset("\u0300\u0301\u0302\u0303\u0308\u030a\u030c\u0327")
+
+
+def latex(text: str) -> str:
+    """Return a text as one line that LaTeX prints literally.
+
+    A character that the standard fonts of pdfLaTeX lack is written as its number, such as ``{[}U+4E2D{]}``.
+    """
+    line = printable(" ".join(text.splitlines()).strip())
+    return "".join(map(_latex_character, line))
+
+
+def _latex_character(character: str) -> str:
+    if character in _LATEX:
+        return _LATEX[character]
+    if character.isascii() or character in _LATEX_LETTERS:
+        return character
+    parts = unicodedata.normalize("NFD", character)
+    if len(parts) == 2 and parts[0].isascii() and parts[0].isalpha() and parts[1] in _LATEX_ACCENTS:
+        return character
+    return f"{{[}}U+{ord(character):04X}{{]}}"
+
+
+def latex_table(
+    rows: Sequence[Sequence[str]], numeric: Sequence[bool], bold: Collection[tuple[int, int]] = ()
+) -> list[str]:
+    """Return the lines of a LaTeX table, which needs the package booktabs.
+
+    Args:
+        rows: Rows of cells in plain text; the first row is the header.
+        numeric: For each column, whether it is aligned to the right.
+        bold: Row and column of the cells in bold, counted from 0; the header is row 0.
+    """
+    sides = "".join("r" if right else "l" for right in numeric)
+    lines = []
+    for row, cells in enumerate(rows):
+        words = [latex(cell) for cell in cells]
+        words = [f"\\textbf{{{word}}}" if (row, column) in bold else word for column, word in enumerate(words)]
+        lines.append(" & ".join(words) + " \\\\")
+    head, *body = lines
+    return [f"\\begin{{tabular}}{{{sides}}}", "\\toprule", head, "\\midrule", *body, "\\bottomrule", "\\end{tabular}"]
 
 
 # A spreadsheet takes a cell that begins with one of these characters for a formula, and a formula can start programs.

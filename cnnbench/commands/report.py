@@ -29,6 +29,10 @@ class Options(WandbOptions):
         "Folder of the report (default: the run folder, else results/report).", default=None, metavar="DIR"
     )
     export: Path | None = option("Write the records as JSON lines to this new file too.", default=None, metavar="FILE")
+    tables: bool = option(
+        "Write the table, and accuracies with a row per network and a column per data set, as LaTeX and Markdown too.",
+        default=False,
+    )
     json: bool = option("Print one JSON document on stdout.", default=False)
 
 
@@ -42,6 +46,8 @@ def run(options: Options) -> int:
     if connection.mode != "off":
         _log(records, folder, connection)
     show_report(records, folder, options.json)
+    if options.tables:
+        _write_tables(records, folder)
     return 0
 
 
@@ -50,6 +56,15 @@ def _default_folder(paths: Sequence[Path]) -> Path:
     if len(paths) == 1 and paths[0].is_dir():
         return paths[0]
     return Path("results/report")
+
+
+def _write_tables(records: Sequence[Record], folder: Path) -> None:
+    """Write the tables for a paper beside the report."""
+    from cnnbench.report.exports import write_tables
+    from cnnbench.report.outputs import Report
+
+    names = ", ".join(path.name for path in write_tables(Report(records), folder))
+    note(f"tables: {names}")
 
 
 def _log(records: Sequence[Record], folder: Path, connection: Connection) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import html
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -301,14 +301,17 @@ class MarkdownPage:
         """Add a quoted paragraph, the form of warnings, followed by an empty line."""
         self._lines += [f"> {text.markdown(sentence)}", ""]
 
-    def table(self, rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> None:
+    def table(
+        self, rows: Sequence[Sequence[str]], numeric: Sequence[bool], bold: Collection[tuple[int, int]] = ()
+    ) -> None:
         """Add a table.
 
         Args:
             rows: Cells as plain text, header first.
             numeric: Whether each column is aligned to the right.
+            bold: Row and column of the cells in bold, counted from 0.
         """
-        self._lines += [*text.markdown_table(rows, numeric), ""]
+        self._lines += [*text.markdown_table(rows, numeric, bold), ""]
 
     def bullets(self, pairs: Iterable[tuple[str, str]]) -> None:
         """Add a list of pairs, each a name in bold and a text."""
