@@ -39,6 +39,7 @@ COMMANDS = {
     "count": "count parameters, MACs, training MACs and memory of any network",
     "speed": "time networks against each other: latency, throughput, training steps",
     "compare": "compare the records of two runs: costs, times, accuracy, each with its interval and a verdict",
+    "card": "write a model card for each trained network of a run",
     "list": "list the networks, what they cost and how good they are, and the data sets",
 }
 """Subcommands of this package, with their help texts.

@@ -230,6 +230,12 @@ def read_yaml(path: Path, what: str) -> Any:
     return parse_yaml(read_text(path, what), f"{what} '{path}'")
 
 
+def to_yaml(value: Any) -> str:
+    """Return plain values as a YAML document, with the keys in their order."""
+    yaml, _ = _yaml()
+    return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+
+
 def parse_yaml(text: str, where: str) -> Any:
     """Return the value of a YAML document, with the same limits as `read_yaml`.
 

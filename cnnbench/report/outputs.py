@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -312,6 +313,19 @@ class MarkdownPage:
             bold: Row and column of the cells in bold, counted from 0.
         """
         self._lines += [*text.markdown_table(rows, numeric, bold), ""]
+
+    def code(self, lines: Sequence[str], language: str) -> None:
+        """Add a block of code, each line of it as it is.
+
+        Args:
+            lines: Lines of code.
+            language: Name of the language for colours.
+        """
+        shown = [text.printable(line) for line in lines]
+        # The marks around a block are longer than any that its lines have.
+        longest = max((len(run) for line in shown for run in re.findall("`+", line)), default=0)
+        marks = "`" * max(3, longest + 1)
+        self._lines += [f"{marks}{language}", *shown, marks, ""]
 
     def bullets(self, pairs: Iterable[tuple[str, str]]) -> None:
         """Add a list of pairs, each a name in bold and a text."""
