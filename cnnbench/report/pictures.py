@@ -47,6 +47,8 @@ LARGEST_PNG = 250_000
 """Largest size of a PNG picture on the page in bytes; a larger picture is shown as WebP."""
 MOST_VECTORS = 300
 """Largest number of records for which comparisons are tried as SVG; with more, the file would be too large."""
+DRAWN_BY_PAGE = ("reference_latency", "accuracy_macs", "accuracy_latency", "macs_latency", "learning_curves")
+"""Names of the comparisons that the page draws itself, from `cnnbench.report.panels`."""
 DPI = 160
 """Pixels per inch of a PNG file, unless that would exceed `MOST_PIXELS`."""
 MOST_PIXELS = 5_000_000
@@ -334,7 +336,8 @@ def _comparison(
     """Return a picture that compares networks; its parts are those of `Picture`."""
     vectors = len(records) <= MOST_VECTORS
     # The lambda delays the drawing until `_make` asks for the picture, so that one figure at a time is in memory.
-    return Picture(name, lambda: _sheet(draw()), lambda: description, caption, vectors=vectors, on_page=False)
+    on_page = name not in DRAWN_BY_PAGE
+    return Picture(name, lambda: _sheet(draw()), lambda: description, caption, vectors=vectors, on_page=on_page)
 
 
 def _reference_picture(records: Sequence[Record]) -> Picture:
