@@ -47,19 +47,32 @@ def sources(room: str = "models") -> dict[str, str]:
     if room == "models":
         for name in ("blocks.py", "training/classifier.py"):
             shared += (PACKAGE / name).read_bytes()
-    return {name: hashlib.sha256(shared + _whole_text(name, texts)).hexdigest()[:16] for name in texts}
+    mentioned = {name: _mentioned(name, texts) for name in texts}
+    fingerprints = {}
+    for name in texts:
+        whole = b"".join(texts[other] for other in _reached(name, mentioned))
+        fingerprints[name] = hashlib.sha256(shared + whole).hexdigest()[:16]
+    return fingerprints
 
 
-def _whole_text(name: str, texts: Mapping[str, bytes], above: frozenset[str] = frozenset()) -> bytes:
-    """Return the source of a module, followed by the sources of all modules that it mentions, except those `above`."""
-    # A module counts as mentioned if its name is a word of the source, in an import or anywhere else. Two modules may
-    # mention each other, so the modules that led to this one are left out.
+def _mentioned(name: str, texts: Mapping[str, bytes]) -> set[str]:
+    """Return the modules that the source of a module mentions, with the module itself.
+
+    A module counts as mentioned if its name is a word of the source, in an import or anywhere else.
+    """
     words = {word.decode() for word in re.findall(rb"[a-zA-Z]\w*", texts[name])}
-    whole = texts[name]
-    # The order of a set differs between processes, and the fingerprint must not.
-    for other in sorted((words & texts.keys()) - above - {name}):
-        whole += _whole_text(other, texts, above | {name})
-    return whole
+    return (words & texts.keys()) | {name}
+
+
+def _reached(name: str, mentioned: Mapping[str, set[str]]) -> list[str]:
+    """Return the modules that a module mentions, that these mention, and so on, in alphabetical order."""
+    # Modules may mention each other. Each is visited once, so the work does not grow with the number of paths.
+    reached, waiting = {name}, [name]
+    while waiting:
+        new = mentioned[waiting.pop()] - reached
+        reached |= new
+        waiting += new
+    return sorted(reached)
 
 
 def load_catalog() -> dict[str, Any]:

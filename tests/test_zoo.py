@@ -604,6 +604,27 @@ def _module(name: str) -> str:
     return get_model(name).__module__.split(".")[2]
 
 
+def test_fingerprints_cover_the_modules_that_a_module_reaches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty modules that all mention each other have more paths than any machine could follow."""
+    monkeypatch.setattr("cnnbench.catalog.PACKAGE", tmp_path)
+    names = [f"m{number}" for number in range(20)]
+    (tmp_path / "data").mkdir()
+    for name in names:
+        (tmp_path / "data" / f"{name}.py").write_text(f"# {name}: {' '.join(names)}")
+    (tmp_path / "data" / "apart.py").write_text("import user")
+    (tmp_path / "data" / "user.py").write_text("import m7")
+    before = sources("data")
+    (tmp_path / "data" / "m3.py").write_text("changed")
+    changed = {name for name, fingerprint in sources("data").items() if fingerprint != before[name]}
+    assert changed == {*names, "apart", "user"}
+    (tmp_path / "data" / "apart.py").write_text("changed")
+    assert {name for name, fingerprint in sources("data").items() if fingerprint != before[name]} == changed
+    # After its change, `apart` mentions nothing, so that nothing but `user` itself reaches `user`.
+    before = sources("data")
+    (tmp_path / "data" / "user.py").write_text("")
+    assert {name for name, fingerprint in sources("data").items() if fingerprint != before[name]} == {"user"}
+
+
 def test_catalogue_has_the_reference_accuracies() -> None:
     found = {(name, m["data"]): m["accuracy"] for name, e in load_catalog()["models"].items() for m in e["measured"]}
     expected = {(r.model, r.label): round(100 * r.accuracy, 2) for r in references().values()}
