@@ -19,7 +19,7 @@ from cnnbench.cli import main
 from cnnbench.errors import UserError
 from cnnbench.record import Record, write_record
 from cnnbench.report.card import head, made_by, to_card, write_cards
-from cnnbench.report.findings import Contender
+from cnnbench.report.contenders import Contender
 from cnnbench.report.trained import Trained, find_trained
 
 MATRIX = [[40, 3, 0], [1, 29, 7], [0, 0, 20]]

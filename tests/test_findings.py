@@ -9,14 +9,8 @@ import pytest
 from conftest import FULL_TRAINING, make_record
 
 from cnnbench.record import Record
-from cnnbench.report.findings import (
-    contenders,
-    front,
-    front_sentences,
-    misjudged,
-    rivals_by_label,
-    speed_sentences,
-)
+from cnnbench.report.contenders import contenders, rivals_by_label
+from cnnbench.report.findings import front, front_sentences, misjudged, speed_sentences
 from cnnbench.report.pareto import Spread, inversion, pareto_front
 from cnnbench.report.settings import Setting, budget, in_group, setting
 

@@ -13,7 +13,7 @@ from cnnbench.benchmark.training import weights_facts
 from cnnbench.cli import main
 from cnnbench.errors import UserError
 from cnnbench.record import Record, load_records, write_record
-from cnnbench.report.findings import contenders
+from cnnbench.report.contenders import contenders
 from cnnbench.report.provenance import warnings
 from cnnbench.training.classifier import ImageClassifier
 

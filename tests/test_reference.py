@@ -25,7 +25,8 @@ from cnnbench.explain.options import TOOLS
 from cnnbench.record import Record, load_records, write_lines
 from cnnbench.report import charts
 from cnnbench.report.columns import DASH, columns_of
-from cnnbench.report.findings import contenders, front, front_sentences, reference_sentences
+from cnnbench.report.contenders import contenders
+from cnnbench.report.findings import front, front_sentences, reference_sentences
 from cnnbench.report.outputs import Report, to_csv, to_html, to_markdown
 from cnnbench.report.pictures import comparisons
 

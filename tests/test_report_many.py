@@ -21,7 +21,8 @@ from cnnbench.plots.drawing import MOST_ENTRIES, MOST_NAMES, MOST_PANELS, Name, 
 from cnnbench.record import Record, load_records, write_lines
 from cnnbench.report import findings, pictures
 from cnnbench.report.charts import accuracy_against, latency_against_macs, panels_drawn
-from cnnbench.report.findings import MOST_LISTED, contenders, front_sentences, rivals_by_label
+from cnnbench.report.contenders import contenders, rivals_by_label
+from cnnbench.report.findings import MOST_LISTED, front_sentences
 from cnnbench.report.outputs import Report, print_table, to_html, to_markdown, write_report
 from cnnbench.report.pareto import Spread, inversion
 from cnnbench.report.pictures import MOST_MATRICES, Drawn, FigureSheet, Shown, draw_pictures

@@ -34,7 +34,7 @@ from cnnbench.plots.grids import grid, outline, show
 from cnnbench.record import Record, load_records
 from cnnbench.registry import split_names
 from cnnbench.report.charts import draw_confusion, name_classes
-from cnnbench.report.findings import contenders
+from cnnbench.report.contenders import contenders
 from cnnbench.stats import discoveries, mean_difference, two_proportions_p, wilson_interval
 
 IMAGES = 8

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from cnnbench.record import Record
 from cnnbench.references import percent
-from cnnbench.report.findings import Contender, contenders, first_sentences, listed, rivals_by_label, with_settled
+from cnnbench.report.contenders import Contender, contenders, rivals_by_label
+from cnnbench.report.findings import first_sentences, listed, with_settled
 from cnnbench.units import plain, short
 
 MORE_ERRORS = 0.25

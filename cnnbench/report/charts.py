@@ -33,11 +33,8 @@ from cnnbench.plots.drawing import (
 )
 from cnnbench.record import Record
 from cnnbench.references import percent, reference_of
+from cnnbench.report.contenders import Contender, by_label, compare_alike, contenders
 from cnnbench.report.findings import (
-    Contender,
-    by_label,
-    compare_alike,
-    contenders,
     front,
     latency_correlation,
     latency_spread,

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from cnnbench.errors import UserError
 from cnnbench.measures import Figure, Work, figures, measure_of
 from cnnbench.record import Record
-from cnnbench.report.findings import by_seed
+from cnnbench.report.contenders import by_seed
 from cnnbench.report.settings import Setting, affecting
 from cnnbench.stats import (
     ALIKE,

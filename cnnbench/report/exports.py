@@ -14,7 +14,8 @@ from typing import Any
 from cnnbench import text
 from cnnbench.files import write_text
 from cnnbench.record import Record
-from cnnbench.report.findings import DASH, Contender, compare_alike, contenders, listed, suffixes
+from cnnbench.report.contenders import Contender, compare_alike, contenders, suffixes
+from cnnbench.report.findings import DASH, listed
 from cnnbench.report.outputs import MarkdownPage, Report
 from cnnbench.report.settings import in_group
 from cnnbench.stats import Interval, mean_difference, newcombe_interval, paired_difference

@@ -18,7 +18,8 @@ from cnnbench.report import pictures
 from cnnbench.report.answer import LATENCY, answers
 from cnnbench.report.charts import MOST_NUMBERED_CLASSES, matrix_note, matrix_title
 from cnnbench.report.columns import Column
-from cnnbench.report.findings import Contender, contenders, front, rivals_by_label, values_of
+from cnnbench.report.contenders import Contender, contenders, rivals_by_label, values_of
+from cnnbench.report.findings import front
 from cnnbench.report.panels import CurvePanel, Panel, curve_panels, scatter_panels
 from cnnbench.report.settings import in_group
 from cnnbench.text import printable

@@ -19,7 +19,8 @@ from cnnbench.plots.drawing import MANY, MOST_PANELS, PALETTE, family, round_num
 from cnnbench.record import Record
 from cnnbench.references import percent
 from cnnbench.report.charts import Curve, with_curves
-from cnnbench.report.findings import Contender, contenders, front, rivals_by_label
+from cnnbench.report.contenders import Contender, contenders, rivals_by_label
+from cnnbench.report.findings import front
 from cnnbench.report.pareto import pareto_front
 from cnnbench.units import plain, scaled, short
 

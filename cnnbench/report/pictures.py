@@ -25,9 +25,8 @@ from cnnbench.plots.drawing import MOST_PANELS, plain_text
 from cnnbench.record import Record
 from cnnbench.report import charts
 from cnnbench.report.confusion_pictures import DPI_OF_MANY, MatrixPainter
+from cnnbench.report.contenders import Contender, contenders
 from cnnbench.report.findings import (
-    Contender,
-    contenders,
     first_of_each_label,
     first_sentences,
     front_sentences,

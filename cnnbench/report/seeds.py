@@ -13,16 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cnnbench.record import Record
-from cnnbench.report.findings import (
-    DASH,
-    MOST_LISTED,
-    Contender,
-    contenders,
-    first_of_each,
-    grouped,
-    listed,
-    several_seeds,
-)
+from cnnbench.report.contenders import Contender, contenders, grouped
+from cnnbench.report.findings import DASH, MOST_LISTED, first_of_each, listed, several_seeds
 from cnnbench.report.settings import affecting
 from cnnbench.stats import Interval, MeanDifference, holm, mean_interval, paired_difference, reach
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from cnnbench.errors import UserError
 from cnnbench.record import Record, load_records
-from cnnbench.report.findings import Contender, contenders
+from cnnbench.report.contenders import Contender, contenders
 
 _BLOCK = 2**20
 """Bytes of a file that are read at once."""

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from cnnbench.measures import figures
 from cnnbench.record import Record
 from cnnbench.report.compare import Change, figure_change
-from cnnbench.report.findings import by_seed, suffixes, values_of
+from cnnbench.report.contenders import by_seed, suffixes, values_of
 from cnnbench.report.settings import Setting, affecting
 
 FEWEST_POINTS = 3
