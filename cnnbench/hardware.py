@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import platform
 import re
 import shutil
 import sysconfig
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cnnbench.errors import UserError, unknown
+from cnnbench.machine import cpu_name
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 """Number formats of a training, by Lightning's names; ``auto`` is the best one for this machine."""
@@ -338,11 +338,4 @@ def device_name(device: torch.device) -> str:
     """Return the product name of a CUDA device, or that of the processor for any other device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        match = None
-    if match:
-        return match.group(1).strip()
-    # Linux on ARM lists no model name, and other systems have no such file.
-    return platform.processor() or platform.machine()
+    return cpu_name()

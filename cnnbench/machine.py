@@ -1,0 +1,41 @@
+"""The names of this machine's processor and GPUs, as records have them, without torch.
+
+A command that only reads records can so tell which of them are from this machine.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from pathlib import Path
+
+CPU_INFO = Path("/proc/cpuinfo")
+"""File in which Linux describes the processor."""
+GPU_FOLDER = Path("/proc/driver/nvidia/gpus")
+"""Folder in which NVIDIA's driver for Linux describes the GPUs, a folder each."""
+
+
+def cpu_name() -> str:
+    """Return the product name of the processor."""
+    match = re.search(r"^model name\s*:\s*(.+)$", _content(CPU_INFO), re.MULTILINE)
+    if match:
+        return match.group(1).strip()
+    # Linux on ARM lists no model name, and other systems have no such file.
+    return platform.processor() or platform.machine()
+
+
+def gpu_names() -> list[str]:
+    """Return the product names of the NVIDIA GPUs, each once; empty if the driver lists none in Linux's files."""
+    names = []
+    for file in sorted(GPU_FOLDER.glob("*/information")):
+        match = re.search(r"^Model:\s*(.+)$", _content(file), re.MULTILINE)
+        if match:
+            names.append(match.group(1).strip())
+    return list(dict.fromkeys(names))
+
+
+def _content(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace")
+    except OSError:
+        return ""
