@@ -40,6 +40,7 @@ COMMANDS = {
     "speed": "time networks against each other: latency, throughput, training steps",
     "compare": "compare the records of two runs: costs, times, accuracy, each with its interval and a verdict",
     "card": "write a model card for each trained network of a run",
+    "pick": "choose a network by accuracy, time and cost, from records and publications",
     "list": "list the networks, what they cost and how good they are, and the data sets",
 }
 """Subcommands of this package, with their help texts.

@@ -28,7 +28,7 @@ def natural(name: str) -> list[tuple[int, str]]:
     key = []
     for part in re.split(r"(\d+)", name):
         # Text and numbers do not compare, so each part of the key has both; -1 puts text before every number.
-        if part.isdigit():
+        if part.isdecimal():  # as \d; `isdigit` is true for superscripts too, which `int` refuses
             key.append((int(part), ""))
         else:
             key.append((-1, part.lower()))

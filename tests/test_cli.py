@@ -177,7 +177,7 @@ def test_light_commands_import_nothing_heavy(tmp_path: Path) -> None:
         "heavy = {'torch', 'lightning', 'wandb'} & set(sys.modules); "
         "sys.exit(f'{code} {heavy}' if code or heavy else 0)"
     )
-    for arguments in (["report", str(tmp_path), "--json"], ["list"], ["list", "--json"], []):
+    for arguments in (["report", str(tmp_path), "--json"], ["list"], ["list", "--json"], ["pick"], []):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 

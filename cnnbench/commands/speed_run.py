@@ -123,6 +123,13 @@ def time_networks(options: Options, networks: Sequence[Network]) -> list[Record]
     return _time_rows(options, config, [Row(*pair) for pair in itertools.product(networks, ways)])
 
 
+def without_times(options: Options, networks: Sequence[Network]) -> list[Record]:
+    """Return the records that `time_networks` would return, without figures: their settings, machine and software."""
+    config, ways = _config(options)
+    rows = [Row(*pair) for pair in itertools.product(networks, ways)]
+    return _records(config, rows, {row.name: {} for row in rows}, None)
+
+
 def _time_rows(options: Options, config: SpeedConfig, rows: Sequence[Row]) -> list[Record]:
     """Return a record per row."""
     hardware.keep_freed_memory()

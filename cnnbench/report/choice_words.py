@@ -1,0 +1,259 @@
+"""The answer of ``cnnbench pick`` as sentences, a table and a JSON document."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from cnnbench.machine import cpu_name
+from cnnbench.report.choice import FORMATS, Candidate, Choice, Images, Timing, Value
+from cnnbench.report.conditions import QUANTITIES, Condition, Quantity
+
+ALWAYS = ("accuracy", "latency", "params", "macs")
+"""Quantities that have a column in every table."""
+MOST_ROWS = 60
+"""Largest number of networks in the table; of more it has the first ones."""
+MOST_MISSES = 5
+"""Largest number of networks named that miss a condition."""
+MOST_NAMED = 4
+"""Largest number of names in a sentence on networks of which something is not known."""
+MOST_TIMINGS = 4
+"""Largest number of groups of records named whose times are not used."""
+FRONT = "*"
+"""Mark of a network on the Pareto front."""
+CHEAPER = {"latency": "faster", "params": "smaller", "macs": "cheaper in multiply-adds"}
+"""What a network is that has less of a cost, by key of the cost."""
+
+
+def wanted_words(conditions: Sequence[Condition]) -> str:
+    """Return the conditions in words, joined; empty without any."""
+    return ", ".join(condition.words for condition in conditions)
+
+
+def headline(choice: Choice, conditions: Sequence[Condition], timing: Timing | None) -> str:
+    """Return the sentence with the answer."""
+    wanted = wanted_words(conditions)
+    if not choice.fitting:
+        return f"No network is known to have {wanted}." if conditions else "Nothing is known of any network."
+    best = choice.fitting[0]
+    parts = []
+    for key in dict.fromkeys(("accuracy", choice.sort.key, *(c.quantity.key for c in conditions))):
+        if key in best.values:
+            parts.append(_short_value(best, QUANTITIES[key], timing))
+    among = f" with {wanted}" if wanted else f" of {len(choice.fitting)} networks"
+    return f"{choice.sort.best}{among}: {best.model}, {', '.join(parts)}."
+
+
+def _short_value(entry: Candidate, quantity: Quantity, timing: Timing | None) -> str:
+    """Return a value of the answer, with a short form of its source in brackets."""
+    words = quantity.words(entry.values[quantity.key].value)
+    if quantity.key == "accuracy":
+        return f"{words} ({_short_source(entry)})"
+    if quantity.work and timing is not None:
+        record = timing.newest
+        device = timing.device
+        if device == cpu_name() and record.config["device"] == "cpu":
+            device = "this CPU"
+        formats = FORMATS.get(timing.precision, timing.precision)
+        doubt = ", suspect" if entry.values[quantity.key].suspect else ""
+        return f"{words} ({device}, {formats}, {record.created[:10]}{doubt})"
+    return words
+
+
+def _short_source(entry: Candidate) -> str:
+    first = entry.accuracies[0]
+    return first.source if first.kind == "published" else f"{first.kind}, on {first.label}"
+
+
+def choice_table(choice: Choice, conditions: Sequence[Condition], letters: Mapping[str, str]) -> Table:
+    """Return the table of the networks that satisfy the conditions.
+
+    Args:
+        choice: The networks.
+        conditions: Conditions that they satisfy.
+        letters: Letter of each source, from `source_letters`.
+    """
+    table = Table(header_style="bold", title_justify="left", title_style="bold", title=_title(choice))
+    table.add_column("", no_wrap=True)
+    table.add_column("Network", overflow="fold", min_width=8)
+    quantities = shown(choice, conditions)
+    for quantity in quantities:
+        table.add_column(quantity.title, justify="right", no_wrap=True)
+    for entry in choice.fitting[:MOST_ROWS]:
+        cells = [_cell(entry.values.get(quantity.key), quantity, letters) for quantity in quantities]
+        table.add_row(FRONT if entry.model in choice.front else "", entry.model, *cells)
+    return table
+
+
+def _title(choice: Choice) -> str:
+    count = len(choice.fitting)
+    if count > MOST_ROWS:
+        return f"The first {MOST_ROWS} of {count:,} networks that satisfy this (--json has all)"
+    return f"{count} network{'s' if count != 1 else ''} that satisfy this" if count != 1 else "The network that does"
+
+
+def shown(choice: Choice, conditions: Sequence[Condition]) -> list[Quantity]:
+    """Return the quantities that have a column: those of `ALWAYS`, of the conditions and of the order, if known."""
+    asked = {*ALWAYS, choice.sort.key, *(condition.quantity.key for condition in conditions)}
+    known = {key for entry in choice.fitting for key in entry.values}
+    return [quantity for key, quantity in QUANTITIES.items() if key in asked & known]
+
+
+def _cell(value: Value | None, quantity: Quantity, letters: Mapping[str, str]) -> str:
+    """Return a value with the letter of its source; a question mark for a suspect time."""
+    if value is None:
+        return "-"
+    doubt = "?" if value.suspect else ""
+    return f"{quantity.show(value.value)}{doubt} {letters[value.source]}"
+
+
+def source_letters(choice: Choice, conditions: Sequence[Condition]) -> dict[str, str]:
+    """Return a letter for each source of a value in the table, in the order in which they appear."""
+    sources: dict[str, str] = {}
+    for entry in choice.fitting[:MOST_ROWS]:
+        for quantity in shown(choice, conditions):
+            value = entry.values.get(quantity.key)
+            if value is not None and value.source not in sources:
+                sources[value.source] = _letter(len(sources))
+    return sources
+
+
+def _letter(number: int) -> str:
+    """Return a to z for 0 to 25, then aa, ab and so on."""
+    alphabet = "abcdefghijklmnopqrstuvwxyz"
+    rest, last = divmod(number, len(alphabet))
+    return (_letter(rest - 1) if rest else "") + alphabet[last]
+
+
+def accuracy_sentences(choice: Choice) -> list[str]:
+    """Return sentences on where the accuracies come from, and on other accuracies of the first network."""
+    sentences = []
+    used = [entry.accuracies[0] for entry in choice.fitting if entry.accuracies]
+    if any(accuracy.kind == "published" for accuracy in used):
+        sentences.append("Published accuracies come from different training recipes, so small differences say little.")
+    labels: dict[str, None] = {}
+    for entry in (*choice.fitting, *(entry for entry, _ in choice.missing)):
+        labels |= dict.fromkeys(accuracy.label for accuracy in entry.accuracies)
+    if len(labels) > 1:
+        sentences.append(f"The accuracies here are on different images: {', '.join(labels)}.")
+        if any("JPEG copy" in label for label in labels):
+            sentences.append("The JPEG copy has pixels that differ a little from the published images.")
+    first = choice.fitting[0] if choice.fitting else None
+    if first is not None and len(first.accuracies) > 1:
+        others = "; ".join(f"{100 * other.share:.4g} % ({other.source})" for other in first.accuracies[1:4])
+        sentences.append(f"Other accuracies of {first.model}: {others}.")
+    return sentences
+
+
+def front_sentence(choice: Choice) -> str:
+    """Return what the mark of the Pareto front means; empty without marks."""
+    if not choice.front:
+        return ""
+    return f"{FRONT}: on the Pareto front: no network here is both more accurate and {CHEAPER[choice.cost.key]}."
+
+
+def miss_sentences(choice: Choice) -> list[str]:
+    """Return a line for each of the networks that miss the conditions by least."""
+    lines = []
+    for entry, missed in choice.missing[:MOST_MISSES]:
+        words = [condition.missed_words(entry.values[condition.quantity.key].value) for condition in missed]
+        lines.append(f"{entry.model}: {'; '.join(words)}")
+    return lines
+
+
+def timing_sentences(timing: Timing | None, others: Sequence[Timing]) -> list[str]:
+    """Return which groups of records are not used for times, each with the option that chooses it."""
+    lines = []
+    for other in others[:MOST_TIMINGS]:
+        networks = f"{len(other.records)} network{'s' if len(other.records) != 1 else ''}"
+        lines.append(f"{networks} on {other.words} ({_how_to_choose(timing, other)})")
+    if len(others) > MOST_TIMINGS:
+        lines.append(f"and {len(others) - MOST_TIMINGS} more groups of records")
+    return lines
+
+
+def _how_to_choose(timing: Timing | None, other: Timing) -> str:
+    """Return the option that chooses another group of records."""
+    if timing is None or other.device != timing.device:
+        return f"--device {shlex.quote(other.device)}"
+    if other.precision != timing.precision:
+        return f"--precision {other.precision}"
+    return "name the files with these records alone"
+
+
+def unknown_names(choice: Choice, *keys: str) -> list[str]:
+    """Return the networks of which one of these quantities is not known and decides whether they fit."""
+    names = []
+    for entry, absent in choice.unknown:
+        if any(quantity.key in keys for quantity in absent):
+            names.append(entry.model)
+    return names
+
+
+def names_to_time(choice: Choice) -> list[str]:
+    """Return the networks of which nothing but times is not known, by which they would be chosen or sorted."""
+    names = []
+    for entry, absent in choice.unknown:
+        if all(quantity.work for quantity in absent):
+            names.append(entry.model)
+    return names + untimed(choice)
+
+
+def untimed(choice: Choice) -> list[str]:
+    """Return the fitting networks that would be sorted by their latency if it was known."""
+    if not choice.by_default:
+        return []
+    return [entry.model for entry in choice.fitting if "latency" not in entry.values]
+
+
+def few(names: Sequence[str]) -> str:
+    """Return the number of networks and the first names, in words."""
+    shown_names = ", ".join(names[:MOST_NAMED])
+    more = len(names) - MOST_NAMED
+    return f"{len(names)} ({shown_names}{f' and {more} more' if more > 0 else ''})"
+
+
+def document(
+    choice: Choice, conditions: Sequence[Condition], images: Images, timing: Timing | None, others: Sequence[Timing]
+) -> dict[str, Any]:
+    """Return the whole answer for JSON; an accuracy is a share, a latency is in milliseconds, memory in bytes."""
+    networks = [_entry(entry, "satisfies", choice) for entry in choice.fitting]
+    for entry, missed in choice.missing:
+        short = {c.quantity.key: c.shortfall(entry.values[c.quantity.key].value) for c in missed}
+        networks.append(_entry(entry, "misses", choice) | {"missed_by": short})
+    for entry, absent in choice.unknown:
+        networks.append(_entry(entry, "unknown", choice) | {"not_known": [quantity.key for quantity in absent]})
+    return {
+        "answer": choice.fitting[0].model if choice.fitting else None,
+        "data": images.data,
+        "image_shape": [images.channels, images.size, images.size],
+        "conditions": {condition.quantity.key: condition.limit for condition in conditions},
+        "sort": choice.sort.key,
+        "front_cost": choice.cost.key,
+        "times": None if timing is None else _group(timing),
+        "other_times": [_group(other) for other in others],
+        "networks": networks,
+    }
+
+
+def _entry(entry: Candidate, status: str, choice: Choice) -> dict[str, Any]:
+    return {
+        "model": entry.model,
+        "status": status,
+        "on_front": entry.model in choice.front,
+        "values": {key: value._asdict() for key, value in entry.values.items()},
+        "accuracies": [accuracy._asdict() for accuracy in entry.accuracies],
+    }
+
+
+def _group(timing: Timing) -> dict[str, Any]:
+    return {
+        "device": timing.device,
+        "precision": timing.precision,
+        "words": timing.words,
+        "networks": len(timing.records),
+        "newest": timing.newest.created,
+    }
