@@ -35,8 +35,8 @@ class Figure:
         meaning: Explanation of the figure for the legend.
         better: Whether a lower or a higher value is better; empty if neither is.
         compared: Method by which two runs are compared: ``exact`` for a figure without spread, ``rounds`` for a time
-            that is compared round by round, ``processes`` for one value per process, ``seeds`` for an accuracy; empty
-            if the figure is not compared.
+            that is compared round by round, ``processes`` for one value per process, ``seeds`` for an accuracy,
+            ``trainings`` for a cost of a training; empty if the figure is not compared.
         work: Kind of work that the figure belongs to. Its batch size and number format must agree before two runs are
             compared.
     """
@@ -46,7 +46,7 @@ class Figure:
     title: str = ""
     meaning: str = ""
     better: Literal["less", "more", ""] = ""
-    compared: Literal["exact", "rounds", "processes", "seeds", ""] = ""
+    compared: Literal["exact", "rounds", "processes", "seeds", "trainings", ""] = ""
     work: Work | None = None
 
 
@@ -265,7 +265,47 @@ VALIDATION = Measure(
     trained=True,
 )
 
-MEASURES = {measure.name: measure for measure in (COMPLEXITY, SPEED, MEMORY, TRAIN_QUALITY, VALIDATION, QUALITY)}
+_EVALUATED = (
+    "The accuracy is that on the validation split, ten times in the first epoch, then after each further tenth of the "
+    "steps, at least once per epoch."
+)
+TIME_TO_ACCURACY = Measure(
+    "time_to_accuracy",
+    (
+        Figure(
+            "seconds_to_accuracy",
+            "amount",
+            "Goal s",
+            f"Seconds of training, without evaluations, to the accuracy of --until. {_EVALUATED}",
+            "less",
+            "trainings",
+        ),
+        Figure(
+            "images_to_accuracy",
+            "count",
+            "Goal images",
+            "Training images up to the accuracy of --until; an image counts in each epoch.",
+            "less",
+            "trainings",
+        ),
+        Figure(
+            "macs_to_accuracy",
+            "count",
+            "Goal MACs",
+            "Multiply-adds of training, forward and backward, up to the accuracy of --until.",
+            "less",
+            "trainings",
+        ),
+        Figure("val_accuracy_at_goal", "share"),
+    ),
+    default=False,
+    trained=True,
+)
+
+MEASURES = {
+    measure.name: measure
+    for measure in (COMPLEXITY, SPEED, MEMORY, TIME_TO_ACCURACY, TRAIN_QUALITY, VALIDATION, QUALITY)
+}
 """Measures by their name in ``--measures``, in the order of their columns."""
 DEFAULT_MEASURES = tuple(name for name, measure in MEASURES.items() if measure.default)
 """Names of the measures that are taken unless the user chooses others."""

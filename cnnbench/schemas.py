@@ -75,6 +75,7 @@ class Config(_Strict):
     budget_s: Above0 | None
     epochs: Positive | None
     max_steps: Positive | None = None
+    until: Share | None = None
     command: Literal["bench", "fit", "test", "search"] = "bench"
     tested: Literal["last", "best"] = "last"
     device: Text
@@ -145,6 +146,7 @@ class Training(_Strict):
     peak_lr: Above0
     curve: list[Point]
     steps_per_call: Positive | None = None
+    evaluations: Count | None = None
     weights: Text | None = None
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
 

@@ -121,7 +121,8 @@ def test_speed_is_not_compared_between_machines() -> None:
 
 VALUES: dict[str, tuple[Any, Any]] = {
     "budget_s": (30.0, 60.0), "epochs": (3, 4), "max_steps": (None, 500), "tested": ("last", "best"),
-    "test_views": ("one", "mirror"), "images_per_step": (None, 128), "precision": ("32-true", "bf16-mixed"),
+    "test_views": ("one", "mirror"), "until": (None, 0.9), "images_per_step": (None, 128),
+    "precision": ("32-true", "bf16-mixed"),
     "inference_precision": ("32-true", "bf16-true"), "memory_format": ("channels_last", "contiguous"),
     "mode": ("eager", "compile"), "cudnn_benchmark": (False, True), "batch_size": (64, 128),
     "speed_batch_size": (64, 128), "device": ("one", "another"), "packages": ({"torch": "2.11"}, {"torch": "2.12"}),

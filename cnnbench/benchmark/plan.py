@@ -17,6 +17,7 @@ from cnnbench.files import parse_json, read_text, without_checksum, write_checke
 from cnnbench.measures import MEASURES
 from cnnbench.record import cell_key
 from cnnbench.trust import Trust, check_code
+from cnnbench.units import parse_percent
 
 DEFAULT_MODELS = ("LeNet5", "VGG16", "ResNet18", "MobileNetV1")
 DEFAULT_DATA = ("MNIST", "CIFAR10")
@@ -29,6 +30,8 @@ INFERENCE_FORMATS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"
 """Number formats in which inference may be timed."""
 LARGEST_BATCH = 2**20
 """Largest number of images per batch; a larger number is treated as a typing error."""
+TIME_TO_ACCURACY = "time_to_accuracy"
+"""Name of the measure that a goal of the training adds."""
 MOST_PROCESSES = 1000
 """Largest number of processes for the timing."""
 
@@ -120,6 +123,7 @@ class Plan:
         configs: Recipes from files, each with its network; they are further rows of the grid.
         max_steps: Number of optimizer steps that ends a training, alone or beside `epochs`; only a recipe from a file
             sets it, for its own cells.
+        until: Accuracy on the validation split, as a share, that ends a training before its budget; None for none.
     """
 
     models: tuple[str, ...]
@@ -144,6 +148,7 @@ class Plan:
     keep_weights: bool = False
     configs: tuple[Recipe, ...] = ()
     max_steps: int | None = None
+    until: float | None = None
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
     """Options of pydantic for `load_plan`: unknown keys and values of another type are errors."""
@@ -182,6 +187,8 @@ class Plan:
             # Only `quality` trains the networks.
             if MEASURES[measure].trained and "quality" not in self.measures:
                 raise UserError(f"{measure} is taken after a training; add quality to the measures")
+        if (self.until is None) == (TIME_TO_ACCURACY in self.measures):
+            raise UserError(f"{TIME_TO_ACCURACY} and --until belong together; give --until with a goal, such as 90%")
         if self.keep_weights and "quality" not in self.measures:
             raise UserError("keep_weights keeps what a training ends with; add quality to the measures")
         if "memory" in self.measures and ("speed" not in self.measures or self.device != "cpu"):
@@ -202,6 +209,8 @@ class Plan:
             raise UserError(f"data_options {self.data_options} is not a table of `argument: value`")
         for name in RESERVED & set(self.data_options or {}):
             raise UserError(f"data_options must not set {name}, which bench decides itself")
+        if self.until is not None and not 0 < self.until < 1:
+            raise UserError(f"until {self.until} is not a share between 0 and 1")
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise UserError(f"learning_rate {self.learning_rate} must be a positive number, such as 0.001")
         if self.recipe is not None and self.recipe not in RECIPE_NAMES:
@@ -266,6 +275,18 @@ def parse_budget(text: str) -> float:
     if not 0 < seconds < float("inf"):
         raise UserError(f"budget '{text}' is not a positive time; write seconds, such as 30 or 30s, or 5m, or 2h")
     return seconds
+
+
+def parse_goal(text: str) -> float:
+    """Return the share that a goal such as ``90`` or ``90%`` means.
+
+    Raises:
+        UserError: The text is not a number of per cent above 0 and below 100.
+    """
+    share = parse_percent(text, "until")
+    if share >= 1:
+        raise UserError(f"until '{text}' must be below 100 %; write for example --until 90%")
+    return share
 
 
 def save_plan(folder: Path, plan: Plan) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from rich.table import Table
 
+from cnnbench.benchmark.goal import check_goal
 from cnnbench.benchmark.plan import Cell, Plan
 from cnnbench.benchmark.run import Opened
 from cnnbench.counting.complexity import complexity
@@ -31,6 +32,8 @@ NOTE = (
     "memory: estimate of the memory of a training step with AdamW, images included; a process needs more."
 )
 """Sentences below the table."""
+UNTIL = "With --until {goal:g} %, a training ends as soon as it reaches that accuracy; these are the most it can take."
+"""Sentence below the table for a plan with a goal, with the goal in per cent."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ def preview(plan: Plan) -> list[Expected]:
     counted: dict[tuple[Any, ...], _Counted] = {}
     image_s: dict[tuple[Any, ...], Any] = {}
     described = {name: data.describe() for name, data in opened.data.items()}
+    for (name, _), facts in described.items():
+        check_goal(plan.until, name, facts)
     rows = []
     for cell in plan.cells():
         data, limits = opened.data[cell.data, cell.recipe], plan.of_cell(cell)
@@ -166,6 +171,11 @@ def _seconds_of_an_image(opened: Opened, cell: Cell, batch_size: int, plan: Plan
     return min(seconds) / images
 
 
+def notes(plan: Plan) -> str:
+    """Return the sentences below the table."""
+    return NOTE if plan.until is None else f"{NOTE} {UNTIL.format(goal=100 * plan.until)}"
+
+
 def preview_table(rows: Sequence[Expected]) -> Table:
     """Return the table of the cells."""
     table = Table(title="What bench would do", title_justify="left", title_style="bold", header_style="bold")
@@ -185,9 +195,9 @@ def preview_table(rows: Sequence[Expected]) -> Table:
     return table
 
 
-def preview_document(rows: Sequence[Expected]) -> dict[str, Any]:
-    """Return the cells as a document for JSON."""
-    return {"cells": [asdict(row) for row in rows]}
+def preview_document(rows: Sequence[Expected], plan: Plan) -> dict[str, Any]:
+    """Return the cells, and the goal that may end a training earlier, as a document for JSON."""
+    return {"cells": [asdict(row) for row in rows], "until": plan.until}
 
 
 def total_words(rows: Sequence[Expected]) -> str:

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from cnnbench import hardware, interrupts
+from cnnbench.benchmark.goal import Goal, check_goal
 from cnnbench.benchmark.launchers import Job, Launcher
 from cnnbench.benchmark.plan import PLAN_FILE, Cell, Plan, load_plan, save_plan
 from cnnbench.benchmark.recipe_files import training_options
@@ -303,6 +304,8 @@ class _Run:
         self.opened = Opened(plan, display.note)
         self.data = self.opened.data
         self.facts = {name: module.describe() for name, module in self.data.items()}
+        for (name, _), facts in self.facts.items():
+            check_goal(plan.until, name, facts)
 
     def execute(self) -> list[Record]:
         """Measure the cells without a record, and return the records of all cells; see `run`."""
@@ -658,7 +661,7 @@ class _Run:
             content: Fields of the record, which are filled here.
         """
         measures = content["measures"]
-        content["training"] = self._train(cell, model, measures)
+        content["training"] = self._train(cell, model, content)
         matrix = model.confusion_counts("test")
         # An accuracy over a part of the test set would not compare with other accuracies.
         seen, images = sum(map(sum, matrix)), self._facts(cell)["test_images"]
@@ -694,8 +697,15 @@ class _Run:
         content["measures"] |= taken.figures
         content["skipped"] |= taken.skipped
 
-    def _train(self, cell: Cell, model: ImageClassifier, measures: Mapping[str, Any]) -> dict[str, Any]:
-        """Train a network within the budget, test it, and return the facts about the training for the record."""
+    def _train(self, cell: Cell, model: ImageClassifier, content: dict[str, Any]) -> dict[str, Any]:
+        """Train a network within the budget, test it, and return the facts about the training for the record.
+
+        Args:
+            cell: Cell to measure.
+            model: Network of the cell, which is trained here.
+            content: Fields of the record, to which the figures of a goal are added.
+        """
+        measures = content["measures"]
         together = model.steps_per_call
         recipe = self.plan.recipe_of(cell)
         options = {} if recipe is None else recipe.trainer_options()
@@ -711,10 +721,15 @@ class _Run:
         clock = TrainingClock() if plan.budget_s is None else TimeBudget(plan.budget_s)
         history = TrainingHistory(clock, self.follower.point)
         progress = _Progress(cell, plan, self.display, train_s / (train_s + test_s))
+        callbacks: list[L.Callback] = [clock, history, progress]
+        goal = None
+        if plan.until is not None:
+            goal = Goal(plan.until, clock, history.curve, facts["train_images"] // facts["batch_size"])
+            callbacks.append(goal)
         # -1 sets no limit: `TimeBudget` or the other limit ends the training.
         trainer = make_trainer(
             self.device,
-            [clock, history, progress],
+            callbacks,
             precision=plan.precision,
             max_epochs=plan.epochs or -1,
             max_steps=plan.max_steps or -1,
@@ -730,6 +745,10 @@ class _Run:
             history.curve.diverged = True
         # The facts are taken before the test, whose steps are no steps of the training.
         found = history.facts(trainer, model, facts)
+        if goal is not None:
+            # Images that grow from epoch to epoch do not all take the multiply-adds of the largest ones.
+            macs = None if getattr(data, "sizes", ()) else measures.get("train_macs")
+            found |= _add_goal(goal, macs, found["epochs"], content)
         if "validation" in plan.measures:
             trainer.validate(model, datamodule=data, verbose=False)
         trainer.test(model, datamodule=data, verbose=False)
@@ -845,12 +864,30 @@ def _outcome(record: Record) -> str:
         return "training diverged"
     text = f"test accuracy {record.measures['test_accuracy']:.1%} after {training['epochs']:.2g} epochs"
     if training["converged"]:
-        return text
+        return text + _goal_words(record)
     text += f" in {training['seconds']:.0f} s, not converged"
     known = reference_of(record)
     if known is not None:
         text += f"; after the reference training {percent(known.accuracy)}"
-    return text
+    return text + _goal_words(record)
+
+
+def _add_goal(goal: Goal, train_macs: int | None, epochs: float, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the figures of a goal to the fields of a record; return what its facts about the training say of it."""
+    taken = goal.taken(train_macs, epochs)
+    content["measures"].update(taken.figures)
+    content["skipped"].update(taken.skipped)
+    return {"evaluations": goal.evaluations}
+
+
+def _goal_words(record: Record) -> str:
+    """Return whether the goal of a training was reached, in words; empty without a goal."""
+    if record.config.get("until") is None:
+        return ""
+    if "time_to_accuracy" in record.skipped:
+        return f"; {record.skipped['time_to_accuracy']}"
+    goal, seconds = 100 * record.config["until"], record.measures["seconds_to_accuracy"]
+    return f"; {goal:g} % of the validation split after {seconds:.3g} s"
 
 
 def _log_interval(plan: Plan, facts: Mapping[str, Any], measures: Mapping[str, Any]) -> int:

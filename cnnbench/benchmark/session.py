@@ -15,10 +15,12 @@ from cnnbench.benchmark.plan import (
     DEFAULT_DATA,
     DEFAULT_MODELS,
     PLAN_FILE,
+    TIME_TO_ACCURACY,
     Plan,
     conflicts,
     load_plan,
     parse_budget,
+    parse_goal,
 )
 from cnnbench.benchmark.recipe_files import check, read_recipe
 from cnnbench.benchmark.run import run
@@ -151,6 +153,11 @@ def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
         asked["budget_s"] = parse_budget(str(asked.pop("budget")))
         if "epochs" in asked:
             raise UserError("--budget and --epochs exclude each other; give one")
+    if "until" in asked:
+        asked["until"] = parse_goal(str(asked["until"]))
+        # Named measures get that of the goal too; the default ones get it in `_with_defaults`.
+        if "measures" in asked and TIME_TO_ACCURACY not in asked["measures"]:
+            asked["measures"] = (*asked["measures"], TIME_TO_ACCURACY)
     if "device" in asked:
         asked["device"] = str(hardware.choose_device(asked["device"]))
     if "precision" in asked:
@@ -207,6 +214,8 @@ def _with_defaults(asked: Mapping[str, Any]) -> Plan:
         "eval_batch_size": 500,
         "cudnn_benchmark": device.type == "cuda",
     }
+    if "until" in asked:
+        defaults["measures"] = (*DEFAULT_MEASURES, TIME_TO_ACCURACY)
     settings = defaults | dict(asked)
     # The format of inference follows from that of training, which the user may have chosen.
     settings["inference_precision"] = hardware.inference_precision(settings["precision"])

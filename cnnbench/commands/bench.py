@@ -54,6 +54,12 @@ class Options(WandbOptions):
         metavar="TIME",
     )
     epochs: int | None = option("Epochs of training per cell, in place of a time.", default=None, metavar="N")
+    until: str | None = option(
+        "Accuracy on the validation split, such as 90%, that ends a training before --budget or --epochs; the time, "
+        "images and multiply-adds up to it become figures.",
+        default=None,
+        metavar="PERCENT",
+    )
     device: str | None = option("Device: auto, cpu, cuda, cuda:N or mps (default: auto).", default=None)
     precision: str | None = option(
         "Number format of training: auto, 32-true, bf16-mixed or 16-mixed (default: auto).", default=None
@@ -138,10 +144,10 @@ def run(options: Options) -> int:
     if options.dry_run:
         rows = preview.preview(session.plan)
         if options.json:
-            out_json(preview.preview_document(rows))
+            out_json(preview.preview_document(rows, session.plan))
         else:
             show(preview.preview_table(rows))
-            out_text(f"{preview.total_words(rows)}\n{preview.NOTE}")
+            out_text(f"{preview.total_words(rows)}\n{preview.notes(session.plan)}")
         return 0
     connection = options.connect()
     try:

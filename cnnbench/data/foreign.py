@@ -262,8 +262,11 @@ class ForeignData(L.LightningDataModule):
             raise self._lacking(
                 "has no training images without augmentation, which the measure train_quality needs; leave it out"
             )
-        if "validation" in measures and not self._has_val:
-            raise self._lacking("has no val_dataloader, which the measure validation needs; leave it out, or add one")
+        for measure in ("validation", "time_to_accuracy"):
+            if measure in measures and not self._has_val:
+                raise self._lacking(
+                    f"has no val_dataloader, which the measure {measure} needs; leave it out, or add one"
+                )
 
     # What a record says
 

@@ -211,9 +211,18 @@ def _cell_changes(cell: Cell, first: Sequence[Record], second: Sequence[Record])
             changes.append(_change(_Pair(*cell, figure, a, b)))
         # Figures of a measure that B was not asked for are not missing.
         elif a and _was_asked(key, second):
-            reason = next((record.skipped[key] for record in second if key in record.skipped), f"B has no {key}")
+            reason = _why_missing(key, second)
             changes.append(Change(*cell, key, a[0].measures[key], None, None, None, None, "missing", reason))
     return changes
+
+
+def _why_missing(key: str, cell: Sequence[Record]) -> str:
+    """Return why B has no such figure: the reason in a record, for the figure or for its measure."""
+    for record in cell:
+        for name in (key, measure_of(key)):
+            if name in record.skipped:
+                return record.skipped[name]
+    return f"B has no {key}"
 
 
 def _with_figure(records: Sequence[Record], key: str) -> list[Record]:
@@ -251,6 +260,7 @@ def _change(pair: _Pair) -> Change:
             "rounds": _time_change,
             "processes": _cold_change,
             "seeds": _accuracy_change,
+            "trainings": _training_change,
         }
         return by_method[figure.compared](alike)
     change = alike.verdict("not comparable", difference)
@@ -269,6 +279,10 @@ def _settings_of(figure: Figure) -> tuple[Setting, ...]:
     # An accuracy depends on the training, a time or memory on its kind of work, a count on the image size alone.
     if figure.compared == "seeds":
         return affecting("accuracy")
+    if figure.compared == "trainings":
+        # Seconds of training depend on the machine too; images and multiply-adds do not.
+        of_machine = affecting("training") if figure.kind == "amount" else ()
+        return tuple(dict.fromkeys((*affecting("accuracy"), *of_machine)))
     return affecting(figure.work or "count")
 
 
@@ -534,6 +548,33 @@ def _without_rounds(first: Sequence[Record], second: Sequence[Record], work: Wor
             if work not in samples:
                 return f"{side} has no rounds of {work}; measure it again"
     return ""
+
+
+# Costs of a training
+
+
+def _training_change(pair: _Pair) -> Change:
+    """Compare the means over seeds of a cost of trainings, as a ratio, by their logarithms (Welch 1947).
+
+    A training that did not reach its goal has no such figure, and does not count.
+    """
+    x, y = by_seed(pair.first, pair.figure.key), by_seed(pair.second, pair.figure.key)
+    if min(*x.values(), *y.values()) <= 0:
+        return _exact_change(pair)
+    before, after = [math.log(value) for value in x.values()], [math.log(value) for value in y.values()]
+    change = math.expm1(statistics.fmean(after) - statistics.fmean(before))
+    seeds = f"{len(x)} and {len(y)} seeds that reached the goal"
+    if max(len(before), len(after)) < 2:
+        return pair.verdict("too few values", f"{seeds}; an interval needs two seeds", change)
+    difference = mean_difference(after, before)
+    low, high = difference.value - difference.half_width, difference.value + difference.half_width
+    word = "no difference found"
+    if low > 0:
+        word = "worse"
+    elif high < 0:
+        word = "better"
+    reason = f"{seeds}: Welch's t interval of the ratio of geometric means"
+    return pair.verdict(word, reason, change)._replace(low=math.expm1(low), high=math.expm1(high))
 
 
 # Accuracies

@@ -39,7 +39,7 @@ MANY_ROWS = 30
 """Number of rows above which the terminal table repeats the column titles below them."""
 MANY_MATRICES = 12
 """Number of confusion matrices above which a page folds them away."""
-CSV_SETTINGS = ("precision", "inference_precision", "budget_s", "batch_size", "speed_batch_size")
+CSV_SETTINGS = ("precision", "inference_precision", "budget_s", "until", "batch_size", "speed_batch_size")
 """Settings that have a column in the CSV file."""
 CSV_TRAINING = ("seconds", "steps", "epochs", "converged")
 """Facts about the training that have a column in the CSV file."""
@@ -50,6 +50,8 @@ CSV_OVER_SEEDS = (
 )
 """Figures over seeds that have a column in the CSV file, the last ones."""
 LEFT_OUT_WHEN_NARROW = (
+    "macs_to_accuracy",
+    "images_to_accuracy",
     "flops",
     "data",
     "activations",

@@ -132,6 +132,7 @@ ALL = (
     Setting("budget_s", "config", ACCURACY, "row", _or_nothing("{:g} s of training")),
     Setting("epochs", "config", ACCURACY, "row", _or_nothing("{} epochs")),
     Setting("max_steps", "config", ACCURACY, "row", _or_nothing("{} steps")),
+    Setting("until", "config", ACCURACY, "row", lambda goal: f"until {100 * goal:g} %" if goal else ""),
     # How numbers are computed.
     Setting("precision", "config", ("accuracy", "training"), "row", _OR_NOT_SAID),
     Setting(
@@ -236,5 +237,5 @@ def said(facts: Mapping[str, Any], name: str) -> Any:
 
 def budget(record: Record) -> str:
     """Return the limits of a record's training in words; the training ended at the first of them."""
-    limits = [BY_NAME[name].said(record) for name in ("budget_s", "epochs", "max_steps")]
+    limits = [BY_NAME[name].said(record) for name in ("budget_s", "epochs", "max_steps", "until")]
     return " or ".join(filter(None, limits)) or NOT_SAID
