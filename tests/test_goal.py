@@ -26,6 +26,7 @@ from cnnbench.record import Record, load_records
 from cnnbench.report.columns import COLUMNS
 from cnnbench.report.compare import Change, compare
 from cnnbench.report.findings import DASH
+from cnnbench.report.gate import Gate
 from cnnbench.report.settings import budget
 from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.clock import TrainingClock
@@ -261,6 +262,9 @@ def test_compare_has_the_interval_of_welch_on_logarithms() -> None:
     assert change.change == pytest.approx(stats.gmean(after) / stats.gmean(before) - 1)
     assert change.verdict == "worse"
     assert change.regressed(10)
+    # A difference that is not found may hide a worse one, and more seeds would tell.
+    gate = Gate([change._replace(verdict="no difference found")], 10)
+    assert gate.lines()[-1].endswith("more seeds on both sides would tell")
     back = seconds_change(
         [with_goal(*pair) for pair in enumerate(after)], [with_goal(*pair) for pair in enumerate(before)]
     )

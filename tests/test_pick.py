@@ -230,6 +230,17 @@ def test_times_of_other_images_do_not_count(capsys: pytest.CaptureFixture[str]) 
     assert all("accuracy" not in entry["values"] for entry in document["networks"])
 
 
+def test_a_suspect_time_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    record = timed("LeNet5", 2.0)
+    record.measures["suspect"] = ["the machine was busy"]
+    write_lines(Path("r.jsonl"), [record])
+    assert main(["pick", "r.jsonl", "--data", "MNIST", "--sort", "latency"]) == 0
+    text = capsys.readouterr().out
+    assert "2.00? " in text
+    assert "?: a suspect time" in text
+    assert "suspect)" in text.partition("\n\u250f")[0]
+
+
 def accuracy_of(document: dict[str, Any], model: str) -> tuple[float, str]:
     (entry,) = [entry for entry in document["networks"] if entry["model"] == model]
     return entry["values"]["accuracy"]["value"], entry["accuracies"][0]["kind"]

@@ -312,6 +312,7 @@ def _print(options: Options, images: Images, chosen: Choice, timing: Timing | No
         show(choice_words.choice_table(chosen, conditions, letters), pipe_width=PIPE_WIDTH)
         for source, letter in letters.items():
             _say(f"{letter}: {source}", width)
+        _say(choice_words.doubt_sentence(chosen), width)
         sentences = [choice_words.front_sentence(chosen), *choice_words.accuracy_sentences(chosen)]
         _say(" ".join(filter(None, sentences)), width)
     elif timing is not None:

@@ -155,6 +155,12 @@ def front_sentence(choice: Choice) -> str:
     return f"{FRONT}: on the Pareto front: no network here is both more accurate and {CHEAPER[choice.cost.key]}."
 
 
+def doubt_sentence(choice: Choice) -> str:
+    """Return what a question mark in the table means; empty without one."""
+    suspect = any(value.suspect for entry in choice.fitting for value in entry.values.values())
+    return "?: a suspect time; `cnnbench report` says why." if suspect else ""
+
+
 def miss_sentences(choice: Choice) -> list[str]:
     """Return a line for each of the networks that miss the conditions by least."""
     lines = []

@@ -84,6 +84,8 @@ class Gate:
             unit, mend = "%", "--processes"
             if same[0].is_accuracy:
                 unit, mend = "points", "seeds"
+            elif figures()[figure].compared == "trainings":
+                mend = "seeds"
             lines.append(
                 f"not resolved: {figure} of {len(same)} networks may be worse by up to {100 * worst:.0f} {unit} "
                 f"for all that is known; more {mend} on both sides would tell"
