@@ -7,6 +7,8 @@ is counted when the catalogue is loaded, which needs torch.
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import json
 import re
@@ -75,6 +77,47 @@ def _reached(name: str, mentioned: Mapping[str, set[str]]) -> list[str]:
     return sorted(reached)
 
 
+def counting_fingerprint() -> str:
+    """Return a fingerprint of the code that counts."""
+    files = sorted((PACKAGE / "counting").glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def stored_counts() -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the documents of ``cnnbench count`` for networks that have not changed, by name and by form in `SIZES`.
+
+    It is empty if the code that counts has changed since they were stored.
+    """
+    kept = _kept()
+    if kept["counting"] != counting_fingerprint():
+        return {}
+    now = sources()
+    valid = {name for name, entry in kept["models"].items() if kept["modules"][entry["module"]] == now[entry["module"]]}
+    return {name: forms for name, forms in kept["counts"].items() if name in valid}
+
+
+def listed_names(room: str) -> list[str] | None:
+    """Return the names of the classes of networks or data sets, without importing them.
+
+    Args:
+        room: ``models`` or ``data``.
+
+    Returns:
+        The names in natural order; None if the modules have changed since the catalogue was stored.
+    """
+    kept = _kept()
+    if kept["modules" if room == "models" else "data_modules"] != sources(room):
+        return None
+    if room == "models":
+        return sorted(kept["models"], key=natural)
+    return sorted((entry["class"] for entry in kept["data"].values()), key=natural)
+
+
+def data_forms() -> dict[str, str]:
+    """Return the form in which each data set is named, such as ``folder:PATH``, by the name of its class."""
+    return {entry["class"]: form for form, entry in _kept()["data"].items()}
+
+
 def load_catalog() -> dict[str, Any]:
     """Return the catalogue, with stored entries, and with new entries for modules that are new or have changed.
 
@@ -103,14 +146,32 @@ def load_catalog() -> dict[str, Any]:
     return {"models": {name: models[name] for name in sorted(models, key=natural)}, "data": data}
 
 
+_EMPTY: dict[str, Any] = {
+    "modules": {},
+    "data_modules": {},
+    "counting": "",
+    "models": {},
+    "counts": {},
+    "data": {},
+    "records": "",
+}
+"""Catalogue without entries."""
+
+
+@functools.cache
+def _read(path: Path, changed: int) -> dict[str, Any]:
+    """Return the content of the stored catalogue; the time of its last change makes the cache forget an old one."""
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    return {key: kept[key] for key in _EMPTY}
+
+
 def _kept() -> dict[str, Any]:
     """Return the stored catalogue, or an empty one if its file is missing or broken."""
     try:
-        kept = json.loads(FILE.read_text(encoding="utf-8"))
-        return {key: kept[key] for key in ("modules", "data_modules", "models", "data", "records")}
+        return copy.deepcopy(_read(FILE, FILE.stat().st_mtime_ns))
     except (OSError, ValueError, KeyError, TypeError) as error:
         note(f"'{FILE}' cannot be read ({type(error).__name__}); `make catalog` writes it anew")
-        return {"modules": {}, "data_modules": {}, "models": {}, "data": {}, "records": ""}
+        return copy.deepcopy(_EMPTY)
 
 
 def records_fingerprint() -> str:

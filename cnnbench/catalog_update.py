@@ -13,15 +13,26 @@ from typing import Any
 
 from torchvision.models import get_model_weights
 
-from cnnbench.catalog import FILE, PACKAGE, PAPER, SIZES, measured_accuracies, records_fingerprint, sources
+from cnnbench.catalog import (
+    FILE,
+    PACKAGE,
+    PAPER,
+    SIZES,
+    counting_fingerprint,
+    measured_accuracies,
+    records_fingerprint,
+    sources,
+)
 from cnnbench.checkpoints import write_halved
 from cnnbench.console import note, out
 from cnnbench.counting.complexity import complexity
+from cnnbench.counting.counts import count_network
 from cnnbench.counting.meta_copy import building_on_meta
 from cnnbench.data import all_data
 from cnnbench.data.torchvision_images import FACTS, TorchvisionImages
 from cnnbench.files import write_json
 from cnnbench.models import all_models
+from cnnbench.network import get_network
 from cnnbench.references import FILE as RECORDS
 from cnnbench.references import REFERENCE_SEED, take_over
 from cnnbench.registry import split_names
@@ -42,6 +53,15 @@ def count_models(modules: Iterable[str]) -> dict[str, dict[str, Any]]:
         if module in modules:
             entries[name] = {"module": module, **_paper(cls), **_costs(cls), "measured": measured.get(name, [])}
     return entries
+
+
+def count_documents(name: str) -> dict[str, dict[str, Any]]:
+    """Return the document of ``cnnbench count`` for a network of the zoo in each form of `SIZES`."""
+    documents = {}
+    for form, (size, classes) in SIZES.items():
+        network = get_network(name, None, size, classes)
+        documents[form] = count_network(network, True, None).document(per_layer=False)
+    return documents
 
 
 def _paper(cls: type[ImageClassifier]) -> dict[str, Any]:
@@ -105,6 +125,7 @@ def describe_data() -> dict[str, Any]:
     for name, cls in all_data().items():
         # What is None depends on the folder or on the name.
         facts = {
+            "class": name,
             "classes": None if cls.form else cls.num_classes,
             "channels": getattr(cls, "in_channels", None),
             "size": getattr(cls, "native_size", None),
@@ -143,8 +164,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _take_over(options.runs, split_names(options.weights))
     modules = sources()
     counted = count_models(modules)
-    catalog = {"modules": modules, "data_modules": sources("data"), "models": counted, "data": describe_data()}
-    catalog["records"] = records_fingerprint()
+    catalog = {
+        "modules": modules,
+        "data_modules": sources("data"),
+        "counting": counting_fingerprint(),
+        "models": counted,
+        "counts": {name: count_documents(name) for name in counted},
+        "data": describe_data(),
+        "records": records_fingerprint(),
+    }
     write_json(FILE, catalog)
     out(f"{FILE.relative_to(PACKAGE.parent)}: {len(modules)} modules, {len(counted)} networks")
     return 0

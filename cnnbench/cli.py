@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from cnnbench import __version__
+from cnnbench.commands.known_names import check_names, check_words
 from cnnbench.console import is_first_process, note, out_text, refusal
 from cnnbench.errors import WORKER_HINT, Stopped, UserError, unknown
 from cnnbench.files import reason
@@ -115,6 +116,7 @@ def _run(words: Sequence[str]) -> int:
         out_text(f"cnnbench {__version__}")
         return 0
     if name in TRAINING:
+        check_words(rest)
         # LightningCLI parses the subcommand itself, so all four are one module, which gets all words.
         _module_of("fit").main(list(words))
         return 0
@@ -159,6 +161,7 @@ def run_command(module: Any, words: Sequence[str], command: str) -> int:
         UserError: An option is unknown, missing or invalid, or the subcommand cannot do what is asked.
     """
     options = parse(module.Options, words, command, module.EXAMPLE, getattr(module, "check_file", None))
+    check_names(options)
     return int(module.run(options))
 
 

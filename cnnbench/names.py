@@ -12,7 +12,7 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -30,12 +30,14 @@ class Kind:
         forms: Forms that a name may have.
         example: A name with arguments.
         code: Word for code of the user's that makes one, as in `cnnbench.trust`.
+        others: The forms of names that are not listed, which end the message about an unknown name.
     """
 
     word: str
     forms: str
     example: str
     code: CodeKind
+    others: str
 
 
 MODEL = Kind(
@@ -43,12 +45,14 @@ MODEL = Kind(
     "a name from `cnnbench list`, torchvision:NAME, timm:NAME or package.module:callable",
     "ResNet18(form=imagenet)",
     "network",
+    "other networks are torchvision:NAME, timm:NAME and package.module:callable",
 )
 DATA = Kind(
     "data set",
     "a name from `cnnbench list --data`, folder:PATH, torchvision:NAME, medmnist:NAME or package.module:Class",
     "torchvision:EMNIST(split=letters)",
     "data set",
+    "others are folder:PATH, torchvision:NAME, medmnist:NAME and package.module:Class",
 )
 
 
@@ -114,6 +118,11 @@ def _quoted(word: re.Match[str]) -> str:
     except (SyntaxError, ValueError):
         return repr(word[1])
     return word[1]
+
+
+def unknown_name(kind: Kind, name: str, valid: Iterable[str]) -> UserError:
+    """Return the error for a name that is none of the listed ones, with the forms of all other names."""
+    return UserError(f"{unknown(kind.word, name, valid)}; {kind.others}")
 
 
 def unknown_of_many(kind: str, name: str, valid: Sequence[str]) -> UserError:

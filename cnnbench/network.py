@@ -20,9 +20,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from cnnbench.errors import Stopped, UserError, unknown
+from cnnbench.errors import Stopped, UserError
 from cnnbench.models import all_models
-from cnnbench.names import MODEL, call_words, import_callable, parse_name, unknown_of_many
+from cnnbench.names import MODEL, call_words, import_callable, parse_name, unknown_name, unknown_of_many
 from cnnbench.registry import check_arguments, optional
 from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.loss import loss_and_logits
@@ -268,8 +268,7 @@ def _from_zoo(
 ) -> Network:
     zoo = all_models()
     if plain not in zoo:
-        error = unknown("model", plain, zoo)
-        raise UserError(f"{error}; other networks are torchvision:NAME, timm:NAME and package.module:callable")
+        raise unknown_name(MODEL, plain, zoo)
     for key in {"optimizer", "lr_scheduler"} & set(arguments):
         raise UserError(f"model '{name}': {key} cannot be part of a name; it is an option of `cnnbench fit`")
     check_arguments(f"model '{name}'", zoo[plain], arguments)

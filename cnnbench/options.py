@@ -26,7 +26,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 from cnnbench.errors import UserError, unknown
 from cnnbench.files import parse_yaml, read_yaml
@@ -49,6 +49,7 @@ class _Facts:
     most: float | None
     positional: bool
     is_config: bool
+    names: str | None
 
 
 def option(
@@ -60,6 +61,7 @@ def option(
     most: float | None = None,
     positional: bool = False,
     is_config: bool = False,
+    names: Literal["models", "data"] | None = None,
 ) -> Any:
     """Return a dataclass field that declares an option of a command.
 
@@ -75,8 +77,9 @@ def option(
         most: Largest valid number.
         positional: Whether the value is given by its position, without the option's name.
         is_config: Whether the values are YAML files of the command's own options; the type is ``tuple[Path, ...]``.
+        names: Whether the values are names of networks (``models``) or data sets (``data``), which `named_in` returns.
     """
-    facts = _Facts(help, metavar, least, most, positional, is_config)
+    facts = _Facts(help, metavar, least, most, positional, is_config, names)
     return dataclasses.field(default=default, metadata={"option": facts})
 
 
@@ -131,6 +134,19 @@ def parse(
             stored = _overridden(cls, stored, of_file)
     given = _overridden(cls, stored, given)
     return cls(**given)
+
+
+def named_in(options: Any) -> Iterator[tuple[str, str]]:
+    """Yield the names of networks and data sets in the options of a command, each as ``(room, name)``.
+
+    Args:
+        options: Dataclass of options; a room is ``models`` or ``data``.
+    """
+    for name, field in _fields(type(options)):
+        room, value = field.metadata["option"].names, getattr(options, name)
+        if room is not None and value is not None:
+            for one in (value,) if isinstance(value, str) else value:
+                yield room, one
 
 
 def _overridden(cls: type, values: Mapping[str, Any], by: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from cnnbench.blocks import (
     make_divisible,
     resolve_form,
 )
-from cnnbench.catalog import FILE, PAPER, load_catalog, sources
+from cnnbench.catalog import FILE, PAPER, counting_fingerprint, load_catalog, sources
 from cnnbench.catalog_update import count_models, describe_data, first_paragraph
 from cnnbench.counting.complexity import Complexity, complexity
 from cnnbench.counting.meta_copy import building_on_meta
@@ -595,6 +595,8 @@ def test_catalogue_is_true(names: set[str], monkeypatch: pytest.MonkeyPatch) -> 
     assert expected == count_models(kept["modules"]), "run `make catalog`"
     assert kept["models"].keys() == {name for name in MODELS if _module(name) in kept["modules"]}, "run `make catalog`"
     assert kept["data_modules"] == sources("data"), "run `make catalog`"
+    assert kept["counting"] == counting_fingerprint(), "run `make catalog`"
+    assert kept["counts"].keys() == kept["models"].keys(), "run `make catalog`"
     assert kept["data"] == describe_data()
     assert set(COURSE) <= set(kept["models"])
 

@@ -30,7 +30,7 @@ from cnnbench.benchmark.training import TrainingHistory, examples_of, run_enviro
 from cnnbench.checkpoints import CheckpointFile
 from cnnbench.confusion import accuracy
 from cnnbench.console import note
-from cnnbench.counting.complexity import CONVENTION
+from cnnbench.counting import CONVENTION
 from cnnbench.data import BenchData, DataSource, get_bench_data
 from cnnbench.data.foreign import ForeignData
 from cnnbench.data.sets import Synthetic

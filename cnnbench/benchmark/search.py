@@ -41,7 +41,7 @@ from cnnbench.benchmark.recipe_files import (
 from cnnbench.benchmark.training import TrainingHistory, run_environment
 from cnnbench.checkpoints import CheckpointFile
 from cnnbench.confusion import accuracy
-from cnnbench.counting.complexity import CONVENTION
+from cnnbench.counting import CONVENTION
 from cnnbench.data import get_data
 from cnnbench.data.module import ImageDataModule
 from cnnbench.errors import DivergedError, UserError

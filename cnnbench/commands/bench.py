@@ -33,13 +33,16 @@ class Options(WandbOptions):
         "(default: LeNet5,VGG16,ResNet18,MobileNetV1).",
         default=None,
         metavar="A,B",
+        names="models",
     )
     configs: tuple[Path, ...] | None = option(
         "Configurations of `cnnbench fit`: each is a further row, with its network and its recipe.",
         default=None,
         metavar="A,B",
     )
-    data: tuple[str, ...] | None = option("Data sets (default: MNIST,CIFAR10).", default=None, metavar="A,B")
+    data: tuple[str, ...] | None = option(
+        "Data sets (default: MNIST,CIFAR10).", default=None, metavar="A,B", names="data"
+    )
     measures: tuple[str, ...] | None = option(
         "Measures to take, of complexity, speed, quality (default: these three), train_quality, validation and memory.",
         default=None,

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from cnnbench.commands.known_names import check_names
 from cnnbench.console import out, out_json, out_text, show, stdout_kept
 from cnnbench.errors import UserError, unknown
 from cnnbench.explain import Explanation, tool, write_picture
@@ -40,10 +41,13 @@ def main(words: Sequence[str]) -> int:
     if name == "gallery":
         from cnnbench.commands import gallery
 
-        return gallery.run(parse(gallery.Options, rest, command, gallery.EXAMPLE))
+        chosen = parse(gallery.Options, rest, command, gallery.EXAMPLE)
+        check_names(chosen)
+        return gallery.run(chosen)
     if name not in TOOLS:
         raise unknown("tool of `cnnbench explain`", name, [*TOOLS, "gallery"])
     options: Any = parse(TOOLS[name].options, rest, command, TOOLS[name].example)
+    check_names(options)
     return _run_tool(tool(name), options)
 
 

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Timer
 from cnnbench import references
 from cnnbench.benchmark.training import TrainingHistory, run_environment, weights_facts
 from cnnbench.confusion import accuracy
-from cnnbench.counting.complexity import CONVENTION
+from cnnbench.counting import CONVENTION
 from cnnbench.data.module import ImageDataModule
 from cnnbench.errors import UserError
 from cnnbench.files import reason

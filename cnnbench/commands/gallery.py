@@ -43,7 +43,9 @@ SHIPPED, MADE_BY = "SimpleCNN", "cnnbench bench --config experiments/bench/refer
 class Options:
     """Train a small network and make one page of all instruments, in the course's order."""
 
-    data: str | None = option(f"Data set to train on (default: {TRAINED_ON}).", default=None, metavar="NAME")
+    data: str | None = option(
+        f"Data set to train on (default: {TRAINED_ON}).", default=None, metavar="NAME", names="data"
+    )
     data_dir: str | None = option(
         "Folder of the data (default: CNNBENCH_DATA, else data).", default=None, metavar="DIR"
     )

@@ -22,6 +22,7 @@ class NetworkOptions:
         "in brackets, quoted: 'VGG16(batch_norm=True)'.",
         positional=True,
         metavar="MODEL",
+        names="models",
     )
     in_channels: int | None = option("Channels of the images (default: the network's own).", default=None, metavar="C")
     image_size: int | None = option(

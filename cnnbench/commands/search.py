@@ -26,8 +26,10 @@ class Options:
     """Groups of options that exclude each other: one of them on the command line overrides all of them in a file."""
 
     config: tuple[Path, ...] | None = config_option()
-    model: str | None = option("Network: a name of `cnnbench list`.", default=None, metavar="NAME")
-    data: str | None = option("Data set (default: that of --base, else CIFAR10).", default=None, metavar="NAME")
+    model: str | None = option("Network: a name of `cnnbench list`.", default=None, metavar="NAME", names="models")
+    data: str | None = option(
+        "Data set (default: that of --base, else CIFAR10).", default=None, metavar="NAME", names="data"
+    )
     base: Path | None = option(
         "Configuration of `cnnbench fit`, in place of --model: its settings, seed and precision hold unless the space "
         "or an option has them; its number of epochs does not.",

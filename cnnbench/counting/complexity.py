@@ -27,11 +27,6 @@ from cnnbench.counting.receptive_field import Field, FieldTracker
 from cnnbench.errors import UserError
 from cnnbench.measures import COMPLEXITY, Subject, Taken
 
-CONVENTION = (
-    "1 MAC = 1 multiply-add = 2 FLOPs; convolutions and matrix products only; bias excluded; one image; inference; "
-    "training MACs are those of forward, input gradients and weight gradients"
-)
-
 
 @dataclass(frozen=True)
 class Layer:

@@ -1,117 +1,33 @@
-"""Counts of networks by name, as tables for the terminal and as a JSON document.
-
-A `Count` holds all figures of a network; the tables and the document only format them.
-"""
+"""Counts of networks as tables for the terminal; they only format figures, so this module does without torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from cnnbench.counting.complexity import Complexity, complexity
-from cnnbench.counting.memory import TrainingMemory, training_memory
-from cnnbench.counting.meta_copy import build_without_values
-from cnnbench.network import Network
+if TYPE_CHECKING:
+    from cnnbench.counting.counts import Count, Step
 
 
-class Step(NamedTuple):
-    """Training step whose memory is estimated.
-
-    Attributes:
-        batch_size: Number of images per step.
-        precision: Number format, by Lightning's name, such as ``bf16-mixed``.
-        optimizer: Name of the optimizer; see `cnnbench.counting.memory`.
-    """
-
-    batch_size: int
-    precision: str
-    optimizer: str
-
-
-class Count(NamedTuple):
-    """Figures of one network.
-
-    Attributes:
-        network: Network that was counted.
-        cost: Complexity of the network.
-        memory: Memory of a training step; None if it was not estimated.
-        without_values: Whether the network was built without values, which takes no memory for weights.
-    """
-
-    network: Network
-    cost: Complexity
-    memory: TrainingMemory | None
-    without_values: bool
-
-    def remarks(self) -> list[str]:
-        """Return what a reader must know about the count, as a list of lines."""
-        lines = [f"not counted: {name}" for name in self.cost.uncounted] + list(self.cost.remarks)
-        if not self.without_values:
-            lines.append("built with its weights, because its constructor computes with them")
-        return lines
-
-    def document(self, per_layer: bool) -> dict[str, Any]:
-        """Return the figures for JSON.
-
-        Args:
-            per_layer: Whether to include the figures of every layer.
-        """
-        figures = {
-            "model": self.network.name,
-            "in_channels": self.network.in_channels,
-            "image_size": self.network.image_size,
-            "num_classes": self.network.num_classes,
-            **self.cost.figures(),
-        }
-        # What is not counted has a key of its own.
-        figures["remarks"] = [line for line in self.remarks() if not line.startswith("not counted")]
-        if self.memory is not None:
-            figures["training_memory"] = self.memory.figures()
-        if per_layer:
-            figures["layers"] = [vars(layer) for layer in self.cost.layers]
-        return figures
-
-
-def count_network(network: Network, training: bool, step: Step | None) -> Count:
-    """Build a network and count it.
-
-    Args:
-        network: Network to build, with the shape of its images.
-        training: Whether to count the backward pass as well.
-        step: Training step whose memory is estimated; None to skip the estimate.
-
-    Returns:
-        The figures of the network.
-
-    Raises:
-        UserError: The network does not run on its images without values.
-    """
-    model, without_values = build_without_values(network.build)
-    cost = complexity(model, network.image_shape, training=training)
-    # The estimate runs another copy, on tensors that know their types.
-    memory = None
-    if step is not None:
-        memory = training_memory(model, network.image_shape, *step)
-    return Count(network, cost, memory, without_values)
-
-
-def network_table(counts: Sequence[Count]) -> Table:
-    """Return a table with one row per network."""
+def network_table(documents: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a table with one row per network, from the documents of the counts."""
     # Cells are folded and not cut off, so that no figure is lost in a narrow terminal.
     table = Table(header_style="bold")
     table.add_column("Model", overflow="fold")
     titles = "Image,Params,MACs,FLOPs,Training MACs,x inference,Other ops,Activations,Receptive field"
     for title in titles.split(","):
         table.add_column(title, justify="right", overflow="fold")
-    for network, cost, *_ in counts:
+    for count in documents:
         ratio = "-"
-        if cost.macs and cost.train_macs:
-            ratio = f"{cost.train_macs / cost.macs:.4f}"
-        figures = (cost.params, cost.macs, cost.flops, cost.train_macs, ratio, cost.other_ops, cost.activations)
-        shape = _by(network.image_shape)
-        table.add_row(network.name, shape, *map(_number, figures), _field(cost.receptive_field))
+        if count["macs"] and count["train_macs"]:
+            ratio = f"{count['train_macs'] / count['macs']:.4f}"
+        costs = [count[key] for key in ("params", "macs", "flops", "train_macs")]
+        sizes = [count[key] for key in ("other_ops", "activations")]
+        cells = [*map(_number, costs), ratio, *map(_number, sizes), _field(count["receptive_field"])]
+        shape = _by((count["in_channels"], count["image_size"], count["image_size"]))
+        table.add_row(count["model"], shape, *cells)
     return table
 
 

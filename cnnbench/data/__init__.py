@@ -19,8 +19,8 @@ from cnnbench.data.image_folder import ImageFolder
 from cnnbench.data.medmnist_images import MedMNISTImages
 from cnnbench.data.module import ImageDataModule
 from cnnbench.data.torchvision_images import TorchvisionImages
-from cnnbench.errors import UserError, unknown
-from cnnbench.names import DATA, import_callable, parse_name
+from cnnbench.errors import UserError
+from cnnbench.names import DATA, import_callable, parse_name, unknown_name
 from cnnbench.registry import attribute, check_arguments, discover
 
 SOURCES: dict[str, tuple[type[ImageDataModule], str]] = {
@@ -146,8 +146,7 @@ def get_bench_data(name: str) -> DataSource | ForeignSource:
         return _of_the_user(name, import_callable(name, module, attribute_name, DATA), arguments)
     listed_here = all_data()
     if plain not in listed_here:
-        error = unknown("data set", plain, [n for n, cls in listed_here.items() if not cls.form])
-        raise UserError(f"{error}; others are folder:PATH, torchvision:NAME, medmnist:NAME and package.module:Class")
+        raise unknown_name(DATA, plain, [n for n, cls in listed_here.items() if not cls.form])
     found = DataSource(name, listed_here[plain], arguments)
     found.check(arguments, f"data set '{name}'")
     return found

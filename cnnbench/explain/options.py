@@ -41,7 +41,7 @@ class DataOptions(ToolOptions):
     """Options of tools that take images from a data set."""
 
     data: str | None = option(
-        "Data set of `cnnbench list` (default: that of the checkpoint).", default=None, metavar="NAME"
+        "Data set of `cnnbench list` (default: that of the checkpoint).", default=None, metavar="NAME", names="data"
     )
     data_dir: str | None = option(
         "Folder of the data (default: CNNBENCH_DATA, else data).", default=None, metavar="DIR"
@@ -58,6 +58,7 @@ class NetworkOptions(DataOptions):
         default=None,
         positional=True,
         metavar="MODEL",
+        names="models",
     )
     ckpt_path: Path | None = option("Checkpoint of `cnnbench fit`, in place of MODEL.", default=None, metavar="FILE")
     weights: Literal["reference"] | None = option(
@@ -208,6 +209,7 @@ class SizesOptions(ToolOptions):
         default=None,
         positional=True,
         metavar="MODEL",
+        names="models",
     )
     layers: str | None = option(f"Stack of layers, in place of MODEL: {NOTATION}.", default=None, metavar="'A B'")
     image_size: str | None = option(

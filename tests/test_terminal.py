@@ -1,0 +1,162 @@
+"""What a person meets in a terminal: names refused at once, signs of life, widths, colours, completion, and signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cnnbench import catalog
+from cnnbench.commands import count
+from cnnbench.commands.fit_arguments import check_names as names_of_fit
+from cnnbench.commands.known_names import check_words
+from cnnbench.data import all_data, get_bench_data
+from cnnbench.errors import UserError
+from cnnbench.models import all_models
+from cnnbench.network import get_network
+
+PACKAGE = Path(__file__).parent.parent
+
+
+def _python(code: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a program in a process of its own, which has imported nothing yet."""
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE)}
+    command = [sys.executable, "-c", code, *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+MISSPELT = [
+    "count LeNett5",
+    "count LeNet5 VGG(batch_norm=True)",
+    "speed vgg16",
+    "bench --models LeNet5,LeNett5",
+    "bench --data MNISTT",
+    "search --model LeNett5",
+    "search --model LeNet5 --data Cifar",
+    "explain sizes LeNett5",
+    "explain filters LeNet5 --data CIFAR",
+    "explain gallery --data CIFAR",
+    "fit --model LeNett5 --data MNIST",
+    "fit --model LeNet5 --data=mnist",
+    "validate --model LeNett5 --data MNIST",
+    "test --model=VGG(batch_norm=true) --data MNIST",
+    "predict --model LeNett5 --data MNIST",
+]
+
+
+def test_a_misspelt_name_is_refused_without_torch() -> None:
+    code = (
+        "import sys\n"
+        "from cnnbench.cli import main\n"
+        "for line in sys.argv[1:]:\n"
+        "    assert main(line.split()) == 2, line\n"
+        "    assert 'torch' not in sys.modules, line\n"
+    )
+    done = _python(code, *MISSPELT)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(MISSPELT)
+    assert all("; did you mean '" in line and line.startswith("cnnbench: unknown ") for line in lines)
+
+
+def test_a_misspelt_name_has_the_words_of_the_code_that_imports_it(capsys: pytest.CaptureFixture) -> None:
+    from cnnbench.cli import main
+
+    for line, look_up in (
+        ("count LeNett5", lambda: get_network("LeNett5")),
+        ("bench --data MNISTT", lambda: get_bench_data("MNISTT")),
+        ("fit --model LeNett5", lambda: names_of_fit(["fit", "--model", "LeNett5"])),
+        ("fit --data mnist", lambda: names_of_fit(["fit", "--data", "mnist"])),
+    ):
+        with pytest.raises(UserError) as caught:
+            look_up()
+        assert main(line.split()) == 2
+        assert capsys.readouterr().err == f"cnnbench: {caught.value}\n"
+
+
+def test_names_of_the_catalogue_are_those_of_the_classes() -> None:
+    assert catalog.listed_names("models") == list(all_models())
+    assert catalog.listed_names("data") == list(all_data())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--model", "torchvision:resnet18", "--data", "folder:/tmp/a"],
+        ["--model=External", "--model.name=timm:x", "--data", "ImageFolder"],
+        ["--model", "my.module.Net", "--data", "net.yaml"],
+        ["--model", '{"class_path": "LeNett5"}'],
+        ["--model", "VGG16(batch_norm=true)", "--data", "CIFAR10(image_size=64)"],
+    ],
+)
+def test_names_of_other_forms_are_left_to_the_code_that_imports_them(words: list[str]) -> None:
+    check_words(words)
+
+
+def test_with_a_new_module_no_name_is_refused_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = json.loads(catalog.FILE.read_text())
+    kept["modules"]["vgg"] = "another"
+    Path("old.json").write_text(json.dumps(kept))
+    monkeypatch.setattr(catalog, "FILE", Path("old.json").absolute())
+    assert catalog.listed_names("models") is None
+    check_words(["--model", "LeNett5"])
+    assert "VGG16" not in catalog.stored_counts()
+    assert "LeNet5" in catalog.stored_counts()
+    kept["counting"] = "another"
+    Path("old.json").write_text(json.dumps(kept))
+    os.utime("old.json", (1, 1))
+    assert catalog.stored_counts() == {}
+
+
+def _count_options(*models: str, **given: object) -> count.Options:
+    return count.Options(models=models, **given)  # type: ignore[arg-type]
+
+
+FORMS = [{}, {"image_size": 224, "num_classes": 1000}]
+
+
+@pytest.mark.parametrize("name", ["LeNet5", "GoogLeNet", "ResNet20", "SpeedNet"])
+def test_a_stored_count_is_that_of_counting(name: str) -> None:
+    for form in FORMS:
+        options = _count_options(name, **form)
+        assert count._stored(options) == json.loads(json.dumps(count._counted(options)[0]))
+
+
+@pytest.mark.slow
+def test_every_stored_count_is_that_of_counting() -> None:
+    for name in all_models():
+        test_a_stored_count_is_that_of_counting(name)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"image_size": 64},
+        {"image_size": 0},
+        {"num_classes": 7},
+        {"in_channels": 1},
+        {"per_layer": True},
+        {"no_training": True},
+        {"batch_size": 8},
+    ],
+)
+def test_a_count_of_another_form_is_not_stored(given: dict[str, object]) -> None:
+    assert count._stored(_count_options("LeNet5", **given)) is None
+
+
+def test_a_count_of_other_names_is_not_stored() -> None:
+    assert count._stored(_count_options("LeNet5", "LeNet5")) is None
+    assert count._stored(_count_options("LeNet5", "VGG16(batch_norm=True)")) is None
+    assert len(count._stored(_count_options("all")) or ()) == len(all_models())
+
+
+def test_count_of_the_zoo_needs_no_torch() -> None:
+    code = "import sys\nfrom cnnbench.cli import main\nmain(['count', 'VGG16'])\nassert 'torch' not in sys.modules\n"
+    done = _python(code)
+    assert done.returncode == 0, done.stderr
+    assert "14,728,266" in done.stdout
+    assert "313,201,664" in done.stdout
