@@ -10,7 +10,9 @@ import contextlib
 import errno
 import gc
 import importlib
+import itertools
 import os
+import re
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -23,6 +25,7 @@ from cnnbench.errors import WORKER_HINT, Stopped, UserError, unknown
 from cnnbench.files import reason
 from cnnbench.interrupts import requeue, stoppable
 from cnnbench.options import parse
+from cnnbench.progress import watching
 from cnnbench.trust import Trust, enforced
 
 TRAINING = {
@@ -65,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with stoppable(), enforced(Trust.in_arguments(words)):
+        with stoppable(), enforced(Trust.in_arguments(words)), watching(_command(words)):
             code = _run(words)
             # A full disk or a closed pipe shows only when the buffer is written, so write it while errors are caught.
             if not sys.stdout.closed:
@@ -93,6 +96,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         note(f"cnnbench: {_about_resources(error)}")
     return 2
+
+
+def _command(words: Sequence[str]) -> str:
+    """Return the command in words, for the line that says that it is still running."""
+    names = itertools.takewhile(lambda word: re.fullmatch(r"[a-z][a-z-]*", word), words[:2])
+    return " ".join(["running cnnbench", *names])
 
 
 def _about_resources(error: MemoryError | RuntimeError) -> str:

@@ -10,7 +10,9 @@ import contextlib
 import errno
 import io
 import os
+import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,65 @@ PIPE_WIDTH = 160
 """Line width, in characters, if the output is not a terminal."""
 LONGEST_REFUSAL = 3000
 """Largest length, in characters, of the line that says why a command ended."""
+PLAIN = "CNNBENCH_PLAIN"
+"""Environment variable that ``--plain`` sets, so that processes which a command starts are plain too."""
+
+
+class _Screen:
+    """What this process has shown last."""
+
+    spoke = time.monotonic()
+    """Time of the last line."""
+    has_line = False
+    """Whether a line that the next one replaces stands on the terminal."""
+
+
+def is_plain() -> bool:
+    """Return whether the output has no colours, no bars and no lines around tables, as with ``--plain``."""
+    return bool(os.environ.get(PLAIN))
+
+
+@contextlib.contextmanager
+def plain_output() -> Iterator[None]:
+    """Make all output plain inside the block, that of processes that are started in it too."""
+    # Libraries know the second variable.
+    names = (PLAIN, "NO_COLOR")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def has_bars() -> bool:
+    """Return whether bars are drawn: on a terminal, unless the output is plain."""
+    return not is_plain() and not sys.stderr.closed and sys.stderr.isatty()
+
+
+def seconds_silent() -> float:
+    """Return the seconds since this process has printed a line."""
+    return time.monotonic() - _Screen.spoke
+
+
+def spoke() -> None:
+    """Note that a line or a bar has just been shown, and remove the line that it replaces."""
+    _Screen.spoke = time.monotonic()
+    if _Screen.has_line:
+        draw_line("")
+
+
+def draw_line(text: str) -> None:
+    """Draw a line on the terminal that the next one replaces; an empty text removes it."""
+    if text or _Screen.has_line:
+        _Screen.has_line = bool(text)
+        width = shutil.get_terminal_size().columns - 1
+        with contextlib.suppress(OSError, ValueError):  # a terminal that has gone
+            print(f"\r\x1b[K{printable(text)[:width]}", end="", file=sys.stderr, flush=True)
 
 
 def out(line: str = "") -> None:
@@ -48,6 +109,7 @@ def _print(text: str, end: str = "\n") -> None:
     """
     if sys.stdout.closed:
         raise OSError(errno.EBADF, "it is closed")
+    spoke()
     print(text, end=end)
 
 
@@ -65,6 +127,7 @@ def is_first_process() -> bool:
 
 def note(line: str) -> None:
     """Print one line on stderr, without buffering."""
+    spoke()
     print(printable(line), file=sys.stderr, flush=True)
 
 
@@ -112,6 +175,7 @@ def make_console(stderr: bool = False, pipe_width: int = PIPE_WIDTH, plain: bool
     # Imported here, since importing rich would be a third of the start-up time of commands that print no table.
     from rich.console import Console
     from rich.segment import Segment
+    from rich.table import Table
 
     class SafeConsole(Console):
         # Plain strings are escaped before rich measures their width. `render` then escapes everything else, such as
@@ -119,14 +183,20 @@ def make_console(stderr: bool = False, pipe_width: int = PIPE_WIDTH, plain: bool
         def render_str(self, text: str, **options: Any) -> Any:
             return super().render_str(printable(text, lines=True), **options)
 
-        def render(self, *arguments: Any, **options: Any) -> Iterable[Segment]:
-            for text, style, control in super().render(*arguments, **options):
+        def render(self, renderable: Any, *arguments: Any, **options: Any) -> Iterable[Segment]:
+            if is_plain() and isinstance(renderable, Table):
+                renderable.box, renderable.pad_edge = None, False
+            for text, style, control in super().render(renderable, *arguments, **options):
                 # Control segments hold rich's own codes for the terminal, which have to stay as they are.
                 yield Segment(text if control else printable(text, lines=True), style, control)
 
     stream = sys.stderr if stderr else sys.stdout
     if stream.closed:
         raise OSError(errno.EBADF, "it is closed")
+    if is_plain():
+        # The width of a terminal holds all the same.
+        width = None if stream.isatty() else pipe_width
+        return SafeConsole(stderr=stderr, width=width, force_terminal=False, color_system=None)
     if plain:
         return SafeConsole(stderr=stderr, width=pipe_width, force_terminal=False, color_system=None)
     # Without a width rich takes that of the terminal.

@@ -35,6 +35,12 @@ def printable(text: str, lines: bool = False) -> str:
     return unsafe.sub(_escaped, text)
 
 
+def clock(seconds: float) -> str:
+    """Return a duration as minutes and seconds, such as ``2:05``."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
 def shortened(text: str, most: int) -> str:
     """Return the text, with its middle left out if it is too long.
 

@@ -476,20 +476,35 @@ def test_weights_are_kept_where_that_is_asked_for() -> None:
     assert main(["bench", "--models=LeNet5", "--measures=complexity", "--keep_weights", "--out=no"]) == 2
 
 
-def test_a_log_is_told_how_far_the_run_is_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_left_follows_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("cnnbench.benchmark.display.time.monotonic", lambda: now[0])
-    stream = io.StringIO()
-    display = LiveDisplay(Console(file=stream, width=200))
-    display.expect("LeNet5", 600)
-    for second in range(0, 200, 10):
-        now[0] = float(second)
-        display.update("LeNet5", second / 600, f"epoch {second // 10}")
-    assert stream.getvalue().splitlines() == [
-        "[1:00] LeNet5: epoch 6, about 9:00 left",
-        "[2:00] LeNet5: epoch 12, about 8:00 left",
-        "[3:00] LeNet5: epoch 18, about 7:00 left",
-    ]
+    display = LiveDisplay(Console(file=io.StringIO(), width=200))
+    display.expect("speed", 20)
+    display.expect("LeNet5", 10)
+    display.update("speed", 0.0, "warm up LeNet5")
+    assert display.words() == "speed: warm up LeNet5, about 0:30 left"
+    now[0] = 12.0
+    assert display.left() == "about 0:18 left"
+    display.update("speed", 0.05, "warm up VGG16")  # too little for a pace of its own
+    assert display.left() == "about 0:18 left"
+    now[0] = 25.0
+    assert display.left() == "longer than expected"
+    # Half of it took 30 s, so as much is left, and then the training.
+    now[0] = 30.0
+    display.update("speed", 0.5, "round 1 of 12")
+    assert display.left() == "about 0:40 left"
+    now[0] = 45.0
+    assert display.left() == "about 0:25 left"
+    display.update("speed", 1.0)
+    assert display.left() == "about 0:10 left"
+    now[0] = 47.0  # nothing is under way that says how far it is
+    assert display.left() == "about 0:08 left"
+    display.update("LeNet5", 0.0, "epoch 1")
+    now[0] = 52.0
+    assert display.left() == "about 0:05 left"
+    display.update("LeNet5", 1.0)
+    assert display.left() == "about 0:00 left"
 
 
 def test_the_share_of_a_training_counts_the_pixels_of_images_that_grow() -> None:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from cnnbench import catalog
+from cnnbench import catalog, console, progress
+from cnnbench.cli import main
 from cnnbench.commands import count
 from cnnbench.commands.fit_arguments import check_names as names_of_fit
 from cnnbench.commands.known_names import check_words
+from cnnbench.console import note
 from cnnbench.data import all_data, get_bench_data
 from cnnbench.errors import UserError
 from cnnbench.models import all_models
 from cnnbench.network import get_network
 
+SMALL = ["--data.train_images=200", "--data.test_images=50", "--data.in_channels=1", "--data.batch_size=32"]
+FIT = ["fit", "--model=LeNet5", "--data=Synthetic", *SMALL, "--trainer.accelerator=cpu"]
 PACKAGE = Path(__file__).parent.parent
 
 
@@ -64,8 +72,6 @@ def test_a_misspelt_name_is_refused_without_torch() -> None:
 
 
 def test_a_misspelt_name_has_the_words_of_the_code_that_imports_it(capsys: pytest.CaptureFixture) -> None:
-    from cnnbench.cli import main
-
     for line, look_up in (
         ("count LeNett5", lambda: get_network("LeNett5")),
         ("bench --data MNISTT", lambda: get_bench_data("MNISTT")),
@@ -160,3 +166,116 @@ def test_count_of_the_zoo_needs_no_torch() -> None:
     assert done.returncode == 0, done.stderr
     assert "14,728,266" in done.stdout
     assert "313,201,664" in done.stdout
+
+
+@pytest.fixture
+def quick_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let signs of life come after a tenth of a second."""
+    monkeypatch.setattr(progress, "SILENT_S", 0.1)
+
+
+def test_a_silent_command_says_what_it_does(quick_signs: None, capsys: pytest.CaptureFixture) -> None:
+    with progress.watching("running cnnbench x"):
+        time.sleep(0.35)
+        with progress.doing(lambda: "drawing", 3) as step:
+            step.advance()
+            time.sleep(0.35)
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert set(lines) == {"still running cnnbench x, 0:00", "still drawing, 1 of 3, 0:00"}
+    assert 4 <= len(lines) <= 8
+    time.sleep(0.25)
+    assert capsys.readouterr().err == ""  # the thread has ended
+    assert not [thread for thread in threading.enumerate() if thread.name == "signs of life"]
+
+
+def test_a_command_that_prints_is_left_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(progress, "SILENT_S", 0.4)
+    with progress.watching("x"):
+        for _ in range(6):
+            note("line")
+            time.sleep(0.1)
+    assert capsys.readouterr().err == "line\n" * 6
+
+
+def test_the_thread_does_not_wake_while_something_is_timed(
+    quick_signs: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    looks = []
+    watched = progress._show_if_due
+    monkeypatch.setattr(
+        progress, "_show_if_due", lambda watch: looks.append(threading.current_thread()) or watched(watch)
+    )
+    with progress.watching("x"), progress.doing("timing"):
+        time.sleep(0.05)
+        for _ in range(3):
+            with progress.hushed():
+                looks.clear()
+                time.sleep(0.3)
+                assert looks == []
+                assert capsys.readouterr().err == ""
+            # What is due is printed between two rounds, by the thread that times.
+            assert looks[0] is threading.main_thread()
+            assert capsys.readouterr().err.startswith("still timing, 0:0")
+
+
+def test_rounds_are_timed_while_the_thread_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cnnbench.timing import speed
+
+    seen = []
+    whole = speed._take_round
+    monkeypatch.setattr(
+        speed, "_take_round", lambda *arguments: seen.append(progress._watch.asleep) or whole(*arguments)
+    )
+    network = get_network("LeNet5")
+    subject = speed.Subject(network.build, network.image_shape, 10, kinds=("latency",))
+    config = speed.SpeedConfig(
+        torch.device("cpu"), "32-true", 2, 2, rounds=3, fewest_rounds=3, warmup_s=0.0, block_s=0.0
+    )
+    with progress.watching("x"):
+        speed.measure_speed({"LeNet5": subject}, config)
+    assert seen == [True] * 3
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_a_bar_that_the_next_line_replaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = _Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr(progress, "FIRST_BAR_S", 0.0)
+    monkeypatch.setattr(progress, "BAR_S", 0.05)
+    with progress.watching("x"):
+        with progress.doing("drawing", 4) as step:
+            step.advance()
+            time.sleep(0.2)
+        note("done")
+    text = terminal.getvalue()
+    assert f"\r\x1b[K[{'#' * 6}{'-' * 18}] drawing, 1 of 4, 0:00" in text
+    assert "\r\x1b[Kdone\n" in text
+    assert "\n" not in text.partition("done")[0]
+
+
+def test_a_plain_terminal_gets_lines(quick_signs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = _Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with console.plain_output(), progress.watching("x"):
+        time.sleep(0.25)
+    assert set(terminal.getvalue().splitlines()) == {"still x, 0:00"}
+    assert not console.is_plain()
+
+
+def test_a_bar_of_a_training_is_not_on_stdout(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    terminal = _Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    assert main([*FIT, "--trainer.max_epochs=1"]) == 0
+    assert "Epoch 0" in terminal.getvalue()
+    assert capsys.readouterr().out == ""
+    with console.plain_output():
+        terminal.truncate(0)
+        assert main([*FIT, "--trainer.max_epochs=1"]) == 0
+    assert "Epoch 0" not in terminal.getvalue()
+    assert "\r" not in terminal.getvalue()

@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from cnnbench import hardware, interrupts
+from cnnbench import hardware, interrupts, progress
 from cnnbench.benchmark.goal import Goal, check_goal
 from cnnbench.benchmark.launchers import Job, Launcher
 from cnnbench.benchmark.plan import PLAN_FILE, Cell, Plan, load_plan, save_plan
@@ -402,13 +402,15 @@ class _Run:
         for cell in pending:
             measure = partial(measure_cell, self.plan, cell, folder, speed.get(self._pair(cell), {}))
             jobs.append(Job(cell.key, measure))
-        for key, result in launcher.run(jobs, folder):
-            cell = cells[key]
-            record = self._make_record(cell, status="error", reason=result) if isinstance(result, str) else result
-            write_record(self.folder / "records" / f"{key}.json", record)
-            done[key] = record
-            self.display.update(key, 1.0)
-            self.display.note(f"{self._pair(cell)}, seed {cell.seed}: {_outcome(record)}")
+        with progress.doing("waiting for cells", len(jobs)) as step:
+            for key, result in launcher.run(jobs, folder):
+                cell = cells[key]
+                record = self._make_record(cell, status="error", reason=result) if isinstance(result, str) else result
+                write_record(self.folder / "records" / f"{key}.json", record)
+                done[key] = record
+                step.advance()
+                self.display.update(key, 1.0)
+                self.display.note(f"{self._pair(cell)}, seed {cell.seed}: {_outcome(record)}")
 
     def _make_record(self, cell: Cell, **content: Any) -> Record:
         """Return a record of a cell, with the facts that are known before it is measured."""
@@ -817,7 +819,7 @@ def _figures_of(config: SpeedConfig, plan: Plan) -> dict[str, dict[str, Any]]:
     """Return the times of the networks of a plan; this runs in a process of its own."""
     quiet_lightning()
     # Only the plan is sent to the process, which opens the data sets and builds the networks itself.
-    return measure_speed(_Run(plan, Path(), _Silent()).subjects(), config)
+    return measure_speed(_Run(plan, Path(), _Silent()).subjects(), config, progress.now)
 
 
 def _growth_of(config: SpeedConfig, plan: Plan, pair: str) -> int:

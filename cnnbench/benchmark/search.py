@@ -29,7 +29,7 @@ from optuna.distributions import (
 from optuna.trial import TrialState
 from pydantic import TypeAdapter, ValidationError
 
-from cnnbench import hardware, interrupts
+from cnnbench import hardware, interrupts, progress
 from cnnbench.benchmark.plan import Recipe
 from cnnbench.benchmark.recipe_files import (
     TRAINING_ARGUMENTS,
@@ -351,7 +351,8 @@ class Search:
                 self.records = self._finished()
                 for number in range(len(self.records), trials):
                     interrupts.check()
-                    self._run_trial(number)
+                    with progress.doing(f"trial {number + 1} of {trials}"):
+                        self._run_trial(number)
         except Timeout:
             raise UserError(
                 f"another process is at work in '{self.folder}'; wait for it, or choose another --out"

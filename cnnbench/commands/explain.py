@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from cnnbench import progress
 from cnnbench.commands.known_names import check_names
 from cnnbench.console import out, out_json, out_text, show, stdout_kept
 from cnnbench.errors import UserError, unknown
@@ -61,7 +62,11 @@ def _run_tool(module: Any, options: Any) -> int:
     with stdout_kept(), plain_text():
         explanation: Explanation = module.explain(options)
         try:
-            paths = [write_picture(picture, options.out) for picture in explanation.pictures]
+            with progress.doing("writing pictures", len(explanation.pictures)) as step:
+                paths = []
+                for picture in explanation.pictures:
+                    paths.append(write_picture(picture, options.out))
+                    step.advance()
         except OSError as error:
             raise UserError(f"cannot write to '{options.out}': {error}; name another folder with --out") from error
     if options.json:

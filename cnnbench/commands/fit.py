@@ -27,7 +27,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from cnnbench import hardware, interrupts
+from cnnbench import hardware, interrupts, progress
 from cnnbench.benchmark.training import TrainingHistory, examples_of
 from cnnbench.blocks import has_depthwise
 from cnnbench.checkpoints import CheckpointFile
@@ -512,7 +512,8 @@ class CLI(LightningCLI):
         if path is not None:
             options["ckpt_path"] = str(self.files.get(str(path), path))
         try:
-            return run(model, **options)
+            with progress.doing(self.stage.words):
+                return run(model, **options)
         except Exception as error:
             # Of options that do not go together nothing is left but a configuration, unless a checkpoint was saved.
             if self.stage.started and known(error) is not None and not any(self.folder.rglob("*.ckpt")):

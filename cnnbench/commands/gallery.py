@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cnnbench import progress
 from cnnbench.console import note
 from cnnbench.errors import UserError
 from cnnbench.explain import run as run_tool
@@ -107,9 +108,11 @@ def run(options: Options) -> int:
     for number, part in enumerate(PARTS, 1):
         note(f"[{time.perf_counter() - start:3.0f} s] {number} of {len(PARTS)}: {part.title}")
         words = trained.words(part)
-        shown.append((part, run_tool(words[0], words[1:])))
+        with progress.doing(part.title):
+            shown.append((part, run_tool(words[0], words[1:])))
     path = options.out / "index.html"
-    write_text(path, page(shown, trained))
+    with progress.doing("writing the page"):
+        write_text(path, page(shown, trained))
     note(f"gallery: {path}")
     return 0
 

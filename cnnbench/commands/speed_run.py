@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from cnnbench import hardware
+from cnnbench import hardware, progress
 from cnnbench.commands.named_networks import find_networks
 from cnnbench.commands.speed import Options
 from cnnbench.console import note, out, out_json, show, stdout_kept
@@ -397,6 +397,7 @@ def _as_graphs(subjects: Mapping[str, Subject], config: SpeedConfig) -> dict[str
 
 
 def _say(share: float, text: str) -> None:
+    progress.now(share, text)
     note(f"{share:4.0%} {text}")
 
 

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import lightning as L
 import torch
 
+from cnnbench import progress
 from cnnbench.console import note
 from cnnbench.data.batches import (
     LARGEST_SIDE,
@@ -215,7 +216,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         # Lightning calls this method before every stage, but the splits are made only once.
         if self._splits:
             return
-        train, test, *validation = self.load()
+        with progress.doing(f"reading {type(self).__name__}"):
+            train, test, *validation = self.load()
         if self.augmentation is not None:
             # Training images are augmented at the size of their epoch, or else at their stored size.
             for pixels in self.sizes or (train.images.shape[2],):
@@ -297,18 +299,23 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """
         self.setup()
         if not self._fingerprint:
-            digest = hashlib.sha256(b"cnnbench data 1")
-            for name, split in self._splits.items():
-                if isinstance(split, FileSplit):
-                    digest.update(f"{name} {tuple(split.images.shape)} {split.images.fingerprint()}\n".encode())
-                for part in split:
-                    if not isinstance(part, torch.Tensor):
-                        continue
-                    # The same bytes in another split, shape or type must give another hash.
-                    digest.update(f"{name} {tuple(part.shape)} {part.dtype}\n".encode())
-                    digest.update(part.contiguous().numpy().data)
-            self._fingerprint = digest.hexdigest()[:16]
+            with progress.doing(f"hashing the images of {type(self).__name__}"):
+                self._fingerprint = self._hash()
         return self._fingerprint
+
+    def _hash(self) -> str:
+        """Return the hash of `fingerprint`."""
+        digest = hashlib.sha256(b"cnnbench data 1")
+        for name, split in self._splits.items():
+            if isinstance(split, FileSplit):
+                digest.update(f"{name} {tuple(split.images.shape)} {split.images.fingerprint()}\n".encode())
+            for part in split:
+                if not isinstance(part, torch.Tensor):
+                    continue
+                # The same bytes in another split, shape or type must give another hash.
+                digest.update(f"{name} {tuple(part.shape)} {part.dtype}\n".encode())
+                digest.update(part.contiguous().numpy().data)
+        return digest.hexdigest()[:16]
 
     def describe(self) -> dict[str, Any]:
         """Return facts for records: the data set, the number of images per split, and the preparation of the images."""

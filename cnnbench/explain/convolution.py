@@ -32,6 +32,7 @@ from PIL import Image
 from PIL.Image import Image as Frame
 from threadpoolctl import threadpool_limits
 
+from cnnbench import progress
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
 from cnnbench.explain.options import ConvolutionOptions
@@ -335,15 +336,17 @@ def race(
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with threadpool_limits(1, "blas"):
+        with threadpool_limits(1, "blas"), progress.doing("racing algorithms", rounds) as step:
             # Warm-up: each case runs once without being timed.
             for call in calls.values():
                 call()
             for _ in range(rounds):
                 # In random order, a machine that slows down for a while does not always slow the same algorithm.
                 for name, case in shuffler.sample(list(calls), len(calls)):
-                    times[name].setdefault(case, []).append(_milliseconds(calls[name, case]))
+                    with progress.hushed():
+                        times[name].setdefault(case, []).append(_milliseconds(calls[name, case]))
                 after_round()
+                step.advance()
     finally:
         torch.set_num_threads(before)
     return times

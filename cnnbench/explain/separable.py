@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 from torch import Tensor, nn
 
-from cnnbench import hardware
+from cnnbench import hardware, progress
 from cnnbench.counting.complexity import complexity
 from cnnbench.errors import UserError
 from cnnbench.explain import Explanation, Picture, Table
@@ -225,7 +225,8 @@ def _time_layers(cases: Sequence[Case], kernel_size: int, config: SpeedConfig) -
             lambda model: torch.optim.SGD(model.parameters(), lr=0.0),
             kinds=("inference", "training"),
         )
-    times = measure_speed(subjects, config)
+    with progress.doing("timing"):
+        times = measure_speed(subjects, config, progress.now)
     for name, figures in times.items():
         if "error" in figures:
             raise UserError(f"could not time {name}: {figures['error']}; try a smaller --batch_size, or --device cpu")

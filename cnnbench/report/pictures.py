@@ -19,6 +19,7 @@ from typing import Protocol
 from matplotlib.figure import Figure
 from PIL import Image
 
+from cnnbench import progress
 from cnnbench.files import reason, write_bytes
 from cnnbench.pages import data_uri
 from cnnbench.plots.drawing import MOST_PANELS, plain_text
@@ -186,8 +187,9 @@ def draw_pictures(records: Sequence[Record], folder: Path) -> Drawn:
     # Collected in a list of their own, because the report names only the first of very many failures.
     failures: list[str] = []
     # Texts are laid out again when a figure is saved, so drawing and saving are both inside the block.
-    with plain_text(), _collecting_new_objects_only():
+    with plain_text(), _collecting_new_objects_only(), progress.doing("drawing pictures") as step:
         for picture in all_pictures(records):
+            step.text = f"drawing {picture.name}"
             # The page shows all comparisons, but only the first confusion matrices.
             page = not picture.matrix or len(drawn.matrices) < MOST_MATRICES
             try:

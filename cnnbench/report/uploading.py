@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cnnbench import progress
 from cnnbench.files import reason
 from cnnbench.text import shortened
 
@@ -62,7 +63,8 @@ def _answer(asked: subprocess.Popen[bytes], seconds: float) -> dict[str, str]:
     with asked as process:
         try:
             # `communicate` would close the standard input, at which the process ends.
-            process.wait(seconds)
+            with progress.doing("waiting for W&B"):
+                process.wait(seconds)
         except subprocess.TimeoutExpired:
             return {"error": f"no answer of the server within {seconds:.0f} s"}
         finally:

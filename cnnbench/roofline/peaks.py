@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import torch
 
+from cnnbench import progress
 from cnnbench.errors import UserError, unknown
 from cnnbench.hardware import cpu_has_bf16, on_device, random_generator, tf32
 from cnnbench.timing.stopwatch import Stopwatch
@@ -340,15 +341,16 @@ def _best_seconds(
         for _ in range(launches):
             call()
 
-    best, calls, end = float("inf"), 0, time.perf_counter() + limit_s
-    while calls < _FEWEST_CALLS or time.perf_counter() < end:
-        if watch.has_queue:
-            device_ms = watch.queued(several, 1e3 * once_s * launches).device_ms
-            assert device_ms is not None  # only a device with a queue has a clock of its own
-            seconds = device_ms / 1e3
-        else:
-            watch.begin()
-            several()
-            seconds = watch.end().wall_ms / 1e3
-        best, calls = min(best, seconds / launches), calls + 1
+    with progress.hushed():
+        best, calls, end = float("inf"), 0, time.perf_counter() + limit_s
+        while calls < _FEWEST_CALLS or time.perf_counter() < end:
+            if watch.has_queue:
+                device_ms = watch.queued(several, 1e3 * once_s * launches).device_ms
+                assert device_ms is not None  # only a device with a queue has a clock of its own
+                seconds = device_ms / 1e3
+            else:
+                watch.begin()
+                several()
+                seconds = watch.end().wall_ms / 1e3
+            best, calls = min(best, seconds / launches), calls + 1
     return best

@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from typing import Any
 
+from cnnbench import progress
 from cnnbench.errors import Stopped, UserError
 from cnnbench.stats import FEWEST_ROUNDS
 from cnnbench.timing.timed_network import KEYS, RATES, SpeedConfig, spread
@@ -34,9 +35,11 @@ def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """
     try:
         # A forked process would inherit this one's memory and threads, and could not use CUDA if this one has.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_leave_signals) as executor:
+        # While the other process times, this one sleeps, and the other one prints the signs of life.
+        context = multiprocessing.get_context("spawn")
+        with progress.hushed(), ProcessPoolExecutor(1, context, initializer=_leave_signals) as executor:
             try:
-                return executor.submit(function, *arguments).result()
+                return executor.submit(_watched, function, arguments).result()
             except Stopped:
                 # On leaving the executor, this process waits for the other one, which does not know that its result is
                 # no longer needed.
@@ -45,6 +48,12 @@ def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
                 raise
     except BrokenProcessPool as error:
         raise UserError("a process that was started to measure was killed, perhaps for its memory") from error
+
+
+def _watched(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    """Call a function in a fresh process, which prints signs of life where the function times nothing."""
+    with progress.watching("measuring in a process of its own"):
+        return function(*arguments)
 
 
 def _leave_signals() -> None:

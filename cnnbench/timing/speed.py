@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from cnnbench import progress
 from cnnbench.errors import Stopped
 from cnnbench.hardware import INFERENCE_PRECISIONS, cudnn_benchmark, on_device, random_generator, synchronise, tf32
 from cnnbench.record import KINDS
@@ -130,7 +131,8 @@ def _measure(
             if round_index >= config.fewest_rounds and time.monotonic() - start > config.most_s * len(timed):
                 break
             on_progress(0.5 + 0.5 * round_index / config.rounds, f"round {round_index + 1} of {config.rounds}")
-            broken = _take_round(timed, failed, yardstick, shuffler, config.device)
+            with progress.hushed():
+                broken = _take_round(timed, failed, yardstick, shuffler, config.device)
             if broken:
                 break
             conditions.look()

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import time
 from collections.abc import Mapping, Sequence, Set
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
 from cnnbench import interrupts
+from cnnbench.console import has_bars, spoke
 from cnnbench.errors import UserError
 from cnnbench.files import write_text
 from cnnbench.training.settings import LINKED
@@ -56,18 +60,49 @@ class SaveConfig(SaveConfigCallback):
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's progress bar, drawn at most four times a second.
+    """Lightning's progress bar, drawn on stderr at most four times a second, and only on a terminal.
 
-    Lightning draws it after every batch, which for small networks takes as long as the batch.
+    Lightning draws it after every batch, which for small networks takes as long as the batch, and on stdout, which is
+    for results. Where there is no terminal, `cnnbench.progress` prints lines.
     """
 
     _shown = 0.0
+
+    @property
+    def is_disabled(self) -> bool:
+        """Return whether nothing is drawn."""
+        return not has_bars() or super().is_disabled
+
+    # Lightning's methods take what stands in the place of stdout when they are called.
+    def init_train_tqdm(self) -> Tqdm:
+        with redirect_stdout(sys.stderr):
+            return super().init_train_tqdm()
+
+    def init_validation_tqdm(self) -> Tqdm:
+        with redirect_stdout(sys.stderr):
+            return super().init_validation_tqdm()
+
+    def init_test_tqdm(self) -> Tqdm:
+        with redirect_stdout(sys.stderr):
+            return super().init_test_tqdm()
+
+    def init_predict_tqdm(self) -> Tqdm:
+        with redirect_stdout(sys.stderr):
+            return super().init_predict_tqdm()
+
+    def init_sanity_tqdm(self) -> Tqdm:
+        with redirect_stdout(sys.stderr):
+            return super().init_sanity_tqdm()
+
+    def print(self, *arguments: Any, **options: Any) -> None:
+        super().print(*arguments, file=sys.stderr, **options)
 
     def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
         now = time.monotonic()
         # The last batch is always drawn, or else the bar would seem to stop before the end.
         if now - self._shown >= 0.25 or trainer.is_last_batch:
             self._shown = now
+            spoke()
             super().on_train_batch_end(trainer, *arguments)
 
 
@@ -188,6 +223,23 @@ class Stage(L.Callback):
         self.started = False
         self.keep: Path | None = None
         self.steps: int | None = None
+        self._trainer: L.Trainer | None = None
+
+    def words(self) -> str:
+        """Return what the Trainer is doing, and how far it is."""
+        trainer = self._trainer
+        if trainer is None or trainer.state.stage is None:
+            return "preparing"
+        words = str(trainer.state.stage.value)
+        if words != "train":
+            return {"validate": "validating", "test": "testing", "predict": "predicting"}.get(words, words)
+        words = f"training, epoch {trainer.current_epoch + 1}"
+        if (trainer.max_epochs or -1) > 0:
+            words += f" of {trainer.max_epochs}"
+        return f"{words}, step {trainer.global_step:,}"
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._trainer = trainer
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.started, self.steps = True, trainer.global_step
