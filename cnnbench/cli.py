@@ -15,12 +15,14 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
 from cnnbench import __version__
+from cnnbench.commands.fit_help import short_help, wants_all
 from cnnbench.commands.known_names import check_names, check_words
-from cnnbench.console import is_first_process, note, out_text, refusal
+from cnnbench.console import is_first_process, note, out_text, plain_output, refusal
 from cnnbench.errors import WORKER_HINT, Stopped, UserError, unknown
 from cnnbench.files import reason
 from cnnbench.interrupts import requeue, stoppable
@@ -35,6 +37,7 @@ TRAINING = {
     "predict": "compute class probabilities of the test set",
 }
 """Subcommands that LightningCLI runs, with their help texts; LightningCLI parses their options itself."""
+PLAIN_OPTION = "--plain"
 COMMANDS = {
     "bench": "measure networks on data sets, a record per cell, and report",
     "report": "make tables, pictures and a page from records",
@@ -67,6 +70,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         or written, and for too little memory; 128 plus the number of the signal that stopped the command.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    # Every command takes this option, at any place.
+    output: AbstractContextManager[None] = contextlib.nullcontext()
+    if PLAIN_OPTION in words:
+        words = [word for word in words if word != PLAIN_OPTION]
+        output = plain_output()
+    with output:
+        return _guarded(words)
+
+
+def _guarded(words: Sequence[str]) -> int:
+    """Run a subcommand, report its errors in a line each, and return the exit code; see `main`."""
     try:
         with stoppable(), enforced(Trust.in_arguments(words)), watching(_command(words)):
             code = _run(words)
@@ -125,6 +139,12 @@ def _run(words: Sequence[str]) -> int:
         out_text(f"cnnbench {__version__}")
         return 0
     if name in TRAINING:
+        asked = wants_all(rest)
+        if asked is False:
+            out_text(short_help(name, TRAINING[name]))
+            return 0
+        if asked:
+            words = [name, "--help"]
         check_words(rest)
         # LightningCLI parses the subcommand itself, so all four are one module, which gets all words.
         _module_of("fit").main(list(words))
@@ -181,7 +201,8 @@ def _overview() -> str:
         lines.append(f"  {name:<9} {text}")
     for name, text in TRAINING.items():
         lines.append(f"  {name:<9} {text} (LightningCLI)")
-    lines += ["", "`cnnbench COMMAND --help` has the options of a command, --version the version.", ""]
+    lines += ["", "`cnnbench COMMAND --help` has the options of a command, --version the version."]
+    lines += ["--plain, with any command, leaves out colours, bars and the lines around tables.", ""]
     lines.append("example: cnnbench bench --models LeNet5,ResNet18 --data CIFAR10 --budget 60s")
     return "\n".join(lines)
 

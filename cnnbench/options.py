@@ -21,6 +21,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from dataclasses import MISSING, Field, dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
+from cnnbench.console import out_text
 from cnnbench.errors import UserError, unknown
 from cnnbench.files import parse_yaml, read_yaml
 from cnnbench.registry import split_names
@@ -360,6 +362,11 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
+
+    def print_help(self, file: Any = None) -> None:
+        # argparse would pass over an error in writing.
+        out_text(self.format_help().rstrip())
+        sys.stdout.flush()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, rest = super().parse_known_args(args, namespace)

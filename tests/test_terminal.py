@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import io
 import json
 import os
@@ -13,17 +15,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import make_record
+from scipy.stats import binomtest
 
 from cnnbench import catalog, console, progress
 from cnnbench.cli import main
-from cnnbench.commands import count
+from cnnbench.commands import count, fit_help
 from cnnbench.commands.fit_arguments import check_names as names_of_fit
+from cnnbench.commands.fit_outcome import outcome_table
 from cnnbench.commands.known_names import check_words
 from cnnbench.console import note
 from cnnbench.data import all_data, get_bench_data
 from cnnbench.errors import UserError
 from cnnbench.models import all_models
 from cnnbench.network import get_network
+from cnnbench.record import write_record
 
 SMALL = ["--data.train_images=200", "--data.test_images=50", "--data.in_channels=1", "--data.batch_size=32"]
 FIT = ["fit", "--model=LeNet5", "--data=Synthetic", *SMALL, "--trainer.accelerator=cpu"]
@@ -279,3 +285,107 @@ def test_a_bar_of_a_training_is_not_on_stdout(monkeypatch: pytest.MonkeyPatch, c
         assert main([*FIT, "--trainer.max_epochs=1"]) == 0
     assert "Epoch 0" not in terminal.getvalue()
     assert "\r" not in terminal.getvalue()
+
+
+def test_the_outcome_of_a_test_has_the_interval_of_scipy() -> None:
+    counts = [[90, 10], [7, 93]]
+    low, high = binomtest(183, 200).proportion_ci(method="wilson")
+    table = outcome_table("LeNet5, MNIST", "test", {"test/accuracy": 0.915, "test/loss": 0.031122334}, counts)
+    names, values = (list(column.cells) for column in table.columns)
+    assert names == ["accuracy", "95 % interval", "images", "loss"]
+    assert values == ["91.50%", f"{low:.2%} to {high:.2%}", "200", "0.03112"]
+    other = outcome_table("Mine", "val", {"val/f1": 0.123456}, None)
+    assert [list(column.cells) for column in other.columns] == [["val/f1"], ["0.1235"]]
+
+
+STOPPED = ["list", "count LeNet5 --image_size 40", "report records.jsonl", "explain sizes LeNet5", "fit --help all"]
+"""Commands that keep nothing; others have tests of their own, since what they keep decides how they go on."""
+
+
+@pytest.mark.parametrize("line", STOPPED)
+def test_an_interrupted_command_says_how_to_go_on(line: str) -> None:
+    code = (
+        "import os, signal, sys, threading\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from cnnbench import cli\n"
+        "class Module:\n"
+        "    def __getattr__(self, name):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "cli._module_of = lambda name: Module()\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    done = _python(code, *line.split())
+    assert done.returncode == 130
+    assert done.stderr == "cnnbench: stopped by SIGINT; nothing was kept; start it again\n"
+
+
+def test_ctrl_c_during_the_first_imports_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from cnnbench.__main__ import main as start
+
+    class Interrupted:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "cnnbench.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "cnnbench.cli")
+    monkeypatch.setattr("sys.meta_path", [Interrupted(), *sys.meta_path])
+    assert start() == 130
+    assert capsys.readouterr().err == "cnnbench: stopped by SIGINT; nothing was kept; start it again\n"
+
+
+@pytest.mark.parametrize(
+    "line", ["list", "list --data", "count LeNet5 VGG16", "--plain", "explain --plain", "list --help", "compare a a"]
+)
+def test_plain_output_has_no_lines_and_no_colours(line: str, capsys: pytest.CaptureFixture) -> None:
+    write_record(Path("a.json"), make_record())
+    words = line.replace("a a", "a.json a.json").split()
+    with contextlib.suppress(SystemExit):
+        assert main([*words, "--plain"]) == 0
+    out = capsys.readouterr().out
+    assert out
+    assert out.isascii()
+    assert not console.is_plain()
+
+
+def test_plain_output_of_a_terminal_has_no_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = _Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    assert main(["count", "LeNet5", "--plain"]) == 0
+    assert "\x1b" not in terminal.getvalue()
+    assert terminal.getvalue().isascii()
+
+
+@pytest.mark.parametrize("name", list(fit_help.OPTIONS))
+def test_the_help_of_a_training_is_short(name: str, capsys: pytest.CaptureFixture) -> None:
+    assert main([name, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 26
+    assert max(map(len, lines)) <= 120
+    assert lines[-1].startswith(f"example: cnnbench {name} --")
+
+
+def test_the_options_of_the_short_help_are_those_of_the_parser(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--model=LeNet5", "--data=MNIST", "--help", "all"])
+    whole = capsys.readouterr().out
+    assert len(whole.splitlines()) > 300
+    for option, _ in fit_help.OPTIONS["fit"]:
+        flag = option.split()[0]
+        # The arguments of a class are listed with the class.
+        if not flag.startswith(("--model.", "--data.")):
+            assert f"  {flag} " in whole or f", {flag} " in whole or f"{flag}{{" in whole, flag
+    assert "--model.help" in whole
+    for room, classes in (("data", all_data()), ("model", all_models())):
+        for option, _ in fit_help.OPTIONS["fit"] + fit_help.OPTIONS["test"]:
+            if option.startswith(f"--{room}."):
+                argument = option.split()[0].partition(".")[2]
+                bases = [base for cls in classes.values() for base in cls.__mro__]
+                assert any(argument in inspect.signature(base).parameters for base in bases), option
+
+
+def test_the_short_help_needs_no_torch() -> None:
+    code = "import sys\nfrom cnnbench.cli import main\nmain(['fit', '--help'])\nassert 'torch' not in sys.modules\n"
+    done = _python(code)
+    assert done.returncode == 0, done.stderr

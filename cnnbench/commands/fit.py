@@ -64,8 +64,9 @@ from cnnbench.commands.fit_errors import Parser, Refused, explain, known, user_e
 from cnnbench.commands.fit_folder import class_name, make_run_folder, network_name, remove_if_empty, remove_run
 from cnnbench.commands.fit_imports import allowed_imports, foreign_classes
 from cnnbench.commands.fit_loggers import LoggerWord, logger_of
+from cnnbench.commands.fit_outcome import outcome_table
 from cnnbench.commands.fit_record import Recording, Tested
-from cnnbench.console import is_first_process, note, out_json
+from cnnbench.console import is_first_process, note, out_json, show
 from cnnbench.counting.complexity import complexity
 from cnnbench.data import all_data
 from cnnbench.data.module import ImageDataModule
@@ -453,22 +454,35 @@ class CLI(LightningCLI):
             raise
 
     def validate(self, model: L.LightningModule, **options: Any) -> None:
-        self._restoring(self.trainer.validate, model, **options)
+        # Lightning's table has figures of sixteen digits.
+        options["verbose"] = False
+        self._print_outcome("val", self._restoring(self.trainer.validate, model, **options))
 
     def test(self, model: L.LightningModule, **options: Any) -> None:
         """Test a checkpoint, and write the record of the test."""
         config, trainer = self.config[self.subcommand], self.trainer
-        # Lightning's table would not be part of the JSON document.
-        options["verbose"] = options["verbose"] and not config.json
-        self._restoring(trainer.test, model, **options)
+        # Lightning's table has figures of sixteen digits.
+        options["verbose"] = False
+        outcome = self._restoring(trainer.test, model, **options)
         record = None
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             record = Recording.of(trainer, model, self.datamodule, _say).of_test(Path(config.ckpt_path))
         self._show(record)
+        if not config.json:
+            self._print_outcome("test", outcome)
         if config.json:
             if record is None:
                 raise UserError("--json prints the record of the test, and there is none")
             out_json(asdict(record))
+
+    def _print_outcome(self, split: Literal["val", "test"], outcome: Sequence[Mapping[str, float]]) -> None:
+        """Print the table of a validation or a test, in the first of several processes."""
+        if not self.trainer.is_global_zero:
+            return
+        figures = {name: value for loader in outcome or () for name, value in loader.items()}
+        counts = self.model.confusion_counts(split) if isinstance(self.model, ImageClassifier) else None
+        name = network_name(self.config[self.subcommand].model)
+        show(outcome_table(f"{name}, {getattr(self.datamodule, 'label', 'data')}", split, figures, counts))
 
     def _show(self, record: Record | None) -> None:
         """Log a record to W&B, if the command logs to it."""
