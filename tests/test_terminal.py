@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -389,3 +390,84 @@ def test_the_short_help_needs_no_torch() -> None:
     code = "import sys\nfrom cnnbench.cli import main\nmain(['fit', '--help'])\nassert 'torch' not in sys.modules\n"
     done = _python(code)
     assert done.returncode == 0, done.stderr
+
+
+def _listed(capsys: pytest.CaptureFixture, *words: str) -> dict[str, dict[str, Any]]:
+    room = "data" if "--data" in words else "models"
+    assert main(["list", "--json", *words]) == 0
+    return json.loads(capsys.readouterr().out)[room]
+
+
+def test_list_shows_what_meets_all_conditions(capsys: pytest.CaptureFixture) -> None:
+    every = _listed(capsys)
+    few = _listed(capsys, "--where", "params<5M,year>=2015", "--sort", "macs")
+    expected = [n for n, e in every.items() if e["params_32"] < 5_000_000 and (e["year"] or 0) >= 2015]
+    assert list(few) == sorted(expected, key=lambda name: every[name]["macs_32"])
+    good = _listed(capsys, "--where", "reference>99.5")
+    assert set(good) == {n for n, e in every.items() if any(m["accuracy"] > 99.5 for m in e["measured"])}
+    assert 0 < len(good) < len(every)
+    published = _listed(capsys, "--where=published>=93,published<94.5")
+    assert {"ResNet110"} <= set(published)
+    assert "AlexNet" not in published
+
+
+@pytest.mark.parametrize(("sort", "key"), [("params", "params_32"), ("macs", "macs_32"), ("year", "year")])
+def test_list_sorts_by_a_figure(sort: str, key: str, capsys: pytest.CaptureFixture) -> None:
+    values = [entry[key] for entry in _listed(capsys, "--sort", sort).values()]
+    known = [value for value in values if value is not None]
+    assert values == sorted(known) + [None] * (len(values) - len(known))
+
+
+def test_list_sorts_by_accuracy_on_one_data_set(capsys: pytest.CaptureFixture) -> None:
+    entries = _listed(capsys, "--sort", "accuracy").values()
+    of_cifar = [[m["accuracy"] for m in e["measured"] if m["data"].startswith("CIFAR-10")] for e in entries]
+    first = [values[0] for values in of_cifar if values]
+    assert len(first) > 3
+    assert of_cifar == [[value] for value in sorted(first, reverse=True)] + [[]] * (len(of_cifar) - len(first))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--where", "prams<5M"], "unknown figure of --where 'prams'; did you mean 'params'? valid: params, macs"),
+        (["--where", "params"], "where 'params' is no condition; write for example --where 'params<5M'"),
+        (["--where", "params<many"], "where 'params<many': 'many' is not a number; write for example 5M"),
+        (["--sort", "size"], "unknown sort 'size'; valid: name, params, macs, accuracy, year"),
+        (["--data", "--sort", "params"], "unknown sort 'params'; valid: name, classes, size"),
+        (["--data", "--where", "params<5"], "unknown figure of --where 'params'; valid: classes, channels, size"),
+    ],
+)
+def test_list_refuses_what_it_cannot_read(words: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["list", *words]) == 2
+    text = capsys.readouterr().err
+    assert message.split(";")[0] in text
+    assert text.count("\n") == 1
+
+
+def test_list_says_that_nothing_meets_the_conditions(capsys: pytest.CaptureFixture) -> None:
+    assert main(["list", "--where", "params<1"]) == 0
+    assert capsys.readouterr().out == "nothing meets params<1\n"
+    assert list(_listed(capsys, "--data", "--where", "classes=10")) == ["CIFAR10", "MNIST", "Synthetic"]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+def test_list_breaks_no_word_and_says_what_it_leaves_out(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("cnnbench.commands.list.PIPE_WIDTH", width)
+    assert main(["list", "--plain"]) == 0
+    table, _, rest = capsys.readouterr().out.partition("32: 3x32x32")
+    lines = table.splitlines()
+    every = ("Year", "Key idea", "Depth", "Params 32", "MACs 32", "Params 224", "MACs 224", "Published", "Reference")
+    for title in every:
+        assert (title in lines[0]) != (title in lines[-1]), title
+    if "Left out" in lines[-1]:
+        lines.pop()
+    assert max(map(len, lines)) <= width
+    # No row is longer than its accuracies: a line for each of at most three.
+    assert len([line for line in lines if line[:1].strip()]) == len(all_models()) + 1
+    if "Key idea" not in lines[0]:
+        assert len(lines) <= 2 * len(all_models())
+    if "Reference" in lines[0]:
+        assert "86.4 CIFAR-10*" in table
+    assert "* is a JPEG copy" in rest
