@@ -40,6 +40,7 @@ TRAINING = {
 PLAIN_OPTION = "--plain"
 COMMANDS = {
     "bench": "measure networks on data sets, a record per cell, and report",
+    "pick": "choose a network by accuracy, time and cost, from records and publications",
     "report": "make tables, pictures and a page from records",
     "search": "search for the settings of a training by validation accuracy",
     "explain": "see what a CNN does: the instruments of a course",
@@ -47,15 +48,16 @@ COMMANDS = {
     "speed": "time networks against each other: latency, throughput, training steps",
     "compare": "compare the records of two runs: costs, times, accuracy, each with its interval and a verdict",
     "card": "write a model card for each trained network of a run",
-    "pick": "choose a network by accuracy, time and cost, from records and publications",
     "list": "list the networks, what they cost and how good they are, and the data sets",
+    "completion": "print the script with which a shell completes commands, options and names",
 }
 """Subcommands of this package, with their help texts.
 
 Each is a module of `cnnbench.commands` that defines ``Options``, a dataclass as in `cnnbench.options`; ``EXAMPLE``, the
 options of an example command line; and ``run(options)``, which returns the exit code. A module whose options may come
 from a file can also define ``check_file``; see `cnnbench.options.parse`. The module of ``explain`` defines
-``main(words)`` instead, because its tools are subcommands themselves.
+``main(words)`` instead, because its tools are subcommands themselves, and that of ``completion`` ``main(words,
+commands)``.
 """
 
 
@@ -154,6 +156,8 @@ def _run(words: Sequence[str]) -> int:
     module = _module_of(name)
     if name == "explain":
         return int(module.main(rest))
+    if name == "completion":
+        return int(module.main(rest, COMMANDS | TRAINING))
     return run_command(module, rest, f"cnnbench {name}")
 
 
@@ -198,9 +202,9 @@ def _overview() -> str:
     """Return the help of ``cnnbench`` itself: the list of its subcommands."""
     lines = ["usage: cnnbench COMMAND ...", "", "Which CNN, at what cost, how good, and why.", ""]
     for name, text in COMMANDS.items():
-        lines.append(f"  {name:<9} {text}")
+        lines.append(f"  {name:<10} {text}")
     for name, text in TRAINING.items():
-        lines.append(f"  {name:<9} {text} (LightningCLI)")
+        lines.append(f"  {name:<10} {text} (LightningCLI)")
     lines += ["", "`cnnbench COMMAND --help` has the options of a command, --version the version."]
     lines += ["--plain, with any command, leaves out colours, bars and the lines around tables.", ""]
     lines.append("example: cnnbench bench --models LeNet5,ResNet18 --data CIFAR10 --budget 60s")

@@ -27,7 +27,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
 
 from cnnbench.console import out_text
 from cnnbench.errors import UserError, unknown
@@ -121,7 +121,7 @@ def parse(
         UserError: An option is unknown or missing, or has an invalid value.
         SystemExit: The words contain ``--help``; the help is printed first.
     """
-    parser = _make_parser(cls, command, example)
+    parser = make_parser(cls, command, example)
     raw = vars(parser.parse_args(list(words)))
     known = dict(_fields(cls))
     given = {name: convert(cls, name, value) for name, value in raw.items()}
@@ -321,6 +321,23 @@ _CONVERTERS: dict[Any, Callable[[Any, str], Any]] = {
 }
 
 
+class Known(NamedTuple):
+    """What may follow an option: the type of a single value, the valid words, and which names it takes."""
+
+    type: Any
+    choices: tuple[str, ...]
+    names: str | None
+
+
+def facts_of(cls: type, name: str) -> Known | None:
+    """Return what may follow an option of a dataclass; None if it has no such option."""
+    field = dict(_fields(cls)).get(name)
+    if field is None:
+        return None
+    kind = _kind_of(cls, name)
+    return Known(kind.type, kind.choices, field.metadata["option"].names)
+
+
 def _fields(cls: type) -> Iterator[tuple[str, Field]]:
     """Yield the name and the field of each option: first a class's own options, then those that it inherits."""
     # `dataclasses.fields` would begin with the options of the base class, so the classes are walked from this one up.
@@ -394,7 +411,8 @@ class _Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def _make_parser(cls: type, command: str, example: str) -> _Parser:
+def make_parser(cls: type, command: str, example: str = "") -> argparse.ArgumentParser:
+    """Return a parser of the options of a dataclass; see `parse`."""
     parser = _Parser(
         prog=command,
         description=" ".join(str(cls.__doc__).split("\n\n")[0].split()),

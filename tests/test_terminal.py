@@ -7,10 +7,13 @@ import inspect
 import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -471,3 +474,58 @@ def test_list_breaks_no_word_and_says_what_it_leaves_out(
     if "Reference" in lines[0]:
         assert "86.4 CIFAR-10*" in table
     assert "* is a JPEG copy" in rest
+
+
+@pytest.fixture(scope="module")
+def completes() -> Callable[[str], set[str]]:
+    """Return a function that lets bash complete a command line."""
+    script = _python("import sys\nfrom cnnbench.cli import main\nsys.exit(main(['completion', 'bash']))")
+    assert script.returncode == 0, script.stderr
+    name = re.search(r"complete .*-F (\w+) cnnbench", script.stdout)
+    assert name is not None
+
+    def complete(line: str) -> set[str]:
+        words = line.split(" ")
+        program = (
+            f"{script.stdout}\nCOMP_WORDS=({' '.join(shlex.quote(word) for word in words)})\n"
+            f"COMP_CWORD={len(words) - 1}\n{name[1]}\nprintf '%s\\n' \"${{COMPREPLY[@]}}\"\n"
+        )
+        done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=60, check=True)
+        assert done.stderr == ""
+        return set(done.stdout.split())
+
+    return complete
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("cnnbench co", {"compare", "completion", "count"}),
+        ("cnnbench count LeN", {"LeNet5"}),
+        ("cnnbench count LeNet5 ResNet1", {"ResNet18", "ResNet101", "ResNet110", "ResNet152"}),
+        ("cnnbench bench --models Mob", {"MobileNetV1", "MobileNetV2"}),
+        ("cnnbench bench --data M", {"MNIST"}),
+        ("cnnbench bench --laun", {"--launcher", "--launcher_options"}),
+        ("cnnbench fit --model AlexN", {"AlexNet"}),
+        ("cnnbench fit --test ", {"last", "best", "none"}),
+        ("cnnbench fit --trainer.max_", {"--trainer.max_epochs", "--trainer.max_time"}),
+        ("cnnbench test --weights ", {"reference"}),
+        ("cnnbench count VGG16 --optimizer sg", {"sgd", "sgd-momentum"}),
+        ("cnnbench explain sep", {"separable"}),
+        ("cnnbench explain filters VGG1", {"VGG11", "VGG13", "VGG16", "VGG19"}),
+        ("cnnbench completion ", {"bash", "zsh", "tcsh"}),
+        ("cnnbench list --wh", {"--where"}),
+    ],
+)
+def test_bash_completes(line: str, expected: set[str], completes: Callable[[str], set[str]]) -> None:
+    assert completes(line) == expected
+
+
+@pytest.mark.parametrize("shell", ["zsh", "tcsh"])
+def test_other_shells_get_a_script(shell: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["completion", shell]) == 0
+    text = capsys.readouterr().out
+    assert "MobileNetV2" in text
+    assert "compare" in text
+    assert main(["completion", "fish"]) == 2
+    assert "unknown shell 'fish'" in capsys.readouterr().err
