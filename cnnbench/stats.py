@@ -25,6 +25,12 @@ ALIKE = 0.005
 """Relative difference of two times that is treated as none: two copies of one network differ by that much, depending on
 where in memory they lie."""
 NORMAL_QUANTILE = float(special.ndtri(0.975))
+FEWEST_FOR_CHI_SQUARE = 25
+"""Number of images on which two networks disagree from which on McNemar's test uses chi-square; with fewer it is
+exact."""
+BOOTSTRAP_RESAMPLES = 2000
+_DRAWN_AT_ONCE = 2_000_000
+"""Images times resamples that are drawn at once, which bounds the memory."""
 FEWEST_FOR_CORRELATION = 3
 FEWEST_FOR_CORRELATION_INTERVAL = 5
 _CORRELATION_RESAMPLES = 2000
@@ -350,6 +356,147 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> MeanDi
     differences = [a - b for a, b in zip(first, second, strict=True)]
     error = _deviation(differences, max(map(abs, (*first, *second)))) / math.sqrt(len(differences))
     return MeanDifference(statistics.fmean(differences), error, len(differences) - 1)
+
+
+class McNemar(NamedTuple):
+    """McNemar's test of two classifiers on the same images.
+
+    Attributes:
+        p: Two-sided p value of the hypothesis that both are right equally often.
+        exact: Whether it is that of the binomial distribution; otherwise that of chi-square, with continuity
+            correction.
+    """
+
+    p: float
+    exact: bool
+
+    @property
+    def method(self) -> str:
+        """Return the name of the test with its variant."""
+        if self.exact:
+            return "McNemar's test, exact binomial"
+        return "McNemar's test, chi-square with continuity correction"
+
+
+def mcnemar(only_first: int, only_second: int) -> McNemar:
+    """Test whether two classifiers are right equally often, from the images that only one of them gets right.
+
+    Images that both get right, or both wrong, say nothing about the difference. If both are equally good, each of the
+    other images falls to either side with probability 1/2 (McNemar 1947; for classifiers, Dietterich 1998, Neural
+    Computation 10, 1895). With fewer than `FEWEST_FOR_CHI_SQUARE` such images the p value is the exact binomial one,
+    otherwise that of chi-square with one degree of freedom and continuity correction (Edwards 1948).
+
+    Args:
+        only_first: Number of images that only the first classifier gets right.
+        only_second: Number of images that only the second classifier gets right.
+    """
+    images = only_first + only_second
+    if images < FEWEST_FOR_CHI_SQUARE:
+        # Equal counts would make this larger than 1, since the middle of the distribution is then in both tails.
+        p = min(1.0, 2 * float(special.bdtr(min(only_first, only_second), images, 0.5))) if images else 1.0
+        return McNemar(p, True)
+    # The correction makes a difference smaller by 1, but never negative.
+    difference = max(abs(only_first - only_second) - 1, 0)
+    return McNemar(float(special.chdtrc(1, difference**2 / images)), False)
+
+
+class Bootstrap(NamedTuple):
+    """Accuracies of networks on resampled test images, and with resampled seeds.
+
+    Attributes:
+        values: Accuracy of each network in each resample, (resamples, networks). All networks of a resample were tested
+            on the same images.
+    """
+
+    values: np.ndarray
+
+    def interval(self, first: int, second: int, estimate: float) -> Interval:
+        """Return the percentile interval of the accuracy of one network minus that of another.
+
+        Args:
+            first: Index of the first network.
+            second: Index of the second network.
+            estimate: Difference in the data themselves.
+        """
+        low, high = np.quantile(self.values[:, first] - self.values[:, second], (0.025, 0.975))
+        return Interval(estimate, float(low), float(high))
+
+    def error(self, first: int, second: int) -> float:
+        """Return the standard error of the accuracy of one network minus that of another."""
+        return float((self.values[:, first] - self.values[:, second]).std(ddof=1))
+
+
+def paired_bootstrap(right: Sequence[np.ndarray], resamples: int = BOOTSTRAP_RESAMPLES, seed: int = 0) -> Bootstrap:
+    """Resample the seeds of each network and the test images, which are the same for all networks of a resample.
+
+    Args:
+        right: Whether each image is classified right, (seeds, images), one array per network. A network with one seed
+            stands for itself, so that the differences are about this training.
+        resamples: Number of draws.
+        seed: Seed of the draws.
+
+    The images are drawn with replacement (Efron 1979). Of n seeds, n - 1 are drawn with replacement, since n draws
+    would give (n - 1) / n of the variance of a mean of n seeds only (McCarthy and Snowden 1985; Rao and Wu 1988): half
+    of it for two seeds.
+    """
+    generator = np.random.default_rng(seed)
+    rows = np.concatenate(right).astype(np.float32)
+    accuracies = _resampled_accuracies(rows, resamples, generator)
+    values = np.empty((resamples, len(right)))
+    start = 0
+    for index, of_network in enumerate(right):
+        seeds = len(of_network)
+        drawn = generator.integers(seeds, size=(resamples, max(1, seeds - 1)))
+        values[:, index] = np.take_along_axis(accuracies[:, start : start + seeds], drawn, axis=1).mean(axis=1)
+        start += seeds
+    return Bootstrap(values)
+
+
+def _resampled_accuracies(rows: np.ndarray, resamples: int, generator: np.random.Generator) -> np.ndarray:
+    """Return the accuracy of each trained network on resampled images, (resamples, rows).
+
+    Args:
+        rows: 1 for each image that is classified right, else 0, (rows, images) float32.
+        resamples: Number of draws.
+        generator: Source of the draws.
+    """
+    images = rows.shape[1]
+    columns = np.ascontiguousarray(rows.T)
+    parts = []
+    at_once = max(1, _DRAWN_AT_ONCE // images)
+    for start in range(0, resamples, at_once):
+        count = min(at_once, resamples - start)
+        # How often each image was drawn, (count, images). The product with the rows then sums over the drawn images;
+        # the sums are whole numbers below 2**24, so float32 holds them exactly.
+        drawn = generator.integers(images, size=(count, images))
+        drawn += np.arange(count)[:, None] * images
+        times = np.bincount(drawn.ravel(), minlength=count * images).reshape(count, images)
+        parts.append(times.astype(np.float32) @ columns)
+    return np.concatenate(parts).astype(np.float64) / images
+
+
+def over_seeds_and_images(first: np.ndarray, second: np.ndarray, error: float) -> MeanDifference:
+    """Return the difference of the mean accuracies of two networks, for trainings with other seeds and other images.
+
+    Percentiles of a bootstrap claim too much with few seeds. So its standard error is used with Student's quantile
+    (Efron and Tibshirani 1993, chapter 12). The degrees of freedom are those of Satterthwaite (1946): the variance over
+    the images counts as known, and that over n seeds has n - 1.
+
+    Args:
+        first: Whether each image is classified right, (seeds, images); at least two seeds.
+        second: The same of the other network, on the same images.
+        error: Standard error of the difference, from `paired_bootstrap`.
+    """
+    by_image = first.mean(axis=0) - second.mean(axis=0)
+    weights = 0.0
+    total = float(by_image.var(ddof=1)) / len(by_image)
+    for right in (first, second):
+        part = float(right.mean(axis=1).var(ddof=1)) / len(right)
+        total += part
+        weights += part**2 / (len(right) - 1)
+    # Without any spread over seeds the images alone decide, and Student's distribution is the normal one.
+    freedom = total**2 / weights if weights else math.inf
+    return MeanDifference(float(by_image.mean()), error, freedom)
 
 
 def holm(p_values: Sequence[float], tests: int | None = None) -> list[float]:
