@@ -226,6 +226,15 @@ QUALITY = Measure(
         ),
         Figure("test_accuracy_low", "share"),
         Figure("test_accuracy_high", "share"),
+        Figure(
+            "ece",
+            "share",
+            "ECE %",
+            "Expected calibration error on the test set: by how much confidence and accuracy differ, over 15 bins of "
+            "equal width (Guo et al. 2017), weighted by images.",
+            "less",
+        ),
+        Figure("nll", "amount", better="less"),
     ),
     trained=True,
 )

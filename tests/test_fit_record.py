@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from cnnbench.benchmark.training import weights_facts
+from cnnbench.calibration import calibration_error, mean_loss
 from cnnbench.cli import main
 from cnnbench.errors import UserError
 from cnnbench.models import all_models
 from cnnbench.network import get_network, make_classifier, name_of
 from cnnbench.predictions import Predictions, read_predictions, write_predictions
 from cnnbench.record import Record, load_records
+from cnnbench.training.outcomes import scores
 
 # 54 training images and 6 for validation make 5 steps of 10 images per epoch.
 DATA = ["--data=Synthetic", "--data.train_images=60", "--data.test_images=20", "--data.batch_size=10"]
@@ -69,6 +71,10 @@ def test_fit_writes_a_record_of_training_and_test() -> None:
     assert record.measures["test_accuracy"] == matrix.trace() / 20
     predictions = read_predictions(_run() / "predictions" / f"{record.key}.npz", record.confusion_matrix)
     assert len(predictions.true) == 20
+    # The figures of the test are those of the stored logits, up to their rounding.
+    right = predictions.true == predictions.predicted
+    assert record.measures["ece"] == pytest.approx(calibration_error(predictions.confidence, right))
+    assert record.measures["nll"] == pytest.approx(mean_loss(predictions.logits, predictions.true), abs=1e-3)
     # The weights that were tested are those of the last step.
     assert training["weights"] == "checkpoints/last.ckpt"
     assert weights_facts(_run() / training["weights"], _run())["weights_sha256"] == training["weights_sha256"]
@@ -240,6 +246,59 @@ def test_predictions_never_run_code_and_never_fill_the_memory() -> None:
     np.savez_compressed(path, true=np.zeros(70_000_000, np.uint8), predicted=np.zeros(1, np.uint8))
     with pytest.raises(UserError, match="more than"):
         read_predictions(path, [[1]])
+
+
+def _scored(values: Predictions, seed: int = 0) -> Predictions:
+    """Add the confidence and the logits of a network with these predictions."""
+    logits = torch.randn(len(values.true), 3, generator=torch.Generator().manual_seed(seed))
+    predicted = torch.from_numpy(values.predicted)
+    logits[torch.arange(len(predicted)), predicted] += 5
+    confidence, kept = scores(logits, predicted, True)
+    assert confidence.numpy() == pytest.approx(logits.softmax(1).max(1).values.numpy())
+    return values._replace(confidence=confidence.numpy(), logits=kept.numpy())
+
+
+def test_confidence_and_logits_are_read_as_they_were_written(predictions: tuple[Predictions, list[list[int]]]) -> None:
+    values, matrix = predictions
+    scored = _scored(values)
+    path = Path("cell.npz")
+    write_predictions(path, scored, 3)
+    read = read_predictions(path, matrix)
+    assert read.confidence.tolist() == scored.confidence.tolist()
+    assert read.logits.tolist() == scored.logits.tolist()
+    assert read_predictions(path, matrix, scores=False).confidence is None
+
+
+def test_logits_without_bounds_keep_their_probabilities() -> None:
+    logits = torch.tensor([[9e4, -9e4, -torch.inf], [3.0, 3.0, -1.0]])
+    confidence, kept = scores(logits, logits.argmax(1), True)
+    assert kept.isfinite().all()
+    expected = torch.tensor([1.0, logits[1].softmax(0).max()])
+    assert confidence.numpy() == pytest.approx(expected.numpy())
+    assert kept.float().softmax(1).max(1).values.numpy() == pytest.approx(expected.numpy(), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"confidence": None}, "logits without a confidence"),
+        ({"confidence": np.full(4, 0.9, np.float32), "logits": None}, r"confidence is \(4,\)"),
+        ({"confidence": np.full(5, np.nan, np.float32), "logits": None}, "not the largest of 3 probabilities"),
+        ({"confidence": np.full(5, 0.2, np.float32), "logits": None}, "not the largest of 3 probabilities"),
+        ({"confidence": np.full(5, 0.5, np.float32)}, "contradict each other"),
+        ({"logits": np.zeros((5, 2), np.float16)}, r"logits are \(5, 2\)"),
+        ({"logits": np.full((5, 3), np.nan, np.float16)}, "largest logit"),
+        ({"logits": np.float16([[0, -9, -9]] * 5)}, "not that of its predicted class"),
+        ({"logits": np.float16([[0, 1, 0]] * 5)}, "largest logit of an image is not 0"),
+    ],
+)
+def test_scores_that_contradict_the_classes_are_refused(
+    predictions: tuple[Predictions, list[list[int]]], changes: dict, message: str
+) -> None:
+    values, matrix = predictions
+    write_predictions(Path("cell.npz"), _scored(values)._replace(**changes), 3)
+    with pytest.raises(UserError, match=message):
+        read_predictions(Path("cell.npz"), matrix)
 
 
 # Names of networks

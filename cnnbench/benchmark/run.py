@@ -26,7 +26,13 @@ from cnnbench.benchmark.goal import Goal, check_goal
 from cnnbench.benchmark.launchers import Job, Launcher
 from cnnbench.benchmark.plan import PLAN_FILE, Cell, Plan, load_plan, save_plan
 from cnnbench.benchmark.recipe_files import training_options
-from cnnbench.benchmark.training import TrainingHistory, examples_of, run_environment, weights_facts
+from cnnbench.benchmark.training import (
+    TrainingHistory,
+    calibration_figures,
+    examples_of,
+    run_environment,
+    weights_facts,
+)
 from cnnbench.checkpoints import CheckpointFile
 from cnnbench.confusion import accuracy
 from cnnbench.console import note
@@ -670,7 +676,9 @@ class _Run:
         if seen != images:
             raise RuntimeError(f"the test counted {seen} of {images} images")
         content["confusion_matrix"] = matrix
-        measures |= accuracy(matrix)
+        calibrated = calibration_figures(model)
+        measures |= {**accuracy(matrix), **calibrated.figures}
+        content["skipped"] |= calibrated.skipped
         self._take_measures(cell, model, content, trained=True)
         if "validation" in self.plan.measures:
             measures |= accuracy(model.confusion_counts("val"), "val")

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 
 from cnnbench import hardware
+from cnnbench.calibration import calibration_error
 from cnnbench.data import BenchData
 from cnnbench.data.foreign import ForeignData
 from cnnbench.errors import UserError
+from cnnbench.measures import Taken
 from cnnbench.predictions import Examples
 from cnnbench.record import environment
 from cnnbench.training.classifier import ImageClassifier
@@ -24,6 +26,8 @@ from cnnbench.training.clock import TrainingClock
 from cnnbench.training.curve import Curve
 from cnnbench.training.words import trainer_settings, trainer_words
 
+LARGEST_LOSS = 1e15
+"""Limit of the loss in a record; that of a network that diverged may be larger."""
 MOST_MISTAKES = 64
 """Largest number of mistaken test images that are shown of a network."""
 
@@ -175,6 +179,15 @@ class TrainingHistory(L.Callback):
         }
 
 
+def calibration_figures(model: ImageClassifier) -> Taken:
+    """Return how well the confidences of a network's last test, in one process, agree with its accuracy."""
+    found, loss = model.test_predictions(), model.mean_loss("test")
+    if found.confidence is None or not loss < LARGEST_LOSS:
+        words = "the network's outputs are not finite, or too large"
+        return Taken({}, {"ece": words, "nll": words})
+    return Taken({"ece": calibration_error(found.confidence, found.right), "nll": loss})
+
+
 def examples_of(model: ImageClassifier, data: BenchData) -> Examples:
     """Return pictures of the first mistakes of a network's last test, in one process, and of its first filters.
 
@@ -182,7 +195,7 @@ def examples_of(model: ImageClassifier, data: BenchData) -> Examples:
         model: Network after a test.
         data: Data of the test.
     """
-    true, predicted = model.test_predictions()
+    true, predicted, *_ = model.test_predictions()
     wrong = np.flatnonzero(true != predicted)[:MOST_MISTAKES]
     if isinstance(data, ForeignData):
         images = data.test_pixels(wrong.tolist())

@@ -13,13 +13,13 @@ import torch
 from lightning.pytorch.callbacks import Timer
 
 from cnnbench import references
-from cnnbench.benchmark.training import TrainingHistory, run_environment, weights_facts
+from cnnbench.benchmark.training import TrainingHistory, calibration_figures, run_environment, weights_facts
 from cnnbench.confusion import accuracy
 from cnnbench.counting import CONVENTION
 from cnnbench.data.module import ImageDataModule
 from cnnbench.errors import UserError
 from cnnbench.files import reason
-from cnnbench.measures import Subject, take_all
+from cnnbench.measures import Subject, Taken, take_all
 from cnnbench.network import name_of
 from cnnbench.predictions import write_predictions
 from cnnbench.record import Record, load_records, write_record
@@ -260,7 +260,12 @@ class Recording:
         low, high = found["test_accuracy_low"], found["test_accuracy_high"]
         words = f"{found['test_accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})"
         self.say(f"test accuracy {words}, {images:,} images{weights}")
-        return replace(record, confusion_matrix=matrix, measures={**record.measures, **found})
+        calibrated = Taken({}, {"ece": "measured in one process only"})
+        if self.trainer.world_size == 1:
+            calibrated = calibration_figures(self.model)
+        measures = {**record.measures, **found, **calibrated.figures}
+        skipped = {**record.skipped, **calibrated.skipped}
+        return replace(record, confusion_matrix=matrix, measures=measures, skipped=skipped)
 
     def _write(self, record: Record) -> Record | None:
         """Write a record into the run folder, with the predicted classes of its test, and print its path.

@@ -53,6 +53,7 @@ LEFT_OUT_WHEN_NARROW = (
     "macs_to_accuracy",
     "images_to_accuracy",
     "flops",
+    "ece",
     "data",
     "activations",
     "train_images_per_s",

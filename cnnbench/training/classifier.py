@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
@@ -24,11 +25,11 @@ from cnnbench.blocks import Form, resolve_form
 from cnnbench.console import note
 from cnnbench.errors import DivergedError, UserError, unknown
 from cnnbench.optimizers import adamw
-from cnnbench.predictions import Predictions
+from cnnbench.predictions import MOST_CLASSES, Predictions
 from cnnbench.training import several_steps
 from cnnbench.training.linear_rule import check_lr_batch_size, check_scheduler, images_per_step, scale_rates
 from cnnbench.training.loss import loss_and_logits
-from cnnbench.training.outcomes import Outcomes
+from cnnbench.training.outcomes import Outcomes, scores
 from cnnbench.training.random_state import of_process, random_state, set_random_state
 from cnnbench.training.schedule import refuse_search, schedule_of, set_rate, step_on_plateau, time_budget
 from cnnbench.training.settings import Interval, Schedule, Stepping, settle
@@ -186,7 +187,7 @@ class ImageClassifier(L.LightningModule):
         self.trained_images: int | None = 0
         # Seed of the training; None if it had none, or if nobody said which.
         self.training_seed: int | None = None
-        self._answers: list[tuple[Tensor, Tensor]] = []
+        self._answers: list[tuple[Tensor, ...]] = []
         self._logged_step = 0
         self._logged_in_epoch = False
         # Sums of the loss and the images. They stay on the device until the end of the epoch, as `Outcomes` does.
@@ -391,7 +392,7 @@ class ImageClassifier(L.LightningModule):
         predicted = logits.argmax(1)
         self._confusion[phase].update(predicted, batch[1])
         if phase == "test":
-            self._answers.append((batch[1], predicted))
+            self._answers.append((batch[1], predicted, *scores(logits, predicted, self.num_classes <= MOST_CLASSES)))
         count = torch.full((), float(len(batch[1])), device=loss.device)
         self._sums[phase] += torch.stack([loss.detach().float() * count, count])
 
@@ -495,10 +496,26 @@ class ImageClassifier(L.LightningModule):
         """Return the K x K counts of the last validation or test; rows are true classes, columns are predictions."""
         return self._confusion[phase].compute().tolist()
 
+    def mean_loss(self, phase: Literal["val", "test"]) -> float:
+        """Return the mean loss of the images of the last validation or test, of this process."""
+        loss, count = self._sums[phase].tolist()
+        return loss / count
+
     def test_predictions(self) -> Predictions:
-        """Return the true and the predicted class of each image of the last test, of this process."""
-        true, predicted = (torch.cat(classes).cpu().numpy() for classes in zip(*self._answers, strict=True))
-        return Predictions(true, predicted)
+        """Return what the network said of each image of the last test, of this process."""
+        true, predicted, *scored = (torch.cat(parts).cpu().numpy() for parts in zip(*self._answers, strict=True))
+        # A network that diverged may give outputs that are not finite, of which nothing else is kept.
+        if not all(np.isfinite(values).all() for values in scored):
+            return Predictions(true, predicted)
+        return Predictions(true, predicted, *scored)
+
+    def eval_logits(self, images: Tensor) -> Tensor:
+        """Return the logits, (N, K), from which the test takes its predictions.
+
+        Args:
+            images: Normalised images, (N, C, H, W), on the device of the network.
+        """
+        return self._logits_over_views(images)
 
     @property
     def training_words(self) -> str:

@@ -1,4 +1,4 @@
-"""Loss and accuracy of training steps, added up on the device."""
+"""Loss and accuracy of training steps, added up on the device, and what a network says of single test images."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cnnbench.errors import DivergedError
+from cnnbench.predictions import LOWEST_LOGIT
 
 _MOST_STEPS = 100
 """Largest number of training steps whose logits are kept before they are counted."""
@@ -86,3 +87,20 @@ class Outcomes:
         """Return the mean loss and the accuracy of the images in the sums, by their names in the log."""
         loss, correct, count = self._sums.tolist()
         return {"train/loss": loss / count, "train/accuracy": correct / count}
+
+
+def scores(logits: Tensor, predicted: Tensor, whole: bool) -> tuple[Tensor, ...]:
+    """Return what `cnnbench.predictions` keeps of logits: the confidence, (N,), and the logits, (N, K) float16.
+
+    Args:
+        logits: Logits, (N, K).
+        predicted: Index of the largest logit of each image, (N,).
+        whole: Whether to return the logits, and not the confidence alone.
+    """
+    values = logits.float()
+    # Without the largest logit, whose probability is then 1 over the sum, nothing overflows.
+    shifted = values - values.gather(1, predicted[:, None])
+    confidence = shifted.exp().sum(1).reciprocal()
+    if not whole:
+        return (confidence,)
+    return confidence, shifted.clamp(min=LOWEST_LOGIT).half()
