@@ -11,7 +11,7 @@ import io
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -81,7 +81,7 @@ def write_predictions(path: Path, predictions: Predictions, classes: int) -> Non
     """
     # One byte per image is enough for up to 256 classes.
     kind = np.uint8 if classes <= 256 else np.uint32
-    arrays = {"true": predictions.true.astype(kind), "predicted": predictions.predicted.astype(kind)}
+    arrays: dict[str, Any] = {"true": predictions.true.astype(kind), "predicted": predictions.predicted.astype(kind)}
     if predictions.confidence is not None:
         arrays["confidence"] = predictions.confidence.astype(np.float32)
     if predictions.logits is not None and predictions.logits.nbytes <= LARGEST:

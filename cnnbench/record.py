@@ -11,11 +11,11 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cnnbench.console import note
 from cnnbench.errors import UserError
@@ -77,6 +77,8 @@ class Record:
     confusion_matrix: list[list[int]] | None = None
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     schema: int = SCHEMA
+    file: ClassVar[Path | None] = None
+    """Path of the file that holds this record alone; it is not a part of the record, and `located` sets it."""
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
@@ -110,6 +112,31 @@ class Record:
     def data_name(self) -> str:
         """Return the name of the data set that was asked for, also if synthetic data stands in for it."""
         return self.data.get("stands_in_for") or self.data["name"]
+
+
+def located(record: Record, file: Path) -> Record:
+    """Return a record that knows in which file it is, so that the predictions beside it are found.
+
+    Args:
+        record: Record.
+        file: Path of the file that holds this record alone.
+    """
+    copy = replace(record)
+    # The path is no field, since it would be written into the record.
+    object.__setattr__(copy, "file", file)
+    return copy
+
+
+def predictions_beside(record: Record) -> Path | None:
+    """Return the path of the predictions of a record's test; None if the record is in no run folder, or has none.
+
+    Records of a run folder are in its subfolder ``records``, and their predictions in ``predictions``. Records of a
+    JSON-lines file have none.
+    """
+    if record.file is None or record.file.parent.name != "records":
+        return None
+    path = record.file.parent.parent / "predictions" / f"{record.file.stem}.npz"
+    return path if path.exists() else None
 
 
 def cell_key(model: str, data: str, seed: int, recipe: str = "") -> str:
@@ -227,7 +254,7 @@ def _load_file(file: Path) -> list[Record]:
     text = read_text(file, "record file")
     where = f"record file '{file}'"
     if file.suffix != ".jsonl":
-        return [parse_record(parse_json(text, where), where)]
+        return [located(parse_record(parse_json(text, where), where), file)]
     records = []
     # Only a line feed ends a record: texts may contain other characters at which `str.splitlines` breaks lines.
     for number, line in enumerate(text.split("\n"), 1):

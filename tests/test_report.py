@@ -60,6 +60,7 @@ def test_files_are_complete(complete: Path) -> None:
     files = [path for path in complete.rglob("*") if path.is_file()]
     names = sorted(str(f.relative_to(complete)) for f in files)
     assert names == [
+        "classes.csv",
         "figures/accuracy_latency.png",
         "figures/accuracy_macs.png",
         "figures/confusion_LeNet5-MNIST-seed0.png",
@@ -416,7 +417,7 @@ def test_the_records_are_written_before_any_picture(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("cnnbench.report.charts.accuracy_against", kill)
     with pytest.raises(KeyboardInterrupt):
         write_report(RECORDS, Path("report"))
-    assert [path.name for path in Path("report").iterdir()] == ["results.csv"]
+    assert {path.name for path in Path("report").iterdir()} == {"results.csv", "classes.csv"}
 
 
 @pytest.mark.parametrize("name", ["results.csv", "report.md", "report.html", "figures/learning_curves.png"])

@@ -68,10 +68,11 @@ def test_pictures_are_drawn_once_and_not_held(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(pictures, "_make", count_living)
     monkeypatch.setattr(pictures, "MOST_MATRICES", 2)
     files = write_report(_networks(6), tmp_path)
-    assert len(files) == 3 + 4 + 6
+    assert len(files) == 4 + 4 + 6
     assert saved == {"png": 4}  # the PNG files of matrices are painted without a figure of their own
     assert counts == [0] * len(counts)
-    assert len(counts) == 5 + 6  # the picture of reference accuracies has nothing to show, and no file
+    # The pictures of reference accuracies and of confidences have nothing to show, and no file.
+    assert len(counts) == 6 + 6
 
 
 def test_the_page_has_a_limit_of_matrices_and_the_folder_has_all(

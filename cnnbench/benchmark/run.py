@@ -46,7 +46,7 @@ from cnnbench.measures import DEFAULT_MEASURES, take_all
 from cnnbench.measures import Subject as MeasuredNetwork
 from cnnbench.network import make_classifier
 from cnnbench.predictions import Examples, write_predictions
-from cnnbench.record import Record, load_records, write_record
+from cnnbench.record import Record, load_records, located, write_record
 from cnnbench.references import percent, reference_of
 from cnnbench.schemas import check_speed
 from cnnbench.timing.process_memory import resident_growth
@@ -393,8 +393,7 @@ class _Run:
         for cell in pending:
             interrupts.check()
             record = self._run_cell(cell, speed.get(self._pair(cell), {}))
-            write_record(self.folder / "records" / f"{cell.key}.json", record)
-            done[cell.key] = record
+            done[cell.key] = self._write(record, cell.key)
             self.follower.end(record)
 
     def _launch(
@@ -412,11 +411,16 @@ class _Run:
             for key, result in launcher.run(jobs, folder):
                 cell = cells[key]
                 record = self._make_record(cell, status="error", reason=result) if isinstance(result, str) else result
-                write_record(self.folder / "records" / f"{key}.json", record)
-                done[key] = record
+                done[key] = self._write(record, key)
                 step.advance()
                 self.display.update(key, 1.0)
                 self.display.note(f"{self._pair(cell)}, seed {cell.seed}: {_outcome(record)}")
+
+    def _write(self, record: Record, key: str) -> Record:
+        """Write the record of a cell into the run folder, and return it with its place."""
+        path = self.folder / "records" / f"{key}.json"
+        write_record(path, record)
+        return located(record, path)
 
     def _make_record(self, cell: Cell, **content: Any) -> Record:
         """Return a record of a cell, with the facts that are known before it is measured."""

@@ -22,7 +22,7 @@ from cnnbench.files import reason
 from cnnbench.measures import Subject, Taken, take_all
 from cnnbench.network import name_of
 from cnnbench.predictions import write_predictions
-from cnnbench.record import Record, load_records, write_record
+from cnnbench.record import Record, load_records, located, write_record
 from cnnbench.schemas import check_record
 from cnnbench.training.classifier import ImageClassifier
 
@@ -287,7 +287,7 @@ class Recording:
         except OSError as error:
             raise UserError(f"record '{path}' cannot be written: {reason(error)}") from error
         self.say(f"record:     {path}")
-        return record
+        return located(record, path)
 
 
 @dataclass

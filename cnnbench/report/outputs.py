@@ -28,9 +28,12 @@ from cnnbench.plots.drawing import MANY
 from cnnbench.record import Record
 from cnnbench.references import reference_of
 from cnnbench.report import provenance
+from cnnbench.report.classes import HEAD, hardest_sentences
+from cnnbench.report.classes import rows as class_rows
 from cnnbench.report.columns import Column, columns_of
 from cnnbench.report.findings import first_of_each_label, listed, reference_sentences
 from cnnbench.report.page import FOLDED, Page
+from cnnbench.report.pairs import Pairs, pair_verdicts
 from cnnbench.report.pictures import Drawn, draw_pictures
 from cnnbench.report.seeds import Seeds, SeedTable
 from cnnbench.report.settings import said, setting
@@ -106,6 +109,16 @@ class Report:
     def seeds(self) -> Seeds:
         """Return the accuracies over seeds, and the differences of networks by seed."""
         return Seeds(self.records)
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """Return the pairs of networks on the same test images."""
+        return Pairs(self.records)
+
+    @cached_property
+    def hardest(self) -> list[str]:
+        """Return a sentence per data set on the class that is hardest."""
+        return hardest_sentences(self.records)
 
     @cached_property
     def shown(self) -> list[Record]:
@@ -190,7 +203,7 @@ def print_table(report: Report, console: Console) -> None:
         console.print(Text(report.left_out))
     if len(columns) < len(report.columns):
         console.print("(more columns in a wider terminal, and in the report)", markup=False)
-    for seed_table in report.seeds.tables:
+    for seed_table in [*report.seeds.tables, *report.pairs.tables]:
         _print_seeds(seed_table, console)
     for line in report.warnings:
         console.print(Text(text.printable(line)))
@@ -287,6 +300,26 @@ def to_csv(report: Report) -> str:
     return text.to_csv(rows)
 
 
+def pairs_csv(report: Report) -> str:
+    """Return all pairs of networks on the same images as CSV, without the sentences; empty without pairs."""
+    rows = [verdict.document() for verdict in report.pairs.verdicts]
+    if not rows:
+        return ""
+    head = [key for key in rows[0] if key != "sentence"]
+    lines: list[list[Any]] = [head]
+    for row in rows:
+        # Seeds are a list, which is one cell.
+        values = [row[key] for key in head]
+        lines.append([" ".join(map(str, value)) if isinstance(value, list) else value for value in values])
+    return text.to_csv(lines)
+
+
+def classes_csv(report: Report) -> str:
+    """Return the accuracy of every class as CSV, see `cnnbench.report.classes`; empty without confusion matrices."""
+    rows = list(class_rows(report.records))
+    return text.to_csv([list(HEAD), *rows]) if rows else ""
+
+
 class MarkdownPage:
     """A Markdown document under construction; every method escapes the texts that it adds."""
 
@@ -376,10 +409,13 @@ def to_markdown(report: Report, drawn: Drawn | None = None) -> str:
         page.paragraph(report.left_out)
     for sentence in report.references:
         page.paragraph(sentence)
-    for seeds in report.seeds.tables:
-        page.heading(seeds.title)
-        page.table(seeds.rows, seeds.numeric)
-        for sentence in seeds.sentences:
+    for table in [*report.seeds.tables, *report.pairs.tables]:
+        page.heading(table.title)
+        page.table(table.rows, table.numeric)
+        for sentence in table.sentences:
+            page.paragraph(sentence)
+    for sentence in [report.pairs.advice, *report.hardest]:
+        if sentence:
             page.paragraph(sentence)
     if drawn:
         _add_pictures(page, drawn)
@@ -434,9 +470,10 @@ def to_html(report: Report, drawn: Drawn | None = None) -> str:
 
 
 def write_report(records: Sequence[Record], folder: Path) -> list[Path]:
-    """Write ``results.csv``, ``figures/*.png``, ``report.md`` and ``report.html`` into a folder, in this order.
+    """Write tables (``*.csv``), ``figures/*.png``, ``report.md`` and ``report.html`` into a folder, in this order.
 
-    A picture that cannot be drawn is left out, with a line on stderr and in the report.
+    The tables are ``results.csv``, and if there is something for them ``classes.csv`` and ``pairs.csv``. A picture that
+    cannot be drawn is left out, with a line on stderr and in the report.
 
     Returns:
         Paths of the files, the HTML page first.
@@ -449,13 +486,18 @@ def write_report(records: Sequence[Record], folder: Path) -> list[Path]:
     table, markdown, page = folder / "results.csv", folder / "report.md", folder / "report.html"
     # The figures come first, so that they are written even if the pictures are not.
     write_text(table, to_csv(report))
+    tables = [table]
+    for name, content in (("classes.csv", classes_csv(report)), ("pairs.csv", pairs_csv(report))):
+        if content:
+            write_text(folder / name, content)
+            tables.append(folder / name)
     # The pictures come before the documents, which contain them and name those that could not be drawn.
     drawn = draw_pictures(report.records, folder / "figures")
     for line in drawn.failures:
         note(line)
     write_text(markdown, to_markdown(report, drawn))
     write_text(page, to_html(report, drawn))
-    return [page, markdown, table, *drawn.files]
+    return [page, markdown, *tables, *drawn.files]
 
 
 def json_document(records: Sequence[Record]) -> dict[str, Any]:
@@ -477,7 +519,7 @@ def json_document(records: Sequence[Record]) -> dict[str, Any]:
                 "environment": r.environment,
             }
         )
-    return {"schema": 1, "cells": cells, **Seeds(records).document()}
+    return {"schema": 1, "cells": cells, **Seeds(records).document(), "pairs_by_image": pair_verdicts(records)}
 
 
 def _without(key: str, values: Mapping[str, Any]) -> dict[str, Any]:

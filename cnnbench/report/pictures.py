@@ -24,7 +24,7 @@ from cnnbench.files import reason, write_bytes
 from cnnbench.pages import data_uri
 from cnnbench.plots.drawing import MOST_PANELS, plain_text
 from cnnbench.record import Record
-from cnnbench.report import charts
+from cnnbench.report import charts, reliability
 from cnnbench.report.confusion_pictures import DPI_OF_MANY, MatrixPainter
 from cnnbench.report.contenders import Contender, contenders
 from cnnbench.report.findings import (
@@ -324,6 +324,7 @@ def comparisons(records: Sequence[Record]) -> list[Picture]:
         _speed_picture(records),
         _curves_picture(records),
         *_trend_pictures(records),
+        _reliability_picture(records),
     ]
 
 
@@ -412,6 +413,25 @@ def _trend_caption(records: Sequence[Record], tracked: Tracked) -> list[str]:
     """Return the sentences below the picture of a trend."""
     series = all_series(records, tracked)
     return [*trend_sentences(series), *_labels_left_out(len(by_panel(series)))]
+
+
+def _reliability_picture(records: Sequence[Record]) -> Picture:
+    """Return the picture of accuracies against confidences."""
+
+    def caption() -> list[str]:
+        networks = len(reliability.with_confidences(records))
+        if not networks:
+            return []
+        words = [
+            "A calibrated network is right in 80 % of the images of which it is sure by 80 %. Below the dashed line it "
+            "is too sure. ECE is the expected calibration error over 15 bins of equal width (Guo et al. 2017)."
+        ]
+        if networks > reliability.MOST_NETWORKS:
+            words.append(f"The picture has the first {reliability.MOST_NETWORKS} of {networks:,} networks.")
+        return words
+
+    description = "Test accuracy against confidence, with the number of images in each bin"
+    return _comparison(records, "reliability", partial(reliability.reliability_diagram, records), description, caption)
 
 
 def _panels_left_out(entries: Sequence[Contender]) -> list[str]:
