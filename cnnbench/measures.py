@@ -311,9 +311,63 @@ TIME_TO_ACCURACY = Measure(
     trained=True,
 )
 
+CALIBRATION = Measure(
+    "calibration",
+    (
+        Figure("temperature", "amount"),
+        Figure(
+            "ece_scaled",
+            "share",
+            "ECE scaled %",
+            "Expected calibration error on the test set after temperature scaling; the temperature is fitted on the "
+            "validation split (Guo et al. 2017).",
+            "less",
+        ),
+        Figure("nll_scaled", "amount", better="less"),
+    ),
+    default=False,
+    trained=True,
+    take="cnnbench.benchmark.trained_measures:take_calibration",
+)
+
+CHANGES: dict[str, tuple[str, float, str]] = {
+    "robust_shift_mild": ("shift", 2, "moved by 2 pixels"),
+    "robust_shift_strong": ("shift", 4, "moved by 4 pixels"),
+    "robust_noise_mild": ("noise", 0.05, "Gaussian noise, standard deviation 5 % of the range of pixels"),
+    "robust_noise_strong": ("noise", 0.1, "Gaussian noise, standard deviation 10 % of the range of pixels"),
+    "robust_blur_mild": ("blur", 0.5, "Gaussian blur, standard deviation 0.5 pixels"),
+    "robust_blur_strong": ("blur", 1.0, "Gaussian blur, standard deviation 1 pixel"),
+    "robust_contrast_mild": ("contrast", 0.5, "half of the contrast"),
+    "robust_contrast_strong": ("contrast", 0.25, "a quarter of the contrast"),
+}
+"""Changes of the test images, by the key of their figure: kind, strength, and both in words."""
+
+ROBUSTNESS = Measure(
+    "robustness",
+    (
+        Figure(
+            "robust_accuracy",
+            "share",
+            "Robust %",
+            "Mean accuracy on the whole test set under eight changes of its images: moved by 2 and 4 pixels, Gaussian "
+            "noise of 5 and 10 % of the range, Gaussian blur of 0.5 and 1 pixel, a half and a quarter of the contrast. "
+            "These are not the changes of CIFAR-10-C. Each has a figure in results.csv.",
+            "more",
+            "seeds",
+        ),
+        *(Figure(key, "share", meaning=f"Test accuracy: {words}.") for key, (_, _, words) in CHANGES.items()),
+    ),
+    default=False,
+    trained=True,
+    take="cnnbench.benchmark.trained_measures:take_robustness",
+)
+
 MEASURES = {
     measure.name: measure
-    for measure in (COMPLEXITY, SPEED, MEMORY, TIME_TO_ACCURACY, TRAIN_QUALITY, VALIDATION, QUALITY)
+    for measure in (
+        *(COMPLEXITY, SPEED, MEMORY, TIME_TO_ACCURACY, TRAIN_QUALITY, VALIDATION, QUALITY),
+        *(CALIBRATION, ROBUSTNESS),
+    )
 }
 """Measures by their name in ``--measures``, in the order of their columns."""
 DEFAULT_MEASURES = tuple(name for name, measure in MEASURES.items() if measure.default)

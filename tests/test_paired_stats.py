@@ -125,14 +125,14 @@ def test_seeds_without_spread_leave_the_images() -> None:
 @pytest.mark.parametrize("seeds", [2, 3])
 def test_the_interval_over_seeds_and_images_holds_the_truth_where_percentiles_do_not(seeds: int) -> None:
     generator = np.random.default_rng(seeds)
-    held, percentiles, runs = 0, 0, 300
+    held, percentiles, runs = 0, 0, 200
     for _ in range(runs):
-        first, second = (_trained(generator, seeds, 400, 0.7, 0.03) for _ in range(2))
-        found = paired_bootstrap([first, second], resamples=300)
+        first, second = (_trained(generator, seeds, 4000, 0.7, 0.03) for _ in range(2))
+        found = paired_bootstrap([first, second], resamples=100)
         held += not over_seeds_and_images(first, second, found.error(0, 1)).interval.excludes(0.0)
         percentiles += not found.interval(0, 1, 0.0).excludes(0.0)
     assert held / runs >= 0.93
-    assert percentiles < held
+    assert percentiles / runs <= {2: 0.8, 3: 0.9}[seeds]
 
 
 # Calibration

@@ -243,7 +243,7 @@ def test_a_reliability_diagram_shows_the_bins() -> None:
     write_predictions(path, Predictions(TRUE, predicted, confidence), 3)
     figure = reliability_diagram([record, make_record("B")])
     upper, lower = figure.axes
-    assert (upper.get_ylabel(), lower.get_xlabel(), lower.get_ylabel()) == ("accuracy", "confidence", "images")
+    assert (upper.get_ylabel(), lower.get_xlabel(), lower.get_ylabel()) == ("accuracy", "confidence", "images (log)")
     points = upper.containers[0].lines[0].get_xydata()
     assert points == pytest.approx(np.array([[0.55, 0.0], [0.9, 1.0]]))
     assert {text.get_text() for text in lower.texts} == {str(right.sum()), str((~right).sum())}

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from cnnbench import hardware, interrupts, progress
+from cnnbench.benchmark.evaluation import logits_of
 from cnnbench.benchmark.goal import Goal, check_goal
 from cnnbench.benchmark.launchers import Job, Launcher
 from cnnbench.benchmark.plan import PLAN_FILE, Cell, Plan, load_plan, save_plan
@@ -801,12 +802,11 @@ class _Run:
         """
         data = self._data(cell)
         matrix = torch.zeros(data.num_classes, data.num_classes, dtype=torch.long)
-        model.to(self.device).eval()  # Lightning has moved it back to the CPU
-        for images, labels in data.first_training_batches(limit=self._facts(cell)["test_images"]):
-            with torch.inference_mode(), hardware.autocast(self.plan.precision, self.device):
-                predicted = model(images.to(self.device, memory_format=torch.channels_last)).argmax(1).cpu()
+        batches = data.first_training_batches(limit=self._facts(cell)["test_images"])
+        for logits, labels in logits_of(model, batches, str(self.device), self.plan.precision, views=False):
             # Each pair of a true and a predicted class has one index into the flattened matrix.
-            matrix += torch.bincount(labels * data.num_classes + predicted, minlength=matrix.numel()).view_as(matrix)
+            cells = labels * data.num_classes + logits.argmax(1)
+            matrix += torch.bincount(cells, minlength=matrix.numel()).view_as(matrix)
         return matrix.tolist()
 
 

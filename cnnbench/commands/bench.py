@@ -44,7 +44,8 @@ class Options(WandbOptions):
         "Data sets (default: MNIST,CIFAR10).", default=None, metavar="A,B", names="data"
     )
     measures: tuple[str, ...] | None = option(
-        "Measures to take, of complexity, speed, quality (default: these three), train_quality, validation and memory.",
+        "Measures to take, of complexity, speed, quality (default: these three), train_quality, validation, "
+        "calibration, robustness and memory.",
         default=None,
         metavar="A,B",
     )

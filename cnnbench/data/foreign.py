@@ -262,7 +262,11 @@ class ForeignData(L.LightningDataModule):
             raise self._lacking(
                 "has no training images without augmentation, which the measure train_quality needs; leave it out"
             )
-        for measure in ("validation", "time_to_accuracy"):
+        if "robustness" in measures:
+            raise self._lacking(
+                "has no test images as they are stored, which the measure robustness changes; leave it out"
+            )
+        for measure in ("validation", "time_to_accuracy", "calibration"):
             if measure in measures and not self._has_val:
                 raise self._lacking(
                     f"has no val_dataloader, which the measure {measure} needs; leave it out, or add one"

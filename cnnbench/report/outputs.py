@@ -57,6 +57,7 @@ LEFT_OUT_WHEN_NARROW = (
     "images_to_accuracy",
     "flops",
     "ece",
+    "ece_scaled",
     "data",
     "activations",
     "train_images_per_s",

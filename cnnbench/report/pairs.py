@@ -31,7 +31,9 @@ ALPHA = 0.05
 MOST_NETWORKS = 60
 """Largest number of networks on one data set that are compared with each other: the most accurate ones."""
 MOST_SHOWN = 10
-"""Largest number of pairs of one data set in the table, and in sentences."""
+"""Largest number of pairs of one data set in the table."""
+MOST_SENTENCES = 3
+"""Largest number of pairs of one data set that have a sentence."""
 OVER_SEEDS = "Student's t test over seeds and images"
 _SETTINGS = tuple(row for row in affecting("accuracy") if row.group != "training")
 """Settings that must agree before two networks are compared. Each may be trained in a way of its own."""
@@ -244,9 +246,13 @@ class Pairs:
     @property
     def shown(self) -> list[Verdict]:
         """Return the pairs of the table: the first neighbours of each group, at most `MOST_SHOWN`."""
+        return self._neighbours(MOST_SHOWN)
+
+    def _neighbours(self, most: int) -> list[Verdict]:
+        """Return the first neighbours of each group, at most so many."""
         chosen: list[Verdict] = []
         for _, verdicts in itertools.groupby(self.verdicts, key=lambda verdict: verdict.group):
-            chosen += [verdict for verdict in verdicts if verdict.neighbours][:MOST_SHOWN]
+            chosen += [verdict for verdict in verdicts if verdict.neighbours][:most]
         return chosen
 
     @cached_property
@@ -262,7 +268,8 @@ class Pairs:
         words = [_EXPLANATION]
         if any(verdict.short for verdict in self.verdicts):
             words.append("Short trainings are compared as what they are: how far these networks came, not their rank.")
-        words += first_sentences([verdict.sentence for verdict in self.shown], "more pairs are in pairs.csv")
+        several = [verdict.sentence for verdict in self._neighbours(MOST_SENTENCES)]
+        words += first_sentences(several, "more pairs are in pairs.csv")
         if len(self.verdicts) > len(self.shown):
             words.append(f"All {len(self.verdicts):,} pairs are in pairs.csv.")
         if self.left_out:

@@ -116,14 +116,16 @@ def _accuracies(ax: Axes, found: Reliability, scheme: Scheme) -> None:
         markersize=5,
         capsize=2,
     )
-    ax.set_xlim(0, 1)
-    ax.set_ylim(0, 1.02)
+    # The room beyond 1 keeps the last marker from being cut in half.
+    ax.set_xlim(0, 1.03)
+    ax.set_ylim(0, 1.03)
+    ax.spines[["top", "right"]].set_visible(False)
     ax.set_ylabel("accuracy")
     ax.tick_params(labelbottom=False)
-    seeds = f", {found.seeds} seeds together" if found.seeds > 1 else ""
+    seeds = f", {found.seeds} seeds" if found.seeds > 1 else ""
     name = shorten(found.entry.name.replace(found.entry.model, scheme.names[found.entry.model], 1), LONGEST_LABEL)
     where = shorten(found.entry.label, LONGEST_LABEL)
-    ax.set_title(f"{name}\non {where}: ECE {100 * bins.error:.2f} %{seeds}", loc="left", fontsize=10)
+    ax.set_title(f"{name}\non {where}\nECE {100 * bins.error:.2f} %{seeds}", loc="left", fontsize=10)
 
 
 def _numbers(ax: Axes, bins: Bins) -> None:
@@ -131,11 +133,15 @@ def _numbers(ax: Axes, bins: Bins) -> None:
     middles = (np.arange(BINS) + 0.5) / BINS
     ax.bar(middles, bins.images, width=0.9 / BINS, color="#b5b5b5")
     ax.set_yscale("log")
-    ax.set_xlim(0, 1)
+    ax.set_xlim(0, 1.03)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    # Every bar has its number, so the axis needs none.
+    ax.set_yticks([])
+    ax.set_yticks([], minor=True)
     # The numbers stand upright above the bars and need room there.
     ax.set_ylim(0.8, max(2.0, float(bins.images.max())) ** 1.7)
     for middle, images in zip(middles, bins.images, strict=True):
         if images:
             ax.text(middle, images * 1.2, f"{images:,}", rotation=90, ha="center", va="bottom", fontsize=6, color=SOFT)
     ax.set_xlabel("confidence")
-    ax.set_ylabel("images")
+    ax.set_ylabel("images (log)")
