@@ -400,6 +400,28 @@ def mcnemar(only_first: int, only_second: int) -> McNemar:
     return McNemar(float(special.chdtrc(1, difference**2 / images)), False)
 
 
+def paired_interval(
+    only_first: int, only_second: int, images: int, resamples: int = BOOTSTRAP_RESAMPLES, seed: int = 0
+) -> Interval:
+    """Return the difference of the accuracies of two classifiers on the same images, with its bootstrap interval.
+
+    Images are drawn with replacement (Efron 1979), the same for both, and the interval has the percentiles. The numbers
+    of images that only one of the two gets right are then multinomial, and are drawn as such.
+
+    Args:
+        only_first: Number of images that only the first classifier gets right.
+        only_second: Number of images that only the second classifier gets right.
+        images: Number of all images.
+        resamples: Number of draws.
+        seed: Seed of the draws.
+    """
+    generator = np.random.default_rng(seed)
+    shares = [only_first / images, only_second / images, 1 - (only_first + only_second) / images]
+    drawn = generator.multinomial(images, shares, resamples)
+    low, high = np.quantile(drawn[:, 0] - drawn[:, 1], (0.025, 0.975)) / images
+    return Interval((only_first - only_second) / images, float(low), float(high))
+
+
 class Bootstrap(NamedTuple):
     """Accuracies of networks on resampled test images, and with resampled seeds.
 
@@ -409,17 +431,6 @@ class Bootstrap(NamedTuple):
     """
 
     values: np.ndarray
-
-    def interval(self, first: int, second: int, estimate: float) -> Interval:
-        """Return the percentile interval of the accuracy of one network minus that of another.
-
-        Args:
-            first: Index of the first network.
-            second: Index of the second network.
-            estimate: Difference in the data themselves.
-        """
-        low, high = np.quantile(self.values[:, first] - self.values[:, second], (0.025, 0.975))
-        return Interval(estimate, float(low), float(high))
 
     def error(self, first: int, second: int) -> float:
         """Return the standard error of the accuracy of one network minus that of another."""

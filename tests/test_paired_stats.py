@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats as scipy_stats
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.multitest import multipletests
 from torchmetrics.classification import MulticlassCalibrationError
@@ -21,7 +22,14 @@ from cnnbench.calibration import (
     fit_temperature,
     mean_loss,
 )
-from cnnbench.stats import FEWEST_FOR_CHI_SQUARE, holm, mcnemar, over_seeds_and_images, paired_bootstrap
+from cnnbench.stats import (
+    FEWEST_FOR_CHI_SQUARE,
+    holm,
+    mcnemar,
+    over_seeds_and_images,
+    paired_bootstrap,
+    paired_interval,
+)
 
 
 @given(st.tuples(st.integers(0, 40), st.integers(0, 40)))
@@ -67,22 +75,24 @@ def test_the_bootstrap_is_paired_by_image() -> None:
         differences = right[first][0].astype(float) - right[second][0]
         expected = differences.std() / math.sqrt(400)
         assert found.error(first, second) == pytest.approx(expected, rel=0.03)
-        interval = found.interval(first, second, differences.mean())
-        ends = differences.mean() - 1.96 * expected, differences.mean() + 1.96 * expected
-        assert interval[1:] == pytest.approx(ends, abs=0.15 * expected + 1 / 400)
     again = paired_bootstrap(right, resamples=8000)
     assert (again.values == found.values).all()
 
 
-def test_the_bootstrap_of_the_multinomial_distribution() -> None:
-    """With one seed each, the numbers of images that only one network gets right are multinomial."""
-    images, b, c = 50, 6, 2
-    first, second = np.zeros((2, 1, images), dtype=bool)
-    first[0, :b], second[0, b : b + c] = True, True
-    found = paired_bootstrap([first, second], resamples=20_000, seed=3).interval(0, 1, (b - c) / images)
-    drawn = np.random.default_rng(5).multinomial(images, [b / images, c / images, 1 - (b + c) / images], 200_000)
-    expected = np.quantile((drawn[:, 0] - drawn[:, 1]) / images, (0.025, 0.975))
-    assert found[1:] == pytest.approx(expected.tolist(), abs=1.01 / images)
+@pytest.mark.parametrize(("b", "c", "images"), [(6, 2, 50), (0, 0, 30), (300, 150, 2000)])
+def test_the_paired_interval_is_that_of_resampled_images(b: int, c: int, images: int) -> None:
+    """Images drawn one by one, for both networks at once, by scipy."""
+    differences = np.repeat([1.0, -1.0, 0.0], [b, c, images - b - c])
+    found = paired_interval(b, c, images)
+    assert found.estimate == pytest.approx((b - c) / images)
+    if b + c == 0:
+        assert found == (0.0, 0.0, 0.0)
+        return
+    generator = np.random.default_rng(7)
+    options = {"method": "percentile", "n_resamples": 10_000, "batch": 500, "random_state": generator}
+    expected = scipy_stats.bootstrap((differences,), np.mean, **options).confidence_interval
+    error = differences.std() / math.sqrt(images)
+    assert found[1:] == pytest.approx([expected.low, expected.high], abs=0.1 * error + 1.01 / images)
 
 
 def test_many_images_are_drawn_in_parts_with_the_same_spread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,9 +140,10 @@ def test_the_interval_over_seeds_and_images_holds_the_truth_where_percentiles_do
         first, second = (_trained(generator, seeds, 4000, 0.7, 0.03) for _ in range(2))
         found = paired_bootstrap([first, second], resamples=100)
         held += not over_seeds_and_images(first, second, found.error(0, 1)).interval.excludes(0.0)
-        percentiles += not found.interval(0, 1, 0.0).excludes(0.0)
+        low, high = np.quantile(found.values[:, 0] - found.values[:, 1], (0.025, 0.975))
+        percentiles += low <= 0 <= high
     assert held / runs >= 0.93
-    assert percentiles / runs <= {2: 0.8, 3: 0.9}[seeds]
+    assert percentiles / runs <= {2: 0.86, 3: 0.93}[seeds]
 
 
 # Calibration

@@ -18,6 +18,7 @@ from statsmodels.stats.multitest import multipletests
 from cnnbench.predictions import Predictions, write_predictions
 from cnnbench.record import Record, load_records, located, predictions_beside, write_record
 from cnnbench.report.classes import hardest_sentences
+from cnnbench.report.compare import compare
 from cnnbench.report.outputs import Report, classes_csv, json_document, to_markdown, write_report
 from cnnbench.report.pairs import MOST_SHOWN, OVER_SEEDS, Pairs, Verdict, pair_verdicts, predicted_classes
 from cnnbench.report.reliability import reliability_diagram
@@ -251,3 +252,32 @@ def test_a_reliability_diagram_shows_the_bins() -> None:
     error = (0.55 * (~right).sum() + 0.1 * right.sum()) / IMAGES
     assert f"ECE {100 * error:.2f} %" in upper.get_title("left")
     assert reliability_diagram([make_record("B")]) is None
+
+
+# Comparing two runs
+
+
+def test_compare_pairs_the_images_of_two_single_trainings() -> None:
+    before, after = np.arange(IMAGES) >= 40, np.arange(IMAGES) >= 30
+    records = [_run(folder, "A", right) for folder, right in (("a", before), ("b", after))]
+    (change,) = (c for c in compare(*([record] for record in records)) if c.figure == "test_accuracy")
+    # Ten images are right in B only: 2 / 2**10.
+    assert change.verdict == "better"
+    assert "0 are right in A only and 10 in B only: McNemar's test, exact binomial, p = 0.002" in change.reason
+    assert 0 < change.low < change.change == pytest.approx(10 / IMAGES)
+    # Without the predictions the two count as independent, and the difference is lost in the spread of the images.
+    alone = [load_records([record.file])[0] for record in records]
+    predictions_beside(records[0]).unlink()
+    (change,) = (c for c in compare(*([record] for record in alone)) if c.figure == "test_accuracy")
+    assert change.verdict == "no difference found"
+    assert "McNemar" not in change.reason
+
+
+def test_compare_does_not_pair_other_images() -> None:
+    right = np.arange(IMAGES) >= 40
+    first = _run("a", "A", right, facts={"fingerprint": "1" * 16})
+    second = _run("b", "A", right, facts={"fingerprint": "2" * 16})
+    third = _run("c", "A", right, true=TRUE[::-1].copy(), facts={"fingerprint": "1" * 16})
+    for other in (second, third):
+        (change,) = (c for c in compare([first], [other]) if c.figure == "test_accuracy")
+        assert "McNemar" not in change.reason

@@ -18,9 +18,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from cnnbench.errors import UserError
 from cnnbench.measures import Figure, Work, figures, measure_of
 from cnnbench.record import Record
+from cnnbench.report.answers import usable_answers
 from cnnbench.report.contenders import by_seed
 from cnnbench.report.settings import Setting, affecting
 from cnnbench.stats import (
@@ -28,9 +31,11 @@ from cnnbench.stats import (
     NORMAL_QUANTILE,
     Interval,
     MeanDifference,
+    mcnemar,
     mean_difference,
     newcombe_interval,
     paired_difference,
+    paired_interval,
     shift,
 )
 
@@ -581,7 +586,7 @@ def _training_change(pair: _Pair) -> Change:
 
 
 def _accuracy_change(pair: _Pair) -> Change:
-    """Compare accuracies over seeds if a side has two or more, else by test images (Newcombe 1998).
+    """Compare accuracies over seeds if a side has two or more, else by test images.
 
     Accuracies vary between seeds by more than the number of test images explains. With one seed on each side, the
     verdict therefore holds for these two trained networks only, and the reason says so. An interval over seeds is never
@@ -592,26 +597,80 @@ def _accuracy_change(pair: _Pair) -> Change:
     before, after = statistics.fmean(x.values()), statistics.fmean(y.values())
     change = after - before
     images = pair.first[0].data["test_images"]
-    counted = None
-    if max(len(x), len(y)) > 1:
-        difference, note = _difference_over_seeds(x, y)
-        # Binomial standard error of the difference, over the test images of all seeds.
-        chance = math.sqrt(before * (1 - before) / (images * len(x)) + after * (1 - after) / (images * len(y)))
-        half = difference.half_width
-        if NORMAL_QUANTILE * chance > half:
-            half = NORMAL_QUANTILE * chance
-            note += "; the seeds vary less than the number of test images explains, which sets the interval"
-        low, high = change - half, change + half
-    else:
+    if max(len(x), len(y)) == 1:
+        low, high, differ, note = _difference_by_images(pair, before, after)
+        return _accuracy_verdict(pair, (before, after), (low, high), differ, note)._replace(images=images)
+    difference, note = _difference_over_seeds(x, y)
+    # Binomial standard error of the difference, over the test images of all seeds.
+    chance = math.sqrt(before * (1 - before) / (images * len(x)) + after * (1 - after) / (images * len(y)))
+    half = difference.half_width
+    if NORMAL_QUANTILE * chance > half:
+        half = NORMAL_QUANTILE * chance
+        note += "; the seeds vary less than the number of test images explains, which sets the interval"
+    low, high = change - half, change + half
+    return _accuracy_verdict(pair, (before, after), (low, high), not low <= 0 <= high, note)
+
+
+def _accuracy_verdict(
+    pair: _Pair, values: tuple[float, float], ends: tuple[float, float], differ: bool, note: str
+) -> Change:
+    """Return the change of an accuracy with its verdict.
+
+    Args:
+        pair: Figure and records.
+        values: Accuracy of A, and of B.
+        ends: Interval of the difference.
+        differ: Whether the two are found to differ.
+        note: How this was decided.
+    """
+    before, after = values
+    word = "no difference found"
+    if differ:
+        word = "better" if after > before else "worse"
+    return Change(pair.model, pair.label, pair.figure.key, before, after, after - before, *ends, word, note)
+
+
+_ABOUT_ONE_SEED = "one seed: about these two trained networks, not about the recipe"
+
+
+def _difference_by_images(pair: _Pair, before: float, after: float) -> tuple[float, float, bool, str]:
+    """Compare the accuracies of two single trainings.
+
+    If the predictions of both are known, and are of the same images, McNemar's test decides, and the interval is a
+    bootstrap over images. Otherwise the two count as independent (Newcombe 1998), which gives a wider interval.
+
+    Returns:
+        The ends of the interval, whether the two are found to differ, and a note on the method.
+    """
+    images = pair.first[0].data["test_images"]
+    counts = _right_with_one_only(pair.first[0], pair.second[0]) if pair.figure.key == "test_accuracy" else None
+    if counts is None:
         low, high = newcombe_interval(round(after * images), images, round(before * images), images)
-        note = "one seed: about these two trained networks, not about the recipe"
-        counted = images
-    word = "worse"
-    if low <= 0 <= high:
-        word = "no difference found"
-    elif change > 0:
-        word = "better"
-    return Change(pair.model, pair.label, key, before, after, change, low, high, word, note, images=counted)
+        return low, high, not low <= 0 <= high, _ABOUT_ONE_SEED
+    of_first, of_second = counts
+    found = mcnemar(of_second, of_first)
+    interval = paired_interval(of_second, of_first, images)
+    p = "< 0.001" if found.p < 0.001 else f"= {found.p:.3f}"
+    note = (
+        f"{_ABOUT_ONE_SEED}; on the same images, of which {of_first:,} are right in A only and {of_second:,} in B "
+        f"only: {found.method}, p {p}"
+    )
+    assert interval.low is not None
+    assert interval.high is not None
+    return interval.low, interval.high, found.p <= 0.05, note
+
+
+def _right_with_one_only(first: Record, second: Record) -> tuple[int, int] | None:
+    """Return the number of images that only A classifies right, and that of those that only B does.
+
+    Return None if the predictions of a side are not known, or are not of the same images.
+    """
+    if first.data.get("fingerprint") != second.data.get("fingerprint"):
+        return None
+    a, b = usable_answers(first), usable_answers(second)
+    if a is None or b is None or not np.array_equal(a.true, b.true):
+        return None
+    return int((a.right & ~b.right).sum()), int((b.right & ~a.right).sum())
 
 
 def _difference_over_seeds(before: Mapping[int, float], after: Mapping[int, float]) -> tuple[MeanDifference, str]:

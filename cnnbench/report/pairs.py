@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 
 from cnnbench.errors import UserError
-from cnnbench.predictions import Predictions, read_predictions
+from cnnbench.predictions import Predictions
 from cnnbench.record import Record, predictions_beside
+from cnnbench.report.answers import answers_of, usable_answers
 from cnnbench.report.findings import Contender, contenders, first_sentences, grouped, listed
 from cnnbench.report.seeds import SeedTable
 from cnnbench.report.settings import affecting
-from cnnbench.stats import Bootstrap, Interval, holm, mcnemar, over_seeds_and_images, paired_bootstrap
+from cnnbench.stats import Bootstrap, Interval, holm, mcnemar, over_seeds_and_images, paired_bootstrap, paired_interval
 
 ALPHA = 0.05
 """Largest p value, after Holm's correction, at which a sentence says that two networks differ."""
@@ -234,11 +235,8 @@ class Pairs:
 
     def _read(self, record: Record) -> Predictions | None:
         """Return the predictions beside a record; None if there are none that can be used."""
-        path = predictions_beside(record)
-        if path is None or record.confusion_matrix is None:
-            return None
         try:
-            return read_predictions(path, record.confusion_matrix, scores=False)
+            return answers_of(record)
         except UserError as error:
             self.problems.append(f"{record.model} on {record.data['label']} is not compared by image: {error}.")
             return None
@@ -339,7 +337,8 @@ def _verdicts(group: str, networks: Sequence[_Network], tests: int | None) -> li
     pairs = [_compared(ranked, i, j) for i, j in itertools.combinations(range(len(ranked)), 2)]
     units = list(dict.fromkeys(itertools.chain.from_iterable(pairs)))
     right = [np.stack([ranked[index].answers[seed] for seed in seeds]) for index, seeds in units]
-    resampled = paired_bootstrap(right)
+    # Only differences over seeds need the bootstrap of seeds and images.
+    resampled = paired_bootstrap(right) if any(len(seeds) > 1 for _, seeds in units) else None
     # The share of seeds with which each image is right, (units, images).
     shares = np.stack([answers.mean(axis=0) for answers in right])
     # Sums over images: the first right and the second wrong.
@@ -382,21 +381,21 @@ def _compared(networks: Sequence[_Network], first: int, second: int) -> tuple[Un
 
 
 def _tested(
-    right: Sequence[np.ndarray], resampled: Bootstrap, only: np.ndarray, pair: tuple[int, int]
+    right: Sequence[np.ndarray], resampled: Bootstrap | None, only: np.ndarray, pair: tuple[int, int]
 ) -> tuple[Interval, str, float]:
     """Return the difference of two networks with its interval, the name of the test, and its p value.
 
     Args:
         right: Whether each image is classified right, (seeds, images), by unit.
-        resampled: Bootstrap of the units.
+        resampled: Bootstrap of the units; None if each is of one seed.
         only: Number of images that the unit of the row gets right and that of the column does not.
         pair: Indices of the two units.
     """
     one, other = pair
-    estimate = float(right[one].mean() - right[other].mean())
-    if len(right[one]) == 1:
-        found = mcnemar(round(only[one, other]), round(only[other, one]))
-        return resampled.interval(one, other, estimate), found.method, found.p
+    if resampled is None or len(right[one]) == 1:
+        counts = round(only[one, other]), round(only[other, one])
+        found = mcnemar(*counts)
+        return paired_interval(*counts, right[one].shape[1]), found.method, found.p
     difference = over_seeds_and_images(right[one], right[other], resampled.error(one, other))
     return difference.interval, OVER_SEEDS, difference.p
 
@@ -414,12 +413,8 @@ def predicted_classes(record: Record) -> bytes | None:
 
     Of more than 256 classes, each image has four bytes, the lowest one first.
     """
-    path = predictions_beside(record)
-    if path is None or record.confusion_matrix is None:
+    answers = usable_answers(record)
+    if answers is None:
         return None
-    try:
-        predicted = read_predictions(path, record.confusion_matrix, scores=False).predicted
-    except UserError:
-        return None
-    kind = "u1" if len(record.confusion_matrix) <= 256 else "<u4"
-    return predicted.astype(kind).tobytes()
+    kind = "u1" if len(record.confusion_matrix or ()) <= 256 else "<u4"
+    return answers.predicted.astype(kind).tobytes()

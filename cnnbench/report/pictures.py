@@ -424,7 +424,8 @@ def _reliability_picture(records: Sequence[Record]) -> Picture:
             return []
         words = [
             "A calibrated network is right in 80 % of the images of which it is sure by 80 %. Below the dashed line it "
-            "is too sure. ECE is the expected calibration error over 15 bins of equal width (Guo et al. 2017)."
+            "is too sure. The numbers of images are those of all seeds together. ECE is the expected calibration error "
+            "over 15 bins of equal width (Guo et al. 2017)."
         ]
         if networks > reliability.MOST_NETWORKS:
             words.append(f"The picture has the first {reliability.MOST_NETWORKS} of {networks:,} networks.")

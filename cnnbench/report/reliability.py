@@ -10,10 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cnnbench.calibration import BINS, Bins, binned
-from cnnbench.errors import UserError
 from cnnbench.plots.drawing import LONGEST_LABEL, PANELS_IN_A_ROW, Scheme, plain_text, shorten
-from cnnbench.predictions import Predictions, read_predictions
 from cnnbench.record import Record, predictions_beside
+from cnnbench.report.answers import usable_answers
 from cnnbench.report.findings import Contender, contenders
 from cnnbench.stats import wilson_interval
 
@@ -47,23 +46,12 @@ def reliabilities(records: Sequence[Record]) -> list[Reliability]:
     for entry in with_confidences(records):
         if len(found) == MOST_NETWORKS:
             break
-        answers = [kept for kept in map(_read, entry.records) if kept is not None]
+        answers = [kept for record in entry.records if (kept := usable_answers(record, scores=True)) is not None]
         known = [(a.confidence, a.right) for a in answers if a.confidence is not None and len(a.true)]
         if known:
             confidence, right = (np.concatenate(parts) for parts in zip(*known, strict=True))
             found.append(Reliability(entry, binned(confidence, right), len(known)))
     return found
-
-
-def _read(record: Record) -> Predictions | None:
-    """Return the predictions beside a record; None if there are none that can be used."""
-    path = predictions_beside(record)
-    if path is None or record.confusion_matrix is None:
-        return None
-    try:
-        return read_predictions(path, record.confusion_matrix)
-    except UserError:
-        return None  # the comparison by image says so
 
 
 @plain_text()
