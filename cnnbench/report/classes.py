@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from cnnbench.record import Record
-from cnnbench.report.findings import by_label, contenders, first_of_each_label
+from cnnbench.report.contenders import by_label, contenders
+from cnnbench.report.findings import first_of_each_label
 from cnnbench.stats import wilson_interval
 
 HEAD = ("model", "data", "label", "seed", "class", "images", "right", "recall", "low", "high")

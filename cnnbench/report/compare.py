@@ -23,9 +23,9 @@ import numpy as np
 from cnnbench.errors import UserError
 from cnnbench.measures import Figure, Work, figures, measure_of
 from cnnbench.record import Record
-from cnnbench.report.answers import usable_answers
 from cnnbench.report.contenders import by_seed
 from cnnbench.report.settings import Setting, affecting
+from cnnbench.report.stored_predictions import usable_answers
 from cnnbench.stats import (
     ALIKE,
     NORMAL_QUANTILE,

@@ -21,10 +21,11 @@ import numpy as np
 from cnnbench.errors import UserError
 from cnnbench.predictions import Predictions
 from cnnbench.record import Record, predictions_beside
-from cnnbench.report.answers import answers_of, usable_answers
-from cnnbench.report.findings import Contender, contenders, first_sentences, grouped, listed
+from cnnbench.report.contenders import Contender, contenders, grouped
+from cnnbench.report.findings import first_sentences, listed
 from cnnbench.report.seeds import SeedTable
 from cnnbench.report.settings import affecting
+from cnnbench.report.stored_predictions import answers_of, usable_answers
 from cnnbench.stats import Bootstrap, Interval, holm, mcnemar, over_seeds_and_images, paired_bootstrap, paired_interval
 
 ALPHA = 0.05

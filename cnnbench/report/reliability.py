@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from cnnbench.calibration import BINS, Bins, binned
 from cnnbench.plots.drawing import LONGEST_LABEL, PANELS_IN_A_ROW, Scheme, plain_text, shorten
 from cnnbench.record import Record, predictions_beside
-from cnnbench.report.answers import usable_answers
-from cnnbench.report.findings import Contender, contenders
+from cnnbench.report.contenders import Contender, contenders
+from cnnbench.report.stored_predictions import usable_answers
 from cnnbench.stats import wilson_interval
 
 MOST_NETWORKS = 12
