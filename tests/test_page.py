@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from conftest import FULL_TRAINING, make_record
@@ -17,10 +18,13 @@ from page_reader import PageReader
 from PIL import Image, ImageStat
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from cnnbench.record import Record, load_records
+from cnnbench.disputed import Disputed, disputed_file, write_disputed
+from cnnbench.predictions import Predictions, write_predictions
+from cnnbench.record import Record, load_records, write_record
 from cnnbench.report.answer import answers
 from cnnbench.report.outputs import Report, to_html
 from cnnbench.report.panels import curve_panels, scatter_panels
+from cnnbench.stats import newcombe_interval
 
 ZOO = Path(__file__).parents[1] / "experiments/results/2026-11-23-cpu-zoo.jsonl"
 GRID = Path(__file__).parents[1] / "experiments/results/2026-11-29-cpu.jsonl"
@@ -241,8 +245,36 @@ def test_two_networks_are_compared_by_their_counts(browser: Browser, pages: dict
     # "Is ResNet18 better than VGG16 on cats?" is answered by the row of the class.
     cat = page.locator("#two table.narrow tbody tr").filter(has_text="cat").locator("td").all_text_contents()
     share = [100 * counts[3][3] / sum(counts[3]) for counts in (a, b)]
-    assert cat[:2] == [f"{value:.1f} %" for value in share]
+    assert [text.replace("\N{NO-BREAK SPACE}", " ") for text in cat[:2]] == [f"{value:.1f} %" for value in share]
     assert cat[2] == f"{share[1] - share[0]:+.1f}".replace("-", MINUS)
+    low, high = newcombe_interval(b[3][3], sum(b[3]), a[3][3], sum(a[3]))
+    assert cat[3] == f"{100 * low:+.1f} to {100 * high:+.1f}".replace("-", MINUS)
+
+
+def test_two_networks_of_a_run_have_a_verdict_and_the_images_on_which_they_disagree(
+    browser: Browser, tmp_path: Path
+) -> None:
+    true = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 2])
+    said = {"LeNet5": np.array([0, 0, 1, 1, 1, 1, 2, 2, 2, 0]), "ResNet18": np.array([0, 1, 0, 1, 1, 1, 2, 2, 2, 0])}
+    for model, predicted in said.items():
+        matrix = np.zeros((3, 3), dtype=int)
+        np.add.at(matrix, (true, predicted), 1)
+        record = make_record(model, training=FULL_TRAINING, confusion_matrix=matrix.tolist())
+        write_record(tmp_path / "records" / f"{record.key}.json", record)
+        write_predictions(tmp_path / "predictions" / f"{record.key}.npz", Predictions(true, predicted), 3)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
+    write_disputed(disputed_file(tmp_path, "MNIST"), Disputed(pixels, np.array([1, 2]), true[[1, 2]]))
+    path = tmp_path / "page.html"
+    path.write_text(to_html(Report(load_records([tmp_path]))), encoding="utf-8")
+    page = _open(browser, path)
+    texts = page.locator("#two .samples li").all_text_contents()
+    assert [text.partition("LeNet5")[0] for text in texts] == ["zero (no. 1)", "zero (no. 2)"]
+    assert "LeNet5: zero \N{CHECK MARK}" in texts[0]
+    assert "ResNet18: one \N{BALLOT X}" in texts[0]
+    assert "LeNet5: one \N{BALLOT X}" in texts[1]
+    # Each of the two is right on one image that the other mistakes: the exact test of 1 against 1 has p = 1.
+    assert page.locator("#two").get_by_text("are not shown to differ").count() == 1
+    assert Axe().run(page).response["violations"] == []
 
 
 def test_page_says_which_network_is_fastest_at_an_accuracy(browser: Browser, tmp_path: Path) -> None:

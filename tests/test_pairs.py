@@ -20,7 +20,7 @@ from cnnbench.record import Record, load_records, located, predictions_beside, w
 from cnnbench.report.classes import hardest_sentences
 from cnnbench.report.compare import compare
 from cnnbench.report.outputs import Report, classes_csv, json_document, to_markdown, write_report
-from cnnbench.report.pairs import MOST_SHOWN, OVER_SEEDS, Pairs, Verdict, pair_verdicts, predicted_classes
+from cnnbench.report.pairs import MOST_SHOWN, OVER_SEEDS, Pairs, Verdict, pair_verdicts
 from cnnbench.report.reliability import reliability_diagram
 
 IMAGES = 300
@@ -172,15 +172,10 @@ def test_a_damaged_file_is_named_and_the_others_are_compared() -> None:
     (problem,) = pairs.problems
     assert problem.startswith("VGG16 on MNIST is not compared by image: predictions 'run/predictions/VGG16")
     assert problem in pairs.tables[0].sentences
-    assert predicted_classes(records[0]) is None
 
 
 def test_what_a_page_gets(without_pictures: None) -> None:
     records = _three()
-    assert np.frombuffer(predicted_classes(records[0]), np.uint8).tolist() == np.where(
-        _answers(0.75, 0), TRUE, (TRUE + 1) % 3
-    ).tolist()  # fmt: skip
-    assert predicted_classes(make_record()) is None
     found = pair_verdicts(records)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert json_document(records)["pairs_by_image"] == found

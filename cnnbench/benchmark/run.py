@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from cnnbench import hardware, interrupts, progress
+from cnnbench.benchmark.disputes import keep_disputed
 from cnnbench.benchmark.evaluation import logits_of
 from cnnbench.benchmark.goal import Goal, check_goal
 from cnnbench.benchmark.launchers import Job, Launcher
@@ -334,6 +335,7 @@ class _Run:
                 save_plan(self.folder, self.plan)
                 self._announce()
                 self._take([cell for cell in self.plan.cells() if cell.key not in done], done)
+                keep_disputed(self.folder, list(self.plan.cells()), done, self._data, self.display.note)
         except Timeout:
             raise UserError(
                 f"another process is at work in '{self.folder}'; wait for it, or choose another --out"

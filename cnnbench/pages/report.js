@@ -372,20 +372,82 @@ function recalls(first, second) {
   const names = DATA.classes[first.label];
   const changes = names.map((name, index) => {
     const total = first.counts[index].reduce((sum, count) => sum + count, 0);
-    return { name, a: first.counts[index][index] / total, b: second.counts[index][index] / total };
-  }).filter((change) => Number.isFinite(change.a) && Number.isFinite(change.b));
+    return { name, total, a: first.counts[index][index] / total, b: second.counts[index][index] / total };
+  }).filter((change) => change.total > 0);
   changes.sort((x, y) => Math.abs(y.b - y.a) - Math.abs(x.b - x.a));
   const head = make("tr", {}, make("th", { scope: "col", class: "text" }, "Class"));
-  for (const title of [first.name, second.name, "Difference, points"]) head.append(make("th", { scope: "col" }, title));
+  for (const title of [first.name, second.name, "Difference, points", "95 % interval"]) {
+    head.append(make("th", { scope: "col" }, title));
+  }
   const body = make("tbody");
   for (const change of changes) {
-    const line = make("tr", {}, make("th", { scope: "row" }, change.name));
-    const points = 100 * (change.b - change.a);
-    for (const text of [`${(100 * change.a).toFixed(1)} %`, `${(100 * change.b).toFixed(1)} %`, `${points < 0 ? "\u2212" : "+"}${Math.abs(points).toFixed(1)}`]) line.append(make("td", {}, text));
-    body.append(line);
+    const [low, high] = newcombe(change.a, change.b, change.total);
+    const texts = [`${(100 * change.a).toFixed(1)}\u00a0%`, `${(100 * change.b).toFixed(1)}\u00a0%`,
+      points(change.b - change.a), `${points(low)} to ${points(high)}`];
+    body.append(make("tr", {}, make("th", { scope: "row" }, change.name), ...texts.map((text) => make("td", {}, text))));
   }
-  const caption = make("caption", {}, "Share of the images of each class that is classified right; the largest difference first");
+  const caption = make("caption", {}, "Share of the images of each class that is classified right, the largest "
+    + "difference first. The interval is Newcombe's for two shares, as if the images were different ones; for the same "
+    + "images it is too wide rather than too narrow. It is not corrected for the number of classes.");
   return make("table", { class: "narrow" }, caption, make("thead", {}, head), body);
+}
+
+function points(share) {
+  return `${share < 0 ? "\u2212" : "+"}${Math.abs(100 * share).toFixed(1)}`;
+}
+
+// Wilson's interval of a share of n images (Wilson 1927).
+function wilson(share, n) {
+  const z = 1.959963984540054;
+  const middle = (share + z * z / (2 * n)) / (1 + z * z / n);
+  const half = z / (1 + z * z / n) * Math.sqrt(share * (1 - share) / n + z * z / (4 * n * n));
+  return [middle - half, middle + half];
+}
+
+// Newcombe's interval of the difference b - a of two shares of n images each (Newcombe 1998, method 10).
+function newcombe(a, b, n) {
+  const [[lowA, highA], [lowB, highB]] = [wilson(a, n), wilson(b, n)];
+  return [b - a - Math.hypot(b - lowB, highA - a), b - a + Math.hypot(highB - b, a - lowA)];
+}
+
+// ---- test images on which two networks disagree
+
+const SAMPLES = 24;
+
+function samples(first, second) {
+  const sheet = DATA.images[first.label];
+  if (!sheet || !first.said || !second.said) return [];
+  const names = DATA.classes[first.label];
+  const list = make("ul", { class: "samples" });
+  for (const [place, number] of sheet.numbers.entries()) {
+    if (first.said[place] === second.said[place]) continue;
+    const image = make("span", { class: "image", role: "img", "aria-label": `test image ${number}` });
+    const [column, line] = [place % sheet.columns, Math.floor(place / sheet.columns)];
+    image.style.backgroundImage = `url("${sheet.uri}")`;
+    image.style.backgroundSize = `${100 * sheet.columns}% ${100 * sheet.lines}%`;
+    // Per cent of a background are those of the room that is left beside it.
+    const share = (index, count) => (count > 1 ? 100 * index / (count - 1) : 0);
+    image.style.backgroundPosition = `${share(column, sheet.columns)}% ${share(line, sheet.lines)}%`;
+    const answer = (row) => {
+      const isRight = row.said[place] === sheet.true[place];
+      return make("div", { class: isRight ? "right" : "wrong" }, `${row.name}: ${names[row.said[place]]} ${isRight ? "\u2713" : "\u2717"}`);
+    };
+    list.append(make("li", {}, image, make("div", {}, `${names[sheet.true[place]]} (no. ${number})`), answer(first), answer(second)));
+  }
+  const count = list.children.length;
+  const words = count ? `${count} of the ${sheet.numbers.length} test images that the networks of this run answer most differently:`
+    : "They agree on the test images that the networks of this run answer most differently.";
+  // The first pictures are enough for a look; the others unfold.
+  const rest = make("ul", { class: "samples" });
+  rest.append(...[...list.children].slice(SAMPLES));
+  const more = rest.children.length ? [make("details", {}, make("summary", {}, `${rest.children.length} more`), rest)] : [];
+  return [make("h3", {}, "Images on which they disagree"), make("p", { class: "lead" }, words), list, ...more];
+}
+
+function verdict(first, second) {
+  const found = DATA.verdicts.find(([a, b]) =>
+    (a === first.network && b === second.network) || (a === second.network && b === first.network));
+  return found ? [make("p", {}, found[2])] : [];
 }
 
 function accuracyWords(row) {
@@ -398,7 +460,8 @@ function compare(first, second, place) {
   const matrix = make("div", { class: "scroll", role: "region", "aria-label": "Difference of two confusion matrices", tabindex: "0" }, differenceMatrix(first, second));
   const classes = make("div", { class: "scroll", role: "region", "aria-label": "Accuracy by class of two networks", tabindex: "0" }, recalls(first, second));
   const note = "Blue: the second network puts more images here; orange: fewer. On the diagonal, more is better.";
-  place.replaceChildren(make("p", {}, sentence), make("div", { class: "charts" }, make("div", {}, matrix, make("p", { class: "lead" }, note)), classes));
+  const tables = make("div", { class: "charts" }, make("div", {}, matrix, make("p", { class: "lead" }, note)), classes);
+  place.replaceChildren(make("p", {}, sentence), ...verdict(first, second), tables, ...samples(first, second));
 }
 
 function buildComparison() {

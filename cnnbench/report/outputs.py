@@ -10,6 +10,7 @@ import html
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -204,8 +205,11 @@ def print_table(report: Report, console: Console) -> None:
         console.print(Text(report.left_out))
     if len(columns) < len(report.columns):
         console.print("(more columns in a wider terminal, and in the report)", markup=False)
-    for seed_table in [*report.seeds.tables, *report.pairs.tables]:
+    for seed_table in report.seeds.tables:
         _print_seeds(seed_table, console)
+    for pair_table in report.pairs.tables:
+        # The sentences on pairs are many and long, so the terminal has one line in their place.
+        _print_seeds(replace(pair_table, sentences=[report.pairs.note]), console)
     for line in report.warnings:
         console.print(Text(text.printable(line)))
 

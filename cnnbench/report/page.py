@@ -22,7 +22,7 @@ from cnnbench.report.contenders import Contender, contenders, rivals_by_label, v
 from cnnbench.report.findings import front
 from cnnbench.report.panels import CurvePanel, Panel, curve_panels, scatter_panels
 from cnnbench.report.settings import in_group
-from cnnbench.text import printable
+from cnnbench.report.side_by_side import side_by_side
 
 if TYPE_CHECKING:
     from cnnbench.report.outputs import Report
@@ -33,8 +33,6 @@ FOLDED = ("flops", "activations", "budget")
 """Keys of the columns that the script hides until the reader asks for them; FLOPs are exactly twice the MACs."""
 MOST_SHADES = 9
 """Number of shades of a cell in a confusion matrix, apart from white."""
-MOST_COUNTS = 400_000
-"""Largest number of counts of confusion matrices on the page, about a megabyte; records after that have none there."""
 _CONDITIONS = in_group("row")
 """Settings that must agree before the figures of two rows are compared."""
 
@@ -194,28 +192,10 @@ class Page:
         return [row for rows in self.rows.values() for row in rows]
 
     def data(self) -> dict[str, Any]:
-        """Return what the script reads: for each row with a confusion matrix, its counts and classes."""
+        """Return what the script reads to compare two networks."""
         seeds = any(column.key == "seed" for column in self.columns)
-        rows = []
-        left = MOST_COUNTS
-        classes: dict[str, list[str]] = {}
-        for row in self._all_rows():
-            counts = row.record.confusion_matrix
-            if counts is None or len(counts) ** 2 > left:
-                continue
-            left -= len(counts) ** 2
-            names = [printable(name) for name in row.record.data["class_names"]]
-            label = printable(row.record.data["label"])
-            # Records of one label may have other classes, such as two folders of the same name.
-            key = label if classes.setdefault(label, names) == names else f"{label} #{row.anchor}"
-            classes[key] = names
-            rows.append({"anchor": row.anchor, "name": _name(row.record, seeds), "label": key, "counts": counts})
-        return {"rows": rows, "classes": classes}
-
-
-def _name(record: Record, seeds: bool) -> str:
-    """Return the name of a record in a list of networks: its title and, if records differ in it, its seed."""
-    return printable(f"{record.title}, seed {record.seed}" if seeds else record.title)
+        rows = [(row.anchor, row.record) for row in self._all_rows()]
+        return side_by_side(rows, self.report.pairs.verdicts, seeds)
 
 
 def _anchor(record: Record, seen: Counter[str]) -> str:

@@ -25,7 +25,7 @@ from cnnbench.report.contenders import Contender, contenders, grouped
 from cnnbench.report.findings import first_sentences, listed
 from cnnbench.report.seeds import SeedTable
 from cnnbench.report.settings import affecting
-from cnnbench.report.stored_predictions import answers_of, usable_answers
+from cnnbench.report.stored_predictions import answers_of
 from cnnbench.stats import Bootstrap, Interval, holm, mcnemar, over_seeds_and_images, paired_bootstrap, paired_interval
 
 ALPHA = 0.05
@@ -276,6 +276,14 @@ class Pairs:
         return [*words, *first_sentences(self.problems, "more files of predictions cannot be used")]
 
     @property
+    def note(self) -> str:
+        """Return the line below the table in the terminal."""
+        if not self.verdicts:
+            return ""
+        test = "Student's t over seeds and images" if self.verdicts[0].test == OVER_SEEDS else "McNemar's"
+        return f"p: {test} test, corrected by Holm's method for all pairs on the data set. The report says more."
+
+    @property
     def advice(self) -> str:
         """Return how to compare networks by image, if there are several and none can be compared; else empty."""
         if self.verdicts or not self._several or not self.lacking:
@@ -407,15 +415,3 @@ def _tested(
 def pair_verdicts(records: Sequence[Record]) -> list[dict[str, Any]]:
     """Return all pairs of networks on the same test images, for JSON; see `Verdict.document`."""
     return [verdict.document() for verdict in Pairs(records).verdicts]
-
-
-def predicted_classes(record: Record) -> bytes | None:
-    """Return the predicted class of each test image of a record, a byte each; None if they are not known.
-
-    Of more than 256 classes, each image has four bytes, the lowest one first.
-    """
-    answers = usable_answers(record)
-    if answers is None:
-        return None
-    kind = "u1" if len(record.confusion_matrix or ()) <= 256 else "<u4"
-    return answers.predicted.astype(kind).tobytes()

@@ -1,0 +1,132 @@
+"""What the page's script needs to compare two networks: counts, verdicts, and test images on which they disagree."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cnnbench.disputed import Disputed, disputed_file, read_disputed
+from cnnbench.errors import UserError
+from cnnbench.pages import data_uri
+from cnnbench.record import Record
+from cnnbench.report.contenders import contenders
+from cnnbench.report.pairs import Verdict
+from cnnbench.report.stored_predictions import usable_answers
+from cnnbench.text import printable
+
+MOST_COUNTS = 400_000
+"""Largest number of counts of confusion matrices on the page, about a megabyte; records after that have none there."""
+MOST_VERDICTS = 1000
+"""Largest number of verdicts on the page, about 400 kB; the first ones are those of the most accurate networks."""
+COLUMNS = 16
+"""Number of pictures in a row of the sheet that holds all pictures of a data set."""
+
+
+def side_by_side(rows: Sequence[tuple[str, Record]], verdicts: Sequence[Verdict], seeds: bool) -> dict[str, Any]:
+    """Return the data for the script.
+
+    Args:
+        rows: Name in links, and record, of each row of the table.
+        verdicts: Comparisons of two networks image by image.
+        seeds: Whether the names of rows have the seed.
+
+    Returns:
+        ``rows``: for each record with a confusion matrix ``anchor``, ``name``, ``label``, ``counts``, ``network``, and
+        ``said``, the class that the network gives to each disputed image, or None. ``classes``: names of the classes by
+        label. ``verdicts``: triples of two numbers of networks and a sentence. ``images``: a sheet of
+        pictures by label; see `_sheet`.
+    """
+    records = [record for _, record in rows]
+    networks = {}
+    for number, entry in enumerate(contenders(records)):
+        networks.update(dict.fromkeys(map(id, entry.records), number))
+    shown: list[dict[str, Any]] = []
+    classes: dict[str, list[str]] = {}
+    images: dict[str, Disputed] = {}
+    left = MOST_COUNTS
+    for anchor, record in rows:
+        counts = record.confusion_matrix
+        if counts is None or len(counts) ** 2 > left:
+            continue
+        left -= len(counts) ** 2
+        label = _label(anchor, record, classes)
+        row: dict[str, Any] = {"anchor": anchor, "name": _name(record, seeds), "label": label, "counts": counts}
+        row |= {"network": networks[id(record)], "said": _answers_to_disputed(label, record, images)}
+        shown.append(row)
+    sheets = {label: _sheet(disputed) for label, disputed in images.items()}
+    pairs = []
+    for verdict in verdicts[:MOST_VERDICTS]:
+        ends = [networks.get(id(entry.records[0])) for entry in (verdict.first, verdict.second)]
+        # A network whose records have no row in the table cannot be chosen.
+        if None not in ends:
+            pairs.append([*ends, printable(verdict.sentence)])
+    return {"rows": shown, "classes": classes, "verdicts": pairs, "images": sheets}
+
+
+def _name(record: Record, seeds: bool) -> str:
+    """Return the name of a record in a list of networks: its title and, if records differ in it, its seed."""
+    return printable(f"{record.title}, seed {record.seed}" if seeds else record.title)
+
+
+def _label(anchor: str, record: Record, classes: dict[str, list[str]]) -> str:
+    """Return the label under which the classes of a record are listed, and add them there.
+
+    Records of one label may have other classes, such as those of two folders of the same name.
+    """
+    names = [printable(name) for name in record.data["class_names"]]
+    label = printable(record.data["label"])
+    if classes.setdefault(label, names) != names:
+        label = f"{label} #{anchor}"
+        classes[label] = names
+    return label
+
+
+def _answers_to_disputed(label: str, record: Record, images: dict[str, Disputed]) -> list[int] | None:
+    """Return the class that a network gives to each disputed image of its data set; None if that is not known.
+
+    Args:
+        label: Label of the data set on the page.
+        record: Record of the network.
+        images: Disputed images by label; those in the run folder of the first record of a label are added.
+    """
+    answers = usable_answers(record)
+    if answers is None or record.file is None:
+        return None
+    if label not in images:
+        path = disputed_file(record.file.parent.parent, record.data_name)
+        if not path.is_file():
+            return None
+        try:
+            images[label] = read_disputed(path)
+        except UserError:
+            return None
+    disputed = images[label]
+    # Records of another run may have been tested on other images.
+    inside = disputed.indices < len(answers.true)
+    if not inside.all() or not np.array_equal(answers.true[disputed.indices], disputed.true):
+        return None
+    return answers.predicted[disputed.indices].tolist()
+
+
+def _sheet(disputed: Disputed) -> Mapping[str, Any]:
+    """Return pictures as one large picture in rows of `COLUMNS`, with their number in the test set and their class."""
+    count, height, width, channels = disputed.images.shape
+    lines = -(-count // COLUMNS)
+    sheet = np.zeros((lines * height, COLUMNS * width, channels), dtype=np.uint8)
+    for place, image in enumerate(disputed.images):
+        top, start = place // COLUMNS * height, place % COLUMNS * width
+        sheet[top : top + height, start : start + width] = image
+    out = io.BytesIO()
+    # Pillow takes grey pictures without the axis of the channel.
+    Image.fromarray(sheet.squeeze(2) if channels == 1 else sheet).save(out, "webp", quality=92)
+    return {
+        "uri": data_uri(out.getvalue(), "image/webp"),
+        "columns": COLUMNS,
+        "lines": lines,
+        "numbers": disputed.indices.tolist(),
+        "true": disputed.true.tolist(),
+    }
