@@ -66,7 +66,7 @@ fuzz: .venv/ready  ## 2,280 damaged files and arguments, a table of verdicts, up
 chaos: .venv/ready  ## kill bench and fit at random moments, go on, and compare with undisturbed runs
 	PYTHONPATH=tests $(BIN)/python -m campaigns.chaos $(ARGS)
 
-gallery: .venv/ready  ## one page of everything that a CNN does, from a freshly trained network, a few minutes
+gallery: .venv/ready  ## one page of everything that a CNN does, about a minute; ARGS=--train trains a network first
 	$(BIN)/cnnbench explain gallery $(ARGS)
 
 catalog: .venv/ready  ## count the zoo again for `cnnbench list`, after a network or a record has changed

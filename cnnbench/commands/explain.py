@@ -110,7 +110,7 @@ def _overview() -> str:
     lines = ["usage: cnnbench explain TOOL ...", "", "The instruments, in the order of a course on CNNs:", ""]
     for name, about in TOOLS.items():
         lines.append(f"  {name:<17} {about.summary}")
-    lines.append(f"  {'gallery':<17} all of them on one page, with a freshly trained network")
+    lines.append(f"  {'gallery':<17} all of them on one page, with exercises and a window to move")
     lines += ["", "`cnnbench explain TOOL --help` has the options. Pictures go to results/explain, or to --out."]
     lines += ["", "example: cnnbench explain kernels photo.jpg"]
     return "\n".join(lines)

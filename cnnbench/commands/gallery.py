@@ -1,30 +1,27 @@
-"""The command `cnnbench explain gallery`: train a small network, and show it with every teaching tool on one page."""
+"""The command `cnnbench explain gallery`: show a trained network with every teaching tool on one page."""
 
 from __future__ import annotations
 
-import inspect
 import os
 import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cnnbench import progress
 from cnnbench.console import note
-from cnnbench.errors import UserError
+from cnnbench.errors import UserError, unknown
 from cnnbench.explain import run as run_tool
-from cnnbench.explain.gallery import PARTS, Trained, page
-from cnnbench.explain.options import DataOptions
+from cnnbench.explain.options import TOOLS
 from cnnbench.files import write_text
 from cnnbench.options import option
-from cnnbench.references import weights_file
 from cnnbench.trust import OPTION
 
-EXAMPLE = "--config experiments/cifar10_speednet.yaml --out gallery"
+EXAMPLE = "--ckpt_path results/runs/ResNet18-CIFAR10/<date>/checkpoints/last.ckpt --out gallery"
 MODEL = "SimpleCNN(convs=5x5,batch_norm=True,dropout=0.0)"
-"""Network that is trained: the one of the course, with filters that are large enough to be looked at."""
+"""Network that `--train` trains: the one of the course, with filters that are large enough to be looked at."""
 RECIPE = (
     "--model.optimizer=cnnbench.optimizers.MuonSGD --model.optimizer.lr=0.06 --model.optimizer.matrix_lr=0.03 "
     "--model.optimizer.vector_lr=0.03 --model.schedule=linear"
@@ -32,20 +29,42 @@ RECIPE = (
 """Options of the training. Muon moves the filters far away from their random start within a few epochs; with AdamW they
 stay noisy."""
 TRAINED_ON, EPOCHS = "CIFAR10", 3
-"""Data set and number of epochs of the training, by default."""
+"""Data set, for shipped weights too, and number of epochs of the training, by default."""
 LARGEST_SIZE = 64
-"""Largest height and width of the images by default. The page trains two networks, which takes most of an hour at 224
-pixels on two cores."""
-SHIPPED, MADE_BY = "SimpleCNN", "cnnbench bench --config experiments/bench/reference-cpu-small.yaml"
-"""Network whose weights the package ships, and the command that trained it."""
+"""Largest height and width of the images by default. With --blurpool three networks are trained, which takes most of an
+hour at 224 pixels on two cores."""
+SHIPPED = "SimpleCNN"
+"""Network whose weights, which the package ships, are shown by default. It is the network of the course."""
+TRAINING = ("config", "epochs", "image_size")
+"""Options that are about a training alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Train a small network and make one page of all instruments, in the course's order."""
+    """Make one page of all instruments, in the course's order, with exercises and a window to move.
 
+    The page shows a trained network: the SimpleCNN that the package ships, the network of a checkpoint, or one that
+    is trained for the page.
+    """
+
+    ckpt_path: Path | None = option(
+        "Show the network of this checkpoint of `cnnbench fit`; nothing is trained.", default=None, metavar="FILE"
+    )
+    weights: Literal["reference"] | None = option(
+        f"Show {SHIPPED} with the weights that the package ships; nothing is trained. This is the default, on "
+        f"{TRAINED_ON}, unless an option of a training is given.",
+        default=None,
+    )
+    train: bool = option(
+        "Train a network for the page, which takes minutes; --data, --epochs, --image_size and --config do so too.",
+        default=False,
+    )
     data: str | None = option(
-        f"Data set to train on (default: {TRAINED_ON}).", default=None, metavar="NAME", names="data"
+        f"Data set to train on (default: {TRAINED_ON}); with --weights reference, the one of the shipped weights; with "
+        "--ckpt_path, the images to show (default: those of its training).",
+        default=None,
+        metavar="NAME",
+        names="data",
     )
     data_dir: str | None = option(
         "Folder of the data (default: CNNBENCH_DATA, else data).", default=None, metavar="DIR"
@@ -60,20 +79,24 @@ class Options:
     config: Path | None = option(
         "YAML file of what to train in place of that, as for `cnnbench fit`.", default=None, metavar="FILE"
     )
-    weights: Literal["reference"] | None = option(
-        f"Take the shipped weights of {SHIPPED}, and train nothing but the pair of the part on shifts.",
-        default=None,
+    blurpool: bool = option(
+        "In the part on shifts, train a network with and without BlurPool and compare them, which takes minutes "
+        "(default: show the network of the page alone).",
+        default=False,
+    )
+    parts: tuple[str, ...] | None = option(
+        "Tools to show, such as convolution,sizes (default: all of `cnnbench explain`).", default=None, metavar="A,B"
     )
     out: Path = option("Folder of the page.", default=Path("results/gallery"), metavar="DIR")
-    trust: tuple[str, ...] = option("Modules whose networks --config may name.", default=(), metavar="MODULE")
+    trust: tuple[str, ...] = option(
+        "Modules whose networks --config or --ckpt_path may name.", default=(), metavar="MODULE"
+    )
 
     def __post_init__(self) -> None:
-        if self.weights is not None:
-            for name in ("config", "epochs", "image_size"):
-                if getattr(self, name) is not None:
-                    raise UserError(
-                        f"--{name} is about a training, and --weights reference trains nothing; leave one of them out"
-                    )
+        for name in self.parts or ():
+            if name not in TOOLS:
+                raise unknown("part of the gallery", name, list(TOOLS))
+        self._check_source()
         if self.config is not None:
             for name in ("data", "epochs", "image_size"):
                 if getattr(self, name) is not None:
@@ -81,40 +104,72 @@ class Options:
             if not self.config.is_file():
                 raise UserError(f"config '{self.config}' does not exist; experiments/ has some")
 
+    def _check_source(self) -> None:
+        """Raise UserError if the options name more than one network."""
+        if self.weights is not None and self.ckpt_path is not None:
+            raise UserError("--weights reference and --ckpt_path name two networks; leave one of them out")
+        without = "--weights reference" if self.weights is not None else "--ckpt_path"
+        if self.weights is None and self.ckpt_path is None:
+            return
+        asked = [name for name in TRAINING if getattr(self, name) is not None]
+        if self.train:
+            asked.append("train")
+        for name in asked:
+            raise UserError(f"--{name} is about a training, and {without} trains nothing; leave one of them out")
+
+    @property
+    def trains(self) -> bool:
+        """Return whether a network is trained for the page."""
+        if self.weights is not None or self.ckpt_path is not None:
+            return False
+        return self.train or any(getattr(self, name) is not None for name in ("data", *TRAINING))
+
 
 def run(options: Options) -> int:
-    """Train a network or take the shipped weights, run every tool and write ``index.html``; return 0.
+    """Find or train a network, run every tool on it and write ``index.html``; return 0.
 
     Raises:
-        UserError: The data is missing.
+        UserError: The checkpoint or the data is missing, or they do not fit each other.
     """
+    # These imports take a second or two, and the help of the command does without them.
+    from cnnbench.commands.gallery_network import describe_shipped, describe_training
+    from cnnbench.explain.gallery import chosen_parts, page
+
     start = time.perf_counter()
     if options.data_dir:  # the tools take the folder from the environment
         os.environ["CNNBENCH_DATA"] = options.data_dir
-    if options.weights is not None:
-        checkpoint = weights_file(SHIPPED, options.data or TRAINED_ON)
-        trained = describe_training(checkpoint, MADE_BY)
+    if options.trains:
+        checkpoint, command = _train(options)
+        trained = describe_training(checkpoint, command, options.trust)
+    elif options.ckpt_path is not None:
+        trained = describe_training(options.ckpt_path, "", options.trust, options.data)
     else:
-        runs = options.out / "runs"
-        recipe = _recipe(options)
-        note(f"training a network, {_length(options)}")
-        fit_options = [*recipe, f"--out={runs}"]
-        if options.trust:
-            # `fit` checks the names in its configuration itself, so it needs the same trust.
-            fit_options.append(f"{OPTION}={','.join(options.trust)}")
-        checkpoint = train(fit_options, runs)
-        trained = describe_training(checkpoint, shlex.join(["cnnbench", "fit", *fit_options]), options.trust)
+        trained = describe_shipped(SHIPPED, options.data or TRAINED_ON)
+    parts = chosen_parts(options.parts, options.blurpool)
     shown = []
-    for number, part in enumerate(PARTS, 1):
-        note(f"[{time.perf_counter() - start:3.0f} s] {number} of {len(PARTS)}: {part.title}")
+    for number, part in enumerate(parts, 1):
+        note(f"[{time.perf_counter() - start:3.0f} s] {number} of {len(parts)}: {part.title}")
         words = trained.words(part)
         with progress.doing(part.title):
             shown.append((part, run_tool(words[0], words[1:])))
     path = options.out / "index.html"
     with progress.doing("writing the page"):
         write_text(path, page(shown, trained))
-    note(f"gallery: {path}")
+    note(f"gallery: {path} ({time.perf_counter() - start:.0f} s)")
     return 0
+
+
+def _train(options: Options) -> tuple[Path, str]:
+    """Train a network by ``cnnbench fit``, and return its checkpoint and the command that trained it."""
+    runs = options.out / "runs"
+    recipe = _recipe(options)
+    note(f"training a network, {_length(options)}")
+    fit_options = [*recipe, f"--out={runs}"]
+    if options.trust:
+        # `fit` checks the names in its configuration itself, so it needs the same trust.
+        fit_options.append(f"{OPTION}={','.join(options.trust)}")
+    checkpoint = train(fit_options, runs)
+    return checkpoint, shlex.join(["cnnbench", "fit", *fit_options])
 
 
 def _length(options: Options) -> str:
@@ -164,58 +219,3 @@ def train(fit_options: Sequence[str], runs: Path) -> Path:
     fit(["fit", *fit_options, "--trainer.enable_progress_bar=false"])
     (made,) = set(runs.glob("*/*")) - before
     return made / "checkpoints" / "last.ckpt"
-
-
-def describe_training(checkpoint: Path, command: str, trusted: Sequence[str] = ()) -> Trained:
-    """Return what the page says about a trained network.
-
-    Args:
-        checkpoint: Checkpoint of the trained network.
-        command: Command line that trained it.
-        trusted: Modules whose networks the checkpoint may name.
-
-    Raises:
-        UserError: The checkpoint does not name the data set of its training.
-    """
-    from cnnbench.explain.networks import load_checkpoint
-
-    subject = load_checkpoint(checkpoint, DataOptions(trust=tuple(trusted)))
-    data = subject.data
-    if data is None:
-        raise UserError(f"checkpoint '{checkpoint}' does not say what it was trained on")
-    # The label of a data set depends on the copy that is on the disk, so the files have to be read first.
-    data.prepare_data()
-    data.setup()
-    # These words name the data set to the tools, so arguments appear only where they differ from the defaults.
-    data_words = [str(data.name)]
-    if data.image_size != data.default_size:
-        data_words.append(f"--image_size={data.image_size}")
-    # Only some data sets, such as Synthetic, let the user choose the number of channels.
-    default = inspect.signature(type(data)).parameters.get("in_channels")
-    if default is not None and data.in_channels != default.default:
-        data_words.append(f"--in_channels={data.in_channels}")
-    trust = []
-    if trusted:
-        trust.append(f"{OPTION}={','.join(trusted)}")
-    return Trained(written_name(subject.model), data.label, checkpoint, command, data_words, trust)
-
-
-def written_name(model: Any) -> str:
-    """Return a network as it is written on the command line: its name, with the arguments that are not defaults."""
-    chosen = []
-    for key, parameter in inspect.signature(type(model).__init__).parameters.items():
-        # For a network from outside the zoo, `display_name` already is the argument ``name``.
-        if key == "name" or key not in model.hparams:
-            continue
-        value = _as_list(model.hparams[key])
-        if value != _as_list(parameter.default):
-            chosen.append(f"{key}={value}")
-    name = str(model.display_name)
-    if chosen:
-        name += f"({','.join(chosen)})"
-    return name
-
-
-def _as_list(value: Any) -> Any:
-    """Return a tuple as a list, which is what a checkpoint makes of it, and any other value unchanged."""
-    return list(value) if isinstance(value, tuple) else value

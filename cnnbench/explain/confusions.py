@@ -32,6 +32,7 @@ from cnnbench.explain.options import ConfusionsOptions
 from cnnbench.files import read_text, reason
 from cnnbench.plots.grids import grid, outline, show
 from cnnbench.record import Record, load_records
+from cnnbench.references import weights_file
 from cnnbench.registry import split_names
 from cnnbench.report.charts import draw_confusion, name_classes
 from cnnbench.report.contenders import contenders
@@ -301,7 +302,7 @@ def explain(options: ConfusionsOptions) -> Explanation:
     Raises:
         UserError: The options name neither records nor a checkpoint nor predictions, or one of these cannot be used.
     """
-    with_images = bool(options.ckpt_path or options.predictions)
+    with_images = bool(options.ckpt_path or options.predictions or options.weights)
     if not options.records and not with_images:
         raise UserError("give RECORDS of `cnnbench bench`, or --ckpt_path FILE, or --predictions FILE with --data NAME")
     matrices: list[Matrix] = []
@@ -392,8 +393,12 @@ def _find_answers(options: ConfusionsOptions) -> _Answers:
         name = options.predictions.name
         data, probabilities = _read_predictions(options.predictions, options)
     else:
-        assert options.ckpt_path is not None
-        subject = load_checkpoint(options.ckpt_path, options)
+        path = options.ckpt_path
+        if options.weights is not None:
+            assert options.models is not None  # The options have checked this.
+            path = weights_file(options.models[0], options.data)
+        assert path is not None
+        subject = load_checkpoint(path, options)
         if subject.data is None:
             raise UserError("the checkpoint does not say which data it is for; add --data NAME")
         name, data = subject.name, subject.data

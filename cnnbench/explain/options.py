@@ -260,10 +260,24 @@ class ConfusionsOptions(DataOptions):
     ckpt_path: Path | None = option(
         "Checkpoint of `cnnbench fit`: test it, and show the images.", default=None, metavar="FILE"
     )
+    weights: Literal["reference"] | None = option(
+        "Test the network of --models with trained weights, which the package ships for a few small networks.",
+        default=None,
+    )
     predictions: Path | None = option(
         "File predictions.csv of `cnnbench predict`, with --data.", default=None, metavar="FILE"
     )
     pairs: int = option("Mistakes in lists and pictures.", default=6, metavar="N", least=1)
+
+    def __post_init__(self) -> None:
+        if self.weights is None:
+            return
+        if len(self.models or ()) != 1:
+            raise UserError("--weights reference needs one network, such as --models SimpleCNN --data CIFAR10")
+        if self.records or self.ckpt_path or self.predictions:
+            raise UserError(
+                "--weights reference takes the place of RECORDS, --ckpt_path and --predictions; leave them out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
