@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from browsers import browser  # noqa: F401
 from hypothesis import settings
 from PIL import Image
 

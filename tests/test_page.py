@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from browsers import open_page
 from conftest import FULL_TRAINING, make_record
 from page_reader import PageReader
 from PIL import Image, ImageStat
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from cnnbench.disputed import Disputed, disputed_file, write_disputed
 from cnnbench.predictions import Predictions, write_predictions
@@ -30,21 +28,6 @@ ZOO = Path(__file__).parents[1] / "experiments/results/2026-11-23-cpu-zoo.jsonl"
 GRID = Path(__file__).parents[1] / "experiments/results/2026-11-29-cpu.jsonl"
 SEEDS = Path(__file__).parents[1] / "experiments/results/2026-11-22-cpu-seeds.jsonl"
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """A Chromium of this machine; where there is none, these tests fail if REQUIRE_BROWSER is set, and are skipped."""
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        if os.environ.get("REQUIRE_BROWSER"):
-            pytest.fail("no Chromium on this machine: install chromium")
-        pytest.skip("no Chromium on this machine: install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +39,6 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         paths[name] = folder / f"{name}.html"
         paths[name].write_text(to_html(Report(load_records([source]))), encoding="utf-8")
     return paths
-
-
-def _open(browser: Browser, path: Path, width: int = 1280, **options: Any) -> Page:
-    """Open a page, and let the test fail if the page has an error or asks for anything else."""
-    context = browser.new_context(viewport={"width": width, "height": 900}, **options)
-    page = context.new_page()
-    page.on("pageerror", lambda error: pytest.fail(str(error)))
-    page.on("console", lambda message: pytest.fail(message.text) if message.type in ("error", "warning") else None)
-    page.on("request", lambda request: None if request.url.startswith(("file:", "data:")) else pytest.fail(request.url))
-    page.goto(path.as_uri())
-    return page
 
 
 def _names(page: Page, body: int = 0) -> list[str]:
@@ -87,7 +59,7 @@ def _names(page: Page, body: int = 0) -> list[str]:
 def test_page_fits_every_screen_without_an_accessibility_violation(
     browser: Browser, pages: dict[str, Path], name: str, width: int, scheme: Any
 ) -> None:
-    page = _open(browser, pages[name], width, color_scheme=scheme)
+    page = open_page(browser, pages[name], width, color_scheme=scheme)
     if name != "zoo":  # whose 34 matrices have no other elements, and take half a minute to check
         page.locator("details summary").evaluate_all("all => all.forEach((summary) => summary.parentNode.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth") == width
@@ -98,7 +70,7 @@ def test_page_fits_every_screen_without_an_accessibility_violation(
 def test_dark_mode_changes_the_page(browser: Browser, pages: dict[str, Path]) -> None:
     brightness = {}
     for scheme in ("light", "dark"):
-        shot = _open(browser, pages["grid"], color_scheme=scheme).screenshot()
+        shot = open_page(browser, pages["grid"], color_scheme=scheme).screenshot()
         with Image.open(io.BytesIO(shot)) as image:
             brightness[scheme] = ImageStat.Stat(image.convert("L")).mean[0]
     assert brightness["light"] > 200
@@ -107,7 +79,7 @@ def test_dark_mode_changes_the_page(browser: Browser, pages: dict[str, Path]) ->
 
 @pytest.mark.parametrize("name", ["grid", "zoo"])
 def test_nothing_is_cut_off_on_paper(browser: Browser, pages: dict[str, Path], name: str) -> None:
-    page = _open(browser, pages[name])
+    page = open_page(browser, pages[name])
     page.emulate_media(media="print")
     # A4 less the margins of 12 mm, at 96 pixels per inch.
     page.set_viewport_size({"width": round(186 / 25.4 * 96), "height": 1000})
@@ -118,7 +90,7 @@ def test_nothing_is_cut_off_on_paper(browser: Browser, pages: dict[str, Path], n
 
 
 def test_page_without_script_has_everything_but_the_tools(browser: Browser, pages: dict[str, Path]) -> None:
-    page = _open(browser, pages["grid"], java_script_enabled=False)
+    page = open_page(browser, pages["grid"], java_script_enabled=False)
     assert not page.locator("#tools").is_visible()
     assert not page.locator("#two").is_visible()
     assert page.locator("#results tbody tr[data-net]").count() == 8
@@ -130,7 +102,7 @@ def test_page_without_script_has_everything_but_the_tools(browser: Browser, page
 def test_columns_sort_by_their_values_with_the_best_first(browser: Browser, pages: dict[str, Path]) -> None:
     records = [r for r in load_records([ZOO]) if r.measures.get("latency_ms_median")]
     fastest = sorted(records, key=lambda r: r.measures["latency_ms_median"])
-    page = _open(browser, pages["zoo"])
+    page = open_page(browser, pages["zoo"])
     head = page.locator("th[data-key=latency_ms_median]")
     head.locator("button").click()
     assert _names(page) == [r.model for r in fastest]
@@ -154,7 +126,7 @@ def test_columns_sort_by_their_values_with_the_best_first(browser: Browser, page
 
 def test_search_takes_words_and_conditions(browser: Browser, pages: dict[str, Path]) -> None:
     records = load_records([ZOO])
-    page = _open(browser, pages["zoo"])
+    page = open_page(browser, pages["zoo"])
     cases = {
         "resnet": lambda r: "resnet" in r.model.lower(),
         "params<1M": lambda r: r.measures["params"] < 1e6,
@@ -181,7 +153,7 @@ def test_ratios_are_those_of_rows_that_compare(browser: Browser, tmp_path: Path)
     elsewhere = make_record("VGG16", "CIFAR10", training=FULL_TRAINING)
     path = tmp_path / "page.html"
     path.write_text(to_html(Report([base, slow, other, elsewhere])), encoding="utf-8")
-    page = _open(browser, path)
+    page = open_page(browser, path)
     page.locator("#baseline").select_option(index=1)
     assert page.locator("#baseline option:checked").text_content() == "LeNet5"
     row = page.locator("tr[data-net=ResNet18]")
@@ -200,7 +172,7 @@ def test_ratios_are_those_of_rows_that_compare(browser: Browser, tmp_path: Path)
 
 
 def test_rows_points_and_curves_of_a_network_light_up_together(browser: Browser, pages: dict[str, Path]) -> None:
-    page = _open(browser, pages["grid"])
+    page = open_page(browser, pages["grid"])
     page.locator(".pt[data-net=MobileNetV1]").first.hover()
     lit = page.locator(".on").evaluate_all(
         "all => all.map((element) => [element.tagName.toLowerCase(), element.dataset.net])"
@@ -219,7 +191,7 @@ def test_rows_points_and_curves_of_a_network_light_up_together(browser: Browser,
 
 
 def test_columns_can_be_shown_and_hidden(browser: Browser, pages: dict[str, Path]) -> None:
-    page = _open(browser, pages["grid"])
+    page = open_page(browser, pages["grid"])
     assert not page.locator("th[data-key=flops]").is_visible()
     page.locator("#tools summary").click()
     page.get_by_label("FLOPs", exact=True).check()
@@ -230,7 +202,7 @@ def test_columns_can_be_shown_and_hidden(browser: Browser, pages: dict[str, Path
 
 def test_two_networks_are_compared_by_their_counts(browser: Browser, pages: dict[str, Path]) -> None:
     records = {r.model: r for r in load_records([GRID]) if r.data["name"] == "CIFAR10"}
-    page = _open(browser, pages["grid"])
+    page = open_page(browser, pages["grid"])
     group = page.locator("#first optgroup[label='CIFAR-10 (JPEG copy)'] option")
     page.locator("#first").select_option(group.filter(has_text="ResNet18").get_attribute("value"))
     page.locator("#second").select_option(label="VGG16")
@@ -281,7 +253,7 @@ def test_page_says_which_network_is_fastest_at_an_accuracy(browser: Browser, tmp
     networks = _networks(("Best", 9.0, 0.93), ("Near", 3.0, 0.9), ("Other", 4.0, 0.9001), ("Far", 1.0, 0.8))
     path = tmp_path / "page.html"
     path.write_text(to_html(Report(networks)), encoding="utf-8")
-    page = _open(browser, path)
+    page = open_page(browser, path)
     answer = page.locator("#ask output")
     for percent, expected in {
         "90": "Near, 90.00 %, 3.00 ms; then Other, 90.01 %, 4.00 ms; then Best, 93.00 %, 9.00 ms.",
@@ -297,7 +269,7 @@ def test_hostile_names_stay_texts_for_the_script(browser: Browser, tmp_path: Pat
     records = [make_record(model=f"{name}{index}", data={**make_record().data, "label": name}) for index in range(2)]
     path = tmp_path / "page.html"
     path.write_text(to_html(Report(records)), encoding="utf-8")
-    page = _open(browser, path)
+    page = open_page(browser, path)
     page.locator("#search").fill("img")
     page.locator("#baseline").select_option(index=1)
     page.locator(".pt").last.hover()

@@ -99,12 +99,12 @@ def history(record: Record | None) -> list[str]:
     if record is None:
         return [UNKNOWN]
     training, data = record.training, record.data
-    if not training:
-        return [UNKNOWN]
-    epochs = f"{training['epochs']:.3g} epochs".replace("1 epochs", "1 epoch")
+    epochs = f"{training['epochs']:.3g}"
+    word = "epoch" if epochs == "1" else "epochs"
+    where = f"on {record.environment['device']} ({record.created[:10]})"
     sentences = [
-        f"It was trained for {epochs} on {data['train_images']:,} images of {data['label']}, in {_duration(training['seconds'])} "
-        f"on {record.environment['device']} ({record.created[:10]}).",
+        f"It was trained for {epochs} {word} on {data['train_images']:,} images of {data['label']}, in "
+        f"{_duration(training['seconds'])} {where}.",
         f"Recipe: {training['recipe']}. Augmentation: {data['augmentation']}.",
     ]
     measures = record.measures
