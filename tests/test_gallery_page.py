@@ -136,7 +136,6 @@ def test_answers_agree_with_torch() -> None:
     answers = _answers("parameters")
     assert f"{sum(p.numel() for p in conv.parameters()):,} parameters" in answers
     assert f"= {dense:,} weights, and 16,384 biases" in answers
-    assert f"{2 * 9 * 64 * 64:,} weights together, the one has {25 * 64 * 64:,}. The two have 28% fewer" in answers
     answers = _answers("convolution")
     side = nn.Conv2d(1, 1, 3, 2, 1)(torch.zeros(1, 1, 7, 7)).shape[-1]
     assert f"= {side}, so the output is {side}x{side}" in answers
@@ -177,17 +176,14 @@ def test_answers_on_pooling_mistakes_and_separable_convolutions() -> None:
     standard, separable = 9 * 128 * 128 * 256, (9 * 128 + 128 * 128) * 256
     answers = _answers("separable")
     assert f"{standard:,} and {separable:,}: {standard / separable:.1f} times fewer" in answers
-    assert f"{128 * 128:,} of {separable // 256:,}, 93%" in answers
 
 
 def test_course_has_exercises_on_every_subject() -> None:
-    numbers = {"layers": [], "params": 0, "networks": [{"confusion_matrix": [[1]], "mistakes": [{}]}]}
     mistake = {"true": "a", "predicted": "b", "images": 1, "share": 1.0}
-    numbers["networks"] = [{"confusion_matrix": [[1]], "mistakes": [mistake]}]
-    numbers["layers"] = [{"name": "a", "kind": "b", "params": 1}]
-    numbers["params"] = 1
+    networks = [{"confusion_matrix": [[1]], "mistakes": [mistake]}]
+    numbers = {"networks": networks, "layers": [{"name": "a", "kind": "b", "params": 1}], "params": 1}
     counts = {part.tool: len(exercises(part.tool, Explanation(numbers))) for part in PARTS}
-    assert 8 <= sum(counts.values()) <= 20
+    assert sum(counts.values()) == 15
     assert {tool for tool, count in counts.items() if count} >= {
         "parameters", "sizes", "receptive-field", "separable", "equivariance", "confusions"
     }  # fmt: skip

@@ -114,6 +114,11 @@ def history(record: Record | None) -> list[str]:
             f"It classifies {percent(measures['test_accuracy'])} of {data['test_images']:,} test images correctly "
             f"(95 % interval {low} to {high})."
         )
+        precision = record.config.get("inference_precision", "32-true")
+        if precision != "32-true":
+            sentences.append(
+                f"That test computed in {precision}. This page computes in float32, so its counts may differ a little."
+            )
     if not training["converged"]:
         sentences.append(f"A full training on these images takes {training['full_epochs']} epochs.")
     return sentences

@@ -27,7 +27,7 @@ from cnnbench.explain.output_sizes import (
     trace_sizes,
     unread_in_words,
 )
-from cnnbench.explain.parameters import costs, stacked
+from cnnbench.explain.parameters import costs
 from cnnbench.explain.sizes import evaluated, parameter_formula
 from cnnbench.stats import wilson_interval
 
@@ -51,12 +51,10 @@ def exercises(tool: str, found: Explanation) -> list[Exercise]:
 
 
 def _parameters(_: Mapping[str, Any]) -> list[Exercise]:
-    """Return exercises on the parameters of layers."""
+    """Return an exercise on the parameters of layers."""
     channels, size, maps, kernel = 3, 32, 16, 5
     made = costs(channels, size, maps, kernel, 1, kernel // 2, 10)
     convolution, dense = made[0], made[3]
-    width = 64
-    two, one = stacked(width, width)
     return [
         Exercise(
             f"A convolution with {kernel}x{kernel} kernels and biases makes {maps} maps from a colour image of "
@@ -65,12 +63,6 @@ def _parameters(_: Mapping[str, Any]) -> list[Exercise]:
             f"Each filter has {kernel}·{kernel}·{channels} weights and one bias, and there are {maps} filters: "
             f"{convolution.params:,} parameters. A dense layer has a weight from each value of the image to each value "
             f"of the maps, {dense.formula} = {dense.weights:,} weights, and {dense.biases:,} biases.",
-        ),
-        Exercise(
-            f"Two 3x3 convolutions in a row see as many pixels as one 5x5 convolution. All of them have {width} input "
-            f"and {width} output channels. Which choice has fewer weights, and by how much?",
-            f"The two have {two:,} weights together, the one has {one:,}. The two have {1 - two / one:.0%} fewer, and "
-            "there is room for an activation function between them.",
         ),
     ]
 
@@ -220,20 +212,14 @@ def _confusions(numbers: Mapping[str, Any]) -> list[Exercise]:
 
 
 def _separable(_: Mapping[str, Any]) -> list[Exercise]:
-    """Return exercises on separable convolutions."""
+    """Return an exercise on separable convolutions."""
     channels, side, kernel = 128, 16, 3
     standard, separable = costs(channels, side, channels, kernel, 1, kernel // 2, 1)[:2]
-    pointwise = channels * channels
     return [
         Exercise(
             f"A {kernel}x{kernel} convolution keeps {channels} channels and maps of {side}x{side}. How many "
             "multiply-adds does it need for an image, and how many does a depthwise separable convolution need?",
             f"{standard.macs:,} and {separable.macs:,}: {standard.macs / separable.macs:.1f} times fewer.",
-        ),
-        Exercise(
-            "Which part of the weights of this separable convolution is in its 1x1 convolution?",
-            f"{pointwise:,} of {separable.weights:,}, {pointwise / separable.weights:.0%}. The filters of the single "
-            "channels are cheap; mixing the channels is what costs.",
         ),
     ]
 

@@ -86,6 +86,9 @@ function explorer(root) {
   function table(name, rows, cell) {
     const element = at(name);
     element.style.setProperty("--columns", rows.length);
+    // A phone gives a grid of many columns its whole width; with still more, a cell has no room for the weight.
+    element.parentNode.classList.toggle("wide", rows.length > 8);
+    element.parentNode.classList.toggle("dense", rows.length > 10);
     element.tBodies[0].replaceChildren(...rows.map((row, i) => {
       return make("tr", {}, ...row.map((value, j) => {
         const made = make("td", { "data-value": value }, text(value));
