@@ -238,7 +238,7 @@ def test_two_networks_of_a_run_have_a_verdict_and_the_images_on_which_they_disag
     write_disputed(disputed_file(tmp_path, "MNIST"), Disputed(pixels, np.array([1, 2]), true[[1, 2]]))
     path = tmp_path / "page.html"
     path.write_text(to_html(Report(load_records([tmp_path]))), encoding="utf-8")
-    page = _open(browser, path)
+    page = open_page(browser, path)
     texts = page.locator("#two .samples li").all_text_contents()
     assert [text.partition("LeNet5")[0] for text in texts] == ["zero (no. 1)", "zero (no. 2)"]
     assert "LeNet5: zero \N{CHECK MARK}" in texts[0]
