@@ -68,5 +68,6 @@ def check_scripts(page: str) -> PageReader:
     allowed = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     assert reader.policy == allowed
     assert all(re.match(r"#|data:|results\.csv$|report\.md$", link) for link in reader.links), reader.links
-    assert not re.search(r"@import|url\((?!data:)", page)
+    # Our script sets pictures of the page as backgrounds; the policy allows it no others.
+    assert not re.search(r"@import|url\((?!data:)", page.replace(OUR_SCRIPT, ""))
     return reader

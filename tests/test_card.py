@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -157,7 +158,7 @@ def test_a_checkpoint_is_found_by_its_hash(tmp_path: Path, capsys: pytest.Captur
 def test_tests_of_the_same_weights_are_one_network(tmp_path: Path) -> None:
     folder = _run_folder(tmp_path / "run", _record())
     (record,) = [network.record for network in find_trained(folder)]
-    again = Record(**{**vars(record), "config": {**record.config, "command": "test"}})
+    again = replace(record, config={**record.config, "command": "test"})
     write_record(folder / "records" / "again.json", again)
     assert len(find_trained(folder)) == 1
 
