@@ -723,15 +723,9 @@ class _Run:
             content: Fields of the record, to which the figures of a goal are added.
         """
         measures = content["measures"]
-        together = model.steps_per_call
         recipe = self.plan.recipe_of(cell)
         options = {} if recipe is None else recipe.trainer_options()
-        # A network that changes a step by methods of its own is trained in single steps unless it asks for several.
-        # Lightning clips gradients in its loop, and with several steps per call these are taken outside of it.
-        single = bool(options) or bool(own_hooks(model, ImageClassifier))
-        if together is None and not single and self._data(cell).gives_several_batches:
-            together = self._steps_per_call(measures)
-        model.take_steps_together(together)
+        model.take_steps_together(self._steps_together(cell, model, options, measures))
         model.training_seed = cell.seed
         plan, facts, data = self.plan.of_cell(cell), self._facts(cell), self._data(cell)
         train_s, test_s = self._expected_s(cell, measures)
@@ -776,6 +770,24 @@ class _Run:
         if plan.keep_weights:
             found |= self._keep_weights(cell, model, trainer)
         return found
+
+    def _steps_together(
+        self, cell: Cell, model: ImageClassifier, options: Mapping[str, Any], measures: Mapping[str, Any]
+    ) -> int | None:
+        """Return the number of training steps per call of Lightning's loop; None for the usual single step.
+
+        Args:
+            cell: Cell to measure.
+            model: Network of the cell; if it names a number itself, that counts.
+            options: Options of the Trainer that the recipe sets.
+            measures: Figures of the network, with the time of a training step.
+        """
+        # A network that changes a step by methods of its own is trained in single steps unless it asks for several.
+        # Lightning clips gradients in its loop, and with several steps per call these are taken outside of it.
+        single = bool(options) or bool(own_hooks(model, ImageClassifier))
+        if model.steps_per_call is None and not single and self._data(cell).gives_several_batches:
+            return self._steps_per_call(measures)
+        return model.steps_per_call
 
     def _keep_weights(self, cell: Cell, model: ImageClassifier, trainer: L.Trainer) -> dict[str, Any]:
         """Write the trained weights of a cell into the run folder, and return their path and hash for the record."""
