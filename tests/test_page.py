@@ -131,6 +131,7 @@ def test_search_takes_words_and_conditions(browser: Browser, pages: dict[str, Pa
         "resnet": lambda r: "resnet" in r.model.lower(),
         "params<1M": lambda r: r.measures["params"] < 1e6,
         "params<1M latency<=5": lambda r: r.measures["params"] < 1e6 and r.measures["latency_ms_median"] <= 5,
+        "params < 1M": lambda r: r.measures["params"] < 1e6,
         "accuracy>=40": lambda r: r.measures["test_accuracy"] >= 0.4,
         "macs>1G resnet": lambda r: r.measures["macs"] > 1e9 and "resnet" in r.model.lower(),
     }
@@ -186,6 +187,9 @@ def test_rows_points_and_curves_of_a_network_light_up_together(browser: Browser,
     assert "ms" in words
     page.locator(".pt[data-net=LeNet5]").first.click()
     assert page.evaluate("document.querySelector(':target').dataset.net") == "LeNet5"
+    # A point of the second data set goes to the row of that data set.
+    page.locator(".charts").nth(1).locator(".pt[data-net=ResNet18]").first.click()
+    assert page.evaluate("location.hash").startswith("#ResNet18-CIFAR-10")
     page.locator("tr[data-net=VGG16] a.link").first.focus()
     assert page.locator(".pt.on").first.get_attribute("data-net") == "VGG16"
 

@@ -68,7 +68,7 @@ for (const [index, head] of HEADS.entries()) {
 const FACTORS = { k: 1e3, M: 1e6, G: 1e9, T: 1e12, "%": 0.01, ms: 1, "": 1 };
 const CONDITION = /^([^<>=\s]+?)(<=|>=|<|>|=)([\d.,]+)(k|M|G|T|%|ms)?$/;
 const TESTS = {
-  "<": (a, b) => a < b, ">": (a, b) => a > b, "<=": (a, b) => a <= b, ">=": (a, b) => a >= b, "=": (a, b) => a === b,
+  "<": (a, b) => a < b, ">": (a, b) => a > b, "<=": (a, b) => a <= b, ">=": (a, b) => a >= b, "=": (a, b) => Math.abs(a - b) <= 0.005 * Math.abs(b), // the table shows three digits
 };
 
 function plain(text) {
@@ -102,7 +102,8 @@ function condition(word) {
 }
 
 function filter(text) {
-  const conditions = text.split(/\s+/).filter(Boolean).map(condition);
+  const closed = text.replace(/\s*(<=|>=|<|>|=)\s*/g, "$1"); // "params < 5M" is one condition
+  const conditions = closed.split(/\s+/).filter(Boolean).map(condition);
   const wrong = conditions.find((entry) => typeof entry === "string");
   const hits = document.getElementById("hits");
   if (wrong) {
@@ -151,21 +152,6 @@ function showRatios(anchor) {
 }
 
 // ---- the tools above the table
-
-function rowName(row) {
-  const seeds = row.cells[HEADS.findIndex((head) => head.dataset.key === "seed")];
-  return row.dataset.text + (seeds ? `, seed ${seeds.textContent}` : "");
-}
-
-function rowOptions(select, rows, name) {
-  for (const body of TABLE.tBodies) {
-    const members = rows.filter((row) => row.parentNode === body);
-    if (!members.length) continue;
-    const group = make("optgroup", { label: members[0].dataset.label });
-    for (const row of members) group.append(option(row.id, name(row)));
-    select.append(group);
-  }
-}
 
 function buildTools() {
   for (const row of ROWS) {
@@ -233,8 +219,7 @@ function fastest(body, percent) {
 
 function buildQuestion() {
   const place = document.getElementById("ask");
-  const bodies = [...TABLE.tBodies].filter((body) =>
-    body.querySelectorAll("tr[data-settled]").length > 1 && body.querySelector("tr[data-settled]"));
+  const bodies = [...TABLE.tBodies].filter((body) => body.querySelectorAll("tr[data-settled]").length > 1);
   if (!place || !bodies.length || !HEADS.some((head) => head.dataset.key === "latency_ms_median")) return;
   const limit = make("input", { id: "limit", type: "number", min: "0", max: "100", step: "0.1" });
   const data = make("select", { id: "data-set" });
@@ -243,12 +228,15 @@ function buildQuestion() {
   }
   const words = make("output", { for: "limit data-set" });
   const update = () => { words.textContent = limit.value === "" ? "" : fastest(bodies[data.value], Number(limit.value)); };
+  let typed = false;
   const choose = () => {
+    // A number that the reader has typed stays.
+    if (typed) return update();
     const settled = [...bodies[data.value].querySelectorAll("tr[data-settled]")].map((row) => Number(row.dataset.settled));
     limit.value = 5 * Math.floor(20 * Math.max(...settled));
-    update();
+    return update();
   };
-  limit.addEventListener("input", update);
+  limit.addEventListener("input", () => { typed = true; update(); });
   data.addEventListener("change", choose);
   data.value = bodies.length - 1;
   place.append(
@@ -302,8 +290,10 @@ document.addEventListener("pointermove", (event) => {
 document.addEventListener("focusin", (event) => light(event.target.closest("[data-net]")?.dataset.net ?? null));
 document.addEventListener("click", (event) => {
   const element = event.target.closest?.(".pt[data-net], polyline[data-net], .key [data-net]");
+  // A point has the row of its data set; a curve and its key light up all rows of the network and go to the first.
   const row = element && ROWS.find((entry) => entry.dataset.net === element.dataset.net);
-  if (row) location.hash = row.id;
+  const target = element?.dataset.row ?? row?.id;
+  if (target) location.hash = target;
 });
 
 // ---- names of points: on a narrow screen, some need another side, and some have no room
@@ -452,7 +442,7 @@ function verdict(first, second) {
 
 function accuracyWords(row) {
   const total = row.counts.flat().reduce((sum, count) => sum + count, 0);
-  return `${row.name} ${(100 * right(row) / total).toFixed(2)} %`;
+  return `${row.name} ${(100 * right(row) / total).toFixed(2)}\u00a0%${row.training}`;
 }
 
 function compare(first, second, place) {

@@ -20,7 +20,7 @@ from cnnbench.report.charts import MOST_NUMBERED_CLASSES, matrix_note, matrix_ti
 from cnnbench.report.columns import Column
 from cnnbench.report.contenders import Contender, contenders, rivals_by_label, values_of
 from cnnbench.report.findings import front
-from cnnbench.report.panels import CurvePanel, Panel, curve_panels, scatter_panels
+from cnnbench.report.panels import CurvePanel, Panel, Point, curve_panels, scatter_panels
 from cnnbench.report.settings import in_group
 from cnnbench.report.side_by_side import side_by_side
 
@@ -190,6 +190,15 @@ class Page:
     def _all_rows(self) -> list[Row]:
         """Return the rows of all data sets."""
         return [row for rows in self.rows.values() for row in rows]
+
+    @cached_property
+    def anchors(self) -> dict[int, str]:
+        """Return the name in links of each row, by the identity of its record."""
+        return {id(row.record): row.anchor for row in self._all_rows()}
+
+    def anchor(self, point: Point) -> str:
+        """Return the name in links of a point's row; empty if the table has no row of it."""
+        return self.anchors.get(id(point.record), "")
 
     def data(self) -> dict[str, Any]:
         """Return what the script reads to compare two networks."""

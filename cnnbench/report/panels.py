@@ -87,6 +87,7 @@ class Point:
         words: The values of the point, for the pointer and for screen readers.
         named: Whether its name is to be shown without being asked for.
         short: Whether its accuracy is that of a short training.
+        record: First record of the network.
         side: Side of the point on which its name stands, one of `SIDES`; empty if the name is not shown.
     """
 
@@ -99,6 +100,7 @@ class Point:
     words: str
     named: bool
     short: bool
+    record: Record
     side: str = ""
 
 
@@ -273,7 +275,9 @@ def _point(entry: Contender, place: _Place, words: str, named: bool, short: bool
     if short is None:
         short = entry.settled is None
     title = entry.records[0].title
-    return Point(entry.name, title, place.left, place.middle, place.low, place.high, words, named, short)
+    return Point(
+        entry.name, title, place.left, place.middle, place.low, place.high, words, named, short, entry.records[0]
+    )
 
 
 class _Box(NamedTuple):

@@ -13,6 +13,7 @@ from cnnbench.disputed import Disputed, disputed_file, read_disputed
 from cnnbench.errors import UserError
 from cnnbench.pages import data_uri
 from cnnbench.record import Record
+from cnnbench.references import percent, reference_of
 from cnnbench.report.contenders import contenders
 from cnnbench.report.pairs import Verdict
 from cnnbench.report.stored_predictions import usable_answers
@@ -35,10 +36,10 @@ def side_by_side(rows: Sequence[tuple[str, Record]], verdicts: Sequence[Verdict]
         seeds: Whether the names of rows have the seed.
 
     Returns:
-        ``rows``: for each record with a confusion matrix ``anchor``, ``name``, ``label``, ``counts``, ``network``, and
-        ``said``, the class that the network gives to each disputed image, or None. ``classes``: names of the classes by
-        label. ``verdicts``: triples of two numbers of networks and a sentence. ``images``: a sheet of
-        pictures by label; see `_sheet`.
+        ``rows``: for each record with a confusion matrix ``anchor``, ``name``, ``label``, ``counts``, ``network``,
+        ``training`` (words on a short training) and ``said``, the class that the network gives to each disputed image,
+        or None. ``classes``: names of the classes by label. ``verdicts``: triples of two numbers of networks and a
+        sentence. ``images``: a sheet of pictures by label; see `_sheet`.
     """
     records = [record for _, record in rows]
     networks = {}
@@ -55,7 +56,8 @@ def side_by_side(rows: Sequence[tuple[str, Record]], verdicts: Sequence[Verdict]
         left -= len(counts) ** 2
         label = _label(anchor, record, classes)
         row: dict[str, Any] = {"anchor": anchor, "name": _name(record, seeds), "label": label, "counts": counts}
-        row |= {"network": networks[id(record)], "said": _answers_to_disputed(label, record, images)}
+        row |= {"network": networks[id(record)], "training": _training_words(record)}
+        row["said"] = _answers_to_disputed(label, record, images)
         shown.append(row)
     sheets = {label: _sheet(disputed) for label, disputed in images.items()}
     pairs = []
@@ -70,6 +72,15 @@ def side_by_side(rows: Sequence[tuple[str, Record]], verdicts: Sequence[Verdict]
 def _name(record: Record, seeds: bool) -> str:
     """Return the name of a record in a list of networks: its title and, if records differ in it, its seed."""
     return printable(f"{record.title}, seed {record.seed}" if seeds else record.title)
+
+
+def _training_words(record: Record) -> str:
+    """Return in brackets that the training of a record was short; empty if it was not."""
+    if record.training.get("converged", True):
+        return ""
+    known = reference_of(record)
+    after = f"; {percent(known.accuracy)} after its reference training" if known else ""
+    return f"* (short training, {record.training.get('epochs', 0.0):.2g} epochs{after})"
 
 
 def _label(anchor: str, record: Record, classes: dict[str, list[str]]) -> str:
