@@ -318,6 +318,7 @@ OUR_ATTRIBUTES = {
         "data-settled",
         "data-value",
         "data-words",
+        "data-row",
     ),
 }
 

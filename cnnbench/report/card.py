@@ -272,7 +272,9 @@ def _provenance(record: Record) -> list[tuple[str, str]]:
 def _add_loading(page: MarkdownPage, network: Trained) -> None:
     """Add how the weights are loaded in Python and tested on the command line."""
     if not network.weights:
-        page.paragraph("The run kept no weights. `cnnbench fit` keeps them, and `cnnbench bench --keep_weights`.")
+        page.paragraph(
+            "The run kept no weights. The command cnnbench fit keeps them, and so does bench with --keep_weights."
+        )
         return
     digest = network.record.training.get("weights_sha256")
     state = "The checkpoint" if network.weights_are_there else "The checkpoint, which is not beside this card,"
