@@ -96,7 +96,9 @@ def _changed(kind: str, strength: float, pixels: Tensor, drawn: Tensor, start: i
         return pixels + strength * 255 * drawn.to(pixels.device)
     if kind == "blur":
         return blurred(pixels, strength)
-    return faded(pixels, strength)
+    if kind == "contrast":
+        return faded(pixels, strength)
+    raise ValueError(f"unknown kind of change '{kind}'")
 
 
 def shifted(images: Tensor, reach: int, start: int = 0) -> Tensor:
