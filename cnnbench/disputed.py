@@ -6,16 +6,15 @@ its networks answer most differently. The page of the report shows them beside t
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from cnnbench.arrays import read_npz
 from cnnbench.errors import UserError
-from cnnbench.files import check_regular, reason, replacing, safe_name
+from cnnbench.files import replacing, safe_name
 
 MOST_IMAGES = 160
 """Largest number of images that a run keeps of a data set."""
@@ -89,16 +88,13 @@ def read_disputed(path: Path) -> Disputed:
     Raises:
         UserError: The file is damaged, or has other content.
     """
-    check_regular(path, "test images")
-    try:
-        arrays = _read_arrays(path.read_bytes())
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
-        raise UserError(f"test images '{path}' cannot be read: {reason(error)}; delete the file") from error
-    images, indices, true = arrays
+    largest = MOST_IMAGES * LARGEST_SIDE**2 * 3
+    images, indices, true = read_npz(path, "test images", _ARRAYS, largest, "delete the file").values()
     is_right = (
         images.ndim == 4
         and images.dtype == np.uint8
         and images.shape[3] in (1, 3)
+        and min(images.shape) > 0
         and max(images.shape[1:3]) <= LARGEST_SIDE
         and indices.shape == true.shape == (len(images),)
         and indices.dtype == true.dtype == np.int64
@@ -107,21 +103,3 @@ def read_disputed(path: Path) -> Disputed:
     if not is_right:
         raise UserError(f"test images '{path}' are not small pictures with their numbers and classes; delete the file")
     return Disputed(images, indices, true)
-
-
-def _read_arrays(content: bytes) -> list[np.ndarray]:
-    """Return the arrays of an archive.
-
-    Raises:
-        ValueError: The archive has other parts, or a part that is too large.
-    """
-    largest = MOST_IMAGES * LARGEST_SIDE**2 * 3 + 1024  # the head of an array takes some bytes
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        sizes = {part.filename: part.file_size for part in archive.infolist()}
-    if sizes.keys() != {f"{name}.npy" for name in _ARRAYS}:
-        raise ValueError(f"it should have the arrays {', '.join(_ARRAYS)}")
-    if max(sizes.values()) > largest:
-        raise ValueError(f"an array of it has more than {largest:,} bytes")
-    # Python objects in the arrays, which could run code, are refused.
-    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-        return [stored[name] for name in _ARRAYS]

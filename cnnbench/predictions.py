@@ -7,16 +7,15 @@ compared image by image, and their mistakes can be shown. It is a NumPy archive 
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from cnnbench.arrays import read_npz
 from cnnbench.errors import UserError
-from cnnbench.files import check_regular, reason, replacing
+from cnnbench.files import replacing
 
 LARGEST = 64 * 2**20
 """Largest size of an array in bytes; the classes of ImageNet's test images take 0.2 MB."""
@@ -104,12 +103,8 @@ def read_predictions(path: Path, confusion: Sequence[Sequence[int]], scores: boo
     """
     where = f"predictions '{path}'"
     mend = "test the network again"
-    check_regular(path, "predictions")
-    try:
-        arrays = _read_arrays(path.read_bytes(), (*_CLASSES, *_SCORES) if scores else _CLASSES)
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
-        raise UserError(f"{where} cannot be read: {reason(error)}; {mend}") from error
-    found = Predictions(**arrays)
+    arrays = read_npz(path, "predictions", _CLASSES, LARGEST, mend, optional=_SCORES)
+    found = Predictions(**{name: array for name, array in arrays.items() if scores or name in _CLASSES})
     true, predicted = found.true, found.predicted
     classes = len(confusion)
     if not _are_classes(true, classes) or not _are_classes(predicted, classes) or len(true) != len(predicted):
@@ -123,25 +118,6 @@ def read_predictions(path: Path, confusion: Sequence[Sequence[int]], scores: boo
     if wrong:
         raise UserError(f"{where}: {wrong}; {mend}")
     return found
-
-
-def _read_arrays(content: bytes, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return those of the named arrays that an archive has.
-
-    Raises:
-        ValueError: The archive has other parts, or a part that is too large.
-    """
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        sizes = {part.filename: part.file_size for part in archive.infolist()}
-    known = {f"{name}.npy" for name in (*_CLASSES, *_SCORES)}
-    if not {f"{name}.npy" for name in _CLASSES} <= sizes.keys() <= known:
-        raise ValueError(f"it should have the arrays {' and '.join(_CLASSES)}, and may have {' and '.join(_SCORES)}")
-    # A small compressed part may expand to far more than the memory of the machine.
-    if max(sizes.values()) > LARGEST + 1024:  # the head of an array takes some bytes
-        raise ValueError(f"an array of it has more than {LARGEST:,} bytes")
-    # Python objects in the arrays, which could run code, are refused.
-    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-        return {name: stored[name] for name in names if f"{name}.npy" in sizes}
 
 
 def _are_classes(values: np.ndarray, classes: int) -> bool:

@@ -109,6 +109,15 @@ class Record:
         return self.model
 
     @property
+    def fully_trained(self) -> bool:
+        """Return whether the training was a full one, on the whole training split; True for a record without one.
+
+        Many epochs on a part of the images are as long as a full training, but reach another accuracy.
+        """
+        whole = self.data.get("full_train_images") or 0
+        return self.training.get("converged", True) and self.data.get("train_images", whole) >= whole
+
+    @property
     def data_name(self) -> str:
         """Return the name of the data set that was asked for, also if synthetic data stands in for it."""
         return self.data.get("stands_in_for") or self.data["name"]

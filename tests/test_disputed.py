@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.lib import format as npy
 
 from cnnbench.api import bench
 from cnnbench.data import get_data
@@ -54,6 +57,7 @@ def test_a_file_gives_back_what_was_written(channels: int) -> None:
 
 WRONG = {
     "too large": {"images": np.zeros((2, LARGEST_SIDE + 1, 8, 3), np.uint8)},
+    "no height": {"images": np.zeros((2, 0, 0, 1), np.uint8)},
     "four channels": {"images": np.zeros((2, 8, 8, 4), np.uint8)},
     "float": {"images": np.zeros((2, 8, 8, 3), np.float32)},
     "other length": {"images": np.zeros((3, 8, 8, 3), np.uint8)},
@@ -70,6 +74,28 @@ def test_other_content_is_refused(kind: str) -> None:
     np.savez_compressed("file.npz", **arrays)
     with pytest.raises(UserError, match=r"delete the file"):
         read_disputed(Path("file.npz"))
+
+
+def test_a_head_that_asks_for_more_memory_than_follows_is_refused() -> None:
+    """NumPy would take the memory before it reads the values."""
+    head = io.BytesIO()
+    npy.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": (10**12, 64, 64, 3)})
+    write_disputed(Path("file.npz"), _made())
+    with zipfile.ZipFile("file.npz") as archive:
+        parts = {part: archive.read(part) for part in archive.namelist()}
+    parts["images.npy"] = head.getvalue()
+    with zipfile.ZipFile("file.npz", "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    with pytest.raises(UserError, match=r"head of an array does not fit its content"):
+        read_disputed(Path("file.npz"))
+    with pytest.raises(UserError, match=r"it should have the arrays"):
+        read_predictions(Path("file.npz"), [[1]])
+    with zipfile.ZipFile("said.npz", "w") as archive:
+        archive.writestr("true.npy", head.getvalue())
+        archive.writestr("predicted.npy", head.getvalue())
+    with pytest.raises(UserError, match=r"head of an array does not fit its content"):
+        read_predictions(Path("said.npz"), [[1]])
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"<html>"])

@@ -20,6 +20,7 @@ from cnnbench.disputed import Disputed, disputed_file, write_disputed
 from cnnbench.predictions import Predictions, write_predictions
 from cnnbench.record import Record, load_records, write_record
 from cnnbench.report.answer import answers
+from cnnbench.report.contenders import contenders
 from cnnbench.report.outputs import Report, to_html
 from cnnbench.report.panels import curve_panels, scatter_panels
 from cnnbench.stats import newcombe_interval
@@ -140,8 +141,15 @@ def test_search_takes_words_and_conditions(browser: Browser, pages: dict[str, Pa
         assert sorted(_names(page)) == sorted(r.model for r in records if holds(r)), text
         shown = page.locator("#hits").text_content()
         assert shown == f"{sum(map(holds, records))} of {len(records)} rows"
-    page.locator("#search").fill("size<5")
-    assert "there is no column" in str(page.locator("#hits").text_content())
+    page.locator("#search").fill("params<1M")
+    for wrong, words in {
+        "size<5": "there is no column", "params<abc": "is no condition", "params<1.2.3": "is no condition",
+        "params<-3": "is no condition", "params!=5": "is no condition", "latency<1,5": "is no condition",
+        "params<5m": "is no unit", "latency<1s": "is no unit", "accuracy>=0.9": "write per cent, such as accuracy>=90",
+    }.items():  # fmt: skip
+        page.locator("#search").fill(wrong)
+        assert words in str(page.locator("#hits").text_content()), wrong
+        assert len(_names(page)) == len(records), wrong  # the rows of the search before are no result
     page.locator("#search").fill("")
     assert len(_names(page)) == len(records)
 
@@ -192,6 +200,45 @@ def test_rows_points_and_curves_of_a_network_light_up_together(browser: Browser,
     assert page.evaluate("location.hash").startswith("#ResNet18-CIFAR-10")
     page.locator("tr[data-net=VGG16] a.link").first.focus()
     assert page.locator(".pt.on").first.get_attribute("data-net") == "VGG16"
+
+
+def test_search_hides_the_points_of_hidden_rows_alone(browser: Browser, pages: dict[str, Path]) -> None:
+    page = open_page(browser, pages["grid"])
+    page.locator("#search").fill("cifar resnet")
+    rows = page.locator(".pt:visible, polyline[data-row]:visible").evaluate_all("all => all.map((e) => e.dataset.row)")
+    assert set(rows) == {"ResNet18-CIFAR-10-JPEG-copy-0"}
+    assert len(rows) == 3 + 1
+
+
+def test_figures_are_shares_by_their_kind_and_not_by_their_name(browser: Browser, tmp_path: Path) -> None:
+    base = make_record(training=FULL_TRAINING)
+    figures = {"seconds_to_accuracy": 2.0, "images_to_accuracy": 100, "macs_to_accuracy": 1e9, "ece": 0.02}
+    other = {"seconds_to_accuracy": 4.0, "images_to_accuracy": 300, "macs_to_accuracy": 5e8, "ece": 0.05}
+    records = [
+        replace(base, measures={**base.measures, **figures}),
+        replace(base, model="ResNet18", measures={**base.measures, **other}),
+    ]
+    path = tmp_path / "page.html"
+    path.write_text(to_html(Report(records)), encoding="utf-8")
+    page = open_page(browser, path)
+    page.locator("#baseline").select_option(index=1)
+    assert page.locator("#baseline option:checked").text_content() == "LeNet5"
+    ratios = page.locator("tr[data-net=ResNet18] .ratio").all_text_contents()
+    assert {f"{TIMES}2", f"{TIMES}3", f"{TIMES}0.5", "+3.0"} <= set(ratios)
+    for text, shown in {"goals<3": ["LeNet5"], "goalimages>200": ["ResNet18"], "ece<3": ["LeNet5"]}.items():
+        page.locator("#search").fill(text)
+        assert _names(page) == shown, text
+
+
+def test_networks_with_other_test_images_are_not_set_side_by_side(browser: Browser, tmp_path: Path) -> None:
+    large = [[30, 3, 0], [0, 33, 0], [4, 0, 30]]
+    more = make_record("VGG16", data={**make_record().data, "test_images": 100}, confusion_matrix=large)
+    again = make_record("VGG19", data={**make_record().data, "fingerprint": "other"})
+    records = [make_record(), make_record("ResNet18"), more, again]
+    path = tmp_path / "page.html"
+    path.write_text(to_html(Report(records)), encoding="utf-8")
+    page = open_page(browser, path)
+    assert page.locator("#first option").all_text_contents() == ["LeNet5", "ResNet18"]
 
 
 def test_columns_can_be_shown_and_hidden(browser: Browser, pages: dict[str, Path]) -> None:
@@ -255,13 +302,18 @@ def test_two_networks_of_a_run_have_a_verdict_and_the_images_on_which_they_disag
 
 def test_page_says_which_network_is_fastest_at_an_accuracy(browser: Browser, tmp_path: Path) -> None:
     networks = _networks(("Best", 9.0, 0.93), ("Near", 3.0, 0.9), ("Other", 4.0, 0.9001), ("Far", 1.0, 0.8))
+    (untimed,) = _networks(("Untimed", 1.0, 0.926))
+    figures = {key: value for key, value in untimed.measures.items() if key != "latency_ms_median"}
+    networks.append(replace(untimed, measures=figures))
     path = tmp_path / "page.html"
     path.write_text(to_html(Report(networks)), encoding="utf-8")
     page = open_page(browser, path)
     answer = page.locator("#ask output")
     for percent, expected in {
-        "90": "Near, 90.00 %, 3.00 ms; then Other, 90.01 %, 4.00 ms; then Best, 93.00 %, 9.00 ms.",
-        "90.005": "Other, 90.01 %, 4.00 ms; then Best, 93.00 %, 9.00 ms.",
+        "90": "Near, 90.00 %, 3.00 ms; then Other, 90.01 %, 4.00 ms; then Best, 93.00 %, 9.00 ms. Without a latency: "
+        "Untimed, 92.60 %.",
+        "90.005": "Other, 90.01 %, 4.00 ms; then Best, 93.00 %, 9.00 ms. Without a latency: Untimed, 92.60 %.",
+        "92.5": "Best, 93.00 %, 9.00 ms. Without a latency: Untimed, 92.60 %.",
         "94": "No network here reaches that; the highest accuracy is 93.00 %.",
     }.items():
         page.locator("#limit").fill(percent)
@@ -342,6 +394,32 @@ def test_answer_names_the_best_the_fastest_near_it_and_the_fastest_of_all() -> N
         "Most accurate on MNIST: Best, 90.0 %. No network with at most a quarter more errors is faster (9.00 ms); "
         "fastest of all: Near, 87.4 %, 3.00 ms."
     ]
+
+
+def test_answer_does_not_call_two_seeds_clear() -> None:
+    networks = []
+    for name, accuracies in {"A": (0.800, 0.801), "B": (0.802, 0.804)}.items():
+        for seed, accuracy in enumerate(accuracies):
+            (record,) = _networks((name, 1.0, accuracy))
+            data = {**record.data, "test_images": 10_000}
+            networks.append(replace(record, seed=seed, data=data, confusion_matrix=None))
+    assert answers(networks)[0].startswith("Most accurate on MNIST: B, 80.3 %; not clearly better than A (80.0 %).")
+
+
+def test_answer_does_not_rank_networks_with_other_test_images() -> None:
+    first, second = _networks(("A", 1.0, 0.8), ("B", 1.0, 0.9))
+    other = replace(second, data={**second.data, "test_images": 1000}, confusion_matrix=None)
+    assert len(answers([first, second])) == 1
+    assert answers([first, other]) == []
+
+
+def test_a_long_training_on_a_part_of_the_images_is_no_full_one() -> None:
+    record = make_record(training=FULL_TRAINING)
+    assert record.fully_trained
+    part = replace(record, data={**record.data, "train_images": 6, "full_train_images": 100})
+    assert not part.fully_trained
+    assert contenders([part])[0].settled is None
+    assert replace(part, data={**part.data, "train_images": 100}).fully_trained
 
 
 def test_answer_does_not_rank_short_trainings() -> None:

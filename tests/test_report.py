@@ -319,6 +319,7 @@ OUR_ATTRIBUTES = {
         "data-value",
         "data-words",
         "data-row",
+        "data-kind",
     ),
 }
 

@@ -47,11 +47,11 @@ def run(options: Options) -> int:
         return _run_machines(options)
     if options.out is not None:
         raise UserError("--out is the folder for the picture of --machines; add that, or leave --out out")
-    from cnnbench.report.compare import compare
-    from cnnbench.report.gate import Gate
+    from cnnbench.report import compare
+    from cnnbench.report import gate as gates
 
-    changes = compare(load_records([options.a]), load_records([options.b]))
-    gate = Gate(changes, options.gate)
+    changes = compare.compare(load_records([options.a]), load_records([options.b]))
+    gate = gates.Gate(changes, options.gate)
     if options.json:
         out_json({"changes": [change._asdict() for change in changes], **gate.document()})
     else:
@@ -64,18 +64,17 @@ def run(options: Options) -> int:
 
 def _run_machines(options: Options) -> int:
     """Print two devices side by side, and draw their picture if there is a folder for it; return 0."""
-    from cnnbench.report.machines import compare_machines
-    from cnnbench.report.machines_view import sentences, table, write_picture
+    from cnnbench.report import machines, machines_view
 
     if options.gate is not None:
         raise UserError("--gate compares two runs on one device; leave it out with --machines")
-    machines = compare_machines(load_records([options.a]), load_records([options.b]))
-    files = [] if options.out is None else write_picture(machines, options.out)
+    found = machines.compare_machines(load_records([options.a]), load_records([options.b]))
+    files = [] if options.out is None else machines_view.write_picture(found, options.out)
     if options.json:
-        out_json({**machines.document(), "files": [str(file) for file in files]})
+        out_json({**found.document(), "files": [str(file) for file in files]})
     else:
-        show(table(machines))
-        for line in sentences(machines, options.all):
+        show(machines_view.table(found))
+        for line in machines_view.sentences(found, options.all):
             out(line)
     for file in files:
         note(f"picture: {file}")
@@ -84,16 +83,15 @@ def _run_machines(options: Options) -> int:
 
 def _print(changes: Sequence[Change], everything: bool) -> None:
     """Print the verdicts, the table and its notes; `everything` decides whether unchanged figures have rows."""
-    from cnnbench.report.gate import remarks, table
-    from cnnbench.report.summary import changed, not_compared, sentence
+    from cnnbench.report import gate, summary
 
-    out(sentence(changes))
-    rows = list(changes) if everything else changed(changes)
+    out(summary.sentence(changes))
+    rows = list(changes) if everything else summary.changed(changes)
     if rows:
-        show(table(rows))
-    lines = remarks(changes, rows)
+        show(gate.table(rows))
+    lines = gate.remarks(changes, rows)
     if not everything:
-        lines = [*not_compared(changes), *lines]
+        lines = [*summary.not_compared(changes), *lines]
     for line in lines:
         out(line)
     if any(change.reason.startswith("device ") for change in changes):

@@ -78,6 +78,8 @@ def parse_condition(text: str, room: str) -> Condition:
     value = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)([kMGT%]?)", number)
     if value is None:
         raise UserError(f"where '{text}': '{number}' is not a number; write for example 5M, 90 or 1.5G")
+    if field in ("published", "reference") and 0 < float(value[1]) < 1:
+        raise UserError(f"where '{text}': accuracies are in per cent; write {field}{sign}{100 * float(value[1]):g}")
     return Condition(field, _OPERATORS[sign], float(value[1]) * _PREFIXES[value[2]])
 
 

@@ -60,10 +60,9 @@ def _default_folder(paths: Sequence[Path]) -> Path:
 
 def _write_tables(records: Sequence[Record], folder: Path) -> None:
     """Write the tables for a paper beside the report."""
-    from cnnbench.report.exports import write_tables
-    from cnnbench.report.outputs import Report
+    from cnnbench.report import exports, outputs
 
-    names = ", ".join(path.name for path in write_tables(Report(records), folder))
+    names = ", ".join(path.name for path in exports.write_tables(outputs.Report(records), folder))
     note(f"tables: {names}")
 
 

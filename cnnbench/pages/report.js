@@ -65,10 +65,14 @@ for (const [index, head] of HEADS.entries()) {
 
 // ---- filters: words of a row, and conditions such as "params<5M"
 
-const FACTORS = { k: 1e3, M: 1e6, G: 1e9, T: 1e12, "%": 0.01, ms: 1, "": 1 };
-const CONDITION = /^([^<>=\s]+?)(<=|>=|<|>|=)([\d.,]+)(k|M|G|T|%|ms)?$/;
+const FACTORS = { k: 1e3, M: 1e6, G: 1e9, T: 1e12, "%": 1, ms: 1, "": 1 };
+const CONDITION = /^([^<>=!\s]+?)(<=|>=|<|>|=)(\d+(?:\.\d+)?|\d{1,3}(?:,\d{3})+(?:\.\d+)?)([a-zA-Z%]*)$/;
 const TESTS = {
-  "<": (a, b) => a < b, ">": (a, b) => a > b, "<=": (a, b) => a <= b, ">=": (a, b) => a >= b, "=": (a, b) => Math.abs(a - b) <= 0.005 * Math.abs(b), // the table shows three digits
+  "<": (a, b) => a < b,
+  ">": (a, b) => a > b,
+  "<=": (a, b) => a <= b,
+  ">=": (a, b) => a >= b,
+  "=": (a, b) => Math.abs(a - b) <= 0.005 * Math.abs(b), // the table shows three digits
 };
 
 function plain(text) {
@@ -84,17 +88,21 @@ function column(word) {
 
 // Return a function that says whether a row meets a word of the search, or an error message.
 function condition(word) {
-  const parts = word.match(CONDITION);
-  if (!parts) {
+  if (!/[<>=!]/.test(word)) {
     const wanted = word.toLowerCase();
     return (row) => `${row.dataset.text} ${row.dataset.label}`.includes(wanted);
   }
+  const parts = word.match(CONDITION);
+  if (!parts) return `"${word}" is no condition; write a column, one of < > <= >= = and a number, such as params<5M`;
   const index = column(parts[1]);
-  if (index < 0) return `there is no column "${parts[1]}"`;
-  const isShare = HEADS[index].dataset.key.includes("accuracy");
-  let limit = Number(parts[3].replaceAll(",", "")) * FACTORS[parts[4] ?? ""];
-  // Accuracies are stored as shares and shown in per cent.
-  if (isShare && parts[4] !== "%") limit /= 100;
+  if (index < 0) return `there is no column "${parts[1]}"; the columns are ${TITLES.join(", ")}`;
+  if (!(parts[4] in FACTORS)) return `"${word}": "${parts[4]}" is no unit; the units are k, M, G, T, % and ms`;
+  const { kind, better } = HEADS[index].dataset;
+  let limit = Number(parts[3].replaceAll(",", "")) * FACTORS[parts[4]];
+  if (kind === "share") {
+    if (better === "more" && limit > 0 && limit < 1) return `"${word}": write per cent, such as ${parts[1]}>=${100 * limit}`;
+    limit /= 100; // stored as a share, shown in per cent
+  }
   return (row) => {
     const found = value(row, index);
     return found !== null && TESTS[parts[2]](found, limit);
@@ -106,24 +114,24 @@ function filter(text) {
   const conditions = closed.split(/\s+/).filter(Boolean).map(condition);
   const wrong = conditions.find((entry) => typeof entry === "string");
   const hits = document.getElementById("hits");
-  if (wrong) {
-    hits.textContent = `${wrong}; the columns are ${TITLES.join(", ")}`;
-    return;
-  }
   let shown = 0;
   for (const row of ROWS) {
-    row.hidden = !conditions.every((test) => test(row));
+    // What cannot be read hides nothing, so that the rows of an earlier search do not pass for its result.
+    row.hidden = !wrong && !conditions.every((test) => test(row));
     shown += !row.hidden;
   }
   for (const body of TABLE.tBodies) {
     const rows = [...body.rows].filter((row) => row.dataset.net !== undefined);
     body.hidden = rows.every((row) => row.hidden);
   }
-  const visible = new Set(ROWS.filter((row) => !row.hidden).map((row) => row.dataset.net));
-  for (const element of document.querySelectorAll(".pt[data-net], polyline[data-net], .key [data-net]")) {
-    element.style.visibility = visible.has(element.dataset.net) ? "" : "hidden";
+  // Points, curves and their keys are those of a network on one data set: the one of the row that they name.
+  const mark = (body, net) => `${body.id} ${net}`;
+  const visible = new Set(ROWS.filter((row) => !row.hidden).map((row) => mark(row.parentNode, row.dataset.net)));
+  for (const element of document.querySelectorAll("[data-row]")) {
+    const row = document.getElementById(element.dataset.row);
+    element.style.visibility = visible.has(mark(row.parentNode, element.dataset.net)) ? "" : "hidden";
   }
-  hits.textContent = conditions.length ? `${shown} of ${ROWS.length} rows` : "";
+  hits.textContent = wrong ?? (conditions.length ? `${shown} of ${ROWS.length} rows` : "");
 }
 
 // ---- ratios to a baseline
@@ -140,7 +148,7 @@ function showRatios(anchor) {
       const [own, other] = [value(row, index), value(base, index)];
       if (own === null || other === null || !head.dataset.better) continue;
       let text = null;
-      if (head.dataset.key.includes("accuracy")) {
+      if (head.dataset.kind === "share") {
         const points = 100 * (own - other);
         text = `${points < 0 ? "\u2212" : "+"}${Math.abs(points).toFixed(1)}`;
       } else if (other > 0) {
@@ -154,6 +162,7 @@ function showRatios(anchor) {
 // ---- the tools above the table
 
 function buildTools() {
+  for (const [index, body] of [...TABLE.tBodies].entries()) body.id = `data-${index}`;
   for (const row of ROWS) {
     row.dataset.label = row.parentNode.querySelector(".group th").textContent.toLowerCase();
     row.dataset.text = row.dataset.net.toLowerCase();
@@ -193,28 +202,39 @@ function buildTools() {
 
 // ---- the fastest network that reaches an accuracy
 
-function shownValue(row, key) {
-  const index = HEADS.findIndex((head) => head.dataset.key === key);
-  return index < 0 ? null : row.cells[index].firstChild.textContent;
+// A question mark for a suspect time stands behind the unit, as in the sentences above.
+function latency(row, index) {
+  const text = row.cells[index].firstChild.textContent;
+  return text.endsWith("?") ? `${text.slice(0, -1)}\u00a0ms?` : `${text}\u00a0ms`;
 }
 
 function fastest(body, percent) {
   const index = HEADS.findIndex((head) => head.dataset.key === "latency_ms_median");
   const known = ROWS.filter((row) => row.parentNode === body && row.dataset.settled !== undefined);
-  const enough = known.filter((row) => Number(row.dataset.settled) >= percent / 100 && value(row, index) !== null);
-  enough.sort((a, b) => value(a, index) - value(b, index));
-  // A network with several seeds has several rows; its first one stands for it.
-  const names = new Map();
-  for (const row of enough) if (!names.has(row.dataset.net)) names.set(row.dataset.net, row);
-  const words = [...names.values()].slice(0, 3).map((row) =>
-    `${row.dataset.net}, ${(100 * row.dataset.settled).toFixed(2)}\u00a0%, ${shownValue(row, "latency_ms_median")}\u00a0ms`);
-  if (!words.length) {
+  const enough = known.filter((row) => Number(row.dataset.settled) >= percent / 100);
+  if (!enough.length) {
     const best = Math.max(...known.map((row) => Number(row.dataset.settled)));
     return `No network here reaches that; the highest accuracy is ${(100 * best).toFixed(2)}\u00a0%.`;
   }
-  const machines = new Set([...names.values()].map((row) => row.dataset.conditions));
-  const caution = machines.size > 1 ? " They were not all measured on the same machine and under the same settings." : "";
-  return `${words.join("; then ")}.${caution}`;
+  // The seeds of a network share one timing, so one row stands for it. Times are ranked under the settings and on the
+  // machine that most of these rows have; rows of others are counted.
+  const timed = enough.filter((row) => value(row, index) !== null);
+  const counts = new Map();
+  for (const { dataset } of timed) counts.set(dataset.conditions, (counts.get(dataset.conditions) ?? 0) + 1);
+  const most = [...counts.keys()].sort((a, b) => counts.get(b) - counts.get(a))[0];
+  const ranked = new Map();
+  for (const row of timed) {
+    if (row.dataset.conditions === most && !ranked.has(row.dataset.net)) ranked.set(row.dataset.net, row);
+  }
+  const accuracy = (row) => `${row.dataset.net}, ${(100 * row.dataset.settled).toFixed(2)}\u00a0%`;
+  const words = [...ranked.values()].sort((a, b) => value(a, index) - value(b, index)).slice(0, 3)
+    .map((row) => `${accuracy(row)}, ${latency(row, index)}`);
+  const sentences = words.length ? [`${words.join("; then ")}.`] : [];
+  const untimed = enough.filter((row) => value(row, index) === null && !ranked.has(row.dataset.net));
+  if (untimed.length) sentences.push(`Without a latency: ${[...new Set(untimed.map(accuracy))].join("; ")}.`);
+  const others = timed.length - (counts.get(most) ?? 0);
+  if (others) sentences.push(`${others} more rows were measured on another machine or under other settings.`);
+  return sentences.join(" ");
 }
 
 function buildQuestion() {
@@ -289,10 +309,7 @@ document.addEventListener("pointermove", (event) => {
 });
 document.addEventListener("focusin", (event) => light(event.target.closest("[data-net]")?.dataset.net ?? null));
 document.addEventListener("click", (event) => {
-  const element = event.target.closest?.(".pt[data-net], polyline[data-net], .key [data-net]");
-  // A point has the row of its data set; a curve and its key light up all rows of the network and go to the first.
-  const row = element && ROWS.find((entry) => entry.dataset.net === element.dataset.net);
-  const target = element?.dataset.row ?? row?.id;
+  const target = event.target.closest?.("[data-row]")?.dataset.row;
   if (target) location.hash = target;
 });
 
@@ -484,6 +501,8 @@ function buildComparison() {
     make("div", {}, make("label", { for: "second" }, "Second network"), second));
   section.append(tools, place);
   section.hidden = false;
+  const link = make("li", {}, make("a", { href: "#two" }, "Two networks"));
+  document.querySelector("nav a[href='#columns']").parentNode.before(link);
   offer();
 }
 

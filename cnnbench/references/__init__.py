@@ -110,7 +110,7 @@ def reference_of(record: Record) -> Reference | None:
     The result is None for a record without a training, with a full one, or with one that is as good as the reference.
     """
     reference = references().get(_key(record))
-    if record.training.get("converged", True) or is_as_good_as_the_reference(record):
+    if record.fully_trained or is_as_good_as_the_reference(record):
         return None
     return reference
 

@@ -12,6 +12,8 @@ from cnnbench.record import Record
 from cnnbench.references import percent
 from cnnbench.report.contenders import Contender, contenders, rivals_by_label
 from cnnbench.report.findings import first_sentences, listed, with_settled
+from cnnbench.report.pairs import Verdict
+from cnnbench.stats import mean_interval, wilson_interval
 from cnnbench.units import plain, short
 
 MORE_ERRORS = 0.25
@@ -23,17 +25,22 @@ LATENCY = "latency_ms_median"
 MACS = "macs"
 
 
-def answers(records: Sequence[Record]) -> list[str]:
-    """Return two sentences for each data set on which networks may be ranked; none for a single network."""
+def answers(records: Sequence[Record], verdicts: Sequence[Verdict] = ()) -> list[str]:
+    """Return two sentences for each data set on which networks may be ranked; none for a single network.
+
+    Args:
+        records: Records of a report.
+        verdicts: Comparisons of two of their networks image by image.
+    """
     found = []
     for label, entries in rivals_by_label(contenders(records)).items():
         with_accuracy = [e for e in entries if e.has("test_accuracy")]
         if len(with_accuracy) > 1:
-            found.append(_answer(label, with_accuracy))
+            found.append(_answer(label, with_accuracy, verdicts))
     return first_sentences(found, "more groups of networks that compare have an answer of their own; see the charts")
 
 
-def _answer(label: str, entries: Sequence[Contender]) -> str:
+def _answer(label: str, entries: Sequence[Contender], verdicts: Sequence[Verdict]) -> str:
     """Return the two sentences on the networks of one data set."""
     ranked = sorted(with_settled(entries), key=lambda e: -_accuracy(e))
     if len(ranked) < 2:
@@ -42,9 +49,10 @@ def _answer(label: str, entries: Sequence[Contender]) -> str:
             "of the networks have a reference accuracy. Train them longer, with --epochs or --budget."
         )
     best = ranked[0]
-    sentence = f"Most accurate on {label}: {best.name}, {_accuracy_words(best)}{_ties(ranked)}."
+    sentence = f"Most accurate on {label}: {best.name}, {_accuracy_words(best)}{_ties(ranked, verdicts)}"
     if len(ranked) < len(entries):
-        sentence = f"{sentence[:-1]} (of the {len(ranked)} networks that were trained long enough to rank)."
+        sentence += f" (of the {len(ranked)} networks that were trained long enough to rank)"
+    sentence += "."
     # Latency is what a user waits for; without it, multiply-adds are the cost.
     for cost in (LATENCY, MACS):
         priced = [e for e in ranked if e.has(cost) and e.mean(cost) > 0]
@@ -69,20 +77,41 @@ def _accuracy_words(entry: Contender) -> str:
 
 
 def _ends(entry: Contender) -> tuple[float, float]:
-    """Return the range of a network's accuracy over seeds, or its interval if there is a single seed."""
+    """Return the interval of a network's accuracy, at least as wide as its test images and its seeds allow."""
     known = entry.reference
-    if known is None:
+    if known is not None:
+        return known.low, known.high
+    accuracies = entry.per_seed("test_accuracy")
+    if len(accuracies) == 1:
         return entry.spread("test_accuracy")
-    return known.low, known.high
+    images = entry.records[0].data["test_images"]
+    low, high = wilson_interval(entry.mean("test_accuracy") * images, images)
+    # Two seeds say little on the others: the range of their accuracies would be far too narrow.
+    over_seeds = mean_interval(accuracies)
+    if over_seeds.low is not None and over_seeds.high is not None:
+        low, high = min(low, over_seeds.low), max(high, over_seeds.high)
+    return low, high
 
 
-def _ties(ranked: Sequence[Contender]) -> str:
-    """Return which networks may be as accurate as the best, because their uncertainties overlap; empty for none."""
-    lowest = _ends(ranked[0])[0]
-    close = [f"{e.name} ({percent(_accuracy(e))})" for e in ranked[1:] if _ends(e)[1] >= lowest]
-    if not close:
-        return ""
-    return f"; not clearly better than {listed(close)}"
+def _ties(ranked: Sequence[Contender], verdicts: Sequence[Verdict]) -> str:
+    """Return which networks may be as accurate as the best; empty for none.
+
+    A comparison image by image decides where there is one of the same accuracies, else the intervals do.
+    """
+    best = ranked[0]
+    differ = {}
+    for verdict in verdicts:
+        first, second = (entry.records[0] for entry in (verdict.first, verdict.second))
+        differ[frozenset((id(first), id(second)))] = verdict.differ
+    close = []
+    for entry in ranked[1:]:
+        is_clear = _ends(entry)[1] < _ends(best)[0]
+        # The accuracy of a reference training is not that of the run, which the verdict is about.
+        if best.reference is None and entry.reference is None:
+            is_clear = differ.get(frozenset((id(best.records[0]), id(entry.records[0]))), is_clear)
+        if not is_clear:
+            close.append(f"{entry.name} ({percent(_accuracy(entry))})")
+    return f"; not clearly better than {listed(close)}" if close else ""
 
 
 def _cheaper(ranked: Sequence[Contender], cost: str) -> str:

@@ -40,7 +40,7 @@ _OUTSIDE = ("torchvision", "timm")
 
 
 def write_cards(networks: Sequence[Trained], folder: Path) -> list[Path]:
-    """Write a card per network: ``MODEL.md`` for a single one, else ``cards/<cell>.md``.
+    """Write a card per network: ``MODEL.md`` for a single one, else ``<cell>.md``.
 
     Returns:
         Paths of the cards.
@@ -50,14 +50,14 @@ def write_cards(networks: Sequence[Trained], folder: Path) -> list[Path]:
     else:
         names = []
         for network in networks:
-            name, number = f"cards/{network.record.key}.md", 1
+            name, number = f"{network.record.key}.md", 1
             # Two records of one cell may differ in their settings.
             while name in names:
                 number += 1
-                name = f"cards/{network.record.key}-{number}.md"
+                name = f"{network.record.key}-{number}.md"
             names.append(name)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, network in zip(names, networks, strict=True):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_text(folder / name, to_card(network))
     return [folder / name for name in names]
 

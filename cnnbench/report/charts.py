@@ -541,7 +541,7 @@ def matrix_title(record: Record, counts: Counts) -> str:
 def matrix_note(record: Record) -> str:
     """Return the note below the confusion matrix of a cell: whether the training was short, and the worst mistakes."""
     lines = []
-    if not record.training.get("converged", True):
+    if not record.fully_trained:
         known = reference_of(record)
         after = f"; {percent(known.accuracy)} after the reference training" if known else ""
         lines.append(f"short training, not converged{after}")

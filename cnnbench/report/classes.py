@@ -65,8 +65,11 @@ def _hardest(label: str, records: Sequence[Record]) -> str:
     low, high = wilson_interval(float(right[:, worst].mean()), float(images[:, worst].mean()))
     of = "the network" if networks == 1 else f"{networks} networks"
     trainings = "1 training" if len(records) == 1 else f"{len(records)} trainings"
+    star, note = "", ""
+    if not all(record.fully_trained for record in records):
+        star, note = "*", " A star: some of these trainings were short."
     return (
-        f"Hardest class on {label}: {records[0].data['class_names'][worst]}, of which {100 * means[worst]:.1f} % are "
-        f"classified right (95 % interval {100 * low:.1f} to {100 * high:.1f} %, mean of {of}); it is the hardest one "
-        f"in {agree} of {trainings}. All classes are in classes.csv."
+        f"Hardest class on {label}: {records[0].data['class_names'][worst]}, of which {100 * means[worst]:.1f}{star} % "
+        f"are classified right (95 % interval {100 * low:.1f} to {100 * high:.1f} %, mean of {of}); it is the hardest "
+        f"one in {agree} of {trainings}.{note} All classes are in classes.csv."
     )

@@ -30,6 +30,7 @@ class Column:
         value: Function that returns the value behind a cell, by which the page sorts and compares; None if there is
             none.
         better: Which way is better, as in `cnnbench.measures.Figure`; empty if neither is.
+        kind: Kind of the value, as in `cnnbench.measures.Figure`; a share is shown in per cent.
     """
 
     title: str
@@ -39,6 +40,7 @@ class Column:
     numeric: bool = True
     value: Callable[[Record], float | None] = lambda record: None
     better: str = ""
+    kind: Kind = "number"
 
 
 def _shown(figure: Figure, record: Record) -> str:
@@ -98,7 +100,7 @@ def _accuracy(record: Record) -> str:
     if record.status == "error":
         return "failed"
     shown = _shown(figures()["test_accuracy"], record)
-    if shown != DASH and not record.training.get("converged", True):
+    if shown != DASH and not record.fully_trained:
         shown += "*"
     return shown
 
@@ -136,7 +138,9 @@ def _figure_column(figure: Figure) -> Column:
     """Return the column of a figure."""
     show = _accuracy if figure.key == "test_accuracy" else partial(_shown, figure)
     better = figure.better or _BETTER.get(figure.kind, "")
-    return Column(figure.title, figure.key, show, figure.meaning, value=_value_of(figure.key), better=better)
+    return Column(
+        figure.title, figure.key, show, figure.meaning, value=_value_of(figure.key), better=better, kind=figure.kind
+    )
 
 
 _BETTER: dict[Kind, str] = {"count": "less", "ms": "less", "bytes": "less", "per second": "more", "share": "more"}
@@ -198,6 +202,7 @@ COLUMNS = (
         "seeds. It stands beside a short training, which says how fast a network learns and not how good it is.",
         value=_reference_value,
         better="more",
+        kind="share",
     ),
 )
 """Columns of every table, in their order. The columns of figures come from the rows of `cnnbench.measures`."""

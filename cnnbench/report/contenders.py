@@ -55,7 +55,7 @@ class Contender:
     def converged(self) -> bool:
         """Return whether none of the records has a training that was too short or diverged."""
         # Records without a training, such as those of counts, have nothing that could be too short.
-        return all(r.training.get("converged", True) for r in self.records)
+        return all(r.fully_trained for r in self.records)
 
     @property
     def reference(self) -> Reference | None:

@@ -20,7 +20,7 @@ from cnnbench.report.charts import MOST_NUMBERED_CLASSES, matrix_note, matrix_ti
 from cnnbench.report.columns import Column
 from cnnbench.report.contenders import Contender, contenders, rivals_by_label, values_of
 from cnnbench.report.findings import front
-from cnnbench.report.panels import CurvePanel, Panel, Point, curve_panels, scatter_panels
+from cnnbench.report.panels import CurvePanel, Line, Panel, Point, curve_panels, scatter_panels
 from cnnbench.report.settings import in_group
 from cnnbench.report.side_by_side import side_by_side
 
@@ -110,7 +110,7 @@ class Page:
 
     def __init__(self, report: Report) -> None:
         self.report = report
-        self.answers = answers(report.records)
+        self.answers = answers(report.records, report.pairs.verdicts)
 
     @cached_property
     def columns(self) -> list[Column]:
@@ -196,9 +196,9 @@ class Page:
         """Return the name in links of each row, by the identity of its record."""
         return {id(row.record): row.anchor for row in self._all_rows()}
 
-    def anchor(self, point: Point) -> str:
-        """Return the name in links of a point's row; empty if the table has no row of it."""
-        return self.anchors.get(id(point.record), "")
+    def anchor(self, shown: Point | Line) -> str:
+        """Return the name in links of the row of a point or a curve; empty if the table has no row of it."""
+        return self.anchors.get(id(shown.record), "")
 
     def data(self) -> dict[str, Any]:
         """Return what the script reads to compare two networks."""

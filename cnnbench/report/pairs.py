@@ -306,8 +306,8 @@ _EXPLANATION = (
 
 def _rows(verdicts: Sequence[Verdict]) -> list[list[str]]:
     """Return the table of pairs, header first."""
-    rows = [["First", "Second", "Data", "Accuracies %", "Difference, points", "95 % interval", "First only",
-             "Second only", "p (Holm)"]]  # fmt: skip
+    head = ["First", "Second", "Data", "Accuracies %", "Difference, points", "95 % interval"]
+    rows = [[*head, "First only", "Second only", "p (Holm)"]]
     for verdict in verdicts:
         stars = ["" if entry.converged else "*" for entry in (verdict.first, verdict.second)]
         shares = [f"{100 * share:.2f}{star}" for share, star in zip(verdict.accuracies, stars, strict=True)]

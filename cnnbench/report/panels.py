@@ -140,6 +140,7 @@ class Line:
         dash: Dashes, one of `LINES`.
         points: Positions in per cent, as the attribute ``points`` of an SVG polyline.
         words: The last value.
+        record: Record of the curve.
     """
 
     name: str
@@ -147,6 +148,7 @@ class Line:
     dash: str
     points: str
     words: str
+    record: Record
 
 
 @dataclass(frozen=True)
@@ -471,7 +473,7 @@ def _lines(curves: Sequence[Curve], styles: Mapping[str, tuple[str, str]], x: Ax
         points = " ".join(f"{x.at(images):g},{100 - y.at(accuracy):g}" for images, accuracy in pairs)
         colour, dash = styles[curve.record.title]
         words = f"{curve.record.title}: {percent(curve.accuracies[-1])} after {short(curve.images[-1])} images"
-        lines.append(Line(curve.record.title, colour, dash, points, words))
+        lines.append(Line(curve.record.title, colour, dash, points, words, curve.record))
     return lines
 
 

@@ -386,7 +386,7 @@ def _curves_picture(records: Sequence[Record]) -> Picture:
 
     def caption() -> list[str]:
         words = _labels_left_out(len(charts.with_curves(records)))
-        if any(not r.training.get("converged", True) for r in records):
+        if any(not r.fully_trained for r in records):
             words.insert(
                 0, "Within a short training these curves show how fast networks learn, not how good they become."
             )

@@ -36,11 +36,14 @@ def _synthetic(records: Sequence[Record]) -> Iterator[str]:
 
 def _trainings(records: Sequence[Record]) -> Iterator[str]:
     """Yield a warning if a training was shorter than a full one."""
-    short = [r for r in records if not r.training.get("converged", True)]
+    short = [r for r in records if not r.fully_trained]
     if short:
         budgets = listed(dict.fromkeys(budget(r) for r in short))
+        part = ""
+        if any(r.training.get("converged", True) for r in short):
+            part = ", or on a part of the training images"
         yield (
-            f"* Not converged: trained for a budget of {budgets}, less than a full training. These accuracies "
+            f"* Not converged: trained for a budget of {budgets}, less than a full training{part}. These accuracies "
             "compare how far the networks come within the budget on this machine, not how good they are in the end."
         )
 

@@ -179,7 +179,7 @@ ALL = (
     # Records from before 2026-11-23 do not name their augmentation.
     Setting("augmentation", "data", ACCURACY, "training", "augmentation: {}".format, unsaid=NOT_SAID),
     Setting("train_images", "data", ACCURACY, "training", "{} training images".format),
-    Setting("test_images", "data", ACCURACY, "", _or_nothing("{} test images")),
+    Setting("test_images", "data", ACCURACY, "row", _or_nothing("{} test images")),
     Setting("augment", "data", ACCURACY, "", _or_nothing("augment {}")),
     Setting("synthetic", "data", ACCURACY, "", _or_nothing("synthetic {}")),
     # Every figure depends on the size of the images.

@@ -46,7 +46,7 @@ def side_by_side(rows: Sequence[tuple[str, Record]], verdicts: Sequence[Verdict]
     for number, entry in enumerate(contenders(records)):
         networks.update(dict.fromkeys(map(id, entry.records), number))
     shown: list[dict[str, Any]] = []
-    classes: dict[str, list[str]] = {}
+    tests: dict[str, tuple[Any, ...]] = {}
     images: dict[str, Disputed] = {}
     left = MOST_COUNTS
     for anchor, record in rows:
@@ -54,7 +54,7 @@ def side_by_side(rows: Sequence[tuple[str, Record]], verdicts: Sequence[Verdict]
         if counts is None or len(counts) ** 2 > left:
             continue
         left -= len(counts) ** 2
-        label = _label(anchor, record, classes)
+        label = _label(record, tests)
         row: dict[str, Any] = {"anchor": anchor, "name": _name(record, seeds), "label": label, "counts": counts}
         row |= {"network": networks[id(record)], "training": _training_words(record)}
         row["said"] = _answers_to_disputed(label, record, images)
@@ -66,6 +66,7 @@ def side_by_side(rows: Sequence[tuple[str, Record]], verdicts: Sequence[Verdict]
         # A network whose records have no row in the table cannot be chosen.
         if None not in ends:
             pairs.append([*ends, printable(verdict.sentence)])
+    classes = {label: names for label, (names, *_) in tests.items()}
     return {"rows": shown, "classes": classes, "verdicts": pairs, "images": sheets}
 
 
@@ -75,25 +76,35 @@ def _name(record: Record, seeds: bool) -> str:
 
 
 def _training_words(record: Record) -> str:
-    """Return in brackets that the training of a record was short; empty if it was not."""
-    if record.training.get("converged", True):
+    """Return in brackets that the training of a record was no full one; empty if it was."""
+    if record.fully_trained:
         return ""
     known = reference_of(record)
     after = f"; {percent(known.accuracy)} after its reference training" if known else ""
-    return f"* (short training, {record.training.get('epochs', 0.0):.2g} epochs{after})"
+    return f"* (no full training: {record.training.get('epochs', 0.0):.2g} epochs{after})"
 
 
-def _label(anchor: str, record: Record, classes: dict[str, list[str]]) -> str:
-    """Return the label under which the classes of a record are listed, and add them there.
+def _label(record: Record, tests: dict[str, tuple[Any, ...]]) -> str:
+    """Return the label under which a record is compared: that of its data set, with a number for other test images.
 
-    Records of one label may have other classes, such as those of two folders of the same name.
+    Args:
+        record: Record with a confusion matrix.
+        tests: Names of the classes, numbers of test images by class, and fingerprint of the data by label; those of a
+            new label are added.
     """
     names = [printable(name) for name in record.data["class_names"]]
+    images = [sum(line) for line in record.confusion_matrix or ()]
+    test = (names, images, record.data.get("fingerprint"))
     label = printable(record.data["label"])
-    if classes.setdefault(label, names) != names:
-        label = f"{label} #{anchor}"
-        classes[label] = names
-    return label
+    number = 1
+    while tests.setdefault(_numbered(label, number), test) != test:
+        number += 1
+    return _numbered(label, number)
+
+
+def _numbered(label: str, number: int) -> str:
+    """Return a label; from the second one on with its number."""
+    return label if number == 1 else f"{label} (other images, {number})"
 
 
 def _answers_to_disputed(label: str, record: Record, images: dict[str, Disputed]) -> list[int] | None:
