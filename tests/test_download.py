@@ -153,6 +153,23 @@ def test_own_mirror_comes_first(server: Server, tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
 
 
+def test_a_partial_file_that_another_process_renames_is_no_fault(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = tmp_path / "file.bin.part"
+    part.write_bytes(CONTENT)
+    check = download.check_regular
+
+    def renamed_first(path: Path, what: str) -> None:
+        if path == part and part.exists():
+            part.replace(tmp_path / "file.bin")
+        check(path, what)
+
+    monkeypatch.setattr(download, "check_regular", renamed_first)
+    fetch([_url(server, "good")], tmp_path / "file.bin", MD5)
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
 def test_parallel_fetches_load_once(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = []
     save = download._save

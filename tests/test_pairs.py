@@ -219,13 +219,17 @@ def test_classes_have_the_intervals_of_scipy() -> None:
 
 def test_the_hardest_class_is_that_with_the_lowest_mean_recall() -> None:
     matrices = ([[4, 0, 0], [1, 2, 0], [0, 0, 3]], [[2, 2, 0], [0, 3, 0], [0, 1, 2]])
-    records = [make_record(f"N{place}", confusion_matrix=matrix) for place, matrix in enumerate(matrices)]
+    full = {"training": FULL_TRAINING}
+    records = [make_record(f"N{place}", confusion_matrix=matrix, **full) for place, matrix in enumerate(matrices)]
     # By hand: (4 + 2) / 8 of zero, (2 + 3) / 6 of one, (3 + 2) / 6 of two.
     low, high = scipy_stats.binomtest(3, 4).proportion_ci(0.95, method="wilson")
     (sentence,) = hardest_sentences(records)
     assert sentence.startswith("Hardest class on MNIST: zero, of which 75.0 % are classified right")
     assert f"({100 * low:.1f} to {100 * high:.1f} %, mean of 2 networks)" in sentence.replace("95 % interval ", "")
     assert "in 1 of 2 trainings" in sentence
+    (short,) = hardest_sentences([*records, make_record("N2", confusion_matrix=matrices[0])])
+    assert "* % are classified right" in short
+    assert "A star: some of these trainings were short." in short
     empty = make_record(confusion_matrix=[[0, 0, 0], [1, 6, 0], [0, 0, 3]])
     assert "one, of which" in hardest_sentences([empty])[0]
 

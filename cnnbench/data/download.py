@@ -86,8 +86,12 @@ def fetch(urls: Sequence[str], target: Path, md5: str) -> None:
 def _is_complete(target: Path, part: Path, md5: str) -> bool:
     """Return whether the file is there, after checking that it and its partial download are files that can be read."""
     for path in (target, part):
-        if os.path.lexists(path):
+        try:
             check_regular(path, "downloaded file")
+        except UserError:
+            # A path that is not there is no fault, also if another process has just renamed its partial file.
+            if os.path.lexists(path):
+                raise
     return _is_there(target, md5) or _was_all_but_renamed(part, target, md5)
 
 
