@@ -47,6 +47,7 @@ COMMANDS = {
     "count": "count parameters, MACs, training MACs and memory of any network",
     "speed": "time networks against each other: latency, throughput, training steps",
     "compare": "compare the records of two runs: costs, times, accuracy, each with its interval and a verdict",
+    "export": "write a network to a file for ONNX Runtime, OpenVINO or another engine, and compare the two",
     "card": "write a model card for each trained network of a run",
     "list": "list the networks, what they cost and how good they are, and the data sets",
     "completion": "print the script with which a shell completes commands, options and names",

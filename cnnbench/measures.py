@@ -197,6 +197,14 @@ SPEED = Measure(
             "training",
         ),
         Figure("peak_reserved_bytes", "bytes"),
+        Figure(
+            "file_bytes",
+            "bytes",
+            "File MiB",
+            "Size of the network as the file that its engine runs, with its weights.",
+            "less",
+            "exact",
+        ),
     ),
 )
 MEMORY = Measure(

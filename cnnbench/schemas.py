@@ -90,6 +90,7 @@ class Config(_Strict):
     network: Text | None = None
     memory_format: Text | None = None
     mode: Text | None = None
+    engine: Text | None = None
     learning_rate: Above0 | None = None
     recipe: Text | None = None
     recipe_settings: dict[str, JsonValue] | None = None
@@ -163,6 +164,7 @@ class _Measures(_Strict):
     process_conditions: list[dict[str, Fact]] = []
     limits: dict[str, JsonValue] | None = None
     sweep: dict[str, JsonValue] | None = None
+    engine_facts: dict[str, dict[str, JsonValue]] | None = None
 
 
 TIMED = ("latency_ms", "inference_ms", "train_step_ms")

@@ -49,6 +49,13 @@ class Options(NetworkOptions):
     memory_format: str = option(
         "Order of the images in memory: channels_last, contiguous, or all.", default="channels_last", metavar="A,B"
     )
+    engine: str = option(
+        "What runs the networks: torch, aot-inductor, onnxruntime, openvino, on a GPU tensorrt, or all that are "
+        "installed; several are rows of their own, each timed in fresh processes, in inference and (unless --precision "
+        "says otherwise) in 32-true.",
+        default="torch",
+        metavar="A,B",
+    )
     mode: str = option(
         "How the network runs: eager, compile, on a GPU cuda-graph, or all.", default="eager", metavar="A,B"
     )
@@ -91,8 +98,16 @@ class Options(NetworkOptions):
             raise UserError("--max_batch_size is that of --sweep; add --sweep, or leave it out")
         if self.processes > MOST_PROCESSES:
             raise UserError(f"processes {self.processes} is more than {MOST_PROCESSES}; 6 are enough for an interval")
+        if self.engine != "torch":
+            self._check_engine()
         if self.limits and self.mode != "eager":
             raise UserError(f"--limits is about operators as they are written; leave out --mode {self.mode}")
+
+    def _check_engine(self) -> None:
+        """Raise UserError if an option is about torch alone while another engine is named."""
+        for name in ("limits", "sweep"):
+            if getattr(self, name):
+                raise UserError(f"--{name} is about torch; leave it out, or leave out --engine {self.engine}")
 
 
 def run(options: Options) -> int:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,17 +21,19 @@ from cnnbench import hardware, progress
 from cnnbench.commands.named_networks import find_networks
 from cnnbench.commands.speed import Options
 from cnnbench.console import note, out, out_json, show, stdout_kept
+from cnnbench.engines import ENGINES, FORMATS, TORCH, find_engine
+from cnnbench.engines.export import bytes_of_weights, write_for_engine
 from cnnbench.errors import Stopped, UserError, unknown
 from cnnbench.files import replacing
 from cnnbench.network import Network
-from cnnbench.record import Record, environment, write_lines
+from cnnbench.record import KINDS, Record, environment, write_lines
 from cnnbench.registry import split_names
 from cnnbench.report.roofline_picture import draw_roofs
 from cnnbench.report.speed_tables import SUSPECT, all_ratios, sentences, tables, way_words
 from cnnbench.roofline.bounds import CONVENTION, Survey, peaks_now, survey
 from cnnbench.roofline.peaks import hardware_precisions
 from cnnbench.timing.process_memory import resident_growth
-from cnnbench.timing.processes import in_process, in_processes
+from cnnbench.timing.processes import in_groups, in_process, in_processes
 from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
 from cnnbench.timing.sweep import sweep
 from cnnbench.timing.timed_network import MODES, Way
@@ -38,7 +42,7 @@ from cnnbench.training.loss import loss_and_logits
 DEFAULT_OUT = Path("results/speed")
 PICTURE = "roofline.png"
 PIPE_WIDTH = 200
-FORMATS = {"channels_last": True, "contiguous": False}
+FORMATS_IN_MEMORY = {"channels_last": True, "contiguous": False}
 """Memory formats by name, and whether the channel is the innermost dimension in them."""
 _GRAPH = " as a CUDA graph"
 """Suffix of a row's name for the same network as a CUDA graph."""
@@ -50,6 +54,10 @@ class Row:
 
     network: Network
     way: Way | None
+
+    def engine(self, config: SpeedConfig) -> str:
+        """Return the name of the engine that runs the network."""
+        return (self.way or config.way).engine
 
     @property
     def name(self) -> str:
@@ -181,7 +189,9 @@ def _measure(
 ) -> tuple[dict[str, dict[str, Any]], Survey | None]:
     """Return the figures of every row by the row's name, and what limits the networks if the options ask for it."""
     limits = None
-    if options.processes > 1:
+    if any(row.engine(config) != TORCH for row in rows):
+        figures = _time_engines(options, config, rows)
+    elif options.processes > 1:
         # A fresh process gets the names of the networks and builds them itself.
         named = [(row.network.name, row.way) for row in rows]
         figures = in_processes(
@@ -201,6 +211,62 @@ def _measure(
                 note(f"memory of {row.name}")
                 figures[row.name] |= in_process(_growth_of, config, options, [(row.network.name, row.way)])
     return figures, limits
+
+
+def _time_engines(options: Options, config: SpeedConfig, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """Return the figures of every row, each engine timed in processes of its own.
+
+    The threads of an engine still spin for a while after a call, and would slow another engine in the same process.
+    """
+    with tempfile.TemporaryDirectory(prefix="cnnbench-engines-") as folder:
+        files, failed = _export(options, config, rows, Path(folder))
+        groups: dict[str, list[tuple[str, Way | None]]] = {}
+        for row in rows:
+            if row.name not in failed:
+                groups.setdefault(row.engine(config), []).append((row.network.name, row.way))
+        figures = in_groups(
+            options.processes,
+            config,
+            _figures_of,
+            {engine: (options, ways, files) for engine, ways in groups.items()},
+            on_start=lambda number, engine: note(f"process {number + 1} of {options.processes}: {engine}"),
+        )
+    for row in rows:
+        # torch has no file of its own, so that of its weights stands for it.
+        if row.engine(config) == TORCH and "error" not in figures[row.name]:
+            dtype = hardware.weights_type((row.way or config.way).precision)
+            figures[row.name]["file_bytes"] = bytes_of_weights(row.network.build().to(dtype))
+    return figures | failed
+
+
+def _export(
+    options: Options, config: SpeedConfig, rows: Sequence[Row], folder: Path
+) -> tuple[dict[str, Path], dict[str, dict[str, Any]]]:
+    """Write the networks of engines as files.
+
+    Returns:
+        The files, and the errors of the networks that cannot be exported, both by the name of the row.
+    """
+    files: dict[str, Path] = {}
+    failed: dict[str, dict[str, Any]] = {}
+    for number, row in enumerate(rows):
+        engine = ENGINES[row.engine(config)]
+        if engine.name == TORCH:
+            continue
+        precision = (row.way or config.way).precision
+        _say(number / len(rows), f"export {row.name}")
+        path = folder / f"{number}{FORMATS[engine.format].suffix}"
+        try:
+            torch.manual_seed(options.seed)
+            network = row.network
+            write_for_engine(
+                network.build(), network.image_shape, network.name, engine.name, precision, config.device, path
+            )
+        except UserError as error:
+            failed[row.name] = {"error": str(error)}
+        else:
+            files[row.name] = path
+    return files, failed
 
 
 def _time_here(
@@ -253,7 +319,10 @@ def _records(
             skipped["limits"] = limits.failed[row.name]
         status = "error" if error else "ok"
         data, settings = _random_images(row.network), _settings(config, row)
-        records.append(Record(row.name, data, 0, status, settings, machine, error, measures, skipped))
+        engine = ENGINES[row.engine(config)]
+        # The version of an engine is a fact about its own rows alone.
+        of_row = {**machine, "packages": {**machine["packages"], engine.package: engine.version}}
+        records.append(Record(row.name, data, 0, status, settings, of_row, error, measures, skipped))
     return records
 
 
@@ -268,9 +337,11 @@ def _settings(config: SpeedConfig, row: Row) -> dict[str, Any]:
         "network": row.network.name,
         "precision": way.precision,
         "inference_precision": way.precision_of("inference"),
-        "memory_format": "channels_last" if way.channels_last else "contiguous",
+        # Engines take contiguous images, whatever their operators then do.
+        "memory_format": "channels_last" if way.channels_last and way.engine == TORCH else "contiguous",
         "mode": way.mode,
         "cudnn_benchmark": way.cudnn_benchmark,
+        "engine": way.engine,
         "batch_size": config.train_batch_size,
         "speed_batch_size": config.batch_size,
     }
@@ -411,6 +482,8 @@ def _config(options: Options) -> tuple[SpeedConfig, list[Way | None]]:
         UserError: A name is unknown, two ways are the same, or the device does not support a way.
     """
     device = hardware.choose_device(options.device)
+    if options.engine != TORCH:
+        return _config_of_engines(options, device)
     asked = _values(options, "precision", device)
     formats = _values(options, "memory_format", device)
     modes = _values(options, "mode", device)
@@ -418,12 +491,12 @@ def _config(options: Options) -> tuple[SpeedConfig, list[Way | None]]:
     benchmark = device.type == "cuda" and options.cudnn_benchmark == "on"
     precisions = [_precisions(name, device) for name in asked]
     for name in formats:
-        if name not in FORMATS:
-            raise unknown("memory_format", name, FORMATS)
+        if name not in FORMATS_IN_MEMORY:
+            raise unknown("memory_format", name, FORMATS_IN_MEMORY)
     # Every combination of a precision, a memory format and a mode is a way.
     ways = []
     for (training, inference), order, mode in itertools.product(precisions, formats, modes):
-        ways.append(Way(training, FORMATS[order], mode, benchmark, inference))
+        ways.append(Way(training, FORMATS_IN_MEMORY[order], mode, benchmark, inference))
     # With `all`, impossible combinations are left out; those that the user named are refused by `check`.
     if "all" in (options.precision, options.mode):
         ways = [way for way in ways if way.is_possible]
@@ -435,6 +508,51 @@ def _config(options: Options) -> tuple[SpeedConfig, list[Way | None]]:
     if ways == [config.way] and config.precision != "tf32":
         return config, [None]
     return config, [*ways]
+
+
+def _config_of_engines(options: Options, device: torch.device) -> tuple[SpeedConfig, list[Way | None]]:
+    """Return the configuration of the timing, and a way for each engine and number format.
+
+    A number format that an engine does not have is left out, and a note says so.
+
+    Raises:
+        UserError: An engine is unknown or missing, or no engine has one of the number formats.
+    """
+    engines = [find_engine(name, str(device)) for name in _values(options, "engine", device)]
+    # Formats differ between engines, so all start from the one that all have.
+    asked = ["32-true"] if options.precision == "auto" else _values(options, "precision", device)
+    benchmark = device.type == "cuda" and options.cudnn_benchmark == "on"
+    ways: list[Way | None] = []
+    for precision in asked:
+        having = [engine for engine in engines if precision in engine.precisions(device.type)]
+        if not having:
+            known = {each for engine in engines for each in engine.precisions(device.type)}
+            raise unknown("precision", precision, sorted(known))
+        for engine in engines:
+            if engine not in having:
+                note(f"{engine.title} has no {precision} on device {device.type}, so that row is left out")
+            elif engine.name == TORCH:
+                ways += _ways_of_torch(options, device, precision, benchmark)
+            else:
+                ways.append(Way(precision, engine=engine.name))
+    for way in ways:
+        assert way is not None
+        way.check(device)
+    if len(set(ways)) < len(ways):
+        raise UserError(f"--engine {options.engine} and --precision {options.precision} name a row twice")
+    return _speed_config(options, device, ("32-true", "32-true"), benchmark), ways
+
+
+def _ways_of_torch(options: Options, device: torch.device, precision: str, benchmark: bool) -> list[Way]:
+    """Return the ways in which torch runs the networks in a number format: by memory format and mode."""
+    formats, modes = _values(options, "memory_format", device), _values(options, "mode", device)
+    for name in formats:
+        if name not in FORMATS_IN_MEMORY:
+            raise unknown("memory_format", name, FORMATS_IN_MEMORY)
+    ways = []
+    for order, mode in itertools.product(formats, modes):
+        ways.append(Way(precision, FORMATS_IN_MEMORY[order], mode, benchmark))
+    return ways
 
 
 def _speed_config(options: Options, device: torch.device, precisions: tuple[str, str], benchmark: bool) -> SpeedConfig:
@@ -495,7 +613,8 @@ def _values(options: Options, option: str, device: Any) -> list[str]:
         precisions.append("tf32")
     return {
         "precision": precisions,
-        "memory_format": list(FORMATS),
+        "memory_format": list(FORMATS_IN_MEMORY),
+        "engine": [engine.name for engine in ENGINES.values() if engine.is_usable(device.type)],
         "mode": [mode for mode in MODES if on_gpu or mode != "cuda-graph"],
     }[option]
 
@@ -515,12 +634,22 @@ def _rows(options: Options, ways: Sequence[tuple[str, Way | None]]) -> list[Row]
 
 
 def _figures_of(
-    config: SpeedConfig, options: Options, ways: Sequence[tuple[str, Way | None]]
+    config: SpeedConfig,
+    options: Options,
+    ways: Sequence[tuple[str, Way | None]],
+    files: Mapping[str, Path] = MappingProxyType({}),
 ) -> dict[str, dict[str, Any]]:
-    """Return the figures of the rows; called in a fresh process."""
+    """Return the figures of the rows; called in a fresh process.
+
+    Args:
+        config: How the networks are timed.
+        options: Options of the command.
+        ways: Names and ways of the rows.
+        files: Files of the networks that other engines than torch run, by the name of the row.
+    """
     hardware.keep_freed_memory()
     with stdout_kept():
-        return measure_speed(_subjects(_rows(options, ways)), config, _say)
+        return measure_speed(_subjects(_rows(options, ways), files, options.engine != TORCH), config, _say)
 
 
 def _growth_of(config: SpeedConfig, options: Options, ways: Sequence[tuple[str, Way | None]]) -> dict[str, Any]:
@@ -531,13 +660,23 @@ def _growth_of(config: SpeedConfig, options: Options, ways: Sequence[tuple[str, 
         return {"resident_bytes": resident_growth(subject, replace(config, warmup_s=0.0))}
 
 
-def _subjects(rows: Sequence[Row]) -> dict[str, Subject]:
-    """Return the rows by name, as `measure_speed` takes them."""
+def _subjects(
+    rows: Sequence[Row], files: Mapping[str, Path] = MappingProxyType({}), inference_only: bool = False
+) -> dict[str, Subject]:
+    """Return the rows by name, as `measure_speed` takes them.
+
+    Args:
+        rows: Networks and the ways they run.
+        files: Files of the networks that other engines than torch run, by the name of the row.
+        inference_only: Whether to leave out training steps, since the rows are compared with engines that have none.
+    """
+    kinds = KINDS[:2] if inference_only else KINDS
     subjects = {}
     for row in rows:
         network = row.network
         classes = network.num_classes or _classes(network)
-        subjects[row.name] = Subject(network.build, network.image_shape, classes, way=row.way)
+        file = files.get(row.name)
+        subjects[row.name] = Subject(network.build, network.image_shape, classes, way=row.way, kinds=kinds, file=file)
     return subjects
 
 

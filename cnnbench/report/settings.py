@@ -145,6 +145,7 @@ ALL = (
     ),
     Setting("memory_format", "config", (*ACCURACY, *TIMES), "row", _OR_NOT_SAID),
     Setting("mode", "config", (*ACCURACY, *TIMES), "row", unsaid="eager"),
+    Setting("engine", "config", (*ACCURACY, *TIMES), "row", unsaid="torch"),
     Setting("cudnn_benchmark", "config", (*ACCURACY, *TIMES), "row", "cuDNN benchmark {}".format, unsaid=False),
     Setting("device", "environment", TIMES, "row", _OR_NOT_SAID),
     Setting("device, within a time", "environment", ACCURACY, "", _or_nothing("{}"), read=_within_a_time("device")),

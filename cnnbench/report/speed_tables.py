@@ -6,6 +6,7 @@ Only networks that ran in the same way, or one network that ran in several ways,
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from cnnbench.engines import ENGINES
 from cnnbench.record import KINDS, Record
-from cnnbench.stats import FEWEST_ROUNDS, Interval, paired_ratio
+from cnnbench.stats import FEWEST_ROUNDS, Interval, paired_ratio, shift
 from cnnbench.units import percent, plain, with_unit
 
 SUSPECT = " (suspect)"
@@ -28,6 +30,7 @@ COLUMNS = {
     "Train images/s, queued": "train_images_per_s_queued",
     "Cold start ms": "cold_start_ms",
     "Peak MiB": "peak_memory_bytes",
+    "File MiB": "file_bytes",
 }
 """Columns of the first table: keys of figures by title."""
 STEP_COLUMNS = {
@@ -43,14 +46,15 @@ STEP_COLUMNS = {
 """Columns of the second table: keys of figures by title."""
 LIMITED = ("inference", "latency")
 """Kinds of work whose limits are shown."""
-WAY = ("precision", "inference_precision", "memory_format", "mode", "cudnn_benchmark")
+WAY = ("precision", "inference_precision", "memory_format", "mode", "cudnn_benchmark", "engine")
 """Settings that together form a way of running a network."""
 
 
 def time_ratio(first: Mapping[str, Any], second: Mapping[str, Any], kind: str) -> Interval:
     """Return the ratio of the first network's time to the second's, from the rounds in which both were timed.
 
-    With fewer than `FEWEST_ROUNDS` processes, each round gives one value. Otherwise each process gives one value, so
+    With fewer than `FEWEST_ROUNDS` processes, each round gives one value; the rounds of two engines are then compared
+    as they are, not in pairs. Otherwise each process gives one value, so
     that the interval includes what differs from process to process, such as the position in memory.
 
     Args:
@@ -59,20 +63,32 @@ def time_ratio(first: Mapping[str, Any], second: Mapping[str, Any], kind: str) -
         kind: One of `KINDS`.
     """
     a, b = _rounds(first, kind), _rounds(second, kind)
-    # Both networks were timed in the same processes, so the numbers of rounds of the first hold for the second.
-    processes = first.get("process_rounds", [])
-    if len(processes) < FEWEST_ROUNDS:
+    # A process of one engine and the process of another that ran next to it are a pair too.
+    if min(len(first.get("process_rounds", ())), len(second.get("process_rounds", ()))) >= FEWEST_ROUNDS:
+        return paired_ratio(_of_processes(a, first["process_rounds"]), _of_processes(b, second["process_rounds"]))
+    if _engine(first, kind) == _engine(second, kind):
         return paired_ratio(a, b)
-    of_first: list[float] = []
-    of_second: list[float] = []
-    # The rounds of all processes follow each other in one list.
+    # Different engines never share a process, so their rounds are no pairs.
+    logs = shift([math.log(ms) for ms in a], [math.log(ms) for ms in b])
+    if logs.low is None or logs.high is None:
+        return Interval(math.exp(logs.estimate), None, None)
+    return Interval(*map(math.exp, (logs.estimate, logs.low, logs.high)))
+
+
+def _engine(measures: Mapping[str, Any], kind: str) -> str | None:
+    """Return the name of the engine that computed a kind of work; None for torch."""
+    name: str | None = measures.get("engine_facts", {}).get(kind, {}).get("engine")
+    return name
+
+
+def _of_processes(rounds_ms: Sequence[float], process_rounds: Sequence[int]) -> list[float]:
+    """Return the median of the rounds of each process; all rounds follow each other in one list."""
+    medians = []
     start = 0
-    for rounds in processes:
-        end = start + rounds
-        of_first.append(statistics.median(a[start:end]))
-        of_second.append(statistics.median(b[start:end]))
-        start = end
-    return paired_ratio(of_first, of_second)
+    for rounds in process_rounds:
+        medians.append(statistics.median(rounds_ms[start : start + rounds]))
+        start += rounds
+    return medians
 
 
 def _rounds(measures: Mapping[str, Any], kind: str) -> list[float]:
@@ -119,6 +135,7 @@ def sentences(records: Sequence[Record]) -> Iterator[str]:
             "these intervals are of this run alone: in another process memory lies elsewhere, and ratios differ by "
             f"some per cent more; --processes {FEWEST_ROUNDS} has that in them"
         )
+    yield from _engine_sentences(records)
     # The peaks are those of the machine, the same in every record of a run.
     if "peaks" in records[0].environment:
         yield from _limit_sentences(records)
@@ -132,13 +149,26 @@ def _how_timed(records: Sequence[Record], processes: int) -> str:
     """Return a sentence on the machine, the way of running, the batch sizes and the rounds."""
     # All records of a run have the same batch sizes and the same device.
     config = records[0].config
+    training = f", a training step (forward, backward, AdamW) at {config['batch_size']} images"
+    if not any("training" in record.measures["samples_ms"] for record in _timed(records)):
+        training = ""
     rounds = max((len(record.measures["samples_ms"]["latency"]) for record in _timed(records)), default=0)
     shared = f" of {processes} processes" if processes > 1 else ""
     return (
         f"{records[0].environment['device']}, {way_words(records)}; latency at 1 image, throughput at "
-        f"{config['speed_batch_size']}, a training step (forward, backward, AdamW) at {config['batch_size']} images; "
+        f"{config['speed_batch_size']}{training}; "
         f"medians of {rounds} rounds{shared} in random order; ratios from paired rounds with 95 % intervals"
     )
+
+
+def _engine_sentences(records: Sequence[Record]) -> Iterator[str]:
+    """Yield a sentence for each engine other than torch: its version, and the settings that it computed with."""
+    by_engine = {record.config.get("engine"): record for record in _timed(records) if "engine_facts" in record.measures}
+    for name, record in by_engine.items():
+        facts = record.measures["engine_facts"]["latency"]
+        settings = [f"{key} {value}" for key, value in facts.items() if value and key not in ("engine", "batch_size")]
+        package = ENGINES[str(name)].package
+        yield f"{name} ({package} {record.environment['packages'][package]}): {', '.join(settings)}"
 
 
 def _suspect_sentences(records: Sequence[Record]) -> Iterator[str]:
@@ -175,7 +205,7 @@ def way_words(records: Sequence[Record]) -> str:
 
 def _way(record: Record) -> tuple[Any, ...]:
     """Return the settings that form the way in which a network ran."""
-    return tuple(record.config[name] for name in WAY)
+    return tuple(record.config.get(name) for name in WAY)
 
 
 def _timed(records: Sequence[Record]) -> list[Record]:
@@ -204,8 +234,10 @@ def _both_have(kind: str, *records: Record) -> bool:
 def _filled(columns: Mapping[str, str], records: Sequence[Record]) -> dict[str, str]:
     """Return the columns without the optional ones that no record fills, such as those that need a GPU."""
     kept = {}
+    engines = any(record.config.get("engine", "torch") != "torch" for record in records)
     for title, key in columns.items():
-        optional = key in STEP_COLUMNS.values() or key.endswith("_queued")
+        # Beside other engines, which train nothing, torch has no training step either.
+        optional = engines or key in (*STEP_COLUMNS.values(), "file_bytes") or key.endswith("_queued")
         if not optional or any(record.measures.get(key) is not None for record in records):
             kept[title] = key
     return kept
@@ -350,5 +382,5 @@ def _shown(key: str, value: float | None) -> str:
     if value is None:
         return "-"
     if key.endswith("_bytes"):
-        return f"{value / 2**20:,.0f}"
+        return plain(value / 2**20) if value < 10 * 2**20 else f"{value / 2**20:,.0f}"
     return plain(value)

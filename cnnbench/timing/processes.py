@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import random
 import re
 import signal
 import statistics
@@ -82,6 +83,31 @@ def in_processes(
     Returns:
         The `pooled` figures of each network by name.
     """
+    return in_groups(count, config, function, {"": arguments}, lambda index, _: on_start(index))
+
+
+def in_groups(
+    count: int,
+    config: SpeedConfig,
+    function: Callable[..., Mapping[str, Any]],
+    groups: Mapping[str, Sequence[Any]],
+    on_start: Callable[[int, str], None] = lambda *_: None,
+) -> dict[str, dict[str, Any]]:
+    """Time groups of networks that must not share a process, such as those of different engines.
+
+    The processes of the groups take turns, in random order, so that what slows the machine for a while slows all.
+
+    Args:
+        count: Number of processes of each group.
+        config: Settings for all processes of a group together; see `in_processes`.
+        function: Function that takes a config and the arguments of a group, and returns the figures of `measure_speed`
+            by name.
+        groups: Arguments of ``function``, by the name of the group.
+        on_start: Callback that gets the index of the turn, from 0, and the name of the group, before a process starts.
+
+    Returns:
+        The `pooled` figures of each network by name.
+    """
     # -(-a // b) is a / b rounded up.
     share = replace(
         config,
@@ -89,13 +115,17 @@ def in_processes(
         fewest_rounds=-(-config.fewest_rounds // count),
         most_s=config.most_s / count,
     )
-    runs = []
+    shuffler = random.Random(config.seed)
+    runs: dict[str, list[Mapping[str, Any]]] = {name: [] for name in groups}
     for index in range(count):
-        on_start(index)
-        runs.append(in_process(function, replace(share, seed=config.seed + index), *arguments))
+        # A sample of full size is the list in random order.
+        for group in shuffler.sample(list(groups), len(groups)):
+            on_start(index, group)
+            runs[group].append(in_process(function, replace(share, seed=config.seed + index), *groups[group]))
     figures = {}
-    for name in runs[0]:
-        figures[name] = pooled([run[name] for run in runs])
+    for of_group in runs.values():
+        for name in of_group[0]:
+            figures[name] = pooled([run[name] for run in of_group])
     return figures
 
 

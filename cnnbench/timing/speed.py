@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from cnnbench import progress
+from cnnbench.engines import TORCH
 from cnnbench.errors import Stopped
 from cnnbench.hardware import INFERENCE_PRECISIONS, cudnn_benchmark, on_device, random_generator, synchronise, tf32
 from cnnbench.record import KINDS
@@ -33,6 +34,8 @@ MOST_DRIFT = 0.02
 """Relative change of a time from the first half of the rounds to the second half that is still not called a drift."""
 _TREND = 2.576
 """Threshold of Kendall's statistic, in standard deviations, beyond which rounds have a trend (two-sided level 1 %)."""
+_SPINNING_S = 0.02
+"""Time after which the idle threads of a pool no longer spin, in seconds."""
 YARDSTICK = {"cpu": (8, 64, 32), "cuda": (64, 256, 56)}
 """Images, channels, and height and width of the yardstick, by type of device: a float32 convolution that every round
 times along with the networks. It takes some milliseconds, so that its launch is only a small part of its time."""
@@ -80,7 +83,7 @@ def measure_speed(
     """
     ways = list(dict.fromkeys(subject.way or config.way for subject in subjects.values()))
     with on_device(config.device), _compiler(ways):
-        for way in ways:
+        for way in [way for way in ways if way.engine == TORCH]:
             # A way that fails here fails for each of its networks too, whose figures then hold the error.
             with contextlib.suppress(Exception):
                 settle(way, replace(config, batch_size=2, train_batch_size=2, warmup_s=0.0))
@@ -193,7 +196,7 @@ def _take_round(
     """
     try:
         # The yardstick ran before any network was built, so an error here is the device's.
-        yardstick.take_turn()
+        yardstick.take_turn(alone=any(one.way.engine != TORCH for one in timed.values()))
     except RuntimeError as error:
         return [f"the timing ended early, as the device failed: {_failure(error)['error']}"]
     for name, kind in _order(timed, shuffler):
@@ -299,10 +302,19 @@ class _Yardstick:
             synchronise(self._config.device)
             return (time.perf_counter() - start) * 1e3
 
-    def take_turn(self) -> None:
-        """Add the times of one round, after one call that does not count."""
+    def take_turn(self, alone: bool = False) -> None:
+        """Add the times of one round, after one call that does not count.
+
+        Args:
+            alone: Whether to wait before and after it, so that its threads and those of an engine do not meet: the
+                threads of a pool still spin for some milliseconds after its last call.
+        """
+        if alone:
+            time.sleep(_SPINNING_S)
         self._call()
         self.rounds_ms.append([round(self._call(), 4) for _ in range(FEWEST_CALLS)])
+        if alone:
+            time.sleep(_SPINNING_S)
 
 
 def _drifts(rounds_ms: Mapping[str, list[list[float]]]) -> list[str]:

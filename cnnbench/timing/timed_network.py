@@ -14,11 +14,15 @@ import time
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cnnbench.engines import INT8, TORCH, find_engine
+from cnnbench.engines.export import bytes_on_disk
+from cnnbench.engines.sessions import Session, open_session
 from cnnbench.errors import UserError, unknown
 from cnnbench.hardware import (
     INFERENCE_PRECISIONS,
@@ -81,6 +85,8 @@ class Way:
         mode: One of `MODES`: the network runs as it is written, compiled by ``torch.compile``, or recorded and replayed
             as one CUDA graph.
         cudnn_benchmark: Whether cuDNN tries its kernels for each shape and takes the fastest; no effect on a CPU.
+        engine: Name of the engine that runs the network, from `cnnbench.engines.ENGINES`. Engines other than torch run
+            a file, and only in inference. The memory format and the mode are then the engine's own choice.
     """
 
     precision: str
@@ -88,10 +94,13 @@ class Way:
     mode: str = "eager"
     cudnn_benchmark: bool = False
     inference_precision: str | None = None
+    engine: str = TORCH
 
     @property
     def words(self) -> str:
         """Return the way in words, for titles and the names of rows."""
+        if self.engine != TORCH:
+            return f"{self.engine}, {self.precision}"
         order = "channels_last" if self.channels_last else "contiguous"
         words = f"{self.formats}, {order}, {self.mode}"
         if self.cudnn_benchmark:
@@ -112,7 +121,7 @@ class Way:
     @property
     def kinds(self) -> tuple[str, ...]:
         """Return the kinds of work that exist in this way: no training in a format that is for inference only."""
-        if self.precision in INFERENCE_PRECISIONS:
+        if self.engine != TORCH or self.precision in INFERENCE_PRECISIONS:
             return KINDS[:2]
         return KINDS
 
@@ -133,6 +142,7 @@ class Way:
         """
         if self.mode not in MODES:
             raise unknown("mode", self.mode, MODES)
+        self._check_engine(device)
         # Each pair has a value that was chosen and the value for which a CUDA device is needed.
         needs = (self.precision, "tf32"), (self.precision, "16-mixed"), (self.precision, "16-true")
         for value, needs_cuda in (*needs, (self.inference_precision, "16-true"), (self.mode, "cuda-graph")):
@@ -144,6 +154,20 @@ class Way:
             raise UserError("a training step in 16-mixed waits for its scale and is no CUDA graph; use bf16-mixed")
         if self.mode == "compile":
             check_compiler(device)
+
+    def _check_engine(self, device: torch.device) -> None:
+        """Raise UserError if the engine is missing, or does not compute in this number format on the device."""
+        engine = find_engine(self.engine, str(device))
+        if self.engine == TORCH and self.precision != INT8:
+            return
+        precisions = engine.precisions(device.type)
+        if self.precision not in precisions:
+            raise UserError(
+                f"engine '{self.engine}' does not compute in {self.precision} on device {device}; it has "
+                f"{', '.join(precisions)}"
+            )
+        if self.mode != "eager":
+            raise UserError(f"mode '{self.mode}' is torch's; leave it out for engine '{self.engine}'")
 
 
 @dataclass(frozen=True)
@@ -160,6 +184,7 @@ class Subject:
         batch_size: Images per batch of inference; None for the number in the config.
         images: Function that returns at most the requested number of images, (N, C, H, W), from which the batches are
             drawn; None for Gaussian noise.
+        file: Network as a file for its engine; None for torch, which runs what `build` returns.
     """
 
     build: Callable[[], nn.Module]
@@ -170,6 +195,7 @@ class Subject:
     kinds: Sequence[str] = KINDS
     batch_size: int | None = None
     images: Callable[[int], Tensor] | None = None
+    file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -255,7 +281,13 @@ class Timed:
             subject.num_classes, (config.train_batch_size,), generator=generator, device=generator.device
         )
         self._labels = labels.to(device)
-        before = self._build_all()
+        self._models: dict[str, nn.Module] = {}
+        self._sessions: dict[str, Session] = {}
+        before = (0, 0)
+        if self.way.engine == TORCH:
+            before = self._build_all()
+        else:
+            self._open_sessions()
         self._graph_bytes: int | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         if "training" in self.sizes:
@@ -307,6 +339,20 @@ class Timed:
         forwards = {dtype: self._forward_of(model) for dtype, model in models.items()}
         self._forwards = {kind: forwards[dtype] for kind, dtype in types.items()}
         return before
+
+    def _open_sessions(self) -> None:
+        """Load the file of the network into its engine, once for each kind of work, and prepare the images for it."""
+        assert self.subject.file is not None
+        for kind, size in self.sizes.items():
+            session = open_session(self.way.engine, self.subject.file, self.way.precision, self.config.device, size)
+            self._sessions[kind] = session
+            self._batches[kind] = [session.prepare(x) for x in self._batches[kind]]
+            self._inputs[kind] = itertools.cycle(self._batches[kind])
+
+    def _set_mode(self, kind: str) -> None:
+        """Set the network to training or evaluation for a kind of work, since several kinds may share a network."""
+        if kind in self._models:
+            self._models[kind].train(kind == "training")
 
     def _build(self, dtype: torch.dtype) -> nn.Module:
         """Build the network on the device, with weights of this type."""
@@ -381,6 +427,8 @@ class Timed:
 
     def _work(self, kind: str, x: Tensor, mark: Callable[[], None] | None = None) -> Any:
         """Run one call of a kind of work, by its CUDA graph if it has one, and return its result."""
+        if kind in self._sessions:
+            return self._sessions[kind].run(x)
         if kind in self._graphs:
             return self._graphs[kind](x)
         return self._train(x, mark) if kind == "training" else self._infer(kind, x)
@@ -436,15 +484,15 @@ class Timed:
         out = self._work(kind, x)
         lap = self._watch.end()
         # The result must have one row of logits per image; in a tuple, the first item holds the logits.
-        first = out if isinstance(out, Tensor) else out[0] if isinstance(out, tuple) else None
-        if len(x) != self.sizes[kind] or (first is not None and len(first) != self.sizes[kind]):
-            rows = len(x) if first is None else len(first)
+        first = out[0] if isinstance(out, tuple) else out
+        rows = len(first) if hasattr(first, "__len__") else len(x)
+        if rows != self.sizes[kind]:
             self.doubts[f"{rows} results came from batches of {self.sizes[kind]} images ({kind})"] = None
         return lap
 
     def _warm_up(self, kind: str) -> None:
         """Run calls of a kind of work until they no longer become faster, or the time for the warm-up is over."""
-        self._models[kind].train(kind == "training")
+        self._set_mode(kind)
         end = time.perf_counter() + self.config.warmup_s
         with self._switches(kind):
             start = time.perf_counter()
@@ -490,8 +538,7 @@ class Timed:
         Blocks are short: networks that often take turns share whatever disturbs the machine. If calls are short, the
         first call of a turn does not count, because it finds the caches full of another network's data.
         """
-        # Kinds of work may share a network, so each turn sets its training mode.
-        self._models[kind].train(kind == "training")
+        self._set_mode(kind)
         fewest = FEWEST_CALLS if self.warm_ms[kind] < 1e3 * self.config.block_s else 1
         times: list[float] = []
         self.rounds_ms[kind].append(times)
@@ -553,6 +600,9 @@ class Timed:
             for part, times in zip(PARTS, zip(*self._parts_ms, strict=True), strict=True):
                 figures[f"train_{part}_ms"] = statistics.median(times)
         allocated, reserved = self.peaks_bytes
+        if self.subject.file is not None:
+            figures["file_bytes"] = bytes_on_disk(self.subject.file)
+            figures["engine_facts"] = {kind: session.facts for kind, session in self._sessions.items()}
         return figures | {
             # The first kind of work also made the very first call.
             "cold_start_ms": self.cold_ms[next(iter(self.sizes))],

@@ -1,0 +1,61 @@
+"""The command `cnnbench export`: write a network to a file for other engines, and compare the two.
+
+The work is in `cnnbench.commands.export_run`, which needs torch and is imported when the command runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cnnbench.engines import FORMATS, find_format
+from cnnbench.errors import UserError, unknown
+from cnnbench.explain.options import NetworkOptions
+from cnnbench.options import option
+
+EXAMPLE = "SimpleCNN --weights reference --data CIFAR10 --to onnx --normalise"
+PRECISIONS = ("32-true", "bf16-true", "16-true")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(NetworkOptions):
+    """Write a network to a file for another engine, and compare its outputs with those of the network itself."""
+
+    to: tuple[str, ...] = option(
+        f"Formats: {', '.join(FORMATS)}; several make a file each.", default=("onnx",), metavar="A,B"
+    )
+    out: Path = option(
+        "Folder of the files, which are named after network and format.", default=Path("results/export"), metavar="DIR"
+    )
+    normalise: bool = option(
+        "Put the data set's normalisation into the file, which then takes images with values from 0 to 1.",
+        default=False,
+    )
+    precision: str = option(
+        "Number format of the weights in the file: 32-true, bf16-true or 16-true.", default="32-true"
+    )
+    images: int = option("Training images for the comparison, if there is a data set.", default=256, least=1)
+
+    def __post_init__(self) -> None:
+        if self.model is not None and self.ckpt_path is None and self.model.endswith(".ckpt"):
+            # A checkpoint may be named without --ckpt_path; the dataclass is frozen, so it is set like this.
+            object.__setattr__(self, "ckpt_path", Path(self.model))
+            object.__setattr__(self, "model", None)
+        self.check_network()
+        if not self.to:
+            raise UserError(f"--to names no format; choose {', '.join(FORMATS)}")
+        for name in self.to:
+            find_format(name)
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
+        if "openvino" in self.to and self.precision != "32-true":
+            raise UserError(
+                f"OpenVINO chooses its number format when it loads a file; leave out --precision {self.precision}"
+            )
+
+
+def run(options: Options) -> int:
+    """Write the files and name them; return 0."""
+    from cnnbench.commands.export_run import export
+
+    return export(options)

@@ -1,0 +1,198 @@
+"""Engines that run a network outside of torch's eager mode, and the files in which they take one.
+
+This module says by name which formats and engines there are, what each needs, and which number formats it computes in.
+It imports neither torch nor an engine, so that a name or a missing package is refused before anything else happens.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from dataclasses import dataclass
+
+from cnnbench.errors import UserError, unknown
+
+METADATA_KEY = "cnnbench"
+"""Key under which an exported file holds facts about its network, as one JSON document."""
+INT8 = "int8"
+"""Number format of a network whose weights and activations were quantised to 8 bits after its training."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file that holds a network together with its weights.
+
+    Attributes:
+        name: Name of the format in ``cnnbench export --to``.
+        title: Name for readers.
+        suffix: End of the file's name. OpenVINO's weights are in a second file, whose name ends in ``.bin``.
+        module: Module that writes such files, in ``write``; opens them in the engine that reads them, in
+            ``open_session``; and quantises, in ``quantise``. See `cnnbench.engines.export` and
+            `cnnbench.engines.sessions`.
+        modules: Modules, by name of their package, that write or read the format.
+        extra: Extra of this package that installs them; empty if torch has everything.
+        runs_code: Whether loading such a file runs compiled code from it.
+    """
+
+    name: str
+    title: str
+    suffix: str
+    module: str
+    modules: tuple[str, ...] = ()
+    extra: str = ""
+    runs_code: bool = False
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A program that runs networks in inference.
+
+    Attributes:
+        name: Name of the engine in ``--engine``.
+        title: Name for readers.
+        format: Name of the format that the engine reads; empty for torch, which runs the network itself.
+        package: Package whose version a record states.
+        modules: Modules that the engine needs.
+        extra: Extra of this package that installs them; empty if torch has everything.
+        cpu: Number formats of inference on a CPU.
+        cuda: Number formats of inference on a CUDA device; empty if the engine does not run there.
+    """
+
+    name: str
+    title: str
+    format: str
+    package: str
+    modules: tuple[str, ...] = ()
+    extra: str = ""
+    cpu: tuple[str, ...] = ()
+    cuda: tuple[str, ...] = ()
+
+    def precisions(self, device: str) -> tuple[str, ...]:
+        """Return the number formats in which the engine computes on a device, such as ``cpu`` or ``cuda:0``."""
+        return {"cpu": self.cpu, "cuda": self.cuda}.get(device.partition(":")[0], ())
+
+    def is_usable(self, device: str) -> bool:
+        """Return whether the engine is installed and runs on a device, such as ``cpu`` or ``cuda:0``."""
+        return bool(self.precisions(device)) and not _missing(self.modules)
+
+    @property
+    def version(self) -> str:
+        """Return the version of the engine's package."""
+        return importlib.metadata.version(self.package)
+
+
+FORMATS = {
+    each.name: each
+    for each in (
+        Format(
+            "onnx",
+            "ONNX",
+            ".onnx",
+            "cnnbench.engines.onnx_runtime",
+            ("onnx", "onnxscript", "onnxruntime"),
+            "onnxruntime",
+        ),
+        Format("openvino", "OpenVINO IR", ".xml", "cnnbench.engines.open_vino", ("openvino",), "openvino"),
+        Format("torch-export", "torch.export", ".pt2", "cnnbench.engines.torch_export"),
+        Format("aot-inductor", "AOTInductor", ".pt2", "cnnbench.engines.aot_inductor", runs_code=True),
+    )
+}
+"""Formats by name. ONNX Runtime is needed for ONNX too, because every exported file is run and compared."""
+
+TORCH = "torch"
+ENGINES = {
+    each.name: each
+    for each in (
+        Engine(
+            TORCH,
+            "torch",
+            "",
+            "torch",
+            cpu=("32-true", "bf16-mixed", "bf16-true"),
+            cuda=("32-true", "tf32", "bf16-mixed", "bf16-true", "16-mixed", "16-true"),
+        ),
+        Engine(
+            "aot-inductor",
+            "AOTInductor",
+            "aot-inductor",
+            "torch",
+            cpu=("32-true", "bf16-true"),
+            cuda=("32-true", "tf32", "bf16-true", "16-true"),
+        ),
+        Engine(
+            "onnxruntime",
+            "ONNX Runtime",
+            "onnx",
+            "onnxruntime",
+            ("onnx", "onnxscript", "onnxruntime"),
+            "onnxruntime",
+            cpu=("32-true",),
+            cuda=("32-true", "tf32", "16-true"),
+        ),
+        Engine(
+            "tensorrt",
+            "TensorRT",
+            "onnx",
+            "onnxruntime",
+            ("onnx", "onnxscript", "onnxruntime"),
+            "onnxruntime",
+            cuda=("32-true", "tf32", "16-true"),
+        ),
+        Engine(
+            "openvino",
+            "OpenVINO",
+            "openvino",
+            "openvino",
+            ("openvino",),
+            "openvino",
+            cpu=("32-true", "bf16-true"),
+        ),
+    )
+}
+"""Engines by name. TensorRT runs as a provider of ONNX Runtime."""
+
+
+def find_format(name: str) -> Format:
+    """Return the format with this name.
+
+    Raises:
+        UserError: There is none, or a package that it needs is missing.
+    """
+    if name not in FORMATS:
+        raise unknown("format", name, FORMATS)
+    found = FORMATS[name]
+    _check_installed(found.title, found.modules, found.extra)
+    return found
+
+
+def find_engine(name: str, device: str) -> Engine:
+    """Return the engine with this name.
+
+    Args:
+        name: Name of the engine.
+        device: Device on which it is to run, such as ``cpu`` or ``cuda:0``.
+
+    Raises:
+        UserError: There is none, it does not run on the device, or a package that it needs is missing.
+    """
+    if name not in ENGINES:
+        raise unknown("engine", name, ENGINES)
+    found = ENGINES[name]
+    _check_installed(found.title, found.modules, found.extra)
+    # torch itself runs on every device, such as an Apple GPU.
+    if name != TORCH and not found.precisions(device):
+        fitting = [each.name for each in ENGINES.values() if each.name == TORCH or each.precisions(device)]
+        raise UserError(f"engine '{name}' does not run on device {device}; there are {', '.join(fitting)}")
+    return found
+
+
+def _missing(modules: tuple[str, ...]) -> list[str]:
+    """Return the modules that are not installed."""
+    return [name for name in modules if importlib.util.find_spec(name) is None]
+
+
+def _check_installed(title: str, modules: tuple[str, ...], extra: str) -> None:
+    """Raise UserError, with the command that installs them, if modules are missing."""
+    missing = _missing(modules)
+    if missing:
+        raise UserError(f"{title} needs {', '.join(missing)}; install with: pip install 'cnnbench[{extra}]'")

@@ -1,0 +1,190 @@
+"""Export of a network to a file: ONNX, OpenVINO's IR, torch.export, or a program that AOTInductor compiled.
+
+All formats come from one program, which ``torch.export`` records with a batch of any size. A program takes images,
+(N, C, H, W), and returns the logits of the main head, (N, K).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from cnnbench.engines import ENGINES, FORMATS
+from cnnbench.errors import Stopped, UserError
+from cnnbench.hardware import weights_type
+from cnnbench.training.loss import loss_and_logits
+
+LARGEST_BATCH = 65536
+
+
+class Deployed(nn.Module):
+    """A network as it is deployed: logits of the main head alone, and the normalisation inside if it is wanted.
+
+    Args:
+        model: Network to wrap; it is set to evaluation mode.
+        mean: Mean of each channel, which is subtracted from images with values from 0 to 1; empty if the images that
+            come in are already normalised.
+        std: Standard deviation of each channel, by which they are then divided.
+    """
+
+    mean: Tensor | None
+    std: Tensor | None
+
+    def __init__(self, model: nn.Module, mean: Sequence[float] = (), std: Sequence[float] = ()) -> None:
+        super().__init__()
+        self.model = model
+        # Buffers, so that they are part of the program as the weights are; (1, C, 1, 1) broadcasts over a batch.
+        self.register_buffer("mean", torch.tensor(tuple(mean)).view(1, -1, 1, 1) if mean else None)
+        self.register_buffer("std", torch.tensor(tuple(std)).view(1, -1, 1, 1) if std else None)
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits, (N, K), from images, (N, C, H, W)."""
+        if self.mean is not None and self.std is not None:
+            images = (images - self.mean) / self.std
+        output = self.model(images)
+        return output[0] if isinstance(output, tuple) else output
+
+
+def record_program(
+    model: nn.Module, image_shape: Sequence[int], name: str, dtype: torch.dtype = torch.float32
+) -> ExportedProgram:
+    """Record a network as a program for batches of any size.
+
+    Args:
+        model: Network, on the device and with the weights that the program is to have.
+        image_shape: Channels, height and width of its images.
+        name: Name of the network, for messages.
+        dtype: Type of its images.
+
+    Raises:
+        UserError: torch cannot record it, for example because its control flow depends on the values.
+    """
+    device = next(model.parameters(), torch.empty(0)).device
+    # Two images, because torch would take a batch of one as a constant.
+    images = torch.zeros(2, *image_shape, dtype=dtype, device=device)
+    # A network without logits is refused here, by a message that says what it returns.
+    with torch.inference_mode():
+        loss_and_logits(model(images), torch.zeros(2, dtype=torch.long, device=device))
+    try:
+        with _quiet():
+            return torch.export.export(
+                model, (images,), dynamic_shapes=({0: Dim("batch", min=1, max=LARGEST_BATCH)},), strict=False
+            )
+    except Stopped:
+        raise
+    except Exception as error:
+        raise UserError(f"torch.export cannot record '{name}': {_first_line(error)}") from error
+
+
+def write_program(
+    program: ExportedProgram, format_name: str, path: Path, metadata: Mapping[str, Any], name: str
+) -> None:
+    """Write a program to a file. The caller moves it to its place when it is known to be right.
+
+    Args:
+        program: Program of a network, from `record_program`.
+        format_name: Name of the format.
+        path: File to write. OpenVINO's weights go to a second file beside it.
+        metadata: Facts about the network, which are stored in the file.
+        name: Name of the network, for messages.
+
+    Raises:
+        UserError: The format has no such operator, or the file cannot be written.
+    """
+    try:
+        with _quiet():
+            writer = importlib.import_module(FORMATS[format_name].module)
+            writer.write(program, path, json.dumps(metadata, sort_keys=True))
+    except (Stopped, UserError, OSError):
+        raise
+    except Exception as error:
+        title = FORMATS[format_name].title
+        raise UserError(f"'{name}' cannot be written as {title}: {_first_line(error)}") from error
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the files that together hold an exported network."""
+    if path.suffix == FORMATS["openvino"].suffix:
+        return [path, path.with_suffix(".bin")]
+    return [path]
+
+
+def write_for_engine(
+    model: nn.Module,
+    image_shape: Sequence[int],
+    name: str,
+    engine: str,
+    precision: str,
+    device: torch.device,
+    path: Path,
+) -> None:
+    """Write a network as the file that an engine runs.
+
+    Args:
+        model: Network, which may be changed: its weights get the type of the file, and it is set to evaluation mode.
+        image_shape: Channels, height and width of its images, which come normalised.
+        name: Name of the network, for messages.
+        engine: Name of the engine.
+        precision: Number format in which the engine is to run it.
+        device: Device on which it is to run.
+        path: File to write.
+
+    Raises:
+        UserError: The network cannot be recorded or written.
+    """
+    dtype = weights_of(engine, precision)
+    # AOTInductor compiles for the device on which the network is. Other files hold no code.
+    at = device if ENGINES[engine].format == "aot-inductor" else torch.device("cpu")
+    program = record_program(Deployed(model).to(at, dtype), image_shape, name, dtype)
+    write_program(program, ENGINES[engine].format, path, {"network": name}, name)
+
+
+def weights_of(engine: str, precision: str) -> torch.dtype:
+    """Return the type of the weights in a file: OpenVINO casts them itself when it loads the file."""
+    return torch.float32 if engine == "openvino" else weights_type(precision)
+
+
+def bytes_on_disk(path: Path) -> int:
+    """Return the size of an exported network on the disk, in bytes."""
+    return sum(file.stat().st_size for file in files_of(path))
+
+
+def bytes_of_weights(model: nn.Module) -> int:
+    """Return the size of the file that ``torch.save`` writes of a network's weights, in bytes."""
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    return buffer.getbuffer().nbytes
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Run the body without the warnings and log lines of exporters, which do not concern the user's network."""
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    """Return the class and the first line of an error, at most 300 characters."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:300]

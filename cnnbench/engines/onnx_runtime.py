@@ -1,0 +1,146 @@
+"""ONNX files, and ONNX Runtime, which runs them on a CPU or through one of its providers on a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from cnnbench.engines import METADATA_KEY
+from cnnbench.errors import UserError
+
+INPUT, OUTPUT = "images", "logits"
+"""Names of the input and of the output in a file."""
+_ERRORS_ONLY = 3
+"""Level of ONNX Runtime's log."""
+_CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+_pool_size: list[int] = []
+"""Number of threads of ONNX Runtime's pool in this process; empty before there is one."""
+
+
+def write(program: ExportedProgram, path: Path, metadata: str) -> None:
+    """Write a program as ONNX; see `cnnbench.engines.export.write_program`."""
+    exported = torch.onnx.export(
+        program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], external_data=False, verbose=False
+    )
+    assert exported is not None
+    model = exported.model_proto
+    entry = model.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, metadata
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
+
+
+def open_session(
+    engine: str, path: Path, precision: str, device: torch.device, batch_size: int | None, threads: int
+) -> OnnxSession:
+    """Load an ONNX file into ONNX Runtime; see `cnnbench.engines.sessions.open_session`."""
+    if device.type == "cpu":
+        return OnnxSession(path, _CPU, {}, device, batch_size, threads)
+    number = str(device.index or 0)
+    if engine == "tensorrt":
+        options = {"device_id": number, "trt_fp16_enable": str(precision == "16-true")}
+        return OnnxSession(path, _TENSORRT, options, device, batch_size, threads)
+    options = {"device_id": number, "use_tf32": str(int(precision == "tf32"))}
+    return OnnxSession(path, _CUDA, options, device, batch_size, threads)
+
+
+class OnnxSession:
+    """A network in ONNX Runtime.
+
+    Args:
+        path: ONNX file.
+        provider: Name of the provider that computes.
+        provider_options: Settings of the provider.
+        device: Device on which it computes.
+        batch_size: Images per batch; None for batches of any size.
+        threads: Number of threads on a CPU.
+
+    Raises:
+        UserError: ONNX Runtime does not have the provider, or cannot use it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        provider: str,
+        provider_options: dict[str, str],
+        device: torch.device,
+        batch_size: int | None,
+        threads: int,
+    ) -> None:
+        available = onnxruntime.get_available_providers()
+        if provider not in available:
+            raise UserError(
+                f"ONNX Runtime has no {provider} here ({', '.join(available)}); install onnxruntime-gpu in place of "
+                "onnxruntime, or give --device cpu"
+            )
+        self._device = device
+        on_cpu = device.type == "cpu"
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _ERRORS_ONLY
+        if on_cpu:
+            _share_pool(threads)
+            # All sessions of a process share one pool. With a pool each, the threads of one session would still spin
+            # while they wait for work when the next session computes.
+            options.use_per_session_threads = False
+        if batch_size is not None:
+            options.add_free_dimension_override_by_name(_batch_dimension(path), batch_size)
+        self._session = onnxruntime.InferenceSession(path, options, providers=[(provider, provider_options)])
+        used = self._session.get_providers()
+        # ONNX Runtime takes the CPU with no more than a line in its log. The times would be those of another device.
+        if used[0] != provider:
+            raise UserError(f"ONNX Runtime could not use {provider} and took {used[0]}; its log has the reason")
+        self._input = self._session.get_inputs()[0].name
+        self.facts: dict[str, Any] = {
+            "provider": provider,
+            "provider_options": provider_options,
+            "threads": threads if on_cpu else None,
+            "thread_pool": "one for all sessions, spinning" if on_cpu else None,
+            "graph_optimization": options.graph_optimization_level.name,
+            "execution_mode": options.execution_mode.name,
+            "batch_size": batch_size,
+        }
+
+    def prepare(self, images: Tensor) -> Any:
+        """Return images, (N, C, H, W), as an array, or on a GPU as a value in its memory."""
+        array = images.detach().contiguous().cpu().numpy()
+        if self._device.type == "cpu":
+            return array
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", self._device.index or 0)
+
+    def run(self, images: Any) -> Any:
+        """Return the logits of prepared images as an array, (N, K), in the memory of the host."""
+        if self._device.type == "cpu":
+            return self._session.run(None, {self._input: images})[0]
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input(self._input, images)
+        binding.bind_output(OUTPUT, "cuda", self._device.index or 0)
+        self._session.run_with_iobinding(binding)
+        return binding.get_outputs()[0].numpy()
+
+
+def _share_pool(threads: int) -> None:
+    """Make the pool of threads that all sessions of this process share.
+
+    Raises:
+        UserError: There is a pool of another size, which cannot be changed any more.
+    """
+    if not _pool_size:
+        # A session warns that its own number of threads has no effect, which is intended here.
+        onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
+        onnxruntime.set_global_thread_pool_sizes(threads, 1)
+        _pool_size.append(threads)
+    if _pool_size != [threads]:
+        raise UserError(f"ONNX Runtime already has {_pool_size[0]} threads in this process, not {threads}")
+
+
+def _batch_dimension(path: Path) -> str:
+    """Return the name of the first dimension of the input of an ONNX file."""
+    graph = onnx.load(str(path), load_external_data=False).graph
+    return str(graph.input[0].type.tensor_type.shape.dim[0].dim_param)

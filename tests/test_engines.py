@@ -1,0 +1,257 @@
+"""Exported networks and engines: torch's own outputs, and the engines' own readers, are the oracles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import pytest
+import torch
+from torch import nn
+
+from cnnbench.cli import main
+from cnnbench.engines import ENGINES, FORMATS, find_engine, find_format
+from cnnbench.engines.comparison import check_same, compare_logits, random_images
+from cnnbench.engines.export import Deployed, bytes_on_disk, bytes_of_weights, record_program, write_program
+from cnnbench.engines.sessions import logits_of, open_file, open_session
+from cnnbench.errors import UserError
+from cnnbench.models import all_models
+from cnnbench.network import get_network
+from cnnbench.record import load_records
+
+CPU = torch.device("cpu")
+FILES = ("onnx", "openvino", "torch-export")
+"""Formats that are written in a few seconds; AOTInductor compiles."""
+ONE_OF_EACH_KIND = ("SimpleCNN", "MobileNetV2(width_multiplier=0.25)", "ResNet20", "SpeedNet")
+
+
+def export(network: nn.Module, format_name: str, folder: Path, shape: tuple[int, ...] = (3, 32, 32)) -> Path:
+    path = folder / f"network{FORMATS[format_name].suffix}"
+    program = record_program(Deployed(network), shape, "network")
+    write_program(program, format_name, path, {"network": "network"}, "network")
+    return path
+
+
+@pytest.fixture(scope="module")
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return get_network("LeNet5", 1, 32, 10).build().eval()
+
+
+@pytest.fixture(scope="module")
+def files(small: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("files")
+    return {name: export(small, name, folder / name, (1, 32, 32)) for name in FILES if (folder / name).mkdir() is None}
+
+
+@pytest.mark.parametrize("format_name", FILES)
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_file_returns_torchs_logits_for_batches_of_any_size(
+    files: dict[str, Path], small: nn.Module, format_name: str, count: int
+) -> None:
+    x = torch.randn(count, 1, 32, 32)
+    found = logits_of(open_file(format_name, files[format_name], "32-true", CPU), x)
+    with torch.inference_mode():
+        torch.testing.assert_close(found, small(x), rtol=1e-4, atol=1e-5)
+
+
+def test_engines_own_readers_accept_the_files(files: dict[str, Path], small: nn.Module) -> None:
+    x = torch.randn(3, 1, 32, 32)
+    with torch.inference_mode():
+        expected = small(x).numpy()
+    session = onnxruntime.InferenceSession(files["onnx"], _options(), providers=["CPUExecutionProvider"])
+    assert np.allclose(session.run(["logits"], {"images": x.numpy()})[0], expected, atol=1e-5)
+    compiled = openvino.Core().compile_model(files["openvino"], "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    assert np.allclose(compiled({"images": x.numpy()})["logits"], expected, atol=1e-5)
+
+
+def _options() -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    # Other tests of this process may have made the pool that all of its sessions must share.
+    options.use_per_session_threads = False
+    return options
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_session_of_a_fixed_batch_computes_the_same(
+    files: dict[str, Path], small: nn.Module, engine: str, batch_size: int
+) -> None:
+    session = open_session(engine, files[ENGINES[engine].format], "32-true", CPU, batch_size)
+    x = torch.randn(batch_size, 1, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(logits_of(session, x), small(x), rtol=1e-4, atol=1e-5)
+    assert session.facts["batch_size"] == batch_size
+    assert session.facts["threads"] == torch.get_num_threads()
+
+
+def test_sizes_on_disk_are_those_of_the_weights_and_little_more(files: dict[str, Path], small: nn.Module) -> None:
+    weights = 4 * sum(p.numel() for p in small.parameters())
+    for name, path in files.items():
+        assert weights <= bytes_on_disk(path) < weights + 100_000, name
+    assert weights <= bytes_of_weights(small) < weights + 10_000
+
+
+def test_metadata_is_in_the_files(files: dict[str, Path]) -> None:
+    stored = {entry.key: entry.value for entry in onnx.load(str(files["onnx"])).metadata_props}
+    assert json.loads(stored["cnnbench"]) == {"network": "network"}
+    read = openvino.Core().read_model(files["openvino"])
+    assert json.loads(read.get_rt_info("cnnbench").astype(str)) == {"network": "network"}
+    extra = {"cnnbench": ""}
+    torch.export.load(files["torch-export"], extra_files=extra)
+    assert json.loads(extra["cnnbench"]) == {"network": "network"}
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
+def test_networks_of_each_kind_are_the_same_in_onnx_runtime(name: str, tmp_path: Path) -> None:
+    _same_everywhere(name, ("onnx",), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(all_models()))
+def test_every_network_is_the_same_in_every_file(name: str, tmp_path: Path) -> None:
+    _same_everywhere(name, FILES, tmp_path)
+
+
+def _same_everywhere(name: str, formats: tuple[str, ...], folder: Path) -> None:
+    torch.manual_seed(0)
+    network = get_network(name, 3, 32, 10).build().eval()
+    x = random_images((3, 32, 32), 1)[:8]
+    with torch.inference_mode():
+        expected = network(x)
+    for format_name in formats:
+        found = logits_of(open_file(format_name, export(network, format_name, folder), "32-true", CPU), x)
+        # Rounding only: 1e-4 of the largest logit, where an epsilon of float32 is 1e-7.
+        assert (found - expected).abs().max() < 1e-4 * expected.abs().max(), (name, format_name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_aot_inductor_computes_torchs_logits(small: nn.Module, precision: str, tmp_path: Path) -> None:
+    dtype = {"32-true": torch.float32, "bf16-true": torch.bfloat16}[precision]
+    network = get_network("LeNet5", 1, 32, 10).build().eval().to(dtype)
+    path = tmp_path / "network.pt2"
+    program = record_program(Deployed(network), (1, 32, 32), "LeNet5", dtype)
+    write_program(program, "aot-inductor", path, {}, "LeNet5")
+    x = torch.randn(3, 1, 32, 32)
+    with torch.inference_mode():
+        expected = network(x.to(dtype)).float()
+    found = logits_of(open_session("aot-inductor", path, precision, CPU), x)
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_auxiliary_heads_are_left_out(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            y = self.layer(x.flatten(1))
+            return y, -y
+
+    network = Two().eval()
+    path = export(network, "onnx", tmp_path, (1, 2, 2))
+    x = torch.randn(2, 1, 2, 2)
+    with torch.inference_mode():
+        torch.testing.assert_close(logits_of(open_file("onnx", path, "32-true", CPU), x), network(x)[0])
+
+
+def test_network_whose_flow_depends_on_values_is_refused_with_a_reason() -> None:
+    class Branches(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = x.flatten(1)
+            return y if y.sum() > 0 else -y
+
+    with pytest.raises(UserError, match=r"torch\.export cannot record 'Branches'"):
+        record_program(Branches(), (1, 2, 2), "Branches")
+
+
+def test_another_network_is_refused() -> None:
+    x = random_images((1, 2, 2), 0)
+    difference = compare_logits("random images", lambda x: x.flatten(1), lambda x: x.flatten(1) * 1.01, x)
+    assert difference.relative == pytest.approx(0.01, rel=1e-3)
+    assert difference.same_class == 1.0
+    with pytest.raises(UserError, match="onnx of X is not the same network"):
+        check_same([difference], "32-true", "onnx of X")
+    check_same([difference], "bf16-true", "onnx of X")
+
+
+def test_missing_extra_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnnbench.engines._missing", lambda modules: list(modules))
+    with pytest.raises(UserError, match=r"OpenVINO needs openvino; install with: pip install 'cnnbench\[openvino\]'"):
+        find_engine("openvino", "cpu")
+    with pytest.raises(UserError, match=r"pip install 'cnnbench\[onnxruntime\]'"):
+        find_format("onnx")
+
+
+def test_extras_exist(pytestconfig: pytest.Config) -> None:
+    text = (pytestconfig.rootpath / "pyproject.toml").read_text()
+    for each in (*ENGINES.values(), *FORMATS.values()):
+        assert not each.extra or f"\n{each.extra} = [" in text, each.extra
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["export", "LeNet5", "--to", "onx"], "format 'onx'"),
+        (["export", "LeNet5", "--to", "onnx", "--precision", "int9"], "precision 'int9'"),
+        (["export", "LeNet5", "--to", "openvino", "--precision", "bf16-true"], "OpenVINO chooses its number format"),
+        (["export", "LeNet5", "--normalise"], "add --data NAME"),
+        (["export", "nothing.ckpt"], "checkpoint 'nothing.ckpt' does not exist"),
+        (["speed", "LeNet5", "--engine", "onxruntime"], "engine 'onxruntime'"),
+        (["speed", "LeNet5", "--engine", "tensorrt"], "does not run on device cpu"),
+        (["speed", "LeNet5", "--engine", "onnxruntime", "--precision", "bf16-true"], "precision 'bf16-true'"),
+        (["speed", "LeNet5", "--engine", "onnxruntime", "--limits"], "--limits is about torch"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_export_writes_files_beside_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = tmp_path / "LeNet5.onnx"
+    old.write_text("old")
+    words = ["export", "LeNet5", "--data", "Synthetic", "--normalise", "--images", "40"]
+    assert main([*words, "--to", "onnx,torch-export", "--out", str(tmp_path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["LeNet5.onnx", "LeNet5.pt2"]
+    assert document["network"]["normalisation"] == "inside"
+    for entry in document["files"]:
+        assert [each["count"] for each in entry["differences"]] == [64, 40]
+        assert all(each["relative"] < 1e-4 for each in entry["differences"])
+    # Images with values from 0 to 1 go into the file, whose first operators then normalise them.
+    stored = {entry.key: entry.value for entry in onnx.load(str(old)).metadata_props}
+    assert json.loads(stored["cnnbench"])["mean"] == document["network"]["mean"]
+
+
+def test_export_that_differs_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = tmp_path / "LeNet5.onnx"
+    old.write_text("old")
+    monkeypatch.setattr("cnnbench.commands.export_run.logits_of", lambda session, x: torch.zeros(len(x), 10))
+    assert main(["export", "LeNet5", "--to", "onnx", "--out", str(tmp_path)]) == 2
+    assert old.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def test_speed_times_each_engine_in_rows_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "speed.jsonl"
+    words = ["speed", "LeNet5", "--engine", "torch,onnxruntime", "--rounds", "2", "--batch_size", "4"]
+    assert main([*words, "--records", str(file)]) == 0
+    torchs, ort = load_records([file])
+    assert (torchs.config["engine"], ort.config["engine"]) == ("torch", "onnxruntime")
+    assert ort.config["precision"] == ort.config["inference_precision"] == "32-true"
+    assert ort.environment["packages"]["onnxruntime"] == onnxruntime.__version__
+    assert "onnxruntime" not in torchs.environment["packages"]
+    assert ort.measures["engine_facts"]["latency"]["provider"] == "CPUExecutionProvider"
+    for record in (torchs, ort):
+        assert set(record.measures["samples_ms"]) == {"latency", "inference", "yardstick"}
+        assert record.measures["latency_ms_median"] > 0
+        assert record.measures["file_bytes"] > 4 * 62_006  # LeCun et al. 1998, with ten logits and three channels
