@@ -16,7 +16,7 @@ from torch import nn
 from cnnbench.cli import main
 from cnnbench.engines import ENGINES, FORMATS, find_engine, find_format
 from cnnbench.engines.comparison import check_same, compare_logits, random_images
-from cnnbench.engines.export import Deployed, bytes_on_disk, bytes_of_weights, record_program, write_program
+from cnnbench.engines.export import Deployed, bytes_of_weights, bytes_on_disk, record_program, write_program
 from cnnbench.engines.sessions import logits_of, open_file, open_session
 from cnnbench.errors import UserError
 from cnnbench.models import all_models
