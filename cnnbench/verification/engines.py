@@ -1,0 +1,196 @@
+"""Our latencies of engines beside those of the engines' own programs, for the same files.
+
+OpenVINO's program is ``benchmark_app``, which reports a median. ONNX Runtime's package has ``onnxruntime_test``, which
+reports a mean, so our mean is set beside it. In every round each program measures each file once, in a process of its
+own and in random order. A process of ours times one network alone, as the other programs do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import re
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from cnnbench.engines import ENGINES, FORMATS, find_engine
+from cnnbench.engines.export import write_for_engine
+from cnnbench.errors import UserError
+from cnnbench.network import get_network
+from cnnbench.timing.processes import in_process
+from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
+from cnnbench.timing.timed_network import Way
+from cnnbench.units import plain
+from cnnbench.verification import ratio, write_race
+from cnnbench.verification import run as run_race
+
+NETWORKS = ("LeNet5", "VGG16", "ResNet18", "MobileNetV1")
+"""Networks of the default benchmark."""
+SHAPE = (3, 32, 32)
+MOST_DIFFERENCE = 0.15
+"""Largest difference between our time and the other program's that meets the goal, as a share."""
+SECONDS = 3
+"""Approximate time for which a program runs a network."""
+_CPU = torch.device("cpu")
+
+
+class Entry(NamedTuple):
+    """A file that several programs measure.
+
+    Attributes:
+        network: Name of the network.
+        engine: Name of the engine.
+        path: File of the network.
+    """
+
+    network: str
+    engine: str
+    path: Path
+
+
+def ours(entry: Entry) -> float:
+    """Return our latency of a file in milliseconds: the median, or for ONNX Runtime the mean."""
+    calls = in_process(_calls_ms, entry)
+    return statistics.mean(calls) if entry.engine == "onnxruntime" else statistics.median(calls)
+
+
+def _calls_ms(entry: Entry) -> list[float]:
+    """Return the times of single images in milliseconds; called in a fresh process."""
+    way = Way("32-true", engine=entry.engine)
+    config = SpeedConfig(_CPU, "32-true", 1, 1, most_s=SECONDS)
+
+    def build() -> torch.nn.Module:
+        raise AssertionError("an engine runs a file")
+
+    subject = Subject(build, SHAPE, 10, way=way, kinds=("latency",), file=entry.path)
+    figures = measure_speed({entry.network: subject}, config)[entry.network]
+    if "error" in figures:
+        raise UserError(f"{entry.network} in {entry.engine}: {figures['error']}")
+    return list(chain(*figures["samples_ms"]["latency"]))
+
+
+def benchmark_app(entry: Entry) -> float:
+    """Return the median latency in milliseconds that OpenVINO's program reports."""
+    shape = ",".join(map(str, (1, *SHAPE)))
+    words = ["-m", str(entry.path), "-d", "CPU", "-api", "sync", "-t", str(SECONDS), "-shape", f"[{shape}]"]
+    words += ["-nstreams", "1", "-nthreads", str(torch.get_num_threads()), "-infer_precision", "f32", "-hint", "none"]
+    text = _run("benchmark_app", words)
+    match = re.search(r"Median:\s+([\d.]+) (us|ms)", text)
+    if match is None:
+        raise UserError(f"benchmark_app reports no median; its last line is: {text.strip().splitlines()[-1]}")
+    return float(match[1]) * (1e-3 if match[2] == "us" else 1.0)
+
+
+def onnxruntime_test(entry: Entry) -> float:
+    """Return the mean latency in milliseconds that ONNX Runtime's program reports, with its own default settings."""
+    calls = 200
+    # The first run says how many calls take as long as ours.
+    for _ in range(2):
+        text = _run("onnxruntime_test", [str(entry.path), str(calls)])
+        match = re.search(r"avg latency: ([\d.e-]+) ms", text)
+        if match is None:
+            raise UserError(f"onnxruntime_test reports no latency; its last line is: {text.strip().splitlines()[-1]}")
+        mean_ms = float(match[1])
+        calls = max(50, round(1e3 * SECONDS / mean_ms))
+    return mean_ms
+
+
+def _run(program: str, words: Sequence[str]) -> str:
+    """Run a program of this environment and return what it prints.
+
+    Raises:
+        UserError: It is not installed, or it fails.
+    """
+    path = Path(sysconfig.get_path("scripts")) / program
+    if not path.exists():
+        raise UserError(f"{program} is not installed; install it with: pip install 'cnnbench[dev]'")
+    done = subprocess.run([path, *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{program} failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+    return done.stdout
+
+
+PROGRAMS: dict[str, tuple[str, Callable[[Entry], float]]] = {
+    "openvino": ("benchmark_app", benchmark_app),
+    "onnxruntime": ("onnxruntime_test", onnxruntime_test),
+}
+"""Name of the engine's own program, and the function that runs it, by engine."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Time the networks, print the table and write ``results/races/engines.json``; return the exit code 0."""
+    parser = argparse.ArgumentParser(prog="python -m cnnbench.verification.engines", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        raise UserError(f"rounds {options.rounds} must be at least 1")
+    for engine in PROGRAMS:
+        find_engine(engine, "cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        entries = _write_files(Path(folder))
+        times = _race(entries, options.rounds)
+    rows: list[dict[str, Any]] = []
+    ratios: dict[str, dict[str, float]] = {}
+    goals: dict[str, bool] = {}
+    print("| Network | Engine | Ours ms | Its own program | ms | Ours / its own |")
+    print("| --- | --- | ---: | --- | ---: | ---: |")
+    for entry in entries:
+        program, _ = PROGRAMS[entry.engine]
+        mine, others = times[entry, "ours"], times[entry, program]
+        compared = ratio(mine, others)
+        name = f"{entry.network}, {entry.engine}"
+        ratios[name] = compared
+        goals[f"{name}: within {MOST_DIFFERENCE:.0%} of {program}"] = abs(compared["median"] - 1) <= MOST_DIFFERENCE
+        rows.append(
+            {"network": entry.network, "engine": entry.engine, "program": program, "ours_ms": mine, "ms": others}
+        )
+        middle = [plain(statistics.median(values)) for values in (mine, others)]
+        spread = f"{compared['median']:.2f} ({compared['low']:.2f} to {compared['high']:.2f})"
+        print(f"| {entry.network} | {entry.engine} | {middle[0]} | {program} | {middle[1]} | {spread} |")
+    versions = {engine: ENGINES[engine].version for engine in PROGRAMS}
+    print(f"written: {write_race('engines', rows, ratios, goals, engines=versions, seconds=SECONDS)}")
+    return 0
+
+
+def _write_files(folder: Path) -> list[Entry]:
+    """Write each network for each engine, and return the files."""
+    entries = []
+    for name in NETWORKS:
+        for engine in PROGRAMS:
+            print(f"writing {name} for {engine}", file=sys.stderr)
+            path = folder / f"{name}{FORMATS[ENGINES[engine].format].suffix}"
+            torch.manual_seed(0)
+            model = get_network(name, SHAPE[0], SHAPE[1], 10).build()
+            write_for_engine(model, SHAPE, name, engine, "32-true", _CPU, path)
+            entries.append(Entry(name, engine, path))
+    return entries
+
+
+def _race(entries: Sequence[Entry], rounds: int) -> dict[tuple[Entry, str], list[float]]:
+    """Return the times of every round in milliseconds, by file and program."""
+    turns: list[tuple[Entry, str, Callable[[Entry], float]]] = []
+    for entry in entries:
+        program, measure = PROGRAMS[entry.engine]
+        turns += [(entry, "ours", ours), (entry, program, measure)]
+    times: dict[tuple[Entry, str], list[float]] = {(entry, program): [] for entry, program, _ in turns}
+    shuffler = random.Random(0)
+    for number in range(rounds):
+        print(f"round {number + 1} of {rounds}", file=sys.stderr)
+        # The two programs of a file run one after the other, so that they meet the same state of the machine.
+        for pair in shuffler.sample(range(len(entries)), len(entries)):
+            for entry, program, measure in shuffler.sample(turns[2 * pair : 2 * pair + 2], 2):
+                times[entry, program].append(measure(entry))
+    return times
+
+
+if __name__ == "__main__":
+    run_race("engines", main)
