@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from cnnbench.record import Record
 from cnnbench.references import percent
 from cnnbench.report.contenders import Contender, contenders, rivals_by_label
-from cnnbench.report.findings import first_sentences, listed, with_settled
+from cnnbench.report.findings import LATENCY, MACS, first_sentences, listed, with_settled
 from cnnbench.report.pairs import Verdict
 from cnnbench.stats import mean_interval, wilson_interval
 from cnnbench.units import plain, short
@@ -21,8 +21,6 @@ MORE_ERRORS = 0.25
 
 A share of errors fits easy and hard data sets alike; two points of accuracy are little on CIFAR-10 and a lot on MNIST.
 """
-LATENCY = "latency_ms_median"
-MACS = "macs"
 
 
 def answers(records: Sequence[Record], verdicts: Sequence[Verdict] = ()) -> list[str]:
@@ -76,7 +74,7 @@ def _accuracy_words(entry: Contender) -> str:
     return f"{percent(known.accuracy)} after its reference training of {known.epochs:.0f} epochs"
 
 
-def _ends(entry: Contender) -> tuple[float, float]:
+def _accuracy_interval(entry: Contender) -> tuple[float, float]:
     """Return the interval of a network's accuracy, at least as wide as its test images and its seeds allow."""
     known = entry.reference
     if known is not None:
@@ -105,7 +103,7 @@ def _ties(ranked: Sequence[Contender], verdicts: Sequence[Verdict]) -> str:
         differ[frozenset((id(first), id(second)))] = verdict.differ
     close = []
     for entry in ranked[1:]:
-        is_clear = _ends(entry)[1] < _ends(best)[0]
+        is_clear = _accuracy_interval(entry)[1] < _accuracy_interval(best)[0]
         # The accuracy of a reference training is not that of the run, which the verdict is about.
         if best.reference is None and entry.reference is None:
             is_clear = differ.get(frozenset((id(best.records[0]), id(entry.records[0]))), is_clear)

@@ -35,6 +35,8 @@ from cnnbench.record import Record
 from cnnbench.references import percent, reference_of
 from cnnbench.report.contenders import Contender, by_label, compare_alike, contenders
 from cnnbench.report.findings import (
+    LATENCY,
+    MACS,
     front,
     latency_correlation,
     latency_spread,
@@ -47,9 +49,8 @@ from cnnbench.report.findings import (
 )
 from cnnbench.units import scaled
 
-LATENCY = "latency_ms_median"
-COSTS = {
-    "macs": ("multiply-adds (MACs) per image", "accuracy_macs"),
+COST_PICTURES = {
+    MACS: ("multiply-adds (MACs) per image", "accuracy_macs"),
     LATENCY: ("latency of one image, milliseconds", "accuracy_latency"),
 }
 """Costs that accuracy is drawn against: axis title and file name by key of the figure."""
@@ -95,7 +96,7 @@ def accuracy_against(records: Sequence[Record], cost: str) -> Figure | None:
 
     Args:
         records: Records of one or several runs.
-        cost: Key of `COSTS`.
+        cost: Key of `COST_PICTURES`.
 
     Returns:
         The picture; None if no network has both figures.
@@ -112,7 +113,7 @@ def reference_against(records: Sequence[Record], cost: str) -> Figure | None:
 
     Args:
         records: Records of one or several runs.
-        cost: Key of `COSTS`.
+        cost: Key of `COST_PICTURES`.
 
     Returns:
         The picture; None if no network has a reference accuracy, or none can be compared with another.
@@ -280,9 +281,9 @@ def _cost_axis(ax: Axes, entries: Sequence[Contender], cost: str) -> None:
     """Make the horizontal axis logarithmic, with the title and the ticks of a cost."""
     # Latencies are in milliseconds and need no prefix.
     tick: Callable[[float], str] = "{:g}".format
-    if cost == "macs":
+    if cost == MACS:
         tick = _tick
-    log_axis(ax, ax.xaxis, means(entries, cost), COSTS[cost][0], tick)
+    log_axis(ax, ax.xaxis, means(entries, cost), COST_PICTURES[cost][0], tick)
 
 
 def _accuracy_axis(ax: Axes, accuracies: Sequence[float]) -> None:
@@ -392,14 +393,14 @@ def latency_against_macs(records: Sequence[Record]) -> Figure | None:
     Returns:
         The picture; None if no network has both figures.
     """
-    drawn = panels_drawn(measured(contenders(records), "macs", LATENCY))
+    drawn = panels_drawn(measured(contenders(records), MACS, LATENCY))
     if not drawn:
         return None
     scheme = _scheme(records)
     figure, axes = _panels(drawn, scheme)
     for label, entries in drawn.items():
         _latency_panel(axes[label], entries, scheme)
-    title_left(axes, COSTS[LATENCY][0])
+    title_left(axes, COST_PICTURES[LATENCY][0])
     figure.supxlabel("marker: median of the calls; bar: first to ninth decile", fontsize=9, color=SOFT)
     _finish(figure, scheme, drawn)
     for label, entries in drawn.items():
@@ -416,7 +417,7 @@ def _latency_panel(ax: Axes, entries: Sequence[Contender], scheme: Scheme) -> No
         latencies += chain.from_iterable(spreads)
         middles = [spread.median for spread in spreads]
         ax.errorbar(
-            means(group, "macs"),
+            means(group, MACS),
             middles,
             yerr=_bars(middles, [(spread.low, spread.high) for spread in spreads]),
             fmt=marker,
@@ -425,7 +426,7 @@ def _latency_panel(ax: Axes, entries: Sequence[Contender], scheme: Scheme) -> No
             elinewidth=0.8,
             capsize=0,
         )
-    _cost_axis(ax, entries, "macs")
+    _cost_axis(ax, entries, MACS)
     log_axis(ax, ax.yaxis, latencies, "", "{:g}".format)
 
 
@@ -435,7 +436,7 @@ def _name_latencies(ax: Axes, entries: Sequence[Contender], scheme: Scheme) -> N
     needed = _needed(entries, scheme, misjudged(entries) or ())
     names = []
     for e in entries:
-        names.append(Name(e.mean("macs"), e.mean(LATENCY), scheme.names[e.model], id(e) in needed))
+        names.append(Name(e.mean(MACS), e.mean(LATENCY), scheme.names[e.model], id(e) in needed))
     write_names(ax, names, scheme.letter_size, _correlation_note(ax, entries))
 
 

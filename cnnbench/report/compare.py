@@ -25,7 +25,7 @@ from cnnbench.measures import Figure, Work, figures, measure_of
 from cnnbench.record import Record
 from cnnbench.report.contenders import by_seed
 from cnnbench.report.settings import Setting, affecting
-from cnnbench.report.stored_predictions import usable_answers
+from cnnbench.report.stored_predictions import usable_predictions
 from cnnbench.stats import (
     ALIKE,
     NORMAL_QUANTILE,
@@ -667,7 +667,7 @@ def _right_with_one_only(first: Record, second: Record) -> tuple[int, int] | Non
     """
     if first.data.get("fingerprint") != second.data.get("fingerprint"):
         return None
-    a, b = usable_answers(first), usable_answers(second)
+    a, b = usable_predictions(first), usable_predictions(second)
     if a is None or b is None or not np.array_equal(a.true, b.true):
         return None
     return int((a.right & ~b.right).sum()), int((b.right & ~a.right).sum())

@@ -28,7 +28,9 @@ MOST_ROWS = 2000
 records. With more, the page would be slow to open, and the pictures would take most of the time."""
 DASH = "\N{EN DASH}"
 """Text that tables show for a figure that a record does not have; it also stands between the ends of a range."""
-COSTS = {"macs": "MACs", "latency_ms_median": "latency"}
+LATENCY = "latency_ms_median"
+MACS = "macs"
+COST_WORDS = {MACS: "MACs", LATENCY: "latency"}
 """Costs that accuracy is compared with, in words, by key of the figure."""
 
 
@@ -148,8 +150,8 @@ def _front_sentence(label: str, entries: Sequence[Contender], cost: str) -> str:
     ranked = with_settled(entries)
     if len(ranked) < 2:
         return (
-            f"No front of accuracy against {COSTS[cost]} is drawn on {label}: these trainings are too short to say "
-            "which network is better, and fewer than two of them have a reference accuracy."
+            f"No front of accuracy against {COST_WORDS[cost]} is drawn on {label}: these trainings are too short to "
+            "say which network is better, and fewer than two of them have a reference accuracy."
         )
     kind = "accuracy"
     # A single reference accuracy among them is enough to say so.
@@ -158,7 +160,7 @@ def _front_sentence(label: str, entries: Sequence[Contender], cost: str) -> str:
     if several_seeds(entries):
         kind += " (mean over seeds)"
     names = listed(e.name for e in front(entries, cost))
-    return f"Front of {kind} against {COSTS[cost]} on {label}: {names}.{_unranked_sentence(entries)}"
+    return f"Front of {kind} against {COST_WORDS[cost]} on {label}: {names}.{_unranked_sentence(entries)}"
 
 
 def trained_epochs(entries: Sequence[Contender]) -> str:
@@ -211,17 +213,18 @@ def left_out_sentences(records: Sequence[Record], *keys: str) -> list[str]:
     sentences = []
     for key in keys:
         # Only costs have a logarithmic axis.
-        if key not in COSTS:
+        if key not in COST_WORDS:
             continue
         names = [f"{e.name} on {e.label}" for e in entries if e.mean(key) <= 0]
         if names:
-            sentences.append(f"Not drawn, since an axis of ratios has no place for 0 {COSTS[key]}: {listed(names)}.")
+            cost = COST_WORDS[key]
+            sentences.append(f"Not drawn, since an axis of ratios has no place for 0 {cost}: {listed(names)}.")
     return sentences
 
 
 def timed(entries: Sequence[Contender]) -> list[Contender]:
     """Return the contenders with multiply-adds and latency; none if they were timed under different conditions."""
-    rivals = measured(entries, "macs", "latency_ms_median")
+    rivals = measured(entries, MACS, LATENCY)
     if not compare_alike(rivals):
         return []
     return rivals
@@ -231,13 +234,13 @@ def latency_correlation(entries: Sequence[Contender]) -> Correlation | None:
     """Return the rank correlation of multiply-adds and latency over the networks of one data set, if it exists."""
     rivals = timed(entries)
     # For fewer than three networks `correlate` returns None, so an empty list needs no case of its own.
-    return correlate(means(rivals, "macs"), means(rivals, "latency_ms_median"))
+    return correlate(means(rivals, MACS), means(rivals, LATENCY))
 
 
 def misjudged(entries: Sequence[Contender]) -> tuple[Contender, Contender] | None:
     """Return the two networks whose multiply-adds and latency disagree most: the first has fewer, but takes longer."""
     rivals = timed(entries)
-    pair = inversion(means(rivals, "macs"), [latency_spread(e) for e in rivals])
+    pair = inversion(means(rivals, MACS), [latency_spread(e) for e in rivals])
     if pair is None:
         return None
     # The pair holds indices into `rivals`.
@@ -247,7 +250,7 @@ def misjudged(entries: Sequence[Contender]) -> tuple[Contender, Contender] | Non
 
 def latency_spread(entry: Contender) -> Spread:
     """Return the first decile, median and ninth decile of the latency; the median replaces deciles that are missing."""
-    median = entry.mean("latency_ms_median")
+    median = entry.mean(LATENCY)
     low = high = median
     if entry.has("latency_ms_p10"):
         low = entry.mean("latency_ms_p10")
@@ -296,7 +299,7 @@ def _throughput_words(entries: Sequence[Contender], networks: int) -> str:
         rivals = measured(entries, key)
         # The time per image is the inverse of the throughput.
         times = [1 / rate for rate in means(rivals, key)]
-        correlation = correlate(means(rivals, "macs"), times)
+        correlation = correlate(means(rivals, MACS), times)
         if correlation is None:
             continue
         batch = "/".join(dict.fromkeys(str(said(e.records[0].config, size)) for e in rivals))
@@ -315,8 +318,8 @@ def _example(entries: Sequence[Contender]) -> str:
         return ""
     small, large = pair
     # Both ratios are above 1, because the small network has fewer MACs and the longer time.
-    fewer = _times(large.mean("macs") / small.mean("macs"))
-    longer = _times(small.mean("latency_ms_median") / large.mean("latency_ms_median"))
+    fewer = _times(large.mean(MACS) / small.mean(MACS))
+    longer = _times(small.mean(LATENCY) / large.mean(LATENCY))
     return (
         f" FLOPs are not speed: {small.name} has {fewer} times fewer MACs than {large.name} and takes {longer} times "
         "as long for one image."

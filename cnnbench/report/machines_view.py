@@ -45,12 +45,12 @@ def table(machines: Machines) -> Table:
     for times in machines.times:
         ratio = times.ratio
         cells = [times.model, times.label, times.kind.words, plain(times.ms(0)[0]), plain(times.ms(1)[0])]
-        cells += [plain(ratio.estimate), _ends(ratio)]
+        cells += [plain(ratio.estimate), _interval_words(ratio)]
         drawn.add_row(*(Text(text.printable(cell)) for cell in cells))
     return drawn
 
 
-def _ends(ratio: Interval) -> str:
+def _interval_words(ratio: Interval) -> str:
     """Return the interval of a ratio as text; a dash if it has none."""
     if ratio.low is None or ratio.high is None:
         return "-"
@@ -129,7 +129,7 @@ def _ranking(ranking: Ranking, everything: bool) -> list[str]:
 
 def _ratio(ratio: Interval) -> str:
     """Return a ratio with its interval as text."""
-    return f"{plain(ratio.estimate)} ({_ends(ratio)})"
+    return f"{plain(ratio.estimate)} ({_interval_words(ratio)})"
 
 
 # Picture

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from cnnbench.record import Record
 from cnnbench.report import pictures
-from cnnbench.report.answer import LATENCY, answers
+from cnnbench.report.answer import answers
 from cnnbench.report.charts import MOST_NUMBERED_CLASSES, matrix_note, matrix_title
 from cnnbench.report.columns import Column
 from cnnbench.report.contenders import Contender, contenders, rivals_by_label, values_of
-from cnnbench.report.findings import front
+from cnnbench.report.findings import LATENCY, front
 from cnnbench.report.panels import CurvePanel, Line, Panel, Point, curve_panels, scatter_panels
 from cnnbench.report.settings import in_group
 from cnnbench.report.side_by_side import side_by_side
@@ -61,7 +61,7 @@ class Span:
     high: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """A row of the table.
 
@@ -167,8 +167,17 @@ class Page:
             for (record, _), span in zip(pairs, spans, strict=True):
                 number = conditions.setdefault(values_of(record, _CONDITIONS), len(conditions))
                 cells = [Cell(c, c.show(record), c.value(record)) for c in self.columns]
-                accuracy = settled.get(id(record))
-                rows.append(Row(_anchor(record, anchors), record, cells, number, accuracy, id(record) in best, span))
+                rows.append(
+                    Row(
+                        anchor=_anchor(record, anchors),
+                        record=record,
+                        cells=cells,
+                        conditions=number,
+                        settled=settled.get(id(record)),
+                        best=id(record) in best,
+                        span=span,
+                    )
+                )
             # Networks whose final accuracy is not known follow, in the order of the records.
             rows.sort(key=lambda row: -1 if row.settled is None else row.settled, reverse=True)
             groups[label] = rows
@@ -241,10 +250,10 @@ def _on_a_front(records: Sequence[Record]) -> set[int]:
 
 def _spans(records: Sequence[Record]) -> list[Span | None]:
     """Return the interval of each accuracy on an axis from the lowest to the highest end of all of them."""
-    ends = [_ends(record) for record in records]
-    known = [value for values in ends for value in values]
+    intervals = [_low_middle_high(record) for record in records]
+    known = [value for values in intervals for value in values]
     spans: list[Span | None] = []
-    for values in ends:
+    for values in intervals:
         if not values or max(known) == min(known):
             spans.append(None)
             continue
@@ -253,7 +262,7 @@ def _spans(records: Sequence[Record]) -> list[Span | None]:
     return spans
 
 
-def _ends(record: Record) -> list[float]:
+def _low_middle_high(record: Record) -> list[float]:
     """Return the lower end of the interval of an accuracy, the accuracy, and the upper end; nothing if one lacks."""
     keys = ("test_accuracy_low", "test_accuracy", "test_accuracy_high")
     values = [record.measures[key] for key in keys if record.measures.get(key) is not None]

@@ -25,7 +25,7 @@ from cnnbench.report.contenders import Contender, contenders, grouped
 from cnnbench.report.findings import first_sentences, listed
 from cnnbench.report.seeds import SeedTable
 from cnnbench.report.settings import affecting
-from cnnbench.report.stored_predictions import answers_of
+from cnnbench.report.stored_predictions import predictions_of
 from cnnbench.stats import Bootstrap, Interval, holm, mcnemar, over_seeds_and_images, paired_bootstrap, paired_interval
 
 ALPHA = 0.05
@@ -40,11 +40,11 @@ OVER_SEEDS = "Student's t test over seeds and images"
 _SETTINGS = tuple(row for row in affecting("accuracy") if row.group != "training")
 """Settings that must agree before two networks are compared. Each may be trained in a way of its own."""
 
-Answers = Mapping[int, np.ndarray]
+RightBySeed = Mapping[int, np.ndarray]
 """Whether each test image is classified right, (N,), by seed."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """Two networks on the same test images.
 
@@ -102,19 +102,20 @@ class Verdict:
         low, high = self.accuracies[1], self.accuracies[0]
         stars = ["*" if not entry.converged else "" for entry in (self.first, self.second)]
         points = f"{100 * self.difference.estimate:+.2f} points"
+        p = f"p {_shown(self.p_holm)} by Holm for {_counted(self.pairs, 'pair')}"
         return (
             f"{self.first.name} and {self.second.name} on {self.group} {verdict}: {100 * high:.2f}{stars[0]} against "
-            f"{100 * low:.2f}{stars[1]} %, {points} ({self._ends}{self.test}, p {_shown(self.p_holm)} by Holm for "
-            f"{_counted(self.pairs, 'pair')}); {_count(self.only_first)} images are right with {self.first.name} only, "
+            f"{100 * low:.2f}{stars[1]} %, {points} ({self._interval_clause}{self.test}, {p}); "
+            f"{_count(self.only_first)} images are right with {self.first.name} only, "
             f"{_count(self.only_second)} with {self.second.name} only.{self._shortness}"
         )
 
     @property
-    def _ends(self) -> str:
-        """Return the interval in words with a comma behind it; empty if there is none."""
+    def _interval_clause(self) -> str:
+        """Return the interval in words with a semicolon behind it; empty if there is none."""
         if self.difference.low is None or self.difference.high is None:
             return ""
-        return f"95 % interval {_interval(self.difference)}; "
+        return f"95 % interval {_interval_words(self.difference)}; "
 
     @property
     def _shortness(self) -> str:
@@ -158,7 +159,7 @@ def _shown(p: float) -> str:
     return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def _interval(interval: Interval) -> str:
+def _interval_words(interval: Interval) -> str:
     """Return the ends of an interval in points."""
     assert interval.low is not None
     assert interval.high is not None
@@ -177,15 +178,15 @@ def _counted(number: int, word: str) -> str:
 
 @dataclass(frozen=True)
 class _Network:
-    """A network with its answers to the test images of its group."""
+    """A network, and which test images of its group it classifies right."""
 
     entry: Contender
-    answers: Answers
+    right: RightBySeed
 
     @property
     def accuracy(self) -> float:
         """Return the accuracy, the mean over the seeds."""
-        return float(np.mean([right.mean() for right in self.answers.values()]))
+        return float(np.mean([right.mean() for right in self.right.values()]))
 
 
 class Pairs:
@@ -220,16 +221,16 @@ class Pairs:
                     self.verdicts += _verdicts(group, networks, tests)
 
     def _on_the_same_images(self, entries: Sequence[Contender]) -> dict[Any, list[_Network]]:
-        """Return the networks by the images of their tests, each with its answers."""
+        """Return the networks by the images of their tests, each with the images that it classifies right."""
         groups: dict[Any, list[_Network]] = {}
         for entry in entries:
             by_images: dict[Any, dict[int, np.ndarray]] = {}
             for record in entry.records:
-                answers = self._read(record)
-                if answers is not None:
-                    key = record.data.get("fingerprint"), answers.true.tobytes()
+                predictions = self._read(record)
+                if predictions is not None:
+                    key = record.data.get("fingerprint"), predictions.true.tobytes()
                     # A repeat of a seed is no further training, so the first one counts.
-                    by_images.setdefault(key, {}).setdefault(record.seed, answers.right)
+                    by_images.setdefault(key, {}).setdefault(record.seed, predictions.right)
             for key, by_seed in by_images.items():
                 groups.setdefault(key, []).append(_Network(entry, by_seed))
         return groups
@@ -237,7 +238,7 @@ class Pairs:
     def _read(self, record: Record) -> Predictions | None:
         """Return the predictions beside a record; None if there are none that can be used."""
         try:
-            return answers_of(record)
+            return predictions_of(record)
         except UserError as error:
             self.problems.append(f"{record.model} on {record.data['label']} is not compared by image: {error}.")
             return None
@@ -318,7 +319,7 @@ def _rows(verdicts: Sequence[Verdict]) -> list[list[str]]:
                 verdict.group,
                 " / ".join(shares),
                 f"{100 * verdict.difference.estimate:+.2f}",
-                _interval(verdict.difference) if verdict.difference.low is not None else "none",
+                _interval_words(verdict.difference) if verdict.difference.low is not None else "none",
                 _count(verdict.only_first),
                 _count(verdict.only_second),
                 _shown(verdict.p_holm).removeprefix("= "),
@@ -345,11 +346,11 @@ def _verdicts(group: str, networks: Sequence[_Network], tests: int | None) -> li
     ranked = sorted(networks, key=lambda network: -network.accuracy)
     pairs = [_compared(ranked, i, j) for i, j in itertools.combinations(range(len(ranked)), 2)]
     units = list(dict.fromkeys(itertools.chain.from_iterable(pairs)))
-    right = [np.stack([ranked[index].answers[seed] for seed in seeds]) for index, seeds in units]
+    right = [np.stack([ranked[index].right[seed] for seed in seeds]) for index, seeds in units]
     # Only differences over seeds need the bootstrap of seeds and images.
     resampled = paired_bootstrap(right) if any(len(seeds) > 1 for _, seeds in units) else None
     # The share of seeds with which each image is right, (units, images).
-    shares = np.stack([answers.mean(axis=0) for answers in right])
+    shares = np.stack([of_unit.mean(axis=0) for of_unit in right])
     # Sums over images: the first right and the second wrong.
     only = shares @ (1 - shares).T
     places = {unit: place for place, unit in enumerate(units)}
@@ -360,20 +361,20 @@ def _verdicts(group: str, networks: Sequence[_Network], tests: int | None) -> li
         one, other = places[a], places[b]
         verdicts.append(
             Verdict(
-                group,
-                ranked[a[0]].entry,
-                ranked[b[0]].entry,
-                (a[1], b[1]),
-                shares.shape[1],
-                (float(shares[one].mean()), float(shares[other].mean())),
-                difference,
-                round(float(only[one, other]), 6),
-                round(float(only[other, one]), 6),
-                test,
-                p,
-                p_holm,
-                tests or len(pairs),
-                b[0] == a[0] + 1,
+                group=group,
+                first=ranked[a[0]].entry,
+                second=ranked[b[0]].entry,
+                seeds=(a[1], b[1]),
+                images=shares.shape[1],
+                accuracies=(float(shares[one].mean()), float(shares[other].mean())),
+                difference=difference,
+                only_first=round(float(only[one, other]), 6),
+                only_second=round(float(only[other, one]), 6),
+                test=test,
+                p=p,
+                p_holm=p_holm,
+                pairs=tests or len(pairs),
+                neighbours=b[0] == a[0] + 1,
             )
         )
     return verdicts
@@ -381,7 +382,7 @@ def _verdicts(group: str, networks: Sequence[_Network], tests: int | None) -> li
 
 def _compared(networks: Sequence[_Network], first: int, second: int) -> tuple[Unit, Unit]:
     """Return the seeds of two networks that are compared: all, or one of each if a network has one only."""
-    a, b = networks[first].answers, networks[second].answers
+    a, b = networks[first].right, networks[second].right
     if len(a) > 1 and len(b) > 1:
         return (first, tuple(a)), (second, tuple(b))
     common = [seed for seed in a if seed in b]

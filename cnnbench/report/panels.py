@@ -20,7 +20,7 @@ from cnnbench.record import Record
 from cnnbench.references import percent
 from cnnbench.report.charts import Curve, with_curves
 from cnnbench.report.contenders import Contender, contenders, rivals_by_label
-from cnnbench.report.findings import front
+from cnnbench.report.findings import LATENCY, MACS, front
 from cnnbench.report.pareto import pareto_front
 from cnnbench.units import plain, scaled, short
 
@@ -73,7 +73,7 @@ class Axis:
         return _position(value, self.low, self.high, self.logarithmic)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Point:
     """A network in a panel.
 
@@ -193,8 +193,8 @@ class _Cost(NamedTuple):
     show: Callable[[float], str]
 
 
-LATENCY = _Cost("latency_ms_median", "latency of one image, ms", "latency", lambda value: f"{plain(value)} ms")
-MACS = _Cost("macs", "multiply-adds (MACs) of one image", "multiply-adds", lambda value: f"{short(value)} MACs")
+LATENCY_COST = _Cost(LATENCY, "latency of one image, ms", "latency", lambda value: f"{plain(value)} ms")
+MACS_COST = _Cost(MACS, "multiply-adds (MACs) of one image", "multiply-adds", lambda value: f"{short(value)} MACs")
 
 
 def scatter_panels(records: Sequence[Record]) -> list[Panel]:
@@ -205,7 +205,7 @@ def scatter_panels(records: Sequence[Record]) -> list[Panel]:
     made: list[Panel] = []
     groups = rivals_by_label(contenders(records))
     for title, entries in islice(groups.items(), MOST_PANELS):
-        for cost in (LATENCY, MACS):
+        for cost in (LATENCY_COST, MACS_COST):
             panel = _accuracy_panel(title, entries, cost)
             if panel:
                 made.append(panel)
@@ -245,19 +245,19 @@ def _accuracy_panel(title: str, entries: Sequence[Contender], cost: _Cost) -> Pa
 
 def _cost_panel(title: str, entries: Sequence[Contender]) -> Panel | None:
     """Return the chart of latency against multiply-adds; None unless three networks have both."""
-    rivals = [e for e in entries if e.has(LATENCY.key, MACS.key) and min(e.mean(LATENCY.key), e.mean(MACS.key)) > 0]
+    rivals = [e for e in entries if e.has(LATENCY, MACS) and min(e.mean(LATENCY), e.mean(MACS)) > 0]
     # Any two points lie on a line, so the chart would say nothing.
     if len(rivals) < 3:
         return None
-    x = log_axis(MACS.title, [e.mean(MACS.key) for e in rivals])
-    y = log_axis(LATENCY.title, [e.mean(LATENCY.key) for e in rivals])
+    x = log_axis(MACS_COST.title, [e.mean(MACS) for e in rivals])
+    y = log_axis(LATENCY_COST.title, [e.mean(LATENCY) for e in rivals])
     # Networks that no other beats in both costs are named; of the rest, the pointer shows the names.
-    pairs = [(e.mean(MACS.key), -e.mean(LATENCY.key)) for e in rivals]
+    pairs = [(e.mean(MACS), -e.mean(LATENCY)) for e in rivals]
     ends = {*pareto_front(pairs), *pareto_front([(-macs, -latency) for macs, latency in pairs])}
     points = []
     for index, entry in enumerate(rivals):
-        macs, latency = entry.mean(MACS.key), entry.mean(LATENCY.key)
-        words = f"{entry.name}: {MACS.show(macs)}, {LATENCY.show(latency)}"
+        macs, latency = entry.mean(MACS), entry.mean(LATENCY)
+        words = f"{entry.name}: {MACS_COST.show(macs)}, {LATENCY_COST.show(latency)}"
         place = _Place(x.at(macs), y.at(latency), y.at(latency), y.at(latency))
         points.append(_point(entry, place, words, len(rivals) <= MANY or index in ends, short=False))
     return Panel(title, "Latency and multiply-adds", x, y, _with_sides(points), ())
@@ -276,9 +276,17 @@ def _point(entry: Contender, place: _Place, words: str, named: bool, short: bool
     """Return the point of a network; it is marked as that of a short training unless `short` says otherwise."""
     if short is None:
         short = entry.settled is None
-    title = entry.records[0].title
     return Point(
-        entry.name, title, place.left, place.middle, place.low, place.high, words, named, short, entry.records[0]
+        name=entry.name,
+        model=entry.records[0].title,
+        left=place.left,
+        bottom=place.middle,
+        low=place.low,
+        high=place.high,
+        words=words,
+        named=named,
+        short=short,
+        record=entry.records[0],
     )
 
 

@@ -28,6 +28,8 @@ from cnnbench.report import charts, reliability
 from cnnbench.report.confusion_pictures import DPI_OF_MANY, MatrixPainter
 from cnnbench.report.contenders import Contender, contenders
 from cnnbench.report.findings import (
+    LATENCY,
+    MACS,
     first_of_each_label,
     first_sentences,
     front_sentences,
@@ -320,7 +322,7 @@ def comparisons(records: Sequence[Record]) -> list[Picture]:
     return [
         # The accuracies that say which network is better come first, those of short trainings after them.
         _reference_picture(records),
-        *(_accuracy_picture(records, cost) for cost in charts.COSTS),
+        *(_accuracy_picture(records, cost) for cost in charts.COST_PICTURES),
         _speed_picture(records),
         _curves_picture(records),
         *_trend_pictures(records),
@@ -346,25 +348,25 @@ def _reference_picture(records: Sequence[Record]) -> Picture:
     """Return the picture of accuracies after a reference or full training against latency."""
 
     def caption() -> list[str]:
-        entries = charts.with_references(records, charts.LATENCY)
+        entries = charts.with_references(records, LATENCY)
         # Without such a picture there is nothing that the sentence could be about.
         words = ["These are the accuracies of reference trainings, whose length is said under the table."]
         return [*(words if entries else []), *_panels_left_out(entries)]
 
-    description = f"Test accuracy after the reference training against {charts.COSTS[charts.LATENCY][0]}"
-    draw = partial(charts.reference_against, records, charts.LATENCY)
+    description = f"Test accuracy after the reference training against {charts.COST_PICTURES[LATENCY][0]}"
+    draw = partial(charts.reference_against, records, LATENCY)
     return _comparison(records, "reference_latency", draw, description, caption)
 
 
 def _accuracy_picture(records: Sequence[Record], cost: str) -> Picture:
-    """Return the picture of test accuracies against a cost, a key of `charts.COSTS`."""
+    """Return the picture of test accuracies against a cost, a key of `charts.COST_PICTURES`."""
 
     def caption() -> list[str]:
         keys = (cost, "test_accuracy")
         entries = measured(contenders(records), *keys)
         return [*front_sentences(records, cost), *left_out_sentences(records, *keys), *_panels_left_out(entries)]
 
-    title, name = charts.COSTS[cost]
+    title, name = charts.COST_PICTURES[cost]
     draw = partial(charts.accuracy_against, records, cost)
     return _comparison(records, name, draw, f"Test accuracy against {title}", caption)
 
@@ -373,7 +375,7 @@ def _speed_picture(records: Sequence[Record]) -> Picture:
     """Return the picture of latency against multiply-adds."""
 
     def caption() -> list[str]:
-        keys = ("macs", charts.LATENCY)
+        keys = (MACS, LATENCY)
         entries = measured(contenders(records), *keys)
         return [*speed_sentences(records), *left_out_sentences(records, *keys), *_panels_left_out(entries)]
 

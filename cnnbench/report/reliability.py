@@ -13,7 +13,7 @@ from cnnbench.calibration import BINS, Bins, binned
 from cnnbench.plots.drawing import LONGEST_LABEL, PANELS_IN_A_ROW, Scheme, plain_text, shorten
 from cnnbench.record import Record, predictions_beside
 from cnnbench.report.contenders import Contender, contenders
-from cnnbench.report.stored_predictions import usable_answers
+from cnnbench.report.stored_predictions import usable_predictions
 from cnnbench.stats import wilson_interval
 
 MOST_NETWORKS = 12
@@ -46,8 +46,8 @@ def reliabilities(records: Sequence[Record]) -> list[Reliability]:
     for entry in with_confidences(records):
         if len(found) == MOST_NETWORKS:
             break
-        answers = [kept for record in entry.records if (kept := usable_answers(record, scores=True)) is not None]
-        known = [(a.confidence, a.right) for a in answers if a.confidence is not None and len(a.true)]
+        tests = [kept for record in entry.records if (kept := usable_predictions(record, scores=True)) is not None]
+        known = [(a.confidence, a.right) for a in tests if a.confidence is not None and len(a.true)]
         if known:
             confidence, right = (np.concatenate(parts) for parts in zip(*known, strict=True))
             found.append(Reliability(entry, binned(confidence, right), len(known)))

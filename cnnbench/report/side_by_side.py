@@ -16,14 +16,14 @@ from cnnbench.record import Record
 from cnnbench.references import percent, reference_of
 from cnnbench.report.contenders import contenders
 from cnnbench.report.pairs import Verdict
-from cnnbench.report.stored_predictions import usable_answers
+from cnnbench.report.stored_predictions import usable_predictions
 from cnnbench.text import printable
 
 MOST_COUNTS = 400_000
 """Largest number of counts of confusion matrices on the page, about a megabyte; records after that have none there."""
 MOST_VERDICTS = 1000
 """Largest number of verdicts on the page, about 400 kB; the first ones are those of the most accurate networks."""
-COLUMNS = 16
+PICTURES_PER_ROW = 16
 """Number of pictures in a row of the sheet that holds all pictures of a data set."""
 
 
@@ -57,7 +57,7 @@ def side_by_side(rows: Sequence[tuple[str, Record]], verdicts: Sequence[Verdict]
         label = _label(record, tests)
         row: dict[str, Any] = {"anchor": anchor, "name": _name(record, seeds), "label": label, "counts": counts}
         row |= {"network": networks[id(record)], "training": _training_words(record)}
-        row["said"] = _answers_to_disputed(label, record, images)
+        row["said"] = _said_of_disputed(label, record, images)
         shown.append(row)
     sheets = {label: _sheet(disputed) for label, disputed in images.items()}
     pairs = []
@@ -107,7 +107,7 @@ def _numbered(label: str, number: int) -> str:
     return label if number == 1 else f"{label} (other images, {number})"
 
 
-def _answers_to_disputed(label: str, record: Record, images: dict[str, Disputed]) -> list[int] | None:
+def _said_of_disputed(label: str, record: Record, images: dict[str, Disputed]) -> list[int] | None:
     """Return the class that a network gives to each disputed image of its data set; None if that is not known.
 
     Args:
@@ -115,8 +115,8 @@ def _answers_to_disputed(label: str, record: Record, images: dict[str, Disputed]
         record: Record of the network.
         images: Disputed images by label; those in the run folder of the first record of a label are added.
     """
-    answers = usable_answers(record)
-    if answers is None or record.file is None:
+    predictions = usable_predictions(record)
+    if predictions is None or record.file is None:
         return None
     if label not in images:
         path = disputed_file(record.file.parent.parent, record.data_name)
@@ -128,26 +128,29 @@ def _answers_to_disputed(label: str, record: Record, images: dict[str, Disputed]
             return None
     disputed = images[label]
     # Records of another run may have been tested on other images.
-    inside = disputed.indices < len(answers.true)
-    if not inside.all() or not np.array_equal(answers.true[disputed.indices], disputed.true):
+    inside = disputed.indices < len(predictions.true)
+    if not inside.all() or not np.array_equal(predictions.true[disputed.indices], disputed.true):
         return None
-    return answers.predicted[disputed.indices].tolist()
+    return predictions.predicted[disputed.indices].tolist()
 
 
 def _sheet(disputed: Disputed) -> Mapping[str, Any]:
-    """Return pictures as one large picture in rows of `COLUMNS`, with their number in the test set and their class."""
+    """Return pictures as one large picture, with the number of each in the test set and its class.
+
+    The pictures lie in rows of `PICTURES_PER_ROW`.
+    """
     count, height, width, channels = disputed.images.shape
-    lines = -(-count // COLUMNS)
-    sheet = np.zeros((lines * height, COLUMNS * width, channels), dtype=np.uint8)
+    lines = -(-count // PICTURES_PER_ROW)
+    sheet = np.zeros((lines * height, PICTURES_PER_ROW * width, channels), dtype=np.uint8)
     for place, image in enumerate(disputed.images):
-        top, start = place // COLUMNS * height, place % COLUMNS * width
+        top, start = place // PICTURES_PER_ROW * height, place % PICTURES_PER_ROW * width
         sheet[top : top + height, start : start + width] = image
     out = io.BytesIO()
     # Pillow takes grey pictures without the axis of the channel.
     Image.fromarray(sheet.squeeze(2) if channels == 1 else sheet).save(out, "webp", quality=92)
     return {
         "uri": data_uri(out.getvalue(), "image/webp"),
-        "columns": COLUMNS,
+        "columns": PICTURES_PER_ROW,
         "lines": lines,
         "numbers": disputed.indices.tolist(),
         "true": disputed.true.tolist(),

@@ -20,7 +20,7 @@ from cnnbench.stats import FEWEST_ROUNDS, Interval, paired_ratio, shift
 from cnnbench.units import percent, plain, with_unit
 
 SUSPECT = " (suspect)"
-COLUMNS = {
+SPEED_COLUMNS = {
     "Latency ms": "latency_ms_median",
     "p10": "latency_ms_p10",
     "p90": "latency_ms_p90",
@@ -111,7 +111,7 @@ def all_ratios(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 def tables(records: Sequence[Record]) -> list[Table]:
     """Return the tables of a timing: times, parts of a training step, ratios, limits, and batch sizes."""
-    drawn = [_figure_table("", records, _filled(COLUMNS, records))]
+    drawn = [_figure_table("", records, _filled(SPEED_COLUMNS, records))]
     parts = _filled(STEP_COLUMNS, records)
     if parts:
         drawn.append(_figure_table("A training step, and memory", records, parts))

@@ -7,7 +7,7 @@ from cnnbench.predictions import Predictions, read_predictions
 from cnnbench.record import Record, predictions_beside
 
 
-def answers_of(record: Record, scores: bool = False) -> Predictions | None:
+def predictions_of(record: Record, scores: bool = False) -> Predictions | None:
     """Return the predictions beside a record; None if there are none.
 
     Args:
@@ -23,9 +23,9 @@ def answers_of(record: Record, scores: bool = False) -> Predictions | None:
     return read_predictions(path, record.confusion_matrix, scores)
 
 
-def usable_answers(record: Record, scores: bool = False) -> Predictions | None:
-    """Return the predictions beside a record; None if there are none that can be used. See `answers_of`."""
+def usable_predictions(record: Record, scores: bool = False) -> Predictions | None:
+    """Return the predictions beside a record; None if there are none that can be used. See `predictions_of`."""
     try:
-        return answers_of(record, scores)
+        return predictions_of(record, scores)
     except UserError:
         return None
