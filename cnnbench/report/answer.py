@@ -16,15 +16,16 @@ from cnnbench.report.pairs import Verdict
 from cnnbench.stats import mean_interval, wilson_interval
 from cnnbench.units import plain, short
 
-MORE_ERRORS = 0.25
-"""Share of further errors up to which the second sentence looks for a faster network.
+NEAR, BEST = 5, 4
+"""Wrong images that a network nearly as accurate as the best may have for so many of the best; of those, the second
+sentence names the fastest.
 
-A share of errors fits easy and hard data sets alike; two points of accuracy are little on CIFAR-10 and a lot on MNIST.
+A ratio of errors fits easy and hard data sets alike; two points of accuracy are little on CIFAR-10 and a lot on MNIST.
 """
 
 
 def answers(records: Sequence[Record], verdicts: Sequence[Verdict] = ()) -> list[str]:
-    """Return two sentences for each data set on which networks may be ranked; none for a single network.
+    """Return a few sentences for each data set on which networks may be ranked; none for a single network.
 
     Args:
         records: Records of a report.
@@ -39,7 +40,7 @@ def answers(records: Sequence[Record], verdicts: Sequence[Verdict] = ()) -> list
 
 
 def _answer(label: str, entries: Sequence[Contender], verdicts: Sequence[Verdict]) -> str:
-    """Return the two sentences on the networks of one data set."""
+    """Return the sentences on the networks of one data set."""
     ranked = sorted(with_settled(entries), key=lambda e: -_accuracy(e))
     if len(ranked) < 2:
         return (
@@ -47,7 +48,7 @@ def _answer(label: str, entries: Sequence[Contender], verdicts: Sequence[Verdict
             "of the networks have a reference accuracy. Train them longer, with --epochs or --budget."
         )
     best = ranked[0]
-    sentence = f"Most accurate on {label}: {best.name}, {_accuracy_words(best)}{_ties(ranked, verdicts)}"
+    sentence = f"Most accurate on {label}: {best.name}, {best.accuracy_words}{_ties(ranked, verdicts)}"
     if len(ranked) < len(entries):
         sentence += f" (of the {len(ranked)} networks that were trained long enough to rank)"
     sentence += "."
@@ -64,14 +65,6 @@ def _accuracy(entry: Contender) -> float:
     accuracy = entry.settled
     assert accuracy is not None
     return accuracy
-
-
-def _accuracy_words(entry: Contender) -> str:
-    """Return the accuracy of a network with the training that it belongs to."""
-    known = entry.reference
-    if known is None:
-        return percent(_accuracy(entry))
-    return f"{percent(known.accuracy)} after its reference training of {known.epochs:.0f} epochs"
 
 
 def _accuracy_interval(entry: Contender) -> tuple[float, float]:
@@ -120,20 +113,23 @@ def _cheaper(ranked: Sequence[Contender], cost: str) -> str:
         cost: Key of the cost.
     """
     best = ranked[0]
-    most_errors = (1 - _accuracy(best)) * (1 + MORE_ERRORS)
+    most_errors = (1 - _accuracy(best)) * NEAR / BEST
     near = [e for e in ranked if 1 - _accuracy(e) <= most_errors]
     choice, cheapest = (min(entries, key=lambda e: e.mean(cost)) for entries in (near, ranked))
-    kind = "Fastest" if cost == LATENCY else "Cheapest"
-    limit = "at most a quarter more errors"
+    more, most = ("faster", "Fastest") if cost == LATENCY else ("cheaper", "Cheapest")
+    near_words = (
+        f"with nearly that accuracy (at least {percent(1 - most_errors)}, which is at most {NEAR} wrong images for "
+        f"every {BEST} of {best.name})"
+    )
     if choice is best:
-        sentence = (
-            f"No network with {limit} is {'faster' if cost == LATENCY else 'cheaper'} ({_cost_words(best, cost)})"
-        )
+        sentence = f"No network {near_words} is {more} than {best.name}, which needs {_cost_words(best, cost)}."
     else:
-        sentence = f"{kind} with {limit}: {_with_cost(choice, cost)}, against {_cost_words(best, cost)}"
+        sentence = (
+            f"{most} {near_words}: {_with_cost(choice, cost)}; {best.name} needs {_cost_words(best, cost)}."
+        )
     if cheapest is not choice:
-        sentence += f"; {kind.lower()} of all: {_with_cost(cheapest, cost)}"
-    return f"{sentence}."
+        sentence += f" {most} of all: {_with_cost(cheapest, cost)}."
+    return sentence
 
 
 def _with_cost(entry: Contender, cost: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cnnbench.record import Record
-from cnnbench.references import Reference, is_as_good_as_the_reference, reference_of
+from cnnbench.references import Reference, is_as_good_as_the_reference, percent, reference_of
 from cnnbench.report.settings import Setting, in_group
 
 _CONDITIONS = in_group("row")
@@ -76,6 +76,20 @@ class Contender:
         if is_settled and self.has("test_accuracy"):
             return self.mean("test_accuracy")
         return None
+
+    @property
+    def accuracy_words(self) -> str:
+        """Return the accuracy by which the network is ranked, with the training that it belongs to.
+
+        A network that cannot be ranked has the accuracy of its short training.
+        """
+        known = self.reference
+        if known is not None:
+            epochs = f"{known.epochs:.0f}"
+            unit = "epoch" if epochs == "1" else "epochs"
+            return f"{percent(known.accuracy)} after its reference training of {epochs} {unit}"
+        accuracy = percent(self.mean("test_accuracy"))
+        return accuracy if self.settled is not None else f"{accuracy} after a short training"
 
     def by_seed(self, key: str) -> dict[int, float]:
         """Return the value of a figure by seed; repeats of a seed count once, as their mean."""

@@ -235,7 +235,7 @@ def _accuracy_panel(title: str, entries: Sequence[Contender], cost: _Cost) -> Pa
     best = front(shown, cost.key)
     points = []
     for entry, spread in zip(shown, uncertain, strict=True):
-        words = f"{entry.name}: {_accuracy_words(entry, spread[1])}, {cost.show(entry.mean(cost.key))}"
+        words = f"{entry.name}: {entry.accuracy_words}, {cost.show(entry.mean(cost.key))}"
         place = _Place(x.at(entry.mean(cost.key)), *map(y.at, spread))
         points.append(_point(entry, place, words, len(shown) <= MANY or entry in best))
     steps = _steps([(x.at(e.mean(cost.key)), y.at(e.settled)) for e in best if e.settled is not None])
@@ -350,16 +350,6 @@ def _accuracy_spread(entry: Contender) -> tuple[float, float, float]:
         return known.low, known.accuracy, known.high
     low, high = entry.spread("test_accuracy")
     return low, entry.mean("test_accuracy"), high
-
-
-def _accuracy_words(entry: Contender, accuracy: float) -> str:
-    """Return an accuracy with the training that it belongs to."""
-    known = entry.reference
-    if known is not None:
-        return f"{percent(accuracy)} after {known.epochs:.0f} epochs of reference training"
-    if entry.settled is None:
-        return f"{percent(accuracy)} after a short training"
-    return percent(accuracy)
 
 
 def log_axis(title: str, values: Sequence[float]) -> Axis:
