@@ -407,6 +407,12 @@ def test_answer_and_chart_say_an_accuracy_in_the_same_words() -> None:
     assert any(point.words.startswith(f"ResNet18: {words}, ") for point in points)
 
 
+def test_page_says_why_some_reference_trainings_had_few_epochs() -> None:
+    # experiments/LOG.md: 30 epochs of LeNet5, and two of the large networks on MNIST "for lack of time".
+    words = "fast networks had up to 30 epochs, slow ones as few as 2, for lack of time"
+    assert to_html(Report(load_records([GRID]))).count(words) == 1
+
+
 def test_answer_does_not_call_two_seeds_clear() -> None:
     networks = []
     for name, accuracies in {"A": (0.800, 0.801), "B": (0.802, 0.804)}.items():

@@ -26,7 +26,7 @@ from cnnbench.record import Record, load_records, write_lines
 from cnnbench.report import charts
 from cnnbench.report.columns import DASH, columns_of
 from cnnbench.report.contenders import contenders
-from cnnbench.report.findings import front, front_sentences, reference_sentences
+from cnnbench.report.findings import front, front_sentences, reference_origin, reference_sentences
 from cnnbench.report.outputs import Report, to_csv, to_html, to_markdown
 from cnnbench.report.pictures import comparisons
 
@@ -332,3 +332,11 @@ def test_weights_that_are_not_there_are_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("cnnbench: ")
+
+
+def test_the_report_says_where_reference_trainings_come_from_and_why_some_are_short(known: Path) -> None:
+    records = _benchmark()
+    assert reference_origin(records).endswith("on Test CPU: they had 30 epochs, so a network may become better still.")
+    assert reference_origin(records) in to_markdown(Report(records))
+    full = [_trained("LeNet5", 9, 416520, 10.0, converged=True)]
+    assert reference_origin(full) == ""

@@ -202,6 +202,24 @@ def reference_sentences(records: Sequence[Record]) -> list[str]:
     return first_sentences(sentences, "more networks have reference accuracies; see the column Reference %")
 
 
+def reference_origin(records: Sequence[Record]) -> str:
+    """Return a sentence that says where reference trainings come from, and why some are short; empty without any."""
+    known = [entry.reference for entry in contenders(records)]
+    found = [reference for reference in known if reference is not None]
+    if not found:
+        return ""
+    epochs = sorted(reference.epochs for reference in found)
+    low, high = f"{epochs[0]:.0f}", f"{epochs[-1]:.0f}"
+    lengths = f"they had {high} epochs"
+    if low != high:
+        lengths = f"fast networks had up to {high} epochs, slow ones as few as {low}, for lack of time"
+    devices = listed(dict.fromkeys(reference.device for reference in found), " and ")
+    return (
+        "Reference trainings are longer ones that the authors of the package ran (settings: experiments/bench), "
+        f"here on {devices}: {lengths}, so a network may become better still."
+    )
+
+
 def left_out_sentences(records: Sequence[Record], *keys: str) -> list[str]:
     """Return a sentence per cost that names the networks whose cost is 0, which a logarithmic axis cannot show.
 

@@ -32,7 +32,7 @@ from cnnbench.report import provenance
 from cnnbench.report.classes import HEAD, hardest_sentences
 from cnnbench.report.classes import rows as class_rows
 from cnnbench.report.columns import Column, columns_of
-from cnnbench.report.findings import first_of_each_label, listed, reference_sentences
+from cnnbench.report.findings import first_of_each_label, listed, reference_origin, reference_sentences
 from cnnbench.report.page import FOLDED, Page
 from cnnbench.report.pairs import Pairs, pair_verdicts
 from cnnbench.report.pictures import Drawn, draw_pictures
@@ -162,6 +162,11 @@ class Report:
     def references(self) -> list[str]:
         """Return sentences on the reference accuracies of networks whose training in these records was short."""
         return reference_sentences(self.records)
+
+    @property
+    def reference_origin(self) -> str:
+        """Return a sentence that says where the reference accuracies come from; empty if there are none."""
+        return reference_origin(self.records)
 
     @cached_property
     def facts(self) -> list[tuple[str, str]]:
@@ -412,8 +417,9 @@ def to_markdown(report: Report, drawn: Drawn | None = None) -> str:
     page.table([titles, *report.rows()], [c.numeric for c in report.columns])
     if report.left_out:
         page.paragraph(report.left_out)
-    for sentence in report.references:
-        page.paragraph(sentence)
+    for sentence in [report.reference_origin, *report.references]:
+        if sentence:
+            page.paragraph(sentence)
     for table in [*report.seeds.tables, *report.pairs.tables]:
         page.heading(table.title)
         page.table(table.rows, table.numeric)
