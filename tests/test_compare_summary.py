@@ -31,7 +31,7 @@ def test_the_sentence_counts_every_verdict_once() -> None:
         *[_change("no difference found", "latency_ms_median", c, model="C") for c in (0.004, -0.029)],
         _change("no difference found", "test_accuracy", 0.004),
         _change("not comparable", "train_step_ms_median", reason=device),
-        _change("not comparable", "test_accuracy", reason="device, within a time X against Y"),
+        _change("not comparable", "test_accuracy", reason="device of the time-limited training X against Y"),
         _change("missing", "all", before=None, model="D"),
     ]
     assert sentence(changes) == (
@@ -75,10 +75,10 @@ def test_only_what_changed_has_a_row_unless_all_are_asked_for(capsys: pytest.Cap
     assert printed.startswith("1 network, 5 figures: 1 changed, 2 equal, 1 without a difference beyond chance")
     assert "changed" in printed.partition("\n")[2]
     assert "activations" not in printed
-    assert "4 of 5 rows are not shown; --all shows them." in printed
+    assert "The table has the 1 figure that changed; --all adds the other 4." in printed
     whole = _compared(a, b, capsys, "--all")
     assert "activations" in whole
-    assert "not shown" not in whole
+    assert "--all" not in whole
     assert len(json.loads(_compared(a, b, capsys, "--json"))["changes"]) == 5
 
 
@@ -90,3 +90,4 @@ def test_two_devices_say_in_two_lines_that_they_do_not_compare(capsys: pytest.Ca
     assert "device Test CPU against Another CPU" in printed
     assert "verdicts" not in printed
     assert "┃" not in printed  # no table
+    assert "No figure changed, so there is no table; --all lists 5 figures with the values." in printed

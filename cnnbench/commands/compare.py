@@ -96,6 +96,5 @@ def _print(changes: Sequence[Change], everything: bool) -> None:
         out(line)
     if any(change.reason.startswith("device ") for change in changes):
         out("The devices differ; --machines sets two devices side by side.")
-    hidden = len(changes) - len(rows)
-    if hidden:
-        out(f"{hidden:,} of {len(changes):,} rows are not shown; --all shows them.")
+    if len(rows) < len(changes):
+        out(summary.what_all_adds(len(rows), len(changes)))

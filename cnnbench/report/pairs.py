@@ -125,7 +125,7 @@ class Verdict:
         epochs = [entry.records[0].training.get("epochs", 0.0) for entry in (self.first, self.second)]
         numbers = dict.fromkeys(f"{number:.2g}" for number in epochs)
         unit = "epoch" if list(numbers) == ["1"] else "epochs"
-        return f" A star: a short training ({' and '.join(numbers)} {unit}), so no rank of what they become."
+        return f" A star marks a short training ({' and '.join(numbers)} {unit}); longer ones may rank the two differently."
 
     def document(self) -> dict[str, Any]:
         """Return the verdict for JSON and CSV; accuracies are shares."""
@@ -260,14 +260,16 @@ class Pairs:
         """Return the table of the report; none without pairs."""
         if not self.verdicts:
             return []
-        return [SeedTable("Neighbours on the same images", _rows(self.shown), 3, self.sentences)]
+        return [SeedTable("Each network against the next best, image by image", _rows(self.shown), 3, self.sentences)]
 
     @property
     def sentences(self) -> list[str]:
         """Return what the columns of the table are, the verdicts, and what must be known before trusting them."""
         words = [_EXPLANATION]
         if any(verdict.short for verdict in self.verdicts):
-            words.append("Short trainings are compared as what they are: how far these networks came, not their rank.")
+            words.append(
+                "Some trainings were short: accuracies with a star say how far a network came, not what it can reach."
+            )
         several = [verdict.sentence for verdict in self._neighbours(MOST_SENTENCES)]
         words += first_sentences(several, "more pairs are in pairs.csv")
         if len(self.verdicts) > len(self.shown):
@@ -296,8 +298,8 @@ class Pairs:
 
 
 _EXPLANATION = (
-    "Networks on the same test images under the same settings, each beside the next one by accuracy. First only and "
-    "second only: images that one of the two gets right and the other does not. With one seed each, the test is "
+    "Each row compares a network with the next most accurate one, on the same test images under the same settings. First "
+    "only and second only: images that one of the two gets right and the other does not. With one seed each, the test is "
     "McNemar's (exact below 25 such images, else chi-square with continuity correction), the interval is a bootstrap "
     "over images that are the same for both, and both are about these two trained networks. With several seeds each, "
     "seeds and images are resampled, and Student's distribution allows for few seeds. The p values are corrected by "

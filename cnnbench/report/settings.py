@@ -22,6 +22,9 @@ Group = Literal["row", "training", ""]
 """What two records of one report are if they differ in a setting: rows that must not be ranked against each other,
 trainings that are no repeats of each other but may be ranked, or neither."""
 
+TIME_LIMITED = " of the time-limited training"
+"""End of the names of settings that are properties of the machine, on which an accuracy depends after a time limit."""
+
 ACCURACY: tuple[Dependent, ...] = ("accuracy",)
 TIMES: tuple[Dependent, ...] = ("latency", "inference", "training")
 
@@ -86,7 +89,7 @@ def _host_cpu(record: Record) -> Any:
     return (record.environment.get("accelerator") or {}).get("host_cpu")
 
 
-def _within_a_time(name: str) -> Callable[[Record], Any]:
+def _if_time_limited(name: str) -> Callable[[Record], Any]:
     """Return a function that reads a property of the machine if the training ended after a time.
 
     The number of training steps then depends on the machine.
@@ -148,7 +151,9 @@ ALL = (
     Setting("engine", "config", (*ACCURACY, *TIMES), "row", unsaid="torch"),
     Setting("cudnn_benchmark", "config", (*ACCURACY, *TIMES), "row", "cuDNN benchmark {}".format, unsaid=False),
     Setting("device", "environment", TIMES, "row", _OR_NOT_SAID),
-    Setting("device, within a time", "environment", ACCURACY, "", _or_nothing("{}"), read=_within_a_time("device")),
+    Setting(
+        f"device{TIME_LIMITED}", "environment", ACCURACY, "", _or_nothing("{}"), read=_if_time_limited("device")
+    ),
     # How many images are computed at once. Latency is always that of one image.
     Setting("batch_size", "config", ("accuracy", "training"), "row", "batch {}".format),
     Setting("images_per_step", "config", ACCURACY, "row", _or_nothing("{} images per step"), read=_images_per_step),
@@ -159,12 +164,12 @@ ALL = (
     Setting("test_views", "config", ACCURACY, "row", "tested on views: {}".format, unsaid="one"),
     Setting("threads", "environment", TIMES, "row", "{} threads".format),
     Setting(
-        "threads, within a time",
+        f"threads{TIME_LIMITED}",
         "environment",
         ACCURACY,
         "",
         _or_nothing("{} threads"),
-        read=_within_a_time("threads"),
+        read=_if_time_limited("threads"),
     ),
     Setting("allocator", "environment", TIMES),
     Setting("host_cpu", "environment", TIMES, read=_host_cpu),

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from cnnbench.report.compare import Change
 from cnnbench.report.findings import first_sentences
-from cnnbench.report.settings import ALL
+from cnnbench.report.settings import ALL, TIME_LIMITED
 
 _WORDS = {
     "worse": ("worse", "slower"),
@@ -69,8 +69,8 @@ def _in_brackets(word: str, counted: Sequence[Change]) -> str:
     if word == "without a difference beyond chance":
         return _largest(counted)
     if word == "not comparable":
-        # The setting "device, within a time", for example, is the device too.
-        settings = {_setting(change.reason).partition(",")[0] for change in counted}
+        # The device of the time-limited training, for example, is the device too.
+        settings = {_setting(change.reason).removesuffix(TIME_LIMITED) for change in counted}
         # Other reasons than settings are too long for the sentence; `not_compared` has them.
         if "" not in settings:
             return f" (other {', '.join(sorted(settings))})"
@@ -94,6 +94,18 @@ def _largest(counted: Iterable[Change]) -> str:
 def _setting(reason: str) -> str:
     """Return the name of the setting with which a reason begins; empty if it begins with none."""
     return next((name for name in _SETTINGS if reason.startswith(f"{name} ")), "")
+
+
+def what_all_adds(shown: int, figures: int) -> str:
+    """Return a sentence on the figures that the table leaves out, and how to see them.
+
+    Args:
+        shown: Number of figures in the table.
+        figures: Number of all figures.
+    """
+    if not shown:
+        return f"No figure changed, so there is no table; --all lists {_number(figures, 'figure')} with the values."
+    return f"The table has the {_number(shown, 'figure')} that changed; --all adds the other {figures - shown:,}."
 
 
 def not_compared(changes: Sequence[Change]) -> list[str]:
