@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from conftest import FULL_TRAINING, make_record
 from page_reader import PageReader
 from PIL import Image, ImageStat
 from playwright.sync_api import Browser, Page
+from scipy import stats as scipy_stats
 
 from cnnbench.disputed import Disputed, disputed_file, write_disputed
 from cnnbench.predictions import Predictions, write_predictions
@@ -23,6 +25,7 @@ from cnnbench.report.answer import answers
 from cnnbench.report.contenders import contenders
 from cnnbench.report.outputs import Report, to_html
 from cnnbench.report.panels import curve_panels, scatter_panels
+from cnnbench.report.stored_predictions import usable_predictions
 from cnnbench.stats import newcombe_interval
 
 ZOO = Path(__file__).parents[1] / "experiments/results/2026-11-23-cpu-zoo.jsonl"
@@ -164,7 +167,7 @@ def test_ratios_are_those_of_rows_that_compare(browser: Browser, tmp_path: Path)
     path.write_text(to_html(Report([base, slow, other, elsewhere])), encoding="utf-8")
     page = open_page(browser, path)
     page.locator("#baseline").select_option(index=1)
-    assert page.locator("#baseline option:checked").text_content() == "LeNet5"
+    assert page.locator("#baseline option:checked").text_content() == "LeNet5 on MNIST"
     row = page.locator("tr[data-net=ResNet18]")
     ratios = dict(zip(
         page.locator("#results thead th").evaluate_all("all => all.map((head) => head.dataset.key)"),
@@ -238,7 +241,22 @@ def test_networks_with_other_test_images_are_not_set_side_by_side(browser: Brows
     path = tmp_path / "page.html"
     path.write_text(to_html(Report(records)), encoding="utf-8")
     page = open_page(browser, path)
-    assert page.locator("#first option").all_text_contents() == ["LeNet5", "ResNet18"]
+    assert page.locator("#first option").all_text_contents() == ["LeNet5 on MNIST", "ResNet18 on MNIST"]
+
+
+def test_closed_lists_of_networks_name_the_data_set_if_there_are_several(
+    browser: Browser, pages: dict[str, Path]
+) -> None:
+    options = "list => [...list.options].map((option) => option.textContent)"
+    page = open_page(browser, pages["grid"])
+    names = [f"{r.model} on {r.data['label']}" for r in load_records([GRID])]
+    assert sorted(page.locator("#baseline").evaluate(options)) == sorted(["none", *names])
+    assert sorted(page.locator("#first").evaluate(options)) == sorted(names)
+    assert all(" on " in name for name in page.locator("#second").evaluate(options))
+    # The seeds are of one data set, which no list has to name.
+    page = open_page(browser, pages["seeds"])
+    seeds = [f"{r.model}, seed {r.seed}" for r in load_records([SEEDS])]
+    assert sorted(page.locator("#first").evaluate(options)) == sorted(seeds)
 
 
 def test_columns_can_be_shown_and_hidden(browser: Browser, pages: dict[str, Path]) -> None:
@@ -256,7 +274,7 @@ def test_two_networks_are_compared_by_their_counts(browser: Browser, pages: dict
     page = open_page(browser, pages["grid"])
     group = page.locator("#first optgroup[label='CIFAR-10 (JPEG copy)'] option")
     page.locator("#first").select_option(group.filter(has_text="ResNet18").get_attribute("value"))
-    page.locator("#second").select_option(label="VGG16")
+    page.locator("#second").select_option(label="VGG16 on CIFAR-10 (JPEG copy)")
     a, b = records["ResNet18"].confusion_matrix, records["VGG16"].confusion_matrix
     assert a is not None
     assert b is not None
@@ -274,17 +292,90 @@ def test_two_networks_are_compared_by_their_counts(browser: Browser, pages: dict
     assert cat[3] == f"{100 * low:+.1f} to {100 * high:+.1f}".replace("-", MINUS)
 
 
+# Intervals of paired proportions: the thallium scans of Altman et al. 2000 (Statistics with Confidence, chapter 6), and
+# the remissions of Cavo et al. 2012 in Fagerland, Lydersen and Laake 2017, chapter 8. The counts are both, only the
+# first, only the second, and neither; the interval is that of the first share minus the second.
+@pytest.mark.parametrize(
+    ("counts", "digits", "ends"),
+    [((14, 5, 0, 22), 3, (0.011, 0.226)), ((59, 6, 16, 80), 4, (-0.1186, -0.0046))],
+)
+def test_paired_intervals_of_classes_are_those_of_the_books(
+    browser: Browser, pages: dict[str, Path], counts: tuple[int, ...], digits: int, ends: tuple[float, float]
+) -> None:
+    page = open_page(browser, pages["grid"])
+    both, first, second, _ = counts
+    n = sum(counts)
+    found = page.evaluate("given => newcombe(...given)", [(both + second) / n, (both + first) / n, n, both])
+    assert tuple(round(end, digits) for end in found) == ends
+
+
+def test_paired_intervals_of_classes_hold_the_truth_and_are_narrower(browser: Browser, pages: dict[str, Path]) -> None:
+    """By brute force: the probability of every table of 20 images whose interval holds the true difference."""
+    n = 20
+    tables = np.array([t for t in itertools.product(range(n + 1), repeat=3) if sum(t) <= n])  # both, only a, only b
+    both, only_a, only_b = tables.T
+    given = np.stack([(both + only_a) / n, (both + only_b) / n, both], axis=1)
+    script = "given => given.map(([a, b, both]) => [...newcombe(a, b, 20, both), ...newcombe(a, b, 20)])"
+    low, high, low_alone, high_alone = np.array(open_page(browser, pages["grid"]).evaluate(script, given.tolist())).T
+    cells = np.column_stack([tables, n - tables.sum(axis=1)])
+    for shares in ([0.7, 0.1, 0.1, 0.1], [0.8, 0.1, 0.03, 0.07], [0.5, 0.2, 0.05, 0.25], [0.3, 0.25, 0.25, 0.2]):
+        weights = scipy_stats.multinomial.pmf(cells, n, shares)
+        truth = shares[2] - shares[1]
+        assert weights[(low <= truth) & (truth <= high)].sum() >= 0.93, shares
+        narrower = weights @ (high - low) / (weights @ (high_alone - low_alone))
+        # The two are right together more often than by chance in the first three cases.
+        related = shares[0] * shares[3] > shares[1] * shares[2]
+        assert narrower < 0.95 if related else narrower >= 0.95, shares
+
+
+def test_classes_of_two_networks_have_paired_intervals_if_the_page_knows_their_predictions(
+    browser: Browser, tmp_path: Path
+) -> None:
+    generator = np.random.default_rng(3)
+    true = generator.integers(0, 3, 400)
+    hard = generator.random(400)
+    for model, share in (("LeNet5", 0.6), ("ResNet18", 0.8)):
+        right = 0.7 * hard + 0.3 * generator.random(400) < share
+        _write_run(tmp_path, model, true, np.where(right, true, (true + 1) % 3))
+    # As many images of each class, in another order: the page cannot know which of them are the same.
+    _write_run(tmp_path, "VGG16", true[::-1], true[::-1])
+    rights = {}
+    for record in load_records([tmp_path]):
+        found = usable_predictions(record)
+        assert found is not None
+        rights[record.model] = found.right
+    path = tmp_path / "page.html"
+    path.write_text(to_html(Report(load_records([tmp_path]))), encoding="utf-8")
+    page = open_page(browser, path)
+    page.locator("#first").select_option(label="LeNet5")
+    page.locator("#second").select_option(label="ResNet18")
+    assert "two shares of the same images" in str(page.locator("#two table.narrow caption").text_content())
+    for index, name in enumerate(make_record().data["class_names"]):
+        a, b = (rights[model][true == index] for model in ("LeNet5", "ResNet18"))
+        ends = page.evaluate("given => newcombe(...given)", [a.mean(), b.mean(), len(a), int((a & b).sum())])
+        cells = page.locator("#two table.narrow tbody tr").filter(has_text=name).locator("td").all_text_contents()
+        assert cells[3] == f"{100 * ends[0]:+.1f} to {100 * ends[1]:+.1f}".replace("-", MINUS)
+    page.locator("#second").select_option(label="VGG16")
+    assert "two shares of different images" in str(page.locator("#two table.narrow caption").text_content())
+
+
+def _write_run(folder: Path, model: str, true: np.ndarray, predicted: np.ndarray) -> None:
+    """Write the record of a fully trained network of three classes into a run folder, with its predictions."""
+    matrix = np.zeros((3, 3), dtype=int)
+    np.add.at(matrix, (true, predicted), 1)
+    data = {**make_record().data, "test_images": len(true)}
+    record = make_record(model, data=data, training=FULL_TRAINING, confusion_matrix=matrix.tolist())
+    write_record(folder / "records" / f"{record.key}.json", record)
+    write_predictions(folder / "predictions" / f"{record.key}.npz", Predictions(true, predicted), 3)
+
+
 def test_two_networks_of_a_run_have_a_verdict_and_the_images_on_which_they_disagree(
     browser: Browser, tmp_path: Path
 ) -> None:
     true = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 2])
     said = {"LeNet5": np.array([0, 0, 1, 1, 1, 1, 2, 2, 2, 0]), "ResNet18": np.array([0, 1, 0, 1, 1, 1, 2, 2, 2, 0])}
     for model, predicted in said.items():
-        matrix = np.zeros((3, 3), dtype=int)
-        np.add.at(matrix, (true, predicted), 1)
-        record = make_record(model, training=FULL_TRAINING, confusion_matrix=matrix.tolist())
-        write_record(tmp_path / "records" / f"{record.key}.json", record)
-        write_predictions(tmp_path / "predictions" / f"{record.key}.npz", Predictions(true, predicted), 3)
+        _write_run(tmp_path, model, true, predicted)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
     write_disputed(disputed_file(tmp_path, "MNIST"), Disputed(pixels, np.array([1, 2]), true[[1, 2]]))
     path = tmp_path / "page.html"

@@ -7,6 +7,7 @@ const TABLE = document.getElementById("results");
 const HEADS = [...TABLE.tHead.rows[0].cells];
 const TITLES = HEADS.map((head) => head.textContent);
 const ROWS = [...TABLE.querySelectorAll("tr[data-net]")];
+const LABELS = new Set([...TABLE.tBodies].map(labelOf).concat(DATA.rows.map((row) => row.label)));
 
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -17,6 +18,21 @@ function make(tag, attributes = {}, ...children) {
 
 function option(value, text) {
   return make("option", { value }, text);
+}
+
+function labelOf(body) {
+  return body.querySelector(".group th").textContent;
+}
+
+// Return an option that names a network. A closed list shows it without the heading of its group, so it has the data
+// set too where the page has several.
+function networkOption(value, title, label, seed) {
+  const on = LABELS.size > 1 ? ` on ${label}` : "";
+  return option(value, `${title}${on}${seedWords(seed)}`);
+}
+
+function seedWords(seed) {
+  return seed === null ? "" : `, seed ${seed}`;
 }
 
 // ---- values behind the cells
@@ -164,7 +180,7 @@ function showRatios(anchor) {
 function buildTools() {
   for (const [index, body] of [...TABLE.tBodies].entries()) body.id = `data-${index}`;
   for (const row of ROWS) {
-    row.dataset.label = row.parentNode.querySelector(".group th").textContent.toLowerCase();
+    row.dataset.label = labelOf(row.parentNode).toLowerCase();
     row.dataset.text = row.dataset.net.toLowerCase();
   }
   const search = make("input", { type: "search", id: "search", placeholder: "resnet  params<5M  latency<5" });
@@ -172,10 +188,10 @@ function buildTools() {
   const baseline = make("select", { id: "baseline" }, option("", "none"));
   for (const body of TABLE.tBodies) {
     const members = ROWS.filter((row) => row.parentNode === body);
-    const group = make("optgroup", { label: body.querySelector(".group th").textContent });
+    const group = make("optgroup", { label: labelOf(body) });
     for (const row of members) {
       const seed = row.cells[HEADS.findIndex((head) => head.dataset.key === "seed")];
-      group.append(option(row.id, row.dataset.net + (seed ? `, seed ${seed.textContent}` : "")));
+      group.append(networkOption(row.id, row.dataset.net, labelOf(body), seed ? seed.textContent : null));
     }
     baseline.append(group);
   }
@@ -244,7 +260,7 @@ function buildQuestion() {
   const limit = make("input", { id: "limit", type: "number", min: "0", max: "100", step: "0.1" });
   const data = make("select", { id: "data-set" });
   for (const [index, body] of bodies.entries()) {
-    data.append(option(index, body.querySelector(".group th").textContent));
+    data.append(option(index, labelOf(body)));
   }
   const words = make("output", { for: "limit data-set" });
   const update = () => { words.textContent = limit.value === "" ? "" : fastest(bodies[data.value], Number(limit.value)); };
@@ -341,6 +357,7 @@ for (const plot of document.querySelectorAll(".plot")) WIDTHS.observe(plot);
 
 // ---- two networks side by side
 
+for (const row of DATA.rows) row.name = row.title + seedWords(row.seed);
 const WITH_COUNTS = new Map(DATA.rows.map((row) => [row.anchor, row]));
 
 function shade(difference, total) {
@@ -360,7 +377,7 @@ function differenceMatrix(first, second) {
   const body = make("tbody");
   for (const [index, name] of names.entries()) {
     const line = make("tr", {}, make("th", { scope: "row", title: name }, name));
-    const total = second.counts[index].reduce((sum, count) => sum + count, 0);
+    const total = imagesOf(second, index);
     for (const place of names.keys()) {
       const difference = second.counts[index][place] - first.counts[index][place];
       line.append(make("td", { class: shade(difference, total) }, signed(difference)));
@@ -378,9 +395,10 @@ function right(row) {
 function recalls(first, second) {
   const names = DATA.classes[first.label];
   const changes = names.map((name, index) => {
-    const total = first.counts[index].reduce((sum, count) => sum + count, 0);
-    return { name, total, a: first.counts[index][index] / total, b: second.counts[index][index] / total };
+    const total = imagesOf(first, index);
+    return { name, index, total, a: first.counts[index][index] / total, b: second.counts[index][index] / total };
   }).filter((change) => change.total > 0);
+  const shared = sharedRights(first, second);
   changes.sort((x, y) => Math.abs(y.b - y.a) - Math.abs(x.b - x.a));
   const head = make("tr", {}, make("th", { scope: "col", class: "text" }, "Class"));
   for (const title of [first.name, second.name, "Difference, points", "95 % interval"]) {
@@ -388,14 +406,15 @@ function recalls(first, second) {
   }
   const body = make("tbody");
   for (const change of changes) {
-    const [low, high] = newcombe(change.a, change.b, change.total);
+    const [low, high] = newcombe(change.a, change.b, change.total, shared?.[change.index]);
     const texts = [`${(100 * change.a).toFixed(1)}\u00a0%`, `${(100 * change.b).toFixed(1)}\u00a0%`,
       points(change.b - change.a), `${points(low)} to ${points(high)}`];
     body.append(make("tr", {}, make("th", { scope: "row" }, change.name), ...texts.map((text) => make("td", {}, text))));
   }
+  const method = shared ? "for two shares of the same images (Newcombe 1998, paired data, method 10): it counts which images both networks get right."
+    : "for two shares of different images (Newcombe 1998), since this page does not know which images both networks get right; for the same images it is usually too wide.";
   const caption = make("caption", {}, "Share of the images of each class that is classified right, the largest "
-    + "difference first. The interval is Newcombe's for two shares, as if the images were different ones; for the same "
-    + "images it is too wide rather than too narrow. It is not corrected for the number of classes.");
+    + `difference first. The interval is that ${method} It is not corrected for the number of classes.`);
   return make("table", { class: "narrow" }, caption, make("thead", {}, head), body);
 }
 
@@ -411,10 +430,44 @@ function wilson(share, n) {
   return [middle - half, middle + half];
 }
 
-// Newcombe's interval of the difference b - a of two shares of n images each (Newcombe 1998, method 10).
-function newcombe(a, b, n) {
+// Correlation of two networks being right, over n images of which they get shares a and b right, and both get `both`
+// right. A positive one has a correction for continuity (Newcombe 1998, paired data, method 10).
+function correlation(a, b, n, both) {
+  const [onlyA, onlyB] = [Math.round(a * n) - both, Math.round(b * n) - both];
+  const cross = both * (n - both - onlyA - onlyB) - onlyA * onlyB;
+  const scale = n * n * Math.sqrt(a * (1 - a) * b * (1 - b));
+  if (scale === 0) return 0;
+  return (cross > 0 ? Math.max(0, cross - n / 2) : cross) / scale;
+}
+
+// Newcombe's interval of the difference b - a of two shares of n images each. For the same images, `both` is the number
+// that both networks get right (Newcombe 1998, Statistics in Medicine 17, 2635, method 10). Without it the images
+// count as different ones, and the correlation as 0 (the same year and volume, 873, method 10 there too).
+function newcombe(a, b, n, both) {
   const [[lowA, highA], [lowB, highB]] = [wilson(a, n), wilson(b, n)];
-  return [b - a - Math.hypot(b - lowB, highA - a), b - a + Math.hypot(highB - b, a - lowA)];
+  const shared = both === undefined ? 0 : correlation(a, b, n, both);
+  const reach = (x, y) => Math.sqrt(Math.max(0, x * x + y * y - 2 * shared * x * y));
+  return [b - a - reach(b - lowB, highA - a), b - a + reach(highB - b, a - lowA)];
+}
+
+// ---- images that two networks both get right
+
+function imagesOf(row, index) {
+  return row.counts[index].reduce((sum, count) => sum + count, 0);
+}
+
+// Return the number of images of each class that both networks get right; null if the page does not know which.
+function sharedRights(first, second) {
+  if (!first.right || !second.right || first.right.sequence !== second.right.sequence) return null;
+  const [a, b] = [first, second].map((row) => atob(row.right.bits));
+  let image = 0; // those of the first class come first
+  return first.counts.map((_, index) => {
+    let both = 0;
+    for (const end = image + imagesOf(first, index); image < end; image += 1) {
+      both += ((a.charCodeAt(image >> 3) & b.charCodeAt(image >> 3)) >> (7 - (image & 7))) & 1;
+    }
+    return both;
+  });
 }
 
 // ---- test images on which two networks disagree
@@ -463,7 +516,7 @@ function accuracyWords(row) {
 }
 
 function compare(first, second, place) {
-  const sentence = `${accuracyWords(first)}, ${accuracyWords(second)} of the test images right.`;
+  const sentence = `${accuracyWords(first)}, ${accuracyWords(second)} of the test images of ${first.label} right.`;
   const matrix = make("div", { class: "scroll", role: "region", "aria-label": "Difference of two confusion matrices", tabindex: "0" }, differenceMatrix(first, second));
   const classes = make("div", { class: "scroll", role: "region", "aria-label": "Accuracy by class of two networks", tabindex: "0" }, recalls(first, second));
   const note = "Blue: the second network puts more images here; orange: fewer. On the diagonal, more is better.";
@@ -477,11 +530,12 @@ function buildComparison() {
   const groups = [...labels.values()].filter((rows) => rows.length > 1);
   if (!groups.length) return;
   const section = document.getElementById("two");
+  const rowOption = (row) => networkOption(row.anchor, row.title, row.label, row.seed);
   const first = make("select", { id: "first" });
   const second = make("select", { id: "second" });
   for (const rows of groups) {
     const group = make("optgroup", { label: rows[0].label });
-    for (const row of rows) group.append(option(row.anchor, row.name));
+    group.append(...rows.map(rowOption));
     first.append(group);
   }
   const place = make("div", { "aria-live": "polite" });
@@ -490,7 +544,7 @@ function buildComparison() {
     const row = WITH_COUNTS.get(first.value);
     const rows = labels.get(row.label).filter((other) => other !== row);
     const before = second.value;
-    second.replaceChildren(...rows.map((other) => option(other.anchor, other.name)));
+    second.replaceChildren(...rows.map(rowOption));
     if (rows.some((other) => other.anchor === before)) second.value = before;
     update();
   };

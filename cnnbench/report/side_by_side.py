@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 from cnnbench.disputed import Disputed, disputed_file, read_disputed
 from cnnbench.errors import UserError
 from cnnbench.pages import data_uri
+from cnnbench.predictions import Predictions
 from cnnbench.record import Record
 from cnnbench.references import percent, reference_of
 from cnnbench.report.contenders import contenders
@@ -21,6 +24,9 @@ from cnnbench.text import printable
 
 MOST_COUNTS = 400_000
 """Largest number of counts of confusion matrices on the page, about a megabyte; records after that have none there."""
+MOST_IMAGES_MARKED = 4_000_000
+"""Largest number of test images, summed over records, of which the page knows whether they are classified right, about
+0.7 MB; the class intervals of records after that are those of independent shares."""
 MOST_VERDICTS = 1000
 """Largest number of verdicts on the page, about 400 kB; the first ones are those of the most accurate networks."""
 PICTURES_PER_ROW = 16
@@ -36,43 +42,33 @@ def side_by_side(rows: Sequence[tuple[str, Record]], verdicts: Sequence[Verdict]
         seeds: Whether the names of rows have the seed.
 
     Returns:
-        ``rows``: for each record with a confusion matrix ``anchor``, ``name``, ``label``, ``counts``, ``network``,
-        ``training`` (words on a short training) and ``said``, the class that the network gives to each disputed image,
-        or None. ``classes``: names of the classes by label. ``verdicts``: triples of two numbers of networks and a
-        sentence. ``images``: a sheet of pictures by label; see `_sheet`.
+        ``rows``: for each record with a confusion matrix ``anchor``, ``title``, ``seed`` (None if the names have none),
+        ``label``, ``counts``, ``network``, ``training`` (words on a short training), ``right`` (see `_marks`) and
+        ``said``, the class that the network gives to each disputed image, or None. ``classes``: names of the classes by
+        label. ``verdicts``: triples of two numbers of networks and a sentence. ``images``: a sheet of pictures by
+        label; see `_sheet`.
     """
-    records = [record for _, record in rows]
     networks = {}
-    for number, entry in enumerate(contenders(records)):
+    for number, entry in enumerate(contenders([record for _, record in rows])):
         networks.update(dict.fromkeys(map(id, entry.records), number))
+    tests = _Tests()
     shown: list[dict[str, Any]] = []
-    tests: dict[str, tuple[Any, ...]] = {}
-    images: dict[str, Disputed] = {}
-    left = MOST_COUNTS
+    counts_left = MOST_COUNTS
     for anchor, record in rows:
         counts = record.confusion_matrix
-        if counts is None or len(counts) ** 2 > left:
+        if counts is None or len(counts) ** 2 > counts_left:
             continue
-        left -= len(counts) ** 2
-        label = _label(record, tests)
-        row: dict[str, Any] = {"anchor": anchor, "name": _name(record, seeds), "label": label, "counts": counts}
-        row |= {"network": networks[id(record)], "training": _training_words(record)}
-        row["said"] = _said_of_disputed(label, record, images)
-        shown.append(row)
-    sheets = {label: _sheet(disputed) for label, disputed in images.items()}
+        counts_left -= len(counts) ** 2
+        row: dict[str, Any] = {"anchor": anchor, "title": printable(record.title), "seed": record.seed if seeds else None}
+        row |= {"counts": counts, "network": networks[id(record)], "training": _training_words(record)}
+        shown.append(row | tests.facts(record))
     pairs = []
     for verdict in verdicts[:MOST_VERDICTS]:
         ends = [networks.get(id(entry.records[0])) for entry in (verdict.first, verdict.second)]
         # A network whose records have no row in the table cannot be chosen.
         if None not in ends:
             pairs.append([*ends, printable(verdict.sentence)])
-    classes = {label: names for label, (names, *_) in tests.items()}
-    return {"rows": shown, "classes": classes, "verdicts": pairs, "images": sheets}
-
-
-def _name(record: Record, seeds: bool) -> str:
-    """Return the name of a record in a list of networks: its title and, if records differ in it, its seed."""
-    return printable(f"{record.title}, seed {record.seed}" if seeds else record.title)
+    return {"rows": shown, "classes": tests.classes, "verdicts": pairs, "images": tests.sheets}
 
 
 def _training_words(record: Record) -> str:
@@ -84,54 +80,93 @@ def _training_words(record: Record) -> str:
     return f"* (no full training: {record.training.get('epochs', 0.0):.2g} epochs{after})"
 
 
-def _label(record: Record, tests: dict[str, tuple[Any, ...]]) -> str:
-    """Return the label under which a record is compared: that of its data set, with a number for other test images.
+class _Tests:
+    """The test sets of a page, and what is known of single test images of each."""
 
-    Args:
-        record: Record with a confusion matrix.
-        tests: Names of the classes, numbers of test images by class, and fingerprint of the data by label; those of a
-            new label are added.
-    """
-    names = [printable(name) for name in record.data["class_names"]]
-    images = [sum(line) for line in record.confusion_matrix or ()]
-    test = (names, images, record.data.get("fingerprint"))
-    label = printable(record.data["label"])
-    number = 1
-    while tests.setdefault(_numbered(label, number), test) != test:
-        number += 1
-    return _numbered(label, number)
+    def __init__(self) -> None:
+        # Names of the classes, numbers of test images by class, and fingerprint of the data, by label.
+        self._sets: dict[str, tuple[Any, ...]] = {}
+        self._disputed: dict[str, Disputed] = {}
+        # Number of each sequence of true classes. Images of one sequence and one label are the same.
+        self._sequences: dict[bytes, int] = {}
+        self._images_left = MOST_IMAGES_MARKED
+
+    @property
+    def classes(self) -> dict[str, list[str]]:
+        """Return the names of the classes by label."""
+        return {label: names for label, (names, *_) in self._sets.items()}
+
+    @property
+    def sheets(self) -> dict[str, Mapping[str, Any]]:
+        """Return the pictures of the disputed images by label."""
+        return {label: _sheet(disputed) for label, disputed in self._disputed.items()}
+
+    def facts(self, record: Record) -> dict[str, Any]:
+        """Return ``label``, ``right`` and ``said`` of a record with a confusion matrix."""
+        label = self._label(record)
+        predictions = usable_predictions(record)
+        if predictions is None or record.file is None:
+            return {"label": label, "right": None, "said": None}
+        said = self._said_of_disputed(label, record, record.file, predictions)
+        return {"label": label, "right": self._marks(predictions), "said": said}
+
+    def _label(self, record: Record) -> str:
+        """Return the label under which a record is compared: that of its data set, with a number for other images."""
+        names = [printable(name) for name in record.data["class_names"]]
+        images = [sum(line) for line in record.confusion_matrix or ()]
+        test = (names, images, record.data.get("fingerprint"))
+        label = printable(record.data["label"])
+        number = 1
+        while self._sets.setdefault(_numbered(label, number), test) != test:
+            number += 1
+        return _numbered(label, number)
+
+    def _marks(self, predictions: Predictions) -> dict[str, Any] | None:
+        """Return which test images a network classifies right; None if the page has too many such marks.
+
+        Returns:
+            ``sequence``: number that networks share if they were tested on the same images in the same order. ``bits``:
+            a bit for each image, those of the first class first, in Base64.
+        """
+        if len(predictions.true) > self._images_left:
+            return None
+        self._images_left -= len(predictions.true)
+        sequence = self._sequences.setdefault(predictions.true.tobytes(), len(self._sequences))
+        # A stable sort keeps the images of a class in the same order for all networks.
+        order = np.argsort(predictions.true, kind="stable")
+        bits = np.packbits(predictions.right[order])
+        return {"sequence": sequence, "bits": base64.b64encode(bits.tobytes()).decode()}
+
+    def _said_of_disputed(
+        self, label: str, record: Record, file: Path, predictions: Predictions
+    ) -> list[int] | None:
+        """Return the class that a network gives to each disputed image of its data set; None if that is not known.
+
+        Args:
+            label: Label of the data set on the page.
+            record: Record of the network.
+            file: File of the record. The disputed images are those in the run folder of the first record of a label.
+            predictions: What the network says of each test image.
+        """
+        if label not in self._disputed:
+            path = disputed_file(file.parent.parent, record.data_name)
+            if not path.is_file():
+                return None
+            try:
+                self._disputed[label] = read_disputed(path)
+            except UserError:
+                return None
+        disputed = self._disputed[label]
+        # Records of another run may have been tested on other images.
+        inside = disputed.indices < len(predictions.true)
+        if not inside.all() or not np.array_equal(predictions.true[disputed.indices], disputed.true):
+            return None
+        return predictions.predicted[disputed.indices].tolist()
 
 
 def _numbered(label: str, number: int) -> str:
     """Return a label; from the second one on with its number."""
     return label if number == 1 else f"{label} (other images, {number})"
-
-
-def _said_of_disputed(label: str, record: Record, images: dict[str, Disputed]) -> list[int] | None:
-    """Return the class that a network gives to each disputed image of its data set; None if that is not known.
-
-    Args:
-        label: Label of the data set on the page.
-        record: Record of the network.
-        images: Disputed images by label; those in the run folder of the first record of a label are added.
-    """
-    predictions = usable_predictions(record)
-    if predictions is None or record.file is None:
-        return None
-    if label not in images:
-        path = disputed_file(record.file.parent.parent, record.data_name)
-        if not path.is_file():
-            return None
-        try:
-            images[label] = read_disputed(path)
-        except UserError:
-            return None
-    disputed = images[label]
-    # Records of another run may have been tested on other images.
-    inside = disputed.indices < len(predictions.true)
-    if not inside.all() or not np.array_equal(predictions.true[disputed.indices], disputed.true):
-        return None
-    return predictions.predicted[disputed.indices].tolist()
 
 
 def _sheet(disputed: Disputed) -> Mapping[str, Any]:
