@@ -121,9 +121,9 @@ def test_a_run_keeps_the_images_that_its_networks_dispute() -> None:
     assert np.array_equal(disputed.true, stored.labels.numpy()[disputed.indices])
     # The page has the answers of each network to these images.
     page = Page(Report(records)).data()
-    by_name = {row["name"]: row for row in page["rows"]}
+    by_title = {row["title"]: row for row in page["rows"]}
     for record, answers in zip(records, said, strict=True):
-        assert by_name[record.model]["said"] == answers.predicted[disputed.indices].tolist()
+        assert by_title[record.model]["said"] == answers.predicted[disputed.indices].tolist()
     (sheet,) = page["images"].values()
     assert sheet["numbers"] == disputed.indices.tolist()
     (verdict,) = page["verdicts"]

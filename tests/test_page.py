@@ -71,6 +71,25 @@ def test_page_fits_every_screen_without_an_accessibility_violation(
     assert [(entry["id"], entry["nodes"][0]["html"]) for entry in found] == []
 
 
+@pytest.mark.parametrize("width", [1280, 390, 320])
+def test_a_line_says_that_a_table_scrolls_sideways_where_it_does(
+    browser: Browser, pages: dict[str, Path], width: int
+) -> None:
+    page = open_page(browser, pages["grid"], width)
+    page.locator("details").evaluate_all("all => all.forEach((part) => { part.open = true; })")
+    page.wait_for_timeout(100)  # the sizes of what was unfolded are observed after the next frame
+    script = """regions => regions.map((region) => [region.scrollWidth > region.clientWidth + 1,
+      region.previousElementSibling.checkVisibility(), region.ariaDescription !== null])"""
+    found = page.locator(".scroll").evaluate_all(script)
+    assert len(found) > 8
+    assert all(hidden == cue == described for hidden, cue, described in found)
+    assert found[0] == [width < 1280] * 3
+    # With all columns but the first hidden, the table fits, and the line goes.
+    page.locator("#tools input[type=checkbox]").evaluate_all("all => all.forEach((box) => box.checked && box.click())")
+    page.wait_for_function("document.querySelector('#results').parentNode.previousElementSibling.hidden")
+    assert page.locator(".scroll").evaluate_all(script)[0] == [False] * 3
+
+
 def test_dark_mode_changes_the_page(browser: Browser, pages: dict[str, Path]) -> None:
     brightness = {}
     for scheme in ("light", "dark"):
@@ -349,14 +368,14 @@ def test_classes_of_two_networks_have_paired_intervals_if_the_page_knows_their_p
     page = open_page(browser, path)
     page.locator("#first").select_option(label="LeNet5")
     page.locator("#second").select_option(label="ResNet18")
-    assert "two shares of the same images" in str(page.locator("#two table.narrow caption").text_content())
+    assert "two shares of the same images" in str(page.locator("#two").text_content())
     for index, name in enumerate(make_record().data["class_names"]):
         a, b = (rights[model][true == index] for model in ("LeNet5", "ResNet18"))
         ends = page.evaluate("given => newcombe(...given)", [a.mean(), b.mean(), len(a), int((a & b).sum())])
         cells = page.locator("#two table.narrow tbody tr").filter(has_text=name).locator("td").all_text_contents()
         assert cells[3] == f"{100 * ends[0]:+.1f} to {100 * ends[1]:+.1f}".replace("-", MINUS)
     page.locator("#second").select_option(label="VGG16")
-    assert "two shares of different images" in str(page.locator("#two table.narrow caption").text_content())
+    assert "two shares of different images" in str(page.locator("#two").text_content())
 
 
 def _write_run(folder: Path, model: str, true: np.ndarray, predicted: np.ndarray) -> None:

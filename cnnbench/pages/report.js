@@ -355,6 +355,29 @@ function arrange(plot) {
 const WIDTHS = new ResizeObserver((entries) => entries.forEach((entry) => arrange(entry.target)));
 for (const plot of document.querySelectorAll(".plot")) WIDTHS.observe(plot);
 
+// ---- tables and pictures that are wider than their place
+
+// Return a line that says so while it is true. The region gets it as its description, which a screen reader reads.
+function scrollCue(region) {
+  const what = region.querySelector("table") ? "table" : "picture";
+  const cue = make("p", { class: "cue", hidden: "" }, `The ${what} scrolls sideways \u2192`);
+  const watch = new ResizeObserver(() => {
+    cue.hidden = region.scrollWidth <= region.clientWidth + 1;
+    if (cue.hidden) region.removeAttribute("aria-description");
+    else region.setAttribute("aria-description", `The ${what} scrolls sideways`);
+  });
+  watch.observe(region);
+  watch.observe(region.firstElementChild);
+  return cue;
+}
+
+for (const region of document.querySelectorAll(".scroll")) region.before(scrollCue(region));
+
+function scrollRegion(label, table) {
+  const region = make("div", { class: "scroll", role: "region", "aria-label": label, tabindex: "0" }, table);
+  return make("div", {}, scrollCue(region), region);
+}
+
 // ---- two networks side by side
 
 for (const row of DATA.rows) row.name = row.title + seedWords(row.seed);
@@ -392,13 +415,12 @@ function right(row) {
   return row.counts.reduce((sum, line, index) => sum + line[index], 0);
 }
 
-function recalls(first, second) {
+function recalls(first, second, shared) {
   const names = DATA.classes[first.label];
   const changes = names.map((name, index) => {
     const total = imagesOf(first, index);
     return { name, index, total, a: first.counts[index][index] / total, b: second.counts[index][index] / total };
   }).filter((change) => change.total > 0);
-  const shared = sharedRights(first, second);
   changes.sort((x, y) => Math.abs(y.b - y.a) - Math.abs(x.b - x.a));
   const head = make("tr", {}, make("th", { scope: "col", class: "text" }, "Class"));
   for (const title of [first.name, second.name, "Difference, points", "95 % interval"]) {
@@ -411,11 +433,15 @@ function recalls(first, second) {
       points(change.b - change.a), `${points(low)} to ${points(high)}`];
     body.append(make("tr", {}, make("th", { scope: "row" }, change.name), ...texts.map((text) => make("td", {}, text))));
   }
+  const caption = make("caption", {}, "Share of each class classified right");
+  return make("table", { class: "narrow" }, caption, make("thead", {}, head), body);
+}
+
+// Return what must be known of the table of classes. It is no caption, which would scroll sideways with the table.
+function recallsNote(shared) {
   const method = shared ? "for two shares of the same images (Newcombe 1998, paired data, method 10): it counts which images both networks get right."
     : "for two shares of different images (Newcombe 1998), since this page does not know which images both networks get right; for the same images it is usually too wide.";
-  const caption = make("caption", {}, "Share of the images of each class that is classified right, the largest "
-    + `difference first. The interval is that ${method} It is not corrected for the number of classes.`);
-  return make("table", { class: "narrow" }, caption, make("thead", {}, head), body);
+  return `The largest difference comes first. The interval is that ${method} It is not corrected for the number of classes.`;
 }
 
 function points(share) {
@@ -517,10 +543,12 @@ function accuracyWords(row) {
 
 function compare(first, second, place) {
   const sentence = `${accuracyWords(first)}, ${accuracyWords(second)} of the test images of ${first.label} right.`;
-  const matrix = make("div", { class: "scroll", role: "region", "aria-label": "Difference of two confusion matrices", tabindex: "0" }, differenceMatrix(first, second));
-  const classes = make("div", { class: "scroll", role: "region", "aria-label": "Accuracy by class of two networks", tabindex: "0" }, recalls(first, second));
+  const matrix = scrollRegion("Difference of two confusion matrices", differenceMatrix(first, second));
+  const shared = sharedRights(first, second);
+  const classes = scrollRegion("Accuracy by class of two networks", recalls(first, second, shared));
   const note = "Blue: the second network puts more images here; orange: fewer. On the diagonal, more is better.";
-  const tables = make("div", { class: "charts" }, make("div", {}, matrix, make("p", { class: "lead" }, note)), classes);
+  const tables = make("div", { class: "charts" }, make("div", {}, matrix, make("p", { class: "lead" }, note)),
+    make("div", {}, classes, make("p", { class: "lead" }, recallsNote(shared))));
   place.replaceChildren(make("p", {}, sentence), ...verdict(first, second), tables, ...samples(first, second));
 }
 
