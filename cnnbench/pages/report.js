@@ -329,7 +329,7 @@ document.addEventListener("click", (event) => {
   if (target) location.hash = target;
 });
 
-// ---- names of points: on a narrow screen, some need another side, and some have no room
+// ---- names of points: on a narrow screen, some need another side, and some have no room (`_with_sides` in panels.py)
 
 function arrange(plot) {
   const room = plot.getBoundingClientRect();
@@ -346,7 +346,7 @@ function arrange(plot) {
       return !taken.some((other) => other.left !== point.left && box.left < other.right && other.left < box.right
         && box.top < other.bottom && other.top < box.bottom);
     };
-    const side = [wanted, "right", "left", "below-right", "below-left", "above-right", "above-left"].find(isFree);
+    const side = [wanted, ...DATA.sides].find(isFree);
     if (side) taken.push(name.getBoundingClientRect());
     else name.className = "right hidden";
   }
@@ -542,7 +542,7 @@ function accuracyWords(row) {
 }
 
 function compare(first, second, place) {
-  const sentence = `${accuracyWords(first)}, ${accuracyWords(second)} of the test images of ${first.label} right.`;
+  const sentence = `Right on the test images of ${first.label}: ${accuracyWords(first)}; ${accuracyWords(second)}.`;
   const matrix = scrollRegion("Difference of two confusion matrices", differenceMatrix(first, second));
   const shared = sharedRights(first, second);
   const classes = scrollRegion("Accuracy by class of two networks", recalls(first, second, shared));

@@ -215,8 +215,8 @@ def reference_origin(records: Sequence[Record]) -> str:
         lengths = f"fast networks had up to {high} epochs, slow ones as few as {low}, for lack of time"
     devices = listed(dict.fromkeys(reference.device for reference in found), " and ")
     return (
-        "Reference trainings are longer ones that the authors of the package ran (settings: experiments/bench), "
-        f"here on {devices}: {lengths}, so a network may become better still."
+        f"Reference trainings were run by the authors of the package, on {devices} (settings: experiments/bench): "
+        f"{lengths}. Longer trainings may reach more."
     )
 
 

@@ -20,7 +20,7 @@ from cnnbench.report.charts import MOST_NUMBERED_CLASSES, matrix_note, matrix_ti
 from cnnbench.report.columns import Column
 from cnnbench.report.contenders import Contender, contenders, rivals_by_label, values_of
 from cnnbench.report.findings import LATENCY, front
-from cnnbench.report.panels import CurvePanel, Line, Panel, Point, curve_panels, scatter_panels
+from cnnbench.report.panels import NAME_SIDES, CurvePanel, Line, Panel, Point, curve_panels, scatter_panels
 from cnnbench.report.settings import in_group
 from cnnbench.report.side_by_side import side_by_side
 
@@ -210,10 +210,10 @@ class Page:
         return self.anchors.get(id(shown.record), "")
 
     def data(self) -> dict[str, Any]:
-        """Return what the script reads to compare two networks."""
+        """Return what the script reads: sides of the names of points, and what it needs to compare two networks."""
         seeds = any(column.key == "seed" for column in self.columns)
         rows = [(row.anchor, row.record) for row in self._all_rows()]
-        return side_by_side(rows, self.report.pairs.verdicts, seeds)
+        return {"sides": NAME_SIDES, **side_by_side(rows, self.report.pairs.verdicts, seeds)}
 
 
 def _anchor(record: Record, seen: Counter[str]) -> str:

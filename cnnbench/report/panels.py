@@ -30,8 +30,8 @@ LINES = ("", "6 3", "2 3", "8 3 2 3")
 """Dashes of the curves whose colours repeat, in pixels: a stroke, a gap, and so on; empty for a solid line."""
 
 
-SIDES = ("right", "left", "below-right", "below-left", "above-right", "above-left")
-"""Sides of a point on which its name may stand, in order of preference."""
+NAME_SIDES = ("right", "left", "below-right", "below-left", "above-right", "above-left")
+"""Sides of a point on which its name may stand, in order of preference; the page's script reads them too."""
 _WIDTH, _HEIGHT = 420, 272
 """Usual size of a panel on the page in pixels, for which names are placed."""
 _LETTER, _LINE = 6.8, 14
@@ -88,7 +88,7 @@ class Point:
         named: Whether its name is to be shown without being asked for.
         short: Whether its accuracy is that of a short training.
         record: First record of the network.
-        side: Side of the point on which its name stands, one of `SIDES`; empty if the name is not shown.
+        side: Side of the point on which its name stands, one of `NAME_SIDES`; empty if the name is not shown.
     """
 
     name: str
@@ -308,6 +308,10 @@ def _with_sides(points: Sequence[Point]) -> list[Point]:
     """Return the points with the side on which each name stands, so that no name covers another or a point.
 
     Names are placed one after the other; a name for which no side is free is shown only when it is pointed at.
+
+    The page's script places the names again (``arrange`` in ``pages/report.js``). Both are needed: a page without
+    scripts has these sides alone, which fit a panel of the usual size, and only a browser knows how wide a panel and
+    its texts are on a phone.
     """
     taken = []
     for point in points:
@@ -316,7 +320,7 @@ def _with_sides(points: Sequence[Point]) -> list[Point]:
     placed = []
     for point in points:
         side = ""
-        for candidate in SIDES if point.named else ():
+        for candidate in NAME_SIDES if point.named else ():
             box = _name_box(point, candidate)
             inside = box.left >= -20 and box.right <= _WIDTH + 8
             if inside and not any(box.meets(other) for other in taken):
