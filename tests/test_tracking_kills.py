@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,6 +111,39 @@ def test_a_recording_that_was_torn_never_holds_up_the_others(
     # And without the damaged run, nothing is left.
     shutil.rmtree(one.parent)
     assert uploading.waiting(Path("run/wandb")) == []
+
+
+def test_a_recording_that_the_client_writes_late_is_not_taken_for_a_torn_one(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B's service writes the file some milliseconds after `finish` has returned; here it is even later."""
+    tracker = CellTracker(Connection("offline", Target(project="cnnbench")), Path("run"))
+    tracker.begin(_record("LeNet5"))
+    finish, (file,) = tracker.run.finish, _recordings(Path("run"))
+    timers = []
+
+    def late(**words: Any) -> None:
+        finish(**words)
+        uploading.wait_until_written(file.parent)
+        content = file.read_bytes()
+        file.write_bytes(b"")
+        timers.append(threading.Timer(0.5, file.write_bytes, [content]))
+        timers[0].start()
+
+    monkeypatch.setattr(tracker.run, "finish", late)
+    tracker.end(_record("LeNet5"))
+    tracker.close()
+    timers[0].join()
+    assert [path.name for path in Path("run/wandb").glob("*offline-run-*")] == [file.parent.name]
+    (line,) = _notes(capsys)
+    assert "1 run recorded offline" in line
+
+
+def test_a_recording_that_is_never_written_is_waited_for_a_while(tmp_path: Path) -> None:
+    (tmp_path / "run.wandb").write_bytes(b"")
+    start = time.monotonic()
+    uploading.wait_until_written(tmp_path, seconds=0.1)
+    assert 0.1 <= time.monotonic() - start < 5
 
 
 def test_the_client_refuses_what_counts_as_torn(stub: Stub) -> None:

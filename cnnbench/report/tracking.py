@@ -27,7 +27,15 @@ from cnnbench.predictions import Examples
 from cnnbench.record import Record
 from cnnbench.report import wandb_panels
 from cnnbench.report.pictures import matrix_names
-from cnnbench.report.uploading import Uploader, ask, is_uploaded, replace_run, set_torn_aside, waiting
+from cnnbench.report.uploading import (
+    Uploader,
+    ask,
+    is_uploaded,
+    replace_run,
+    set_torn_aside,
+    wait_until_written,
+    waiting,
+)
 from cnnbench.text import printable
 
 Mode = Literal["off", "offline", "online"]
@@ -421,6 +429,8 @@ class Tracker:
             return
         self.attempt(lambda: logged.summary.update(wandb_panels.plain_summary(run)))
         self.attempt(lambda: run.finish(exit_code=1 if failed else 0))
+        # Otherwise `set_torn_aside` takes it for the recording of a run that was killed.
+        self.attempt(lambda: wait_until_written(Path(run.dir).parent))
         # This is noted last and only if all has gone well, so that what was interrupted is logged again.
         if not self._failed:
             logged.done, logged.ended = done, True

@@ -35,6 +35,8 @@ LOG_FILE = "upload.log"
 """File in the folder of a run with what its last upload has printed."""
 END = "cnnbench: the upload has ended"
 """Last line of that file, unless the upload was ended before it was complete."""
+WRITTEN_S = 10.0
+"""Longest time to wait, in seconds, for the recording of a run that has ended."""
 _TOO_LONG = "the server takes too long"
 _FILE_HEADER, _CHUNK_HEADER = 7, 7
 """Bytes at the start of a file of W&B, and of each chunk in it; see `_is_torn`."""
@@ -265,6 +267,24 @@ def replace_run(folder: Path, identity: str) -> None:
     for run in waiting(folder):
         if run.name.endswith(f"-{identity}"):
             run.rename(run.with_name(f"replaced-{run.name}"))
+
+
+def wait_until_written(run: Path, seconds: float = WRITTEN_S) -> None:
+    """Wait until the recording of a run that has just ended can be read.
+
+    W&B's service writes the file, and ``run.finish()`` tells it that the run has ended without waiting for an answer.
+    Of a short run, nothing is on the disk before that, so for some milliseconds the file looks like a torn one.
+
+    Args:
+        run: Folder of the run.
+        seconds: Longest time to wait, since the service may have been killed.
+    """
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        files = list(run.glob("*.wandb"))
+        if files and not any(_is_torn(file) for file in files):
+            return
+        time.sleep(0.01)
 
 
 def set_torn_aside(folder: Path) -> list[Path]:
