@@ -198,7 +198,7 @@ def parse_record(value: Any, where: str = "the record") -> Record:
             wrong.
     """
     # Importing pydantic takes a tenth of a second, which commands that read no records should not spend.
-    from cnnbench.schemas import check_record
+    from cnnbench.schemas import check_record, in_utc
 
     # These keys tell a record from other JSON files.
     if not isinstance(value, dict) or not {"model", "data", "schema"} <= value.keys():
@@ -210,7 +210,11 @@ def parse_record(value: Any, where: str = "the record") -> Record:
     content = without_checksum(value, where, check=False)
     check_record(content, where)
     without_checksum(value, where)
-    return Record(**content)
+    # A figure that is null in the file is one that is missing, so no reader has to tell the two apart.
+    measures = {key: figure for key, figure in content.get("measures", {}).items() if figure is not None}
+    training = content.get("training") or {}
+    # Records are sorted by this text, and its first ten characters are shown as the day.
+    return Record(**{**content, "measures": measures, "training": training, "created": in_utc(content["created"])})
 
 
 def load_records(paths: Iterable[Path]) -> list[Record]:

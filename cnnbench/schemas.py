@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import datetime, timezone
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -159,7 +159,7 @@ class _Measures(_Strict):
     cold_ms: dict[str, Above0] | None = None
     conditions: dict[str, Fact] | None = None
     suspect: list[Text] = []
-    process_rounds: list[Count] = []
+    process_rounds: list[Positive] = []
     process_cold_ms: list[dict[str, Above0]] = []
     process_conditions: list[dict[str, Fact]] = []
     limits: dict[str, JsonValue] | None = None
@@ -299,8 +299,8 @@ def contradictions(record: Mapping[str, Any]) -> Iterator[str]:
     if (record["status"] == "error") != bool(reason):
         yield f"status is '{record['status']}' and reason is '{reason}': errors have a reason, others have none"
     try:
-        datetime.fromisoformat(record["created"])
-    except ValueError:
+        in_utc(record["created"])
+    except (ValueError, OverflowError):
         yield f"created is '{record['created']}': it should be a date and time such as 2026-01-31T12:00:00+00:00"
     measures = record.get("measures", {})
     yield from _data(record)
@@ -308,6 +308,22 @@ def contradictions(record: Mapping[str, Any]) -> Iterator[str]:
     yield from _confusion(record, measures)
     yield from measures_contradictions(measures)
     yield from _training(record)
+
+
+def in_utc(created: str) -> str:
+    """Return the time of a record in UTC, in the form in which `cnnbench.record.Record` stores it.
+
+    Args:
+        created: Time in a format of ISO 8601; without a time zone, it is taken to be in UTC.
+
+    Raises:
+        ValueError: The text is no such time.
+        OverflowError: The time in UTC is before the year 1 or after the year 9999.
+    """
+    time = datetime.fromisoformat(created)
+    if time.tzinfo is None:
+        time = time.replace(tzinfo=timezone.utc)
+    return time.astimezone(timezone.utc).isoformat()
 
 
 def _data(record: Mapping[str, Any]) -> Iterator[str]:

@@ -82,3 +82,35 @@ def test_environment_names_what_a_result_depends_on() -> None:
     assert found["threads"] == 3
     assert re.match(r"\d+\.\d+", found["packages"]["torch"])
     json.dumps(found)
+
+
+def test_a_figure_that_is_null_is_one_that_is_missing() -> None:
+    document = asdict(make_record())
+    # Each of them may be missing, by its schema; the median goes with its samples.
+    for key in ("latency_ms_median", "samples_ms", "test_accuracy_low", "test_accuracy_high", "params", "flops"):
+        document["measures"][key] = None
+    record = parse_record(document)
+    assert None not in record.measures.values()
+    assert set(record.measures) == {"macs", "activations", "images_per_s", "train_images_per_s", "test_accuracy"}
+    assert parse_record({**document, "training": None}).training == {}
+
+
+@pytest.mark.parametrize(
+    ("created", "expected"),
+    [
+        # Five hours behind UTC, so it is the next day there.
+        ("2026-11-30T23:30:00-05:00", "2026-12-01T04:30:00+00:00"),
+        ("2026-12-02T01:00:00+14:00", "2026-12-01T11:00:00+00:00"),
+        ("2026-12-02 10:00:00", "2026-12-02T10:00:00+00:00"),
+        ("2026-12-02", "2026-12-02T00:00:00+00:00"),
+        ("2026-12-02T10:00:00+00:00", "2026-12-02T10:00:00+00:00"),
+    ],
+)
+def test_the_time_of_a_record_is_in_utc_whatever_the_file_says(created: str, expected: str) -> None:
+    assert parse_record({**asdict(make_record()), "created": created}).created == expected
+
+
+@pytest.mark.parametrize("created", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:00:00-02:00", "yesterday", "2026"])
+def test_a_time_that_no_calendar_has_is_refused(created: str) -> None:
+    with pytest.raises(UserError, match="it should be a date and time"):
+        parse_record({**asdict(make_record()), "created": created})

@@ -93,6 +93,7 @@ CONTRADICTIONS: list[tuple[tuple, Any, str]] = [
     (("measures", "latency_ms_median"), -0.25, "greater than 0"),
     (("measures", "latency_ms_median"), 0.26, "the median of its samples is 0.25"),
     (("measures", "samples_ms"), {"latency": []}, "samples_ms.latency is empty"),
+    (("measures", "process_rounds"), [12, 0], "process_rounds.1 is 0: input should be greater than or equal to 1"),
     (("confusion_matrix",), [[9]], "1 rows of 1 numbers; 3 classes need 3 rows of 3"),
     (("confusion_matrix",), [[4, 0, 0], [1, 2, 0]], "3 classes need 3 rows"),
     (("confusion_matrix",), [[4, 0, 0], [1, 2], [0, 0, 3]], "3 classes need 3 rows"),
