@@ -87,13 +87,21 @@ def mean_loss(logits: np.ndarray, true: np.ndarray, temperature: float = 1.0) ->
 def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
     """Return the temperature with the smallest mean negative log likelihood (Guo et al. 2017, section 4.2).
 
-    The loss has a single minimum, since it is convex in the inverse of the temperature. Where it falls up to a limit,
-    as it does if every image is classified right, the temperature is that limit.
+    The loss has a single minimum, since it is convex in the inverse of the temperature. If every image is classified
+    right, it falls up to the lower limit, which is the temperature then. If all classes have equal logits, every
+    temperature has the same loss, and the temperature is 1.
 
     Args:
         logits: Logits of images that are neither training nor test images, (N, K).
         true: Index of the true class of each image, (N,).
     """
+    largest = logits.max(axis=1)
+    if (largest == logits.min(axis=1)).all():
+        return 1.0
+    # The loss of an image that is classified right by far is rounded to 0 at every temperature, so that the search
+    # below would end anywhere.
+    if (logits[np.arange(len(true)), true] == largest).all():
+        return 1 / LARGEST_TEMPERATURE
     limit = math.log(LARGEST_TEMPERATURE)
     found = optimize.minimize_scalar(
         lambda log: mean_loss(logits, true, math.exp(log)), bounds=(-limit, limit), method="bounded"

@@ -198,6 +198,19 @@ def test_the_loss_is_torchs_cross_entropy() -> None:
     assert mean_loss(logits, true, 2.0) == pytest.approx(float(expected))
 
 
-def test_a_temperature_without_a_minimum_stops_at_its_limit() -> None:
-    logits = np.array([[0.2, 0.0], [0.0, 0.2]])
-    assert fit_temperature(logits, np.array([0, 1])) == pytest.approx(1 / LARGEST_TEMPERATURE, rel=0.01)
+@pytest.mark.parametrize("margin", [0.2, 5.0, 40.0, 1e4, 1e30])
+def test_a_temperature_without_a_minimum_stops_at_its_limit(margin: float) -> None:
+    """The loss, log(1 + exp(-margin / temperature)), falls with the temperature, also where it is rounded to 0."""
+    true = np.array([0, 1])
+    right = margin * np.eye(2)
+    assert fit_temperature(right, true) == pytest.approx(1 / LARGEST_TEMPERATURE, rel=0.01)
+    # With every image classified wrong, it rises.
+    assert fit_temperature(right, 1 - true) == pytest.approx(LARGEST_TEMPERATURE, rel=0.01)
+
+
+@pytest.mark.parametrize("classes", [1, 10])
+def test_equal_logits_of_all_classes_leave_the_temperature_at_one(classes: int) -> None:
+    logits = np.repeat(np.array([[0.0], [7.0], [-3.0]]), classes, axis=1)
+    true = np.zeros(3, dtype=int)
+    assert fit_temperature(logits, true) == 1.0
+    assert mean_loss(logits, true) == pytest.approx(math.log(classes))
