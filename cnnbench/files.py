@@ -342,6 +342,27 @@ def _nodes_in(node: Any, where: str) -> list[Any]:
     return list(itertools.chain.from_iterable(node.value))  # the nodes of the keys count too
 
 
+def make_folder(folder: Path, option: str = "") -> Path:
+    """Create the folder that a command will write to, before anything takes time, and return it.
+
+    Args:
+        folder: Folder to create, if it does not exist.
+        option: Option of the command that names the folder, such as ``--out``; empty if none does.
+
+    Raises:
+        UserError: The folder cannot be created or written to.
+    """
+    mend = f"give another {option}" if option else "start the command in a folder that can be written to"
+    name = f"{option} {folder}" if option else f"folder {folder}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{name} cannot be made: {reason(error)}; {mend}") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{name} is closed to writing; {mend}")
+    return folder
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` when the block ends without an error.

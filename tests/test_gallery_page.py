@@ -6,6 +6,8 @@ import base64
 import hashlib
 import io
 import re
+import shlex
+import signal
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,11 @@ from torch import nn
 from cnnbench.cli import main
 from cnnbench.commands import gallery
 from cnnbench.commands.gallery_network import describe_shipped, describe_training, history
-from cnnbench.errors import UserError
+from cnnbench.errors import Stopped, UserError
 from cnnbench.explain import Explanation, Table, run
 from cnnbench.explain.exercises import exercises
 from cnnbench.explain.gallery import PARTS, Trained, chosen_parts, page
+from cnnbench.options import parse
 from cnnbench.references import weights_file
 
 MINUS = "\N{MINUS SIGN}"
@@ -84,6 +87,41 @@ def test_what_cannot_be_shown_is_one_line(
     assert main(["explain", "gallery", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not Path("results").exists()
+
+
+@pytest.mark.parametrize("options", [["--ckpt_path", str(weights_file("SimpleCNN", "MNIST"))], ["--train"]])
+def test_folder_that_cannot_be_made_is_refused_before_anything_takes_time(
+    options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for slow in ("run_tool", "train"):
+        monkeypatch.setattr(gallery, slow, lambda *_: pytest.fail("the tools were run"))
+    Path("file").write_text("mine")
+    assert main(["explain", "gallery", *options, "--data", "Synthetic", "--out", "file/made"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "file" in line]
+    assert line == "cnnbench: --out file/made cannot be made: Not a directory; give another --out"
+    assert Path("file").read_text() == "mine"
+
+
+def test_page_that_is_stopped_after_its_training_says_how_to_show_the_network(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = weights_file("SimpleCNN", "CIFAR10")
+    described = describe_training(checkpoint, images="Synthetic")
+    monkeypatch.setattr("cnnbench.commands.gallery_network.describe_training", lambda *_: described)
+
+    def stop(*_: object) -> None:
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr(gallery, "train", lambda *_: checkpoint)
+    monkeypatch.setattr(gallery, "run_tool", stop)
+    words = ["--data", "Synthetic", "--parts", "filters,parameters", "--out", "a folder"]
+    assert main(["explain", "gallery", "--train", *words]) == 143
+    last = capsys.readouterr().err.splitlines()[-1]
+    start = "cnnbench: stopped by SIGTERM; the trained network was kept; show it with: cnnbench "
+    assert last.startswith(start)
+    # The command line that is printed is one that the command takes, with the same parts and the same folder.
+    found = parse(gallery.Options, shlex.split(last.removeprefix(start))[2:], "cnnbench explain gallery", "")
+    assert found == gallery.Options(ckpt_path=checkpoint, parts=("filters", "parameters"), out=Path("a folder"))
 
 
 def test_command_makes_a_page_of_a_checkpoint_without_training(capsys: pytest.CaptureFixture[str]) -> None:

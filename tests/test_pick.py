@@ -458,3 +458,17 @@ def test_pick_starts_without_torch_and_scipy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(ZOO)], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == ""
+
+
+def test_measure_does_not_time_for_a_folder_that_cannot_be_made(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pick_measure, "time_networks", lambda *_: pytest.fail("it was timed"))
+    Path("results").write_text("mine")
+    assert main(["pick", "--data", "MNIST", "--accuracy", "99", "--max_params", "100k", "--measure"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    # No option names this folder, so none is proposed.
+    assert line == (
+        "cnnbench: folder results/speed cannot be made: Not a directory; "
+        "start the command in a folder that can be written to"
+    )

@@ -8,16 +8,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cnnbench import progress
 from cnnbench.console import note
-from cnnbench.errors import UserError, unknown
+from cnnbench.errors import Stopped, UserError, unknown
 from cnnbench.explain import run as run_tool
 from cnnbench.explain.options import TOOLS
-from cnnbench.files import write_text
+from cnnbench.files import make_folder, write_text
 from cnnbench.options import option
 from cnnbench.trust import OPTION
+
+if TYPE_CHECKING:
+    from cnnbench.explain.gallery import Trained
 
 EXAMPLE = "--ckpt_path results/runs/ResNet18-CIFAR10/<date>/checkpoints/last.ckpt --out gallery"
 MODEL = "SimpleCNN(convs=5x5,batch_norm=True,dropout=0.0)"
@@ -129,11 +132,11 @@ def run(options: Options) -> int:
     """Find or train a network, run every tool on it and write ``index.html``; return 0.
 
     Raises:
-        UserError: The checkpoint or the data is missing, or they do not fit each other.
+        UserError: The checkpoint or the data is missing, they do not fit each other, or the folder of the page cannot
+            be written to.
     """
     # These imports take a second or two, and the help of the command does without them.
     from cnnbench.commands.gallery_network import describe_shipped, describe_training
-    from cnnbench.explain.gallery import chosen_parts, page
 
     start = time.perf_counter()
     if options.data_dir:  # the tools take the folder from the environment
@@ -141,10 +144,43 @@ def run(options: Options) -> int:
     if options.trains:
         checkpoint, command = _train(options)
         trained = describe_training(checkpoint, command, options.trust)
-    elif options.ckpt_path is not None:
+        try:
+            _write_page(options, trained, start)
+        except Stopped as stop:
+            stop.hint = f"the trained network was kept; show it with: {shlex.join(_words_to_show(options, checkpoint))}"
+            raise
+        return 0
+    if options.ckpt_path is not None:
         trained = describe_training(options.ckpt_path, "", options.trust, options.data)
     else:
         trained = describe_shipped(SHIPPED, options.data or TRAINED_ON)
+    _write_page(options, trained, start)
+    return 0
+
+
+def _words_to_show(options: Options, checkpoint: Path) -> list[str]:
+    """Return the command that makes the page of a network that was trained for it."""
+    words = ["cnnbench", "explain", "gallery", "--ckpt_path", str(checkpoint), "--out", str(options.out)]
+    if options.parts is not None:
+        words += ["--parts", ",".join(options.parts)]
+    if options.blurpool:
+        words.append("--blurpool")
+    if options.trust:
+        words += [OPTION, ",".join(options.trust)]
+    return words
+
+
+def _write_page(options: Options, trained: Trained, start: float) -> None:
+    """Run every tool on a network and write ``index.html``.
+
+    Args:
+        options: Options of the command.
+        trained: Network of the page.
+        start: When the command started, in seconds of `time.perf_counter`.
+    """
+    from cnnbench.explain.gallery import chosen_parts, page
+
+    make_folder(options.out, "--out")
     parts = chosen_parts(options.parts, options.blurpool)
     shown = []
     for number, part in enumerate(parts, 1):
@@ -156,13 +192,13 @@ def run(options: Options) -> int:
     with progress.doing("writing the page"):
         write_text(path, page(shown, trained))
     note(f"gallery: {path} ({time.perf_counter() - start:.0f} s)")
-    return 0
 
 
 def _train(options: Options) -> tuple[Path, str]:
     """Train a network by ``cnnbench fit``, and return its checkpoint and the command that trained it."""
     runs = options.out / "runs"
     recipe = _recipe(options)
+    make_folder(options.out, "--out")
     note(f"training a network, {_length(options)}")
     fit_options = [*recipe, f"--out={runs}"]
     if options.trust:

@@ -11,8 +11,9 @@ from typing import NamedTuple
 from cnnbench.commands.named_networks import find_networks
 from cnnbench.commands.pick import Known, names_to_time, speed_options
 from cnnbench.commands.pick import Options as PickOptions
-from cnnbench.commands.speed_run import make_folder, time_networks, without_times
+from cnnbench.commands.speed_run import time_networks, without_times
 from cnnbench.console import note
+from cnnbench.files import make_folder
 from cnnbench.record import Record, write_lines
 from cnnbench.report.choice import network_name, timings
 from cnnbench.report.choice_words import few
@@ -63,7 +64,7 @@ def measure(options: PickOptions, known: Known, settings: Sequence[Setting], fol
         note("nothing to time: all times are known")
         return Measured([], here)
     note(f"timing {few([network.name for network in missing])}; accuracies are not measured")
-    path = _new_file(make_folder(folder, "records"))
+    path = _new_file(make_folder(folder))
     records = time_networks(speed_options(options, known.images, [n.name for n in missing]), missing)
     write_lines(path, records)
     note(f"records: {path}")

@@ -7,7 +7,6 @@ benchmark switch. Every network is timed in every way that the options name, and
 from __future__ import annotations
 
 import itertools
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +23,7 @@ from cnnbench.console import note, out, out_json, show, stdout_kept
 from cnnbench.engines import ENGINES, FORMATS, TORCH, find_engine
 from cnnbench.engines.export import bytes_of_weights, write_for_engine
 from cnnbench.errors import Stopped, UserError, unknown
-from cnnbench.files import replacing
+from cnnbench.files import make_folder, replacing
 from cnnbench.network import Network
 from cnnbench.record import KINDS, Record, environment, write_lines
 from cnnbench.registry import split_names
@@ -73,9 +72,9 @@ def speed(options: Options) -> int:
     # Folders are made once nothing else can be refused, and before anything is timed.
     folder = options.out or DEFAULT_OUT
     if options.limits:
-        make_folder(folder, "out")
+        make_folder(folder, "--out")
     if options.records is not None:
-        make_folder(options.records.parent, "records")
+        make_folder(options.records.parent, "--records")
     rows = [Row(*pair) for pair in itertools.product(networks, ways)]
     records = _time_rows(options, config, rows)
     picture = None
@@ -163,25 +162,6 @@ def _check_ways(options: Options, config: SpeedConfig, ways: Sequence[Way | None
     for name, used in (("limits", options.limits), ("sweep", options.sweep)):
         if used and (len(ways) > 1 or options.processes > 1):
             raise UserError(f"--{name} is for one way and one process; leave out --processes, or the other ways")
-
-
-def make_folder(folder: Path, option: str) -> Path:
-    """Create the folder that an option of the command writes to, before anything is timed, and return it.
-
-    Args:
-        folder: Folder to create, if it does not exist.
-        option: Name of the option, for the message.
-
-    Raises:
-        UserError: The folder cannot be created or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{option} {folder} cannot be made: {error.strerror}; give another --{option}") from error
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{option} {folder} is closed to writing; give another --{option}")
-    return folder
 
 
 def _measure(
