@@ -495,16 +495,16 @@ def test_curves_of_many_networks_are_drawn_by_family_and_none_is_lost() -> None:
 def test_answer_names_the_best_the_fastest_near_it_and_the_fastest_of_all() -> None:
     networks = _networks(("Best", 9.0, 0.9), ("Near", 3.0, 0.88), ("Far", 1.0, 0.8))
     assert answers(networks) == [
-        "Most accurate on MNIST: Best, 90.0 %; not clearly better than Near (88.0 %). Fastest with nearly that accuracy "
-        "(at least 87.5 %, which is at most 5 wrong images for every 4 of Best): Near, 88.0 %, 3.00 ms; Best needs "
-        "9.00 ms. Fastest of all: Far, 80.0 %, 1.00 ms."
+        "Most accurate on MNIST: Best, 90.0 %; not clearly better than Near (88.0 %). Fastest with nearly that "
+        "accuracy (at least 87.5 %, which is at most 5 wrong images for every 4 of Best): Near, 88.0 %, 3.00 ms; "
+        "Best needs 9.00 ms. Fastest of all: Far, 80.0 %, 1.00 ms."
     ]
     # 0.874 has 1.26 times the errors of 0.9, just too many.
     networks = _networks(("Best", 9.0, 0.9), ("Near", 3.0, 0.874))
     assert answers(networks) == [
-        "Most accurate on MNIST: Best, 90.0 %. No network with nearly that accuracy (at least 87.5 %, which is at most 5 "
-        "wrong images for every 4 of Best) is faster than Best, which needs 9.00 ms. Fastest of all: Near, 87.4 %, 3.00 "
-        "ms."
+        "Most accurate on MNIST: Best, 90.0 %. No network with nearly that accuracy (at least 87.5 %, which is at most "
+        "5 wrong images for every 4 of Best) is faster than Best, which needs 9.00 ms. Fastest of all: Near, 87.4 %, "
+        "3.00 ms."
     ]
 
 

@@ -91,7 +91,7 @@ def test_a_sentence_says_what_it_stands_on() -> None:
     assert verdict.sentence.startswith(start)
     assert "McNemar's test, exact binomial, p = 0.500 by Holm for 1 pair)" in verdict.sentence
     assert "2 images are right with A only, 0 with B only." in verdict.sentence
-    assert verdict.sentence.endswith("A star marks a short training (3.2 epochs); longer ones may rank the two differently.")
+    assert verdict.sentence.endswith("short training (3.2 epochs); longer ones may rank the two differently.")
     text = to_markdown(Report(load_records([Path("run")])))
     assert "Each network against the next best, image by image" in text
     assert "are not shown to differ" in text

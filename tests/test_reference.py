@@ -336,7 +336,7 @@ def test_weights_that_are_not_there_are_one_line(
 
 def test_the_report_says_where_reference_trainings_come_from_and_why_some_are_short(known: Path) -> None:
     records = _benchmark()
-    assert reference_origin(records).startswith("Reference trainings were run by the authors of the package, on Test CPU")
+    assert reference_origin(records).startswith("Reference trainings were run by the authors of the package, on Test")
     assert ": they had 30 epochs." in reference_origin(records)
     assert reference_origin(records) in to_markdown(Report(records))
     full = [_trained("LeNet5", 9, 416520, 10.0, converged=True)]

@@ -124,9 +124,7 @@ def _cheaper(ranked: Sequence[Contender], cost: str) -> str:
     if choice is best:
         sentence = f"No network {near_words} is {more} than {best.name}, which needs {_cost_words(best, cost)}."
     else:
-        sentence = (
-            f"{most} {near_words}: {_with_cost(choice, cost)}; {best.name} needs {_cost_words(best, cost)}."
-        )
+        sentence = f"{most} {near_words}: {_with_cost(choice, cost)}; {best.name} needs {_cost_words(best, cost)}."
     if cheapest is not choice:
         sentence += f" {most} of all: {_with_cost(cheapest, cost)}."
     return sentence

@@ -125,7 +125,8 @@ class Verdict:
         epochs = [entry.records[0].training.get("epochs", 0.0) for entry in (self.first, self.second)]
         numbers = dict.fromkeys(f"{number:.2g}" for number in epochs)
         unit = "epoch" if list(numbers) == ["1"] else "epochs"
-        return f" A star marks a short training ({' and '.join(numbers)} {unit}); longer ones may rank the two differently."
+        trained = f"{' and '.join(numbers)} {unit}"
+        return f" A star marks a short training ({trained}); longer ones may rank the two differently."
 
     def document(self) -> dict[str, Any]:
         """Return the verdict for JSON and CSV; accuracies are shares."""
@@ -298,12 +299,12 @@ class Pairs:
 
 
 _EXPLANATION = (
-    "Each row compares a network with the next most accurate one, on the same test images under the same settings. First "
-    "only and second only: images that one of the two gets right and the other does not. With one seed each, the test is "
-    "McNemar's (exact below 25 such images, else chi-square with continuity correction), the interval is a bootstrap "
-    "over images that are the same for both, and both are about these two trained networks. With several seeds each, "
-    "seeds and images are resampled, and Student's distribution allows for few seeds. The p values are corrected by "
-    "Holm's method for all pairs on the data set; the intervals are not."
+    "Each row compares a network with the next most accurate one, on the same test images under the same settings. "
+    "First only and second only: images that one of the two gets right and the other does not. With one seed each, the "
+    "test is McNemar's (exact below 25 such images, else chi-square with continuity correction), the interval is a "
+    "bootstrap over images that are the same for both, and both are about these two trained networks. With several "
+    "seeds each, seeds and images are resampled, and Student's distribution allows for few seeds. The p values are "
+    "corrected by Holm's method for all pairs on the data set; the intervals are not."
 )
 
 

@@ -151,9 +151,7 @@ ALL = (
     Setting("engine", "config", (*ACCURACY, *TIMES), "row", unsaid="torch"),
     Setting("cudnn_benchmark", "config", (*ACCURACY, *TIMES), "row", "cuDNN benchmark {}".format, unsaid=False),
     Setting("device", "environment", TIMES, "row", _OR_NOT_SAID),
-    Setting(
-        f"device{TIME_LIMITED}", "environment", ACCURACY, "", _or_nothing("{}"), read=_if_time_limited("device")
-    ),
+    Setting(f"device{TIME_LIMITED}", "environment", ACCURACY, "", _or_nothing("{}"), read=_if_time_limited("device")),
     # How many images are computed at once. Latency is always that of one image.
     Setting("batch_size", "config", ("accuracy", "training"), "row", "batch {}".format),
     Setting("images_per_step", "config", ACCURACY, "row", _or_nothing("{} images per step"), read=_images_per_step),

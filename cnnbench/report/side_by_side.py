@@ -59,7 +59,8 @@ def side_by_side(rows: Sequence[tuple[str, Record]], verdicts: Sequence[Verdict]
         if counts is None or len(counts) ** 2 > counts_left:
             continue
         counts_left -= len(counts) ** 2
-        row: dict[str, Any] = {"anchor": anchor, "title": printable(record.title), "seed": record.seed if seeds else None}
+        seed = record.seed if seeds else None
+        row: dict[str, Any] = {"anchor": anchor, "title": printable(record.title), "seed": seed}
         row |= {"counts": counts, "network": networks[id(record)], "training": _training_words(record)}
         shown.append(row | tests.facts(record))
     pairs = []
@@ -137,9 +138,7 @@ class _Tests:
         bits = np.packbits(predictions.right[order])
         return {"sequence": sequence, "bits": base64.b64encode(bits.tobytes()).decode()}
 
-    def _said_of_disputed(
-        self, label: str, record: Record, file: Path, predictions: Predictions
-    ) -> list[int] | None:
+    def _said_of_disputed(self, label: str, record: Record, file: Path, predictions: Predictions) -> list[int] | None:
         """Return the class that a network gives to each disputed image of its data set; None if that is not known.
 
         Args:
