@@ -91,9 +91,9 @@ class Goal(L.Callback):
             self._evaluate(trainer, pl_module)
 
     def _evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Evaluate the network with the clock stopped, and end the training if the goal is reached."""
+        """Pause the clock, evaluate the network, and end the training if the goal is reached."""
         assert isinstance(pl_module, ImageClassifier)
-        self._clock.on_validation_start(trainer, pl_module)
+        self._clock.pause(pl_module.device)
         self._last = trainer.global_step
         # The schedule of the evaluations depends on the planned step, and not on the one that a call ended with.
         while self._due <= self._last:

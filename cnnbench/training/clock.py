@@ -33,30 +33,40 @@ class TrainingClock(L.Callback):
         """Return the seconds of training so far."""
         return self._used_s + (self._clock() - self._since if self._since is not None else 0.0)
 
-    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+    def resume(self) -> None:
+        """Let the clock run; nothing changes if it is running."""
         if self._since is None:
             self._since = self._clock()
 
-    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        if self._since is None:  # the clock was stopped for a validation within the epoch
-            self._since = self._clock()
+    def pause(self, device: torch.device) -> None:
+        """Stop the clock once a GPU has finished the work that it has been given; nothing changes if it is stopped.
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)  # work that is still queued belongs to training
+        Args:
+            device: Device that trains.
+        """
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # work that is still queued belongs to training
         # The right-hand side is computed first, while the clock still runs.
         self._used_s, self._since = self.used_s, None
 
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.resume()
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.resume()  # it was paused if a validation took place within the epoch
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.pause(pl_module.device)
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Stopping a clock that stands changes nothing, so several of these calls may follow each other.
-        self.on_validation_start(trainer, pl_module)
+        self.pause(pl_module.device)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.on_validation_start(trainer, pl_module)
+        self.pause(pl_module.device)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         with contextlib.suppress(RuntimeError):  # the exception may come from a device that no longer works
-            self.on_validation_start(trainer, pl_module)
+            self.pause(pl_module.device)
 
     def state_dict(self) -> dict[str, Any]:
         # Lightning keeps this in its checkpoints, so that a resumed training adds to the time used before.
