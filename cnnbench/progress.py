@@ -3,6 +3,8 @@
 Code says what it is doing with `doing`. A thread, started by `watching`, prints that in a line when nothing has been
 printed for `SILENT_S` seconds; on a terminal it draws a bar, which the next line replaces. Inside `hushed`, where calls
 are timed, the thread sleeps without waking, and a line that is due is printed at the end of the block.
+
+There is one clock. Every line of progress begins with the time since the command began, which `stamp` returns.
 """
 
 from __future__ import annotations
@@ -36,7 +38,6 @@ class Step:
 
     def __init__(self, text: str | Callable[[], str], total: int = 0) -> None:
         self.text, self.total, self.done = text, total, 0
-        self._start = time.monotonic()
 
     def advance(self, text: str | Callable[[], str] | None = None) -> None:
         """Count one more part as done, and say what is next."""
@@ -45,11 +46,9 @@ class Step:
             self.text = text
 
     def words(self) -> str:
-        """Return what the work is, how far it is, and for how long it has been under way."""
+        """Return what the work is, and how far it is."""
         text = self.text if isinstance(self.text, str) else self.text()
-        if self.total:
-            text += f", {self.done} of {self.total}"
-        return f"{text}, {clock(time.monotonic() - self._start)}"
+        return f"{text}, {self.done} of {self.total}" if self.total else text
 
     def bar(self) -> str:
         """Return the words with a bar in front, if the number of parts is known."""
@@ -69,6 +68,7 @@ class _Watch:
         self.hushed = 0
         self.asleep = False
         self.drawer: Callable[[], None] | None = None
+        self.begun = time.monotonic()
 
 
 _watch = _Watch()
@@ -82,6 +82,11 @@ def _forget() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
+
+
+def stamp() -> str:
+    """Return the time since the command began, as minutes and seconds in brackets, such as ``[2:05]``."""
+    return f"[{clock(time.monotonic() - _watch.begun)}]"
 
 
 @contextlib.contextmanager
@@ -124,6 +129,7 @@ def watching(text: str) -> Iterator[None]:
             return
         watch = _watch
         spoke()
+        watch.begun = time.monotonic()
         watch.thread = threading.Thread(target=_run, args=(watch,), name="signs of life", daemon=True)
         watch.thread.start()
         try:
@@ -178,11 +184,11 @@ def _show_if_due(watch: _Watch) -> float:
     step, silent = watch.steps[-1], seconds_silent()
     if not has_bars():
         if silent >= SILENT_S:
-            note(f"still {step.words()}")
+            note(f"{stamp()} still {step.words()}")
             return SILENT_S
         return SILENT_S - silent
     if watch.drawer is not None:
         watch.drawer()
     elif silent >= FIRST_BAR_S:
-        draw_line(step.bar())
+        draw_line(f"{stamp()} {step.bar()}")
     return BAR_S

@@ -23,6 +23,7 @@ from conftest import make_record
 from scipy.stats import binomtest
 
 from cnnbench import catalog, console, progress
+from cnnbench.benchmark.display import LiveDisplay
 from cnnbench.cli import main
 from cnnbench.commands import count, fit_help
 from cnnbench.commands.fit_arguments import check_names as names_of_fit
@@ -193,7 +194,11 @@ def test_a_silent_command_says_what_it_does(quick_signs: None, capsys: pytest.Ca
     out, err = capsys.readouterr()
     assert out == ""
     lines = err.splitlines()
-    assert set(lines) == {"still running cnnbench x, 0:00", "still drawing, 1 of 3, 0:00"}
+    # The command has taken 0.7 s by the last line, which rounds to a second.
+    assert {re.sub(r"^\[0:0[01]\]", "[0:00]", line) for line in lines} == {
+        "[0:00] still running cnnbench x",
+        "[0:00] still drawing, 1 of 3",
+    }
     assert 4 <= len(lines) <= 8
     time.sleep(0.25)
     assert capsys.readouterr().err == ""  # the thread has ended
@@ -227,7 +232,7 @@ def test_the_thread_does_not_wake_while_something_is_timed(
                 assert capsys.readouterr().err == ""
             # What is due is printed between two rounds, by the thread that times.
             assert looks[0] is threading.main_thread()
-            assert capsys.readouterr().err.startswith("still timing, 0:0")
+            assert re.fullmatch(r"\[0:0\d\] still timing\n", capsys.readouterr().err)
 
 
 def test_rounds_are_timed_while_the_thread_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,9 +269,45 @@ def test_a_terminal_gets_a_bar_that_the_next_line_replaces(monkeypatch: pytest.M
             time.sleep(0.2)
         note("done")
     text = terminal.getvalue()
-    assert f"\r\x1b[K[{'#' * 6}{'-' * 18}] drawing, 1 of 4, 0:00" in text
+    assert f"\r\x1b[K[0:00] [{'#' * 6}{'-' * 18}] drawing, 1 of 4" in text
     assert "\r\x1b[Kdone\n" in text
     assert "\n" not in text.partition("done")[0]
+
+
+def test_the_bar_of_a_benchmark_replaces_the_line_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = _Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(progress, "FIRST_BAR_S", 0.0)
+    monkeypatch.setattr(progress, "BAR_S", 0.05)
+    with progress.watching("x"):
+        time.sleep(0.1)
+        with LiveDisplay() as display:
+            display.expect("speed", 20)
+            display.update("speed", 0.5, "round 1")
+    text = terminal.getvalue()
+    assert "[0:00] x" in text
+    assert "[0:00] speed" in text
+    # A code that removes a line would be seen if it had been printed as text.
+    assert "\\x" not in text
+
+
+def test_all_lines_of_progress_have_the_time_since_the_command_began(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "_run", lambda watch: None)  # the thread, in whose place this test looks
+    with progress.watching("running cnnbench bench"):
+        now[0] += 63
+        # The display and the step begin a minute after the command, whose clock they show nevertheless.
+        with LiveDisplay() as display, progress.doing("drawing", 3):
+            now[0] += 2
+            display.note("LeNet5: measured")
+            progress._show_if_due(progress._watch)  # nothing, since a line has just been printed
+            now[0] += 61
+            progress._show_if_due(progress._watch)
+    assert capsys.readouterr().err.splitlines() == ["[1:05] LeNet5: measured", "[2:06] still drawing, 0 of 3"]
 
 
 def test_a_plain_terminal_gets_lines(quick_signs: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +315,7 @@ def test_a_plain_terminal_gets_lines(quick_signs: None, monkeypatch: pytest.Monk
     monkeypatch.setattr("sys.stderr", terminal)
     with console.plain_output(), progress.watching("x"):
         time.sleep(0.25)
-    assert set(terminal.getvalue().splitlines()) == {"still x, 0:00"}
+    assert set(terminal.getvalue().splitlines()) == {"[0:00] still x"}
     assert not console.is_plain()
 
 

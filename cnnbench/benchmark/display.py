@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from cnnbench import progress
 from cnnbench.console import has_bars, make_console, spoke
@@ -53,15 +53,15 @@ class LiveDisplay:
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or make_console(stderr=True)
         self._pieces: dict[str, _Piece] = {}
-        self._start = self._moved = time.monotonic()
+        self._moved = time.monotonic()
         self._now = "starting"
         # The bar is drawn where this display or `cnnbench.progress` says so, and by no thread of rich's, which would
         # draw it ten times a second while something is timed.
         self._progress = Progress(
+            TextColumn("{task.fields[stamp]}", markup=False),
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TaskProgressColumn(),
-            TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
             TextColumn("{task.fields[text]}", style="dim", markup=False),
             console=self._console,
@@ -69,22 +69,25 @@ class LiveDisplay:
             auto_refresh=False,
             disable=not (self._console.is_terminal and has_bars()),
         )
-        self._task = self._progress.add_task("bench", total=1.0, left="", text="")
+        self._task = self._progress.add_task("bench", total=1.0, stamp="", left="", text="")
         self._alive = contextlib.ExitStack()
 
     def __enter__(self) -> LiveDisplay:
-        self._progress.start()
         self._alive.enter_context(progress.watching("measuring"))
         self._alive.enter_context(progress.doing(self.words))
         if not self._progress.disable:
             self._alive.enter_context(progress.drawing(self._draw))
+        # From its start on, rich prints what is written to stderr as text, also the codes that remove a line. So the
+        # line of `cnnbench.progress` has to be removed before.
+        spoke()
+        self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._alive.close()
         self._progress.stop()
+        self._alive.close()
 
     def expect(self, name: str, seconds: float) -> None:
         """Announce a piece of work by its name and its expected duration in seconds."""
@@ -128,12 +131,12 @@ class LiveDisplay:
             return
         done = sum(piece.share * piece.expected_s for piece in list(self._pieces.values()))
         total = sum(piece.expected_s for piece in list(self._pieces.values()))
-        self._progress.update(self._task, completed=done / total if total else 0.0, left=self.left())
+        share = done / total if total else 0.0
+        self._progress.update(self._task, completed=share, stamp=progress.stamp(), left=self.left())
         self._progress.refresh()
 
     def note(self, text: str) -> None:
-        """Print a line that stays on the screen, after the time since the start."""
-        minutes = clock(time.monotonic() - self._start)
-        line = f"[{minutes}] {printable(text)}"
+        """Print a line that stays on the screen, after the time since the command began."""
+        line = f"{progress.stamp()} {printable(text)}"
         spoke()
         self._console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
