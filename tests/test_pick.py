@@ -148,7 +148,7 @@ def test_nothing_that_satisfies_is_exit_code_1_with_the_nearest_misses(capsys: p
     lines = capsys.readouterr().out.splitlines()
     first = lines.index("Nearest misses:") + 1
     # MobileNetV2 has 94.43 % at 13.8 ms; DenseNet121, with 95.04 % at 36.02 ms, misses both.
-    assert lines[first] == "   MobileNetV2: 94.43 %, 0.62 points below 95.05 %"
+    assert lines[first] == "   MobileNetV2: 94.43 %, 0.62 points below 95.05 % (published)"
     misses = [line for line in lines[first : first + 6] if line.startswith("   ")]
     assert len(misses) == 5
 
@@ -277,6 +277,63 @@ def test_a_mean_over_seeds_counts(capsys: pytest.CaptureFixture[str]) -> None:
     _, document = answer(capsys, "r.jsonl", "--data", "MNIST")
     assert accuracy_of(document, "LeNet5") == (pytest.approx(22 / 30), "full training")
     assert "3 seeds" in json.dumps(document)
+
+
+def rows_of(text: str) -> dict[str, list[str]]:
+    """Return the cells of the rows of the table, by the name of the network; the header has the name ``Network``."""
+    rows = {}
+    for line in text.splitlines():
+        if line[:1] in ("\u2502", "\u2503"):
+            _, name, *cells = [
+                cell.strip() for cell in line.strip("\u2502\u2503").replace("\u2503", "\u2502").split("\u2502")
+            ]
+            rows[name] = cells
+    return rows
+
+
+def test_where_an_accuracy_comes_from_stands_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
+    records = [trained("mynets:own", 8), trained("LeNet5", 9), trained("AlexNet", 9, converged=False)]
+    write_lines(Path("r.jsonl"), records)
+    assert main(["pick", "r.jsonl", "--data", "MNIST"]) == 0
+    rows = rows_of(capsys.readouterr().out)
+    # MNIST has a reference training of ResNet18, and two networks were fully trained in the file.
+    assert [rows[name][1] for name in ("mynets:own", "LeNet5", "ResNet18", "AlexNet")] == [
+        *("records", "records", "package", "-")
+    ]
+    assert main(["pick", "--accuracy", "84"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "published: an accuracy from a publication, reached by another recipe" in text
+    assert "SimpleCNN: 80.03 %, 3.97 points below 84 % (package)" in text
+
+
+def test_every_published_accuracy_is_called_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """Compare the column with the stored accuracies of CIFAR-10, of which the highest counts."""
+    assert main(["pick"]) == 0
+    rows = rows_of(capsys.readouterr().out)
+    assert rows["Network"][:2] == ["Accuracy %", "Accuracy from"]
+    expected = {}
+    for name, entry in load_catalog()["models"].items():
+        known = [(e["accuracy"], "published") for e in entry["published"] if is_label_of(e["data"], "CIFAR10")]
+        known += [(e["accuracy"], "package") for e in entry["measured"] if is_label_of(e["data"], "CIFAR10")]
+        expected[name] = max(known)[1] if known else "-"
+    assert {name: cells[1] for name, cells in rows.items() if name != "Network"} == expected
+    assert {"published", "package", "-"} == set(expected.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "title"),
+    [
+        ([], "No condition given: all 34 networks"),
+        (["--sort", "accuracy"], "No condition given: 14 networks; 20 more have no value to sort by"),
+        (["--max_params", "270k"], "4 networks that satisfy the conditions"),
+        (["--max_params", "100k"], "1 network that satisfies the conditions"),
+    ],
+)
+def test_the_title_says_why_these_networks_are_in_the_table(
+    words: list[str], title: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pick", *words]) == 0
+    assert title in [line.strip() for line in capsys.readouterr().out.splitlines()]
 
 
 @pytest.mark.parametrize(

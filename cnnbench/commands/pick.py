@@ -310,6 +310,8 @@ def _print(options: Options, images: Images, chosen: Choice, timing: Timing | No
     if chosen.fitting:
         letters = choice_words.source_letters(chosen, conditions)
         show(choice_words.choice_table(chosen, conditions, letters), pipe_width=PIPE_WIDTH)
+        for line in choice_words.origin_lines(chosen):
+            _say(line, width)
         for source, letter in letters.items():
             _say(f"{letter}: {source}", width)
         _say(choice_words.doubt_sentence(chosen), width)

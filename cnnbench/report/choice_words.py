@@ -24,6 +24,14 @@ MOST_TIMINGS = 4
 """Largest number of groups of records named whose times are not used."""
 FRONT = "*"
 """Mark of a network on the Pareto front."""
+ORIGIN_TITLE = "Accuracy from"
+"""Heading of the column that says where an accuracy comes from."""
+ORIGINS = {
+    "records": "an accuracy from trainings in the records that were read",
+    "package": "an accuracy from a reference training of this package",
+    "published": "an accuracy from a publication, reached by another recipe, so that small differences say little",
+}
+"""Where an accuracy may come from, in one word for the table, and what that word means."""
 CHEAPER = {"latency": "faster", "params": "smaller", "macs": "cheaper in multiply-adds"}
 """What a network is that has less of a cost, by key of the cost."""
 
@@ -68,31 +76,58 @@ def _short_source(entry: Candidate) -> str:
     return first.source if first.kind == "published" else f"{first.kind}, on {first.label}"
 
 
+def _origin(entry: Candidate) -> str:
+    """Return the word of `ORIGINS` for the accuracy that counts of a network; a dash without one."""
+    if not entry.accuracies:
+        return "-"
+    kind = entry.accuracies[0].kind
+    return {"published": "published", "reference training": "package"}.get(kind, "records")
+
+
 def choice_table(choice: Choice, conditions: Sequence[Condition], letters: Mapping[str, str]) -> Table:
     """Return the table of the networks that satisfy the conditions.
+
+    Where the accuracy comes from stands in a column beside it, since accuracies of different origins were reached by
+    different recipes, and maybe on different images.
 
     Args:
         choice: The networks.
         conditions: Conditions that they satisfy.
         letters: Letter of each source, from `source_letters`.
     """
-    table = Table(header_style="bold", title_justify="left", title_style="bold", title=_title(choice))
+    table = Table(header_style="bold", title_justify="left", title_style="bold", title=_title(choice, conditions))
     table.add_column("", no_wrap=True)
     table.add_column("Network", overflow="fold", min_width=8)
     quantities = shown(choice, conditions)
     for quantity in quantities:
         table.add_column(quantity.title, justify="right", no_wrap=True)
+        if quantity.key == "accuracy":
+            table.add_column(ORIGIN_TITLE)
     for entry in choice.fitting[:MOST_ROWS]:
-        cells = [_cell(entry.values.get(quantity.key), quantity, letters) for quantity in quantities]
+        cells = []
+        for quantity in quantities:
+            cells.append(_cell(entry.values.get(quantity.key), quantity, letters))
+            if quantity.key == "accuracy":
+                cells.append(_origin(entry))
         table.add_row(FRONT if entry.model in choice.front else "", entry.model, *cells)
     return table
 
 
-def _title(choice: Choice) -> str:
+def _title(choice: Choice, conditions: Sequence[Condition]) -> str:
+    """Return the title of the table: how many networks it has, and why these."""
     count = len(choice.fitting)
+    networks = "1 network" if count == 1 else f"{count:,} networks"
     if count > MOST_ROWS:
-        return f"The first {MOST_ROWS} of {count:,} networks that satisfy this (--json has all)"
-    return f"{count} network{'s' if count != 1 else ''} that satisfy this" if count != 1 else "The network that does"
+        networks = f"the first {MOST_ROWS} of {networks} (--json has all)"
+    if conditions:
+        verb = "satisfies" if count == 1 else "satisfy"
+        return f"{networks[0].upper()}{networks[1:]} that {verb} the conditions"
+    # Without conditions a network is left out only if it lacks the figure by which the others are sorted.
+    if choice.unknown:
+        return f"No condition given: {networks}; {len(choice.unknown)} more have no value to sort by"
+    if 1 < count <= MOST_ROWS:
+        networks = f"all {networks}"
+    return f"No condition given: {networks}"
 
 
 def shown(choice: Choice, conditions: Sequence[Condition]) -> list[Quantity]:
@@ -128,12 +163,15 @@ def _letter(number: int) -> str:
     return (_letter(rest - 1) if rest else "") + alphabet[last]
 
 
+def origin_lines(choice: Choice) -> list[str]:
+    """Return what each word in the column `ORIGIN_TITLE` means."""
+    used = {_origin(entry) for entry in choice.fitting[:MOST_ROWS]}
+    return [f"{word}: {meaning}" for word, meaning in ORIGINS.items() if word in used]
+
+
 def accuracy_sentences(choice: Choice) -> list[str]:
-    """Return sentences on where the accuracies come from, and on other accuracies of the first network."""
+    """Return sentences on the images of the accuracies, and on other accuracies of the first network."""
     sentences = []
-    used = [entry.accuracies[0] for entry in choice.fitting if entry.accuracies]
-    if any(accuracy.kind == "published" for accuracy in used):
-        sentences.append("Published accuracies come from different training recipes, so small differences say little.")
     labels: dict[str, None] = {}
     for entry in (*choice.fitting, *(entry for entry, _ in choice.missing)):
         labels |= dict.fromkeys(accuracy.label for accuracy in entry.accuracies)
@@ -165,7 +203,11 @@ def miss_sentences(choice: Choice) -> list[str]:
     """Return a line for each of the networks that miss the conditions by least."""
     lines = []
     for entry, missed in choice.missing[:MOST_MISSES]:
-        words = [condition.missed_words(entry.values[condition.quantity.key].value) for condition in missed]
+        words = []
+        for condition in missed:
+            said = condition.missed_words(entry.values[condition.quantity.key].value)
+            # The origin of an accuracy is part of what it says.
+            words.append(f"{said} ({_origin(entry)})" if condition.quantity.key == "accuracy" else said)
         lines.append(f"{entry.model}: {'; '.join(words)}")
     return lines
 
