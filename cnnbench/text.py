@@ -41,6 +41,11 @@ def clock(seconds: float) -> str:
     return f"{minutes}:{rest:02d}"
 
 
+def number_of(number: int, noun: str) -> str:
+    """Return a number with its noun in the singular or the plural, such as ``1 pair`` and ``1,200 pairs``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def shortened(text: str, most: int) -> str:
     """Return the text, with its middle left out if it is too long.
 

@@ -171,7 +171,7 @@ def test_a_gate_that_cannot_see_so_little_says_what_it_could_have_missed(capsys:
     assert {c["figure"] for c in unresolved} == {*TIMES, "test_accuracy"}
     worst = next(c["high"] for c in unresolved if c["figure"] == "latency_ms_median")
     assert worst > 0.05
-    assert f"latency_ms_median of 1 networks may be worse by up to {100 * worst:.0f} %" in captured.err
+    assert f"latency_ms_median of 1 network may be worse by up to {100 * worst:.0f} %" in captured.err
     assert main(["compare", "a.jsonl", "b.jsonl", "--gate", "200"]) == 0
     assert capsys.readouterr().err == ""
 
@@ -202,10 +202,12 @@ def test_the_gate_does_not_pass_what_is_missing_failed_suspect_or_not_comparable
         return "".join(line for line in lines if not line.startswith("not resolved: "))
 
     fine = _record(seed=2)
-    assert gate(fine) == "missing in B: all of VGG16 on MNIST, B has no record of it\n"
+    assert gate(fine) == "missing in B: all figures of VGG16 on MNIST (B has no record of this network)\n"
     failed = replace(_record(model="VGG16", seed=2), status="error", reason="RuntimeError: no")
-    assert gate(fine, failed) == "missing in B: all of VGG16 on MNIST, failed: RuntimeError: no\n"
-    assert gate(fine, failed, _record(model="VGG16", seed=3)).startswith("missing in B: all of VGG16")  # a seed of it
+    assert gate(fine, failed) == "missing in B: all figures of VGG16 on MNIST (failed: RuntimeError: no)\n"
+    assert gate(fine, failed, _record(model="VGG16", seed=3)).startswith(
+        "missing in B: all figures of VGG16"
+    )  # a seed of it
     other = _record(model="VGG16", seed=2)
     other.environment["threads"] = 1
     assert gate(fine, other).count("undecided: ") == 4
@@ -347,3 +349,12 @@ def test_cold_starts_of_other_software_say_so() -> None:
         record.environment["packages"] = {**record.environment["packages"], "torch": version}
     change = next(c for c in compare([a], [b]) if c.figure == "cold_start_ms")
     assert change.reason.startswith("torch 2.6 against 2.7: raw times")
+
+
+def test_a_network_that_one_side_lacks_is_named_with_its_reason(capsys: pytest.CaptureFixture) -> None:
+    write_lines(Path("a.jsonl"), [_record(seed=1), _record(seed=1, model="VGG16"), _record(seed=1, model="AlexNet")])
+    write_lines(Path("b.jsonl"), [_record(seed=2), _record(seed=2, model="ResNet18")])
+    assert main(["compare", "a.jsonl", "b.jsonl"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "VGG16 on MNIST, AlexNet on MNIST: B has no record of this network" in lines
+    assert "ResNet18 on MNIST: A has no record of this network" in lines

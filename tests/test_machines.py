@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import statistics
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -18,8 +19,8 @@ from cnnbench.cli import main
 from cnnbench.errors import UserError
 from cnnbench.record import Record, write_lines
 from cnnbench.report.compare import BETWEEN
-from cnnbench.report.machines import KINDS, compare_machines
-from cnnbench.report.machines_view import sentences
+from cnnbench.report.machines import KINDS, Ranking, compare_machines
+from cnnbench.report.machines_view import _pairs, sentences
 
 KEYS = {"latency": "latency_ms_median", "inference": "inference_ms_median", "training": "train_step_ms_median"}
 
@@ -114,6 +115,52 @@ def test_rank_correlation_and_pairs_that_change_places() -> None:
     # brute force: further pairs in another order
     turned = sum((a[i] - a[j]) * (b[i] - b[j]) < 0 for i in range(5) for j in range(i))
     assert ranking.turned == turned - 1
+
+
+def _on_latency(on_a: dict[str, float], on_b: dict[str, float]) -> list[str]:
+    """Return what is said of the ranks of two devices by the latency of one image."""
+    lines = sentences(compare_machines(_side("X", on_a), _side("Y", on_b)))
+    start = next(n for n, line in enumerate(lines) if line.startswith("latency of one image on MNIST: "))
+    end = next(n for n in range(start + 1, len(lines)) if not lines[n].startswith("  "))
+    return [lines[start].removeprefix("latency of one image on MNIST: "), *lines[start + 1 : end]]
+
+
+def test_sentences_on_pairs_have_the_right_number() -> None:
+    assert _on_latency({"P": 1.0, "Q": 2.0}, {"P": 1.0, "Q": 2.0}) == [
+        "the same one of the two networks is faster on A and on B."
+    ]
+    first, detail = _on_latency({"P": 1.0, "Q": 2.0}, {"P": 4.0, "Q": 2.0})
+    assert first == (
+        "the faster one of the two networks on A is the slower one on B; the intervals on both devices confirm this."
+    )
+    assert re.fullmatch(
+        r"  P takes 0\.[45]\S* \(.* to .*\) times as long as Q on A, and \S+ \(.*\) times as long on B", detail
+    )
+    three = {"P": 1.0, "Q": 2.0, "R": 4.0}
+    assert _on_latency(three, three) == [
+        "in all 3 pairs of networks, the same one is faster on A and on B. Spearman's rank correlation of A and B is "
+        "1.00 (no interval, which needs 5 networks)."
+    ]
+    first, *details = _on_latency(three, {"P": 3.0, "Q": 1.0, "R": 9.0})
+    assert first.startswith(
+        "in 1 of 3 pairs of networks, the faster one on A is the slower one on B; the intervals on both devices "
+        "confirm this. "
+    )
+    assert len(details) == 1
+
+
+@pytest.mark.parametrize(
+    ("clear", "turned", "words"),
+    [
+        (0, 2, "in 2 of 6 pairs of networks, the faster one on A is the slower one on B; the intervals do not confirm"),
+        (1, 2, "in 3 of 6 pairs of networks, the faster one on A is the slower one on B; the intervals on both"),
+        (1, 2, "confirm this for 1 of them; the other 2 may be chance."),
+        (0, 0, "in all 6 pairs of networks, the same one is faster on A and on B."),
+    ],
+)
+def test_a_sentence_on_pairs_tells_chance_from_certainty(clear: int, turned: int, words: str) -> None:
+    swap = compare_machines(_side("X", {"P": 1.0, "Q": 2.0}), _side("Y", {"P": 2.0, "Q": 1.0})).rankings[0].swapped[0]
+    assert words in _pairs(Ranking("MNIST", KINDS[0], None, 6, (swap,) * clear, turned))
 
 
 def test_the_same_ranks_have_no_pair_that_changes_places() -> None:

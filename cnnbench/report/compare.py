@@ -64,13 +64,17 @@ Cell = tuple[str, str]
 """Name of a network, and label of the data set."""
 
 
+WHOLE_NETWORK = "all"
+"""Key in the place of a figure's for a network that only one side has."""
+
+
 class Change(NamedTuple):
     """The difference of one figure between A and B.
 
     Attributes:
         model: Name of the network.
         label: Label of the data set.
-        figure: Key of the figure; ``all`` if the whole network is missing or new.
+        figure: Key of the figure; `WHOLE_NETWORK` if the whole network is missing or new.
         before: Value in A; None if the whole network is missing or new.
         after: Value in B; None if B has no value.
         change: Relative change of a cost or time, or difference of two accuracies as shares of the test set; None if it
@@ -177,12 +181,12 @@ def compare(first: Sequence[Record], second: Sequence[Record]) -> list[Change]:
     for cell, records in before.items():
         # A network that failed with one seed of B may have records of other seeds, which are compared nevertheless.
         if cell in failures or cell not in after:
-            changes.append(_whole_network(cell, "missing", failures.get(cell, "B has no record of it")))
+            changes.append(_whole_network(cell, "missing", failures.get(cell, "B has no record of this network")))
         if cell in after:
             changes += _cell_changes(cell, records, after[cell])
     for cell in after:
         if cell not in before:
-            changes.append(_whole_network(cell, "new", "A has no record of it"))
+            changes.append(_whole_network(cell, "new", "A has no record of this network"))
     return changes
 
 
@@ -202,7 +206,7 @@ def _names(cells: Iterable[Cell]) -> str:
 
 def _whole_network(cell: Cell, verdict: str, reason: str) -> Change:
     """Return the change of a network that only one of the sides has."""
-    return Change(*cell, "all", None, None, None, None, None, verdict, reason)
+    return Change(*cell, WHOLE_NETWORK, None, None, None, None, None, verdict, reason)
 
 
 def _cell_changes(cell: Cell, first: Sequence[Record], second: Sequence[Record]) -> list[Change]:

@@ -8,7 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from cnnbench.measures import figures
-from cnnbench.report.compare import Change
+from cnnbench.report.compare import WHOLE_NETWORK, Change
+from cnnbench.text import number_of
 
 NOT_GATED = "cold_start_ms"
 """Figure that fails no gate by being missing or undecided: the first call is timed only once per process."""
@@ -76,7 +77,10 @@ class Gate:
             for change in getattr(self, name):
                 # Without a value of the change, its reason says what is wrong.
                 what = change.reason if change.change is None else shown_change(change)
-                lines.append(f"{word}: {change.figure} of {change.model} on {change.label}, {what}")
+                if change.figure == WHOLE_NETWORK:
+                    lines.append(f"{word}: all figures of {change.model} on {change.label} ({what})")
+                else:
+                    lines.append(f"{word}: {change.figure} of {change.model} on {change.label}, {what}")
         # Unresolved changes of a figure share one line, with the worst end of their intervals.
         for figure in dict.fromkeys(change.figure for change in self.unresolved):
             same = [change for change in self.unresolved if change.figure == figure]
@@ -87,8 +91,9 @@ class Gate:
             elif figures()[figure].compared == "trainings":
                 mend = "seeds"
             lines.append(
-                f"not resolved: {figure} of {len(same)} networks may be worse by up to {100 * worst:.0f} {unit} "
-                f"for all that is known; more {mend} on both sides would tell"
+                f"not resolved: {figure} of {number_of(len(same), 'network')} may be worse by up to "
+                f"{100 * worst:.0f} {unit}, since the intervals include that; more {mend} on both sides make them "
+                "narrower"
             )
         return lines
 
@@ -109,7 +114,8 @@ def table(changes: Sequence[Change]) -> Table:
         if change.suspect:
             verdict += " (suspect)"
         before, after = _value(change, change.before), _value(change, change.after)
-        drawn.add_row(change.model, change.label, change.figure, before, after, shown_change(change), interval, verdict)
+        figure = "all figures" if change.figure == WHOLE_NETWORK else change.figure
+        drawn.add_row(change.model, change.label, figure, before, after, shown_change(change), interval, verdict)
     return drawn
 
 
@@ -145,12 +151,14 @@ def remarks(changes: Sequence[Change], shown: Sequence[Change] | None = None) ->
         changes: All changes of the comparison.
         shown: Changes with a row in the table, whose reasons are given; None if all have one.
     """
-    # The inner dictionaries serve as sets that keep the order of the figures.
+    # The inner dictionaries serve as sets that keep the order of the figures, or of the networks that a side lacks.
     by_reason: dict[str, dict[str, None]] = {}
     for change in changes if shown is None else shown:
         if change.reason:
-            by_reason.setdefault(change.reason, {})[change.figure] = None
-    lines = [f"{', '.join(keys)}: {reason}" for reason, keys in by_reason.items()]
+            whole = change.figure == WHOLE_NETWORK
+            subject = f"{change.model} on {change.label}" if whole else change.figure
+            by_reason.setdefault(change.reason, {})[subject] = None
+    lines = [f"{', '.join(subjects)}: {reason}" for reason, subjects in by_reason.items()]
     # Only a verdict from an interval can be false by chance.
     decided = [change for change in changes if change.low is not None]
     if any(figures()[change.figure].compared == "rounds" for change in decided):

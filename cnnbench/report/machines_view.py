@@ -26,7 +26,7 @@ from cnnbench.plots.drawing import (
 )
 from cnnbench.report.machines import MOST_SWAPPED, Machines, Ranking, Times
 from cnnbench.report.pictures import FigureSheet
-from cnnbench.stats import Interval
+from cnnbench.stats import FEWEST_FOR_CORRELATION_INTERVAL, Correlation, Interval
 from cnnbench.units import plain
 
 PICTURE = "machines"
@@ -66,9 +66,10 @@ def sentences(machines: Machines, everything: bool = False) -> list[str]:
     """
     lines = [f"A: {machines.names[0]}. B: {machines.names[1]}.", _counts(machines)]
     for name, a, b in machines.settings:
-        lines.append(f"other {name}: {text.shortened(a, LONGEST_SETTING)}; {text.shortened(b, LONGEST_SETTING)}")
+        of_a, of_b = text.shortened(a, LONGEST_SETTING), text.shortened(b, LONGEST_SETTING)
+        lines.append(f"{name}: {of_a} on A, {of_b} on B")
     if not machines.settings:
-        lines.append("no other setting differs")
+        lines.append("apart from the device, A and B have the same settings and versions")
     lines += machines.alone
     lines += _medians(machines)
     for ranking in machines.rankings:
@@ -84,7 +85,10 @@ def sentences(machines: Machines, everything: bool = False) -> list[str]:
 
 def _counts(machines: Machines) -> str:
     """Return one line on the counts of the networks."""
-    line = f"parameters and MACs are equal on both for {machines.equal_counts} networks and data sets"
+    networks = text.number_of(machines.equal_counts, "network")
+    if len({times.label for times in machines.times}) > 1:
+        networks += ", counted once for each data set"
+    line = f"parameters and MACs are the same on A and B for {networks}"
     return "; ".join([line, *machines.other_counts])
 
 
@@ -95,36 +99,67 @@ def _medians(machines: Machines) -> list[str]:
         by_kind.setdefault(times.kind.words, []).append(times.ratio.estimate)
     lines = []
     for words, ratios in by_kind.items():
+        if len(ratios) == 1:
+            lines.append(f"{words}: B / A is {plain(ratios[0])}")
+            continue
         middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
-        lines.append(f"{words}: B / A {plain(middle)} in the median of {len(ratios)}, {plain(low)} to {plain(high)}")
+        lines.append(f"{words}: median of B / A {plain(middle)}, lowest {plain(low)}, highest {plain(high)}")
     return lines
 
 
 def _ranking(ranking: Ranking, everything: bool) -> list[str]:
     """Return sentences on how both devices rank the networks of a data set."""
+    head = f"{ranking.kind.words} on {ranking.label}: "
     found = ranking.correlation
-    line = f"{ranking.kind.words} on {ranking.label}: "
-    if found is None:
-        line += "no rank correlation of fewer than three networks"
-    else:
-        interval = "no interval"
-        if found.interval is not None:
-            interval = f"95 % interval, bootstrap over networks, {found.interval[0]:.2f} to {found.interval[1]:.2f}"
-        line += f"rank correlation (Spearman) of A and B {found.value:.2f} over {found.networks} networks ({interval})"
-    line += (
-        f"; of {ranking.pairs:,} pairs, {len(ranking.swapped):,} change places beyond their intervals and "
-        f"{ranking.turned:,} within them"
-    )
-    lines = [line]
+    lines = [f"{head}{_pairs(ranking)}"]
+    if found is not None:
+        lines[0] += f" Spearman's rank correlation of A and B is {found.value:.2f} ({_interval_words(found)})."
     shown = len(ranking.swapped) if everything else MOST_SWAPPED
     for swap in ranking.swapped[:shown]:
         lines.append(
-            f"  {swap.first} takes {_ratio(swap.on_a)} times as long as {swap.second} on A, {_ratio(swap.on_b)} on B"
+            f"  {swap.first} takes {_ratio(swap.on_a)} times as long as {swap.second} on A, and {_ratio(swap.on_b)} "
+            "times as long on B"
         )
     more = len(ranking.swapped) - shown
     if more > 0:
-        lines.append(f"  and {more:,} more pairs; --all names them")
+        lines.append(f"  and {text.number_of(more, 'more pair')}; --all names {'it' if more == 1 else 'them'}")
     return lines
+
+
+def _interval_words(found: Correlation) -> str:
+    """Return the interval of a rank correlation in words, or why there is none."""
+    if found.interval is not None:
+        return f"95 % interval {found.interval[0]:.2f} to {found.interval[1]:.2f}, bootstrap over networks"
+    if found.networks < FEWEST_FOR_CORRELATION_INTERVAL:
+        return f"no interval, which needs {FEWEST_FOR_CORRELATION_INTERVAL} networks"
+    return "no interval, since all resamples agree"
+
+
+def _pairs(ranking: Ranking) -> str:
+    """Return a sentence on the pairs of networks of which another one is faster on B than on A."""
+    clear, turned, pairs = len(ranking.swapped), ranking.turned, ranking.pairs
+    if not clear + turned:
+        if pairs == 1:
+            return "the same one of the two networks is faster on A and on B."
+        return f"in all {pairs:,} pairs of networks, the same one is faster on A and on B."
+    subject = "the faster one of the two networks on A is the slower one on B"
+    if pairs > 1:
+        subject = f"in {clear + turned:,} of {pairs:,} pairs of networks, the faster one on A is the slower one on B"
+    return f"{subject}; {_certainty(clear, turned)}."
+
+
+def _certainty(clear: int, turned: int) -> str:
+    """Return how sure it is that two networks change places, in words.
+
+    Args:
+        clear: Number of pairs that do so beyond the intervals on both devices.
+        turned: Number of pairs that do so within them; with `clear` at least one.
+    """
+    if not clear:
+        return "the intervals do not confirm this, so it may be chance"
+    if not turned:
+        return "the intervals on both devices confirm this"
+    return f"the intervals on both devices confirm this for {clear:,} of them; the other {turned:,} may be chance"
 
 
 def _ratio(ratio: Interval) -> str:

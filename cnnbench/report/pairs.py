@@ -27,6 +27,7 @@ from cnnbench.report.seeds import SeedTable
 from cnnbench.report.settings import affecting
 from cnnbench.report.stored_predictions import predictions_of
 from cnnbench.stats import Bootstrap, Interval, holm, mcnemar, over_seeds_and_images, paired_bootstrap, paired_interval
+from cnnbench.text import number_of
 
 ALPHA = 0.05
 """Largest p value, after Holm's correction, at which a sentence says that two networks differ."""
@@ -102,7 +103,7 @@ class Verdict:
         low, high = self.accuracies[1], self.accuracies[0]
         stars = ["*" if not entry.converged else "" for entry in (self.first, self.second)]
         points = f"{100 * self.difference.estimate:+.2f} points"
-        p = f"p {_shown(self.p_holm)} by Holm for {_counted(self.pairs, 'pair')}"
+        p = f"p {_shown(self.p_holm)} by Holm for {number_of(self.pairs, 'pair')}"
         return (
             f"{self.first.name} and {self.second.name} on {self.group} {verdict}: {100 * high:.2f}{stars[0]} against "
             f"{100 * low:.2f}{stars[1]} %, {points} ({self._interval_clause}{self.test}, {p}); "
@@ -170,11 +171,6 @@ def _interval_words(interval: Interval) -> str:
 def _count(images: float) -> str:
     """Return a number of images; a mean over seeds has a decimal."""
     return f"{images:,.0f}" if float(images).is_integer() else f"{images:,.1f}"
-
-
-def _counted(number: int, word: str) -> str:
-    """Return a number with a word in the singular or plural."""
-    return f"{number:,} {word}" + ("" if number == 1 else "s")
 
 
 @dataclass(frozen=True)

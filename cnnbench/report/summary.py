@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from cnnbench.report.compare import Change
+from cnnbench.report.compare import WHOLE_NETWORK, Change
 from cnnbench.report.findings import first_sentences
 from cnnbench.report.settings import ALL, TIME_LIMITED
+from cnnbench.text import number_of
 
 _WORDS = {
     "worse": ("worse", "slower"),
@@ -50,18 +51,13 @@ def sentence(changes: Sequence[Change]) -> str:
         if counted:
             parts.append(f"{len(counted):,} {word}{_in_brackets(word, counted)}")
     # A network that only one side has stands for all of its figures.
-    figures = sum(change.figure != "all" for change in changes)
+    figures = sum(change.figure != WHOLE_NETWORK for change in changes)
     networks = len({change.model for change in changes})
     labels = len({change.label for change in changes})
-    subject = _number(networks, "network")
+    subject = number_of(networks, "network")
     if labels > 1:
         subject += f" on {labels} data sets"
-    return f"{subject}, {_number(figures, 'figure')}: {', '.join(parts)}."
-
-
-def _number(count: int, noun: str) -> str:
-    """Return a number with its noun."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    return f"{subject}, {number_of(figures, 'figure')}: {', '.join(parts)}."
 
 
 def _in_brackets(word: str, counted: Sequence[Change]) -> str:
@@ -121,5 +117,5 @@ def not_compared(changes: Sequence[Change]) -> list[str]:
         reasons = Counter(change.reason for change in counted).most_common()
         words = [f"{reason} ({count:,})" for reason, count in reasons]
         named = "; ".join(first_sentences(words, "more reasons"))
-        lines.append(f"{_number(len(counted), 'figure')} {word}: {named}.")
+        lines.append(f"{number_of(len(counted), 'figure')} {word}: {named}.")
     return lines
