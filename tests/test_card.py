@@ -12,17 +12,18 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import make_record
+from conftest import FULL_TRAINING, make_record
 from markdown_it import MarkdownIt
 from scipy import stats as scipy_stats
 
 from cnnbench.cli import main
 from cnnbench.errors import UserError
 from cnnbench.record import Record, write_record
-from cnnbench.report.card import head, made_by, to_card, write_cards
+from cnnbench.report.card import SHORT_TAG, head, made_by, to_card, write_cards
 from cnnbench.report.contenders import Contender
 from cnnbench.report.trained import Trained, find_trained
 
+SHORT = {**FULL_TRAINING, "epochs": 0.25, "steps": 1, "images": 32, "converged": False}
 MATRIX = [[40, 3, 0], [1, 29, 7], [0, 0, 20]]
 
 
@@ -65,6 +66,19 @@ def test_the_hub_reads_the_head() -> None:
     assert (result.task_type, result.dataset_name, result.metric_type) == ("image-classification", "MNIST", "accuracy")
     assert result.metric_value == 0.89
     assert card.data.model_name == "LeNet5"
+
+
+def test_the_hub_reads_that_a_training_was_short() -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    short, full = (hub.ModelCard(to_card(_trained(_record(training=t)))) for t in (SHORT, FULL_TRAINING))
+    assert SHORT_TAG in short.data.tags
+    assert SHORT_TAG not in full.data.tags
+    names = [card.data.eval_results[0].metric_name for card in (short, full)]
+    assert names == [f"Test accuracy after a short training ({SHORT['epochs']:g} epochs)", "Test accuracy"]
+    # Many epochs on a part of the images are no full training either.
+    part = _record(training=FULL_TRAINING)
+    part.data.update(full_train_images=part.data["train_images"] + 1)
+    assert SHORT_TAG in head(_trained(part))["tags"]
 
 
 def test_figures_have_their_intervals() -> None:

@@ -30,6 +30,8 @@ MOST_CLASSES = 30
 """Number of classes from which on only those that are recognised worst have a row."""
 MOST_MISTAKES = 10
 """Number of kinds of mistakes that a card lists."""
+SHORT_TAG = "short-training"
+"""Tag of a network whose training was not a full one, by which the Hub finds it."""
 _COSTS = (
     *("params", "macs", "activations", "latency_ms_median", "images_per_s", "train_images_per_s"),
     *("peak_memory_bytes", "resident_bytes"),
@@ -92,7 +94,11 @@ def to_card(network: Trained) -> str:
 
 
 def head(network: Trained) -> dict[str, Any]:
-    """Return the head of the card, as the Hugging Face Hub reads it."""
+    """Return the head of the card, as the Hugging Face Hub reads it.
+
+    Only the head is in the Hub's lists of models and of results. So it says there too that a training was short: as a
+    tag, and in the name of the accuracy.
+    """
     record = network.record
     values: dict[str, Any] = {
         "library_name": "cnnbench",
@@ -100,6 +106,10 @@ def head(network: Trained) -> dict[str, Any]:
         "tags": ["cnnbench", "image-classification", safe_name(text.printable(record.model))],
         "metrics": ["accuracy"],
     }
+    name = "Test accuracy"
+    if not record.fully_trained:
+        values["tags"].append(SHORT_TAG)
+        name += f" after a short training ({record.training['epochs']:.3g} epochs)"
     accuracy = record.measures.get("test_accuracy")
     if accuracy is None:
         return values
@@ -110,7 +120,7 @@ def head(network: Trained) -> dict[str, Any]:
             "name": text.printable(record.data["label"]),
             "split": "test",
         },
-        "metrics": [{"type": "accuracy", "value": accuracy, "name": "Test accuracy"}],
+        "metrics": [{"type": "accuracy", "value": accuracy, "name": name}],
     }
     values["model-index"] = [{"name": text.printable(record.title), "results": [result]}]
     return values
