@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from cnnbench import __version__
+from cnnbench.command_line import typed
 from cnnbench.commands.fit_help import short_help, wants_all
 from cnnbench.commands.known_names import check_names, check_words
 from cnnbench.console import is_first_process, note, out_text, plain_output, refusal
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _guarded(words: Sequence[str]) -> int:
     """Run a subcommand, report its errors in a line each, and return the exit code; see `main`."""
     try:
-        with stoppable(), enforced(Trust.in_arguments(words)), watching(_command(words)):
+        with typed(words), stoppable(), enforced(Trust.in_arguments(words)), watching(_command(words)):
             code = _run(words)
             # A full disk or a closed pipe shows only when the buffer is written, so write it while errors are caught.
             if not sys.stdout.closed:

@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar
 
+from cnnbench.command_line import command_line
 from cnnbench.console import note
 from cnnbench.errors import UserError
 from cnnbench.files import (
@@ -50,7 +51,7 @@ class Record:
         seed: Seed of initialisation and training.
         status: Outcome, ``ok`` or ``error``.
         config: Settings that were asked for or chosen: budget, device, precision, batch sizes.
-        environment: Machine, versions of packages, and commit.
+        environment: Machine, versions of packages, commit, and the command line without secrets.
         reason: Error message if the status is ``error``, else empty.
         measures: Figures by key, which contains the unit; `cnnbench.measures` explains them.
         skipped: Reasons why figures or whole measures are missing, by name.
@@ -280,7 +281,7 @@ def _load_file(file: Path) -> list[Record]:
 
 
 def environment(device: str, threads: int) -> dict[str, Any]:
-    """Return facts about the machine and the software, for records.
+    """Return facts about the machine and the software, and the command line that is running, for records.
 
     Args:
         device: Product name of the device that is measured.
@@ -296,6 +297,7 @@ def environment(device: str, threads: int) -> dict[str, Any]:
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
+        "command_line": command_line(),
         **_commit(),
     }
 

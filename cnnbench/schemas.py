@@ -115,6 +115,7 @@ class Environment(_Strict):
     memory_gib: Amount | None = None
     load_average: Amount | None = None
     python: AnyText = ""
+    command_line: Text | None = None
     commit: Text | None = None
     dirty: bool | None = None
     accelerator: dict[str, AnyText | int | float | bool | None] | None = None

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -80,6 +81,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
 def test_an_engine_gives_the_same_figures(options: list[str], here: list[dict[str, object]], one_thread: None) -> None:
     assert main([*BENCH, *options, "--out=there"]) == 0
     assert _figures("there") == here
+    commands = {record.environment["command_line"] for record in load_records([Path("there")])}
+    assert commands == {shlex.join(["cnnbench", *BENCH, *options, "--out=there"])}
     assert len(list(Path("there/predictions").iterdir())) == 2
     # What is finished is not measured again, whatever launches it.
     before = {path: path.read_bytes() for path in Path("there/records").iterdir()}

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from conftest import make_record
 
+from cnnbench.command_line import typed
 from cnnbench.errors import UserError
 from cnnbench.files import write_json
 from cnnbench.record import environment, load_records, parse_record, write_lines, write_record
+from cnnbench.report.provenance import facts
 
 
 def test_records_survive_writing_and_reading(tmp_path: Path) -> None:
@@ -114,3 +116,19 @@ def test_the_time_of_a_record_is_in_utc_whatever_the_file_says(created: str, exp
 def test_a_time_that_no_calendar_has_is_refused(created: str) -> None:
     with pytest.raises(UserError, match="it should be a date and time"):
         parse_record({**asdict(make_record()), "created": created})
+
+
+def test_a_record_has_the_command_that_made_it(tmp_path: Path) -> None:
+    assert environment("cpu", threads=1)["command_line"] is None  # as in a notebook
+    with typed(["bench", "--models=m:net(width=2)", "--data_options={token: abc}"]):
+        record = make_record(environment=environment("cpu", threads=1))
+    expected = "cnnbench bench '--models=m:net(width=2)' '--data_options={token: ***}'"
+    assert record.environment["command_line"] == expected
+    write_lines(tmp_path / "r.jsonl", [record])
+    (read,) = load_records([tmp_path / "r.jsonl"])
+    assert dict(facts([read]))["Command"] == expected
+    # Records from before have none, and are read as they are.
+    old = make_record()
+    assert "command_line" not in old.environment
+    write_lines(tmp_path / "old.jsonl", [old])
+    assert "Command" not in dict(facts(load_records([tmp_path / "old.jsonl"])))

@@ -414,6 +414,9 @@ class _Run:
             for key, result in launcher.run(jobs, folder):
                 cell = cells[key]
                 record = self._make_record(cell, status="error", reason=result) if isinstance(result, str) else result
+                # The process of an engine has a machine of its own, and not the command that the user typed.
+                command = {"command_line": self.environment["command_line"]}
+                record = replace(record, environment={**record.environment, **command})
                 done[key] = self._write(record, key)
                 step.advance()
                 self.display.update(key, 1.0)

@@ -271,8 +271,8 @@ def _training(record: Record) -> list[tuple[str, str]]:
 
 
 def _provenance(record: Record) -> list[tuple[str, str]]:
-    """Return machine, software, commit and date, as pairs of name and value."""
-    wanted = ("Device", "Machine", "Software", "Commit", "Date", "Counting")
+    """Return machine, software, commit, command and date, as pairs of name and value."""
+    wanted = ("Device", "Machine", "Software", "Commit", "Command", "Date", "Counting")
     return [(name, value) for name, value in provenance.facts([record]) if name in wanted]
 
 

@@ -152,6 +152,11 @@ def _facts(r: Record) -> list[tuple[str, str]]:
         ("Machine", _machine(env)),
         ("Software", f"Python {said(env, 'python')}, {packages(env.get('packages')) or 'packages not said'}"),
         ("Commit", _commit(env)),
+    ]
+    # Records from before 2026-11-30, and those of Python's functions, have none.
+    if env.get("command_line"):
+        facts.append(("Command", str(env["command_line"])))
+    facts += [
         ("Numbers", _numbers(config)),
         ("Batch size", _batch_sizes(config)),
         ("Data", _data(data)),
