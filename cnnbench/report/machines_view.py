@@ -113,7 +113,7 @@ def _ranking(ranking: Ranking, everything: bool) -> list[str]:
     found = ranking.correlation
     lines = [f"{head}{_pairs(ranking)}"]
     if found is not None:
-        lines[0] += f" Spearman's rank correlation of A and B is {found.value:.2f} ({_interval_words(found)})."
+        lines[0] += f" Spearman's rank correlation of A and B is {found.value:.2f} ({_correlation_interval(found)})."
     shown = len(ranking.swapped) if everything else MOST_SWAPPED
     for swap in ranking.swapped[:shown]:
         lines.append(
@@ -126,7 +126,7 @@ def _ranking(ranking: Ranking, everything: bool) -> list[str]:
     return lines
 
 
-def _interval_words(found: Correlation) -> str:
+def _correlation_interval(found: Correlation) -> str:
     """Return the interval of a rank correlation in words, or why there is none."""
     if found.interval is not None:
         return f"95 % interval {found.interval[0]:.2f} to {found.interval[1]:.2f}, bootstrap over networks"

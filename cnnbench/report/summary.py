@@ -100,8 +100,8 @@ def what_all_adds(shown: int, figures: int) -> str:
         figures: Number of all figures.
     """
     if not shown:
-        return f"No figure changed, so there is no table; --all lists {_number(figures, 'figure')} with the values."
-    return f"The table has the {_number(shown, 'figure')} that changed; --all adds the other {figures - shown:,}."
+        return f"No figure changed, so there is no table; --all lists {number_of(figures, 'figure')} with the values."
+    return f"The table has the {number_of(shown, 'figure')} that changed; --all adds the other {figures - shown:,}."
 
 
 def not_compared(changes: Sequence[Change]) -> list[str]:
