@@ -44,7 +44,7 @@ COMMANDS = {
     "pick": "choose a network by accuracy, time and cost, from records and publications",
     "report": "make tables, pictures and a page from records",
     "search": "search for the settings of a training by validation accuracy",
-    "explain": "see what a CNN does: the instruments of a course",
+    "explain": "see what a CNN does: the tools of a course",
     "count": "count parameters, MACs, training MACs and memory of any network",
     "speed": "time networks against each other: latency, throughput, training steps",
     "compare": "compare the records of two runs: costs, times, accuracy, each with its interval and a verdict",

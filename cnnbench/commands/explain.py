@@ -107,7 +107,7 @@ def _print_tables(explanation: Explanation) -> None:
 
 def _overview() -> str:
     """Return the help of ``cnnbench explain``: the list of its tools."""
-    lines = ["usage: cnnbench explain TOOL ...", "", "The instruments, in the order of a course on CNNs:", ""]
+    lines = ["usage: cnnbench explain TOOL ...", "", "The tools, in the order of a course on CNNs:", ""]
     for name, about in TOOLS.items():
         lines.append(f"  {name:<17} {about.summary}")
     lines.append(f"  {'gallery':<17} all of them on one page, with exercises and a window to move")

@@ -44,7 +44,7 @@ TRAINING = ("config", "epochs", "image_size")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Make one page of all instruments, in the course's order, with exercises and a window to move.
+    """Make one page of all tools, in the course's order, with exercises and a window to move.
 
     The page shows a trained network: the SimpleCNN that the package ships, the network of a checkpoint, or one that
     is trained for the page.
