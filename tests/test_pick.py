@@ -356,7 +356,8 @@ def test_labels_are_of_their_data_set(label: str, data: str, expected: bool) -> 
 def test_records_of_the_working_folder_are_found(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for place, model in (("bench/a/records", "m:one"), ("runs/m-MNIST/t/records", "m:two"), ("speed", "m:three")):
+    places = {"bench/a/records": "m:one", "runs/m-MNIST/t/records": "m:two", "runs/first/records": "m:named"}
+    for place, model in (*places.items(), ("speed", "m:three")):
         folder = Path("results") / place
         folder.mkdir(parents=True)
         suffix = ".jsonl" if place == "speed" else ".json"
@@ -365,7 +366,7 @@ def test_records_of_the_working_folder_are_found(
     (Path("results/bench/b")).mkdir()
     code = main(["pick", "--data", "MNIST", "--sort", "latency", "--json"])
     captured = capsys.readouterr()
-    assert model_names(json.loads(captured.out), "satisfies") == ["m:one", "m:three", "m:two"]
+    assert model_names(json.loads(captured.out), "satisfies") == ["m:named", "m:one", "m:three", "m:two"]
     assert code == 0
     assert captured.err.startswith("left out: record file 'results/speed/broken.jsonl'")
     # A file that somebody named must be right.

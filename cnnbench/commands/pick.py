@@ -207,7 +207,8 @@ def _read(names: Sequence[str]) -> list[Record]:
 def _found_here() -> list[Path]:
     """Return the run folders and record files of the working folder."""
     results = Path("results")
-    folders = [*sorted(results.glob("bench/*")), *sorted(results.glob("runs/*/*"))]
+    # A run of `fit` that was given a name by ``--run`` is a folder of runs/ itself.
+    folders = [*sorted(results.glob("bench/*")), *sorted(results.glob("runs/*")), *sorted(results.glob("runs/*/*"))]
     runs = [folder for folder in folders if any((folder / "records").glob("*.json"))]
     return [*runs, *sorted(results.glob("speed/*.jsonl"))]
 
