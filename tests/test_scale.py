@@ -14,8 +14,7 @@ import pytest
 from campaigns import reports, scale
 from campaigns.scale import Grid
 
-from cnnbench.benchmark import launchers, preview
-from cnnbench.benchmark import run as runs
+from cnnbench.benchmark import launchers, opened, preview
 from cnnbench.benchmark.launchers import Job, find_launcher
 from cnnbench.benchmark.plan import save_plan
 from cnnbench.benchmark.session import Session
@@ -142,13 +141,13 @@ class _Lost:
 
 def test_a_run_builds_each_network_once_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     built: Counter[str] = Counter()
-    original = runs.make_classifier
+    original = opened.make_classifier
 
     def counted(name: str, *arguments: Any, **options: Any) -> Any:
         built[name] += 1
         return original(name, *arguments, **options)
 
-    monkeypatch.setattr(runs, "make_classifier", counted)
+    monkeypatch.setattr(opened, "make_classifier", counted)
     monkeypatch.setattr(launchers, "find_launcher", lambda name, options, device: _Lost())
     assert main([*BENCH, "--seeds=0,1,2,3", "--out=run"]) == 1
     assert built == {"LeNet5": 1, "SimpleCNN": 1}

@@ -15,8 +15,8 @@ import torch
 from rich.table import Table
 
 from cnnbench.benchmark.goal import check_goal
+from cnnbench.benchmark.opened import Opened
 from cnnbench.benchmark.plan import Cell, Plan
-from cnnbench.benchmark.run import Opened
 from cnnbench.counting.complexity import complexity
 from cnnbench.counting.memory import STEP_PRECISIONS, training_memory
 from cnnbench.counting.meta_copy import build_without_values

@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, replace
 from functools import partial
 from pathlib import Path
@@ -19,15 +19,14 @@ from typing import Any, Protocol
 import lightning as L
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
 
 from cnnbench import hardware, interrupts, progress
 from cnnbench.benchmark.disputes import keep_disputed
 from cnnbench.benchmark.evaluation import logits_of
 from cnnbench.benchmark.goal import Goal, check_goal
 from cnnbench.benchmark.launchers import Job, Launcher
+from cnnbench.benchmark.opened import Opened, first_images
 from cnnbench.benchmark.plan import PLAN_FILE, Cell, Plan, load_plan, save_plan
-from cnnbench.benchmark.recipe_files import training_options
 from cnnbench.benchmark.training import (
     TrainingHistory,
     calibration_figures,
@@ -37,16 +36,13 @@ from cnnbench.benchmark.training import (
 )
 from cnnbench.checkpoints import CheckpointFile
 from cnnbench.confusion import accuracy
-from cnnbench.console import note
 from cnnbench.counting import CONVENTION
-from cnnbench.data import BenchData, DataSource, get_bench_data
+from cnnbench.data import BenchData
 from cnnbench.data.foreign import ForeignData
-from cnnbench.data.sets import Synthetic
-from cnnbench.errors import DivergedError, MissingDataError, Stopped, UserError
+from cnnbench.errors import DivergedError, Stopped, UserError
 from cnnbench.files import parse_json, read_text, remove_parts, without_checksum, write_checked_json
 from cnnbench.measures import DEFAULT_MEASURES, take_all
 from cnnbench.measures import Subject as MeasuredNetwork
-from cnnbench.network import make_classifier
 from cnnbench.predictions import Examples, write_predictions
 from cnnbench.record import Record, load_records, located, write_record
 from cnnbench.references import percent, reference_of
@@ -158,84 +154,6 @@ def training_share(trainer: L.Trainer, plan: Plan) -> float:
     # Whole epochs, plus the finished part of the present one; after the last epoch the second slice is empty.
     done = sum(pixels[:whole]) + (epochs_done - whole) * sum(pixels[whole : whole + 1])
     return min(1.0, max(of_steps, done / sum(pixels)))
-
-
-def open_data(plan: Plan, say: Callable[[str], None]) -> dict[tuple[str, str], BenchData]:
-    """Open the data sets of a plan; synthetic images stand in for a missing data set, and a note says so.
-
-    Args:
-        plan: Plan of the run.
-        say: Function that shows a note to the user.
-
-    Returns:
-        The opened data modules, by the names of the data set that was asked for and of the recipe, which may set
-        options of the data; the second name is empty for networks without a recipe from a file.
-
-    Raises:
-        UserError: A data set or one of its options is unknown, or a named data folder does not exist.
-    """
-    opened: dict[tuple[str, str], BenchData] = {}
-    for cell in plan.cells():
-        pair = (cell.data, cell.recipe)
-        if pair not in opened:
-            opened[pair] = _open(plan, cell, say)
-    return opened
-
-
-def _open(plan: Plan, cell: Cell, say: Callable[[str], None]) -> BenchData:
-    """Open the data set of a cell."""
-    name, recipe = cell.data, plan.recipe_of(cell)
-    source = get_bench_data(name)
-    given = dict(plan.data_options or {})
-    if recipe is not None:
-        given |= recipe.data_options or {}
-    source.check(given, f"data_options for {name}")
-    options = {"batch_size": plan.batch_size, "eval_batch_size": plan.eval_batch_size, **given}
-    module: BenchData
-    try:
-        module = source(data_dir=plan.data_dir, **options)
-        module.prepare_data()
-    except MissingDataError as error:
-        # Synthetic images would have to guess the channels.
-        if not isinstance(source, DataSource) or not hasattr(source.cls, "in_channels"):
-            raise
-        say(f"{name}: {error}. Going on with SYNTHETIC images, whose accuracy says nothing about {name}")
-        module = Synthetic(in_channels=source.cls.in_channels, stands_in_for=name, **options)
-    module.setup()
-    if isinstance(module, ForeignData):
-        module.check_measures(plan.measures)
-    return module
-
-
-class Opened:
-    """The opened data sets of a plan, and the networks that fit them.
-
-    Args:
-        plan: Plan of a run.
-        say: Function that shows a note to the user.
-
-    Attributes:
-        data: Data modules by the names of the data set and of the recipe; see `open_data`.
-    """
-
-    def __init__(self, plan: Plan, say: Callable[[str], None] = note) -> None:
-        self._plan = plan
-        self.data = open_data(plan, say)
-
-    def build(self, cell: Cell) -> ImageClassifier:
-        """Return the untrained network of a cell."""
-        data = self.data[cell.data, cell.recipe]
-        recipe = self._plan.recipe_of(cell)
-        options: dict[str, Any] = {"learning_rate": self._plan.learning_rate, "recipe": self._plan.recipe}
-        if recipe is not None:
-            options = training_options(recipe)
-        network = make_classifier(cell.model, data.num_classes, data.in_channels, data.image_size, **options)
-        if network.steps_per_call is not None and not data.gives_several_batches:
-            raise UserError(
-                f"{cell.model} has steps_per_call {network.steps_per_call}, but data set '{cell.data}' gives one batch "
-                "per call; leave out steps_per_call, or choose another data set"
-            )
-        return network
 
 
 def run(
@@ -525,11 +443,6 @@ class _Run:
         """Return the untrained network of a cell."""
         return self.opened.build(cell)
 
-    def _image_shape(self, cell: Cell) -> tuple[int, int, int]:
-        """Return channels, height and width of a cell's images."""
-        data = self._data(cell)
-        return data.in_channels, data.image_size, data.image_size
-
     def _speed(self, pending: Sequence[Cell]) -> dict[str, dict[str, Any]]:
         """Time all networks of the grid against each other, or read the times of an interrupted run.
 
@@ -612,10 +525,10 @@ class _Run:
             # The network is built, and its images are made, only at its turn.
             subjects[self._pair(cell)] = Subject(
                 partial(self._build, cell),
-                self._image_shape(cell),
+                self.opened.image_shape(cell),
                 data.num_classes,
                 ImageClassifier.make_optimizer,
-                images=partial(_some_images, data),
+                images=partial(first_images, data),
             )
         return subjects
 
@@ -708,7 +621,7 @@ class _Run:
         subject = MeasuredNetwork(
             cell.model,
             model,
-            self._image_shape(cell),
+            self.opened.image_shape(cell),
             self._data(cell),
             self.plan.device,
             self.plan.precision,
@@ -936,8 +849,3 @@ def _images_to_see(plan: Plan, facts: Mapping[str, Any]) -> float:
     of_epochs = math.inf if plan.epochs is None else float(facts["train_images"] * plan.epochs)
     of_steps = math.inf if plan.max_steps is None else float(facts["batch_size"] * plan.max_steps)
     return min(of_epochs, of_steps)
-
-
-def _some_images(data: BenchData, count: int) -> Tensor:
-    """Return the first training images, at most ``count`` of them, normalised, (N, C, H, W)."""
-    return torch.cat([images for images, _ in data.first_training_batches(count)])
