@@ -110,6 +110,16 @@ class Record:
         return self.model
 
     @property
+    def network(self) -> str:
+        """Return the name of the network without the words on how it ran, which the rows of engines have."""
+        return str(self.config.get("network") or self.model)
+
+    @property
+    def is_of_an_engine(self) -> bool:
+        """Return whether the network ran in another way than that of its training, which has a record of its own."""
+        return bool(self.training) and self.network != self.model
+
+    @property
     def fully_trained(self) -> bool:
         """Return whether the training was a full one, on the whole training split; True for a record without one.
 

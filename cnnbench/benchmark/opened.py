@@ -75,11 +75,18 @@ class Opened:
 
     Attributes:
         data: Data modules by the names of the data set and of the recipe; see `open_data`.
+        facts: Facts about the data for records, by the same names.
     """
 
     def __init__(self, plan: Plan, say: Callable[[str], None] = note) -> None:
         self._plan = plan
         self.data = open_data(plan, say)
+        self.facts = {name: module.describe() for name, module in self.data.items()}
+
+    def pair(self, cell: Cell) -> str:
+        """Return the name of a network with the images that it really sees, which may be synthetic ones."""
+        recipe = f" ({cell.recipe})" if cell.recipe else ""
+        return f"{cell.model}{recipe} on {self.facts[cell.data, cell.recipe]['label']}"
 
     def build(self, cell: Cell) -> ImageClassifier:
         """Return the untrained network of a cell."""

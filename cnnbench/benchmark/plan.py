@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
+from cnnbench.engines import ENGINES, TORCH
 from cnnbench.errors import UserError, unknown
 from cnnbench.files import parse_json, read_text, without_checksum, write_checked_json
 from cnnbench.measures import MEASURES
@@ -48,6 +49,24 @@ class Cell(NamedTuple):
     def key(self) -> str:
         """Return the name of the cell, which is unique in a run and can be used in file names."""
         return cell_key(*self)
+
+
+class EngineRow(NamedTuple):
+    """The trained network of a cell in an engine and in a number format, whose measurement becomes a further record."""
+
+    cell: Cell
+    engine: str
+    precision: str
+
+    @property
+    def model(self) -> str:
+        """Return the name of the network in its record."""
+        return f"{self.cell.model} [{self.engine}, {self.precision}]"
+
+    @property
+    def key(self) -> str:
+        """Return the name of the row, which is unique in a run and can be used in file names."""
+        return self.cell._replace(model=self.model).key
 
 
 @dataclass(frozen=True)
@@ -124,6 +143,8 @@ class Plan:
         max_steps: Number of optimizer steps that ends a training, alone or beside `epochs`; only a recipe from a file
             sets it, for its own cells.
         until: Accuracy on the validation split, as a share, that ends a training before its budget; None for none.
+        engines: Names of the engines that run each trained network too, in rows of their own; see `engine_ways`.
+        engine_precisions: Number formats in which they run it.
     """
 
     models: tuple[str, ...]
@@ -149,6 +170,8 @@ class Plan:
     configs: tuple[Recipe, ...] = ()
     max_steps: int | None = None
     until: float | None = None
+    engines: tuple[str, ...] = ()
+    engine_precisions: tuple[str, ...] = ("32-true",)
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
     """Options of pydantic for `load_plan`: unknown keys and values of another type are errors."""
@@ -158,6 +181,7 @@ class Plan:
         self._check_measures()
         self._check_training()
         self._check_numbers()
+        self._check_engines()
 
     def _check_grid(self) -> None:
         """Raise UserError unless the grid has cells, each once."""
@@ -228,6 +252,64 @@ class Plan:
                 raise UserError(f"{name} {value} is larger than {LARGEST_BATCH:,}; give images per batch, such as 128")
         if self.processes > MOST_PROCESSES:
             raise UserError(f"processes {self.processes} is more than {MOST_PROCESSES}; 6 are enough for an interval")
+
+    def _check_engines(self) -> None:
+        """Raise UserError unless the engines exist, and each number format is one of an engine on the device."""
+        for name in self.engines:
+            if name not in ENGINES:
+                raise unknown("engine", name, ENGINES)
+        for name, values in (("engine", self.engines), ("engine_precision", self.engine_precisions)):
+            if len(set(values)) < len(values):
+                raise UserError(f"{name} {','.join(values)} names something twice")
+        if not self.engines:
+            return
+        if not {"speed", "quality"} & set(self.measures):
+            raise UserError("engines are timed and tested; add speed or quality to the measures")
+        if not self.engine_precisions:
+            raise UserError("engine_precision names nothing; leave it out for 32-true")
+        # The check of the session says it if an engine does not run on the device at all.
+        if not all(ENGINES[name].precisions(self.device) for name in self.engines):
+            return
+        for precision in self.engine_precisions:
+            if not any(self._computes_in(engine, precision) for engine in self.engines):
+                known = {each for name in self.engines for each in ENGINES[name].precisions(self.device)}
+                raise unknown("engine_precision", precision, sorted(known))
+
+    def _computes_in(self, engine: str, precision: str) -> bool:
+        """Return whether an engine computes in a number format on the device of the plan."""
+        return precision in ENGINES[engine].precisions(self.device)
+
+    def engine_ways(self) -> list[tuple[str, str]]:
+        """Return the engines and number formats in which each trained network is a further row, as pairs.
+
+        Formats that an engine does not have are left out. So is torch in the format in which the network is trained,
+        tested and timed anyway, since that is the row of the cell itself.
+        """
+        pairs = itertools.product(self.engines, self.engine_precisions)
+        return [pair for pair in pairs if not self._why_left_out(*pair)]
+
+    def notes_on_engines(self) -> list[str]:
+        """Return a sentence for each engine and number format that has no row."""
+        pairs = itertools.product(self.engines, self.engine_precisions)
+        return list(filter(None, (self._why_left_out(*pair) for pair in pairs)))
+
+    def _why_left_out(self, engine: str, precision: str) -> str:
+        """Return why an engine has no row in a number format, as a sentence; empty if it has one."""
+        if not self._computes_in(engine, precision):
+            return f"{ENGINES[engine].title} has no {precision} on device {self.device}, so that row is left out"
+        own = {self.precision, self.inference_precision or self.precision}
+        if engine == TORCH and own == {precision}:
+            return f"torch trains, tests and times in {precision} anyway, so it has no further row for it"
+        return ""
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Return whether the trained weights of each cell are kept: where engines run them, an interrupted run too."""
+        return self.keep_weights or (bool(self.engine_ways()) and "quality" in self.measures)
+
+    def engine_rows(self, cell: Cell) -> list[EngineRow]:
+        """Return the further rows of a cell."""
+        return [EngineRow(cell, *way) for way in self.engine_ways()]
 
     def cells(self) -> Iterator[Cell]:
         """Yield the cells of the grid, data set by data set."""
@@ -344,10 +426,11 @@ def conflicts(stored: Plan, asked: Mapping[str, Any]) -> Sequence[str]:
     """
     # These two follow from other settings.
     known = {f.name for f in fields(Plan)} - {"precision_reason", "inference_precision"}
+    options = {"engines": "engine", "engine_precisions": "engine_precision"}
     differences = []
     for name, value in asked.items():
         if name == "configs" and value != stored.configs:
             differences.append("other recipes, or recipes with other settings")
         elif name in known and getattr(stored, name) != value:
-            differences.append(f"{name} {getattr(stored, name)}, not {value}")
+            differences.append(f"{options.get(name, name)} {getattr(stored, name)}, not {value}")
     return differences

@@ -35,6 +35,9 @@ NOTE = (
 UNTIL = "With --until {goal:g} %, a training ends as soon as it reaches that accuracy; these are the most it can take."
 """Sentence below the table for a plan with a goal, with the goal in per cent."""
 
+ENGINES = "Each cell has further rows, which train nothing: {ways}. They are timed and tested, in seconds each."
+"""Sentence below the table for a plan with engines, with the engines and number formats."""
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -76,13 +79,12 @@ def preview(plan: Plan) -> list[Expected]:
     # data sets with images of the same shape and as many classes.
     counted: dict[tuple[Any, ...], _Counted] = {}
     image_s: dict[tuple[Any, ...], Any] = {}
-    described = {name: data.describe() for name, data in opened.data.items()}
-    for (name, _), facts in described.items():
+    for (name, _), facts in opened.facts.items():
         check_goal(plan.until, name, facts)
     rows = []
     for cell in plan.cells():
         data, limits = opened.data[cell.data, cell.recipe], plan.of_cell(cell)
-        facts = described[cell.data, cell.recipe]
+        facts = opened.facts[cell.data, cell.recipe]
         same = (cell.model, cell.recipe, data.num_classes, data.in_channels, data.image_size, facts["batch_size"])
         if same not in counted:
             counted[same] = _count(opened, cell, facts["batch_size"], plan.precision)
@@ -173,7 +175,13 @@ def _seconds_of_an_image(opened: Opened, cell: Cell, batch_size: int, plan: Plan
 
 def notes(plan: Plan) -> str:
     """Return the sentences below the table."""
-    return NOTE if plan.until is None else f"{NOTE} {UNTIL.format(goal=100 * plan.until)}"
+    sentences = [NOTE]
+    if plan.until is not None:
+        sentences.append(UNTIL.format(goal=100 * plan.until))
+    ways = [f"{engine} in {precision}" for engine, precision in plan.engine_ways()]
+    if ways:
+        sentences.append(ENGINES.format(ways=", ".join(ways)))
+    return " ".join(sentences)
 
 
 def preview_table(rows: Sequence[Expected]) -> Table:
@@ -196,8 +204,9 @@ def preview_table(rows: Sequence[Expected]) -> Table:
 
 
 def preview_document(rows: Sequence[Expected], plan: Plan) -> dict[str, Any]:
-    """Return the cells, and the goal that may end a training earlier, as a document for JSON."""
-    return {"cells": [asdict(row) for row in rows], "until": plan.until}
+    """Return the cells, the goal that may end a training earlier, and the rows of engines, as a document for JSON."""
+    further = [row.key for cell in plan.cells() for row in plan.engine_rows(cell)]
+    return {"cells": [asdict(row) for row in rows], "until": plan.until, "engine_rows": further}
 
 
 def total_words(rows: Sequence[Expected]) -> str:

@@ -2,6 +2,7 @@
 
 A run folder holds ``plan.json``, ``speed.json``, ``records/<cell>.json`` and the report. Each file is written
 atomically once it is complete. A run may therefore be killed at any time, and a resumed run repeats no finished cell.
+A plan with engines has further records of each cell; see `cnnbench.benchmark.engine_rows`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import lightning as L
@@ -21,12 +23,13 @@ import torch
 from filelock import FileLock, Timeout
 
 from cnnbench import hardware, interrupts, progress
+from cnnbench.benchmark import engine_rows
 from cnnbench.benchmark.disputes import keep_disputed
 from cnnbench.benchmark.evaluation import logits_of
 from cnnbench.benchmark.goal import Goal, check_goal
 from cnnbench.benchmark.launchers import Job, Launcher
 from cnnbench.benchmark.opened import Opened, first_images
-from cnnbench.benchmark.plan import PLAN_FILE, Cell, Plan, load_plan, save_plan
+from cnnbench.benchmark.plan import PLAN_FILE, Cell, EngineRow, Plan, load_plan, save_plan
 from cnnbench.benchmark.training import (
     TrainingHistory,
     calibration_figures,
@@ -39,6 +42,8 @@ from cnnbench.confusion import accuracy
 from cnnbench.counting import CONVENTION
 from cnnbench.data import BenchData
 from cnnbench.data.foreign import ForeignData
+from cnnbench.engines import TORCH
+from cnnbench.engines.export import bytes_of_weights
 from cnnbench.errors import DivergedError, Stopped, UserError
 from cnnbench.files import parse_json, read_text, remove_parts, without_checksum, write_checked_json
 from cnnbench.measures import DEFAULT_MEASURES, take_all
@@ -46,6 +51,7 @@ from cnnbench.measures import Subject as MeasuredNetwork
 from cnnbench.predictions import Examples, write_predictions
 from cnnbench.record import Record, load_records, located, write_record
 from cnnbench.references import percent, reference_of
+from cnnbench.report.trained import sha256
 from cnnbench.schemas import check_speed
 from cnnbench.timing.process_memory import resident_growth
 from cnnbench.timing.processes import in_process, in_processes
@@ -63,6 +69,8 @@ SHORT_STEP_MS, STEPS_PER_CALL = 3.0, 25
 _DEFAULTS = {field.name: field.default for field in fields(Plan) if field.default is not MISSING}
 """Default values of the settings of a plan, by name."""
 SPEED_FILE = "speed.json"
+ENGINE_ROW_S = 5.0
+"""Seconds that the test of a network in an engine takes, export included, which is only a guess for the display."""
 
 
 class Display(Protocol):
@@ -229,7 +237,7 @@ class _Run:
         self.environment = run_environment(self.device)
         self.opened = Opened(plan, display.note)
         self.data = self.opened.data
-        self.facts = {name: module.describe() for name, module in self.data.items()}
+        self.facts = self.opened.facts
         for (name, _), facts in self.facts.items():
             check_goal(plan.until, name, facts)
 
@@ -237,7 +245,7 @@ class _Run:
         """Measure the cells without a record, and return the records of all cells; see `run`."""
         # Errors are raised here, before the run folder is made. The records are read again under the lock.
         done = self._finished()
-        pending = [cell for cell in self.plan.cells() if cell.key not in done]
+        pending = self._pending_cells(done)
         # The seed decides nothing here, so one cell stands for those that differ from it in the seed alone.
         for cell in {(cell.model, cell.data, cell.recipe): cell for cell in pending}.values():
             self._try_to_build(cell)
@@ -252,13 +260,29 @@ class _Run:
                 remove_parts(self.folder / "records")
                 save_plan(self.folder, self.plan)
                 self._announce()
-                self._take([cell for cell in self.plan.cells() if cell.key not in done], done)
+                self._take(done)
                 keep_disputed(self.folder, list(self.plan.cells()), done, self._data, self.display.note)
         except Timeout:
             raise UserError(
                 f"another process is at work in '{self.folder}'; wait for it, or choose another --out"
             ) from None
-        return [done[cell.key] for cell in self.plan.cells()]
+        return [done[key] for key in self._places()]
+
+    def _places(self) -> dict[str, Cell | EngineRow]:
+        """Return all cells and rows of engines by their keys, each cell before its rows."""
+        places: dict[str, Cell | EngineRow] = {}
+        for cell in self.plan.cells():
+            places[cell.key] = cell
+            places.update({row.key: row for row in self.plan.engine_rows(cell)})
+        return places
+
+    def _pending_cells(self, done: Mapping[str, Record]) -> list[Cell]:
+        """Return the cells without a record."""
+        return [cell for cell in self.plan.cells() if cell.key not in done]
+
+    def _pending_rows(self, done: Mapping[str, Record]) -> list[EngineRow]:
+        """Return the rows of engines without a record."""
+        return [row for cell in self.plan.cells() for row in self.plan.engine_rows(cell) if row.key not in done]
 
     def _announce(self) -> None:
         """Show in a note where the run is stored, on which device it runs, and in which number formats."""
@@ -294,28 +318,83 @@ class _Run:
                 f"'{self.folder}' holds another run; add --resume to go on with it, or choose another --out"
             )
 
-    def _take(self, pending: Sequence[Cell], done: dict[str, Record]) -> None:
-        """Measure the cells without a record, and write a record of each.
+    def _take(self, done: dict[str, Record]) -> None:
+        """Measure the cells and the rows of engines without a record, and write a record of each.
 
         Args:
-            pending: Cells to measure.
-            done: Records by the key of the cell, to which the new ones are added.
+            done: Records by key, to which the new ones are added.
         """
+        pending, rows = self._pending_cells(done), self._pending_rows(done)
         # All cells are announced before the timing, so that the time left is that of the whole run.
         for cell in pending:
             self.display.expect(cell.key, sum(self._expected_s(cell, {})))
-        speed = self._speed(pending) if "speed" in self.plan.measures and pending else {}
+        for row in rows:
+            self.display.expect(row.key, ENGINE_ROW_S)
+        names = dict.fromkeys([*map(self._pair, pending), *(self._timed_name(row) for row in rows)])
+        speed = self._speed(names) if "speed" in self.plan.measures and names else {}
         # With the times, the durations of the cells are known better.
         for cell in pending:
             self.display.expect(cell.key, sum(self._expected_s(cell, speed.get(self._pair(cell), {}))))
         if self.launcher is not None:
             self._launch(self.launcher, pending, speed, done)
-            return
-        for cell in pending:
-            interrupts.check()
-            record = self._run_cell(cell, speed.get(self._pair(cell), {}))
-            done[cell.key] = self._write(record, cell.key)
-            self.follower.end(record)
+        by_cell: dict[Cell, list[EngineRow]] = {}
+        for row in rows:
+            by_cell.setdefault(row.cell, []).append(row)
+        for cell in self.plan.cells():
+            if cell.key not in done:
+                interrupts.check()
+                record = self._run_cell(cell, speed.get(self._pair(cell), {}))
+                done[cell.key] = self._write(record, cell.key)
+                self.follower.end(record)
+            if cell in by_cell:
+                self._run_engines(by_cell[cell], done[cell.key], speed, done)
+
+    def _run_engines(
+        self, rows: Sequence[EngineRow], main: Record, speed: Mapping[str, Any], done: dict[str, Record]
+    ) -> None:
+        """Test the network of a cell in engines, and write a record of each.
+
+        Args:
+            rows: Rows of one cell.
+            main: Record of the cell.
+            speed: Figures of the timing by name.
+            done: Records by key, to which the new ones are added.
+        """
+        interrupts.check()
+        self.display.update(rows[0].key, 0.0, "test in engines")
+        tested = self._tested_in_engines(rows, main)
+        for row in rows:
+            content = engine_rows.content_of(row, main, speed.get(self._timed_name(row), {}), tested.get(row.key, {}))
+            done[row.key] = self._write(self._make_record(row, **content), row.key)
+            self.display.update(row.key, 1.0)
+            self.display.note(f"{self._timed_name(row)}{self._seed_words(row.cell)}: {_engine_outcome(done[row.key])}")
+
+    def _tested_in_engines(self, rows: Sequence[EngineRow], main: Record) -> Mapping[str, Mapping[str, Any]]:
+        """Return what the tests of the rows of a cell have found, or the reason why there is no test, by key."""
+        if main.status == "error":
+            return {row.key: {"error": f"the network itself failed: {main.reason}"} for row in rows}
+        if "quality" not in self.plan.measures:
+            return {}
+        try:
+            weights = self._weights_of(main)
+            # The process may have another working folder.
+            return in_process(engine_rows.test_rows, self.plan, rows, weights.resolve(), self.folder.resolve())
+        except UserError as error:
+            return {row.key: {"error": str(error)} for row in rows}
+
+    def _weights_of(self, main: Record) -> Path:
+        """Return the checkpoint with the trained weights of a cell.
+
+        Raises:
+            UserError: It is gone, or is no longer the one that the record describes.
+        """
+        path = self.folder / main.training["weights"]
+        if not path.is_file() or sha256(path) != main.training["weights_sha256"]:
+            raise UserError(
+                f"the weights in '{path}' are gone or have changed; delete the record of {main.key}, and resume the "
+                "run, so that it is trained again"
+            )
+        return path
 
     def _launch(
         self, launcher: Launcher, pending: Sequence[Cell], speed: Mapping[str, Any], done: dict[str, Record]
@@ -346,16 +425,22 @@ class _Run:
         write_record(path, record)
         return located(record, path)
 
-    def _make_record(self, cell: Cell, **content: Any) -> Record:
-        """Return a record of a cell, with the facts that are known before it is measured."""
+    def _make_record(self, place: Cell | EngineRow, **content: Any) -> Record:
+        """Return a record of a cell or row, with the facts that are known before it is measured."""
+        cell = _cell_of(place)
         return Record(
-            model=cell.model,
+            model=place.model,
             data=self._facts(cell),
             seed=cell.seed,
-            config=self._config(cell),
-            environment=self.environment,
+            config=self._config(place),
+            environment=self._environment(place),
             **content,
         )
+
+    def _environment(self, place: Cell | EngineRow) -> dict[str, Any]:
+        """Return the facts about machine and software of a cell or row."""
+        engines = [place.engine] if isinstance(place, EngineRow) else []
+        return engine_rows.with_engine(self.environment, *engines)
 
     def _finished(self) -> dict[str, Record]:
         """Return the records of finished cells.
@@ -364,7 +449,7 @@ class _Run:
             UserError: A record is damaged, does not belong to this plan, or was measured with other data, settings or
                 hardware than the present ones.
         """
-        cells = {cell.key: cell for cell in self.plan.cells()}
+        places = self._places()
         done = {}
         for file in sorted((self.folder / "records").glob("*.json")):
             # Hidden files, such as those of a file manager, are no records.
@@ -373,29 +458,40 @@ class _Run:
             if file.is_dir():
                 raise UserError(f"'{file}' is a folder in the place of a record; take it away")
             (record,) = load_records([file])
-            if record.key in cells and file.stem != record.key:
+            if record.key in places and file.stem != record.key:
                 raise UserError(f"'{file}' is a second record of {record.key}; take it away")
-            if record.key not in cells:
+            if record.key not in places:
                 raise UserError(f"'{file}' is the record of {record.key}, which is not of this run; take it away")
             if record.status == "ok":
-                self._check_same(record, cells[record.key])
+                self._check_same(record, places[record.key])
                 done[record.key] = record
-        return done
+        return self._with_their_cells(done)
 
-    def _check_same(self, record: Record, cell: Cell) -> None:
+    def _with_their_cells(self, done: Mapping[str, Record]) -> dict[str, Record]:
+        """Return the records without those of engines that ran other weights than those of their cell now."""
+        kept = {}
+        for key, place in self._places().items():
+            main = done.get(_cell_of(place).key)
+            hashes = [record.training.get("weights_sha256") for record in (main, done.get(key)) if record is not None]
+            if len(hashes) == 2 and hashes[0] == hashes[1]:
+                kept[key] = done[key]
+        return kept
+
+    def _check_same(self, record: Record, place: Cell | EngineRow) -> None:
         """Raise UserError if a record was measured with other data, settings or hardware than the present ones."""
-        label = self._facts(cell)["label"]
+        facts, environment = self._facts(_cell_of(place)), self._environment(place)
+        label = facts["label"]
         if record.data["label"] != label:
             raise UserError(
                 f"{record.key} was measured on {record.data['label']}, but the data is now {label}; start a new run"
             )
-        what = _differs(record.environment, self.environment)
+        what = _differs(record.environment, environment)
         if what:
             raise UserError(
-                f"{record.key} was measured with {what} {record.environment[what]}, not {self.environment[what]}; "
+                f"{record.key} was measured with {what} {record.environment[what]}, not {environment[what]}; "
                 "start a new run"
             )
-        here = {"config": self._config(cell), "data": _plain(self._facts(cell))}
+        here = {"config": self._config(place), "data": _plain(facts)}
         for part, now in here.items():
             before = getattr(record, part)
             for key in dict.fromkeys([*now, *before]):
@@ -407,11 +503,15 @@ class _Run:
                         f"{record.key} was measured with {part}.{key} {then}, but now it is {is_now}; start a new run"
                     )
 
-    def _config(self, cell: Cell) -> dict[str, Any]:
-        """Return the settings with which a cell is measured, for its record."""
+    def _config(self, place: Cell | EngineRow) -> dict[str, Any]:
+        """Return the settings with which a cell or row is measured, for its record."""
+        if isinstance(place, EngineRow):
+            return _plain(engine_rows.settings_of(place, self._config(place.cell)))
+        cell = place
         plan = self.plan.of_cell(cell)
         # The grid itself is no setting of a cell, and copying it for each cell would take long where it is large.
-        left_out = ("models", "data", "seeds", "data_dir", "keep_weights", "configs")
+        grid = ("models", "data", "seeds", "configs", "engines", "engine_precisions")
+        left_out = (*grid, "data_dir", "keep_weights")
         settings = {field.name: getattr(plan, field.name) for field in fields(Plan) if field.name not in left_out}
         recipe = self.plan.recipe_of(cell)
         if recipe is not None:
@@ -428,8 +528,15 @@ class _Run:
 
     def _pair(self, cell: Cell) -> str:
         """Return the name of a network with the images that it really sees, which may be synthetic ones."""
-        recipe = f" ({cell.recipe})" if cell.recipe else ""
-        return f"{cell.model}{recipe} on {self._facts(cell)['label']}"
+        return self.opened.pair(cell)
+
+    def _timed_name(self, row: EngineRow) -> str:
+        """Return the name of a row in the file of times."""
+        return engine_rows.timed_name(self.opened, row)
+
+    def _seed_words(self, cell: Cell) -> str:
+        """Return the seed of a cell for a note on the display; empty in a run with one seed."""
+        return f", seed {cell.seed}" if len(self.plan.seeds) > 1 else ""
 
     def _data(self, cell: Cell) -> BenchData:
         """Return the opened data set of a cell."""
@@ -443,13 +550,16 @@ class _Run:
         """Return the untrained network of a cell."""
         return self.opened.build(cell)
 
-    def _speed(self, pending: Sequence[Cell]) -> dict[str, dict[str, Any]]:
+    def _speed(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Time all networks of the grid against each other, or read the times of an interrupted run.
 
+        Args:
+            names: Names of the networks whose times are needed.
+
         Returns:
-            The figures of each network on each data set, by `_pair`.
+            The figures of each network on each data set, by `_pair`, and of each row of an engine, by `_timed_name`.
         """
-        stored = self._stored_speed(pending)
+        stored = self._stored_speed(names)
         if stored is not None:
             return stored
         config = SpeedConfig(
@@ -463,7 +573,9 @@ class _Run:
         subjects = self.subjects()
         # About 6 seconds per network, which is only a guess.
         self.display.expect("speed", 6.0 * len(subjects))
-        if self.plan.processes > 1:
+        if self.plan.engine_ways():
+            figures = engine_rows.time_rows(self.plan, config, _figures_of, self._say_engine)
+        elif self.plan.processes > 1:
             figures = in_processes(self.plan.processes, config, _figures_of, self.plan, on_start=self._say_process)
         else:
             figures = measure_speed(subjects, config, partial(self.display.update, "speed"))
@@ -474,10 +586,14 @@ class _Run:
                     self.display.update("speed", 1.0, f"memory of {pair}")
                     figures[pair]["resident_bytes"] = in_process(_growth_of, config, self.plan, pair)
         self.display.update("speed", 1.0)
-        write_checked_json(self.folder / SPEED_FILE, {"figures": figures, "environment": self.environment})
+        write_checked_json(self.folder / SPEED_FILE, {"figures": figures, "environment": self._timing_environment()})
         return figures
 
-    def _stored_speed(self, pending: Sequence[Cell]) -> dict[str, dict[str, Any]] | None:
+    def _timing_environment(self) -> dict[str, Any]:
+        """Return the facts about machine and software for the file of times, with the versions of all engines."""
+        return engine_rows.with_engine(self.environment, *self.plan.engines)
+
+    def _stored_speed(self, names: Iterable[str]) -> dict[str, dict[str, Any]] | None:
         """Return the times of an interrupted run, or None if there are none that can be used.
 
         If there are times that cannot be used, a note says why.
@@ -491,23 +607,22 @@ class _Run:
         except UserError as error:
             self.display.note(f"timing all networks again, since their times cannot be used: {error}")
             return None
-        reason = self._gap(stored, pending)
+        reason = self._gap(stored, names)
         if reason:
             self.display.note(f"timing all networks again, since {reason}")
             return None
         return stored["figures"]
 
-    def _gap(self, stored: Mapping[str, Any], pending: Sequence[Cell]) -> str:
-        """Return why the times of an interrupted run do not serve the pending cells; empty if they do."""
+    def _gap(self, stored: Mapping[str, Any], names: Iterable[str]) -> str:
+        """Return why the times of an interrupted run do not serve the networks of these names; empty if they do."""
         figures = stored["figures"]
-        changed = _differs(stored["environment"], self.environment)
+        changed = _differs(stored["environment"], self._timing_environment())
         if changed:
             return f"{changed} has changed"
-        pairs = dict.fromkeys(self._pair(cell) for cell in pending)
-        missing = [pair for pair in pairs if pair not in figures]
+        missing = [name for name in names if name not in figures]
         if missing:
             return f"there are none of {', '.join(missing)}"
-        failed = [pair for pair in pairs if "error" in figures[pair]]
+        failed = [name for name in names if "error" in figures[name]]
         if failed:
             return f"it failed for {', '.join(failed)}"
         return ""
@@ -516,6 +631,11 @@ class _Run:
         """Show which of the processes is timing."""
         count = self.plan.processes
         self.display.update("speed", index / count, f"process {index + 1} of {count}")
+
+    def _say_engine(self, index: int, engine: str) -> None:
+        """Show which of the processes is timing, and which engine."""
+        count = self.plan.processes * len({TORCH, *self.plan.engines})
+        self.display.update("speed", index / self.plan.processes, f"process {index + 1} of {count}: {engine}")
 
     def subjects(self) -> dict[str, Subject]:
         """Return the networks to time, each with the images of each data set, by `_pair`."""
@@ -555,9 +675,8 @@ class _Run:
         except BaseException as error:  # whatever a network raises becomes part of its record; the other cells go on
             status, reason = "error", f"{type(error).__name__}: {error}".splitlines()[0]
         record = make_record(status=status, reason=reason, **content)
-        seed = f", seed {cell.seed}" if len(self.plan.seeds) > 1 else ""
         self.display.update(cell.key, 1.0)
-        self.display.note(f"{self._pair(cell)}{seed}: {_outcome(record)}")
+        self.display.note(f"{self._pair(cell)}{self._seed_words(cell)}: {_outcome(record)}")
         return record
 
     def _measure(self, cell: Cell, speed: Mapping[str, Any], content: dict[str, Any]) -> None:
@@ -602,6 +721,8 @@ class _Run:
         calibrated = calibration_figures(model)
         measures |= {**accuracy(matrix), **calibrated.figures}
         content["skipped"] |= calibrated.skipped
+        if TORCH in self.plan.engines:
+            measures["file_bytes"] = bytes_of_weights(model)
         self._take_measures(cell, model, content, trained=True)
         if "validation" in self.plan.measures:
             measures |= accuracy(model.confusion_counts("val"), "val")
@@ -683,7 +804,7 @@ class _Run:
         write_predictions(path, model.test_predictions(), data.num_classes)
         if not isinstance(self.follower, _Nobody):  # a loader of the user's reads its images again for the pictures
             self.follower.show(examples_of(model, data))
-        if plan.keep_weights:
+        if plan.keeps_weights:
             found |= self._keep_weights(cell, model, trainer)
         return found
 
@@ -757,11 +878,23 @@ class _Silent:
     def note(self, text: str) -> None: ...
 
 
-def _figures_of(config: SpeedConfig, plan: Plan) -> dict[str, dict[str, Any]]:
-    """Return the times of the networks of a plan; this runs in a process of its own."""
+def _figures_of(
+    config: SpeedConfig, plan: Plan, engine: str = TORCH, files: Mapping[str, Path] = MappingProxyType({})
+) -> dict[str, dict[str, Any]]:
+    """Return the times of the networks of a plan; this runs in a process of its own.
+
+    Args:
+        config: Settings of the timing.
+        plan: Plan, from which the process opens the data sets and builds the networks itself.
+        engine: Engine whose networks are timed. With torch, these are also the networks as they are trained.
+        files: Files of the networks for the engine, by name.
+    """
     quiet_lightning()
-    # Only the plan is sent to the process, which opens the data sets and builds the networks itself.
-    return measure_speed(_Run(plan, Path(), _Silent()).subjects(), config, progress.now)
+    own = _Run(plan, Path(), _Silent())
+    subjects = engine_rows.subjects_of(plan, own.opened, engine, files)
+    if engine == TORCH:
+        subjects = own.subjects() | subjects
+    return measure_speed(subjects, config, progress.now)
 
 
 def _growth_of(config: SpeedConfig, plan: Plan, pair: str) -> int:
@@ -795,6 +928,19 @@ def _plain(value: dict[str, Any]) -> dict[str, Any]:
 def _differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """Return the first property that makes the figures of two environments incomparable, or None if there is none."""
     return next((what for what in ("device", "threads", "packages") if before[what] != now[what]), None)
+
+
+def _cell_of(place: Cell | EngineRow) -> Cell:
+    """Return the cell that a row of an engine belongs to, or the cell itself."""
+    return place.cell if isinstance(place, EngineRow) else place
+
+
+def _engine_outcome(record: Record) -> str:
+    """Return the result of a row of an engine in words, for a note on the display."""
+    if record.status == "error":
+        return f"failed: {record.reason}"
+    found = record.measures.get("test_accuracy")
+    return "measured" if found is None else f"test accuracy {found:.1%}"
 
 
 def _outcome(record: Record) -> str:

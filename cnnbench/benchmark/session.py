@@ -28,6 +28,7 @@ from cnnbench.console import note, stdout_kept
 from cnnbench.data import DataSource, get_bench_data
 from cnnbench.data.foreign import OF_BENCH
 from cnnbench.data.sources import resolve_data_dir
+from cnnbench.engines import ENGINES, find_engine
 from cnnbench.errors import UserError
 from cnnbench.measures import DEFAULT_MEASURES
 from cnnbench.models import all_models
@@ -83,6 +84,8 @@ class Session:
         else:
             self.plan = _with_defaults(asked)
         _check_names(self.plan, asked)
+        for sentence in self.plan.notes_on_engines():
+            note(sentence)
 
     def run(self, connection: Connection | None = None, launcher: Launcher | None = None) -> list[Record]:
         """Measure every cell that has no record yet, and return all records.
@@ -163,6 +166,14 @@ def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
     if "precision" in asked:
         device = hardware.choose_device(asked.get("device", "auto"))
         asked["precision"], asked["precision_reason"] = hardware.choose_precision(asked["precision"], device)
+    if "engine" in asked:
+        engines = asked.pop("engine")
+        if engines == ("all",):
+            device_name = str(hardware.choose_device(asked.get("device", "auto")))
+            engines = tuple(engine.name for engine in ENGINES.values() if engine.is_usable(device_name))
+        asked["engines"] = engines
+    if "engine_precision" in asked:
+        asked["engine_precisions"] = asked.pop("engine_precision")
     return asked
 
 
@@ -214,6 +225,8 @@ def _with_defaults(asked: Mapping[str, Any]) -> Plan:
         "eval_batch_size": 500,
         "cudnn_benchmark": device.type == "cuda",
     }
+    if "engine_precisions" in asked and not asked.get("engines"):
+        raise UserError("--engine_precision is that of --engine; name an engine too, or leave it out")
     if "until" in asked:
         defaults["measures"] = (*DEFAULT_MEASURES, TIME_TO_ACCURACY)
     settings = defaults | dict(asked)
@@ -251,3 +264,5 @@ def _check_names(plan: Plan, asked: Mapping[str, Any]) -> None:
         check(recipe, f"recipe '{recipe.name}'")
     resolve_data_dir(plan.data_dir)
     hardware.choose_device(plan.device)
+    for name in plan.engines:
+        find_engine(name, plan.device)

@@ -68,6 +68,19 @@ class Options(WandbOptions):
     precision: str | None = option(
         "Number format of training: auto, 32-true, bf16-mixed or 16-mixed (default: auto).", default=None
     )
+    engine: tuple[str, ...] | None = option(
+        "Engines that run each trained network too, in rows of their own, tested and timed in inference: torch, "
+        "aot-inductor, onnxruntime, openvino, on a GPU tensorrt, or all that are installed; trained weights are then "
+        "kept (default: none; networks are always trained, tested and timed in torch).",
+        default=None,
+        metavar="A,B",
+    )
+    engine_precision: tuple[str, ...] | None = option(
+        "Number formats of these rows: 32-true, bf16-true, int8 and others; formats that an engine does not have are "
+        "left out (default: 32-true).",
+        default=None,
+        metavar="A,B",
+    )
     batch_size: int | None = option(
         "Images per training step (default: 32 on a CPU, 256 on a GPU).", default=None, metavar="N"
     )

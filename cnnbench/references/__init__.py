@@ -129,7 +129,9 @@ def is_as_good_as_the_reference(record: Record) -> bool:
 
 def _key(record: Record) -> tuple[str, str, int, int]:
     data = record.data
-    return record.model, data["label"], data.get("num_classes", 0), data.get("image_size", 0)
+    # In floating point, an engine gives the accuracy of the network itself up to rounding; in int8 it may not.
+    name = record.model if record.config.get("precision") == "int8" else record.network
+    return name, data["label"], data.get("num_classes", 0), data.get("image_size", 0)
 
 
 def _summed_up(records: Sequence[Record]) -> Reference:
@@ -168,7 +170,7 @@ def take_over(paths: Sequence[Path]) -> list[Record]:
     kept: dict[str, Record] = {}
     if FILE.is_file():
         kept = {record.key: record for record in load_records([FILE])}
-    new = load_records(list(paths))
+    new = [record for record in load_records(list(paths)) if not record.is_of_an_engine]
     for record in new:
         if record.status != "ok" or record.confusion_matrix is None or record.data["synthetic"]:
             raise UserError(f"{record.key} is no training on real data; leave it out")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from cnnbench.engines import INT8, TORCH
 from cnnbench.record import Record
 from cnnbench.references import is_as_good_as_the_reference
 from cnnbench.registry import natural
@@ -123,6 +124,11 @@ class Timing(NamedTuple):
         return str(setting(self.newest, "inference_precision"))
 
     @property
+    def is_of_torch(self) -> bool:
+        """Return whether torch ran the networks."""
+        return bool(setting(self.newest, "engine") == TORCH)
+
+    @property
     def words(self) -> str:
         """Return device, settings and date in words."""
         record = self.newest
@@ -201,6 +207,8 @@ def candidates(
     """
     here = [record for record in records if is_on(record, images.data) and _has_shape(record, images)]
     accuracies = _accuracies(here, catalog, images)
+    if timing is not None and timing.precision == INT8:
+        accuracies = _accuracies_of_rows(here, timing)
     counted = {}
     for record in sorted(here, key=lambda r: r.created):
         if record.measures.get("params") is not None:
@@ -263,7 +271,9 @@ def _accuracies(
     one, so its accuracy says what a network reaches at least.
     """
     known: dict[str, list[Accuracy]] = {}
-    for entry in contenders([record for record in records if record.measures.get("test_accuracy") is not None]):
+    # In floating point, an engine has the accuracy of the network itself up to rounding.
+    tested = [r for r in records if r.measures.get("test_accuracy") is not None and not r.is_of_an_engine]
+    for entry in contenders(tested):
         if entry.settled is not None and entry.reference is None:
             known.setdefault(entry.model, []).append(_of_records(entry))
     # References and publications are on images of the usual size.
@@ -273,6 +283,22 @@ def _accuracies(
     for several in known.values():
         several.sort(key=lambda accuracy: (accuracy.is_full, accuracy.share), reverse=True)
     return {name: several for name, several in known.items() if several}
+
+
+def _accuracies_of_rows(records: Sequence[Record], timing: Timing) -> dict[str, list[Accuracy]]:
+    """Return the accuracies of full trainings in the engine and number format of the times, by network.
+
+    Quantisation changes a network, so its accuracy in floating point says nothing certain about it.
+    """
+    way = [BY_NAME[name] for name in ("engine", "inference_precision")]
+    alike = [r for r in records if r.is_of_an_engine and values_of(r, way) == values_of(timing.newest, way)]
+    known: dict[str, list[Accuracy]] = {}
+    for entry in contenders([r for r in alike if r.measures.get("test_accuracy") is not None]):
+        if entry.converged:
+            known.setdefault(entry.records[0].network, []).append(_of_records(entry))
+    for several in known.values():
+        several.sort(key=lambda accuracy: accuracy.share, reverse=True)
+    return known
 
 
 def _of_records(entry: Contender) -> Accuracy:
@@ -326,7 +352,8 @@ def timings(records: Sequence[Record], images: Images, needed: Sequence[Quantity
             # Later records of a network take the place of earlier ones.
             groups.setdefault(values_of(record, settings), {})[network_name(record)] = record
     found = [Timing(values, members) for values, members in groups.items()]
-    return sorted(found, key=lambda group: (len(group.records), group.newest.created), reverse=True)
+    # The times of another engine than torch are taken only where torch has none.
+    return sorted(found, key=lambda group: (group.is_of_torch, len(group.records), group.newest.created), reverse=True)
 
 
 def settings_of(works: set[Dependent]) -> tuple[Setting, ...]:

@@ -41,7 +41,9 @@ def hardest_sentences(records: Sequence[Record]) -> list[str]:
     """
     sentences = []
     for label, entries in by_label(contenders(records)).items():
-        tested = [r for entry in entries for r in entry.records if r.confusion_matrix is not None]
+        # The row of an engine is no further training.
+        ours = [r for entry in entries for r in entry.records if not r.is_of_an_engine]
+        tested = [r for r in ours if r.confusion_matrix is not None]
         # Records of one label may differ in their classes, if they come from several runs.
         tested = [r for r in tested if r.data["class_names"] == tested[0].data["class_names"]]
         if not tested or len(tested[0].data["class_names"]) < 2:

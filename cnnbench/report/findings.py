@@ -189,7 +189,8 @@ def reference_sentences(records: Sequence[Record]) -> list[str]:
     sentences = []
     for entry in contenders(records):
         known = entry.reference
-        if known is None or not entry.has("test_accuracy"):
+        # The rows of engines share the training of another row, which has the sentence.
+        if known is None or not entry.has("test_accuracy") or entry.records[0].is_of_an_engine:
             continue
         sentence = (
             f"{entry.name} on {entry.label}: within this run's budget {percent(entry.mean('test_accuracy'))}; after "

@@ -312,7 +312,7 @@ def to_csv(report: Report) -> str:
 
 def pairs_csv(report: Report) -> str:
     """Return all pairs of networks on the same images as CSV, without the sentences; empty without pairs."""
-    rows = [verdict.document() for verdict in report.pairs.verdicts]
+    rows = [verdict.document() for verdict in [*report.pairs.verdicts, *report.pairs.engines]]
     if not rows:
         return ""
     head = [key for key in rows[0] if key != "sentence"]

@@ -194,6 +194,7 @@ class Pairs:
 
     Attributes:
         verdicts: All pairs; within a group those of the most accurate network come first.
+        engines: Each network in other engines and number formats, compared with the network itself.
         problems: Sentences on files that cannot be used.
         left_out: Names of groups with more than `MOST_NETWORKS` networks.
         lacking: Number of networks without predictions.
@@ -201,6 +202,7 @@ class Pairs:
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.verdicts: list[Verdict] = []
+        self.engines: list[Verdict] = []
         self.problems: list[str] = []
         self.left_out: list[str] = []
         entries = [entry for entry in contenders(records) if entry.has("test_accuracy")]
@@ -216,6 +218,10 @@ class Pairs:
                 if len(networks) > 1:
                     tests = len(members) * (len(members) - 1) // 2 if len(members) > len(kept) else None
                     self.verdicts += _verdicts(group, networks, tests)
+        for own, rows in _of_one_training(found):
+            for first, *others in self._on_the_same_images([own, *rows]).values():
+                if others:
+                    self.engines += _verdicts(own.label, [first, *others], None, with_first=True)
 
     def _on_the_same_images(self, entries: Sequence[Contender]) -> dict[Any, list[_Network]]:
         """Return the networks by the images of their tests, each with the images that it classifies right."""
@@ -254,10 +260,28 @@ class Pairs:
 
     @cached_property
     def tables(self) -> list[SeedTable]:
-        """Return the table of the report; none without pairs."""
-        if not self.verdicts:
-            return []
-        return [SeedTable("Each network against the next best, image by image", _rows(self.shown), 3, self.sentences)]
+        """Return the tables of the report; none without pairs."""
+        found = []
+        if self.verdicts:
+            found.append(
+                SeedTable("Each network against the next best, image by image", _rows(self.shown), 3, self.sentences)
+            )
+        if self.engines:
+            # Those that differ in the most images come first.
+            ranked = sorted(self.engines, key=lambda verdict: -(verdict.only_first + verdict.only_second))
+            rows = _rows(ranked[:MOST_SHOWN])
+            found.append(SeedTable("The same training in engines", rows, 3, self._sentences_on_engines))
+        return found
+
+    @property
+    def _sentences_on_engines(self) -> list[str]:
+        """Return what the table of engines has, and the verdicts on rows that differ."""
+        alike = sum(not (verdict.only_first or verdict.only_second) for verdict in self.engines)
+        of = number_of(len(self.engines), "row")
+        words = [_OF_ENGINES, f"Of {of}, {alike:,} have exactly the images right that the network itself has."]
+        if len(self.engines) > MOST_SHOWN:
+            words.append("All rows are in pairs.csv.")
+        return words + [verdict.sentence for verdict in self.engines if verdict.differ][:MOST_SENTENCES]
 
     @property
     def sentences(self) -> list[str]:
@@ -278,9 +302,10 @@ class Pairs:
     @property
     def note(self) -> str:
         """Return the line below the table in the terminal."""
-        if not self.verdicts:
+        if not self.verdicts and not self.engines:
             return ""
-        test = "Student's t over seeds and images" if self.verdicts[0].test == OVER_SEEDS else "McNemar's"
+        first = [*self.verdicts, *self.engines][0]
+        test = "Student's t over seeds and images" if first.test == OVER_SEEDS else "McNemar's"
         return f"p: {test} test, corrected by Holm's method for all pairs on the data set. The report says more."
 
     @property
@@ -301,6 +326,14 @@ _EXPLANATION = (
     "bootstrap over images that are the same for both, and both are about these two trained networks. With several "
     "seeds each, seeds and images are resampled, and Student's distribution allows for few seeds. The p values are "
     "corrected by Holm's method for all pairs on the data set; the intervals are not."
+)
+
+
+_OF_ENGINES = (
+    "Each network in other engines and number formats, on the same test images and with the same trained weights, "
+    "compared with the network as torch has tested it after the training. The tests and columns are those of networks "
+    "on the same images. Rows that differ in the most images come first. The p values are corrected by Holm's method "
+    "for all rows of a network."
 )
 
 
@@ -334,16 +367,37 @@ Unit = tuple[int, tuple[int, ...]]
 """Index of a network, and the seeds of it that are compared."""
 
 
-def _verdicts(group: str, networks: Sequence[_Network], tests: int | None) -> list[Verdict]:
+def _of_one_training(entries: Sequence[Contender]) -> list[tuple[Contender, list[Contender]]]:
+    """Return each network that has rows of engines, with these rows, which have the weights of its trainings."""
+    by_weights: dict[str, Contender] = {}
+    for entry in entries:
+        for record in entry.records:
+            if record.training.get("weights_sha256") and not record.is_of_an_engine:
+                by_weights.setdefault(record.training["weights_sha256"], entry)
+    found: dict[int, tuple[Contender, list[Contender]]] = {}
+    for entry in entries:
+        own = by_weights.get(entry.records[0].training.get("weights_sha256", ""))
+        if own is not None and entry.records[0].is_of_an_engine:
+            found.setdefault(id(own), (own, []))[1].append(entry)
+    return list(found.values())
+
+
+def _verdicts(group: str, networks: Sequence[_Network], tests: int | None, with_first: bool = False) -> list[Verdict]:
     """Return the verdicts on all pairs of networks with the same test images.
 
     Args:
         group: Name of the group.
         networks: Networks, at least two.
         tests: Number of pairs for Holm's correction, if the networks were chosen among more; None for all pairs.
+        with_first: Whether to compare the first of the networks with each other one, in place of all pairs.
     """
+    # Networks of the same accuracy keep their order.
     ranked = sorted(networks, key=lambda network: -network.accuracy)
-    pairs = [_compared(ranked, i, j) for i, j in itertools.combinations(range(len(ranked)), 2)]
+    places_of_pairs = list(itertools.combinations(range(len(ranked)), 2))
+    if with_first:
+        first = next(place for place, network in enumerate(ranked) if network is networks[0])
+        places_of_pairs = [pair for pair in places_of_pairs if first in pair]
+    pairs = [_compared(ranked, i, j) for i, j in places_of_pairs]
     units = list(dict.fromkeys(itertools.chain.from_iterable(pairs)))
     right = [np.stack([ranked[index].right[seed] for seed in seeds]) for index, seeds in units]
     # Only differences over seeds need the bootstrap of seeds and images.
@@ -373,7 +427,7 @@ def _verdicts(group: str, networks: Sequence[_Network], tests: int | None) -> li
                 p=p,
                 p_holm=p_holm,
                 pairs=tests or len(pairs),
-                neighbours=b[0] == a[0] + 1,
+                neighbours=b[0] == a[0] + 1 and not with_first,
             )
         )
     return verdicts
@@ -413,5 +467,6 @@ def _tested(
 
 
 def pair_verdicts(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Return all pairs of networks on the same test images, for JSON; see `Verdict.document`."""
-    return [verdict.document() for verdict in Pairs(records).verdicts]
+    """Return all pairs of networks on the same test images, those of engines last; see `Verdict.document`."""
+    pairs = Pairs(records)
+    return [verdict.document() for verdict in [*pairs.verdicts, *pairs.engines]]

@@ -77,7 +77,10 @@ def _suspects(records: Sequence[Record]) -> Iterator[str]:
 
 def _differences(records: Sequence[Record]) -> Iterator[str]:
     """Yield a warning per setting, and per property of the machine, in which the records differ."""
+    differing = {row.name for row in in_group("row") if len({_value_words(row, r) for r in records}) > 1}
     for row in in_group("row"):
+        if row.unless in differing:
+            continue
         # A benchmark that timed nothing has no batch size of the timing, for example.
         values = list(dict.fromkeys(_value_words(row, r) for r in records if applies(row, r)))
         if len(values) < 2:
@@ -137,7 +140,7 @@ def _learning_rates(records: Sequence[Record]) -> list[str]:
     """Return each peak learning rate with the networks that were trained with it."""
     models: dict[float, dict[str, None]] = {}
     for r in records:
-        if "peak_lr" in r.training:
+        if "peak_lr" in r.training and not r.is_of_an_engine:
             models.setdefault(r.training["peak_lr"], {})[r.model] = None
     return [f"{rate:g} {listed(names)}" for rate, names in models.items()]
 

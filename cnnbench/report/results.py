@@ -28,7 +28,7 @@ class Results(list[Record]):
         """Print the table that the command prints."""
         if not self:
             console.print("no records")
-        elif "network" in self[0].config:  # only records of `speed` name the network
+        elif _is_of_speed(self[0]):
             for table in tables(self):
                 console.print(table, markup=False, highlight=False)
             for line in sentences(self):
@@ -39,7 +39,12 @@ class Results(list[Record]):
     def _repr_markdown_(self) -> str:
         """Return the report as Markdown, for a notebook; for `speed`, the text of its tables."""
         # Jupyter calls a method of this name to show a value.
-        if self and "network" in self[0].config:
+        if self and _is_of_speed(self[0]):
             # A fence keeps the columns of a table that is made of characters.
             return f"```\n{self}\n```"
         return to_markdown(Report(self))
+
+
+def _is_of_speed(record: Record) -> bool:
+    """Return whether a record is one of `speed`, which names the network and trains nothing."""
+    return "network" in record.config and not record.training

@@ -172,7 +172,8 @@ ALL = (
     Setting("allocator", "environment", TIMES),
     Setting("host_cpu", "environment", TIMES, read=_host_cpu),
     # Two runs with other packages are compared nevertheless: `compare` then uses raw times, and says so.
-    Setting("packages", "environment", (), "row", packages),
+    # Each engine has a package of its own.
+    Setting("packages", "environment", (), "row", packages, unless="engine"),
     # How a network is trained. Each network may need a way of its own, so these do not prevent a ranking.
     Setting("recipe", "config", ACCURACY, "training", _or_else("recipe {}", "the network's own recipe")),
     Setting(

@@ -76,7 +76,9 @@ def find_trained(path: Path) -> list[Trained]:
         folder = checkpoint.resolve().parent.parent
         if not any((folder / "records").glob("*.json")):
             raise UserError(f"'{path}' has no record in '{folder / 'records'}'; name a checkpoint in a run folder")
-    records = [r for r in load_records([folder or path]) if r.status == "ok" and r.training]
+    # The rows of engines are of weights that another record describes.
+    loaded = [r for r in load_records([folder or path]) if not r.is_of_an_engine]
+    records = [r for r in loaded if r.status == "ok" and r.training]
     if not records:
         raise UserError(f"'{path}' has no record of a training; name a run folder of `cnnbench fit` or `bench`")
     groups = {id(record): entry for entry in contenders(records) for record in entry.records}
