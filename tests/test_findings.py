@@ -124,7 +124,8 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "test_views": ("one", "mirror"), "until": (None, 0.9), "images_per_step": (None, 128),
     "precision": ("32-true", "bf16-mixed"),
     "inference_precision": ("32-true", "bf16-true"), "memory_format": ("channels_last", "contiguous"),
-    "mode": ("eager", "compile"), "cudnn_benchmark": (False, True), "batch_size": (64, 128),
+    "mode": ("eager", "compile"), "engine": ("torch", "openvino"), "cudnn_benchmark": (False, True),
+    "batch_size": (64, 128),
     "speed_batch_size": (64, 128), "device": ("one", "another"), "packages": ({"torch": "2.11"}, {"torch": "2.12"}),
     "threads": (1, 2), "test_images": (10, 1000),
 }  # fmt: skip
