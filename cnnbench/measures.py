@@ -220,6 +220,30 @@ MEMORY = Measure(
     ),
     default=False,
 )
+ENERGY = Measure(
+    "energy",
+    (
+        Figure(
+            "energy_mj_per_image",
+            "amount",
+            "Energy mJ/image",
+            "Energy of an image in batches of inference, in millijoules: of the whole GPU with its memory (NVML), or "
+            "of all processor packages (RAPL), with what they need while idle; nothing else of the machine.",
+            "less",
+            work="inference",
+        ),
+        Figure(
+            "energy_mj_single_image",
+            "amount",
+            "Energy mJ, single",
+            "The same for images that come one by one, without a pause.",
+            "less",
+            work="latency",
+        ),
+        Figure("idle_power_w", "amount"),
+    ),
+    default=False,
+)
 QUALITY = Measure(
     "quality",
     (
@@ -373,7 +397,7 @@ ROBUSTNESS = Measure(
 MEASURES = {
     measure.name: measure
     for measure in (
-        *(COMPLEXITY, SPEED, MEMORY, TIME_TO_ACCURACY, TRAIN_QUALITY, VALIDATION, QUALITY),
+        *(COMPLEXITY, SPEED, MEMORY, ENERGY, TIME_TO_ACCURACY, TRAIN_QUALITY, VALIDATION, QUALITY),
         *(CALIBRATION, ROBUSTNESS),
     )
 }

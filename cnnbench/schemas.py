@@ -166,6 +166,7 @@ class _Measures(_Strict):
     limits: dict[str, JsonValue] | None = None
     sweep: dict[str, JsonValue] | None = None
     engine_facts: dict[str, dict[str, JsonValue]] | None = None
+    energy_facts: dict[str, JsonValue] | None = None
 
 
 TIMED = ("latency_ms", "inference_ms", "train_step_ms")

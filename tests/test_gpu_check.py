@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from cnnbench.cli import main
+from cnnbench.record import load_records, write_lines
 from cnnbench.verification import gpu as gpu
 from cnnbench.verification import run as run_race
 from cnnbench.verification.gpu import Outcome, Stage
 
 # The stage `grid` is the stage `training` without the training, so `make test-slow` alone runs both.
-WITHOUT_GRID = "probes,recipe,ways,limits,training,tests"
+WITHOUT_GRID = "probes,recipe,ways,limits,energy,training,tests"
 
 
 @pytest.mark.parametrize(
@@ -37,7 +39,7 @@ def test_the_check_runs_on_a_cpu_in_tiny_sizes(options: list[str], tmp_path: Pat
         found["grid"] = {"status": "PASS", "numbers": gpu._grid(tmp_path / "check")}
     assert {name: stage["status"] for name, stage in found.items()} == {
         "probes": "PASS", "grid": "PASS", "tests": "SKIP", "recipe": "SKIP", "ways": "SKIP", "limits": "PASS",
-        "training": "PASS",
+        "energy": "SKIP", "training": "PASS",
     }  # fmt: skip
     assert found["probes"]["numbers"]["steps after a resume"] == 40
     assert found["probes"]["numbers"]["fit, steps in one call, difference from the plain"] < 1e-3
@@ -95,6 +97,31 @@ def test_numbers_that_a_stage_owes_are_missed() -> None:
     outcomes[0].numbers["of the roofline, ResNet18"] = 0.5
     assert gpu.not_found(outcomes) == []
     assert set(gpu.RANGES_OF) <= {stage.name for stage in gpu.stages("cuda", Path())}
+
+
+def test_power_comes_from_the_record_or_the_reason_why_there_is_none(tmp_path: Path) -> None:
+    words = ["speed", "LeNet5", "--device=cpu", "--rounds=1", "--batch_size=2", "--train_batch_size=2"]
+    assert main([*words, "--records", str(tmp_path / "energy.jsonl")]) == 0
+    (record,) = load_records([tmp_path / "energy.jsonl"])
+    known = {
+        "idle_power_w": 80.0,
+        "energy_mj_per_image": 2.0,
+        "energy_mj_single_image": 300.0,
+        "energy_facts": {"inference": {"power_w": 560.0}},
+        "conditions": {**record.measures["conditions"], "power_limit_w": 700.0},
+    }
+    for measures, skipped in ((known, {}), ({}, {"energy": "the driver does not answer"})):
+        (tmp_path / "energy.jsonl").unlink()
+        write_lines(tmp_path / "energy.jsonl", [replace(record, measures=record.measures | measures, skipped=skipped)])
+        if skipped:
+            with pytest.raises(ValueError, match="the driver does not answer"):
+                gpu._energy(tmp_path)
+            continue
+        numbers = gpu._energy(tmp_path)
+        assert set(numbers) == set(gpu.RANGES_OF["energy"])
+        assert numbers["power in batches over the board's limit"] == pytest.approx(0.8)
+        assert numbers["power in batches over idle"] == pytest.approx(7.0)
+        assert gpu.out_of_range([Outcome("energy", "PASS", 1.0, numbers)], gpu.ranges_on(is_h200=True)) == []
 
 
 def test_the_check_needs_no_environment_and_its_tests_have_the_gpu_for_themselves() -> None:

@@ -220,6 +220,8 @@ class Plan:
                 "memory is how much a process on the CPU grows in the timed step: add speed to the measures, and "
                 "--device cpu; on a GPU speed has the peak memory"
             )
+        if "energy" in self.measures and "speed" not in self.measures:
+            raise UserError("energy is measured after the timing; add speed to the measures")
 
     def _check_training(self) -> None:
         """Raise UserError unless budget, data options and recipe are possible."""

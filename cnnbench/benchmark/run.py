@@ -53,6 +53,7 @@ from cnnbench.record import Record, load_records, located, write_record
 from cnnbench.references import percent, reference_of
 from cnnbench.report.trained import sha256
 from cnnbench.schemas import check_speed
+from cnnbench.timing.energy import without_reason
 from cnnbench.timing.process_memory import resident_growth
 from cnnbench.timing.processes import in_process, in_processes
 from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
@@ -569,6 +570,7 @@ class _Run:
             self.plan.batch_size,
             cudnn_benchmark=self.plan.cudnn_benchmark,
             inference_precision=self.plan.inference_precision,
+            energy="energy" in self.plan.measures,
         )
         subjects = self.subjects()
         # About 6 seconds per network, which is only a guess.
@@ -692,7 +694,9 @@ class _Run:
         model = self._build(cell)
         measures = content["measures"]
         self._take_measures(cell, model, content, trained=False)
-        measures |= {key: value for key, value in speed.items() if value is not None and key != "error"}
+        known, reason = without_reason(speed)
+        measures |= {key: value for key, value in known.items() if value is not None and key != "error"}
+        content["skipped"] |= reason
         content["skipped"] |= {name: "not asked for" for name in DEFAULT_MEASURES if name not in self.plan.measures}
         if speed and "peak_memory_bytes" not in measures:
             content["skipped"]["peak_memory_bytes"] = f"not measured on {self.device.type}"

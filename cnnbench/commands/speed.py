@@ -69,6 +69,10 @@ class Options(NetworkOptions):
         "Largest batch of the sweep (default: 512 on a CPU, 65536 on a GPU).", default=None, metavar="B", least=1
     )
     memory: bool = option("Measure by how much training steps grow the memory of a fresh process too.", default=False)
+    energy: bool = option(
+        "Measure the energy of inference too, by the counter of the GPU (NVML) or of the processor (RAPL).",
+        default=False,
+    )
     processes: int = option(
         "Fresh processes that share the rounds; 1 is this one; from 6 on each counts as one value.",
         default=1,

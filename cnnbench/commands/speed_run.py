@@ -31,6 +31,7 @@ from cnnbench.report.roofline_picture import draw_roofs
 from cnnbench.report.speed_tables import SUSPECT, all_ratios, sentences, tables, way_words
 from cnnbench.roofline.bounds import CONVENTION, Survey, peaks_now, survey
 from cnnbench.roofline.peaks import hardware_precisions
+from cnnbench.timing.energy import without_reason
 from cnnbench.timing.process_memory import resident_growth
 from cnnbench.timing.processes import in_groups, in_process, in_processes
 from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
@@ -290,9 +291,9 @@ def _records(
     records = []
     for row in rows:
         # A figure that the device does not have, such as the memory of a GPU, is None and is left out.
-        measures = {key: value for key, value in figures[row.name].items() if value is not None}
+        known, skipped = without_reason(figures[row.name])
+        measures = {key: value for key, value in known.items() if value is not None}
         error = measures.pop("error", "")
-        skipped = {}
         if limits is not None and row.name in limits.limits:
             measures["limits"] = limits.limits[row.name]
         if limits is not None and row.name in limits.failed:
@@ -400,6 +401,8 @@ def _document(
         entry |= _without(record.measures, "limits", "sweep")
         if record.reason:
             entry["error"] = record.reason
+        if "energy" in record.skipped:
+            entry["energy_error"] = record.skipped["energy"]
         networks.append(entry)
     machine = dict(records[0].environment)
     peaks = machine.pop("peaks", None)
@@ -558,6 +561,7 @@ def _speed_config(options: Options, device: torch.device, precisions: tuple[str,
         seed=options.seed,
         cudnn_benchmark=benchmark,
         inference_precision=inference,
+        energy=options.energy,
     )
 
 

@@ -66,6 +66,8 @@ LEFT_OUT_WHEN_NARROW = (
     "train_accuracy",
     "budget",
     "epochs",
+    "energy_mj_single_image",
+    "energy_mj_per_image",
     "resident_bytes",
     "peak_memory_bytes",
     "images_per_s",

@@ -31,8 +31,12 @@ SPEED_COLUMNS = {
     "Cold start ms": "cold_start_ms",
     "Peak MiB": "peak_memory_bytes",
     "File MiB": "file_bytes",
+    "mJ/image": "energy_mj_per_image",
+    "mJ, single": "energy_mj_single_image",
 }
 """Columns of the first table: keys of figures by title."""
+OPTIONAL = ("file_bytes", "energy_mj_per_image", "energy_mj_single_image")
+"""Figures of the first table that have a column only if a record has them."""
 STEP_COLUMNS = {
     "Forward ms": "train_forward_ms",
     "Backward ms": "train_backward_ms",
@@ -136,6 +140,7 @@ def sentences(records: Sequence[Record]) -> Iterator[str]:
             f"some per cent more; --processes {FEWEST_ROUNDS} has that in them"
         )
     yield from _engine_sentences(records)
+    yield from _energy_sentences(records)
     # The peaks are those of the machine, the same in every record of a run.
     if "peaks" in records[0].environment:
         yield from _limit_sentences(records)
@@ -169,6 +174,29 @@ def _engine_sentences(records: Sequence[Record]) -> Iterator[str]:
         settings = [f"{key} {value}" for key, value in facts.items() if value and key not in ("engine", "batch_size")]
         package = ENGINES[str(name)].package
         yield f"{name} ({package} {record.environment['packages'][package]}): {', '.join(settings)}"
+
+
+def _energy_sentences(records: Sequence[Record]) -> Iterator[str]:
+    """Yield sentences on how energy was measured and which of it is doubtful, or on why it is not known."""
+    measured = [record for record in records if "energy_facts" in record.measures]
+    for record in measured[:1]:
+        # All records of a run share a device, and so a counter.
+        facts = record.measures["energy_facts"]
+        idle = facts["idle"]
+        yield (
+            f"energy by {facts['counter']}: {facts['includes']}; not {facts['excludes']}; the counter is updated about "
+            f"every {1e3 * facts['update_s']:.0f} ms, and {idle['seconds']:.1f} s of work were measured; the idle "
+            f"device took {record.measures['idle_power_w']:.1f} W"
+        )
+    for record in measured:
+        for reason in record.measures["energy_facts"].get("suspect", ()):
+            yield f"suspect energy ({record.model}): {reason}"
+    reasons: dict[str, list[str]] = {}
+    for record in records:
+        if "energy" in record.skipped:
+            reasons.setdefault(record.skipped["energy"], []).append(record.model)
+    for reason, names in reasons.items():
+        yield f"energy is not known ({', '.join(names)}): {reason}"
 
 
 def _suspect_sentences(records: Sequence[Record]) -> Iterator[str]:
@@ -237,7 +265,7 @@ def _filled(columns: Mapping[str, str], records: Sequence[Record]) -> dict[str, 
     engines = any(record.config.get("engine", "torch") != "torch" for record in records)
     for title, key in columns.items():
         # Beside other engines, which train nothing, torch has no training step either.
-        optional = engines or key in (*STEP_COLUMNS.values(), "file_bytes") or key.endswith("_queued")
+        optional = engines or key in (*STEP_COLUMNS.values(), *OPTIONAL) or key.endswith("_queued")
         if not optional or any(record.measures.get(key) is not None for record in records):
             kept[title] = key
     return kept

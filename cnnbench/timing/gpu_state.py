@@ -21,7 +21,7 @@ IDLE = 0x1
 """Bit of the throttle reasons that is set while the GPU is idle."""
 
 
-def _nvml() -> ModuleType:
+def load_nvml() -> ModuleType:
     """Return the NVML library, which can be imported only if the package nvidia-ml-py is installed."""
     import pynvml
 
@@ -37,7 +37,7 @@ class GpuState:
             one.
     """
 
-    def __init__(self, device: torch.device, library: Callable[[], Any] = _nvml) -> None:
+    def __init__(self, device: torch.device, library: Callable[[], Any] = load_nvml) -> None:
         self._device = device
         self._states: list[dict[str, Any]] = []
         self._users: set[int] = set()
@@ -49,7 +49,7 @@ class GpuState:
             self._nvml = library()
             self._nvml.nvmlInit()
             # By UUID, since NVML counts all GPUs, and torch only those that CUDA_VISIBLE_DEVICES names.
-            self._handle = self._nvml.nvmlDeviceGetHandleByUUID(_uuid(device))
+            self._handle = self._nvml.nvmlDeviceGetHandleByUUID(gpu_uuid(device))
             self._driver = _text(self._nvml.nvmlSystemGetDriverVersion())
             # The first look, on this thread, shows whether the driver answers at all.
             self._look()
@@ -140,7 +140,7 @@ class GpuState:
         return None
 
 
-def _uuid(device: torch.device) -> str:
+def gpu_uuid(device: torch.device) -> str:
     """Return the identifier of a GPU as NVML expects it; torch leaves out the prefix of a whole GPU."""
     number = str(torch.cuda.get_device_properties(device).uuid)
     if number.startswith(("GPU-", "MIG-")):

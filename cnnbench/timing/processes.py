@@ -163,11 +163,19 @@ def pooled(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the entries of the first process, with the medians of all processes in place of its numbers."""
+    """Return the entries of the first process, with the medians of all processes in place of its numbers.
+
+    A number that is not known in one of the processes, such as an energy, is not known (None).
+    """
     medians = dict(runs[0])
     for key, value in medians.items():
         if isinstance(value, (int, float)):
-            medians[key] = statistics.median(run[key] for run in runs)
+            numbers = [run[key] for run in runs if run.get(key) is not None]
+            medians[key] = statistics.median(numbers) if len(numbers) == len(runs) else None
+        # The reason why an energy is not known.
+        failed = [run[key] for run in runs if isinstance(run.get(key), Mapping) and "error" in run[key]]
+        if failed:
+            medians[key] = failed[0]
     return medians
 
 

@@ -26,6 +26,7 @@ from cnnbench.hardware import INFERENCE_PRECISIONS, cudnn_benchmark, on_device, 
 from cnnbench.record import KINDS
 from cnnbench.stats import median_interval
 from cnnbench.timing.conditions import Conditions, reasons_to_doubt
+from cnnbench.timing.energy import measure_energy
 from cnnbench.timing.stopwatch import Stopwatch
 from cnnbench.timing.timed_network import FEWEST_CALLS, SpeedConfig, Subject, Timed, Way, settle
 
@@ -76,6 +77,8 @@ def measure_speed(
         - ``peak_memory_bytes``: GPU memory that a training step allocates for weights, gradients, optimizer state and
           activations, without the images; None on a CPU.
         - ``peak_reserved_bytes``: GPU memory that torch holds for these; None on a CPU and for a CUDA graph.
+        - ``energy_mj_per_image``, ``energy_mj_single_image``, ``idle_power_w`` and ``energy_facts``: energy of
+          inference, if the config asks for it; see `cnnbench.timing.energy.measure_energy`.
         - ``samples_ms``: every sample by kind of work and round, and those of the ``yardstick``, a convolution that is
           the same in every run.
         - ``conditions``: state of the machine during the rounds, from `Conditions`.
@@ -143,12 +146,17 @@ def _measure(
     if broken:
         _cut_to_whole_rounds([timed[name] for name in timed.keys() - failed.keys()], yardstick)
     _fail_untimed(timed, failed, broken)
+    energy: dict[str, dict[str, Any]] = {}
+    if config.energy and not broken:
+        on_progress(1.0, "energy")
+        with _no_collection():
+            energy = measure_energy({name: timed[name] for name in subjects if name not in failed}, config.device)
     figures = {}
     for name in subjects:
         if name in failed:
             figures[name] = failed[name]
             continue
-        figures[name] = timed[name].figures()
+        figures[name] = timed[name].figures() | energy.get(name, {})
         doubts = [*broken, *reasons_to_doubt(state), *timed[name].all_doubts(), *_drifts(timed[name].rounds_ms)]
         figures[name] |= {"conditions": state, "suspect": doubts}
         figures[name]["samples_ms"]["yardstick"] = yardstick.rounds_ms

@@ -50,6 +50,8 @@ def sweep(
         The figures of each network by name.
     """
     sweeps = {name: Sweep() for name in subjects}
+    # Energy is that of the batch size of the config.
+    config = replace(config, energy=False)
     size = 1
     while size <= most:
         going = {}

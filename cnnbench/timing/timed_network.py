@@ -217,6 +217,7 @@ class SpeedConfig:
         seed: Random seed of the order of turns and of the inputs.
         cudnn_benchmark: Whether cuDNN searches for its fastest kernels in the default way.
         inference_precision: Number format of inference in the default way; None for ``precision``.
+        energy: Whether to measure the energy of inference after the rounds, see `cnnbench.timing.energy`.
     """
 
     device: torch.device
@@ -232,6 +233,7 @@ class SpeedConfig:
     seed: int = 0
     cudnn_benchmark: bool = False
     inference_precision: str | None = None
+    energy: bool = False
 
     @property
     def way(self) -> Way:
@@ -531,6 +533,13 @@ class Timed:
         with self._switches("training"):
             self._call("training")
         return torch.cuda.max_memory_allocated(device) - before[0], torch.cuda.max_memory_reserved(device) - before[1]
+
+    @contextlib.contextmanager
+    def calls(self, kind: str) -> Iterator[Callable[[], object]]:
+        """Give the body a function that runs a call of a kind of work until the device has finished it."""
+        self._set_mode(kind)
+        with self._switches(kind):
+            yield lambda: self._call(kind)
 
     def take_turn(self, kind: str) -> None:
         """Add the samples of one turn, a block of calls.

@@ -134,6 +134,13 @@ RANGES_OF: dict[str, dict[str, Range]] = {
     "limits": {
         "of the roofline, ResNet18": Range(0.35, 1.0, "above 1 the peaks are too low"),
     },
+    "energy": {
+        "idle power, W": Range(20, 250, "the process has a CUDA context, so the GPU is not in its lowest state"),
+        "power in batches, W": Range(50, 735, "the limit of the board, 700 W, and 5 % more"),
+        "power in batches over the board's limit": Range(0.07, 1.05, "the driver keeps the limit", anywhere=True),
+        "power in batches over idle": Range(1, 20, _MEANING, anywhere=True),
+        "energy of a single image over one in a batch": Range(1, 10_000, _MEANING, anywhere=True),
+    },
     "training": {
         "training in bench over the timed step, LeNet5": Range(0.5, 1.1, _ROOFLINE),
         "training in bench over the timed step, ResNet18": Range(0.9, 1.1, _ROOFLINE),
@@ -182,6 +189,7 @@ def stages(device: str, repository: Path) -> list[Stage]:
         Stage("recipe", 90, [recipe], _recipe, needs_gpu=True, packages=("airbench",)),
         Stage("ways", 140, _ways_commands(device), _ways, needs_gpu=True),
         Stage("limits", 60, [_limits_command(device)], _limits),
+        Stage("energy", 60, [_energy_command(device)], _energy, needs_gpu=True),
         Stage("training", 90, [_training_command(device)], _training),
         # The tests come last: they take the longest, and the other stages show most of their failures too.
         Stage("tests", 300, [_tests_command(repository)], _nothing, needs_gpu=True, packages=tools),
@@ -219,6 +227,12 @@ def _limits_command(device: str) -> Sequence[str]:
         names = ["LeNet5", "ResNet18", "MobileNetV1"]
         options += ["--rounds", "24"]
     return [*_CNNBENCH, "speed", *names, *options, "--out", "limits", "--records", "limits.jsonl"]
+
+
+def _energy_command(device: str) -> Sequence[str]:
+    """Return the command that measures the energy of a network."""
+    speed = (*_CNNBENCH, "speed", "ResNet18", "--device", device, "--rounds", "12")
+    return [*speed, "--energy", "--records", "energy.jsonl"]
 
 
 def _training_command(device: str) -> Sequence[str]:
@@ -310,6 +324,32 @@ def _limits(folder: Path) -> Numbers:
         verdict = (record.measures.get("limits") or {}).get("inference")
         if verdict is not None:
             numbers[f"of the roofline, {record.model}"] = verdict["of_roofline"]
+    return numbers
+
+
+def _energy(folder: Path) -> Numbers:
+    """Return the power of a network by the GPU's counter, and its energy per image in two ways.
+
+    Raises:
+        ValueError: The counter could not be read, for the reason that the record has.
+    """
+    (record,) = load_records([folder / "energy.jsonl"])
+    if "energy" in record.skipped:
+        raise ValueError(record.skipped["energy"])
+    measures = record.measures
+    power_w, idle_w = measures["energy_facts"]["inference"]["power_w"], measures["idle_power_w"]
+    numbers = {
+        "idle power, W": idle_w,
+        "power in batches, W": power_w,
+        "power in batches over idle": power_w / idle_w,
+        "energy of a single image over one in a batch": (
+            measures["energy_mj_single_image"] / measures["energy_mj_per_image"]
+        ),
+    }
+    # Some boards do not tell their limit.
+    limit_w = measures["conditions"].get("power_limit_w")
+    if limit_w is not None:
+        numbers["power in batches over the board's limit"] = power_w / limit_w
     return numbers
 
 
