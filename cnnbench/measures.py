@@ -217,6 +217,13 @@ MEMORY = Measure(
             "By how much the resident memory of a fresh process grows at most in training steps, with images, the "
             "workspaces of kernels and what the C library keeps.",
         ),
+        Figure(
+            "inference_resident_bytes",
+            "bytes",
+            "Inference MiB",
+            "By how much the resident memory of a fresh process grows from before the network is loaded to the peak "
+            "while it runs single images. Loaded libraries are not in it.",
+        ),
     ),
     default=False,
 )

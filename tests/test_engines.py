@@ -255,3 +255,21 @@ def test_speed_times_each_engine_in_rows_of_its_own(tmp_path: Path) -> None:
         assert set(record.measures["samples_ms"]) == {"latency", "inference", "yardstick"}
         assert record.measures["latency_ms_median"] > 0
         assert record.measures["file_bytes"] > 4 * 62_006  # LeCun et al. 1998, with ten logits and three channels
+
+
+@pytest.mark.usefixtures("quick_processes")
+def test_memory_of_inference_is_at_least_that_of_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A dense layer is nearly all of the network; activations of one image are some kilobytes."""
+    code = "from torch import nn\n\ndef wide():\n    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4000))\n"
+    (tmp_path / "heavy.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    weights = 4 * 3 * 32 * 32 * 4000
+    options = ["--engine=torch,onnxruntime", "--rounds=1", "--batch_size=1", "--memory"]
+    assert main(["speed", "heavy:wide", "--image_size=32", *options, "--records", str(tmp_path / "a.jsonl")]) == 0
+    assert "Inference MiB" in capsys.readouterr().out
+    for record in load_records([tmp_path / "a.jsonl"]):
+        # An engine may keep the weights twice, as they are in the file and in its own order.
+        assert 0.98 <= record.measures["inference_resident_bytes"] / weights < 2.5, record.model
+        assert "resident_bytes" not in record.measures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -550,9 +551,15 @@ def test_each_kind_of_work_is_timed_in_its_format(
     assert found["latency_ms_median"] > 0
 
 
-def test_memory_of_training_steps_is_refused_where_there_are_none(capsys: pytest.CaptureFixture) -> None:
-    assert main(["speed", "LeNet5", "--precision", "bf16-true", "--memory", "--device", "cpu"]) == 2
-    assert "--memory is that of training steps, and in bf16-true there are none" in capsys.readouterr().err
+@pytest.mark.usefixtures("quick_processes")
+def test_memory_is_that_of_inference_where_nothing_is_trained(capsys: pytest.CaptureFixture) -> None:
+    options = ["--device=cpu", "--rounds=1", "--batch_size=2", "--train_batch_size=2", "--memory", "--json"]
+    assert main(["speed", "LeNet5", "--precision", "bf16-true,32-true", *options]) == 0
+    half, full = json.loads(capsys.readouterr().out)["networks"]
+    assert "inference_resident_bytes" in half
+    assert "resident_bytes" not in half
+    assert "resident_bytes" in full
+    assert "inference_resident_bytes" not in full
 
 
 def test_a_network_that_fails_in_16_bit_weights_says_what_to_try() -> None:

@@ -68,7 +68,11 @@ class Options(NetworkOptions):
     max_batch_size: int | None = option(
         "Largest batch of the sweep (default: 512 on a CPU, 65536 on a GPU).", default=None, metavar="B", least=1
     )
-    memory: bool = option("Measure by how much training steps grow the memory of a fresh process too.", default=False)
+    memory: bool = option(
+        "Measure by how much a network grows the memory of a fresh process too: in training steps, or in inference "
+        "where nothing is trained, as with --engine.",
+        default=False,
+    )
     energy: bool = option(
         "Measure the energy of inference too, by the counter of the GPU (NVML) or of the processor (RAPL).",
         default=False,

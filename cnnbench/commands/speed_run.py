@@ -32,11 +32,11 @@ from cnnbench.report.speed_tables import SUSPECT, all_ratios, sentences, tables,
 from cnnbench.roofline.bounds import CONVENTION, Survey, peaks_now, survey
 from cnnbench.roofline.peaks import hardware_precisions
 from cnnbench.timing.energy import without_reason
-from cnnbench.timing.process_memory import resident_growth
+from cnnbench.timing.process_memory import inference_growth, resident_growth
 from cnnbench.timing.processes import in_groups, in_process, in_processes
 from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
 from cnnbench.timing.sweep import sweep
-from cnnbench.timing.timed_network import MODES, Way
+from cnnbench.timing.timed_network import MODES, SMALL_IMAGE, Way, small_network
 from cnnbench.training.loss import loss_and_logits
 
 DEFAULT_OUT = Path("results/speed")
@@ -154,10 +154,6 @@ def _check_ways(options: Options, config: SpeedConfig, ways: Sequence[Way | None
         for named in ways:
             # None stands for the only way, that of the configuration.
             way = named or config.way
-            if "training" not in way.kinds:
-                raise UserError(
-                    f"--memory is that of training steps, and in {way.precision} there are none; leave out one"
-                )
             if way.mode == "compile":
                 raise UserError("--memory would find what the compiler takes; leave out --mode compile")
     for name, used in (("limits", options.limits), ("sweep", options.sweep)):
@@ -171,8 +167,8 @@ def _measure(
     """Return the figures of every row by the row's name, and what limits the networks if the options ask for it."""
     limits = None
     if any(row.engine(config) != TORCH for row in rows):
-        figures = _time_engines(options, config, rows)
-    elif options.processes > 1:
+        return _time_engines(options, config, rows), None
+    if options.processes > 1:
         # A fresh process gets the names of the networks and builds them itself.
         named = [(row.network.name, row.way) for row in rows]
         figures = in_processes(
@@ -185,13 +181,36 @@ def _measure(
         )
     else:
         figures, limits = _time_here(options, config, rows)
-    # The growth of a process says something about one network only if the process has done nothing else.
     if options.memory:
-        for row in rows:
-            if "error" not in figures[row.name]:
-                note(f"memory of {row.name}")
-                figures[row.name] |= in_process(_growth_of, config, options, [(row.network.name, row.way)])
+        _add_memory(options, config, rows, figures)
     return figures, limits
+
+
+def _add_memory(
+    options: Options,
+    config: SpeedConfig,
+    rows: Sequence[Row],
+    figures: Mapping[str, dict[str, Any]],
+    files: Mapping[str, Path] = MappingProxyType({}),
+    small: Mapping[Way | None, Path] = MappingProxyType({}),
+) -> None:
+    """Add to the figures of each row by how much its network grows the memory of a process.
+
+    Args:
+        options: Options of the command.
+        config: How the networks are timed.
+        rows: Networks and the ways they run.
+        figures: Figures by the name of the row, to which these are added.
+        files: Files of the networks that other engines than torch run, by the name of the row.
+        small: Files of a small network, by the way that runs it.
+    """
+    for row in rows:
+        if "error" not in figures[row.name]:
+            progress.now(1.0, f"memory of {row.name}")
+            note(f"memory of {row.name}")
+            named = [(row.network.name, row.way)]
+            # The growth of a process says something about one network only if the process has done nothing else.
+            figures[row.name].update(in_process(_growth_of, config, options, named, dict(files), small.get(row.way)))
 
 
 def _time_engines(options: Options, config: SpeedConfig, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
@@ -212,12 +231,28 @@ def _time_engines(options: Options, config: SpeedConfig, rows: Sequence[Row]) ->
             {engine: (options, ways, files) for engine, ways in groups.items()},
             on_start=lambda number, engine: note(f"process {number + 1} of {options.processes}: {engine}"),
         )
+        figures |= failed
+        if options.memory:
+            small = _small_files(config, [row for row in rows if "error" not in figures[row.name]], Path(folder))
+            _add_memory(options, config, rows, figures, files, small)
     for row in rows:
         # torch has no file of its own, so that of its weights stands for it.
         if row.engine(config) == TORCH and "error" not in figures[row.name]:
             dtype = hardware.weights_type((row.way or config.way).precision)
             figures[row.name]["file_bytes"] = bytes_of_weights(row.network.build().to(dtype))
-    return figures | failed
+    return figures
+
+
+def _small_files(config: SpeedConfig, rows: Sequence[Row], folder: Path) -> dict[Way | None, Path]:
+    """Write a small network for each way of an engine, with which a process loads the engine's libraries."""
+    files: dict[Way | None, Path] = {}
+    for way in dict.fromkeys(row.way for row in rows):
+        if way is None or way.engine == TORCH:
+            continue
+        path = folder / f"small-{len(files)}{FORMATS[ENGINES[way.engine].format].suffix}"
+        write_for_engine(small_network(), SMALL_IMAGE, "small", way.engine, way.precision, config.device, path)
+        files[way] = path
+    return files
 
 
 def _export(
@@ -636,12 +671,32 @@ def _figures_of(
         return measure_speed(_subjects(_rows(options, ways), files, options.engine != TORCH), config, _say)
 
 
-def _growth_of(config: SpeedConfig, options: Options, ways: Sequence[tuple[str, Way | None]]) -> dict[str, Any]:
-    """Return the bytes by which a row's training steps grow the memory of their process; called in a fresh process."""
+def _growth_of(
+    config: SpeedConfig,
+    options: Options,
+    ways: Sequence[tuple[str, Way | None]],
+    files: Mapping[str, Path] = MappingProxyType({}),
+    small: Path | None = None,
+) -> dict[str, Any]:
+    """Return the bytes by which a row grows the memory of its process; called in a fresh process.
+
+    The growth is that of training steps. It is that of inference for rows that train nothing or stand beside engines
+    that train nothing.
+
+    Args:
+        config: How the networks are timed.
+        options: Options of the command.
+        ways: Name and way of the row.
+        files: File of its network, if another engine than torch runs it, by the name of the row.
+        small: Small network as a file for the same engine.
+    """
+    # Times do not matter here, so nothing is warmed up.
+    config = replace(config, warmup_s=0.0)
     with stdout_kept():
-        (subject,) = _subjects(_rows(options, ways)).values()
-        # Times do not matter here, so nothing is warmed up.
-        return {"resident_bytes": resident_growth(subject, replace(config, warmup_s=0.0))}
+        (subject,) = _subjects(_rows(options, ways), files, options.engine != TORCH).values()
+        if options.engine == TORCH and "training" in (subject.way or config.way).kinds:
+            return {"resident_bytes": resident_growth(subject, config)}
+        return {"inference_resident_bytes": inference_growth(subject, config, small)}
 
 
 def _subjects(

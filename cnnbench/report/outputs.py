@@ -69,6 +69,7 @@ LEFT_OUT_WHEN_NARROW = (
     "energy_mj_single_image",
     "energy_mj_per_image",
     "resident_bytes",
+    "inference_resident_bytes",
     "peak_memory_bytes",
     "images_per_s",
 )

@@ -31,11 +31,12 @@ SPEED_COLUMNS = {
     "Cold start ms": "cold_start_ms",
     "Peak MiB": "peak_memory_bytes",
     "File MiB": "file_bytes",
+    "Inference MiB": "inference_resident_bytes",
     "mJ/image": "energy_mj_per_image",
     "mJ, single": "energy_mj_single_image",
 }
 """Columns of the first table: keys of figures by title."""
-OPTIONAL = ("file_bytes", "energy_mj_per_image", "energy_mj_single_image")
+OPTIONAL = ("file_bytes", "inference_resident_bytes", "energy_mj_per_image", "energy_mj_single_image")
 """Figures of the first table that have a column only if a record has them."""
 STEP_COLUMNS = {
     "Forward ms": "train_forward_ms",

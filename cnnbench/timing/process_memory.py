@@ -1,4 +1,4 @@
-"""The growth of a process's resident memory through training, as the operating system reports it.
+"""The growth of a process's resident memory through training or inference, as the operating system reports it.
 
 The measurement has to run in a process that has done nothing else before.
 """
@@ -6,6 +6,8 @@ The measurement has to run in a process that has done nothing else before.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from cnnbench.timing.stopwatch import Stopwatch
 from cnnbench.timing.timed_network import SpeedConfig, Subject, Timed, settle
 
 _RESET_PEAK = "5"  # written to /proc/self/clear_refs, this resets the peak resident memory of a process, see proc(5)
+_IMAGES = 10
+"""Single images during which the peak of inference is observed."""
 
 
 def resident_growth(subject: Subject, config: SpeedConfig) -> int:
@@ -34,11 +38,59 @@ def resident_growth(subject: Subject, config: SpeedConfig) -> int:
     settle(subject.way or config.way, config, steps)
     # If the reset is not allowed, the peak so far is that of the small network.
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
+        _reset_peak()
     before = _status("VmRSS")
     # The constructor warms the network up, which is a few training steps.
     Timed(replace(subject, kinds=steps), config, Stopwatch(config.device))
     return max(0, _status("VmHWM") - before)
+
+
+def inference_growth(subject: Subject, config: SpeedConfig, small: Path | None = None) -> int:
+    """Return the growth of this process's resident memory from before a network is loaded to its peak in inference.
+
+    The peak is that of single images, after the first few. The growth includes the weights in the form in which they
+    are kept, the activations, the workspaces of the kernels, and freed memory that the C library keeps. It excludes the
+    libraries and what the first inference of any network allocates, because a small network has run before. It also
+    excludes memory that loading takes and gives back to the system.
+
+    Args:
+        subject: Network, and the way in which it runs.
+        config: Device and seed; batch sizes, numbers of rounds and times do not matter.
+        small: Small network as a file for the engine of the way; None for torch.
+
+    Raises:
+        UserError: The system is not Linux and does not report this memory, or does not let its peak be reset.
+    """
+    latency = ("latency",)
+    _give_back()
+    settle(subject.way or config.way, config, latency, small)
+    before = _status("VmRSS")
+    network = Timed(replace(subject, kinds=latency), config, Stopwatch(config.device))
+    try:
+        _reset_peak()
+    except OSError as error:
+        raise UserError(f"the peak of this process's memory cannot be reset: {error}; leave out --memory") from error
+    with network.calls("latency") as call:
+        for _ in range(_IMAGES):
+            call()
+    return max(0, _status("VmHWM") - before)
+
+
+def _give_back() -> None:
+    """Give memory that is no longer used back to the system; a network would find room in it without a growth."""
+    gc.collect()
+    # Only glibc has this function, see malloc_trim(3); `CDLL(None)` gives the functions of this process.
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _reset_peak() -> None:
+    """Set the peak resident memory of this process to the present value.
+
+    Raises:
+        OSError: The system does not allow it.
+    """
+    Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
 
 
 def _status(key: str) -> int:

@@ -58,7 +58,9 @@ _MOST_GAIN_OF_FEW = 0.1
 """Same limit for the last call and the one before, in a warm-up with fewer than 2 * `_FLAT` calls, as they are long."""
 _FEWEST_WARM = 3  # calls of a warm-up, the first of which is the cold one
 _SETTLING_S = 0.008  # if calls are shorter than this, the first call of a turn does not count
-_SMALL = ((3, 8, 8), 10)  # image shape and number of classes of the network that settles a process
+SMALL_IMAGE = (3, 8, 8)
+"""Channels, height and width of the images of `small_network`."""
+_SMALL_CLASSES = 10
 _FEWEST_INPUTS = 3
 """Smallest number of batches in rotation, so that no result depends on one input that stays in a cache."""
 _MOST_INPUTS = 16
@@ -663,7 +665,15 @@ def _compiled(model: nn.Module) -> Callable[[Tensor], Any]:
     return torch.compile(own, dynamic=False)
 
 
-def settle(way: Way, config: SpeedConfig, kinds: Sequence[str] = KINDS) -> None:
+def small_network() -> nn.Module:
+    """Return the network that settles a process."""
+    channels, height, width = SMALL_IMAGE
+    # Without padding, a 3x3 convolution takes one pixel off each side.
+    pixels = (height - 2) * (width - 2)
+    return nn.Sequential(nn.Conv2d(channels, 8, 3), nn.Flatten(), nn.Linear(8 * pixels, _SMALL_CLASSES))
+
+
+def settle(way: Way, config: SpeedConfig, kinds: Sequence[str] = KINDS, file: Path | None = None) -> None:
     """Run a small network, so that the process does its one-time work before the first network is timed.
 
     Such work is, for example, loading libraries and allocating their workspaces. Without this run it would be part of
@@ -673,15 +683,11 @@ def settle(way: Way, config: SpeedConfig, kinds: Sequence[str] = KINDS) -> None:
         way: Way in which the small network runs.
         config: Settings of the timing.
         kinds: Kinds of work that the small network does.
+        file: `small_network` as a file for the engine of the way; None for torch.
     """
-    (shape, classes) = _SMALL
-
-    def small() -> nn.Module:
-        # Without padding, a 3x3 convolution takes one pixel off each side.
-        return nn.Sequential(nn.Conv2d(shape[0], 8, 3), nn.Flatten(), nn.Linear(8 * (shape[1] - 2) ** 2, classes))
-
     # The constructor warms the network up, and that is the whole run.
-    Timed(Subject(small, shape, classes, way=way, kinds=kinds), config, Stopwatch(config.device))
+    small = Subject(small_network, SMALL_IMAGE, _SMALL_CLASSES, way=way, kinds=kinds, file=file)
+    Timed(small, config, Stopwatch(config.device))
 
 
 def _cuda_memory(device: torch.device) -> tuple[int, int]:
