@@ -486,6 +486,17 @@ def test_fresh_processes_share_the_rounds_and_the_time() -> None:
         in_process(os._exit, 9)
 
 
+@pytest.mark.usefixtures("quick_processes")
+def test_a_fresh_process_has_as_many_threads_as_this_one() -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            assert in_process(torch.get_num_threads) == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def _stat(path: Path, busy_s: float, stolen_s: float = 0.0) -> None:
     ticks = os.sysconf("SC_CLK_TCK")
     path.write_text(f"cpu  {int(busy_s * ticks)} 0 0 0 0 0 0 {int(stolen_s * ticks)} 0 0\n")

@@ -18,6 +18,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from cnnbench import progress
 from cnnbench.errors import Stopped, UserError
 from cnnbench.stats import FEWEST_ROUNDS
@@ -38,7 +40,8 @@ def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
         # A forked process would inherit this one's memory and threads, and could not use CUDA if this one has.
         # While the other process times, this one sleeps, and the other one prints the signs of life.
         context = multiprocessing.get_context("spawn")
-        with progress.hushed(), ProcessPoolExecutor(1, context, initializer=_leave_signals) as executor:
+        threads = torch.get_num_threads()
+        with progress.hushed(), ProcessPoolExecutor(1, context, initializer=_begin, initargs=(threads,)) as executor:
             try:
                 return executor.submit(_watched, function, arguments).result()
             except Stopped:
@@ -57,9 +60,16 @@ def _watched(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
         return function(*arguments)
 
 
-def _leave_signals() -> None:
-    """Ignore Ctrl-C in this process: the terminal sends it to all processes, and the parent process handles it."""
+def _begin(threads: int) -> None:
+    """Prepare a fresh process.
+
+    Args:
+        threads: Number of torch's threads in the parent process, which records state. It may differ from what the
+            environment of both processes says.
+    """
+    # The terminal sends Ctrl-C to all processes, and the parent process handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
 
 
 def in_processes(
