@@ -273,3 +273,31 @@ def test_memory_of_inference_is_at_least_that_of_the_weights(
         # An engine may keep the weights twice, as they are in the file and in its own order.
         assert 0.98 <= record.measures["inference_resident_bytes"] / weights < 2.5, record.model
         assert "resident_bytes" not in record.measures
+
+
+@pytest.mark.usefixtures("quick_processes")
+def test_network_that_raises_costs_only_its_own_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = """
+from torch import nn
+
+class Raises(nn.Module):
+    def forward(self, x):
+        raise ValueError("not on a Monday")
+
+def never_built():
+    raise KeyError("no weights")
+
+def works():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 10))
+"""
+    (tmp_path / "mixed.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = ["mixed:Raises", "mixed:never_built", "mixed:works"]
+    options = ["--image_size=8", "--engine=onnxruntime", "--rounds=1", "--batch_size=1"]
+    assert main(["speed", *names, *options, "--records", str(tmp_path / "a.jsonl")]) == 1
+    first, second, third = load_records([tmp_path / "a.jsonl"])
+    assert first.reason == "ValueError: not on a Monday"
+    assert "no weights" in second.reason
+    assert third.measures["latency_ms_median"] > 0

@@ -278,8 +278,11 @@ def _export(
             write_for_engine(
                 network.build(), network.image_shape, network.name, engine.name, precision, config.device, path
             )
-        except UserError as error:
-            failed[row.name] = {"error": str(error)}
+        except Stopped:
+            raise
+        except BaseException as error:  # whatever a network raises is its own failure; the others go on
+            text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            failed[row.name] = {"error": " ".join(text.split())[:300]}
         else:
             files[row.name] = path
     return files, failed
