@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from pathlib import Path
 
@@ -301,3 +302,18 @@ def works():
     assert first.reason == "ValueError: not on a Monday"
     assert "no weights" in second.reason
     assert third.measures["latency_ms_median"] > 0
+
+
+def test_version_is_that_of_the_package_that_has_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime-gpu is installed in place of onnxruntime, and has the module of the same name."""
+
+    def version(name: str) -> str:
+        if name != "onnxruntime-gpu":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.23.0"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: {"onnxruntime": ["onnxruntime-gpu"]})
+    assert ENGINES["onnxruntime"].version == "1.23.0 (onnxruntime-gpu)"
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        _ = ENGINES["openvino"].version

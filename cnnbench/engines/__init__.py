@@ -77,8 +77,14 @@ class Engine:
 
     @property
     def version(self) -> str:
-        """Return the version of the engine's package."""
-        return importlib.metadata.version(self.package)
+        """Return the version of the engine's package, or of the one that has its module, such as onnxruntime-gpu."""
+        try:
+            return importlib.metadata.version(self.package)
+        except importlib.metadata.PackageNotFoundError:
+            others = importlib.metadata.packages_distributions().get(self.package, [])
+            if not others:
+                raise
+            return f"{importlib.metadata.version(others[0])} ({others[0]})"
 
 
 FORMATS = {
