@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +18,12 @@ import torch
 from torch import nn
 
 from cnnbench.cli import main
+from cnnbench.commands.speed_run import _temporary_files_in
 from cnnbench.engines import ENGINES, FORMATS, find_engine, find_format
 from cnnbench.engines.comparison import check_same, compare_logits, random_images
 from cnnbench.engines.export import Deployed, bytes_of_weights, bytes_on_disk, record_program, write_program
 from cnnbench.engines.sessions import logits_of, open_file, open_session
-from cnnbench.errors import UserError
+from cnnbench.errors import Stopped, UserError
 from cnnbench.models import all_models
 from cnnbench.network import get_network
 from cnnbench.record import load_records
@@ -317,3 +321,22 @@ def test_version_is_that_of_the_package_that_has_the_module(monkeypatch: pytest.
     assert ENGINES["onnxruntime"].version == "1.23.0 (onnxruntime-gpu)"
     with pytest.raises(importlib.metadata.PackageNotFoundError):
         _ = ENGINES["openvino"].version
+
+
+@pytest.mark.parametrize("before", [None, "/before"])
+def test_temporary_files_of_processes_are_in_a_folder_that_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str | None
+) -> None:
+    monkeypatch.delenv("TMPDIR", raising=False)
+    if before is not None:
+        monkeypatch.setenv("TMPDIR", before)
+    command = [sys.executable, "-c", "import tempfile; print(tempfile.gettempdir())"]
+
+    def stopped() -> None:
+        with _temporary_files_in(tmp_path):
+            assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == str(tmp_path)
+            raise Stopped(2)
+
+    with pytest.raises(Stopped):
+        stopped()
+    assert os.environ.get("TMPDIR") == before

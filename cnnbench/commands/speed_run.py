@@ -6,9 +6,10 @@ benchmark switch. Every network is timed in every way that the options name, and
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -218,7 +219,7 @@ def _time_engines(options: Options, config: SpeedConfig, rows: Sequence[Row]) ->
 
     The threads of an engine still spin for a while after a call, and would slow another engine in the same process.
     """
-    with tempfile.TemporaryDirectory(prefix="cnnbench-engines-") as folder:
+    with tempfile.TemporaryDirectory(prefix="cnnbench-engines-") as folder, _temporary_files_in(Path(folder)):
         files, failed = _export(options, config, rows, Path(folder))
         groups: dict[str, list[tuple[str, Way | None]]] = {}
         for row in rows:
@@ -241,6 +242,24 @@ def _time_engines(options: Options, config: SpeedConfig, rows: Sequence[Row]) ->
             dtype = hardware.weights_type((row.way or config.way).precision)
             figures[row.name]["file_bytes"] = bytes_of_weights(row.network.build().to(dtype))
     return figures
+
+
+@contextlib.contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Let processes that the body starts make their temporary files in a folder, which is removed after them.
+
+    AOTInductor unpacks each program into a temporary folder, and compilers have files of their own. A process that is
+    stopped by a signal leaves them there.
+    """
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = before
 
 
 def _small_files(config: SpeedConfig, rows: Sequence[Row], folder: Path) -> dict[Way | None, Path]:
