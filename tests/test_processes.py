@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from cnnbench.record import load_records
+from cnnbench.timing.processes import pooled
 from cnnbench.training.random_state import of_process
 
 CPU = torch.device("cpu")
@@ -107,3 +108,15 @@ def test_a_single_process_draws_on() -> None:
     for expected in (first, second):
         with of_process(0, 0, 1, CPU):
             assert torch.equal(torch.rand(4), expected)
+
+
+def test_sizes_in_bytes_stay_whole_numbers_over_an_even_number_of_processes() -> None:
+    run = {
+        "latency_ms_median": 1.0,
+        "file_bytes": 267_000,
+        "samples_ms": {"latency": [[1.0]] * 6},
+        "cold_ms": {"latency": 1.0},
+        "conditions": {},
+        "suspect": [],
+    }
+    assert json.dumps(pooled([run, {**run, "file_bytes": 267_001}])["file_bytes"]) == "267000"

@@ -181,7 +181,10 @@ def _medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for key, value in medians.items():
         if isinstance(value, (int, float)):
             numbers = [run[key] for run in runs if run.get(key) is not None]
-            medians[key] = statistics.median(numbers) if len(numbers) == len(runs) else None
+            # A number of bytes stays a whole number, also with an even number of processes.
+            whole = all(isinstance(each, int) for each in numbers)
+            middle = statistics.median_low if whole else statistics.median
+            medians[key] = middle(numbers) if len(numbers) == len(runs) else None
         # The reason why an energy is not known.
         failed = [run[key] for run in runs if isinstance(run.get(key), Mapping) and "error" in run[key]]
         if failed:
