@@ -5,7 +5,7 @@ GPU_PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench bench-smoke bench-speed bench-ways bench-zoo audit race-data race-streaming race-engines race-training race-recipes race-memory race-reports race-scale calibrate fuzz chaos gallery catalog gpu-check test test-gpu test-slow docs lint train report clean
+.PHONY: help setup bench bench-smoke bench-speed bench-ways bench-zoo audit race-data race-streaming race-engines race-training race-recipes race-memory race-reports race-scale calibrate fuzz chaos gallery catalog gpu-check test test-gpu test-slow docs lint train report engines-picture clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -100,6 +100,11 @@ train: .venv/ready  ## one training run: make train CONFIG=experiments/cifar10_r
 
 report: .venv/ready  ## the report again, from the records of the newest run or of RECORDS=...
 	$(BIN)/cnnbench report $(or $(RECORDS),$(lastword $(sort $(wildcard results/bench/*)))) $(ARGS)
+
+engines-picture: .venv/ready  ## docs/engines.png, the latencies of networks by engine, from RECORDS=FILE
+	@test -n "$(RECORDS)" || { echo "name records of two engines or more: make $@ RECORDS=FILE"; exit 2; }
+	$(BIN)/cnnbench report $(RECORDS) --out build/engines $(ARGS)
+	cp build/engines/figures/engines.png docs/engines.png
 
 clean:  ## remove the environment and caches; results and data stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build *.egg-info

@@ -28,10 +28,11 @@ from cnnbench.pages import embedded_json, render, script
 from cnnbench.plots.drawing import MANY
 from cnnbench.record import Record
 from cnnbench.references import reference_of
-from cnnbench.report import provenance
+from cnnbench.report import engine_tables, provenance
 from cnnbench.report.classes import HEAD, hardest_sentences
 from cnnbench.report.classes import rows as class_rows
 from cnnbench.report.columns import Column, columns_of
+from cnnbench.report.engines import EngineView, engine_views
 from cnnbench.report.findings import first_of_each_label, listed, reference_origin, reference_sentences
 from cnnbench.report.page import FOLDED, Page
 from cnnbench.report.pairs import Pairs, pair_verdicts
@@ -119,6 +120,11 @@ class Report:
     def pairs(self) -> Pairs:
         """Return the pairs of networks on the same test images."""
         return Pairs(self.records)
+
+    @cached_property
+    def engines(self) -> list[EngineView]:
+        """Return the engines side by side, on each machine and data set that has two or more."""
+        return engine_views(self.records)
 
     @cached_property
     def hardest(self) -> list[str]:
@@ -218,6 +224,11 @@ def print_table(report: Report, console: Console) -> None:
     for pair_table in report.pairs.tables:
         # The sentences on pairs are many and long, so the terminal has one line in their place.
         _print_seeds(replace(pair_table, sentences=[report.pairs.note]), console)
+    for view in report.engines:
+        # The other tables of engines are in the report.
+        title = f"Engines: {engine_tables.heading(view, report.engines)}"
+        first = replace(engine_tables.tables(view)[0], title=title, sentences=engine_tables.sentences(view))
+        _print_seeds(first, console)
     for line in report.warnings:
         console.print(Text(text.printable(line)))
 
@@ -428,6 +439,7 @@ def to_markdown(report: Report, drawn: Drawn | None = None) -> str:
         page.table(table.rows, table.numeric)
         for sentence in table.sentences:
             page.paragraph(sentence)
+    _add_engines(page, report)
     for sentence in [report.pairs.advice, *report.hardest]:
         if sentence:
             page.paragraph(sentence)
@@ -438,6 +450,17 @@ def to_markdown(report: Report, drawn: Drawn | None = None) -> str:
     page.heading("How it was measured")
     page.bullets(report.facts)
     return str(page)
+
+
+def _add_engines(page: MarkdownPage, report: Report) -> None:
+    """Add the engines side by side: sentences first, then tables."""
+    for view in report.engines:
+        page.heading(f"Engines: {engine_tables.heading(view, report.engines)}")
+        for sentence in [*engine_tables.sentences(view), *engine_tables.notes(view)]:
+            page.paragraph(sentence)
+        for table in engine_tables.tables(view):
+            page.heading(table.title, 3)
+            page.table(table.rows, table.numeric)
 
 
 def _add_pictures(page: MarkdownPage, drawn: Drawn) -> None:
@@ -486,7 +509,8 @@ def to_html(report: Report, drawn: Drawn | None = None) -> str:
 def write_report(records: Sequence[Record], folder: Path) -> list[Path]:
     """Write tables (``*.csv``), ``figures/*.png``, ``report.md`` and ``report.html`` into a folder, in this order.
 
-    The tables are ``results.csv``, and if there is something for them ``classes.csv`` and ``pairs.csv``. A picture that
+    The tables are ``results.csv``, and if there is something for them ``classes.csv``, ``pairs.csv`` and
+    ``engines.csv``. A picture that
     cannot be drawn is left out, with a line on stderr and in the report.
 
     Returns:
@@ -501,7 +525,7 @@ def write_report(records: Sequence[Record], folder: Path) -> list[Path]:
     # The figures come first, so that they are written even if the pictures are not.
     write_text(table, to_csv(report))
     tables = [table]
-    for name, content in (("classes.csv", classes_csv(report)), ("pairs.csv", pairs_csv(report))):
+    for name, content in _more_tables(report).items():
         if content:
             write_text(folder / name, content)
             tables.append(folder / name)
@@ -512,6 +536,15 @@ def write_report(records: Sequence[Record], folder: Path) -> list[Path]:
     write_text(markdown, to_markdown(report, drawn))
     write_text(page, to_html(report, drawn))
     return [page, markdown, *tables, *drawn.files]
+
+
+def _more_tables(report: Report) -> dict[str, str]:
+    """Return the tables beside ``results.csv`` by name; a table without a row is empty."""
+    return {
+        "classes.csv": classes_csv(report),
+        "pairs.csv": pairs_csv(report),
+        "engines.csv": engine_tables.to_csv(report.engines),
+    }
 
 
 def json_document(records: Sequence[Record]) -> dict[str, Any]:
@@ -533,7 +566,13 @@ def json_document(records: Sequence[Record]) -> dict[str, Any]:
                 "environment": r.environment,
             }
         )
-    return {"schema": 1, "cells": cells, **Seeds(records).document(), "pairs_by_image": pair_verdicts(records)}
+    return {
+        "schema": 1,
+        "cells": cells,
+        **Seeds(records).document(),
+        "pairs_by_image": pair_verdicts(records),
+        "engines": [view.document() for view in engine_views(records)],
+    }
 
 
 def _without(key: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,13 +14,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from cnnbench.record import Record
-from cnnbench.report import pictures
+from cnnbench.report import engine_pictures, engine_tables, pictures
 from cnnbench.report.answer import answers
 from cnnbench.report.charts import MOST_NUMBERED_CLASSES, matrix_note, matrix_title
 from cnnbench.report.columns import Column
 from cnnbench.report.contenders import Contender, contenders, rivals_by_label, values_of
+from cnnbench.report.engine_pictures import EnginePanel
 from cnnbench.report.findings import LATENCY, front
 from cnnbench.report.panels import NAME_SIDES, CurvePanel, Line, Panel, Point, curve_panels, scatter_panels
+from cnnbench.report.seeds import SeedTable
 from cnnbench.report.settings import in_group
 from cnnbench.report.side_by_side import side_by_side
 
@@ -101,6 +103,25 @@ class Matrix:
     notes: Sequence[str]
 
 
+@dataclass(frozen=True)
+class Engines:
+    """The engines of one machine and data set, side by side.
+
+    Attributes:
+        title: Data set, with the machine if there are several.
+        sentences: What the figures mean.
+        notes: What must be known before trusting them.
+        panel: Chart of the latencies; None beyond the first ones.
+        tables: Tables.
+    """
+
+    title: str
+    sentences: Sequence[str]
+    notes: Sequence[str]
+    panel: EnginePanel | None
+    tables: Sequence[SeedTable]
+
+
 class Page:
     """The content of the HTML page.
 
@@ -134,6 +155,17 @@ class Page:
         for panel in curve_panels(self.report.records):
             groups.setdefault(panel.label, []).append(panel)
         return groups
+
+    @cached_property
+    def engines(self) -> list[Engines]:
+        """Return the engines side by side."""
+        made = []
+        views = self.report.engines
+        for number, view in enumerate(views):
+            panel = engine_pictures.panel(view) if number < engine_pictures.MOST_VIEWS else None
+            words, notes = engine_tables.sentences(view), engine_tables.notes(view)
+            made.append(Engines(engine_tables.heading(view, views), words, notes, panel, engine_tables.tables(view)))
+        return made
 
     @cached_property
     def sorted_by(self) -> str:

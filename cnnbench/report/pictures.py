@@ -24,7 +24,7 @@ from cnnbench.files import reason, write_bytes
 from cnnbench.pages import data_uri
 from cnnbench.plots.drawing import MOST_PANELS, plain_text
 from cnnbench.record import Record
-from cnnbench.report import charts, reliability
+from cnnbench.report import charts, engine_pictures, reliability
 from cnnbench.report.confusion_pictures import DPI_OF_MANY, MatrixPainter
 from cnnbench.report.contenders import Contender, contenders
 from cnnbench.report.findings import (
@@ -49,7 +49,7 @@ LARGEST_PNG = 250_000
 """Largest size of a PNG picture on the page in bytes; a larger picture is shown as WebP."""
 MOST_VECTORS = 300
 """Largest number of records for which comparisons are tried as SVG; with more, the file would be too large."""
-DRAWN_BY_PAGE = ("reference_latency", "accuracy_macs", "accuracy_latency", "macs_latency", "learning_curves")
+DRAWN_BY_PAGE = ("reference_latency", "accuracy_macs", "accuracy_latency", "macs_latency", "learning_curves", "engines")
 """Names of the comparisons that the page draws itself, from `cnnbench.report.panels`."""
 DPI = 160
 """Pixels per inch of a PNG file, unless that would exceed `MOST_PIXELS`."""
@@ -324,6 +324,7 @@ def comparisons(records: Sequence[Record]) -> list[Picture]:
         _reference_picture(records),
         *(_accuracy_picture(records, cost) for cost in charts.COST_PICTURES),
         _speed_picture(records),
+        _engines_picture(records),
         _curves_picture(records),
         *_trend_pictures(records),
         _reliability_picture(records),
@@ -381,6 +382,12 @@ def _speed_picture(records: Sequence[Record]) -> Picture:
 
     description = "Latency of one image against multiply-adds (MACs) per image"
     return _comparison(records, "macs_latency", partial(charts.latency_against_macs, records), description, caption)
+
+
+def _engines_picture(records: Sequence[Record]) -> Picture:
+    """Return the picture of latencies by engine."""
+    draw, caption = partial(engine_pictures.draw, records), partial(engine_pictures.caption, records)
+    return _comparison(records, engine_pictures.NAME, draw, engine_pictures.description(records), caption)
 
 
 def _curves_picture(records: Sequence[Record]) -> Picture:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from cnnbench.engines import ENGINES
 from cnnbench.record import Record
 from cnnbench.report.findings import first_sentences, listed
-from cnnbench.report.settings import NOT_SAID, Setting, applies, budget, in_group, packages, said
+from cnnbench.report.settings import NOT_SAID, Setting, applies, budget, in_group, packages, said, setting
+from cnnbench.report.ways import engine_version
 
 
 def warnings(records: Sequence[Record]) -> list[str]:
@@ -83,12 +85,27 @@ def _differences(records: Sequence[Record]) -> Iterator[str]:
             continue
         # A benchmark that timed nothing has no batch size of the timing, for example.
         values = list(dict.fromkeys(_value_words(row, r) for r in records if applies(row, r)))
-        if len(values) < 2:
+        if len(values) < 2 or (row.name == "packages" and _by_engine_alone(records)):
             continue
         if row.place == "environment":
             yield f"The records come from more than one {row.name}: speed does not compare between them."
         else:
             yield f"The records differ in {row.name} ({listed(values)}): not every row compares with every other."
+
+
+def _by_engine_alone(records: Sequence[Record]) -> bool:
+    """Return whether versions of packages differ in the engines' own packages alone, each engine having one version.
+
+    A row names the version of its engine, which the rows of other engines do not have.
+    """
+    own = {engine.package for engine in ENGINES.values() if engine.package != "torch"}
+    others: set[str] = set()
+    of_engines: dict[Any, set[Any]] = {}
+    for record in records:
+        versions = record.environment.get("packages") or {}
+        others.add(packages({name: version for name, version in versions.items() if name not in own}))
+        of_engines.setdefault(setting(record, "engine"), set()).add(engine_version(record))
+    return len(of_engines) > 1 and len(others) == 1 and all(len(versions) == 1 for versions in of_engines.values())
 
 
 def _value_words(row: Setting, record: Record) -> str:
