@@ -241,7 +241,12 @@ def load_records(paths: Iterable[Path]) -> list[Record]:
     Raises:
         UserError: A path does not exist or holds no record, or a file is not a valid record file.
     """
-    records: list[Record] = []
+    return [record for records in load_by_path(paths).values() for record in records]
+
+
+def load_by_path(paths: Iterable[Path]) -> dict[Path, list[Record]]:
+    """Read the records of files and folders like `load_records`, and return them by path."""
+    records: dict[Path, list[Record]] = {}
     empty: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -257,7 +262,9 @@ def load_records(paths: Iterable[Path]) -> list[Record]:
         found: list[Record] = []
         for file in files:
             found += _load_file(file)
-        records += sorted(found, key=lambda r: r.created) if path.is_dir() else found
+        found = sorted(found, key=lambda r: r.created) if path.is_dir() else found
+        # A path that is named twice has its records twice.
+        records[path] = [*records.get(path, []), *found]
     if empty and not records:
         raise UserError(f"folder '{empty[0]}' holds no records; name a run folder of `cnnbench bench` or `fit`")
     for path in empty:

@@ -400,6 +400,71 @@ def test_page_with_engines_fits_and_is_accessible(browser: Browser, tmp_path: Pa
     assert times == sorted(times)
 
 
+# `pick`
+
+
+@pytest.fixture
+def picked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Any:
+    """Return a function that asks `pick` about the records of `grid`, and returns its JSON document."""
+    for module in ("cnnbench.commands.pick", "cnnbench.report.choice_words"):
+        monkeypatch.setattr(f"{module}.cpu_name", lambda: "Test CPU")
+    monkeypatch.setattr("cnnbench.commands.pick.gpu_names", list)
+    write_lines(tmp_path / "r.jsonl", grid())
+
+    def ask(*options: str) -> tuple[int, dict[str, Any]]:
+        code = main(["pick", "r.jsonl", "--data", "MNIST", *options, "--json"])
+        return code, json.loads(capsys.readouterr().out)
+
+    return ask
+
+
+def value(document: dict[str, Any], model: str, key: str) -> float:
+    (found,) = [entry for entry in document["networks"] if entry["model"] == model and key in entry["values"]]
+    return round(found["values"][key]["value"], 1)
+
+
+def test_pick_takes_times_of_torch_unless_asked(picked: Any) -> None:
+    code, document = picked("--max_latency", "3ms")
+    assert (code, document["answer"], document["times"]["engine"]) == (0, "Q", "torch")
+    assert value(document, "P", "latency") == 4.0
+    assert value(document, "P", "accuracy") == 0.9
+    code, document = picked("--max_latency", "3ms", "--engine", "onnxruntime")
+    assert document["times"]["engine"] == "onnxruntime"
+    assert value(document, "P", "latency") == 2.0
+    words = document["times"]["words"]
+    assert all(part in words for part in ("float32 (32-true)", "ONNX Runtime 1.0", "from r.jsonl"))
+
+
+def test_pick_of_any_engine_answers_network_and_engine(picked: Any) -> None:
+    code, document = picked("--max_latency", "1.5ms", "--precision", "32-true", "--engine", "any")
+    assert (code, document["answer"], document["answer_in"]) == (0, "Q", "ONNX Runtime float32")
+    satisfied = [entry for entry in document["networks"] if entry["status"] == "satisfies"]
+    assert [(entry["model"], entry["engine"], entry["precision"]) for entry in satisfied] == [
+        ("Q", "onnxruntime", "32-true")
+    ]
+
+
+def test_pick_never_gives_an_int8_network_the_accuracy_of_another(picked: Any) -> None:
+    _, document = picked("--engine", "openvino", "--precision", "int8")
+    assert value(document, "P", "accuracy") == 0.7
+    _, document = picked("--engine", "torch", "--precision", "int8")
+    assert value(document, "P", "accuracy") == 0.6
+    # P reaches 70 % at most in int8.
+    _, document = picked("--engine", "any", "--accuracy", "85")
+    satisfied = {
+        (entry["model"], entry["precision"]) for entry in document["networks"] if entry["status"] == "satisfies"
+    }
+    assert ("P", "32-true") in satisfied
+    assert all(precision != "int8" for _, precision in satisfied)
+
+
+def test_pick_refuses_unknown_engines_and_measuring_any(capsys: Any) -> None:
+    assert main(["pick", "--engine", "onnx"]) == 2
+    assert "did you mean 'onnxruntime'" in capsys.readouterr().err
+    assert main(["pick", "--engine", "any", "--measure"]) == 2
+    assert "--measure times one engine" in capsys.readouterr().err
+
+
 # Records
 
 

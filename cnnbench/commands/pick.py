@@ -10,7 +10,7 @@ import re
 import shlex
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +18,11 @@ from cnnbench.benchmark.plan import INFERENCE_FORMATS
 from cnnbench.catalog import load_catalog
 from cnnbench.commands.speed import Options as SpeedOptions
 from cnnbench.console import make_console, note, out, out_json, out_text, show
+from cnnbench.engines import ENGINES, INT8, TORCH
 from cnnbench.errors import UserError, unknown
 from cnnbench.machine import cpu_name, gpu_names
 from cnnbench.options import option
-from cnnbench.record import Record, load_records
+from cnnbench.record import Record, load_by_path, load_records
 from cnnbench.references import FILE as SHIPPED_RECORDS
 from cnnbench.report import choice_words
 from cnnbench.report.choice import (
@@ -31,6 +32,8 @@ from cnnbench.report.choice import (
     Timing,
     candidates,
     choose,
+    first_of_each_way,
+    in_all,
     is_on,
     of_device,
     settings_of,
@@ -45,9 +48,11 @@ PIPE_WIDTH = 80
 """Line width, in characters, if the output is not a terminal."""
 SPEED_FOLDER = Path("results/speed")
 """Folder of the records that ``--measure`` writes."""
+MOST_FILES = 2
+"""Largest number of files of records that a source names."""
 FULL_EPOCHS = 100
 """Epochs of the training that is proposed, if nothing says how many a full training on the data has."""
-FORMATS = (*INFERENCE_FORMATS, "tf32")
+FORMATS = (*INFERENCE_FORMATS, "tf32", INT8)
 IMAGENET = {"channels": 3, "size": 224, "classes": 1000}
 """Images of ImageNet, on which accuracies are published, and which the package does not read itself."""
 
@@ -88,6 +93,11 @@ class Options:
     precision: str | None = option(
         f"Number format of the times: {', '.join(FORMATS)} (default: that of most networks).", default=None
     )
+    engine: str = option(
+        f"What runs the networks in these times: {', '.join(ENGINES)}, or any, which chooses a network and an engine.",
+        default=TORCH,
+        metavar="NAME",
+    )
     image_size: int | None = option(
         "Height and width of the images in pixels (default: the usual size of the data).",
         default=None,
@@ -108,6 +118,10 @@ class Options:
         self.conditions()  # raises the error of a wrong value
         if self.precision is not None and self.precision not in FORMATS:
             raise unknown("precision", self.precision, FORMATS)
+        if self.engine not in (*ENGINES, choice_words.ANY):
+            raise unknown("engine", self.engine, [*ENGINES, choice_words.ANY])
+        if self.measure and self.engine == choice_words.ANY:
+            raise UserError(f"--measure times one engine; name it with --engine, such as --engine {TORCH}")
         if self.measure and self.device not in (None, "cpu", "cuda"):
             raise UserError(
                 f"--measure times networks on this machine, not on a device named '{self.device}'; "
@@ -154,54 +168,66 @@ class Known:
         records: Records without those that failed.
         models: Entries of the networks in the catalogue, by name.
         images: Images for which a network is chosen.
+        files: Names of the files that hold records, by the identity of the record.
     """
 
     records: Sequence[Record]
     models: Mapping[str, Mapping[str, Any]]
     images: Images
+    files: Mapping[int, str] = field(default_factory=dict)
 
 
 def run(options: Options) -> int:
     """Print the answer; return 1 if no network satisfies the conditions."""
     catalog = load_catalog()
-    records = _read(options.records)
-    known = Known(records, catalog["models"], _images(options, records, catalog["data"]))
+    files = _read(options.records)
+    records = [record for several in files.values() for record in several]
+    origins = {id(record): name for name, several in files.items() for record in several}
+    known = Known(records, catalog["models"], _images(options, records, catalog["data"]), origins)
     preferred = None
     if options.measure:
         # Imported here, because torch comes with it.
         from cnnbench.commands.pick_measure import measure
 
         measured = measure(options, known, time_settings(options), SPEED_FOLDER)
-        known = Known([*records, *measured.records], known.models, known.images)
+        origins |= {id(record): str(SPEED_FOLDER) for record in measured.records}
+        known = Known([*records, *measured.records], known.models, known.images, origins)
         preferred = measured.settings
-    timing, others = find_times(options, known, preferred)
+    used, others = find_times(options, known, preferred)
     conditions = options.conditions()
-    chosen = choose(candidates(known.records, known.models, known.images, timing), conditions, options.sort)
+    chosen = choose(_candidates(options, known, used), conditions, options.sort)
     if options.json:
         commands = [shlex.join(words) for words in _commands(options, known.images, chosen).values()]
-        document = choice_words.document(chosen, conditions, known.images, timing, others)
+        document = choice_words.document(chosen, conditions, known.images, used, others)
         out_json({**document, "commands": commands})
     else:
-        _print(options, known.images, chosen, timing, others)
+        _print(options, known.images, chosen, used, others)
     return 0 if chosen.fitting else 1
 
 
-def _read(names: Sequence[str]) -> list[Record]:
-    """Return the records of files and folders without those that failed, or those of the working folder.
+def _candidates(options: Options, known: Known, used: Sequence[Timing]) -> list[Candidate]:
+    """Return all networks with what is known of them, once for each engine if any may be chosen."""
+    if options.engine == choice_words.ANY:
+        return in_all(known.records, known.models, known.images, used)
+    return candidates(known.records, known.models, known.images, used[0] if used else None)
+
+
+def _read(names: Sequence[str]) -> dict[str, list[Record]]:
+    """Return the records of files and folders without those that failed, or those of the working folder, by path.
 
     Raises:
         UserError: A named file or folder is wrong. A wrong one that nobody named is left out with a note.
     """
+    records: dict[Path, list[Record]] = {}
     if names:
-        records = load_records([Path(name) for name in names])
+        records = load_by_path([Path(name) for name in names])
     else:
-        records = []
         for path in _found_here():
             try:
-                records += load_records([path])
+                records |= load_by_path([path])
             except UserError as error:
                 note(f"left out: {error}")
-    return [record for record in records if record.status == "ok"]
+    return {str(path): [record for record in several if record.status == "ok"] for path, several in records.items()}
 
 
 def _found_here() -> list[Path]:
@@ -260,8 +286,10 @@ def _stored_facts(name: str, data: Mapping[str, Mapping[str, Any]]) -> dict[str,
 
 def find_times(
     options: Options, known: Known, preferred: tuple[str, ...] | None = None
-) -> tuple[Timing | None, list[Timing]]:
-    """Return the group of records from which times are taken, and the other groups.
+) -> tuple[list[Timing], list[Timing]]:
+    """Return the groups of records from which times are taken, and the other groups.
+
+    There is one group with times at most, or with ``--engine any`` one for each engine in each number format.
 
     Args:
         options: Options of the command.
@@ -269,12 +297,23 @@ def find_times(
         preferred: Settings of the group to take, if there is one; None for the group with the most networks, of equal
             ones the newest.
     """
-    groups = timings(known.records, known.images, options.needed_times())
-    suitable = of_device(groups, _fits(options.device), options.precision)
-    chosen = next((group for group in suitable if group.settings == preferred), None)
-    if chosen is None and suitable:
-        chosen = suitable[0]
-    return chosen, [group for group in groups if group is not chosen]
+    groups = [_with_origin(g, known) for g in timings(known.records, known.images, options.needed_times())]
+    engine = None if options.engine == choice_words.ANY else options.engine
+    suitable = of_device(groups, _fits(options.device), options.precision, engine)
+    if engine is None:
+        used = first_of_each_way(suitable)
+    else:
+        # Sorting is stable, so without the preferred group the largest one stays the first.
+        used = sorted(suitable, key=lambda group: group.settings != preferred)[:1]
+    return used, [group for group in groups if not any(group is other for other in used)]
+
+
+def _with_origin(group: Timing, known: Known) -> Timing:
+    """Return a group of records that names the files of its records."""
+    files = list(dict.fromkeys(known.files.get(id(record), "") for record in group.records.values()))
+    named = [name for name in files if name]
+    more = f" and {len(named) - MOST_FILES} more" if len(named) > MOST_FILES else ""
+    return group._replace(origin=f"{', '.join(named[:MOST_FILES])}{more}")
 
 
 def time_settings(options: Options) -> tuple[Setting, ...]:
@@ -303,11 +342,11 @@ def _fits(device: str | None) -> Callable[[Record], bool]:
 # Output
 
 
-def _print(options: Options, images: Images, chosen: Choice, timing: Timing | None, others: list[Timing]) -> None:
+def _print(options: Options, images: Images, chosen: Choice, used: list[Timing], others: list[Timing]) -> None:
     """Print the answer as sentences and a table."""
     conditions = options.conditions()
     width = min(make_console(pipe_width=PIPE_WIDTH).width, 2 * PIPE_WIDTH)
-    _say(choice_words.headline(chosen, conditions, timing), width)
+    _say(choice_words.headline(chosen, conditions), width)
     if chosen.fitting:
         letters = choice_words.source_letters(chosen, conditions)
         show(choice_words.choice_table(chosen, conditions, letters), pipe_width=PIPE_WIDTH)
@@ -318,18 +357,25 @@ def _print(options: Options, images: Images, chosen: Choice, timing: Timing | No
         _say(choice_words.doubt_sentence(chosen), width)
         sentences = [choice_words.front_sentence(chosen), *choice_words.accuracy_sentences(chosen)]
         _say(" ".join(filter(None, sentences)), width)
-    elif timing is not None:
-        _say(f"Times are those of {timing.words}.", width)
+    else:
+        for timing in used:
+            _say(f"Times are those of {timing.words}.", width)
     _list("Nearest misses:", choice_words.miss_sentences(chosen), width)
-    if timing is None:
-        _say("No record has times of this device for these images.", width)
-    _list("Times that are not used:", choice_words.timing_sentences(timing, others), width)
+    if not used:
+        of_engine = "" if options.engine in (TORCH, choice_words.ANY) else f" in {ENGINES[options.engine].title}"
+        _say(f"No record has times of this device{of_engine} for these images.", width)
+    _list("Times that are not used:", choice_words.timing_sentences(used, others, options.engine), width)
     commands = _commands(options, images, chosen)
     for sentence, words in commands.items():
         _say(sentence, width)
         out_text(_wrapped_command(words, width))
-    if any(words[1] == "speed" for words in commands.values()) and not options.measure:
+    if any(words[1] == "speed" for words in commands.values()) and not _cannot_measure(options):
         _say("`cnnbench pick` with --measure and these options does this, and then answers.", width)
+
+
+def _cannot_measure(options: Options) -> bool:
+    """Return whether ``--measure`` was given already, or is not possible with the other options."""
+    return options.measure or options.engine == choice_words.ANY
 
 
 def _say(text: str, width: int) -> None:
@@ -389,9 +435,10 @@ def _speed(options: Options, images: Images, names: Sequence[str]) -> list[str]:
     """Return the words of a timing of networks on images of the same shape."""
     wanted = speed_options(options, images, names)
     words = ["cnnbench", "speed", *names]
-    for name in ("in_channels", "image_size", "num_classes", "device", "precision"):
+    defaults = {"engine": TORCH}
+    for name in ("in_channels", "image_size", "num_classes", "device", "engine", "precision"):
         value = getattr(wanted, name)
-        if value != "auto":
+        if value != defaults.get(name, "auto"):
             words += [f"--{name}", str(value)]
     if wanted.memory:
         words.append("--memory")
@@ -407,6 +454,7 @@ def speed_options(options: Options, images: Images, names: Sequence[str]) -> Spe
         image_size=images.size,
         num_classes=images.classes,
         device=device,
+        engine="all" if options.engine == choice_words.ANY else options.engine,
         precision=options.precision or "auto",
         # On a GPU the memory of a step is always measured, and `speed` refuses the option.
         memory=options.max_memory is not None and device == "cpu",

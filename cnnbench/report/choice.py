@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from cnnbench.engines import INT8, TORCH
@@ -20,15 +20,7 @@ from cnnbench.report.conditions import QUANTITIES, Condition, Quantity, Sort
 from cnnbench.report.contenders import Contender, contenders, values_of
 from cnnbench.report.pareto import pareto_front
 from cnnbench.report.settings import ALL, BY_NAME, NOT_SAID, Dependent, Setting, setting
-
-FORMATS = {
-    "32-true": "float32",
-    "bf16-true": "bfloat16",
-    "bf16-mixed": "mixed bfloat16",
-    "16-true": "float16",
-    "16-mixed": "mixed float16",
-}
-"""Number formats in words, by Lightning's names."""
+from cnnbench.report.ways import FORMATS, engine_of, engine_title, engine_version, way_of
 
 
 @dataclass(frozen=True)
@@ -90,11 +82,20 @@ class Candidate:
         model: Name of the network.
         values: Known values by key of the quantity.
         accuracies: All known accuracies; the first one is the value.
+        timing: Group of records from which its times are taken; None without times.
+        way: Engine and number format in words, if networks in several engines are to be chosen from; else empty.
     """
 
     model: str
     values: Mapping[str, Value]
     accuracies: Sequence[Accuracy] = ()
+    timing: Timing | None = None
+    way: str = ""
+
+    @property
+    def name(self) -> str:
+        """Return the name of the network, followed by its engine if there are several."""
+        return f"{self.model} in {self.way}" if self.way else self.model
 
 
 class Timing(NamedTuple):
@@ -103,10 +104,12 @@ class Timing(NamedTuple):
     Attributes:
         settings: Values of the settings that agree, as texts.
         records: Newest record by name of the network.
+        origin: Files that hold the records, in words; empty if that is not known.
     """
 
     settings: tuple[str, ...]
     records: Mapping[str, Record]
+    origin: str = ""
 
     @property
     def newest(self) -> Record:
@@ -129,14 +132,27 @@ class Timing(NamedTuple):
         return bool(setting(self.newest, "engine") == TORCH)
 
     @property
+    def engine(self) -> str:
+        """Return the name of the engine."""
+        return engine_of(self.newest)
+
+    @property
+    def way(self) -> str:
+        """Return the engine and the number format in words."""
+        return way_of(self.newest).short
+
+    @property
     def words(self) -> str:
-        """Return device, settings and date in words."""
+        """Return device, settings, engine, date and files in words."""
         record = self.newest
         threads = f"{record.environment['threads']} threads"
-        packages = record.environment["packages"]
         words = [self.device, f"{FORMATS.get(self.precision, self.precision)} ({self.precision})"]
-        words += [str(setting(record, "mode")), str(setting(record, "memory_format") or NOT_SAID), threads]
-        return ", ".join([*words, f"torch {packages.get('torch') or NOT_SAID}", record.created[:10]])
+        # The mode and the order of the images in memory are torch's.
+        if self.engine == TORCH:
+            words += [str(setting(record, "mode")), str(setting(record, "memory_format") or NOT_SAID)]
+        version = engine_version(record) or NOT_SAID
+        words += [threads, f"{engine_title(self.engine)} {version}", record.created[:10]]
+        return ", ".join([*words, f"from {self.origin}"] if self.origin else words)
 
 
 @dataclass(frozen=True)
@@ -148,7 +164,8 @@ class Choice:
         fitting: Networks that satisfy all conditions, the best first.
         missing: Networks that miss a condition, with the conditions that they miss, the nearest first.
         unknown: Networks that miss no condition as far as is known, with the quantities that are not known.
-        front: Names of the fitting networks on the Pareto front of accuracy against a cost.
+        front: Names of the fitting networks, with their engines if there are several, on the Pareto front of accuracy
+            against a cost.
         cost: Quantity that is the cost of the front.
         by_default: Whether nobody asked for an order, so that it is the latency where that is known.
     """
@@ -194,6 +211,29 @@ def network_name(record: Record) -> str:
 # What is known
 
 
+def in_all(
+    records: Sequence[Record],
+    catalog: Mapping[str, Mapping[str, Any]],
+    images: Images,
+    groups: Sequence[Timing],
+) -> list[Candidate]:
+    """Return all networks with what is known of them, once for each group that has times of them.
+
+    Args:
+        records: Records without those that failed.
+        catalog: Entries of the networks of the zoo by name.
+        images: Images for which a network is chosen.
+        groups: Groups of records from which times are taken, of several engines and number formats.
+    """
+    found: list[Candidate] = []
+    for timing in groups:
+        every = candidates(records, catalog, images, timing)
+        found += [replace(entry, way=timing.way) for entry in every if entry.timing is not None]
+    timed = {entry.model for entry in found}
+    rest = candidates(records, catalog, images, None)
+    return [*found, *(entry for entry in rest if entry.model not in timed)]
+
+
 def candidates(
     records: Sequence[Record], catalog: Mapping[str, Mapping[str, Any]], images: Images, timing: Timing | None
 ) -> list[Candidate]:
@@ -206,9 +246,10 @@ def candidates(
         timing: Group of records from which times are taken; None for none.
     """
     here = [record for record in records if is_on(record, images.data) and _has_shape(record, images)]
-    accuracies = _accuracies(here, catalog, images)
     if timing is not None and timing.precision == INT8:
         accuracies = _accuracies_of_rows(here, timing)
+    else:
+        accuracies = _accuracies(here, catalog, images)
     counted = {}
     for record in sorted(here, key=lambda r: r.created):
         if record.measures.get("params") is not None:
@@ -223,7 +264,7 @@ def candidates(
             values["accuracy"] = Value(best.share, best.source)
         if timing is not None and name in timed:
             values |= _times(timed[name], timing)
-        found.append(Candidate(name, values, accuracies.get(name, ())))
+        found.append(Candidate(name, values, accuracies.get(name, ()), timing if name in timed else None))
     return found
 
 
@@ -264,7 +305,7 @@ def _times(record: Record, timing: Timing) -> dict[str, Value]:
 def _accuracies(
     records: Sequence[Record], catalog: Mapping[str, Mapping[str, Any]], images: Images
 ) -> dict[str, list[Accuracy]]:
-    """Return all known accuracies by network, the one that counts first.
+    """Return all known accuracies of networks in floating point by network, the one that counts first.
 
     A full training among the records counts first. Without one, the highest of the others does: a training as good as
     the reference's, the reference's itself, and the published ones. A reference training may be shorter than a full
@@ -275,7 +316,7 @@ def _accuracies(
     tested = [r for r in records if r.measures.get("test_accuracy") is not None and not r.is_of_an_engine]
     for entry in contenders(tested):
         if entry.settled is not None and entry.reference is None:
-            known.setdefault(entry.model, []).append(_of_records(entry))
+            known.setdefault(network_name(entry.records[0]), []).append(_of_records(entry))
     # References and publications are on images of the usual size.
     if images.size == images.usual_size:
         for name, stored in catalog.items():
@@ -362,9 +403,20 @@ def settings_of(works: set[Dependent]) -> tuple[Setting, ...]:
     return (*rows, BY_NAME["packages"])
 
 
-def of_device(groups: Sequence[Timing], fits: Callable[[Record], bool], precision: str | None) -> list[Timing]:
-    """Return the groups of a device and, if one is asked for, of a number format."""
-    return [g for g in groups if fits(g.newest) and precision in (None, g.precision)]
+def of_device(
+    groups: Sequence[Timing], fits: Callable[[Record], bool], precision: str | None, engine: str | None
+) -> list[Timing]:
+    """Return the groups of a device and, if they are asked for, of a number format and of an engine."""
+    found = [g for g in groups if fits(g.newest) and precision in (None, g.precision)]
+    return [g for g in found if engine in (None, g.engine)]
+
+
+def first_of_each_way(groups: Sequence[Timing]) -> list[Timing]:
+    """Return the first group of each engine in each number format."""
+    ways: dict[tuple[str, str], Timing] = {}
+    for group in groups:
+        ways.setdefault((group.engine, group.precision), group)
+    return list(ways.values())
 
 
 # The choice
@@ -411,18 +463,18 @@ def _rank(entry: Candidate, order: Quantity) -> tuple[Any, ...]:
     if value is not None:
         by = -value.value if order.more_is_better else value.value
     accuracy = entry.values["accuracy"].value if "accuracy" in entry.values else 0.0
-    return value is None, by, -accuracy, macs is None, macs.value if macs else 0.0, natural(entry.model)
+    return value is None, by, -accuracy, macs is None, macs.value if macs else 0.0, natural(entry.name)
 
 
 def _distance(entry: Candidate, missed: Sequence[Condition], conditions: Sequence[Condition]) -> tuple[Any, ...]:
     """Return the key by which networks that miss conditions are sorted: unknown figures, missed ones, and how far."""
     absent = sum(condition.quantity.key not in entry.values for condition in conditions)
     worst = max(c.shortfall(entry.values[c.quantity.key].value) / c.limit for c in missed)
-    return absent, len(missed), worst, natural(entry.model)
+    return absent, len(missed), worst, natural(entry.name)
 
 
 def _front(entries: Sequence[Candidate], cost: Quantity) -> frozenset[str]:
     """Return the names of the networks that no other one beats in both accuracy and cost."""
     rivals = [entry for entry in entries if {"accuracy", cost.key} <= entry.values.keys()]
     points = [(entry.values[cost.key].value, entry.values["accuracy"].value) for entry in rivals]
-    return frozenset(rivals[index].model for index in pareto_front(points))
+    return frozenset(rivals[index].name for index in pareto_front(points))

@@ -8,9 +8,11 @@ from typing import Any
 
 from rich.table import Table
 
+from cnnbench.engines import TORCH
 from cnnbench.machine import cpu_name
-from cnnbench.report.choice import FORMATS, Candidate, Choice, Images, Timing, Value
+from cnnbench.report.choice import Candidate, Choice, Images, Timing, Value
 from cnnbench.report.conditions import QUANTITIES, Condition, Quantity
+from cnnbench.report.ways import FORMATS
 
 ALWAYS = ("accuracy", "latency", "params", "macs")
 """Quantities that have a column in every table."""
@@ -22,6 +24,8 @@ MOST_NAMED = 4
 """Largest number of names in a sentence on networks of which something is not known."""
 MOST_TIMINGS = 4
 """Largest number of groups of records named whose times are not used."""
+ANY = "any"
+"""Value of ``--engine`` that chooses among all engines."""
 FRONT = "*"
 """Mark of a network on the Pareto front."""
 ORIGIN_TITLE = "Accuracy from"
@@ -41,7 +45,7 @@ def wanted_words(conditions: Sequence[Condition]) -> str:
     return ", ".join(condition.words for condition in conditions)
 
 
-def headline(choice: Choice, conditions: Sequence[Condition], timing: Timing | None) -> str:
+def headline(choice: Choice, conditions: Sequence[Condition]) -> str:
     """Return the sentence with the answer."""
     wanted = wanted_words(conditions)
     if not choice.fitting:
@@ -50,22 +54,26 @@ def headline(choice: Choice, conditions: Sequence[Condition], timing: Timing | N
     parts = []
     for key in dict.fromkeys(("accuracy", choice.sort.key, *(c.quantity.key for c in conditions))):
         if key in best.values:
-            parts.append(_short_value(best, QUANTITIES[key], timing))
+            parts.append(_short_value(best, QUANTITIES[key]))
     among = f" with {wanted}" if wanted else f" of {len(choice.fitting)} networks"
-    return f"{choice.sort.best}{among}: {best.model}, {', '.join(parts)}."
+    return f"{choice.sort.best}{among}: {best.name}, {', '.join(parts)}."
 
 
-def _short_value(entry: Candidate, quantity: Quantity, timing: Timing | None) -> str:
+def _short_value(entry: Candidate, quantity: Quantity) -> str:
     """Return a value of the answer, with a short form of its source in brackets."""
     words = quantity.words(entry.values[quantity.key].value)
     if quantity.key == "accuracy":
         return f"{words} ({_short_source(entry)})"
+    timing = entry.timing
     if quantity.work and timing is not None:
         record = timing.newest
         device = timing.device
         if device == cpu_name() and record.config["device"] == "cpu":
             device = "this CPU"
         formats = FORMATS.get(timing.precision, timing.precision)
+        # The name of one of several engines stands beside that of the network.
+        if timing.engine != TORCH and not entry.way:
+            formats = timing.way
         doubt = ", suspect" if entry.values[quantity.key].suspect else ""
         return f"{words} ({device}, {formats}, {record.created[:10]}{doubt})"
     return words
@@ -109,7 +117,7 @@ def choice_table(choice: Choice, conditions: Sequence[Condition], letters: Mappi
             cells.append(_cell(entry.values.get(quantity.key), quantity, letters))
             if quantity.key == "accuracy":
                 cells.append(_origin(entry))
-        table.add_row(FRONT if entry.model in choice.front else "", entry.model, *cells)
+        table.add_row(FRONT if entry.name in choice.front else "", entry.name, *cells)
     return table
 
 
@@ -182,7 +190,7 @@ def accuracy_sentences(choice: Choice) -> list[str]:
     first = choice.fitting[0] if choice.fitting else None
     if first is not None and len(first.accuracies) > 1:
         others = "; ".join(f"{100 * other.share:.4g} % ({other.source})" for other in first.accuracies[1:4])
-        sentences.append(f"Other accuracies of {first.model}: {others}.")
+        sentences.append(f"Other accuracies of {first.name}: {others}.")
     return sentences
 
 
@@ -201,32 +209,49 @@ def doubt_sentence(choice: Choice) -> str:
 
 def miss_sentences(choice: Choice) -> list[str]:
     """Return a line for each of the networks that miss the conditions by least."""
+    # In several engines a network is named once, where it misses by least.
+    nearest: dict[str, tuple[Candidate, Sequence[Condition]]] = {}
+    for entry, missed in choice.missing:
+        nearest.setdefault(entry.model, (entry, missed))
     lines = []
-    for entry, missed in choice.missing[:MOST_MISSES]:
+    for entry, missed in list(nearest.values())[:MOST_MISSES]:
         words = []
         for condition in missed:
             said = condition.missed_words(entry.values[condition.quantity.key].value)
             # The origin of an accuracy is part of what it says.
             words.append(f"{said} ({_origin(entry)})" if condition.quantity.key == "accuracy" else said)
-        lines.append(f"{entry.model}: {'; '.join(words)}")
+        lines.append(f"{entry.name}: {'; '.join(words)}")
     return lines
 
 
-def timing_sentences(timing: Timing | None, others: Sequence[Timing]) -> list[str]:
-    """Return which groups of records are not used for times, each with the option that chooses it."""
+def timing_sentences(used: Sequence[Timing], others: Sequence[Timing], engine: str) -> list[str]:
+    """Return which groups of records are not used for times, each with the options that choose it.
+
+    Args:
+        used: Groups whose times are used.
+        others: The other groups.
+        engine: Engine that was asked for.
+    """
+    timing = used[0] if used else None
     lines = []
     for other in others[:MOST_TIMINGS]:
         networks = f"{len(other.records)} network{'s' if len(other.records) != 1 else ''}"
-        lines.append(f"{networks} on {other.words} ({_how_to_choose(timing, other)})")
+        lines.append(f"{networks} on {other.words} ({_how_to_choose(timing, other, engine)})")
     if len(others) > MOST_TIMINGS:
         lines.append(f"and {len(others) - MOST_TIMINGS} more groups of records")
     return lines
 
 
-def _how_to_choose(timing: Timing | None, other: Timing) -> str:
-    """Return the option that chooses another group of records."""
+def _how_to_choose(timing: Timing | None, other: Timing, engine: str) -> str:
+    """Return the options that choose another group of records."""
+    words = []
     if timing is None or other.device != timing.device:
-        return f"--device {shlex.quote(other.device)}"
+        words.append(f"--device {shlex.quote(other.device)}")
+    if engine not in (ANY, other.engine):
+        words.append(f"--engine {shlex.quote(other.engine)} --precision {other.precision}")
+    if words:
+        return " ".join(words)
+    assert timing is not None
     if other.precision != timing.precision:
         return f"--precision {other.precision}"
     return "name the files with these records alone"
@@ -238,7 +263,7 @@ def unknown_names(choice: Choice, *keys: str) -> list[str]:
     for entry, absent in choice.unknown:
         if any(quantity.key in keys for quantity in absent):
             names.append(entry.model)
-    return names
+    return list(dict.fromkeys(names))
 
 
 def names_to_time(choice: Choice) -> list[str]:
@@ -247,7 +272,7 @@ def names_to_time(choice: Choice) -> list[str]:
     for entry, absent in choice.unknown:
         if all(quantity.work for quantity in absent):
             names.append(entry.model)
-    return names + untimed(choice)
+    return list(dict.fromkeys(names + untimed(choice)))
 
 
 def untimed(choice: Choice) -> list[str]:
@@ -265,7 +290,7 @@ def few(names: Sequence[str]) -> str:
 
 
 def document(
-    choice: Choice, conditions: Sequence[Condition], images: Images, timing: Timing | None, others: Sequence[Timing]
+    choice: Choice, conditions: Sequence[Condition], images: Images, used: Sequence[Timing], others: Sequence[Timing]
 ) -> dict[str, Any]:
     """Return the whole answer for JSON; an accuracy is a share, a latency is in milliseconds, memory in bytes."""
     networks = [_entry(entry, "satisfies", choice) for entry in choice.fitting]
@@ -276,12 +301,14 @@ def document(
         networks.append(_entry(entry, "unknown", choice) | {"not_known": [quantity.key for quantity in absent]})
     return {
         "answer": choice.fitting[0].model if choice.fitting else None,
+        "answer_in": choice.fitting[0].way or None if choice.fitting else None,
         "data": images.data,
         "image_shape": [images.channels, images.size, images.size],
         "conditions": {condition.quantity.key: condition.limit for condition in conditions},
         "sort": choice.sort.key,
         "front_cost": choice.cost.key,
-        "times": None if timing is None else _group(timing),
+        "times": _group(used[0]) if used else None,
+        "all_times": [_group(timing) for timing in used],
         "other_times": [_group(other) for other in others],
         "networks": networks,
     }
@@ -291,7 +318,9 @@ def _entry(entry: Candidate, status: str, choice: Choice) -> dict[str, Any]:
     return {
         "model": entry.model,
         "status": status,
-        "on_front": entry.model in choice.front,
+        "on_front": entry.name in choice.front,
+        "engine": None if entry.timing is None else entry.timing.engine,
+        "precision": None if entry.timing is None else entry.timing.precision,
         "values": {key: value._asdict() for key, value in entry.values.items()},
         "accuracies": [accuracy._asdict() for accuracy in entry.accuracies],
     }
@@ -300,6 +329,7 @@ def _entry(entry: Candidate, status: str, choice: Choice) -> dict[str, Any]:
 def _group(timing: Timing) -> dict[str, Any]:
     return {
         "device": timing.device,
+        "engine": timing.engine,
         "precision": timing.precision,
         "words": timing.words,
         "networks": len(timing.records),
