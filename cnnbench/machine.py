@@ -24,6 +24,17 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def may_saturate() -> bool:
+    """Return whether sums of 8-bit products can overflow here, as on x86 processors without VNNI instructions.
+
+    Such a processor adds two products in 16 bits. Linux lists the instructions; on other systems an x86 processor
+    counts as one without them.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    return re.search(r"\b(avx512_vnni|avx_vnni)\b", _content(CPU_INFO)) is None
+
+
 def gpu_names() -> list[str]:
     """Return the product names of the NVIDIA GPUs, each once; empty if the driver lists none in Linux's files."""
     names = []

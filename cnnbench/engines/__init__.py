@@ -19,6 +19,30 @@ INT8 = "int8"
 
 
 @dataclass(frozen=True)
+class Quantiser:
+    """A tool that turns a trained network into one of 8-bit integers, from images that show how large its values get.
+
+    Attributes:
+        tool: Function of the tool, for metadata and sentences.
+        package: Package whose version the metadata states.
+        module: Module of this package that calls the tool, in ``quantise``, and says how, in ``method``.
+        modules: Modules that it needs.
+        extra: Extra of this package that installs them.
+    """
+
+    tool: str
+    package: str
+    module: str
+    modules: tuple[str, ...]
+    extra: str
+
+    @property
+    def version(self) -> str:
+        """Return the version of the tool's package."""
+        return importlib.metadata.version(self.package)
+
+
+@dataclass(frozen=True)
 class Format:
     """A kind of file that holds a network together with its weights.
 
@@ -26,12 +50,12 @@ class Format:
         name: Name of the format in ``cnnbench export --to``.
         title: Name for readers.
         suffix: End of the file's name. OpenVINO's weights are in a second file, whose name ends in ``.bin``.
-        module: Module that writes such files, in ``write``; opens them in the engine that reads them, in
-            ``open_session``; and quantises, in ``quantise``. See `cnnbench.engines.export` and
-            `cnnbench.engines.sessions`.
+        module: Module that writes such files, in ``write``, and opens them in the engine that reads them, in
+            ``open_session``. See `cnnbench.engines.export` and `cnnbench.engines.sessions`.
         modules: Modules, by name of their package, that write or read the format.
         extra: Extra of this package that installs them; empty if torch has everything.
         runs_code: Whether loading such a file runs compiled code from it.
+        quantiser: Tool that quantises networks for the engine that reads the format; None if there is none.
     """
 
     name: str
@@ -41,6 +65,7 @@ class Format:
     modules: tuple[str, ...] = ()
     extra: str = ""
     runs_code: bool = False
+    quantiser: Quantiser | None = None
 
 
 @dataclass(frozen=True)
@@ -97,10 +122,38 @@ FORMATS = {
             "cnnbench.engines.onnx_runtime",
             ("onnx", "onnxscript", "onnxruntime"),
             "onnxruntime",
+            quantiser=Quantiser(
+                "onnxruntime.quantization.quantize_static",
+                "onnxruntime",
+                "cnnbench.engines.onnx_int8",
+                (),
+                "onnxruntime",
+            ),
         ),
-        Format("openvino", "OpenVINO IR", ".xml", "cnnbench.engines.open_vino", ("openvino",), "openvino"),
+        Format(
+            "openvino",
+            "OpenVINO IR",
+            ".xml",
+            "cnnbench.engines.open_vino",
+            ("openvino",),
+            "openvino",
+            quantiser=Quantiser("nncf.quantize", "nncf", "cnnbench.engines.open_vino_int8", ("nncf",), "openvino"),
+        ),
         Format("torch-export", "torch.export", ".pt2", "cnnbench.engines.torch_export"),
-        Format("aot-inductor", "AOTInductor", ".pt2", "cnnbench.engines.aot_inductor", runs_code=True),
+        Format(
+            "aot-inductor",
+            "AOTInductor",
+            ".pt2",
+            "cnnbench.engines.aot_inductor",
+            runs_code=True,
+            quantiser=Quantiser(
+                "torchao PT2E with X86InductorQuantizer",
+                "torchao",
+                "cnnbench.engines.aot_int8",
+                ("torchao",),
+                "engines",
+            ),
+        ),
     )
 }
 """Formats by name. ONNX Runtime is needed for ONNX too, because every exported file is run and compared."""
@@ -122,7 +175,7 @@ ENGINES = {
             "AOTInductor",
             "aot-inductor",
             "torch",
-            cpu=("32-true", "bf16-true"),
+            cpu=("32-true", "bf16-true", INT8),
             cuda=("32-true", "tf32", "bf16-true", "16-true"),
         ),
         Engine(
@@ -132,7 +185,7 @@ ENGINES = {
             "onnxruntime",
             ("onnx", "onnxscript", "onnxruntime"),
             "onnxruntime",
-            cpu=("32-true",),
+            cpu=("32-true", INT8),
             cuda=("32-true", "tf32", "16-true"),
         ),
         Engine(
@@ -151,7 +204,7 @@ ENGINES = {
             "openvino",
             ("openvino",),
             "openvino",
-            cpu=("32-true", "bf16-true"),
+            cpu=("32-true", "bf16-true", INT8),
         ),
     )
 }
@@ -169,6 +222,20 @@ def find_format(name: str) -> Format:
     found = FORMATS[name]
     _check_installed(found.title, found.modules, found.extra)
     return found
+
+
+def find_quantiser(format_name: str) -> Quantiser:
+    """Return the tool that quantises networks for a format.
+
+    Raises:
+        UserError: There is none, or a package that it needs is missing.
+    """
+    form = FORMATS[format_name]
+    if form.quantiser is None:
+        fitting = [each.name for each in FORMATS.values() if each.quantiser is not None]
+        raise UserError(f"{form.title} has no {INT8} here; choose {', '.join(fitting)}")
+    _check_installed(f"{form.title} in {INT8}", form.quantiser.modules, form.quantiser.extra)
+    return form.quantiser
 
 
 def find_engine(name: str, device: str) -> Engine:

@@ -16,12 +16,18 @@ from cnnbench.engines import METADATA_KEY
 from cnnbench.hardware import check_compiler, tf32, weights_type
 
 
-def write(program: ExportedProgram, path: Path, metadata: str) -> None:
-    """Compile a program; see `cnnbench.engines.export.write_program`."""
+def write(program: ExportedProgram, path: Path, metadata: str, freezing: bool = False) -> None:
+    """Compile a program; see `cnnbench.engines.export.write_program`.
+
+    Args:
+        program: Program of a network.
+        path: File to write.
+        metadata: Facts about the network as JSON.
+        freezing: Whether the compiler takes the weights as constants, which it may store in another form.
+    """
     check_compiler(next((value.device for value in program.state_dict.values()), torch.device("cpu")))
-    torch._inductor.aoti_compile_and_package(
-        program, package_path=str(path), inductor_configs={"aot_inductor.metadata": {METADATA_KEY: metadata}}
-    )
+    options = {"aot_inductor.metadata": {METADATA_KEY: metadata}, "freezing": freezing}
+    torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
 
 
 def open_session(

@@ -20,12 +20,18 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from cnnbench.engines import ENGINES, FORMATS
+from cnnbench.engines import ENGINES, FORMATS, INT8, find_quantiser
 from cnnbench.errors import Stopped, UserError
 from cnnbench.hardware import weights_type
 from cnnbench.training.loss import loss_and_logits
 
 LARGEST_BATCH = 65536
+CALIBRATION_BATCH = 64
+"""Images per call when a network is calibrated."""
+NOISE_IMAGES = 64
+"""Images of `calibration_noise`."""
+ON_NOISE = "noise: for speed only"
+"""What a network was calibrated on if only its speed matters."""
 
 
 class Deployed(nn.Module):
@@ -114,6 +120,61 @@ def write_program(
         raise UserError(f"'{name}' cannot be written as {title}: {_first_line(error)}") from error
 
 
+def write_quantised(
+    program: ExportedProgram,
+    format_name: str,
+    path: Path,
+    metadata: Mapping[str, Any],
+    name: str,
+    calibration: Tensor,
+    calibrated_on: str,
+) -> dict[str, Any]:
+    """Quantise a program of float32 to 8-bit integers by the tool of a format, and write it to a file.
+
+    Args:
+        program: Program of a network, from `record_program`.
+        format_name: Name of the format.
+        path: File to write. OpenVINO's weights go to a second file beside it.
+        metadata: Facts about the network, which are stored in the file, together with those that are returned.
+        name: Name of the network, for messages.
+        calibration: Images as the program takes them, (N, C, H, W), from which the tool learns how large the values
+            between layers get.
+        calibrated_on: What these images are, in words.
+
+    Returns:
+        Facts about the quantisation: tool, version, method, and the images it was calibrated on.
+
+    Raises:
+        UserError: The tool is missing, or cannot quantise this network.
+    """
+    quantiser = find_quantiser(format_name)
+    try:
+        # NNCF draws bars of its progress, which must not get into a document on stdout.
+        with _quiet(), contextlib.redirect_stdout(io.StringIO()):
+            # Imported here, because these tools take seconds to import.
+            module = importlib.import_module(quantiser.module)
+            facts = {
+                "tool": quantiser.tool,
+                "version": quantiser.version,
+                "method": module.method(),
+                "calibrated_on": calibrated_on,
+                "calibration_images": len(calibration),
+            }
+            stored = json.dumps({**metadata, "quantisation": facts}, sort_keys=True)
+            module.quantise(program, path, stored, calibration.float().cpu().split(CALIBRATION_BATCH))
+    except (Stopped, UserError, OSError):
+        raise
+    except Exception as error:
+        title = FORMATS[format_name].title
+        raise UserError(f"'{name}' cannot be quantised for {title}: {_first_line(error)}") from error
+    return facts
+
+
+def calibration_noise(image_shape: Sequence[int], seed: int) -> Tensor:
+    """Return images of Gaussian noise, (N, C, H, W), to calibrate a network whose accuracy does not matter."""
+    return torch.randn(NOISE_IMAGES, *image_shape, generator=torch.Generator().manual_seed(seed))
+
+
 def files_of(path: Path) -> list[Path]:
     """Return the files that together hold an exported network."""
     if path.suffix == FORMATS["openvino"].suffix:
@@ -129,7 +190,9 @@ def write_for_engine(
     precision: str,
     device: torch.device,
     path: Path,
-) -> None:
+    calibration: Tensor | None = None,
+    calibrated_on: str = "",
+) -> dict[str, Any]:
     """Write a network as the file that an engine runs.
 
     Args:
@@ -140,15 +203,26 @@ def write_for_engine(
         precision: Number format in which the engine is to run it.
         device: Device on which it is to run.
         path: File to write.
+        calibration: For ``int8``: normalised training images, (N, C, H, W), or noise if only the speed matters.
+        calibrated_on: What these images are, in words.
+
+    Returns:
+        Facts about the quantisation, as from `write_quantised`; empty for other number formats.
 
     Raises:
-        UserError: The network cannot be recorded or written.
+        UserError: The network cannot be recorded or written, or there are no images to calibrate it.
     """
     dtype = weights_of(engine, precision)
     # AOTInductor compiles for the device on which the network is. Other files hold no code.
     at = device if ENGINES[engine].format == "aot-inductor" else torch.device("cpu")
     program = record_program(Deployed(model).to(at, dtype), image_shape, name, dtype)
-    write_program(program, ENGINES[engine].format, path, {"network": name}, name)
+    facts = {"network": name}
+    if precision != INT8:
+        write_program(program, ENGINES[engine].format, path, facts, name)
+        return {}
+    if calibration is None:
+        raise UserError(f"'{name}' cannot be quantised without images to calibrate it")
+    return write_quantised(program, ENGINES[engine].format, path, facts, name, calibration, calibrated_on)
 
 
 def weights_of(engine: str, precision: str) -> torch.dtype:
@@ -171,7 +245,7 @@ def bytes_of_weights(model: nn.Module) -> int:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Run the body without the warnings and log lines of exporters, which do not concern the user's network."""
-    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript", "onnx_ir", "nncf", "torchao")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:

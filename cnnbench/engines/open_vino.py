@@ -19,10 +19,15 @@ INPUT, OUTPUT = "images", "logits"
 
 def write(program: ExportedProgram, path: Path, metadata: str) -> None:
     """Write a program as IR; see `cnnbench.engines.export.write_program`."""
+    save(convert(program), path, metadata)
+
+
+def convert(program: ExportedProgram) -> openvino.Model:
+    """Return a program as OpenVINO's model."""
     model = openvino.convert_model(program)
     model.inputs[0].get_tensor().set_names({INPUT})
     model.outputs[0].get_tensor().set_names({OUTPUT})
-    save(model, path, metadata)
+    return model
 
 
 def save(model: openvino.Model, path: Path, metadata: str) -> None:
