@@ -8,13 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnbench.engines import FORMATS, find_format
+from cnnbench.engines import FORMATS, INT8, find_format, find_quantiser
 from cnnbench.errors import UserError, unknown
 from cnnbench.explain.options import NetworkOptions
 from cnnbench.options import option
 
 EXAMPLE = "SimpleCNN --weights reference --data CIFAR10 --to onnx --normalise"
-PRECISIONS = ("32-true", "bf16-true", "16-true")
+PRECISIONS = ("32-true", "bf16-true", "16-true", INT8)
+CALIBRATION_IMAGES = 512
+"""Default number of training images from which a network is quantised."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,20 @@ class Options(NetworkOptions):
         default=False,
     )
     precision: str = option(
-        "Number format of the weights in the file: 32-true, bf16-true or 16-true.", default="32-true"
+        "Number format of the weights in the file: 32-true, bf16-true, 16-true, or int8, which quantises a trained "
+        "network after its training and tests it.",
+        default="32-true",
+    )
+    calibration_images: int | None = option(
+        "First images of the training split from which the ranges of int8 are found (default: "
+        f"{CALIBRATION_IMAGES}); test and validation images never are.",
+        default=None,
+        metavar="N",
+        least=1,
+    )
+    test: bool = option(
+        "Test file and network on the whole test set, and compare the two image by image; int8 always does.",
+        default=False,
     )
     images: int = option("Training images for the comparison, if there is a data set.", default=256, least=1)
 
@@ -48,10 +63,32 @@ class Options(NetworkOptions):
             find_format(name)
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
-        if "openvino" in self.to and self.precision != "32-true":
+        self._check_int8()
+        if self.tests and self.is_random:
+            why = "int8 is for trained networks" if self.precision == INT8 else "--test is for trained networks"
+            raise UserError(f"{why}; add --weights reference, or give a checkpoint of `cnnbench fit`")
+        if "openvino" in self.to and self.precision not in ("32-true", INT8):
             raise UserError(
                 f"OpenVINO chooses its number format when it loads a file; leave out --precision {self.precision}"
             )
+
+    @property
+    def tests(self) -> bool:
+        """Return whether the files are tested on the test set."""
+        return self.test or self.precision == INT8
+
+    @property
+    def is_random(self) -> bool:
+        """Return whether the network has random weights."""
+        return self.ckpt_path is None and self.weights is None
+
+    def _check_int8(self) -> None:
+        """Raise UserError if a format cannot be quantised, or if an option is about int8 alone."""
+        if self.precision == INT8:
+            for name in self.to:
+                find_quantiser(name)
+        elif self.calibration_images is not None:
+            raise UserError("--calibration_images is about int8; add --precision int8, or leave it out")
 
 
 def run(options: Options) -> int:

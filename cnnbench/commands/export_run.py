@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from cnnbench import progress
-from cnnbench.commands.export import Options
+from cnnbench.commands.export import CALIBRATION_IMAGES, Options
 from cnnbench.console import note, out_json
 from cnnbench.counting.complexity import complexity
 from cnnbench.data.module import ImageDataModule
-from cnnbench.engines import FORMATS
+from cnnbench.engines import FORMATS, INT8
+from cnnbench.engines.accuracy import Paired, right_answers
 from cnnbench.engines.comparison import Difference, check_same, compare_logits, random_images
-from cnnbench.engines.export import Deployed, bytes_on_disk, files_of, record_program, write_program
-from cnnbench.engines.sessions import logits_of, open_file
+from cnnbench.engines.export import (
+    Deployed,
+    bytes_of_weights,
+    bytes_on_disk,
+    files_of,
+    record_program,
+    write_program,
+    write_quantised,
+)
+from cnnbench.engines.sessions import Session, logits_of, open_file
 from cnnbench.errors import UserError
 from cnnbench.explain.networks import Subject, find_subject, predict
 from cnnbench.files import safe_name
 from cnnbench.hardware import weights_type
 from cnnbench.record import environment
-from cnnbench.units import with_unit
+from cnnbench.units import plain, with_unit
 
 _CPU = torch.device("cpu")
 
@@ -36,18 +49,21 @@ def export(options: Options) -> int:
     """Write a network in every format that the options name, compare each file with the network, and return 0.
 
     Raises:
-        UserError: The network cannot be exported, or a file does not hold the same network; that file is deleted.
+        UserError: The network cannot be exported or quantised, or a file does not hold the same network; that file is
+            deleted.
     """
     subject = find_subject(options)
     data = _opened(subject.data, options)
-    reference = Deployed(subject.model)
     images = _images(subject, data, options)
-    dtype = weights_type(options.precision)
+    network = _Network(subject.model, data)
     with progress.doing("recording the network"):
         # A copy has the weights in the number format of the file; the network itself stays in float32.
+        dtype = weights_type(options.precision)
         deployed = _deployed(find_subject(options).model, data if options.normalise else None).to(dtype)
         program = record_program(deployed, subject.image_shape, subject.name, dtype)
     facts = _metadata(subject, data, options)
+    if options.tests and subject.caveat:
+        note(subject.caveat)
     options.out.mkdir(parents=True, exist_ok=True)
     written = []
     # Files are made and compared in a hidden folder. They replace older ones only when they are right.
@@ -55,24 +71,96 @@ def export(options: Options) -> int:
         for name in options.to:
             made = Path(part) / _file_name(subject, data, options, name)
             with progress.doing(f"writing {FORMATS[name].title}"):
-                write_program(program, name, made, facts, subject.name)
-            differences = _compare(reference, data if options.normalise else None, made, name, options, images)
+                quantisation = _write(program, name, made, facts, data, options)
+            of_file = _logits_of_file(made, name, data, options)
+            with progress.doing(f"comparing {made.name} with torch"):
+                differences = [compare_logits(kind, network.logits, of_file, x) for kind, x in images.items()]
             check_same(differences, options.precision, f"{FORMATS[name].title} of {subject.name}")
-            written.append(_entry(name, options.out / made.name, made, differences))
+            entry = _entry(name, options.out / made.name, made, differences)
+            entry["bytes_of_float32"] = network.bytes
+            if quantisation:
+                entry["quantisation"] = quantisation
+            if options.tests:
+                with progress.doing(f"testing {made.name}"):
+                    entry["test"] = network.tested(f"{options.precision} in {FORMATS[name].title}", of_file)
+            written.append(entry)
             # The last file, which may need the others, is moved last.
             for file in reversed(files_of(made)):
                 os.replace(file, options.out / file.name)
-            _say(written[-1], differences)
+            _say(entry, differences)
     if options.json:
         out_json({"network": facts, "files": written})
     return 0
 
 
+class _Network:
+    """The network itself, in float32 in torch, to which files are compared.
+
+    Args:
+        model: Network.
+        data: Data set whose test images files are tested on; None if there is none.
+    """
+
+    def __init__(self, model: nn.Module, data: ImageDataModule | None) -> None:
+        self._deployed, self._data = Deployed(model), data
+        self.bytes = bytes_of_weights(model)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the logits of normalised images, (N, K)."""
+        return predict(self._deployed, [(images, images)])
+
+    @functools.cached_property
+    def _right(self) -> np.ndarray:
+        """Return whether the network classifies each test image right, (N,)."""
+        assert self._data is not None
+        return right_answers(self.logits, self._data.test_dataloader())
+
+    def tested(self, file: str, of_file: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """Test a file and the network itself on the whole test set, and return what the two say for JSON.
+
+        Args:
+            file: Name of the file in sentences.
+            of_file: Function that returns its logits, (N, K), of normalised images, (N, C, H, W).
+        """
+        assert self._data is not None
+        right = right_answers(of_file, self._data.test_dataloader())
+        images = f"all {len(right):,} test images of {self._data.label}"
+        return Paired(file, images, right, self._right).document()
+
+
+def _write(
+    program: ExportedProgram,
+    format_name: str,
+    path: Path,
+    facts: dict[str, Any],
+    data: ImageDataModule | None,
+    options: Options,
+) -> dict[str, Any]:
+    """Write a program, quantised for int8, and return the facts about its quantisation; empty if there is none."""
+    name = facts["network"]
+    if options.precision != INT8:
+        write_program(program, format_name, path, facts, name)
+        return {}
+    assert data is not None
+    count = options.calibration_images or CALIBRATION_IMAGES
+    images = torch.cat([batch for batch, _ in data.first_training_batches(count)])
+    if options.normalise:
+        images = _as_before(images, data)
+    words = f"the first {len(images):,} images of the training split of {data.label}"
+    return write_quantised(program, format_name, path, facts, name, images, words)
+
+
 def _opened(data: ImageDataModule | None, options: Options) -> ImageDataModule | None:
-    """Read the files of a data set, and return it."""
+    """Read the files of a data set, and return it.
+
+    Raises:
+        UserError: There is none, and an option needs one.
+    """
     if data is None:
         if options.normalise:
             raise UserError("--normalise takes mean and deviation from a data set; add --data NAME")
+        if options.tests:
+            raise UserError("int8 and --test take training and test images from a data set; add --data NAME")
         return None
     data.prepare_data()
     data.setup()
@@ -93,37 +181,25 @@ def _images(subject: Subject, data: ImageDataModule | None, options: Options) ->
     return images
 
 
-def _compare(
-    reference: Deployed,
-    inside: ImageDataModule | None,
-    path: Path,
-    format_name: str,
-    options: Options,
-    images: dict[str, Tensor],
-) -> list[Difference]:
-    """Compare a file with the network on images.
-
-    Args:
-        reference: Network itself, which takes normalised images.
-        inside: Data set whose normalisation is inside the file; None if the file takes normalised images.
-        path: File to compare.
-        format_name: Format of the file.
-        options: Options of the command.
-        images: Normalised images by what they are.
-    """
-    session = open_file(format_name, path, options.precision, _CPU)
+def _logits_of_file(
+    path: Path, format_name: str, data: ImageDataModule | None, options: Options
+) -> Callable[[Tensor], Tensor]:
+    """Return the function that returns a file's logits, (N, K), of normalised images, (N, C, H, W)."""
+    session: Session = open_file(format_name, path, options.precision, _CPU)
 
     def of_file(x: Tensor) -> Tensor:
-        if inside is not None:
+        if options.normalise:
+            assert data is not None
             # The file normalises, so it gets the images as they were before.
-            x = x * _per_channel(inside.std) + _per_channel(inside.mean)
+            x = _as_before(x, data)
         return logits_of(session, x)
 
-    def of_network(x: Tensor) -> Tensor:
-        return predict(reference, [(x, x)])
+    return of_file
 
-    with progress.doing(f"comparing {path.name} with torch"):
-        return [compare_logits(name, of_network, of_file, x) for name, x in images.items()]
+
+def _as_before(images: Tensor, data: ImageDataModule) -> Tensor:
+    """Return normalised images with values from 0 to 1, as they were before the normalisation."""
+    return images * _per_channel(data.std) + _per_channel(data.mean)
 
 
 def _per_channel(values: tuple[float, ...]) -> Tensor:
@@ -170,10 +246,17 @@ def _metadata(subject: Subject, data: ImageDataModule | None, options: Options) 
 
 
 def _say(entry: dict[str, Any], differences: list[Difference]) -> None:
-    """Print where a file is, and how far its outputs are from those of the network."""
-    note(f"{entry['path']}: {FORMATS[entry['format']].title}, {with_unit(entry['bytes'], 'B')}")
+    """Print where a file is, how far its outputs are from those of the network, and what its test says."""
+    share = entry["bytes"] / entry["bytes_of_float32"]
+    size = f"{with_unit(entry['bytes'], 'B')}, {plain(share)} times the weights in float32"
+    note(f"{entry['path']}: {FORMATS[entry['format']].title}, {size}")
     for difference in differences:
         note(f"  {difference.words}")
+    if "quantisation" in entry:
+        how = entry["quantisation"]
+        note(f"  int8 by {how['tool']} ({how['version']}): {how['method']}; calibrated on {how['calibrated_on']}")
+    for sentence in entry.get("test", {}).get("sentences", ()):
+        note(f"  {sentence}")
 
 
 def _entry(format_name: str, path: Path, made: Path, differences: list[Difference]) -> dict[str, Any]:
