@@ -52,7 +52,7 @@ class Options(NetworkOptions):
     engine: str = option(
         "What runs the networks: torch, aot-inductor, onnxruntime, openvino, on a GPU tensorrt, or all that are "
         "installed; several are rows of their own, each timed in fresh processes, in inference and (unless --precision "
-        "says otherwise) in 32-true.",
+        "says otherwise) in 32-true. Of the engines beside torch, those for CPUs have --precision int8 too.",
         default="torch",
         metavar="A,B",
     )

@@ -22,8 +22,8 @@ from cnnbench import hardware, progress
 from cnnbench.commands.named_networks import find_networks
 from cnnbench.commands.speed import Options
 from cnnbench.console import note, out, out_json, show, stdout_kept
-from cnnbench.engines import ENGINES, FORMATS, TORCH, find_engine
-from cnnbench.engines.export import bytes_of_weights, write_for_engine
+from cnnbench.engines import ENGINES, FORMATS, INT8, TORCH, find_engine, find_quantiser
+from cnnbench.engines.export import ON_NOISE, bytes_of_weights, calibration_noise, write_for_engine
 from cnnbench.errors import Stopped, UserError, unknown
 from cnnbench.files import make_folder, replacing
 from cnnbench.network import Network
@@ -221,7 +221,7 @@ def _time_engines(options: Options, config: SpeedConfig, rows: Sequence[Row]) ->
     The threads of an engine still spin for a while after a call, and would slow another engine in the same process.
     """
     with tempfile.TemporaryDirectory(prefix="cnnbench-engines-") as folder, _temporary_files_in(Path(folder)):
-        files, failed = _export(options, config, rows, Path(folder))
+        files, quantised, failed = _export(options, config, rows, Path(folder))
         groups: dict[str, list[tuple[str, Way | None]]] = {}
         for row in rows:
             if row.name not in failed:
@@ -242,6 +242,9 @@ def _time_engines(options: Options, config: SpeedConfig, rows: Sequence[Row]) ->
         if row.engine(config) == TORCH and "error" not in figures[row.name]:
             dtype = hardware.weights_type((row.way or config.way).precision)
             figures[row.name]["file_bytes"] = bytes_of_weights(row.network.build().to(dtype))
+    for name, facts in quantised.items():
+        for of_kind in figures[name].get("engine_facts", {}).values():
+            of_kind["quantisation"] = facts
     return figures
 
 
@@ -270,20 +273,28 @@ def _small_files(config: SpeedConfig, rows: Sequence[Row], folder: Path) -> dict
         if way is None or way.engine == TORCH:
             continue
         path = folder / f"small-{len(files)}{FORMATS[ENGINES[way.engine].format].suffix}"
-        write_for_engine(small_network(), SMALL_IMAGE, "small", way.engine, way.precision, config.device, path)
+        noise = calibration_noise(SMALL_IMAGE, config.seed) if way.precision == INT8 else None
+        write_for_engine(
+            small_network(), SMALL_IMAGE, "small", way.engine, way.precision, config.device, path, noise, ON_NOISE
+        )
         files[way] = path
     return files
 
 
 def _export(
     options: Options, config: SpeedConfig, rows: Sequence[Row], folder: Path
-) -> tuple[dict[str, Path], dict[str, dict[str, Any]]]:
+) -> tuple[dict[str, Path], dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Write the networks of engines as files.
 
+    The weights are random, so networks in int8 are calibrated on noise. Their speed is that of trained ones, and
+    nothing follows for their accuracy.
+
     Returns:
-        The files, and the errors of the networks that cannot be exported, both by the name of the row.
+        The files, the facts about the quantisation of those in int8, and the errors of the networks that cannot be
+        exported, all by the name of the row.
     """
     files: dict[str, Path] = {}
+    quantised: dict[str, dict[str, Any]] = {}
     failed: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(rows):
         engine = ENGINES[row.engine(config)]
@@ -294,9 +305,19 @@ def _export(
         path = folder / f"{number}{FORMATS[engine.format].suffix}"
         try:
             torch.manual_seed(options.seed)
-            network = row.network
-            write_for_engine(
-                network.build(), network.image_shape, network.name, engine.name, precision, config.device, path
+            network, noise = row.network, None
+            if precision == INT8:
+                noise = calibration_noise(network.image_shape, options.seed)
+            facts = write_for_engine(
+                network.build(),
+                network.image_shape,
+                network.name,
+                engine.name,
+                precision,
+                config.device,
+                path,
+                noise,
+                ON_NOISE,
             )
         except Stopped:
             raise
@@ -305,7 +326,9 @@ def _export(
             failed[row.name] = {"error": " ".join(text.split())[:300]}
         else:
             files[row.name] = path
-    return files, failed
+            if facts:
+                quantised[row.name] = facts
+    return files, quantised, failed
 
 
 def _time_here(
@@ -575,6 +598,8 @@ def _config_of_engines(options: Options, device: torch.device) -> tuple[SpeedCon
             elif engine.name == TORCH:
                 ways += _ways_of_torch(options, device, precision, benchmark)
             else:
+                if precision == INT8:
+                    find_quantiser(engine.format)
                 ways.append(Way(precision, engine=engine.name))
     for way in ways:
         assert way is not None

@@ -168,13 +168,31 @@ def _how_timed(records: Sequence[Record], processes: int) -> str:
 
 
 def _engine_sentences(records: Sequence[Record]) -> Iterator[str]:
-    """Yield a sentence for each engine other than torch: its version, and the settings that it computed with."""
-    by_engine = {record.config.get("engine"): record for record in _timed(records) if "engine_facts" in record.measures}
-    for name, record in by_engine.items():
+    """Yield a sentence for each engine other than torch: its version, and the settings that it computed with.
+
+    Another says how networks were quantised, and on what they were calibrated.
+    """
+    by_engine = {}
+    for record in _timed(records):
+        if "engine_facts" in record.measures:
+            by_engine[record.config.get("engine"), record.config["precision"]] = record
+    for (name, precision), record in by_engine.items():
         facts = record.measures["engine_facts"]["latency"]
-        settings = [f"{key} {value}" for key, value in facts.items() if value and key not in ("engine", "batch_size")]
+        left_out = ("engine", "batch_size", "quantisation")
+        settings = [f"{key} {value}" for key, value in facts.items() if value and key not in left_out]
         package = ENGINES[str(name)].package
-        yield f"{name} ({package} {record.environment['packages'][package]}): {', '.join(settings)}"
+        version = record.environment["packages"][package]
+        yield f"{name}, {precision} ({package} {version}): {', '.join(settings)}"
+        if "quantisation" in facts:
+            yield _quantised(str(name), facts["quantisation"])
+
+
+def _quantised(engine: str, facts: Mapping[str, Any]) -> str:
+    """Return a sentence on how an engine's networks were quantised."""
+    return (
+        f"{engine}, int8: quantised by {facts['tool']} {facts['version']} ({facts['method']}); calibrated on "
+        f"{facts['calibrated_on']}"
+    )
 
 
 def _energy_sentences(records: Sequence[Record]) -> Iterator[str]:
