@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from axe_playwright_python.sync_playwright import Axe
+from accessibility import violations
 from browsers import open_page
 from conftest import FULL_TRAINING, make_record
 from page_reader import PageReader
@@ -67,8 +67,7 @@ def test_page_fits_every_screen_without_an_accessibility_violation(
     if name != "zoo":  # whose 34 matrices have no other elements, and take half a minute to check
         page.locator("details summary").evaluate_all("all => all.forEach((summary) => summary.parentNode.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth") == width
-    found = Axe().run(page).response["violations"]
-    assert [(entry["id"], entry["nodes"][0]["html"]) for entry in found] == []
+    assert violations(page) == []
 
 
 @pytest.mark.parametrize("width", [1280, 390, 320])
@@ -407,7 +406,7 @@ def test_two_networks_of_a_run_have_a_verdict_and_the_images_on_which_they_disag
     assert "LeNet5: one \N{BALLOT X}" in texts[1]
     # Each of the two is right on one image that the other mistakes: the exact test of 1 against 1 has p = 1.
     assert page.locator("#two").get_by_text("are not shown to differ").count() == 1
-    assert Axe().run(page).response["violations"] == []
+    assert violations(page) == []
 
 
 def test_page_says_which_network_is_fastest_at_an_accuracy(browser: Browser, tmp_path: Path) -> None:
