@@ -75,8 +75,9 @@ gallery: .venv/ready  ## one page of everything that a CNN does, about a minute;
 catalog: .venv/ready  ## count the zoo again for `cnnbench list`, after a network or a record has changed
 	$(BIN)/python -m cnnbench.catalog_update
 
+# Each process gets a run of neighbours, which share fixtures and networks, and takes over from others when it is done.
 test: .venv/ready  ## the tests, no network and no data needed
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 # Without the virtual environment, so that it runs where torch is and no index can be reached.
 gpu-check:  ## does all GPU code work here, and are its numbers possible? at most eight minutes: GPU_PYTHON=python3
@@ -87,7 +88,7 @@ test-gpu: .venv/ready  ## the tests that need a CUDA GPU
 	$(BIN)/python -m pytest -p no:xdist -m gpu $(ARGS)
 
 test-slow: .venv/ready  ## the tests that take minutes: every network of torchvision, each of its stages measured
-	$(BIN)/python -m pytest -n auto -m slow $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m slow $(ARGS)
 
 docs: .venv/ready  ## the documentation as a site in site/, with its links checked
 	$(BIN)/python -m mkdocs build --strict --quiet $(ARGS)
