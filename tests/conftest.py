@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,12 +11,12 @@ import torch
 from browsers import browser  # noqa: F401
 from hypothesis import settings
 from PIL import Image
+from warm import FewRounds, warm_context
 
 from cnnbench.confusion import accuracy
 from cnnbench.data import get_data
 from cnnbench.record import Record
 from cnnbench.report.pictures import Drawn
-from cnnbench.timing.speed import SpeedConfig
 
 CLASSES = get_data("CIFAR10").cls.class_names
 # Hypothesis tries the same random cases in every run; HYPOTHESIS_PROFILE=default makes it look for new ones.
@@ -55,7 +53,7 @@ def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `bench` time in a fraction of a second, for tests that do not look at how exact its times are."""
-    monkeypatch.setattr("cnnbench.benchmark.run.SpeedConfig", partial(SpeedConfig, rounds=6, warmup_s=0.1))
+    monkeypatch.setattr("cnnbench.benchmark.run.SpeedConfig", FewRounds)
 
 
 @pytest.fixture
@@ -65,9 +63,7 @@ def quick_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     They are processes of their own all the same, and get their work and return their results as fresh ones do.
     `test_fresh_processes_share_the_rounds_and_the_time` starts fresh ones.
     """
-    context = multiprocessing.get_context("forkserver")
-    # The first such process of this session starts the one that imports.
-    context.set_forkserver_preload(["cnnbench.commands.speed_run", "cnnbench.benchmark.run"])
+    context = warm_context()
     monkeypatch.setattr("cnnbench.timing.processes.multiprocessing.get_context", lambda _: context)
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from filelock import FileLock
 from rich.console import Console
+from warm import Warm, time_in_few_rounds
 
 from cnnbench.benchmark import plan as plans
 from cnnbench.benchmark import run as runner
@@ -182,16 +183,7 @@ def test_a_curve_counts_optimizer_steps_where_a_call_has_several(monkeypatch: py
 def test_a_killed_run_resumes_without_repeating(capsys: pytest.CaptureFixture) -> None:
     models = ["LeNet5", "SimpleCNN"]
     arguments = [*_but(TINY, "--budget=2s"), "--out=run"]
-    # As in the fixture `few_rounds`, which does not reach another process.
-    code = (
-        "import sys; from functools import partial; from cnnbench.benchmark import run; from cnnbench.cli import main; "
-        "run.SpeedConfig = partial(run.SpeedConfig, rounds=6, warmup_s=0.1); sys.exit(main(sys.argv[1:]))"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = Warm(arguments, before=time_in_few_rounds)  # the fixture `few_rounds` does not reach another process
     first = Path("run/records/LeNet5-Synthetic-seed0.json")
     deadline = time.monotonic() + 120
     while not first.is_file() and time.monotonic() < deadline and process.poll() is None:

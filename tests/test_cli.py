@@ -22,6 +22,7 @@ import pytest
 import torch
 import yaml
 from conftest import make_record
+from warm import Warm
 
 from cnnbench import catalog, hardware
 from cnnbench.cli import main
@@ -417,6 +418,7 @@ def test_all_ways_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(ways) == 2 * (6 * 3 - 1)  # of 16-mixed there are no graphs
 
 
+@pytest.mark.usefixtures("quick_processes")
 def test_the_growth_of_a_process_is_that_of_the_row(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -514,10 +516,9 @@ def test_predict_writes_the_probabilities_of_the_test_images(capsys: pytest.Capt
 
 
 def test_a_killed_training_ends_with_the_weights_of_one_that_was_not() -> None:
-    options = [*QUIET, "--trainer.max_epochs=30", "--data.augment=true", "--seed_everything=5"]
+    options = [*QUIET, "--trainer.max_epochs=12", "--data.augment=true", "--seed_everything=5"]
     assert main([*FIT, *options, "--out=whole"]) == 0
-    command = [sys.executable, "-m", "cnnbench", *FIT, *options, "--out=killed"]
-    process = subprocess.Popen(command)
+    process = Warm([*FIT, *options, "--out=killed"])
     deadline = time.monotonic() + 120
     while not list(Path("killed").rglob("last.ckpt")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
@@ -528,7 +529,7 @@ def test_a_killed_training_ends_with_the_weights_of_one_that_was_not() -> None:
     assert main(["fit", f"--ckpt_path={last}", "--out=resumed", *QUIET]) == 0  # the run's own configuration
     (whole,), (resumed,) = Path("whole").rglob("last.ckpt"), Path("resumed").rglob("last.ckpt")
     first, second = (torch.load(path, weights_only=True) for path in (whole, resumed))
-    assert 0 < reached < first["global_step"] == second["global_step"] == 30 * 5  # to the end, whatever was best
+    assert 0 < reached < first["global_step"] == second["global_step"] == 12 * 5  # to the end, whatever was best
     assert all(torch.equal(value, second["state_dict"][name]) for name, value in first["state_dict"].items())
 
 

@@ -146,15 +146,7 @@ def run(
     # Parts of files that earlier kills have left do not show that something is being written now.
     left = frozenset(folder.rglob("*.part"))
     with tempfile.NamedTemporaryFile() as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "cnnbench", *arguments],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-            env=_environment(),
-            start_new_session=True,
-        )
+        process = start(arguments, folder, log.name)
         last, reached = begin, None
         while process.poll() is None:
             now = time.monotonic()
@@ -178,6 +170,20 @@ def run(
     # A run that ended successfully at the moment of the signal was not disturbed.
     disturbed = disturbed and process.returncode != 0
     return End(process.returncode, text, phase, time.monotonic() - begin, disturbed)
+
+
+def start(arguments: Sequence[str], folder: Path, stderr: str) -> subprocess.Popen[bytes]:
+    """Start the command as the leader of a group of processes, with stderr in a file."""
+    with open(stderr, "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "cnnbench", *arguments],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            env=_environment(),
+            start_new_session=True,
+        )
 
 
 def _phase_now(scenario: Scenario, folder: Path, log: Path, left: frozenset[Path]) -> str:
