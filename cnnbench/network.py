@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torchvision import models
 
 from cnnbench.errors import Stopped, UserError
 from cnnbench.models import all_models
@@ -285,8 +286,6 @@ def _from_zoo(
 
 
 def _from_torchvision(name: str, plain: str, arguments: dict[str, Any], wanted: _Wanted) -> Network:
-    from torchvision import models
-
     # Only networks that classify: detection, segmentation, video and quantized ones lie in submodules.
     valid = models.list_models(module=models)
     if plain not in valid:

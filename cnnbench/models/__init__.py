@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import get_model as build_torchvision
 
 from cnnbench.errors import UserError
 from cnnbench.registry import attribute, discover, lookup
@@ -89,11 +90,9 @@ def load_torchvision(model: ImageClassifier, state: Mapping[str, Tensor]) -> Non
 
 def _torchvision_on_meta(name: str, aux_logits: bool) -> nn.Module:
     """Return a network of torchvision without values (device meta), which shows the order of its layers."""
-    from torchvision.models import get_model as build
-
     options = {"aux_logits": aux_logits, "init_weights": False} if name == "googlenet" else {}
     with torch.device("meta"):
-        return build(name, weights=None, **options)
+        return build_torchvision(name, weights=None, **options)
 
 
 def _in_torchvision() -> list[str]:

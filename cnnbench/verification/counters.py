@@ -13,8 +13,11 @@ from math import prod
 from typing import NamedTuple, cast
 
 import torch
+from fvcore.nn import FlopCountAnalysis
+from ptflops import get_model_complexity_info
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchinfo import summary
 
 from cnnbench.counting.meta_run import tensors_in
 from cnnbench.network import Network
@@ -81,8 +84,6 @@ def _flop_counter_training(subject: Subject) -> int:
 
 
 def _ptflops(subject: Subject) -> int:
-    from ptflops import get_model_complexity_info
-
     # It needs real values: on the meta device torch computes a linear layer by functions that ptflops also counts.
     macs, _ = get_model_complexity_info(
         subject.real.eval(), subject.network.image_shape, print_per_layer_stat=False, as_strings=False
@@ -91,15 +92,11 @@ def _ptflops(subject: Subject) -> int:
 
 
 def _torchinfo(subject: Subject) -> int:
-    from torchinfo import summary
-
     counts = summary(subject.model, input_data=subject.images, verbose=0, device="meta", mode="eval")
     return int(counts.total_mult_adds)
 
 
 def _fvcore(subject: Subject) -> int:
-    from fvcore.nn import FlopCountAnalysis
-
     images = torch.randn(1, *subject.network.image_shape)  # tracing needs values
     analysis = FlopCountAnalysis(subject.real.eval(), (images,))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
