@@ -112,9 +112,7 @@ class FitLogger(WandbLogger):
         if self._experiment is None:
             self._open()
             if self._tracker.run is None:
-                import wandb
-
-                self._experiment = wandb.init(mode="disabled")
+                self._experiment = wandb_panels.client().init(mode="disabled")
             else:
                 self._experiment = self._tracker.run
         return self._experiment

@@ -364,8 +364,7 @@ class Tracker:
     ) -> None:
         # Otherwise the client reports on itself to W&B from here, also about runs that stay on this disk.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        import wandb
-
+        wandb = wandb_panels.client()
         state, target = self.state, self.state.completed(self._connection.target)
         logged = state.start(key, name, target, last)
         if logged.attempt == 0:

@@ -20,6 +20,7 @@ import threading
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from cnnbench.console import out
@@ -80,10 +81,16 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _account() -> dict[str, str]:
-    """Return the default ``entity`` of the user and the address ``app`` of the server's pages, or an ``error``."""
+def _client() -> Any:
+    """Return the package wandb; its import takes a second, during which this process already watches its parent."""
     import wandb
 
+    return wandb
+
+
+def _account() -> dict[str, str]:
+    """Return the default ``entity`` of the user and the address ``app`` of the server's pages, or an ``error``."""
+    wandb = _client()
     if not wandb.login(prompt=False, verify=False):
         return {"error": "no key (WANDB_API_KEY or `wandb login`)"}
     # Without this check, the client would try again until the time is over.
@@ -98,9 +105,7 @@ def _connection() -> dict[str, str]:
     Raises:
         OSError: There is no connection.
     """
-    import wandb
-
-    _check_port(wandb.setup().settings.base_url)
+    _check_port(_client().setup().settings.base_url)
     return {}
 
 

@@ -102,7 +102,7 @@ def log_record(run: Any, record: Record) -> None:
 
     The learning curve is not logged here; see `log_point`.
     """
-    wandb = _wandb()
+    wandb = client()
     run.config.update(config_of(record), allow_val_change=True)
     if record.confusion_matrix is not None:
         panels = {"confusion_matrix": _matrix_chart(record), "classes": _class_table(record)}
@@ -124,7 +124,7 @@ def log_record(run: Any, record: Record) -> None:
 
 def log_examples(run: Any, examples: Examples) -> None:
     """Log the test images that a network mistakes, as a table, and the filters of its first convolution."""
-    wandb = _wandb()
+    wandb = client()
     rows = []
     for image, *words in zip(*examples[:4], strict=True):
         pixels = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
@@ -159,7 +159,7 @@ def log_weights(run: Any, path: Path, facts: Mapping[str, Any]) -> None:
         path: File of the checkpoint.
         facts: Facts about the checkpoint, such as its accuracy, that W&B shows beside it.
     """
-    artifact = _wandb().Artifact(f"model-{run.id}", type="model", metadata=dict(facts))
+    artifact = client().Artifact(f"model-{run.id}", type="model", metadata=dict(facts))
     # The file stays where it is, so W&B needs no copy of it.
     artifact.add_file(str(path), name=path.name, policy="immutable")
     run.log_artifact(artifact)
@@ -171,7 +171,7 @@ def log_comparison(run: Any, records: Sequence[Record]) -> None:
     Everything is logged in one step, so that no panel is at a step of its own. The records are logged as an artifact,
     from which ``cnnbench report`` makes the whole report again.
     """
-    wandb = _wandb()
+    wandb = client()
     report = Report(records)
     run.config.update({"cells": [r.key for r in records], "facts": dict(report.facts)}, allow_val_change=True)
     keys = [key for key in figures() if any(key in r.measures for r in records)]
@@ -194,7 +194,7 @@ def log_comparison(run: Any, records: Sequence[Record]) -> None:
     run.log_artifact(artifact)
 
 
-def _wandb() -> Any:
+def client() -> Any:
     """Return the package wandb, which is imported when it is used, because a machine may lack it."""
     import wandb
 
@@ -203,7 +203,7 @@ def _wandb() -> Any:
 
 def _matrix_chart(record: Record) -> Any:
     """Return W&B's chart of the confusion matrix of a record."""
-    wandb = _wandb()
+    wandb = client()
     names = record.data["class_names"]
     counts = []
     for i, row in enumerate(record.confusion_matrix or []):
@@ -229,12 +229,12 @@ def _class_table(record: Record) -> Any:
         found = [one.images, one.recall, one.low, one.high, one.precision, one.f1]
         rows.append([names[index], *found, mistaken_for.get(index, "")])
     columns = ["class", "images", "recall", "recall_low", "recall_high", "precision", "f1", "most mistaken for"]
-    return _wandb().Table(columns=columns, data=rows)
+    return client().Table(columns=columns, data=rows)
 
 
 def _charts(records: Sequence[Record]) -> dict[str, Any]:
     """Return the charts of a comparison by key; a chart without anything to show is left out."""
-    wandb = _wandb()
+    wandb = client()
     charts: dict[str, Any] = {}
     tested = [r for r in records if "test_accuracy" in r.measures]
     if tested:
@@ -278,4 +278,4 @@ def _image(key: str, picture: Picture) -> dict[str, Any]:
     if content is None:
         return {}
     # W&B takes an opened image or a path, but not the bytes of a file.
-    return {key: _wandb().Image(Image.open(io.BytesIO(content), formats=("PNG",)))}
+    return {key: client().Image(Image.open(io.BytesIO(content), formats=("PNG",)))}
