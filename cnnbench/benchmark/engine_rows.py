@@ -231,8 +231,10 @@ def _tested(plan: Plan, opened: Opened, row: EngineRow, model: ImageClassifier, 
             size = bytes_of_weights(model)
         else:
             path = Path(scratch) / f"network{_suffix(row)}"
-            _write(plan, opened, row, model, path)
+            quantisation = _write(plan, opened, row, model, path)
             session = open_session(row.engine, path, row.precision, device)
+            if quantisation:
+                session.facts["quantisation"] = quantisation
             compute = partial(logits_of, session)
             size, facts = bytes_on_disk(path), {"test": session.facts}
         found, loss = _predictions(lambda images: mean_logits(compute, images, views), data.test_dataloader())
@@ -289,14 +291,31 @@ def _predictions(
 # Files
 
 
-def _write(plan: Plan, opened: Opened, row: EngineRow, model: ImageClassifier, path: Path) -> None:
-    """Write a network as the file that an engine runs."""
-    options: dict[str, Any] = {}
+def _write(plan: Plan, opened: Opened, row: EngineRow, model: ImageClassifier, path: Path) -> dict[str, Any]:
+    """Write a network as the file that an engine runs.
+
+    Returns:
+        The facts about its quantisation; empty for other number formats than ``int8``.
+    """
+    calibration, calibrated_on = None, ""
     if row.precision == INT8:
         data = opened.data[row.cell.data, row.cell.recipe]
-        options["calibration"] = first_images(data, CALIBRATION_IMAGES)
+        # The split for training alone: neither validation images nor test images may decide anything.
+        calibration = first_images(data, CALIBRATION_IMAGES)
+        label = opened.facts[row.cell.data, row.cell.recipe]["label"]
+        calibrated_on = f"the first {len(calibration)} training images of {label}"
     shape, device = opened.image_shape(row.cell), torch.device(plan.device)
-    write_for_engine(model, shape, row.cell.model, row.engine, row.precision, device, path, **options)
+    return write_for_engine(
+        model,
+        shape,
+        row.cell.model,
+        row.engine,
+        row.precision,
+        device,
+        path,
+        calibration,
+        calibrated_on,
+    )
 
 
 def _suffix(row: EngineRow) -> str:

@@ -28,7 +28,7 @@ from cnnbench.console import note, stdout_kept
 from cnnbench.data import DataSource, get_bench_data
 from cnnbench.data.foreign import OF_BENCH
 from cnnbench.data.sources import resolve_data_dir
-from cnnbench.engines import ENGINES, find_engine
+from cnnbench.engines import ENGINES, INT8, find_engine, find_quantiser
 from cnnbench.errors import UserError
 from cnnbench.measures import DEFAULT_MEASURES
 from cnnbench.models import all_models
@@ -265,4 +265,6 @@ def _check_names(plan: Plan, asked: Mapping[str, Any]) -> None:
     resolve_data_dir(plan.data_dir)
     hardware.choose_device(plan.device)
     for name in plan.engines:
-        find_engine(name, plan.device)
+        engine = find_engine(name, plan.device)
+        if INT8 in plan.engine_precisions and INT8 in engine.precisions(plan.device):
+            find_quantiser(engine.format)
