@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import struct
-import subprocess
 import sys
 import time
 import zlib
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 from campaigns import fuzz, fuzz_cases, fuzz_damage, fuzz_fork, fuzz_images, fuzz_records, fuzz_templates
 from campaigns.fuzz_judge import BAD, RIGHT, Finding, Prepared, judge, wrong
+from warm import Warm
 
 LINE = "cnnbench: plan 'x' is not a plan; start anew"
 
@@ -24,12 +24,10 @@ LINE = "cnnbench: plan 'x' is not a plan; start anew"
 def test_fuzz_of_a_share_has_no_bad_case(tmp_path: Path) -> None:
     root = Path(__file__).parent.parent
     path = tmp_path / "fuzz.json"
-    command = [sys.executable, "-m", "campaigns.fuzz", "--cases", "40", "--seed", "7", "--jobs", "1"]
-    environment = {**os.environ, "PYTHONPATH": str(root / "tests")}
-    done = subprocess.run(
-        [*command, "--out", str(path)], cwd=root, env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert path.is_file(), done.stderr
+    log = tmp_path / "log"
+    words = ["--cases", "40", "--seed", "7", "--jobs", "1", "--out", str(path)]
+    Warm(words, root, str(log), module="campaigns.fuzz").wait(600)
+    assert path.is_file(), log.read_text()
     found = json.loads(path.read_text())
     bad = [f"{row['verdict']}: {row['repeat']}: {row['damage']}: {row['reason']}" for row in found["rows"]]
     assert not bad

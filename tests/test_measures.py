@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+
+from package_copies import outputs_of_commands
 
 from cnnbench.measures import MEASURES, figures, measure_of
 from cnnbench.report.columns import COLUMNS
@@ -52,23 +51,17 @@ def test_a_new_measure_is_everywhere(tmp_path: Path) -> None:
     source = source.replace("\nMEASURES = ", f"{ROW}\nMEASURES = ").replace("(COMPLEXITY, ", "(COMPLEXITY, DEAD, ")
     table.write_text(source)
 
-    def command(*arguments: str) -> str:
-        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-        done = subprocess.run(
-            [sys.executable, "-m", "cnnbench", *arguments], capture_output=True, text=True, check=False, env=environment
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
     options = ["--models=LeNet5", "--data=Synthetic", "--measures=complexity,dead", "--epochs=1", "--device=cpu"]
-    printed = command("bench", *options, "--out=run", "--wandb=offline")
+    printed, compared = outputs_of_commands(
+        tmp_path, ["bench", *options, "--out=run", "--wandb=offline"], ["compare", "run", "run", "--json"]
+    )
     assert "Dead weights" in printed
     (row,) = csv.DictReader(Path("run/results.csv").read_text().splitlines())
     assert row["dead_weights"] == "0"
     page = Path("run/report.html").read_text()
     assert page.count("Dead weights") >= 2  # the heading and the legend
     assert "Weights that are exactly zero." in page
-    changes = json.loads(command("compare", "run", "run", "--json"))["changes"]
+    changes = json.loads(compared)["changes"]
     assert [change["verdict"] for change in changes if change["figure"] == "dead_weights"] == ["equal"]
     (logged,) = Path("run/wandb").glob("offline-run-*/files/media/table/comparison*.json")
     content = json.loads(logged.read_text())

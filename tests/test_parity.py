@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from campaigns.fuzz_fork import Outcome
 from campaigns.parity import ROWS, Row, fault_of, says, steps
+from warm import Warm
 
 ROOT = Path(__file__).parent.parent
 
 
 def _run_table(path: Path, *options: str) -> list[dict]:
-    """Run the table in a fresh process, since a process that has computed with torch must not fork."""
-    command = [sys.executable, "-m", "campaigns.parity", "--out", str(path), *options]
-    paths = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
-    environment = {**os.environ, "PYTHONPATH": paths}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
-    assert path.is_file(), done.stderr
+    """Run the table in a process that has computed nothing, since one that has computed with torch must not fork."""
+    log = path.with_name("log")
+    Warm(["--out", str(path), *options], ROOT, str(log), module="campaigns.parity").wait(900)
+    assert path.is_file(), log.read_text()
     return json.loads(path.read_text())
 
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from package_copies import outputs_of_commands
 
 import cnnbench.data
 from cnnbench.cli import COMMANDS, TRAINING, main
@@ -117,7 +118,7 @@ def test_a_new_file_is_a_new_network_everywhere(tmp_path: Path) -> None:
     quick = ["--epochs=1", "--batch_size=8", "--speed_batch_size=4", "--out=run"]
     data = ["--data=Synthetic", "--data.train_images=60", "--data.test_images=20"]
     fit = ["--model=TinyNet", "--model.width=16", *data, "--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
-    outputs = _outputs_of_commands(
+    outputs = outputs_of_commands(
         tmp_path,
         ["list", "--json"],
         ["count", "TinyNet(width=16)", "--json"],
@@ -145,34 +146,6 @@ def test_a_new_file_is_a_new_network_everywhere(tmp_path: Path) -> None:
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed
     assert int(passed[1]) >= 7
-
-
-def _outputs_of_commands(package: Path, *commands: list[str]) -> list[str]:
-    """Return what commands of a copy of the package print on stdout; one process runs all, with a short timing."""
-    code = (
-        "import contextlib, functools, io, json, sys\n"
-        "import cnnbench\n"
-        "from cnnbench.benchmark import run\n"
-        "from cnnbench.cli import main\n"
-        "assert cnnbench.__file__.startswith(sys.argv[1])\n"
-        "run.SpeedConfig = functools.partial(run.SpeedConfig, rounds=6, warmup_s=0.1)\n"
-        "outputs = []\n"
-        "for words in json.loads(sys.argv[2]):\n"
-        "    with contextlib.redirect_stdout(io.StringIO()) as stream:\n"
-        "        assert main(words) == 0, words\n"
-        "    outputs.append(stream.getvalue())\n"
-        "print(json.dumps(outputs))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(package), json.dumps(commands)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": str(package)},
-    )
-    assert done.returncode == 0, done.stderr
-    outputs: list[str] = json.loads(done.stdout)
-    return outputs
 
 
 @pytest.mark.usefixtures("few_rounds", "without_pictures")

@@ -20,6 +20,7 @@ import pytest
 import yaml
 from conftest import make_record
 from wandb_stub import ENTITY, KEY, Stub, closed_port, serving
+from warm import WarmChild
 
 from cnnbench.cli import main
 from cnnbench.predictions import Examples
@@ -28,10 +29,16 @@ from cnnbench.report import tracking, uploading
 from cnnbench.report.tracking import CellTracker, Connection, State, Target, connect
 from cnnbench.report.wandb_panels import best_values
 
-pytestmark = pytest.mark.usefixtures("without_comparisons")
+pytestmark = pytest.mark.usefixtures("without_comparisons", "quick_uploads")
 
 ROOT = Path(__file__).parent.parent
 POINTS = [{"step": 9, "train/accuracy": 0.5, "train/loss": 1.2}, {"step": 19, "train/accuracy": 0.8, "train/loss": 1.4}]
+
+
+@pytest.fixture
+def quick_uploads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let W&B's client be imported once, and not anew in the process of every upload, as in `test_tracking_kills`."""
+    monkeypatch.setattr(uploading, "_process", WarmChild)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Commands in processes of their own without the seconds of a start: forks of one process that has imported everything.
+"""Processes of their own without the seconds of a start: forks of one process that has imported everything.
 
 A test uses them where a process is needed, to be killed or to be in a folder of its own, but not its imports. The
 process that forks is started once per worker of pytest, and is the one behind the fixture `quick_processes` too.
@@ -15,18 +15,30 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import IO, Any
 
 import torch
 
 import cnnbench.benchmark.run as runner
 from cnnbench.timing.speed import SpeedConfig
 
-MODULES = ["warm", "cnnbench.commands.speed_run", "cnnbench.benchmark.run", "cnnbench.commands.fit"]
+MODULES = [
+    "warm",
+    "cnnbench.commands.speed_run",
+    "cnnbench.benchmark.run",
+    "cnnbench.commands.fit",
+    "cnnbench.report.charts",
+    "cnnbench.report.tracking",
+    "wandb.cli.cli",
+]
 """Modules that are imported before the fork."""
 FewRounds = partial(SpeedConfig, rounds=6, warmup_s=0.1)
 """Settings of a timing that takes a fraction of a second."""
+Stream = str | Connection
+"""File or pipe that is a standard stream of a process."""
 
 
 def warm_context() -> ForkServerContext:
@@ -38,32 +50,38 @@ def warm_context() -> ForkServerContext:
 
 
 def time_in_few_rounds() -> None:
-    """Let `bench` time in a fraction of a second, in the process of a `Warm` command."""
+    """Let `bench` time in a fraction of a second, in a `Warm` process."""
     runner.SpeedConfig = FewRounds  # type: ignore[misc, assignment]
 
 
 class Warm:
-    """A running ``cnnbench`` command, with what tests use of `subprocess.Popen`.
+    """A process that runs a module as ``python -m`` does, with what tests use of `subprocess.Popen`.
 
     Args:
-        arguments: Arguments of the command.
-        folder: Working folder of the command; None for that of the test.
-        stderr: File that receives stderr; stdout goes nowhere.
+        arguments: Arguments of the module.
+        folder: Working folder; None for that of the test.
+        stderr: File that receives stderr.
         environment: Environment variables; None for those of the test.
-        before: Function that the process calls before the command.
+        before: Function that the process calls before it runs the module.
+        module: Name of the module.
+        stdin: File or pipe that is stdin.
+        stdout: File or pipe that receives stdout.
     """
 
     def __init__(
         self,
         arguments: Sequence[str],
         folder: Path | None = None,
-        stderr: str = os.devnull,
+        stderr: Stream = os.devnull,
         environment: Mapping[str, str] | None = None,
         before: Callable[[], None] | None = None,
+        module: str = "cnnbench",
+        stdin: Stream = os.devnull,
+        stdout: Stream = os.devnull,
     ) -> None:
         variables = dict(os.environ if environment is None else environment)
-        work = (list(arguments), str(folder or Path.cwd()), stderr, variables, before)
-        self._process = warm_context().Process(target=_command, args=work)
+        work = (module, list(arguments), str(folder or Path.cwd()), (stdin, stdout, stderr), variables, before)
+        self._process = warm_context().Process(target=_run_module, args=work)
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -78,39 +96,95 @@ class Warm:
     def poll(self) -> int | None:
         return self._process.exitcode
 
-    def wait(self, timeout: float = 120.0) -> int:
+    def wait(self, timeout: float | None = None) -> int:
         self._process.join(timeout)
         if self.returncode is None:
-            raise subprocess.TimeoutExpired("cnnbench", timeout)
+            raise subprocess.TimeoutExpired("a warm process", timeout or 0.0)
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
-def _command(
+class WarmChild(Warm):
+    """A `Warm` process in the place of that of `cnnbench.report.uploading`, whose stdin is a pipe.
+
+    Args:
+        words: What the process is to do.
+        out: `subprocess.PIPE`, or the number of an open file that receives stdout and stderr.
+        environment: Environment variables.
+    """
+
+    def __init__(self, words: Sequence[str], out: int, environment: Mapping[str, str]) -> None:
+        context = warm_context()
+        given, mine = context.Pipe(duplex=False)
+        self.stdin: IO[bytes] = os.fdopen(os.dup(mine.fileno()), "wb")
+        self.stdout: IO[bytes] | None = None
+        errors: Stream = os.devnull
+        if out == subprocess.PIPE:
+            read, written = context.Pipe(duplex=False)
+            self.stdout = os.fdopen(os.dup(read.fileno()), "rb")
+            read.close()
+        else:
+            errors = written = Connection(os.dup(out), readable=False)
+        mine.close()
+        super().__init__(
+            words,
+            stdin=given,
+            stdout=written,
+            stderr=errors,
+            environment=environment,
+            module="cnnbench.report.wandb_child",
+        )
+        given.close()
+        written.close()
+
+    def __enter__(self) -> WarmChild:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream in (self.stdin, self.stdout):
+            if stream is not None:
+                stream.close()
+        self.wait()
+
+
+def _run_module(
+    module: str,
     arguments: list[str],
     folder: str,
-    stderr: str,
+    streams: tuple[Stream, Stream, Stream],
     variables: dict[str, str],
     before: Callable[[], None] | None,
 ) -> None:
-    """Run the command in the process of a `Warm` as ``python -m cnnbench`` does, and end with its exit code."""
+    """Be the process of a `Warm`: run the module and end with its exit code."""
     os.setsid()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)
-    for target, path in ((0, os.devnull), (1, os.devnull), (2, stderr)):
-        handle = os.open(path, os.O_RDONLY if target == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(handle, target)
-        os.close(handle)
+    for number, stream in enumerate(streams):
+        _replace(number, stream)
     sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     sys.path.insert(0, folder)
-    sys.argv = ["cnnbench", *arguments]
+    sys.argv = [module, *arguments]
     torch.set_num_threads(1)
     if before is not None:
         before()
-    runpy.run_module("cnnbench", run_name="__main__", alter_sys=False)
+    runpy.run_module(module, run_name="__main__", alter_sys=False)
+
+
+def _replace(number: int, stream: Any) -> None:
+    """Put a file or a pipe in the place of the file descriptor of a standard stream."""
+    if isinstance(stream, str):
+        handle = os.open(stream, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(handle, number)
+        os.close(handle)
+    else:
+        os.dup2(stream.fileno(), number)

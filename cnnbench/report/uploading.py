@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +100,11 @@ def _start(words: Sequence[str], out: int) -> subprocess.Popen[bytes]:
         environment["WANDB_SILENT"] = "true"  # or else the client asks the server for the user's name, to print it
     # What was recorded in several attempts is put together on the server.
     environment["WANDB_RESUME"] = "allow"
+    return _process(words, out, environment)
+
+
+def _process(words: Sequence[str], out: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start the process with these environment variables; see `_start`."""
     return subprocess.Popen(
         [sys.executable, "-m", "cnnbench.report.wandb_child", *words],
         stdin=subprocess.PIPE,
