@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor.config as inductor
 from browsers import browser  # noqa: F401
 from hypothesis import settings
 from PIL import Image
@@ -22,6 +23,9 @@ CLASSES = get_data("CIFAR10").cls.class_names
 # Hypothesis tries the same random cases in every run; HYPOTHESIS_PROFILE=default makes it look for new ones.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+# Compiled networks are here without vector instructions: whether the compiler knows those of this processor takes torch
+# a quarter of a minute to find out, and no test is about the speed of what is compiled.
+inductor.cpp.vec_isa_ok = False
 
 
 @pytest.fixture(autouse=True)
