@@ -533,24 +533,6 @@ def test_a_killed_training_ends_with_the_weights_of_one_that_was_not() -> None:
     assert all(torch.equal(value, second["state_dict"][name]) for name, value in first["state_dict"].items())
 
 
-def test_two_processes_train_together_and_leave_one_run() -> None:
-    options = [
-        *QUIET,
-        "--trainer.max_epochs=2",
-        "--trainer.devices=2",
-        "--trainer.strategy=ddp",
-        "--data.val_fraction=0.2",
-    ]
-    command = [sys.executable, "-m", "cnnbench", *FIT, *options]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert run.stderr.count("run folder:") == 1
-    (last,) = Path("results").rglob("last.ckpt")
-    steps = 200 * 0.8 / 2 // 32  # batches of the half of the training images that each has
-    assert torch.load(last, weights_only=True)["global_step"] == 2 * steps
-    rows = [row for row in csv.DictReader((last.parents[1] / "metrics.csv").open()) if row["val/accuracy"]]
-    assert len(rows) == 2
-
-
 def test_a_loss_that_is_no_number_fails_without_a_line_of_the_log(capsys: pytest.CaptureFixture) -> None:
     rate = ["--model.optimizer=SGD", "--model.optimizer.lr=1e20", "--trainer.max_epochs=2"]
     assert main([*FIT, *rate, *QUIET]) == 2

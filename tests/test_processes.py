@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -44,7 +45,7 @@ class Spy(L.Callback):
         Path(f"seen-{trainer.max_epochs}-{trainer.global_rank}.json").write_text(json.dumps(self.seen))
 """
 FIT = ["fit", "--model=spying.Dropping", "--trainer.callbacks=spying.Spy", "--data=Synthetic",
-       "--data.train_images=80", "--data.test_images=31", "--data.batch_size=10", "--data.val_fraction=0",
+       "--data.train_images=100", "--data.test_images=31", "--data.batch_size=10", "--data.val_fraction=0.2",
        "--data.augment=false", "--trainer.accelerator=cpu", "--trainer.precision=32-true",
        "--trainer.enable_progress_bar=false"]  # fmt: skip
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
@@ -59,11 +60,17 @@ def _seen(epochs: int) -> list[dict[str, list[str]]]:
     return [json.loads(Path(f"seen-{epochs}-{rank}.json").read_text()) for rank in (0, 1)]
 
 
-def test_two_processes_share_the_images_and_draw_their_own_numbers() -> None:
+def test_two_processes_share_the_images_draw_their_own_numbers_and_leave_one_run() -> None:
     Path("spying.py").write_text(SPY)
     rule = ["--model.learning_rate=0.001", "--model.lr_batch_size=5"]
     said = _run(*FIT, *TWO, *rule, "--trainer.max_epochs=2", "--out=whole")
     first, second = _seen(2)
+    # They leave one run, with a checkpoint after the last step and the validation of each epoch.
+    assert said.count("run folder:") == 1
+    (last,) = Path("whole").rglob("last.ckpt")
+    assert torch.load(last, weights_only=True)["global_step"] == 2 * 4
+    rows = [row for row in csv.DictReader((last.parents[1] / "metrics.csv").open()) if row["val/accuracy"]]
+    assert len(rows) == 2
     # Each epoch has eight batches, four in each process, and no image goes to both.
     for epoch in (slice(0, 40), slice(40, 80)):
         assert len({*first["images"][epoch], *second["images"][epoch]}) == 80
