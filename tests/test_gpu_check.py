@@ -5,19 +5,29 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 import tarfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import pytest
+from warm import Warm
 
 from cnnbench.cli import main
 from cnnbench.record import load_records, write_lines
 from cnnbench.verification import gpu as gpu
 from cnnbench.verification import run as run_race
 from cnnbench.verification.gpu import Outcome, Stage
+
+
+def _run_warm(command: Sequence[str], folder: Path, environ: Mapping[str, str], log: IO[str], limit_s: float) -> int:
+    """Run the command of a stage without the seconds of a start, in the place of `gpu._run`."""
+    python, dash_m, module, *words = command
+    assert (python, dash_m) == (sys.executable, "-m")
+    return Warm(words, folder, log.name, environ, module=module, stdout=log.name).wait(limit_s)
+
 
 # The stage `grid` is the stage `training` without the training, so `make test-slow` alone runs both.
 WITHOUT_GRID = "probes,recipe,ways,limits,energy,training,tests"
@@ -26,11 +36,14 @@ WITHOUT_GRID = "probes,recipe,ways,limits,energy,training,tests"
 @pytest.mark.parametrize(
     "options", [["--stages", WITHOUT_GRID], pytest.param([], marks=pytest.mark.slow)], ids=["without grid", "all"]
 )
-def test_the_check_runs_on_a_cpu_in_tiny_sizes(options: list[str], tmp_path: Path) -> None:
-    root = Path(__file__).parent.parent
-    command = [sys.executable, "-m", "cnnbench.verification.gpu", "--device", "cpu", "--out", str(tmp_path / "check")]
-    done = subprocess.run([*command, *options], cwd=root, capture_output=True, text=True, timeout=500, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_the_check_runs_on_a_cpu_in_tiny_sizes(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    if options:  # all stages, in `make test-slow`, start as they do on a GPU
+        monkeypatch.setattr(gpu, "_run", _run_warm)
+    code = gpu.main(["--device", "cpu", "--out", str(tmp_path / "check"), *options])
+    printed = capsys.readouterr()
+    assert code == 0, printed.out + printed.err
     summary = json.loads((tmp_path / "check" / "summary.json").read_text())
     found = {stage["name"]: stage for stage in summary["stages"]}
     if options:
@@ -48,7 +61,7 @@ def test_the_check_runs_on_a_cpu_in_tiny_sizes(options: list[str], tmp_path: Pat
     assert found["limits"]["numbers"]["of the roofline, LeNet5"] > 0
     assert found["training"]["numbers"]["training in bench over the timed step, LeNet5"] > 0
     assert summary["verdict"] == "met"
-    lines = done.stdout.splitlines()
+    lines = printed.out.splitlines()
     assert lines[0].startswith("PASS probes ")
     for name in ("of the roofline, LeNet5", *(() if options else ("latency ms LeNet5",))):
         assert any(line.startswith(f"{name} ") for line in lines)
@@ -160,23 +173,16 @@ def test_numbers_that_have_one_right_value_are_judged_on_every_device() -> None:
     assert gpu.out_of_range(outcomes, anywhere) == ["steps after a resume", "whitening, difference from the CPU"]
 
 
-def test_the_stage_of_tests_runs_every_test_of_a_gpu() -> None:
+def test_the_stage_of_tests_runs_every_test_of_a_gpu(tmp_path: Path) -> None:
     root = Path(__file__).parent.parent
     (stage,) = [stage for stage in gpu.stages("cuda", root) if stage.name == "tests"]
     python, dash_m, pytest_, *words = stage.commands[0]
     assert (python, dash_m, pytest_) == (sys.executable, "-m", "pytest")
     every = ["tests", "-m", "gpu", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    # One process collects twice, since importing the files takes most of the time.
-    code = (
-        "import json, sys, pytest\n"
-        "for words in json.loads(sys.argv[1]):\n"
-        "    print('exit code', int(pytest.main([*words, '--collect-only'])))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps([words, every])], cwd=root, capture_output=True, text=True, check=False
-    )
-    of_stage, of_all, rest = done.stdout.split("exit code 0\n")
-    assert rest == "", done.stdout[-500:] + done.stderr
+    output, errors = tmp_path / "output", tmp_path / "errors"
+    Warm([json.dumps([words, every])], root, str(errors), module="collected", stdout=str(output)).wait(120)
+    of_stage, of_all, rest = output.read_text().split("exit code 0\n")
+    assert rest == "", output.read_text()[-500:] + errors.read_text()
 
     def names(text: str) -> set[str]:
         return {line.rpartition("/")[2] for line in text.splitlines() if "::" in line}
