@@ -86,9 +86,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.syspath_prepend(str(folder))
-        Path("theirs.py").write_text(BRANCHES)
+        Path("networks_of_this_test.py").write_text(BRANCHES)
         _quick(patch)
-        assert main(["bench", "--models=LeNet5,theirs:branches", *OPTIONS, *ENGINES, "--out=run"]) == 1
+        assert main(["bench", "--models=LeNet5,networks_of_this_test:branches", *OPTIONS, *ENGINES, "--out=run"]) == 1
     torch.set_num_threads(threads)
     return folder / "run"
 
@@ -103,7 +103,7 @@ def copied(finished: Path, tmp_path: Path) -> Path:
     """Return a copy of the run with LeNet5 alone, which a test may change and resume."""
     run = tmp_path / "copy"
     shutil.copytree(finished, run)
-    for file in (run / "records").glob("theirs*"):
+    for file in (run / "records").glob("networks_of_this_test*"):
         file.unlink()
     plan = without_checksum(json.loads((run / "plan.json").read_text()), "plan")
     (run / "plan.json").write_text(json.dumps(with_checksum({**plan, "models": ["LeNet5"]})))
@@ -117,8 +117,8 @@ def _bytes(run: Path) -> dict[str, bytes]:
 def test_each_engine_and_format_is_a_row_of_its_own(records: dict[str, Record]) -> None:
     ways = ["torch, 32-true", "torch, bf16-true", "onnxruntime, 32-true", "openvino, 32-true", "openvino, bf16-true"]
     assert set(records) == {
-        *("LeNet5", "theirs:branches"),
-        *(f"{model} [{way}]" for model in ("LeNet5", "theirs:branches") for way in ways),
+        *("LeNet5", "networks_of_this_test:branches"),
+        *(f"{model} [{way}]" for model in ("LeNet5", "networks_of_this_test:branches") for way in ways),
     }
     own = records["LeNet5"]
     assert "engine" not in own.config
@@ -188,16 +188,16 @@ def test_accuracy_is_that_of_the_trained_weights_on_the_whole_test_set(
 
 def test_a_network_that_engines_cannot_take_is_a_row_with_the_reason(records: dict[str, Record]) -> None:
     for way in ("onnxruntime, 32-true", "openvino, 32-true", "openvino, bf16-true"):
-        row = records[f"theirs:branches [{way}]"]
+        row = records[f"networks_of_this_test:branches [{way}]"]
         assert row.status == "error"
-        assert row.reason.startswith("torch.export cannot record 'theirs:branches'")
+        assert row.reason.startswith("torch.export cannot record 'networks_of_this_test:branches'")
         assert "timing failed: torch.export cannot record" in row.reason
-    assert records["theirs:branches"].status == "ok"
-    assert records["theirs:branches [torch, 32-true]"].status == "ok"
+    assert records["networks_of_this_test:branches"].status == "ok"
+    assert records["networks_of_this_test:branches [torch, 32-true]"].status == "ok"
 
 
 def test_only_the_networks_themselves_are_trainings(finished: Path, records: dict[str, Record]) -> None:
-    assert [each.record.model for each in find_trained(finished)] == ["LeNet5", "theirs:branches"]
+    assert [each.record.model for each in find_trained(finished)] == ["LeNet5", "networks_of_this_test:branches"]
     report = " ".join((finished / "report.md").read_text().split())
     assert "in 2 of 2 trainings" in report or "in 1 of 2 trainings" in report  # of the hardest class
     assert "more than one packages" not in report

@@ -264,7 +264,7 @@ def test_compare_has_the_interval_of_welch_on_logarithms() -> None:
     assert change.regressed(10)
     # A difference that is not found may hide a worse one, and more seeds would tell.
     gate = Gate([change._replace(verdict="no difference found")], 10)
-    assert gate.lines()[-1].endswith("more seeds on both sides would tell")
+    assert gate.lines()[-1].endswith("more seeds on both sides make them narrower")
     back = seconds_change(
         [with_goal(*pair) for pair in enumerate(after)], [with_goal(*pair) for pair in enumerate(before)]
     )

@@ -71,8 +71,8 @@ def test_pictures_are_drawn_once_and_not_held(monkeypatch: pytest.MonkeyPatch, t
     assert len(files) == 4 + 4 + 6
     assert saved == {"png": 4}  # the PNG files of matrices are painted without a figure of their own
     assert counts == [0] * len(counts)
-    # The pictures of reference accuracies and of confidences have nothing to show, and no file.
-    assert len(counts) == 6 + 6
+    # The pictures of reference accuracies, of confidences and of engines have nothing to show, and no file.
+    assert len(counts) == 7 + 6
 
 
 def test_the_page_has_a_limit_of_matrices_and_the_folder_has_all(
@@ -256,8 +256,8 @@ def test_more_data_sets_than_panels_are_said() -> None:
     records = _networks(60, labels=MOST_PANELS + 6, confusion_matrix=None)
     sentence = f"The picture has the first {MOST_PANELS} of {MOST_PANELS + 6} data sets; the table has all."
     for picture in pictures.comparisons(records):
-        # These networks have neither references nor predictions.
-        if picture.name not in ("reference_latency", "reliability"):
+        # These networks have neither references nor predictions, and one engine.
+        if picture.name not in ("reference_latency", "reliability", "engines"):
             assert sentence in picture.caption()
         assert not any("The picture has" in text for text in _captions(_networks(60, labels=MOST_PANELS)))
     assert len(panels_drawn(contenders(records))) == MOST_PANELS

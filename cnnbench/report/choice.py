@@ -332,11 +332,11 @@ def _accuracies_of_rows(records: Sequence[Record], timing: Timing) -> dict[str, 
     Quantisation changes a network, so its accuracy in floating point says nothing certain about it.
     """
     way = [BY_NAME[name] for name in ("engine", "inference_precision")]
-    alike = [r for r in records if r.is_of_an_engine and values_of(r, way) == values_of(timing.newest, way)]
+    alike = [record for record in records if values_of(record, way) == values_of(timing.newest, way)]
     known: dict[str, list[Accuracy]] = {}
     for entry in contenders([r for r in alike if r.measures.get("test_accuracy") is not None]):
         if entry.converged:
-            known.setdefault(entry.records[0].network, []).append(_of_records(entry))
+            known.setdefault(network_name(entry.records[0]), []).append(_of_records(entry))
     for several in known.values():
         several.sort(key=lambda accuracy: accuracy.share, reverse=True)
     return known
