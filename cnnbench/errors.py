@@ -56,6 +56,11 @@ class Stopped(BaseException):
         return 128 + self.number
 
 
+def first_line(error: BaseException) -> str:
+    """Return the class and the first line of an error of foreign code, at most 300 characters."""
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
+
+
 def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
     """Return the error for a name that is not valid, with the closest valid name as a hint.
 

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from cnnbench.cli import main
-from cnnbench.commands.speed_run import _temporary_files_in
 from cnnbench.engines import ENGINES, FORMATS, find_engine, find_format
 from cnnbench.engines.comparison import check_same, compare_logits, random_images
 from cnnbench.engines.export import Deployed, bytes_of_weights, bytes_on_disk, record_program, write_program
@@ -27,6 +26,7 @@ from cnnbench.errors import Stopped, UserError
 from cnnbench.models import all_models
 from cnnbench.network import get_network
 from cnnbench.record import load_records
+from cnnbench.timing.processes import scratch_folder
 
 CPU = torch.device("cpu")
 FILES = ("onnx", "openvino", "torch-export")
@@ -325,18 +325,21 @@ def test_version_is_that_of_the_package_that_has_the_module(monkeypatch: pytest.
 
 @pytest.mark.parametrize("before", [None, "/before"])
 def test_temporary_files_of_processes_are_in_a_folder_that_is_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str | None
+    monkeypatch: pytest.MonkeyPatch, before: str | None
 ) -> None:
     monkeypatch.delenv("TMPDIR", raising=False)
     if before is not None:
         monkeypatch.setenv("TMPDIR", before)
     command = [sys.executable, "-c", "import tempfile; print(tempfile.gettempdir())"]
+    folders: list[Path] = []
 
     def stopped() -> None:
-        with _temporary_files_in(tmp_path):
-            assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == str(tmp_path)
+        with scratch_folder() as folder:
+            folders.append(folder)
+            assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == str(folder)
             raise Stopped(2)
 
     with pytest.raises(Stopped):
         stopped()
     assert os.environ.get("TMPDIR") == before
+    assert not folders[0].exists()

@@ -21,10 +21,10 @@ from cnnbench.benchmark.plan import EngineRow, Plan
 from cnnbench.calibration import calibration_error
 from cnnbench.checkpoints import open_checkpoint
 from cnnbench.confusion import accuracy
-from cnnbench.engines import ENGINES, FORMATS, INT8, TORCH
+from cnnbench.engines import CALIBRATION_IMAGES, ENGINES, FORMATS, INT8, TORCH
 from cnnbench.engines.export import Deployed, bytes_of_weights, bytes_on_disk, write_for_engine
 from cnnbench.engines.sessions import logits_of, open_session
-from cnnbench.errors import Stopped, UserError
+from cnnbench.errors import Stopped, UserError, first_line
 from cnnbench.hardware import numbers, weights_type
 from cnnbench.measures import COMPLEXITY
 from cnnbench.predictions import MOST_CLASSES, Predictions, write_predictions
@@ -36,8 +36,6 @@ from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.outcomes import scores
 from cnnbench.training.views import mean_logits
 
-CALIBRATION_IMAGES = 512
-"""Number of training images, the first ones, from which the ranges of activations in int8 are found."""
 TAKEN = ("complexity", "speed", "quality")
 """Measures that a row of an engine has; the counts are those of the network itself."""
 _COUNTS = tuple(figure.key for figure in COMPLEXITY.figures)
@@ -326,8 +324,7 @@ def _suffix(row: EngineRow) -> str:
 def _failure(error: BaseException) -> dict[str, Any]:
     """Return the entry of a row that failed, with the first line of its error."""
     # The messages of this package are sentences of their own.
-    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return {"error": text.splitlines()[0]}
+    return {"error": str(error) if isinstance(error, UserError) else first_line(error)}
 
 
 def _say_nothing(text: str) -> None:

@@ -25,7 +25,7 @@ import torch
 
 from cnnbench import interrupts
 from cnnbench.console import note
-from cnnbench.errors import UserError, unknown
+from cnnbench.errors import UserError, first_line, unknown
 from cnnbench.files import read_text, write_text
 from cnnbench.record import Record
 from cnnbench.registry import optional
@@ -295,4 +295,4 @@ def _submitit_result(task: Any) -> Record | str:
     try:
         return task.result()
     except Exception as error:  # the job failed, was cancelled, or ran out of its time
-        return f"{type(error).__name__}: {error}".splitlines()[0]
+        return first_line(error)

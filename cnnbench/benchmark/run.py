@@ -44,7 +44,7 @@ from cnnbench.data import BenchData
 from cnnbench.data.foreign import ForeignData
 from cnnbench.engines import TORCH
 from cnnbench.engines.export import bytes_of_weights
-from cnnbench.errors import DivergedError, Stopped, UserError
+from cnnbench.errors import DivergedError, Stopped, UserError, first_line
 from cnnbench.files import parse_json, read_text, remove_parts, without_checksum, write_checked_json
 from cnnbench.measures import DEFAULT_MEASURES, take_all
 from cnnbench.measures import Subject as MeasuredNetwork
@@ -675,7 +675,7 @@ class _Run:
         except Stopped:
             raise
         except BaseException as error:  # whatever a network raises becomes part of its record; the other cells go on
-            status, reason = "error", f"{type(error).__name__}: {error}".splitlines()[0]
+            status, reason = "error", first_line(error)
         record = make_record(status=status, reason=reason, **content)
         self.display.update(cell.key, 1.0)
         self.display.note(f"{self._pair(cell)}{self._seed_words(cell)}: {_outcome(record)}")

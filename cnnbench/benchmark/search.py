@@ -44,7 +44,7 @@ from cnnbench.confusion import accuracy
 from cnnbench.counting import CONVENTION
 from cnnbench.data import get_data
 from cnnbench.data.module import ImageDataModule
-from cnnbench.errors import DivergedError, UserError
+from cnnbench.errors import DivergedError, UserError, first_line
 from cnnbench.files import parse_json, read_text, remove_parts, without_checksum, write_checked_json, write_text
 from cnnbench.models import get_model
 from cnnbench.names import call_words, parse_name
@@ -436,7 +436,7 @@ class Search:
             )
             training = self._train(model, data, history, report)
         except Exception as error:  # whatever a trial raises becomes part of its record; the search goes on
-            status, why = "error", f"{type(error).__name__}: {error}".splitlines()[0]
+            status, why = "error", first_line(error)
         facts = data.describe()
         config = {
             "command": "search",

@@ -8,14 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnbench.engines import FORMATS, INT8, find_format, find_quantiser
+from cnnbench.engines import CALIBRATION_IMAGES, FORMATS, INT8, find_format, find_quantiser
 from cnnbench.errors import UserError, unknown
 from cnnbench.explain.options import NetworkOptions
 from cnnbench.options import option
 
 EXAMPLE = "SimpleCNN --weights reference --data CIFAR10 --to onnx --normalise"
 PRECISIONS = ("32-true", "bf16-true", "16-true", INT8)
-CALIBRATION_IMAGES = 512
 """Default number of training images from which a network is quantised."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import importlib.metadata
@@ -18,11 +19,11 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from cnnbench import progress
-from cnnbench.commands.export import CALIBRATION_IMAGES, Options
+from cnnbench.commands.export import Options
 from cnnbench.console import note, out_json
 from cnnbench.counting.complexity import complexity
 from cnnbench.data.module import ImageDataModule
-from cnnbench.engines import FORMATS, INT8
+from cnnbench.engines import CALIBRATION_IMAGES, FORMATS, INT8
 from cnnbench.engines.accuracy import Paired, right_answers
 from cnnbench.engines.comparison import Difference, check_same, compare_logits, random_images
 from cnnbench.engines.export import (
@@ -59,7 +60,7 @@ def export(options: Options) -> int:
     with progress.doing("recording the network"):
         # A copy has the weights in the number format of the file; the network itself stays in float32.
         dtype = weights_type(options.precision)
-        deployed = _deployed(find_subject(options).model, data if options.normalise else None).to(dtype)
+        deployed = _deployed(copy.deepcopy(subject.model), data if options.normalise else None).to(dtype)
         program = record_program(deployed, subject.image_shape, subject.name, dtype)
     facts = _metadata(subject, data, options)
     if options.tests and subject.caveat:

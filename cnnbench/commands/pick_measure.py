@@ -15,7 +15,7 @@ from cnnbench.commands.speed_run import time_networks, without_times
 from cnnbench.console import note
 from cnnbench.files import make_folder
 from cnnbench.record import Record, write_lines
-from cnnbench.report.choice import network_name, timings
+from cnnbench.report.choice import timings
 from cnnbench.report.choice_words import few
 from cnnbench.report.contenders import values_of
 from cnnbench.report.settings import Setting
@@ -70,7 +70,7 @@ def measure(options: PickOptions, known: Known, settings: Sequence[Setting], fol
     note(f"records: {path}")
     for record in records:
         if record.status == "error":
-            note(f"{network_name(record)} failed: {record.reason}")
+            note(f"{record.network} failed: {record.reason}")
     return Measured([record for record in records if record.status == "ok"], here)
 
 

@@ -6,11 +6,8 @@ benchmark switch. Every network is timed in every way that the options name, and
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -24,7 +21,7 @@ from cnnbench.commands.speed import Options
 from cnnbench.console import note, out, out_json, show, stdout_kept
 from cnnbench.engines import ENGINES, FORMATS, INT8, TORCH, find_engine, find_quantiser
 from cnnbench.engines.export import ON_NOISE, bytes_of_weights, calibration_noise, write_for_engine
-from cnnbench.errors import Stopped, UserError, unknown
+from cnnbench.errors import Stopped, UserError, first_line, unknown
 from cnnbench.files import make_folder, replacing
 from cnnbench.network import Network
 from cnnbench.record import KINDS, Record, environment, write_lines
@@ -35,7 +32,7 @@ from cnnbench.roofline.bounds import CONVENTION, Survey, peaks_now, survey
 from cnnbench.roofline.peaks import hardware_precisions
 from cnnbench.timing.energy import without_reason
 from cnnbench.timing.process_memory import inference_growth, resident_growth
-from cnnbench.timing.processes import in_groups, in_process, in_processes
+from cnnbench.timing.processes import in_groups, in_process, in_processes, scratch_folder
 from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
 from cnnbench.timing.sweep import sweep
 from cnnbench.timing.timed_network import MODES, SMALL_IMAGE, Way, small_network
@@ -220,8 +217,8 @@ def _time_engines(options: Options, config: SpeedConfig, rows: Sequence[Row]) ->
 
     The threads of an engine still spin for a while after a call, and would slow another engine in the same process.
     """
-    with tempfile.TemporaryDirectory(prefix="cnnbench-engines-") as folder, _temporary_files_in(Path(folder)):
-        files, quantised, failed = _export(options, config, rows, Path(folder))
+    with scratch_folder() as folder:
+        files, quantised, failed = _export(options, config, rows, folder)
         groups: dict[str, list[tuple[str, Way | None]]] = {}
         for row in rows:
             if row.name not in failed:
@@ -235,7 +232,7 @@ def _time_engines(options: Options, config: SpeedConfig, rows: Sequence[Row]) ->
         )
         figures |= failed
         if options.memory:
-            small = _small_files(config, [row for row in rows if "error" not in figures[row.name]], Path(folder))
+            small = _small_files(config, [row for row in rows if "error" not in figures[row.name]], folder)
             _add_memory(options, config, rows, figures, files, small)
     for row in rows:
         # torch has no file of its own, so that of its weights stands for it.
@@ -246,24 +243,6 @@ def _time_engines(options: Options, config: SpeedConfig, rows: Sequence[Row]) ->
         for of_kind in figures[name].get("engine_facts", {}).values():
             of_kind["quantisation"] = facts
     return figures
-
-
-@contextlib.contextmanager
-def _temporary_files_in(folder: Path) -> Iterator[None]:
-    """Let processes that the body starts make their temporary files in a folder, which is removed after them.
-
-    AOTInductor unpacks each program into a temporary folder, and compilers have files of their own. A process that is
-    stopped by a signal leaves them there.
-    """
-    before = os.environ.get("TMPDIR")
-    os.environ["TMPDIR"] = str(folder)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TMPDIR"]
-        else:
-            os.environ["TMPDIR"] = before
 
 
 def _small_files(config: SpeedConfig, rows: Sequence[Row], folder: Path) -> dict[Way | None, Path]:
@@ -322,8 +301,7 @@ def _export(
         except Stopped:
             raise
         except BaseException as error:  # whatever a network raises is its own failure; the others go on
-            text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            failed[row.name] = {"error": " ".join(text.split())[:300]}
+            failed[row.name] = {"error": str(error) if isinstance(error, UserError) else first_line(error)}
         else:
             files[row.name] = path
             if facts:

@@ -14,6 +14,8 @@ from cnnbench.errors import UserError, unknown
 
 METADATA_KEY = "cnnbench"
 """Key under which an exported file holds facts about its network, as one JSON document."""
+CALIBRATION_IMAGES = 512
+"""Number of training images, the first ones, from which the ranges of activations in int8 are found by default."""
 INT8 = "int8"
 """Number format of a network whose weights and activations were quantised to 8 bits after its training."""
 

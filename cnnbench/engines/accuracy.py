@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cnnbench.errors import UserError
 from cnnbench.stats import Interval, McNemar, mcnemar, paired_interval, wilson_interval
+from cnnbench.text import number_of
 
 ALPHA = 0.05
 """Largest p value at which a sentence says that two networks differ."""
@@ -132,8 +133,8 @@ class Paired:
         return [
             both,
             f"The two {verdict}: {100 * self.difference.estimate:+.2f} points (95 % interval {100 * low:+.2f} to "
-            f"{100 * high:+.2f}; {self.test.method}, p {p}); right in {self.file} only: {_counted(only_file)}, "
-            f"in float32 only: {_counted(only_network)}.",
+            f"{100 * high:+.2f}; {self.test.method}, p {p}); right in {self.file} only: "
+            f"{number_of(only_file, 'image')}, in float32 only: {number_of(only_network, 'image')}.",
         ]
 
     def document(self) -> dict[str, Any]:
@@ -153,8 +154,3 @@ class Paired:
             "differ": self.differ,
             "sentences": self.sentences,
         }
-
-
-def _counted(images: int) -> str:
-    """Return a number of images in words."""
-    return f"{images:,} image" + ("" if images == 1 else "s")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from cnnbench.engines import ENGINES, FORMATS, INT8, find_quantiser
-from cnnbench.errors import Stopped, UserError
+from cnnbench.errors import Stopped, UserError, first_line
 from cnnbench.hardware import weights_type
 from cnnbench.training.loss import loss_and_logits
 
@@ -91,7 +91,7 @@ def record_program(
     except Stopped:
         raise
     except Exception as error:
-        raise UserError(f"torch.export cannot record '{name}': {_first_line(error)}") from error
+        raise UserError(f"torch.export cannot record '{name}': {first_line(error)}") from error
 
 
 def write_program(
@@ -117,7 +117,7 @@ def write_program(
         raise
     except Exception as error:
         title = FORMATS[format_name].title
-        raise UserError(f"'{name}' cannot be written as {title}: {_first_line(error)}") from error
+        raise UserError(f"'{name}' cannot be written as {title}: {first_line(error)}") from error
 
 
 def write_quantised(
@@ -166,7 +166,7 @@ def write_quantised(
         raise
     except Exception as error:
         title = FORMATS[format_name].title
-        raise UserError(f"'{name}' cannot be quantised for {title}: {_first_line(error)}") from error
+        raise UserError(f"'{name}' cannot be quantised for {title}: {first_line(error)}") from error
     return facts
 
 
@@ -256,9 +256,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _first_line(error: Exception) -> str:
-    """Return the class and the first line of an error, at most 300 characters."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"[:300]

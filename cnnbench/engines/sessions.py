@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cnnbench.engines import ENGINES, FORMATS
-from cnnbench.errors import Stopped, UserError
+from cnnbench.errors import Stopped, UserError, first_line
 
 
 class Session(Protocol):
@@ -93,9 +93,8 @@ def open_file(
     except (Stopped, UserError):
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
         title = ENGINES[engine].title if engine else form.title
-        raise UserError(f"{title} cannot load '{path}': {type(error).__name__}: {lines[0]}"[:400]) from error
+        raise UserError(f"{title} cannot load '{path}': {first_line(error)}") from error
     session.facts["engine"] = engine or format_name
     return session
 

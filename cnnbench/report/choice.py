@@ -203,11 +203,6 @@ def is_on(record: Record, data: str) -> bool:
     return record.data_name == data or is_label_of(record.data["label"], data)
 
 
-def network_name(record: Record) -> str:
-    """Return the name of the network of a record; the name of a row of ``speed`` also has how the network ran."""
-    return str(record.config.get("network") or record.model)
-
-
 # What is known
 
 
@@ -253,7 +248,7 @@ def candidates(
     counted = {}
     for record in sorted(here, key=lambda r: r.created):
         if record.measures.get("params") is not None:
-            counted[network_name(record)] = record
+            counted[record.network] = record
     timed = timing.records if timing else {}
     names = sorted({*catalog, *counted, *timed}, key=natural)
     found = []
@@ -316,7 +311,7 @@ def _accuracies(
     tested = [r for r in records if r.measures.get("test_accuracy") is not None and not r.is_of_an_engine]
     for entry in contenders(tested):
         if entry.settled is not None and entry.reference is None:
-            known.setdefault(network_name(entry.records[0]), []).append(_of_records(entry))
+            known.setdefault(entry.records[0].network, []).append(_of_records(entry))
     # References and publications are on images of the usual size.
     if images.size == images.usual_size:
         for name, stored in catalog.items():
@@ -336,7 +331,7 @@ def _accuracies_of_rows(records: Sequence[Record], timing: Timing) -> dict[str, 
     known: dict[str, list[Accuracy]] = {}
     for entry in contenders([r for r in alike if r.measures.get("test_accuracy") is not None]):
         if entry.converged:
-            known.setdefault(network_name(entry.records[0]), []).append(_of_records(entry))
+            known.setdefault(entry.records[0].network, []).append(_of_records(entry))
     for several in known.values():
         several.sort(key=lambda accuracy: accuracy.share, reverse=True)
     return known
@@ -391,7 +386,7 @@ def timings(records: Sequence[Record], images: Images, needed: Sequence[Quantity
     for record in sorted(records, key=lambda r: r.created):
         if _has_shape(record, images) and any(record.measures.get(key) is not None for key in keys):
             # Later records of a network take the place of earlier ones.
-            groups.setdefault(values_of(record, settings), {})[network_name(record)] = record
+            groups.setdefault(values_of(record, settings), {})[record.network] = record
     found = [Timing(values, members) for values, members in groups.items()]
     # The times of another engine than torch are taken only where torch has none.
     return sorted(found, key=lambda group: (group.is_of_torch, len(group.records), group.newest.created), reverse=True)

@@ -43,7 +43,7 @@ def engine_version(record: Record) -> str:
 def network_of(record: Record) -> str:
     """Return the name of the network of a record, without the engine that a row has behind it."""
     recipe = record.title.removeprefix(record.model)
-    return f"{record.config.get('network') or record.model}{recipe}"
+    return f"{record.network}{recipe}"
 
 
 @dataclass(frozen=True)

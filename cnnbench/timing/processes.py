@@ -6,16 +6,20 @@ processes than the rounds of one process show.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
+import os
 import random
 import re
 import signal
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +28,25 @@ from cnnbench import progress
 from cnnbench.errors import Stopped, UserError
 from cnnbench.stats import FEWEST_ROUNDS
 from cnnbench.timing.timed_network import KEYS, RATES, SpeedConfig, spread
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yield a folder for the temporary files of this process and of those that it starts; it is removed at the end.
+
+    AOTInductor unpacks each program into a temporary folder, and compilers have files of their own. A process that is
+    stopped by a signal leaves them there.
+    """
+    before = os.environ.get("TMPDIR")
+    with tempfile.TemporaryDirectory(prefix="cnnbench-engines-") as folder:
+        os.environ["TMPDIR"] = folder
+        try:
+            yield Path(folder)
+        finally:
+            if before is None:
+                del os.environ["TMPDIR"]
+            else:
+                os.environ["TMPDIR"] = before
 
 
 def in_process(function: Callable[..., Any], *arguments: Any) -> Any:

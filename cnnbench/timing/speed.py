@@ -21,7 +21,7 @@ import torch
 
 from cnnbench import progress
 from cnnbench.engines import TORCH
-from cnnbench.errors import Stopped
+from cnnbench.errors import Stopped, first_line
 from cnnbench.hardware import INFERENCE_PRECISIONS, cudnn_benchmark, on_device, random_generator, synchronise, tf32
 from cnnbench.record import KINDS
 from cnnbench.stats import median_interval
@@ -355,4 +355,4 @@ def _drifts(rounds_ms: Mapping[str, list[list[float]]]) -> list[str]:
 
 def _failure(error: BaseException) -> dict[str, Any]:
     """Return the entry of a network that failed, with the first line of its error."""
-    return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+    return {"error": first_line(error)}
