@@ -17,8 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import IO, Any
+from unittest import mock
 
 import torch
 
@@ -39,13 +41,21 @@ FewRounds = partial(SpeedConfig, rounds=6, warmup_s=0.1)
 """Settings of a timing that takes a fraction of a second."""
 Stream = str | Connection
 """File or pipe that is a standard stream of a process."""
+TMPDIR = os.environ.get("TMPDIR")
+"""Folder for temporary files in the environment that pytest started with; None for the default one."""
 
 
 def warm_context() -> ForkServerContext:
     """Return the context whose processes are forks of one that has imported everything."""
     context = multiprocessing.get_context("forkserver")
-    # The first process of this session starts the one that imports.
     context.set_forkserver_preload(MODULES)
+    # The process that imports starts here for the first time. It keeps its environment, and must not have a folder for
+    # temporary files that the calling test, or the product, removes.
+    with mock.patch.dict(os.environ):
+        os.environ.pop("TMPDIR", None)
+        if TMPDIR is not None:
+            os.environ["TMPDIR"] = TMPDIR
+        ensure_running()
     return context
 
 
