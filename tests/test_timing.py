@@ -32,7 +32,7 @@ from cnnbench.models import get_model
 from cnnbench.report.speed_tables import time_ratio
 from cnnbench.timing.conditions import Conditions, reasons_to_doubt
 from cnnbench.timing.gpu_state import GpuState, summary
-from cnnbench.timing.processes import in_process, in_processes, pooled
+from cnnbench.timing.processes import ProcessKilledError, in_groups, in_process, in_processes, pooled
 from cnnbench.timing.speed import KINDS, SpeedConfig, Stopwatch, Subject, Way, measure_speed
 from cnnbench.timing.stopwatch import Lap
 from cnnbench.timing.sweep import sweep
@@ -484,6 +484,26 @@ def test_fresh_processes_share_the_rounds_and_the_time() -> None:
     assert len(found["process_cold_ms"]) == len(found["process_conditions"]) == 2
     with pytest.raises(UserError, match="was killed"):
         in_process(os._exit, 9)
+
+
+def _crashes_or_figures(config: SpeedConfig, subject_name: str) -> dict[str, dict[str, object]]:
+    """Runs in a process of its own."""
+    if subject_name == "crashes":
+        os.abort()
+    return _some_figures(config, subject_name)
+
+
+@pytest.mark.usefixtures("quick_processes")
+def test_a_crash_in_one_group_of_processes_leaves_the_others() -> None:
+    config = SpeedConfig(CPU, "32-true", 1, 1, rounds=4, fewest_rounds=4, warmup_s=0.0)
+    started: list[str] = []
+    groups = {"bad": ["crashes"], "good": ["flat"]}
+    found = in_groups(2, config, _crashes_or_figures, groups, lambda _, group: started.append(group), groups)
+    assert "was killed" in found["crashes"]["error"]
+    assert found["flat"]["process_rounds"] == [2, 2]
+    assert sorted(started) == ["bad", "good", "good"]
+    with pytest.raises(ProcessKilledError):
+        in_groups(2, config, _crashes_or_figures, groups)
 
 
 @pytest.mark.usefixtures("quick_processes")

@@ -29,7 +29,7 @@ from cnnbench.hardware import numbers, weights_type
 from cnnbench.measures import COMPLEXITY
 from cnnbench.predictions import MOST_CLASSES, Predictions, write_predictions
 from cnnbench.record import KINDS, Record
-from cnnbench.timing.processes import in_groups, in_process
+from cnnbench.timing.processes import in_groups, in_process, scratch_folder
 from cnnbench.timing.speed import SpeedConfig, Subject
 from cnnbench.timing.timed_network import Way
 from cnnbench.training.classifier import ImageClassifier
@@ -129,12 +129,14 @@ def time_rows(
             rows by name, and returns the figures of the engine's networks by name.
         on_start: Callback that gets the number of each process, from 0, and the name of its engine.
     """
-    with tempfile.TemporaryDirectory(prefix="cnnbench-engines-") as folder:
-        files, failed = in_process(_export_untrained, plan, Path(folder))
+    with scratch_folder() as folder:
+        files, failed = in_process(_export_untrained, plan, folder)
         groups: dict[str, Sequence[Any]] = {TORCH: (plan, TORCH, {})}
+        names: dict[str, Sequence[str]] = {}
         for engine, of_engine in files.items():
             groups[engine] = plan, engine, of_engine
-        return in_groups(plan.processes, config, figures_of, groups, on_start) | failed
+            names[engine] = list(of_engine)
+        return in_groups(plan.processes, config, figures_of, groups, on_start, names) | failed
 
 
 def _rows_to_time(plan: Plan) -> list[EngineRow]:

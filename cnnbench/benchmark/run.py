@@ -55,7 +55,7 @@ from cnnbench.report.trained import sha256
 from cnnbench.schemas import check_speed
 from cnnbench.timing.energy import without_reason
 from cnnbench.timing.process_memory import resident_growth
-from cnnbench.timing.processes import in_process, in_processes
+from cnnbench.timing.processes import in_process, in_processes, scratch_folder
 from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
 from cnnbench.training.classifier import ImageClassifier
 from cnnbench.training.clock import TimeBudget, TrainingClock
@@ -379,7 +379,8 @@ class _Run:
         try:
             weights = self._weights_of(main)
             # The process may have another working folder.
-            return in_process(engine_rows.test_rows, self.plan, rows, weights.resolve(), self.folder.resolve())
+            with scratch_folder():
+                return in_process(engine_rows.test_rows, self.plan, rows, weights.resolve(), self.folder.resolve())
         except UserError as error:
             return {row.key: {"error": str(error)} for row in rows}
 

@@ -229,6 +229,7 @@ def _time_engines(options: Options, config: SpeedConfig, rows: Sequence[Row]) ->
             _figures_of,
             {engine: (options, ways, files) for engine, ways in groups.items()},
             on_start=lambda number, engine: note(f"process {number + 1} of {options.processes}: {engine}"),
+            names={engine: [row.name for row in rows if row.engine(config) == engine] for engine in groups},
         )
         figures |= failed
         if options.memory:

@@ -9,15 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.export import ExportedProgram
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
 
 from cnnbench.engines import METADATA_KEY
 from cnnbench.hardware import check_compiler, tf32, weights_type
 
 
-def write(program: ExportedProgram, path: Path, metadata: str, freezing: bool = False) -> None:
+def write(program: ExportedProgram, path: Path, metadata: str) -> None:
     """Compile a program; see `cnnbench.engines.export.write_program`.
+
+    The filters are stored in the order channels_last, in which convolutions are faster on CPUs and GPUs. Images still
+    come in the usual order.
+    """
+    module = program.module().to(memory_format=torch.channels_last)
+    compile_program(record_again(module, program), path, metadata)
+
+
+def compile_program(program: ExportedProgram, path: Path, metadata: str, freezing: bool = False) -> None:
+    """Compile a program as it is.
 
     Args:
         program: Program of a network.
@@ -28,6 +38,13 @@ def write(program: ExportedProgram, path: Path, metadata: str, freezing: bool = 
     check_compiler(next((value.device for value in program.state_dict.values()), torch.device("cpu")))
     options = {"aot_inductor.metadata": {METADATA_KEY: metadata}, "freezing": freezing}
     torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
+
+
+def record_again(module: nn.Module, program: ExportedProgram) -> ExportedProgram:
+    """Record a module that was made from a program, for the same images and batches."""
+    (limits,) = program.range_constraints.values()
+    batch = Dim("batch", min=int(limits.lower), max=int(limits.upper))
+    return torch.export.export(module, program.example_inputs[0], dynamic_shapes=({0: batch},), strict=False)
 
 
 def open_session(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
     X86InductorQuantizer,
@@ -16,7 +16,7 @@ from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
 )
 
 from cnnbench.engines import INT8
-from cnnbench.engines.aot_inductor import AotSession, write
+from cnnbench.engines.aot_inductor import AotSession, compile_program, record_again
 from cnnbench.errors import UserError
 from cnnbench.machine import may_saturate
 
@@ -56,10 +56,8 @@ def quantise(program: ExportedProgram, path: Path, metadata: str, calibration: S
         for batch in calibration:
             prepared(batch)
         quantised = convert_pt2e(prepared)
-        (images,) = program.example_inputs[0]
-        again = torch.export.export(quantised, (images,), dynamic_shapes=({0: _any_size(program)},), strict=False)
         # Without freezing, the compiler would turn the weights back to float32 in each call and compute with those.
-        write(again, path, metadata, freezing=True)
+        compile_program(record_again(quantised, program), path, metadata, freezing=True)
         _check(path, calibration[0], quantised(calibration[0]))
 
 
@@ -84,9 +82,3 @@ def _check(path: Path, images: Tensor, expected: Tensor) -> None:
             f"AOTInductor computes something else than the quantised network that it compiled: logits differ by "
             f"{float(error):.0%}; choose another engine for int8"
         )
-
-
-def _any_size(program: ExportedProgram) -> Dim:
-    """Return the dimension of the batch, with the limits that it has in a program."""
-    (limits,) = program.range_constraints.values()
-    return Dim("batch", min=int(limits.lower), max=int(limits.upper))

@@ -20,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,6 +29,10 @@ from cnnbench import progress
 from cnnbench.errors import Stopped, UserError
 from cnnbench.stats import FEWEST_ROUNDS
 from cnnbench.timing.timed_network import KEYS, RATES, SpeedConfig, spread
+
+
+class ProcessKilledError(UserError):
+    """A fresh process ended before it returned its result, for example for its memory or in a crash of a library."""
 
 
 @contextlib.contextmanager
@@ -57,7 +62,7 @@ def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
         arguments: Positional arguments of the function.
 
     Raises:
-        UserError: The process was killed.
+        ProcessKilledError: The process was killed.
     """
     try:
         # A forked process would inherit this one's memory and threads, and could not use CUDA if this one has.
@@ -74,7 +79,7 @@ def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
                     child.terminate()
                 raise
     except BrokenProcessPool as error:
-        raise UserError("a process that was started to measure was killed, perhaps for its memory") from error
+        raise ProcessKilledError("a process that was started to measure was killed, perhaps for its memory") from error
 
 
 def _watched(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
@@ -125,6 +130,7 @@ def in_groups(
     function: Callable[..., Mapping[str, Any]],
     groups: Mapping[str, Sequence[Any]],
     on_start: Callable[[int, str], None] = lambda *_: None,
+    names: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> dict[str, dict[str, Any]]:
     """Time groups of networks that must not share a process, such as those of different engines.
 
@@ -137,9 +143,14 @@ def in_groups(
             by name.
         groups: Arguments of ``function``, by the name of the group.
         on_start: Callback that gets the index of the turn, from 0, and the name of the group, before a process starts.
+        names: Names of the networks by group. If a process of such a group is killed, for example in a crash of its
+            engine, that is the ``error`` of the group's networks, and the other groups go on.
 
     Returns:
         The `pooled` figures of each network by name.
+
+    Raises:
+        ProcessKilledError: A process was killed, and its group is not among the ``names``.
     """
     # -(-a // b) is a / b rounded up.
     share = replace(
@@ -150,12 +161,18 @@ def in_groups(
     )
     shuffler = random.Random(config.seed)
     runs: dict[str, list[Mapping[str, Any]]] = {name: [] for name in groups}
+    figures: dict[str, dict[str, Any]] = {}
     for index in range(count):
         # A sample of full size is the list in random order.
-        for group in shuffler.sample(list(groups), len(groups)):
+        for group in shuffler.sample(list(runs), len(runs)):
             on_start(index, group)
-            runs[group].append(in_process(function, replace(share, seed=config.seed + index), *groups[group]))
-    figures = {}
+            try:
+                runs[group].append(in_process(function, replace(share, seed=config.seed + index), *groups[group]))
+            except ProcessKilledError as error:
+                if group not in names:
+                    raise
+                del runs[group]
+                figures |= {name: {"error": str(error)} for name in names[group]}
     for of_group in runs.values():
         for name in of_group[0]:
             figures[name] = pooled([run[name] for run in of_group])
