@@ -29,7 +29,7 @@ from cnnbench.cli import main
 from cnnbench.commands.fit_arguments import in_order, values_of
 from cnnbench.commands.fit_folder import make_run_folder
 from cnnbench.commands.speed import Options
-from cnnbench.commands.speed_run import _config
+from cnnbench.commands.speed_ways import ways_of
 from cnnbench.data import get_data, sources
 from cnnbench.errors import MissingDataError
 from cnnbench.record import write_record
@@ -410,11 +410,11 @@ def test_all_ways_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> No
     everything = Options(models=("LeNet5",), precision="all", memory_format="all", mode="all")
     monkeypatch.setattr("cnnbench.hardware.cpu_has_bf16", lambda: True)
     monkeypatch.setattr("cnnbench.roofline.peaks.cpu_has_bf16", lambda: True)
-    _, ways = _config(replace(everything, device="cpu"))
+    _, ways = ways_of(replace(everything, device="cpu"))
     assert {w.precision for w in ways} == {"32-true", "bf16-mixed", "bf16-true"}
     assert len(ways) == 3 * 2 * 2  # no CUDA graphs
     monkeypatch.setattr("cnnbench.hardware.choose_device", lambda _: torch.device("cuda", 0))
-    _, ways = _config(everything)
+    _, ways = ways_of(everything)
     assert len(ways) == 2 * (6 * 3 - 1)  # of 16-mixed there are no graphs
 
 

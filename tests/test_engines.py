@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -92,6 +93,18 @@ def test_session_of_a_fixed_batch_computes_the_same(
         torch.testing.assert_close(logits_of(session, x), small(x), rtol=1e-4, atol=1e-5)
     assert session.facts["batch_size"] == batch_size
     assert session.facts["threads"] == torch.get_num_threads()
+
+
+def test_images_bound_to_a_session_give_the_same_logits(files: dict[str, Path], small: nn.Module) -> None:
+    """The calls that a GPU gets, with the memory of the host in place of that of a GPU."""
+    session: Any = open_session("onnxruntime", files["onnx"], "32-true", CPU)
+    session._place = ("cpu", 0)
+    first, second = torch.randn(2, 3, 1, 32, 32)
+    prepared = session.prepare(first)
+    with torch.inference_mode():
+        torch.testing.assert_close(logits_of(session, second), small(second), rtol=1e-4, atol=1e-5)
+        expected = small(first)
+    assert np.allclose(session.run(prepared).numpy(), expected.numpy(), atol=1e-5)
 
 
 def test_sizes_on_disk_are_those_of_the_weights_and_little_more(files: dict[str, Path], small: nn.Module) -> None:

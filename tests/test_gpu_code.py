@@ -250,7 +250,7 @@ def test_peaks_that_cannot_be_measured_again_cost_no_figures(
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return first.pop()
 
-    for module in ("cnnbench.roofline.bounds", "cnnbench.commands.speed_run"):
+    for module in ("cnnbench.roofline.bounds", "cnnbench.commands.speed_timing"):
         monkeypatch.setattr(f"{module}.peaks_now", peaks_now)
     options = (
         "--device=cpu --precision=32-true --batch_size=2 --train_batch_size=2 --rounds=1 --out=p --records=r.jsonl"

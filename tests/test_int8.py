@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import struct
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from torch import nn
 
 from cnnbench.cli import main
 from cnnbench.commands import export_run
+from cnnbench.commands.speed import Options
+from cnnbench.commands.speed_ways import ways_of
 from cnnbench.data.module import ImageDataModule
 from cnnbench.data.sets import Synthetic
 from cnnbench.engines import ENGINES, FORMATS, find_quantiser
@@ -404,3 +408,24 @@ def test_processors_without_vnni_get_seven_bits(
     monkeypatch.setattr("cnnbench.machine.CPU_INFO", file)
     monkeypatch.setattr("cnnbench.machine.platform.machine", lambda: machine)
     assert may_saturate() is saturates
+
+
+def test_all_number_formats_include_int8_where_its_tool_is_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    options = Options(models=("LeNet5",), engine="torch,onnxruntime,openvino", precision="all", device="cpu")
+
+    def rows_of(options: Options) -> set[tuple[str, str]]:
+        return {(way.engine, way.precision) for way in ways_of(options)[1] if way is not None}
+
+    rows = rows_of(options)
+    assert {("onnxruntime", "int8"), ("openvino", "int8"), ("torch", "32-true"), ("openvino", "32-true")} <= rows
+    assert ("torch", "int8") not in rows
+    assert ("onnxruntime", "bf16-true") not in rows
+    capsys.readouterr()
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "nncf" else found(name))
+    assert rows_of(options) == rows - {("openvino", "int8")}
+    assert "nncf" in capsys.readouterr().err
+    with pytest.raises(UserError, match="nncf"):
+        ways_of(replace(options, precision="int8"))

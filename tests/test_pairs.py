@@ -19,6 +19,7 @@ from cnnbench.predictions import Predictions, write_predictions
 from cnnbench.record import Record, load_records, located, predictions_beside, write_record
 from cnnbench.report.classes import hardest_sentences
 from cnnbench.report.compare import compare
+from cnnbench.report.exports import Pivot
 from cnnbench.report.outputs import Report, classes_csv, json_document, to_markdown, write_report
 from cnnbench.report.pairs import MOST_SHOWN, OVER_SEEDS, Pairs, Verdict, pair_verdicts
 from cnnbench.report.reliability import reliability_diagram
@@ -54,6 +55,16 @@ SHARES = {"VGG16": 0.75, "LeNet5": 0.45, "ResNet18": 0.55}
 
 def _three() -> list[Record]:
     return [_run("run", model, _answers(share, place)) for place, (model, share) in enumerate(SHARES.items())]
+
+
+def test_the_pivot_pairs_single_seeds_by_their_images() -> None:
+    """A network that is right for 6 more images, and wrong for none, of which 225 of 300 are right, is better."""
+    right = np.arange(IMAGES) < 225
+    records = [_run("run", "P", np.arange(IMAGES) < 231), _run("run", "Q", right)]
+    assert Pivot(records).best_of("MNIST") == {"P"}
+    # Without the predictions the two count as independent, and 6 of 300 images are then no difference.
+    predictions_beside(records[0]).unlink()
+    assert Pivot(records).best_of("MNIST") == {"P", "Q"}
 
 
 def test_pairs_have_the_p_values_of_statsmodels() -> None:

@@ -16,11 +16,8 @@ import torch
 from torch import Tensor
 
 from cnnbench.errors import UserError
-from cnnbench.stats import Interval, McNemar, mcnemar, paired_interval, wilson_interval
+from cnnbench.stats import ALPHA, Interval, McNemar, mcnemar, paired_interval, wilson_interval
 from cnnbench.text import number_of
-
-ALPHA = 0.05
-"""Largest p value at which a sentence says that two networks differ."""
 
 
 def right_answers(logits_of: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> np.ndarray:
@@ -122,12 +119,15 @@ class Paired:
         file, network = self.accuracies
         only_file, only_network = self.only
         both = f"Accuracy on {self.images}: {file.words} in {self.file}, {network.words} in float32 in torch."
-        if not only_file and not only_network:
-            # Resampling the same answers would give an interval without width.
-            return [both, "Both are right for exactly the same images, so the two are not shown to differ."]
         low, high = self.difference.low, self.difference.high
         assert low is not None
         assert high is not None
+        if not only_file and not only_network:
+            return [
+                both,
+                "Both are right for exactly the same images, so the two are not shown to differ (95 % interval of the "
+                f"difference {100 * low:+.2f} to {100 * high:+.2f} points).",
+            ]
         verdict = "differ" if self.differ else "are not shown to differ"
         p = f"= {self.test.p:.3f}" if self.test.p >= 0.001 else "< 0.001"
         return [

@@ -80,7 +80,8 @@ class OnnxSession:
                 f"ONNX Runtime has no {provider} here ({', '.join(available)}); install onnxruntime-gpu in place of "
                 "onnxruntime, or give --device cpu"
             )
-        self._device = device
+        # Device and number of the memory that images and logits are bound to; None for arrays in that of the host.
+        self._place = None if device.type == "cpu" else ("cuda", device.index or 0)
         on_cpu = device.type == "cpu"
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
@@ -108,21 +109,24 @@ class OnnxSession:
         }
 
     def prepare(self, images: Tensor) -> Any:
-        """Return images, (N, C, H, W), as an array, or on a GPU as a value in its memory."""
+        """Return images, (N, C, H, W), as an array, or on a GPU bound to the session, in the memory of the GPU."""
         array = images.detach().contiguous().cpu().numpy()
-        if self._device.type == "cpu":
+        if self._place is None:
             return array
-        return onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", self._device.index or 0)
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input(self._input, onnxruntime.OrtValue.ortvalue_from_numpy(array, *self._place))
+        binding.bind_output(OUTPUT, *self._place)
+        return binding
 
     def run(self, images: Any) -> Any:
-        """Return the logits of prepared images as an array, (N, K), in the memory of the host."""
-        if self._device.type == "cpu":
+        """Return the logits of prepared images, (N, K): as an array, or on a GPU as a value in its memory.
+
+        The call ends when they are computed. As in torch, nothing is copied from the GPU.
+        """
+        if self._place is None:
             return self._session.run(None, {self._input: images})[0]
-        binding = self._session.io_binding()
-        binding.bind_ortvalue_input(self._input, images)
-        binding.bind_output(OUTPUT, "cuda", self._device.index or 0)
-        self._session.run_with_iobinding(binding)
-        return binding.get_outputs()[0].numpy()
+        self._session.run_with_iobinding(images)
+        return images.get_outputs()[0]
 
 
 def _share_pool(threads: int) -> None:

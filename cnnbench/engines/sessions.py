@@ -104,5 +104,8 @@ def logits_of(session: Session, images: Tensor) -> Tensor:
     output = session.run(session.prepare(images))
     if isinstance(output, Tensor):
         return output.float().cpu()
+    if hasattr(output, "numpy"):
+        # A value of ONNX Runtime in the memory of a GPU.
+        output = output.numpy()
     # A copy, because an engine may write its next result to the same memory.
     return torch.from_numpy(np.array(output, dtype=np.float32))

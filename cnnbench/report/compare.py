@@ -18,16 +18,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from cnnbench.errors import UserError
 from cnnbench.measures import Figure, Work, figures, measure_of
 from cnnbench.record import Record
 from cnnbench.report.contenders import by_seed
 from cnnbench.report.settings import Setting, affecting
-from cnnbench.report.stored_predictions import usable_predictions
+from cnnbench.report.stored_predictions import right_with_one_only
 from cnnbench.stats import (
     ALIKE,
+    ALPHA,
     NORMAL_QUANTILE,
     Interval,
     MeanDifference,
@@ -640,14 +639,14 @@ _ABOUT_ONE_SEED = "one seed: about these two trained networks, not about the rec
 def _difference_by_images(pair: _Pair, before: float, after: float) -> tuple[float, float, bool, str]:
     """Compare the accuracies of two single trainings.
 
-    If the predictions of both are known, and are of the same images, McNemar's test decides, and the interval is a
-    bootstrap over images. Otherwise the two count as independent (Newcombe 1998), which gives a wider interval.
+    If the predictions of both are known, and are of the same images, McNemar's test decides, and the interval is
+    that of `paired_interval`. Otherwise the two count as independent (Newcombe 1998), which gives a wider interval.
 
     Returns:
         The ends of the interval, whether the two are found to differ, and a note on the method.
     """
     images = pair.first[0].data["test_images"]
-    counts = _right_with_one_only(pair.first[0], pair.second[0]) if pair.figure.key == "test_accuracy" else None
+    counts = right_with_one_only(pair.first[0], pair.second[0]) if pair.figure.key == "test_accuracy" else None
     if counts is None:
         low, high = newcombe_interval(round(after * images), images, round(before * images), images)
         return low, high, not low <= 0 <= high, _ABOUT_ONE_SEED
@@ -661,20 +660,7 @@ def _difference_by_images(pair: _Pair, before: float, after: float) -> tuple[flo
     )
     assert interval.low is not None
     assert interval.high is not None
-    return interval.low, interval.high, found.p <= 0.05, note
-
-
-def _right_with_one_only(first: Record, second: Record) -> tuple[int, int] | None:
-    """Return the number of images that only A classifies right, and that of those that only B does.
-
-    Return None if the predictions of a side are not known, or are not of the same images.
-    """
-    if first.data.get("fingerprint") != second.data.get("fingerprint"):
-        return None
-    a, b = usable_predictions(first), usable_predictions(second)
-    if a is None or b is None or not np.array_equal(a.true, b.true):
-        return None
-    return int((a.right & ~b.right).sum()), int((b.right & ~a.right).sum())
+    return interval.low, interval.high, found.p <= ALPHA, note
 
 
 def _difference_over_seeds(before: Mapping[int, float], after: Mapping[int, float]) -> tuple[MeanDifference, str]:

@@ -18,7 +18,8 @@ from cnnbench.report.contenders import Contender, compare_alike, contenders, suf
 from cnnbench.report.findings import DASH, listed
 from cnnbench.report.outputs import MarkdownPage, Report
 from cnnbench.report.settings import in_group
-from cnnbench.stats import Interval, mean_difference, newcombe_interval, paired_difference
+from cnnbench.report.stored_predictions import right_with_one_only
+from cnnbench.stats import Interval, mean_difference, newcombe_interval, paired_difference, paired_interval
 
 KEY = "test_accuracy"
 """Figure in the cells of the pivot."""
@@ -185,7 +186,7 @@ def _difference(best: Contender, other: Contender) -> Interval:
     """Return the accuracy of one network minus that of another, with its interval.
 
     It is paired over common seeds, if there are two or more; else Welch's over the seeds; else by the test images of
-    two trained networks.
+    two trained networks, which are paired if the predictions of both are known.
     """
     a, b = best.by_seed(KEY), other.by_seed(KEY)
     common = [seed for seed in a if seed in b]
@@ -194,6 +195,9 @@ def _difference(best: Contender, other: Contender) -> Interval:
     if max(len(a), len(b)) > 1:
         return mean_difference(list(a.values()), list(b.values())).interval
     images = best.records[0].data["test_images"]
+    paired = right_with_one_only(best.records[0], other.records[0])
+    if paired is not None:
+        return paired_interval(*paired, images)
     x, y = best.mean(KEY), other.mean(KEY)
     return Interval(x - y, *newcombe_interval(round(x * images), images, round(y * images), images))
 

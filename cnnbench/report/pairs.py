@@ -26,11 +26,18 @@ from cnnbench.report.findings import first_sentences, listed
 from cnnbench.report.seeds import SeedTable
 from cnnbench.report.settings import affecting
 from cnnbench.report.stored_predictions import predictions_of
-from cnnbench.stats import Bootstrap, Interval, holm, mcnemar, over_seeds_and_images, paired_bootstrap, paired_interval
+from cnnbench.stats import (
+    ALPHA,
+    Bootstrap,
+    Interval,
+    holm,
+    mcnemar,
+    over_seeds_and_images,
+    paired_bootstrap,
+    paired_interval,
+)
 from cnnbench.text import number_of
 
-ALPHA = 0.05
-"""Largest p value, after Holm's correction, at which a sentence says that two networks differ."""
 MOST_NETWORKS = 60
 """Largest number of networks on one data set that are compared with each other: the most accurate ones."""
 MOST_SHOWN = 10
@@ -322,10 +329,10 @@ class Pairs:
 _EXPLANATION = (
     "Each row compares a network with the next most accurate one, on the same test images under the same settings. "
     "First only and second only: images that one of the two gets right and the other does not. With one seed each, the "
-    "test is McNemar's (exact below 25 such images, else chi-square with continuity correction), the interval is a "
-    "bootstrap over images that are the same for both, and both are about these two trained networks. With several "
-    "seeds each, seeds and images are resampled, and Student's distribution allows for few seeds. The p values are "
-    "corrected by Holm's method for all pairs on the data set; the intervals are not."
+    "test is McNemar's (exact below 25 such images, else chi-square with continuity correction), the interval is "
+    "Bonett and Price's for paired shares, and both are about these two trained networks. With several seeds each, "
+    "seeds and images are resampled, and Student's distribution allows for few seeds. The p values are corrected by "
+    "Holm's method for all pairs on the data set; the intervals are not."
 )
 
 

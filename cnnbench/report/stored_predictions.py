@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from cnnbench.errors import UserError
 from cnnbench.predictions import Predictions, read_predictions
 from cnnbench.record import Record, predictions_beside
@@ -29,3 +31,16 @@ def usable_predictions(record: Record, scores: bool = False) -> Predictions | No
         return predictions_of(record, scores)
     except UserError:
         return None
+
+
+def right_with_one_only(first: Record, second: Record) -> tuple[int, int] | None:
+    """Return how many images only the first network classifies right, and how many only the second.
+
+    Return None if the predictions of a network are not known, or are not of the same images.
+    """
+    if first.data.get("fingerprint") != second.data.get("fingerprint"):
+        return None
+    a, b = usable_predictions(first), usable_predictions(second)
+    if a is None or b is None or not np.array_equal(a.true, b.true):
+        return None
+    return int((a.right & ~b.right).sum()), int((b.right & ~a.right).sum())

@@ -34,6 +34,8 @@ _TIPS = (
     "The following callbacks returned in",
     "You are using the plain ModelCheckpoint callback",
     "Trainer already configured with",
+    "Received SIGTERM: ",  # the command itself says that it stops, and how to go on
+    "Bypassing SIGTERM: ",
 )
 """Starts of messages of Lightning, or parts of them, that say nothing to act on in a run of this package."""
 _NOT_ABOUT_THE_RUN = (
