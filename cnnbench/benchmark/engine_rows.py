@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cnnbench import progress
 from cnnbench.benchmark.opened import Opened, first_images
 from cnnbench.benchmark.plan import EngineRow, Plan
 from cnnbench.calibration import calibration_error
@@ -157,6 +158,7 @@ def _export_untrained(plan: Plan, folder: Path) -> tuple[dict[str, dict[str, Pat
     for number, row in enumerate(row for row in _rows_to_time(plan) if row.engine != TORCH):
         torch.manual_seed(0)
         name, path = timed_name(opened, row), folder / f"{number}{_suffix(row)}"
+        progress.now(1.0, f"writing {name}")
         try:
             _write(plan, opened, row, opened.build(row.cell), path)
         except Stopped:
@@ -208,6 +210,7 @@ def test_rows(plan: Plan, rows: Sequence[EngineRow], weights: Path, folder: Path
     opened = Opened(plan.only(rows[0].cell), _say_nothing)
     results: Figures = {}
     for row in rows:
+        progress.now(1.0, f"testing {row.key}")
         try:
             model = opened.build(row.cell)
             model.load_state_dict(open_checkpoint(weights)["state_dict"])

@@ -120,6 +120,11 @@ def _panel(ax: Axes, view: EngineView, title: str) -> None:
         look = styles[way]
         marker = SHAPES[look.shape]
         handles.append(Line2D([], [], color=look.colour, marker=marker, linestyle="", label=view.names[way]))
+    if any(low < high for low, _, high in map(_ends, view.cells.values())):
+        handles.append(Line2D([], [], color="#555555", linewidth=1.4, label="95 % interval"))
+    if any(cell.suspect for cell in view.cells.values()):
+        suspect = {"marker": "o", "markerfacecolor": "white", "linestyle": ""}
+        handles.append(Line2D([], [], color="#555555", label="suspect time", **suspect))
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
 
 
