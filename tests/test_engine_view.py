@@ -378,7 +378,12 @@ def test_picture_has_a_mark_per_network_and_way_sorted_by_torch() -> None:
         "torch float32",
         "ONNX Runtime float32",
         "OpenVINO bfloat16",
+        "95 % interval",
     ]
+    records[0].measures["suspect"] = ["latency drifted"]
+    doubtful = engine_pictures.draw(records)
+    assert doubtful is not None
+    assert [text.get_text() for text in doubtful.axes[0].get_legend().get_texts()][-1] == "suspect time"
     assert engine_pictures.draw(rows(TORCH)) is None
 
 
