@@ -32,6 +32,12 @@ def plain(value: float) -> str:
     return f"{value:#.3g}".rstrip(".") if abs(value) < 1000 else f"{value:,.0f}"
 
 
+def mebibytes(value: float) -> str:
+    """Return a number of bytes in MiB: with three significant digits below 10, and as a whole number from there on."""
+    number = value / 2**20
+    return plain(number) if number < 10 else f"{number:,.0f}"
+
+
 def percent(share: float) -> str:
     """Return a share in per cent: a whole number from 10 % on, and two significant digits below."""
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"

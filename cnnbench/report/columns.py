@@ -14,7 +14,7 @@ from cnnbench.record import Record
 from cnnbench.references import percent, reference_of
 from cnnbench.report.findings import DASH
 from cnnbench.report.settings import budget
-from cnnbench.units import short
+from cnnbench.units import mebibytes, short
 
 
 @dataclass(frozen=True)
@@ -80,18 +80,13 @@ def _rate(value: float) -> str:
     return f"{rounded:,.0f}"
 
 
-def _mebibytes(value: float) -> str:
-    """Return a number of bytes in MiB."""
-    return f"{value / 2**20:,.0f}"
-
-
 _FORMATS: dict[Kind, Callable[[float], str]] = {
     "count": short,
     "number": _significant,
     "amount": _significant,
     "ms": _significant,
     "per second": _rate,
-    "bytes": _mebibytes,
+    "bytes": mebibytes,
 }
 
 

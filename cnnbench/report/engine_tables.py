@@ -10,7 +10,7 @@ from cnnbench.report.findings import DASH
 from cnnbench.report.seeds import SeedTable
 from cnnbench.report.ways import Way
 from cnnbench.stats import FEWEST_FOR_CORRELATION, FEWEST_FOR_CORRELATION_INTERVAL, FEWEST_ROUNDS, Interval
-from cnnbench.units import plain
+from cnnbench.units import mebibytes, plain
 
 SUSPECT = "?"
 """Mark of a latency that the run doubts which measured it, as in the other tables."""
@@ -272,7 +272,7 @@ def _ends(interval: Interval) -> str:
 
 
 def _size(cell: Cell) -> str:
-    return DASH if cell.file_bytes is None else plain(cell.file_bytes / 2**20)
+    return DASH if cell.file_bytes is None else mebibytes(cell.file_bytes)
 
 
 def _accuracy(cell: Cell) -> str:

@@ -107,9 +107,9 @@ class Report:
         return columns_of(self.records)
 
     @cached_property
-    def models(self) -> list[str]:
-        """Return the names of the networks in the order of their first appearance."""
-        return list(dict.fromkeys(r.model for r in self.records))
+    def networks(self) -> list[str]:
+        """Return the names of the networks, whatever the ways they ran, in the order of their first appearance."""
+        return list(dict.fromkeys(r.network for r in self.records))
 
     @cached_property
     def seeds(self) -> Seeds:
@@ -193,9 +193,9 @@ class Report:
     @property
     def lead(self) -> str:
         """Return one sentence that says what was measured, on which machine and when."""
-        networks = f"{len(self.models):,} networks"
-        if len(self.models) <= MANY:
-            networks = ", ".join(self.models)
+        networks = f"{len(self.networks):,} networks"
+        if len(self.networks) <= MANY:
+            networks = ", ".join(self.networks)
         devices: dict[str, None] = {}
         formats: dict[str, None] = {}
         for r in self.records:

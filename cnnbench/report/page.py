@@ -167,6 +167,11 @@ class Page:
             made.append(Engines(engine_tables.heading(view, views), words, notes, panel, engine_tables.tables(view)))
         return made
 
+    @property
+    def has_accuracies(self) -> bool:
+        """Return whether the table has a column of accuracies."""
+        return any(column.key in ("reference_accuracy", "test_accuracy") for column in self.columns)
+
     @cached_property
     def sorted_by(self) -> str:
         """Return the key of the column by which all rows are sorted; empty if a row has no value there."""

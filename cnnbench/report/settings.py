@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from cnnbench.engines import TORCH
 from cnnbench.record import Record
 
 NOT_SAID = "not said"
@@ -148,7 +149,7 @@ ALL = (
     ),
     Setting("memory_format", "config", (*ACCURACY, *TIMES), "row", _OR_NOT_SAID),
     Setting("mode", "config", (*ACCURACY, *TIMES), "row", unsaid="eager"),
-    Setting("engine", "config", (*ACCURACY, *TIMES), "row", unsaid="torch"),
+    Setting("engine", "config", (*ACCURACY, *TIMES), "row", unsaid=TORCH),
     Setting("cudnn_benchmark", "config", (*ACCURACY, *TIMES), "row", "cuDNN benchmark {}".format, unsaid=False),
     Setting("device", "environment", TIMES, "row", _OR_NOT_SAID),
     Setting(f"device{TIME_LIMITED}", "environment", ACCURACY, "", _or_nothing("{}"), read=_if_time_limited("device")),
@@ -206,7 +207,12 @@ _FIGURES: dict[Dependent, str] = {
 
 
 def applies(row: Setting, record: Record) -> bool:
-    """Return whether a record has a figure that depends on a setting; always true if no figure depends on it."""
+    """Return whether a record has a figure that depends on a setting; always true if no figure depends on it.
+
+    The order of the images in memory is a choice of torch's rows alone.
+    """
+    if row.name == "memory_format" and BY_NAME["engine"].value(record) != TORCH:
+        return False
     accuracies = any(key.endswith("accuracy") for key in record.measures)
     for kind in row.affects:
         if accuracies if kind == "accuracy" else _FIGURES[kind] in record.measures:

@@ -17,7 +17,7 @@ from rich.text import Text
 from cnnbench.engines import ENGINES
 from cnnbench.record import KINDS, Record
 from cnnbench.stats import FEWEST_ROUNDS, Interval, paired_ratio, shift
-from cnnbench.units import percent, plain, with_unit
+from cnnbench.units import mebibytes, percent, plain, with_unit
 
 SUSPECT = " (suspect)"
 SPEED_COLUMNS = {
@@ -429,5 +429,5 @@ def _shown(key: str, value: float | None) -> str:
     if value is None:
         return "-"
     if key.endswith("_bytes"):
-        return plain(value / 2**20) if value < 10 * 2**20 else f"{value / 2**20:,.0f}"
+        return mebibytes(value)
     return plain(value)
