@@ -56,6 +56,11 @@ class Stopped(BaseException):
         return 128 + self.number
 
 
+def reason(error: BaseException) -> str:
+    """Return why a part of a command failed: the message of a `UserError`, or the `first_line` of any other error."""
+    return str(error) if isinstance(error, UserError) else first_line(error)
+
+
 def first_line(error: BaseException) -> str:
     """Return the class and the first line of an error of foreign code, at most 300 characters."""
     return f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]

@@ -22,14 +22,14 @@ from cnnbench.benchmark.plan import EngineRow, Plan
 from cnnbench.calibration import calibration_error
 from cnnbench.checkpoints import open_checkpoint
 from cnnbench.confusion import accuracy
-from cnnbench.engines import CALIBRATION_IMAGES, ENGINES, FORMATS, INT8, TORCH
+from cnnbench.engines import CALIBRATION_IMAGES, ENGINES, INT8, TORCH
 from cnnbench.engines.export import Deployed, bytes_of_weights, bytes_on_disk, write_for_engine
 from cnnbench.engines.sessions import logits_of, open_session
-from cnnbench.errors import Stopped, UserError, first_line
+from cnnbench.errors import Stopped, reason
 from cnnbench.hardware import numbers, weights_type
 from cnnbench.measures import COMPLEXITY
 from cnnbench.predictions import MOST_CLASSES, Predictions, write_predictions
-from cnnbench.record import KINDS, Record
+from cnnbench.record import INFERENCE_KINDS, Record
 from cnnbench.timing.processes import in_groups, in_process, scratch_folder
 from cnnbench.timing.speed import SpeedConfig, Subject
 from cnnbench.timing.timed_network import Way
@@ -63,7 +63,7 @@ def with_engine(environment: Mapping[str, Any], *engines: str) -> dict[str, Any]
 def settings_of(row: EngineRow, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a row, from those of its cell.
 
-    The number format is that of the engine. The one of the training is in the reason for it.
+    ``precision`` is that of the engine, and ``precision_reason`` names that of the training.
     """
     changed: dict[str, Any] = {
         "network": row.cell.model,
@@ -99,7 +99,7 @@ def content_of(row: EngineRow, main: Record, speed: Mapping[str, Any], tested: M
         errors.append(tested["error"])
     if "error" in speed:
         errors.append(f"timing failed: {speed['error']}")
-    skipped = {name: "taken of the network in torch alone" for name in main.config["measures"] if name not in TAKEN}
+    skipped = {name: "measured only for the network in torch" for name in main.config["measures"] if name not in TAKEN}
     skipped |= {name: why for name, why in main.skipped.items() if name in TAKEN}
     return {
         "status": "error" if errors else "ok",
@@ -115,7 +115,7 @@ def content_of(row: EngineRow, main: Record, speed: Mapping[str, Any], tested: M
 # Timing
 
 
-def time_rows(
+def time_engine_rows(
     plan: Plan,
     config: SpeedConfig,
     figures_of: Callable[..., Figures],
@@ -157,14 +157,14 @@ def _export_untrained(plan: Plan, folder: Path) -> tuple[dict[str, dict[str, Pat
     failed: Figures = {}
     for number, row in enumerate(row for row in _rows_to_time(plan) if row.engine != TORCH):
         torch.manual_seed(0)
-        name, path = timed_name(opened, row), folder / f"{number}{_suffix(row)}"
+        name, path = timed_name(opened, row), folder / f"{number}{ENGINES[row.engine].suffix}"
         progress.now(1.0, f"writing {name}")
         try:
             _write(plan, opened, row, opened.build(row.cell), path)
         except Stopped:
             raise
         except BaseException as error:  # whatever a network or an exporter raises is the failure of this row alone
-            failed[name] = _failure(error)
+            failed[name] = {"error": reason(error)}
         else:
             files.setdefault(row.engine, {})[name] = path
     return files, failed
@@ -184,7 +184,7 @@ def subjects_of(plan: Plan, opened: Opened, engine: str, files: Mapping[str, Pat
             opened.image_shape(row.cell),
             data.num_classes,
             way=Way(row.precision, cudnn_benchmark=benchmark, engine=engine),
-            kinds=KINDS[:2],  # inference alone
+            kinds=INFERENCE_KINDS,
             images=partial(first_images, data),
             file=files.get(name),
         )
@@ -218,7 +218,7 @@ def test_rows(plan: Plan, rows: Sequence[EngineRow], weights: Path, folder: Path
         except Stopped:
             raise
         except BaseException as error:  # the other rows go on
-            results[row.key] = _failure(error)
+            results[row.key] = {"error": reason(error)}
     return results
 
 
@@ -233,7 +233,7 @@ def _tested(plan: Plan, opened: Opened, row: EngineRow, model: ImageClassifier, 
             compute = _torchs_logits(model, row.precision, device)
             size = bytes_of_weights(model)
         else:
-            path = Path(scratch) / f"network{_suffix(row)}"
+            path = Path(scratch) / f"network{ENGINES[row.engine].suffix}"
             quantisation = _write(plan, opened, row, model, path)
             session = open_session(row.engine, path, row.precision, device)
             if quantisation:
@@ -319,17 +319,6 @@ def _write(plan: Plan, opened: Opened, row: EngineRow, model: ImageClassifier, p
         calibration,
         calibrated_on,
     )
-
-
-def _suffix(row: EngineRow) -> str:
-    """Return the end of the name of a row's file."""
-    return FORMATS[ENGINES[row.engine].format].suffix
-
-
-def _failure(error: BaseException) -> dict[str, Any]:
-    """Return the entry of a row that failed, with the first line of its error."""
-    # The messages of this package are sentences of their own.
-    return {"error": str(error) if isinstance(error, UserError) else first_line(error)}
 
 
 def _say_nothing(text: str) -> None:

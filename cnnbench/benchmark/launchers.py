@@ -1,4 +1,4 @@
-"""Launchers: where the cells of a benchmark are measured, in this process or by an engine for many machines.
+"""Launchers: where the cells of a benchmark are measured, in this process or by a scheduler for many machines.
 
 The cells of a grid are independent of each other once the networks have been timed. A launcher gets them all, and
 yields the record of each as soon as it is there. A cell whose process dies is measured again, up to `RETRIES` times.
@@ -33,7 +33,7 @@ from cnnbench.registry import optional
 RETRIES = 2
 """How many times a cell whose process has died is measured again."""
 POLL_S = 0.5
-"""Seconds between two looks at the jobs of an engine."""
+"""Seconds between two looks at the jobs of a scheduler."""
 JOBS_FILE = "jobs.txt"
 """File with the ids of the jobs of SLURM that a run waits for."""
 LARGEST_ARRAY = 1000
@@ -66,7 +66,7 @@ class Launcher(Protocol):
             folder: Run folder.
 
         Raises:
-            UserError: The engine cannot be used.
+            UserError: The scheduler cannot be used.
         """
 
 
@@ -131,7 +131,7 @@ def _only(options: Mapping[str, Any], valid: Sequence[str]) -> Mapping[str, Any]
 
 
 def _measured(job: Job, threads: int) -> Record:
-    """Measure a cell in a process of an engine, with as many threads as the process that launched it."""
+    """Measure a cell in a process of a scheduler, with as many threads as the process that launched it."""
     torch.set_num_threads(threads)
     return job.measure()
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from cnnbench.engines import ENGINES, TORCH
+from cnnbench.engines import ENGINES, TORCH, check_precision
 from cnnbench.errors import UserError, unknown
 from cnnbench.files import parse_json, read_text, without_checksum, write_checked_json
 from cnnbench.measures import MEASURES
@@ -273,9 +273,7 @@ class Plan:
         if not all(ENGINES[name].precisions(self.device) for name in self.engines):
             return
         for precision in self.engine_precisions:
-            if not any(self._computes_in(engine, precision) for engine in self.engines):
-                known = {each for name in self.engines for each in ENGINES[name].precisions(self.device)}
-                raise unknown("engine_precision", precision, sorted(known))
+            check_precision("engine_precision", precision, [ENGINES[name] for name in self.engines], self.device)
 
     def _computes_in(self, engine: str, precision: str) -> bool:
         """Return whether an engine computes in a number format on the device of the plan."""

@@ -401,9 +401,9 @@ class _Run:
     def _launch(
         self, launcher: Launcher, pending: Sequence[Cell], speed: Mapping[str, Any], done: dict[str, Record]
     ) -> None:
-        """Let an engine measure cells, and write the record of each as soon as it is there."""
+        """Let a scheduler measure cells, and write the record of each as soon as it is there."""
         cells = {cell.key: cell for cell in pending}
-        # An engine's processes may have another working folder.
+        # A scheduler's processes may have another working folder.
         folder = self.folder.resolve()
         jobs = []
         for cell in pending:
@@ -413,7 +413,7 @@ class _Run:
             for key, result in launcher.run(jobs, folder):
                 cell = cells[key]
                 record = self._make_record(cell, status="error", reason=result) if isinstance(result, str) else result
-                # The process of an engine has a machine of its own, and not the command that the user typed.
+                # The process of a scheduler has a machine of its own, and not the command that the user typed.
                 command = {"command_line": self.environment["command_line"]}
                 record = replace(record, environment={**record.environment, **command})
                 done[key] = self._write(record, key)
@@ -577,7 +577,7 @@ class _Run:
         # About 6 seconds per network, which is only a guess.
         self.display.expect("speed", 6.0 * len(subjects))
         if self.plan.engine_ways():
-            figures = engine_rows.time_rows(self.plan, config, _figures_of, self._say_engine)
+            figures = engine_rows.time_engine_rows(self.plan, config, _figures_of, self._say_engine)
         elif self.plan.processes > 1:
             figures = in_processes(self.plan.processes, config, _figures_of, self.plan, on_start=self._say_process)
         else:

@@ -15,7 +15,7 @@ from cnnbench.options import option
 
 EXAMPLE = "SimpleCNN --weights reference --data CIFAR10 --to onnx --normalise"
 PRECISIONS = ("32-true", "bf16-true", "16-true", INT8)
-"""Default number of training images from which a network is quantised."""
+"""Number formats of ``--precision``."""
 
 
 @dataclass(frozen=True, kw_only=True)

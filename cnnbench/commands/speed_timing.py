@@ -18,11 +18,11 @@ from cnnbench.commands.named_networks import find_networks
 from cnnbench.commands.speed import Options
 from cnnbench.commands.speed_ways import Row
 from cnnbench.console import note, stdout_kept
-from cnnbench.engines import ENGINES, FORMATS, INT8, TORCH
+from cnnbench.engines import ENGINES, INT8, TORCH
 from cnnbench.engines.export import ON_NOISE, bytes_of_weights, calibration_noise, write_for_engine
-from cnnbench.errors import Stopped, UserError, first_line
+from cnnbench.errors import Stopped, UserError, reason
 from cnnbench.network import Network
-from cnnbench.record import KINDS
+from cnnbench.record import INFERENCE_KINDS, KINDS
 from cnnbench.roofline.bounds import Survey, peaks_now, survey
 from cnnbench.timing.process_memory import inference_growth, resident_growth
 from cnnbench.timing.processes import in_groups, in_process, in_processes, scratch_folder
@@ -155,7 +155,7 @@ def _export(
             continue
         precision = (row.way or config.way).precision
         _say(number / len(rows), f"export {row.name}")
-        path = folder / f"{number}{FORMATS[engine.format].suffix}"
+        path = folder / f"{number}{engine.suffix}"
         try:
             torch.manual_seed(options.seed)
             network, noise = row.network, None
@@ -175,7 +175,7 @@ def _export(
         except Stopped:
             raise
         except BaseException as error:  # whatever a network raises is its own failure; the others go on
-            failed[row.name] = {"error": str(error) if isinstance(error, UserError) else first_line(error)}
+            failed[row.name] = {"error": reason(error)}
         else:
             files[row.name] = path
             if facts:
@@ -189,7 +189,7 @@ def _small_files(config: SpeedConfig, rows: Sequence[Row], folder: Path) -> dict
     for way in dict.fromkeys(row.way for row in rows):
         if way is None or way.engine == TORCH:
             continue
-        path = folder / f"small-{len(files)}{FORMATS[ENGINES[way.engine].format].suffix}"
+        path = folder / f"small-{len(files)}{ENGINES[way.engine].suffix}"
         noise = calibration_noise(SMALL_IMAGE, config.seed) if way.precision == INT8 else None
         write_for_engine(
             small_network(), SMALL_IMAGE, "small", way.engine, way.precision, config.device, path, noise, ON_NOISE
@@ -300,7 +300,7 @@ def _subjects(
         files: Files of the networks that other engines than torch run, by the name of the row.
         inference_only: Whether to leave out training steps, since the rows are compared with engines that have none.
     """
-    kinds = KINDS[:2] if inference_only else KINDS
+    kinds = INFERENCE_KINDS if inference_only else KINDS
     subjects = {}
     for row in rows:
         network = row.network

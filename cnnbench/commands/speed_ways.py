@@ -16,7 +16,7 @@ import torch
 from cnnbench import hardware
 from cnnbench.commands.speed import Options
 from cnnbench.console import note
-from cnnbench.engines import ENGINES, INT8, TORCH, Engine, find_engine, find_quantiser
+from cnnbench.engines import ENGINES, INT8, TORCH, Engine, check_precision, find_engine, find_quantiser
 from cnnbench.errors import UserError, unknown
 from cnnbench.network import Network
 from cnnbench.registry import split_names
@@ -92,7 +92,7 @@ def check_ways(options: Options, config: SpeedConfig, ways: Sequence[Way | None]
             # None stands for the only way, that of the configuration.
             way = named or config.way
             if way.mode == "compile":
-                raise UserError("--memory would find what the compiler takes; leave out --mode compile")
+                raise UserError("--memory would include the memory of the compiler; leave out --mode compile")
     for name, used in (("limits", options.limits), ("sweep", options.sweep)):
         if used and (len(ways) > 1 or options.processes > 1):
             raise UserError(f"--{name} is for one way and one process; leave out --processes, or the other ways")
@@ -114,10 +114,8 @@ def _config_of_engines(options: Options, device: torch.device) -> tuple[SpeedCon
     benchmark = device.type == "cuda" and options.cudnn_benchmark == "on"
     ways: list[Way | None] = []
     for precision in asked:
+        check_precision("precision", precision, engines, device.type)
         having = [engine for engine in engines if precision in engine.precisions(device.type)]
-        if not having:
-            known = {each for engine in engines for each in engine.precisions(device.type)}
-            raise unknown("precision", precision, sorted(known))
         for engine in engines:
             if engine not in having:
                 note(f"{engine.title} has no {precision} on device {device.type}, so that row is left out")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cnnbench.errors import UserError, unknown
@@ -56,7 +57,6 @@ class Format:
             ``open_session``. See `cnnbench.engines.export` and `cnnbench.engines.sessions`.
         modules: Modules, by name of their package, that write or read the format.
         extra: Extra of this package that installs them; empty if torch has everything.
-        runs_code: Whether loading such a file runs compiled code from it.
         quantiser: Tool that quantises networks for the engine that reads the format; None if there is none.
     """
 
@@ -66,7 +66,6 @@ class Format:
     module: str
     modules: tuple[str, ...] = ()
     extra: str = ""
-    runs_code: bool = False
     quantiser: Quantiser | None = None
 
 
@@ -103,6 +102,11 @@ class Engine:
         return bool(self.precisions(device)) and not _missing(self.modules)
 
     @property
+    def suffix(self) -> str:
+        """Return the end of the names of the files that the engine reads."""
+        return FORMATS[self.format].suffix
+
+    @property
     def version(self) -> str:
         """Return the version of the engine's package, or of the one that has its module, such as onnxruntime-gpu."""
         try:
@@ -114,51 +118,58 @@ class Engine:
             return f"{importlib.metadata.version(others[0])} ({others[0]})"
 
 
+_ONNX = ("onnx", "onnxscript", "onnxruntime")
+"""Modules for ONNX. ONNX Runtime is among them, because every exported file is run and compared."""
 FORMATS = {
     each.name: each
     for each in (
         Format(
             "onnx",
-            "ONNX",
-            ".onnx",
-            "cnnbench.engines.onnx_runtime",
-            ("onnx", "onnxscript", "onnxruntime"),
-            "onnxruntime",
+            title="ONNX",
+            suffix=".onnx",
+            module="cnnbench.engines.onnx_runtime",
+            modules=_ONNX,
+            extra="onnxruntime",
             quantiser=Quantiser(
                 "onnxruntime.quantization.quantize_static",
-                "onnxruntime",
-                "cnnbench.engines.onnx_int8",
-                (),
-                "onnxruntime",
+                package="onnxruntime",
+                module="cnnbench.engines.onnx_int8",
+                modules=(),
+                extra="onnxruntime",
             ),
         ),
         Format(
             "openvino",
-            "OpenVINO IR",
-            ".xml",
-            "cnnbench.engines.open_vino",
-            ("openvino",),
-            "openvino",
-            quantiser=Quantiser("nncf.quantize", "nncf", "cnnbench.engines.open_vino_int8", ("nncf",), "openvino"),
+            title="OpenVINO IR",
+            suffix=".xml",
+            module="cnnbench.engines.open_vino",
+            modules=("openvino",),
+            extra="openvino",
+            quantiser=Quantiser(
+                "nncf.quantize",
+                package="nncf",
+                module="cnnbench.engines.open_vino_int8",
+                modules=("nncf",),
+                extra="openvino",
+            ),
         ),
-        Format("torch-export", "torch.export", ".pt2", "cnnbench.engines.torch_export"),
+        Format("torch-export", title="torch.export", suffix=".pt2", module="cnnbench.engines.torch_export"),
         Format(
             "aot-inductor",
-            "AOTInductor",
-            ".pt2",
-            "cnnbench.engines.aot_inductor",
-            runs_code=True,
+            title="AOTInductor",
+            suffix=".pt2",
+            module="cnnbench.engines.aot_inductor",
             quantiser=Quantiser(
                 "torchao PT2E with X86InductorQuantizer",
-                "torchao",
-                "cnnbench.engines.aot_int8",
-                ("torchao",),
-                "engines",
+                package="torchao",
+                module="cnnbench.engines.aot_int8",
+                modules=("torchao",),
+                extra="engines",
             ),
         ),
     )
 }
-"""Formats by name. ONNX Runtime is needed for ONNX too, because every exported file is run and compared."""
+"""Formats by name."""
 
 TORCH = "torch"
 ENGINES = {
@@ -166,46 +177,47 @@ ENGINES = {
     for each in (
         Engine(
             TORCH,
-            "torch",
-            "",
-            "torch",
+            title="torch",
+            format="",
+            package="torch",
             cpu=("32-true", "bf16-mixed", "bf16-true"),
             cuda=("32-true", "tf32", "bf16-mixed", "bf16-true", "16-mixed", "16-true"),
         ),
         Engine(
             "aot-inductor",
-            "AOTInductor",
-            "aot-inductor",
-            "torch",
+            title="AOTInductor",
+            format="aot-inductor",
+            package="torch",
             cpu=("32-true", "bf16-true", INT8),
             cuda=("32-true", "tf32", "bf16-true", "16-true"),
         ),
         Engine(
             "onnxruntime",
-            "ONNX Runtime",
-            "onnx",
-            "onnxruntime",
-            ("onnx", "onnxscript", "onnxruntime"),
-            "onnxruntime",
+            title="ONNX Runtime",
+            format="onnx",
+            package="onnxruntime",
+            modules=_ONNX,
+            extra="onnxruntime",
             cpu=("32-true", INT8),
             cuda=("32-true", "tf32", "16-true"),
         ),
         Engine(
             "tensorrt",
-            "TensorRT",
-            "onnx",
-            "onnxruntime",
-            ("onnx", "onnxscript", "onnxruntime"),
-            "onnxruntime",
-            cuda=("32-true", "tf32", "16-true"),
+            title="TensorRT",
+            format="onnx",
+            package="onnxruntime",
+            modules=_ONNX,
+            extra="onnxruntime",
+            # TensorRT computes float32 as TF32 where the GPU has it, and a session cannot switch that off.
+            cuda=("tf32", "16-true"),
         ),
         Engine(
             "openvino",
-            "OpenVINO",
-            "openvino",
-            "openvino",
-            ("openvino",),
-            "openvino",
+            title="OpenVINO",
+            format="openvino",
+            package="openvino",
+            modules=("openvino",),
+            extra="openvino",
             cpu=("32-true", "bf16-true", INT8),
         ),
     )
@@ -259,6 +271,27 @@ def find_engine(name: str, device: str) -> Engine:
         fitting = [each.name for each in ENGINES.values() if each.name == TORCH or each.precisions(device)]
         raise UserError(f"engine '{name}' does not run on device {device}; there are {', '.join(fitting)}")
     return found
+
+
+def check_precision(option: str, name: str, engines: Sequence[Engine], device: str) -> None:
+    """Check that at least one of the engines computes in a number format on a device.
+
+    Args:
+        option: Name of the option that names the format, for the message.
+        name: Name of the format.
+        engines: Engines that the user named.
+        device: Device, such as ``cpu`` or ``cuda:0``.
+
+    Raises:
+        UserError: None of them does.
+    """
+    known = sorted({each for engine in engines for each in engine.precisions(device)})
+    if name in known:
+        return
+    if any(name in engine.precisions(device) for engine in ENGINES.values()):
+        titles = ", ".join(engine.title for engine in engines)
+        raise UserError(f"{titles}: no {option} '{name}' on device {device}; choose {', '.join(known)}")
+    raise unknown(option, name, known)
 
 
 def _missing(modules: tuple[str, ...]) -> list[str]:

@@ -33,7 +33,7 @@ def right_answers(logits_of: Callable[[Tensor], Tensor], batches: Iterable[tuple
     right = []
     for images, labels in batches:
         logits = logits_of(images)
-        # The largest of values that are not numbers would be some class all the same.
+        # Of values that are not numbers, argmax would return a class too.
         if not logits.isfinite().all():
             raise UserError("logits of test images are not finite, so there is no accuracy; check the weights")
         right.append(logits.argmax(1) == labels)

@@ -53,8 +53,8 @@ def open_session(
             AOTInductor and of GPUs are in the file; the other formats are a setting of the engine.
         device: Device on which the engine computes.
         batch_size: Images per batch if it is the same in every call, so that the engine can choose its kernels for it;
-            None for batches of any size.
-        threads: Number of threads on a CPU; None for as many as torch has.
+            None for batches of any size. AOTInductor takes batches of any size all the same.
+        threads: Number of threads on a CPU; None for as many as torch has. AOTInductor always has as many as torch.
 
     Raises:
         UserError: The engine cannot load the file, or does not compute so on this device.

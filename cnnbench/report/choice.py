@@ -20,7 +20,7 @@ from cnnbench.report.conditions import QUANTITIES, Condition, Quantity, Sort
 from cnnbench.report.contenders import Contender, contenders, values_of
 from cnnbench.report.pareto import pareto_front
 from cnnbench.report.settings import ALL, BY_NAME, NOT_SAID, Dependent, Setting, setting
-from cnnbench.report.ways import FORMATS, engine_of, engine_title, engine_version, way_of
+from cnnbench.report.ways import PRECISION_TITLES, engine_of, engine_title, engine_version, way_of
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Timing(NamedTuple):
         """Return device, settings, engine, date and files in words."""
         record = self.newest
         threads = f"{record.environment['threads']} threads"
-        words = [self.device, f"{FORMATS.get(self.precision, self.precision)} ({self.precision})"]
+        words = [self.device, f"{PRECISION_TITLES.get(self.precision, self.precision)} ({self.precision})"]
         # The mode and the order of the images in memory are torch's.
         if self.engine == TORCH:
             words += [str(setting(record, "mode")), str(setting(record, "memory_format") or NOT_SAID)]

@@ -12,7 +12,7 @@ from cnnbench.engines import TORCH
 from cnnbench.machine import cpu_name
 from cnnbench.report.choice import Candidate, Choice, Images, Timing, Value
 from cnnbench.report.conditions import QUANTITIES, Condition, Quantity
-from cnnbench.report.ways import FORMATS
+from cnnbench.report.ways import PRECISION_TITLES
 
 ALWAYS = ("accuracy", "latency", "params", "macs")
 """Quantities that have a column in every table."""
@@ -70,7 +70,7 @@ def _short_value(entry: Candidate, quantity: Quantity) -> str:
         device = timing.device
         if device == cpu_name() and record.config["device"] == "cpu":
             device = "this CPU"
-        formats = FORMATS.get(timing.precision, timing.precision)
+        formats = PRECISION_TITLES.get(timing.precision, timing.precision)
         # The name of one of several engines stands beside that of the network.
         if timing.engine != TORCH and not entry.way:
             formats = timing.way

@@ -13,9 +13,10 @@ from cnnbench.plots import drawing
 from cnnbench.plots.drawing import PALETTE, plain_text, shorten
 from cnnbench.record import Record
 from cnnbench.report.engine_tables import SUSPECT, heading
-from cnnbench.report.engines import Cell, EngineView, engine_views
+from cnnbench.report.engines import EngineView, TimedRow, engine_views
 from cnnbench.report.panels import Axis, log_axis
-from cnnbench.report.ways import FORMATS, Way
+from cnnbench.report.ways import PRECISION_TITLES, RecordedWay
+from cnnbench.text import number_of
 from cnnbench.units import plain
 
 NAME = "engines"
@@ -37,7 +38,7 @@ class Look:
     shape: str
 
 
-def looks(ways: Sequence[Way]) -> dict[Way, Look]:
+def looks(ways: Sequence[RecordedWay]) -> dict[RecordedWay, Look]:
     """Return a look for each way, which no other one has as long as there are colours and shapes enough."""
     # Ways of one engine in one format, such as modes of torch, look like different engines.
     hues: dict[tuple[str, ...], None] = {}
@@ -51,7 +52,9 @@ def looks(ways: Sequence[Way]) -> dict[Way, Look]:
         hues.setdefault(kinds[way])
         shapes.setdefault(way.precision)
     # The best known formats have the same shape in every picture.
-    order = [name for name in FORMATS if name in shapes] + [name for name in shapes if name not in FORMATS]
+    order = [name for name in PRECISION_TITLES if name in shapes] + [
+        name for name in shapes if name not in PRECISION_TITLES
+    ]
     names = list(SHAPES)
     found = {}
     for way in ways:
@@ -67,7 +70,7 @@ def _offsets(count: int) -> list[float]:
     return [_SPREAD * (0.5 - place / (count - 1)) for place in range(count)]
 
 
-def _ends(cell: Cell) -> tuple[float, float, float]:
+def _ends(cell: TimedRow) -> tuple[float, float, float]:
     """Return lower end, middle and upper end of a latency; all equal without an interval."""
     middle, low, high = cell.latency
     return (middle if low is None else low), middle, (middle if high is None else high)
@@ -123,12 +126,13 @@ def _panel(ax: Axes, view: EngineView, title: str) -> None:
     if any(low < high for low, _, high in map(_ends, view.cells.values())):
         handles.append(Line2D([], [], color="#555555", linewidth=1.4, label="95 % interval"))
     if any(cell.suspect for cell in view.cells.values()):
-        suspect = {"marker": "o", "markerfacecolor": "white", "linestyle": ""}
-        handles.append(Line2D([], [], color="#555555", label="suspect time", **suspect))
+        handles.append(
+            Line2D([], [], color="#555555", marker="o", markerfacecolor="white", linestyle="", label="suspect time")
+        )
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
 
 
-def _mark(ax: Axes, cell: Cell, look: Look, height: float) -> None:
+def _mark(ax: Axes, cell: TimedRow, look: Look, height: float) -> None:
     """Draw a latency with its interval; a suspect one is open."""
     low, middle, high = _ends(cell)
     ax.plot([low, high], [height, height], color=look.colour, linewidth=1.4, solid_capstyle="butt")
@@ -143,12 +147,7 @@ def description(records: Sequence[Record]) -> str:
     rows = []
     for view in engine_views(records)[:MOST_VIEWS]:
         rows += [f"{network}: {_row_words(view, network)}" for network in view.networks]
-    return "; ".join([f"Latency of one image by network and engine, {view_count(len(rows))}", *rows[:40]])
-
-
-def view_count(rows: int) -> str:
-    """Return the number of rows in words."""
-    return "1 row" if rows == 1 else f"{rows} rows"
+    return "; ".join([f"Latency of one image by network and engine, {number_of(len(rows), 'row')}", *rows[:40]])
 
 
 def _row_words(view: EngineView, network: str) -> str:
@@ -161,7 +160,7 @@ def _row_words(view: EngineView, network: str) -> str:
     return ", ".join(parts)
 
 
-def _cell_words(name: str, cell: Cell) -> str:
+def _cell_words(name: str, cell: TimedRow) -> str:
     """Return a latency with its interval in words."""
     low, middle, high = _ends(cell)
     interval = f" ({plain(low)} to {plain(high)})" if high > low else ""
@@ -174,8 +173,8 @@ def caption(records: Sequence[Record]) -> list[str]:
     if not views:
         return []
     words = [
-        "A row per network, the fastest one on top. Colours are engines, shapes are number formats, and lines are 95 % "
-        "intervals. An open mark is a suspect time."
+        "A row per network, in the order of their latency in torch. Colours are engines, shapes are number formats, "
+        "and lines are 95 % intervals. An open mark is a suspect time."
     ]
     if len(views) > MOST_VIEWS:
         words.append(f"These are the first {MOST_VIEWS} of {len(views):,} groups of records; engines.csv has all.")
@@ -187,7 +186,7 @@ def caption(records: Sequence[Record]) -> list[str]:
 
 @dataclass(frozen=True)
 class Mark:
-    """A latency on the page, all positions in per cent.
+    """A latency on the page, all positions in per cent from the left and from the bottom.
 
     Attributes:
         left: Position of the median.
@@ -215,8 +214,9 @@ class EnginePanel:
 
     Attributes:
         x: Axis of the latency.
-        height: Height of the chart in units of the letter size.
-        rows: Networks with the heights of the middle and of the lower end of their row in per cent, from the top.
+        height: Height of the chart in em.
+        rows: Networks from the top, with the heights of the middle and of the lower end of their row in per cent from
+            the bottom.
         marks: Latencies.
         key: Ways in words with their looks.
         words: The chart in words, for screen readers.

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from cnnbench import text
-from cnnbench.report.engines import Agreement, Cell, EngineView, Swap
+from cnnbench.report.engines import Agreement, EngineView, Swap, TimedRow
 from cnnbench.report.findings import DASH
 from cnnbench.report.seeds import SeedTable
-from cnnbench.report.ways import Way
+from cnnbench.report.ways import RecordedWay
 from cnnbench.stats import FEWEST_FOR_CORRELATION, FEWEST_FOR_CORRELATION_INTERVAL, FEWEST_ROUNDS, Interval
 from cnnbench.units import mebibytes, plain
 
 SUSPECT = "?"
-"""Mark of a latency that the run doubts which measured it, as in the other tables."""
+"""Mark of a latency that its run flagged as suspect."""
 MOST_NAMES = 3
 """Largest number of networks that a sentence names; of more it has one fewer and the number of the others."""
 MOST_SWAPS = 20
@@ -70,7 +70,7 @@ def _speed_sentences(view: EngineView) -> list[str]:
     return [f"Beside {view.names[base]}, {'; '.join(several)}." for several in clauses.values()]
 
 
-def _speed_clause(view: EngineView, way: Way) -> str:
+def _speed_clause(view: EngineView, way: RecordedWay) -> str:
     """Return how fast a way is beside torch in float32, as far as intervals show it; empty without a common network."""
     faster: list[str] = []
     slower: list[str] = []
@@ -104,14 +104,14 @@ def _range(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _which(view: EngineView, way: Way, names: Sequence[str], total: int) -> str:
+def _which(view: EngineView, way: RecordedWay, names: Sequence[str], total: int) -> str:
     """Return which of the common networks are meant."""
     if len(names) == total > MOST_NAMES:
         return f"for all {total} networks"
     return f"for {_few([_marked(view, name, view.baseline, way) for name in names])}"
 
 
-def _marked(view: EngineView, network: str, *ways: Way | None) -> str:
+def _marked(view: EngineView, network: str, *ways: RecordedWay | None) -> str:
     """Return the name of a network, with a mark if its latency in one of the ways is suspect."""
     cells = [view.cells[network, way] for way in ways if way is not None and (network, way) in view.cells]
     return f"{network}{SUSPECT}" if any(cell.suspect for cell in cells) else network
@@ -233,29 +233,31 @@ def tables(view: EngineView) -> list[SeedTable]:
     return made
 
 
-def _table(view: EngineView, title: str, ways: Sequence[Way], show: Callable[[str, Way], str]) -> SeedTable:
+def _table(
+    view: EngineView, title: str, ways: Sequence[RecordedWay], show: Callable[[str, RecordedWay], str]
+) -> SeedTable:
     """Return a table with a row per network and a column per way."""
     head = ["Network", *(view.names[way] for way in ways)]
     rows = [[network, *(show(network, way) for way in ways)] for network in view.networks]
     return SeedTable(title, [head, *rows], 1, [])
 
 
-def _grid(view: EngineView, title: str, ways: Sequence[Way], show: Callable[[Cell], str]) -> SeedTable:
+def _grid(view: EngineView, title: str, ways: Sequence[RecordedWay], show: Callable[[TimedRow], str]) -> SeedTable:
     """Return a table of what each network has in each way; a dash where it was not timed."""
 
-    def shown(network: str, way: Way) -> str:
+    def shown(network: str, way: RecordedWay) -> str:
         cell = view.cells.get((network, way))
         return DASH if cell is None else show(cell)
 
     return _table(view, title, ways, shown)
 
 
-def _latency(cell: Cell) -> str:
+def _latency(cell: TimedRow) -> str:
     latency, mark = cell.latency, SUSPECT if cell.suspect else ""
     return f"{plain(latency.estimate)}{mark}{_ends(latency)}"
 
 
-def _fast(view: EngineView, network: str, way: Way) -> str:
+def _fast(view: EngineView, network: str, way: RecordedWay) -> str:
     ratio = view.times_as_fast(network, way)
     if ratio is None:
         return DASH
@@ -271,11 +273,11 @@ def _ends(interval: Interval) -> str:
     return f" ({plain(interval.low)}{DASH}{plain(interval.high)})"
 
 
-def _size(cell: Cell) -> str:
+def _size(cell: TimedRow) -> str:
     return DASH if cell.file_bytes is None else mebibytes(cell.file_bytes)
 
 
-def _accuracy(cell: Cell) -> str:
+def _accuracy(cell: TimedRow) -> str:
     if cell.accuracy is None:
         return DASH
     return f"{100 * cell.accuracy:.2f}{'' if cell.fully_trained else '*'}"

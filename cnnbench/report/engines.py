@@ -23,7 +23,7 @@ from cnnbench.report.compare import BETWEEN, by_process, ratio_of_times
 from cnnbench.report.contenders import by_seed, values_of
 from cnnbench.report.settings import BY_NAME, said
 from cnnbench.report.speed_tables import time_ratio
-from cnnbench.report.ways import Way, engine_of, named, network_of, order_of, way_of
+from cnnbench.report.ways import RecordedWay, engine_of, named, network_of, order_of, way_of
 from cnnbench.stats import FEWEST_ROUNDS, Correlation, Interval, correlate
 
 LATENCY = "latency_ms_median"
@@ -33,7 +33,7 @@ _MACHINE = tuple(BY_NAME[name] for name in ("device", "threads", "allocator", "h
 
 
 @dataclass(frozen=True)
-class Cell:
+class TimedRow:
     """A network in one way.
 
     Attributes:
@@ -107,8 +107,8 @@ class Agreement:
         turned: Number of further pairs whose order differs, but not beyond the intervals.
     """
 
-    first: Way
-    second: Way
+    first: RecordedWay
+    second: RecordedWay
     networks: tuple[str, ...]
     correlation: Correlation | None
     swaps: tuple[Swap, ...]
@@ -135,16 +135,16 @@ class EngineView:
     label: str
     device: str
     threads: str
-    names: Mapping[Way, str]
-    cells: Mapping[tuple[str, Way], Cell]
+    names: Mapping[RecordedWay, str]
+    cells: Mapping[tuple[str, RecordedWay], TimedRow]
 
     @property
-    def ways(self) -> tuple[Way, ...]:
+    def ways(self) -> tuple[RecordedWay, ...]:
         """Return the ways in the order of columns."""
         return tuple(self.names)
 
     @property
-    def baseline(self) -> Way | None:
+    def baseline(self) -> RecordedWay | None:
         """Return the way with which the others are compared; None without a record of torch in float32."""
         return next((way for way in self.ways if way.is_baseline), None)
 
@@ -166,12 +166,12 @@ class EngineView:
                 return place, cell.latency.estimate
         raise KeyError(network)
 
-    def of_way(self, way: Way) -> dict[str, Cell]:
+    def of_way(self, way: RecordedWay) -> dict[str, TimedRow]:
         """Return the networks of a way, the fastest first: the ranking of its networks."""
         cells = {name: cell for (name, other), cell in self.cells.items() if other == way}
         return dict(sorted(cells.items(), key=lambda item: item[1].latency.estimate))
 
-    def times_as_fast(self, network: str, way: Way) -> Interval | None:
+    def times_as_fast(self, network: str, way: RecordedWay) -> Interval | None:
         """Return the latency in torch in float32 divided by that in a way; None if one of the two is not known."""
         if self.baseline is None:
             return None
@@ -206,7 +206,7 @@ class EngineView:
         pairs = product(self.networks, self.ways)
         return [self._row(network, way) for network, way in pairs if (network, way) in self.cells]
 
-    def _row(self, network: str, way: Way) -> dict[str, Any]:
+    def _row(self, network: str, way: RecordedWay) -> dict[str, Any]:
         """Return the figures of a network in a way by key."""
         cell, fast = self.cells[network, way], self.times_as_fast(network, way)
         return {
@@ -257,18 +257,22 @@ def engine_views(records: Iterable[Record]) -> list[EngineView]:
 
 def _view(records: Sequence[Record]) -> EngineView:
     """Return the view of the records of one machine and data set."""
-    members: dict[tuple[str, Way], list[Record]] = {}
+    members: dict[tuple[str, RecordedWay], list[Record]] = {}
     for record in sorted(records, key=lambda r: r.created):
         members.setdefault((network_of(record), way_of(record)), []).append(record)
     ways = sorted({way for _, way in members}, key=order_of)
-    cells = {key: Cell(several[-1], tuple(several)) for key, several in members.items()}
+    cells = {key: TimedRow(several[-1], tuple(several)) for key, several in members.items()}
     label = str(records[0].data["label"])
     device, threads = (str(said(records[0].environment, name)) for name in ("device", "threads"))
     return EngineView(label, device, threads, named(ways), cells)
 
 
 def ratio(first: Record, second: Record) -> Interval:
-    """Return the latency of one record divided by that of another, with an interval for further processes."""
+    """Return the latency of one record divided by that of another, with an interval for further processes.
+
+    The interval is that of paired processes if both records have the same number of them, at least `FEWEST_ROUNDS`.
+    Otherwise it assumes how much processes usually differ. It has no ends if a record lacks its single times.
+    """
     a, b = first.measures, second.measures
     if not all(measures.get("samples_ms", {}).get(_WORK) for measures in (a, b)):
         return Interval(a[LATENCY] / b[LATENCY], None, None)
@@ -281,7 +285,7 @@ def ratio(first: Record, second: Record) -> Interval:
     return Interval(*map(math.exp, (logs.estimate, logs.low, logs.high)))
 
 
-def _agreement(view: EngineView, first: Way, second: Way) -> Agreement:
+def _agreement(view: EngineView, first: RecordedWay, second: RecordedWay) -> Agreement:
     """Return how two ways rank the networks that both have."""
     in_first, in_second = view.of_way(first), view.of_way(second)
     common = [name for name in in_first if name in in_second]

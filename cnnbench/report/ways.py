@@ -11,7 +11,7 @@ from cnnbench.record import Record
 from cnnbench.report.settings import NOT_SAID, setting
 
 FLOAT32 = "32-true"
-FORMATS = {
+PRECISION_TITLES = {
     FLOAT32: "float32",
     "bf16-true": "bfloat16",
     "bf16-mixed": "mixed bfloat16",
@@ -47,7 +47,7 @@ def network_of(record: Record) -> str:
 
 
 @dataclass(frozen=True)
-class Way:
+class RecordedWay:
     """A way of running networks.
 
     Attributes:
@@ -67,7 +67,7 @@ class Way:
     @property
     def short(self) -> str:
         """Return engine and number format in words."""
-        words = f"{engine_title(self.engine)} {FORMATS.get(self.precision, self.precision)}"
+        words = f"{engine_title(self.engine)} {PRECISION_TITLES.get(self.precision, self.precision)}"
         return words if self.mode == "eager" else f"{words} ({self.mode})"
 
     @property
@@ -76,16 +76,16 @@ class Way:
         return (self.engine, self.precision, self.mode) == (TORCH, FLOAT32, "eager")
 
 
-def way_of(record: Record) -> Way:
+def way_of(record: Record) -> RecordedWay:
     """Return the way in which a record was timed."""
     names = ("inference_precision", "mode", "memory_format")
     precision, mode, order = (str(setting(record, name) or NOT_SAID) for name in names)
-    return Way(engine_of(record), precision, engine_version(record), mode, order)
+    return RecordedWay(engine_of(record), precision, engine_version(record), mode, order)
 
 
-def order_of(way: Way) -> tuple[Any, ...]:
+def order_of(way: RecordedWay) -> tuple[Any, ...]:
     """Return the key by which ways are sorted: the baseline, then by number format and engine."""
-    formats, engines = list(FORMATS), list(ENGINES)
+    formats, engines = list(PRECISION_TITLES), list(ENGINES)
     place = formats.index(way.precision) if way.precision in formats else len(formats)
     engine = engines.index(way.engine) if way.engine in engines else len(engines)
     # torch runs fastest with the channel as the innermost dimension, so that is the baseline of two.
@@ -93,7 +93,7 @@ def order_of(way: Way) -> tuple[Any, ...]:
     return not way.is_baseline, place, engine, way.engine, way.precision, *rest
 
 
-def named(ways: Sequence[Way]) -> dict[Way, str]:
+def named(ways: Sequence[RecordedWay]) -> dict[RecordedWay, str]:
     """Return the ways in words; those that are alike in them have their memory format or version behind them."""
     names = {}
     for way in ways:

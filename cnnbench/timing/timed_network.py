@@ -34,7 +34,7 @@ from cnnbench.hardware import (
     weights_type,
 )
 from cnnbench.optimizers import adamw
-from cnnbench.record import KINDS
+from cnnbench.record import INFERENCE_KINDS, KINDS
 from cnnbench.stats import median_deviation, median_interval
 from cnnbench.timing.cuda_graphs import capture
 from cnnbench.timing.stopwatch import Lap, Stopwatch
@@ -124,7 +124,7 @@ class Way:
     def kinds(self) -> tuple[str, ...]:
         """Return the kinds of work that exist in this way: no training in a format that is for inference only."""
         if self.engine != TORCH or self.precision in INFERENCE_PRECISIONS:
-            return KINDS[:2]
+            return INFERENCE_KINDS
         return KINDS
 
     @property

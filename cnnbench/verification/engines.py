@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cnnbench.engines import ENGINES, FORMATS, find_engine
+from cnnbench.engines import ENGINES, find_engine
 from cnnbench.engines.export import write_for_engine
 from cnnbench.errors import UserError
 from cnnbench.network import get_network
@@ -167,7 +167,7 @@ def _write_files(folder: Path) -> list[Entry]:
     for name in NETWORKS:
         for engine in PROGRAMS:
             print(f"writing {name} for {engine}", file=sys.stderr)
-            path = folder / f"{name}{FORMATS[ENGINES[engine].format].suffix}"
+            path = folder / f"{name}{ENGINES[engine].suffix}"
             torch.manual_seed(0)
             model = get_network(name, SHAPE[0], SHAPE[1], 10).build()
             write_for_engine(model, SHAPE, name, engine, "32-true", _CPU, path)
