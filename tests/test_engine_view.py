@@ -8,6 +8,7 @@ import json
 import math
 import random
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ def test_singular_plural_and_none() -> None:
     none = words(rows(TORCH) + rows(TORCH, "openvino"))
     assert "No two networks change places between torch float32 and another engine beyond their intervals." in none
     turned = {**TORCH, "A": 3.0, "B": 0.5, "C": 0.2}
-    assert "3 pairs of networks change places" in words(rows(TORCH) + rows(turned, "openvino"))
+    assert "3 of 15 pairs of networks change places" in words(rows(TORCH) + rows(turned, "openvino"))
     apart = words(rows({"A": 4.0}) + rows({"B": 1.0}, "openvino"))
     assert apart.startswith("No network has times of both torch float32 and another engine.")
 
@@ -200,6 +201,24 @@ def test_suspect_times_are_marked_everywhere() -> None:
     assert "?" in fast.rows[2][1]
     assert "?" not in fast.rows[1][1]
     assert [mark.network for mark in engine_pictures.panel(view).marks if mark.suspect] == ["B"]
+
+
+def test_doubts_about_batches_are_none_about_single_images() -> None:
+    records = rows(TORCH) + rows(ONNX, "onnxruntime")
+    records[1].measures["suspect"] = ["inference drifted over the rounds (in 1 of 6 processes)"]
+    assert not the_view(records).suspect
+    assert "?" not in words(records)
+    records[1].measures["suspect"].append("latency drifted over the rounds (in 1 of 6 processes)")
+    assert the_view(records).suspect
+
+
+def test_processes_of_different_days_are_no_pairs() -> None:
+    a, b = row("A", 4.0), row("A", 1.0, "onnxruntime")
+    paired = ratio(a, b)
+    later = ratio(a, replace(b, created="2030-01-01T00:00:00+00:00"))
+    assert later.low is not None
+    assert paired.low is not None
+    assert later != paired
 
 
 # Hostile records

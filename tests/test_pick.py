@@ -530,3 +530,13 @@ def test_measure_does_not_time_for_a_folder_that_cannot_be_made(
         "cnnbench: folder results/speed cannot be made: Not a directory; "
         "start the command in a folder that can be written to"
     )
+
+
+def test_int8_takes_no_accuracy_of_another_number_format(capsys: pytest.CaptureFixture) -> None:
+    words = ["pick", "--data=CIFAR10", "--accuracy=70", "--json"]
+    assert main(words) == 0
+    capsys.readouterr()
+    for engine in ("onnxruntime", "any"):
+        assert main([*words, f"--engine={engine}", "--precision=int8"]) == 1
+        document = json.loads(capsys.readouterr().out)
+        assert document["networks"] == [] or all(entry["status"] != "satisfies" for entry in document["networks"])

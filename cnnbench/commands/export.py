@@ -60,6 +60,8 @@ class Options(NetworkOptions):
             raise UserError(f"--to names no format; choose {', '.join(FORMATS)}")
         for name in self.to:
             find_format(name)
+        if len(set(self.to)) < len(self.to):
+            raise UserError(f"--to {','.join(self.to)} names a format twice")
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
         self._check_int8()
@@ -69,6 +71,10 @@ class Options(NetworkOptions):
         if "openvino" in self.to and self.precision not in ("32-true", INT8):
             raise UserError(
                 f"OpenVINO chooses its number format when it loads a file; leave out --precision {self.precision}"
+            )
+        if "onnx" in self.to and self.precision == "bf16-true":
+            raise UserError(
+                "ONNX Runtime does not compute in bf16-true on a CPU, where files are compared; choose 16-true"
             )
 
     @property

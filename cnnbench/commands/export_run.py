@@ -209,12 +209,14 @@ def _per_channel(values: tuple[float, ...]) -> Tensor:
 
 
 def _file_name(subject: Subject, data: ImageDataModule | None, options: Options, format_name: str) -> str:
-    """Return the name of a file: network, data set of its training, number format if it is not float32, and format."""
+    """Return the name of a file: network, data set of its training, what the options change in it, and format."""
     parts = [subject.name]
     if subject.trained and data is not None:
         parts.append(str(data.name))
     if options.precision != "32-true":
         parts.append(options.precision)
+    if options.normalise:
+        parts.append("normalised")
     # Two formats have the same end.
     if format_name == "aot-inductor":
         parts.append("aot")

@@ -208,8 +208,8 @@ def run(options: Options) -> int:
 def _candidates(options: Options, known: Known, used: Sequence[Timing]) -> list[Candidate]:
     """Return all networks with what is known of them, once for each engine if any may be chosen."""
     if options.engine == choice_words.ANY:
-        return in_all(known.records, known.models, known.images, used)
-    return candidates(known.records, known.models, known.images, used[0] if used else None)
+        return in_all(known.records, known.models, known.images, used, options.precision or "")
+    return candidates(known.records, known.models, known.images, used[0] if used else None, options.precision or "")
 
 
 def _read(names: Sequence[str]) -> dict[str, list[Record]]:

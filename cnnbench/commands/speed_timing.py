@@ -20,7 +20,7 @@ from cnnbench.commands.speed_ways import Row
 from cnnbench.console import note, stdout_kept
 from cnnbench.engines import ENGINES, INT8, TORCH
 from cnnbench.engines.export import ON_NOISE, bytes_of_weights, calibration_noise, write_for_engine
-from cnnbench.errors import Stopped, UserError, reason
+from cnnbench.errors import Stopped, reason
 from cnnbench.network import Network
 from cnnbench.record import INFERENCE_KINDS, KINDS
 from cnnbench.roofline.bounds import Survey, peaks_now, survey
@@ -29,7 +29,7 @@ from cnnbench.timing.processes import in_groups, in_process, in_processes, scrat
 from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
 from cnnbench.timing.sweep import sweep
 from cnnbench.timing.timed_network import SMALL_IMAGE, Way, small_network
-from cnnbench.training.loss import loss_and_logits
+from cnnbench.training.loss import loss_and_logits, output_of
 
 _GRAPH = " as a CUDA graph"
 """Suffix of a row's name for the same network as a CUDA graph."""
@@ -318,16 +318,7 @@ def _classes(network: Network) -> int:
     """
     # Only the shape of the output counts, so the image may be all zeros.
     with torch.inference_mode():
-        try:
-            output = network.build().eval()(torch.zeros(1, *network.image_shape))
-        except Stopped:
-            raise
-        except BaseException as error:  # a user's network may raise anything
-            shape = "x".join(map(str, network.image_shape))
-            text = " ".join(str(error).split())[:300]
-            raise UserError(
-                f"'{network.name}' does not take images of {shape}: {type(error).__name__}: {text}"
-            ) from error
+        output = output_of(network.build().eval(), torch.zeros(1, *network.image_shape), network.name)
         # This refuses an output that is not logits, and returns those of the main head if there are several.
         return loss_and_logits(output, torch.zeros(1, dtype=torch.long))[1].shape[1]
 

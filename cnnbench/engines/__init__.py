@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cnnbench.errors import UserError, unknown
+
+# OpenVINO and NNCF report what they convert to a web service of Intel, if this package of theirs can be imported. In a
+# process that has not imported it before, they find none, and report nothing.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 METADATA_KEY = "cnnbench"
 """Key under which an exported file holds facts about its network, as one JSON document."""

@@ -23,7 +23,7 @@ from torch.export import Dim, ExportedProgram
 from cnnbench.engines import ENGINES, FORMATS, INT8, find_quantiser
 from cnnbench.errors import Stopped, UserError, first_line
 from cnnbench.hardware import weights_type
-from cnnbench.training.loss import loss_and_logits
+from cnnbench.training.loss import loss_and_logits, output_of
 
 LARGEST_BATCH = 65536
 CALIBRATION_BATCH = 64
@@ -80,9 +80,10 @@ def record_program(
     device = next(model.parameters(), torch.empty(0)).device
     # Two images, because torch would take a batch of one as a constant.
     images = torch.zeros(2, *image_shape, dtype=dtype, device=device)
-    # A network without logits is refused here, by a message that says what it returns.
     with torch.inference_mode():
-        loss_and_logits(model(images), torch.zeros(2, dtype=torch.long, device=device))
+        output = output_of(model, images, name)
+        # A network without logits is refused here, by a message that says what it returns.
+        loss_and_logits(output, torch.zeros(2, dtype=torch.long, device=device))
     try:
         with _quiet():
             return torch.export.export(
@@ -117,7 +118,9 @@ def write_program(
         raise
     except Exception as error:
         title = FORMATS[format_name].title
-        raise UserError(f"'{name}' cannot be written as {title}: {first_line(error)}") from error
+        # The first line of OpenVINO's errors names a place in its code, and the next ones the operator.
+        text = " ".join(str(error).split())[:300]
+        raise UserError(f"'{name}' cannot be written as {title}: {type(error).__name__}: {text}") from error
 
 
 def write_quantised(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import torch
@@ -16,6 +17,8 @@ from cnnbench.errors import UserError
 
 INPUT, OUTPUT = "images", "logits"
 """Names of the input and of the output in a file."""
+_NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+"""Types of images, by the names that ONNX Runtime has for them."""
 _ERRORS_ONLY = 3
 """Level of ONNX Runtime's log."""
 _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
@@ -97,7 +100,8 @@ class OnnxSession:
         # ONNX Runtime takes the CPU with no more than a line in its log. The times would be those of another device.
         if used[0] != provider:
             raise UserError(f"ONNX Runtime could not use {provider} and took {used[0]}; its log has the reason")
-        self._input = self._session.get_inputs()[0].name
+        wanted = self._session.get_inputs()[0]
+        self._input, self._type = wanted.name, _NUMPY_TYPES[wanted.type]
         self.facts: dict[str, Any] = {
             "provider": provider,
             "provider_options": provider_options,
@@ -110,7 +114,7 @@ class OnnxSession:
 
     def prepare(self, images: Tensor) -> Any:
         """Return images, (N, C, H, W), as an array, or on a GPU bound to the session, in the memory of the GPU."""
-        array = images.detach().contiguous().cpu().numpy()
+        array = images.detach().contiguous().cpu().numpy().astype(self._type, copy=False)
         if self._place is None:
             return array
         binding = self._session.io_binding()

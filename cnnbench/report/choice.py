@@ -211,6 +211,7 @@ def in_all(
     catalog: Mapping[str, Mapping[str, Any]],
     images: Images,
     groups: Sequence[Timing],
+    precision: str = "",
 ) -> list[Candidate]:
     """Return all networks with what is known of them, once for each group that has times of them.
 
@@ -219,18 +220,23 @@ def in_all(
         catalog: Entries of the networks of the zoo by name.
         images: Images for which a network is chosen.
         groups: Groups of records from which times are taken, of several engines and number formats.
+        precision: Number format that was asked for; empty for any.
     """
     found: list[Candidate] = []
     for timing in groups:
         every = candidates(records, catalog, images, timing)
         found += [replace(entry, way=timing.way) for entry in every if entry.timing is not None]
     timed = {entry.model for entry in found}
-    rest = candidates(records, catalog, images, None)
+    rest = candidates(records, catalog, images, None, precision)
     return [*found, *(entry for entry in rest if entry.model not in timed)]
 
 
 def candidates(
-    records: Sequence[Record], catalog: Mapping[str, Mapping[str, Any]], images: Images, timing: Timing | None
+    records: Sequence[Record],
+    catalog: Mapping[str, Mapping[str, Any]],
+    images: Images,
+    timing: Timing | None,
+    precision: str = "",
 ) -> list[Candidate]:
     """Return all networks of the catalogue and of the records on these images, with what is known of them.
 
@@ -239,11 +245,14 @@ def candidates(
         catalog: Entries of the networks of the zoo by name; see `cnnbench.catalog.load_catalog`.
         images: Images for which a network is chosen.
         timing: Group of records from which times are taken; None for none.
+        precision: Number format that was asked for, if there is no such group. In int8 a network has only accuracies
+            that were measured in int8.
     """
     here = [record for record in records if is_on(record, images.data) and _has_shape(record, images)]
+    accuracies: Mapping[str, Sequence[Accuracy]] = {}
     if timing is not None and timing.precision == INT8:
         accuracies = _accuracies_of_rows(here, timing)
-    else:
+    elif timing is not None or precision != INT8:
         accuracies = _accuracies(here, catalog, images)
     counted = {}
     for record in sorted(here, key=lambda r: r.created):

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from cnnbench.engines import TORCH
+from cnnbench.engines import INT8, TORCH
 from cnnbench.machine import cpu_name
 from cnnbench.report.choice import Candidate, Choice, Images, Timing, Value
 from cnnbench.report.conditions import QUANTITIES, Condition, Quantity
@@ -191,6 +191,12 @@ def accuracy_sentences(choice: Choice) -> list[str]:
     if first is not None and len(first.accuracies) > 1:
         others = "; ".join(f"{100 * other.share:.4g} % ({other.source})" for other in first.accuracies[1:4])
         sentences.append(f"Other accuracies of {first.name}: {others}.")
+    timings = [entry.timing for entry in choice.fitting if entry.timing is not None and entry.accuracies]
+    if any(timing.engine != TORCH and timing.precision != INT8 for timing in timings):
+        sentences.append(
+            "The accuracies of networks in engines are those of the networks themselves, which engines in floating "
+            "point keep up to rounding; `cnnbench bench --engine` tests them."
+        )
     return sentences
 
 

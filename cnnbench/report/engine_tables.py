@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import combinations
 
 from cnnbench import text
 from cnnbench.report.engines import Agreement, EngineView, Swap, TimedRow
@@ -38,7 +39,9 @@ def notes(view: EngineView) -> list[str]:
     """Return what must be known before trusting the sentences and tables."""
     lines = [
         "An interval beside a latency is about the run that measured it. The intervals of ratios are about further "
-        "processes too, and a ratio counts as a difference only if its interval leaves out 1."
+        "processes too, and a ratio counts as a difference only if its interval leaves out 1. A ratio comes "
+        "from pairs of processes that ran next to each other (Hodges and Lehmann's estimate), so it may differ from "
+        "the ratio of the two latencies."
     ]
     processes = [len(cell.record.measures.get("process_rounds", ())) or 1 for cell in view.cells.values()]
     if min(processes) < FEWEST_ROUNDS:
@@ -107,7 +110,8 @@ def _range(values: Sequence[float]) -> str:
 def _which(view: EngineView, way: RecordedWay, names: Sequence[str], total: int) -> str:
     """Return which of the common networks are meant."""
     if len(names) == total > MOST_NAMES:
-        return f"for all {total} networks"
+        marked = [_marked(view, name, view.baseline, way) for name in names]
+        return f"for all {total} networks{SUSPECT if marked != list(names) else ''}"
     return f"for {_few([_marked(view, name, view.baseline, way) for name in names])}"
 
 
@@ -121,7 +125,9 @@ def _few(names: Sequence[str]) -> str:
     """Return names as an enumeration; of many the first ones and the number of the others."""
     every = list(names)
     if len(every) > MOST_NAMES:
-        every = [*every[: MOST_NAMES - 1], f"{len(every) - MOST_NAMES + 1} more"]
+        more = every[MOST_NAMES - 1 :]
+        doubt = SUSPECT if any(name.endswith(SUSPECT) for name in more) else ""
+        every = [*every[: MOST_NAMES - 1], f"{len(more)} more{doubt}"]
     return every[0] if len(every) == 1 else f"{', '.join(every[:-1])} and {every[-1]}"
 
 
@@ -148,7 +154,11 @@ def _change_sentence(view: EngineView) -> str:
     pairs = {frozenset((one.first, one.second)) for one, _ in changes}
     if len(pairs) == 1:
         return f"One pair of networks changes places: {example}."
-    return f"{len(pairs)} pairs of networks change places between {_compared(view)}. The clearest: {example}."
+    looked = {frozenset(pair) for one in ranked for pair in combinations(one.networks, 2)}
+    return (
+        f"{len(pairs)} of {len(looked)} pairs of networks change places between {_compared(view)}, beyond their "
+        f"intervals. The clearest: {example}."
+    )
 
 
 def _compared(view: EngineView) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import cached_property
 from itertools import combinations, product
 from typing import Any
@@ -52,8 +53,9 @@ class TimedRow:
 
     @property
     def suspect(self) -> bool:
-        """Return whether the run that measured the latency doubts it."""
-        return bool(self.record.measures.get("suspect"))
+        """Return whether the run that measured the latency doubts it, for another reason than batches or training."""
+        reasons = self.record.measures.get("suspect", ())
+        return any(not reason.startswith(("inference ", "training ")) for reason in reasons)
 
     @property
     def file_bytes(self) -> int | None:
@@ -270,19 +272,26 @@ def _view(records: Sequence[Record]) -> EngineView:
 def ratio(first: Record, second: Record) -> Interval:
     """Return the latency of one record divided by that of another, with an interval for further processes.
 
-    The interval is that of paired processes if both records have the same number of them, at least `FEWEST_ROUNDS`.
+    The interval is that of paired processes if both records are of one run, which had at least `FEWEST_ROUNDS` of them.
     Otherwise it assumes how much processes usually differ. It has no ends if a record lacks its single times.
     """
     a, b = first.measures, second.measures
     if not all(measures.get("samples_ms", {}).get(_WORK) for measures in (a, b)):
         return Interval(a[LATENCY] / b[LATENCY], None, None)
     processes = [len(measures.get("process_rounds", ())) for measures in (a, b)]
-    if processes[0] == processes[1] >= FEWEST_ROUNDS:
+    if processes[0] == processes[1] >= FEWEST_ROUNDS and _of_one_run(first, second):
         return time_ratio(a, b, _WORK)
     logs, _ = ratio_of_times(BETWEEN[_WORK], by_process([first], _WORK, True), by_process([second], _WORK, True))
     if logs.low is None or logs.high is None:
         return Interval(math.exp(logs.estimate), None, None)
     return Interval(*map(math.exp, (logs.estimate, logs.low, logs.high)))
+
+
+def _of_one_run(first: Record, second: Record) -> bool:
+    """Return whether the processes of two records took turns, as far as records tell: one commit and one day."""
+    a, b = (datetime.fromisoformat(record.created) for record in (first, second))
+    same = first.environment.get("commit") == second.environment.get("commit")
+    return same and abs(a - b) < timedelta(days=1)
 
 
 def _agreement(view: EngineView, first: RecordedWay, second: RecordedWay) -> Agreement:

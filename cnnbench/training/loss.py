@@ -5,9 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from cnnbench.errors import UserError
+from cnnbench.errors import Stopped, UserError
+
+
+def output_of(model: nn.Module, images: Tensor, name: str) -> Any:
+    """Return what a network returns for images.
+
+    Args:
+        model: Network.
+        images: Images, (N, C, H, W).
+        name: Name of the network, for the message.
+
+    Raises:
+        UserError: The network raises an error, for example since it is made for images of another size.
+    """
+    try:
+        return model(images)
+    except Stopped:
+        raise
+    except BaseException as error:  # a user's network may raise anything
+        shape = "x".join(map(str, images.shape[1:]))
+        text = " ".join(str(error).split())[:300]
+        raise UserError(f"'{name}' does not take images of {shape}: {type(error).__name__}: {text}") from error
 
 
 def loss_and_logits(
