@@ -203,6 +203,17 @@ def test_suspect_times_are_marked_everywhere() -> None:
     assert [mark.network for mark in engine_pictures.panel(view).marks if mark.suspect] == ["B"]
 
 
+def test_accuracy_of_a_way_is_that_of_its_own_test() -> None:
+    """The network itself is timed in bfloat16 too, but it was tested in the number format of its training."""
+    tested = {"training": FULL_TRAINING}
+    network = row("A", 1.0, "torch", "bf16-true", measures={"test_accuracy": 0.5}, **tested)
+    own = row("A", 1.0, "torch", "bf16-true", measures={"test_accuracy": 0.7}, **tested)
+    own = replace(own, model="A [torch, bf16-true]")
+    view = the_view([network, own, row("A", 1.0, "onnxruntime")])
+    accuracies = [cell.accuracy for (_, way), cell in view.cells.items() if way.engine == "torch"]
+    assert accuracies == [0.7]
+
+
 def test_doubts_about_batches_are_none_about_single_images() -> None:
     records = rows(TORCH) + rows(ONNX, "onnxruntime")
     records[1].measures["suspect"] = ["inference drifted over the rounds (in 1 of 6 processes)"]

@@ -263,7 +263,11 @@ def _view(records: Sequence[Record]) -> EngineView:
     for record in sorted(records, key=lambda r: r.created):
         members.setdefault((network_of(record), way_of(record)), []).append(record)
     ways = sorted({way for _, way in members}, key=order_of)
-    cells = {key: TimedRow(several[-1], tuple(several)) for key, several in members.items()}
+    cells = {}
+    for key, several in members.items():
+        # The network itself is timed in such a way too, but tested in the number format of its training.
+        own = [record for record in several if record.is_of_an_engine] or several
+        cells[key] = TimedRow(own[-1], tuple(own))
     label = str(records[0].data["label"])
     device, threads = (str(said(records[0].environment, name)) for name in ("device", "threads"))
     return EngineView(label, device, threads, named(ways), cells)

@@ -285,7 +285,8 @@ class Pairs:
         """Return what the table of engines has, and the verdicts on rows that differ."""
         alike = sum(not (verdict.only_first or verdict.only_second) for verdict in self.engines)
         of = number_of(len(self.engines), "row")
-        words = [_OF_ENGINES, f"Of {of}, {alike:,} have exactly the images right that the network itself has."]
+        verb = "has" if alike == 1 else "have"
+        words = [_OF_ENGINES, f"Of {of}, {alike:,} {verb} exactly the images right that the network itself has."]
         if len(self.engines) > MOST_SHOWN:
             words.append("All rows are in pairs.csv.")
         return words + [verdict.sentence for verdict in self.engines if verdict.differ][:MOST_SENTENCES]
