@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -15,6 +14,7 @@ import pytest
 import torch
 from conftest import FULL_TRAINING, make_record
 from scipy.stats import binomtest
+from warm import warm_context
 
 from cnnbench.benchmark import launchers
 from cnnbench.benchmark.launchers import Job
@@ -68,9 +68,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _quick(patch: pytest.MonkeyPatch) -> None:
-    context = multiprocessing.get_context("forkserver")
-    engines = ["cnnbench.engines.onnx_runtime", "cnnbench.engines.open_vino"]
-    context.set_forkserver_preload(["cnnbench.commands.speed_run", "cnnbench.benchmark.run", *engines])
+    context = warm_context(["cnnbench.engines.onnx_runtime", "cnnbench.engines.open_vino"])
     patch.setattr("cnnbench.timing.processes.multiprocessing.get_context", lambda _: context)
     patch.setattr("cnnbench.benchmark.run.SpeedConfig", partial(SpeedConfig, rounds=6, warmup_s=0.05))
     patch.setattr("cnnbench.report.outputs.draw_pictures", lambda records, folder: Drawn())

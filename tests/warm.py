@@ -45,10 +45,14 @@ TMPDIR = os.environ.get("TMPDIR")
 """Folder for temporary files in the environment that pytest started with; None for the default one."""
 
 
-def warm_context() -> ForkServerContext:
-    """Return the context whose processes are forks of one that has imported everything."""
+def warm_context(more: Sequence[str] = ()) -> ForkServerContext:
+    """Return the context whose processes are forks of one that has imported everything.
+
+    Args:
+        more: Further modules, which are imported before the fork if this is the first call.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(MODULES)
+    context.set_forkserver_preload([*MODULES, *more])
     # The process that imports starts here for the first time. It keeps its environment, and must not have a folder for
     # temporary files that the calling test, or the product, removes.
     with mock.patch.dict(os.environ):
