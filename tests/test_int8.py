@@ -314,7 +314,7 @@ def test_int8_is_calibrated_on_training_images_alone(
     (entry,) = document["files"]
     assert entry["quantisation"]["calibrated_on"].startswith("the first 50 images of the training split of MNIST")
     assert entry["test"]["file"]["images"] == entry["test"]["network"]["images"] == 40
-    model = openvino.Core().read_model("out/LeNet5-MNIST-int8.xml")
+    model = openvino.Core().read_model("out/LeNet5-MNIST-int8-normalised.xml")
     stored = json.loads(model.get_rt_info("cnnbench").astype(str))
     assert stored["quantisation"] == entry["quantisation"]
     assert stored["precision"] == "int8"
