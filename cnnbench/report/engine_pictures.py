@@ -52,9 +52,8 @@ def looks(ways: Sequence[RecordedWay]) -> dict[RecordedWay, Look]:
         hues.setdefault(kinds[way])
         shapes.setdefault(way.precision)
     # The best known formats have the same shape in every picture.
-    order = [name for name in PRECISION_TITLES if name in shapes] + [
-        name for name in shapes if name not in PRECISION_TITLES
-    ]
+    order = [name for name in PRECISION_TITLES if name in shapes]
+    order += [name for name in shapes if name not in PRECISION_TITLES]
     names = list(SHAPES)
     found = {}
     for way in ways:

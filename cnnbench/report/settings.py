@@ -43,6 +43,7 @@ class Setting:
         unsaid: Value of records that do not name the setting.
         read: Function that returns the value from a record; None for the value under `name`.
         unless: Name of another setting; where networks differ in it too, their names do not have this one.
+        of_torch: Whether it is a choice of torch alone, which records of other engines do not have.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Setting:
     unsaid: Any = None
     read: Callable[[Record], Any] | None = None
     unless: str | None = None
+    of_torch: bool = False
 
     def value(self, record: Record) -> Any:
         """Return the value of the setting, also for a record that does not name it."""
@@ -147,7 +149,7 @@ ALL = (
         _or_else("inference in {}", NOT_SAID),
         read=_inference_precision,
     ),
-    Setting("memory_format", "config", (*ACCURACY, *TIMES), "row", _OR_NOT_SAID),
+    Setting("memory_format", "config", (*ACCURACY, *TIMES), "row", _OR_NOT_SAID, of_torch=True),
     Setting("mode", "config", (*ACCURACY, *TIMES), "row", unsaid="eager"),
     Setting("engine", "config", (*ACCURACY, *TIMES), "row", unsaid=TORCH),
     Setting("cudnn_benchmark", "config", (*ACCURACY, *TIMES), "row", "cuDNN benchmark {}".format, unsaid=False),
@@ -207,11 +209,8 @@ _FIGURES: dict[Dependent, str] = {
 
 
 def applies(row: Setting, record: Record) -> bool:
-    """Return whether a record has a figure that depends on a setting; always true if no figure depends on it.
-
-    The order of the images in memory is a choice of torch's rows alone.
-    """
-    if row.name == "memory_format" and BY_NAME["engine"].value(record) != TORCH:
+    """Return whether a record has a figure that depends on a setting; always true if no figure depends on it."""
+    if row.of_torch and BY_NAME["engine"].value(record) != TORCH:
         return False
     accuracies = any(key.endswith("accuracy") for key in record.measures)
     for kind in row.affects:
