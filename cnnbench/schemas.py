@@ -91,6 +91,7 @@ class Config(_Strict):
     memory_format: Text | None = None
     mode: Text | None = None
     engine: Text | None = None
+    settle_s: Amount | None = None
     learning_rate: Above0 | None = None
     recipe: Text | None = None
     recipe_settings: dict[str, JsonValue] | None = None

@@ -124,6 +124,7 @@ def test_each_engine_and_format_is_a_row_of_its_own(records: dict[str, Record]) 
     for way in ways:
         row, (engine, precision) = records[f"LeNet5 [{way}]"], way.split(", ")
         assert (row.network, row.config["engine"]) == ("LeNet5", engine)
+        assert row.config["settle_s"] == 0.1
         if way == "openvino, bf16-true" and not cpu_has_bf16():
             assert "OpenVINO computes in f32 here" in row.reason
             continue

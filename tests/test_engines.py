@@ -301,6 +301,7 @@ def test_speed_times_each_engine_in_rows_of_its_own(tmp_path: Path) -> None:
     assert main([*words, "--records", str(file)]) == 0
     torchs, ort = load_records([file])
     assert (torchs.config["engine"], ort.config["engine"]) == ("torch", "onnxruntime")
+    assert torchs.config["settle_s"] == ort.config["settle_s"] == 0.1  # the same turns for all engines
     assert ort.config["precision"] == ort.config["inference_precision"] == "32-true"
     assert ort.environment["packages"]["onnxruntime"] == onnxruntime.__version__
     assert "onnxruntime" not in torchs.environment["packages"]

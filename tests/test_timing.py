@@ -95,6 +95,27 @@ def test_short_calls_come_three_a_turn_after_one_that_does_not_count() -> None:
     assert len(calls) == 3 * (3 + 4 * (1 + 3))  # for each kind the cold call, two that are warm, and four turns
 
 
+def test_beside_engines_the_calls_at_the_start_of_a_turn_do_not_count() -> None:
+    """Every call in the first tenth of a second of a turn is slow here, as after a pause, and none of them is seen."""
+    calls: list[float] = []
+
+    class SlowAfterAPause(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            now = time.perf_counter()
+            if not calls or now - calls[-1] > 0.03:
+                self.begin = now
+            time.sleep(0.005 if now - self.begin < 0.08 else 0.001)
+            calls.append(time.perf_counter())
+            return super().forward(x.flatten(1))
+
+    config = SpeedConfig(CPU, "32-true", 1, 1, rounds=3, warmup_s=0).beside_engines()
+    assert config.settle_s == 0.1
+    subject = Subject(lambda: SlowAfterAPause(192, 10), (3, 8, 8), 10, kinds=("latency",))
+    found = measure_speed({"a": subject}, config)["a"]["samples_ms"]["latency"]
+    assert [len(times) > 0 for times in found] == 3 * [True]
+    assert all(1 <= ms < 5 for times in found for ms in times)
+
+
 def test_a_network_that_fails_does_not_stop_the_others() -> None:
     subjects = {"bad": _subject(nn.Conv2d(99, 4, 3)), "good": _subject(nn.Identity())}
     config = SpeedConfig(CPU, "32-true", 2, 2, rounds=1, block_s=0, warmup_s=0)

@@ -68,7 +68,8 @@ CURVE_POINTS = 30
 SHORT_STEP_MS, STEPS_PER_CALL = 3.0, 25
 """Limit for a short training step, and the number of steps per call of Lightning's loop that a GPU takes below it."""
 _DEFAULTS = {field.name: field.default for field in fields(Plan) if field.default is not MISSING}
-"""Default values of the settings of a plan, by name."""
+_DEFAULTS["settle_s"] = SpeedConfig.settle_s
+"""Default values of the settings of a cell, by name."""
 SPEED_FILE = "speed.json"
 ENGINE_ROW_S = 5.0
 """Seconds that the test of a network in an engine takes, export included, which is only a guess for the display."""
@@ -526,7 +527,20 @@ class _Run:
         # If the test set is smaller than a batch, all of its images are one batch.
         settings["eval_batch_size"] = min(settings["eval_batch_size"], self._facts(cell)["test_images"])
         fixed = {"memory_format": "channels_last", "mode": "eager", "macs_convention": CONVENTION}
-        return _plain(settings | fixed)
+        return _plain(settings | fixed | {"settle_s": self._timing().settle_s})
+
+    def _timing(self) -> SpeedConfig:
+        """Return the settings with which the networks are timed."""
+        config = SpeedConfig(
+            self.device,
+            self.plan.precision,
+            self.plan.speed_batch_size,
+            self.plan.batch_size,
+            cudnn_benchmark=self.plan.cudnn_benchmark,
+            inference_precision=self.plan.inference_precision,
+            energy="energy" in self.plan.measures,
+        )
+        return config.beside_engines() if self.plan.engine_ways() else config
 
     def _pair(self, cell: Cell) -> str:
         """Return the name of a network with the images that it really sees, which may be synthetic ones."""
@@ -564,15 +578,7 @@ class _Run:
         stored = self._stored_speed(names)
         if stored is not None:
             return stored
-        config = SpeedConfig(
-            self.device,
-            self.plan.precision,
-            self.plan.speed_batch_size,
-            self.plan.batch_size,
-            cudnn_benchmark=self.plan.cudnn_benchmark,
-            inference_precision=self.plan.inference_precision,
-            energy="energy" in self.plan.measures,
-        )
+        config = self._timing()
         subjects = self.subjects()
         # About 6 seconds per network, which is only a guess.
         self.display.expect("speed", 6.0 * len(subjects))

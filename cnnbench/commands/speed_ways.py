@@ -130,7 +130,8 @@ def _config_of_engines(options: Options, device: torch.device) -> tuple[SpeedCon
         way.check(device)
     if len(set(ways)) < len(ways):
         raise UserError(f"--engine {options.engine} and --precision {options.precision} name a row twice")
-    return _speed_config(options, device, ("32-true", "32-true"), benchmark), ways
+    config = _speed_config(options, device, ("32-true", "32-true"), benchmark)
+    return (config if all(way and way.engine == TORCH for way in ways) else config.beside_engines()), ways
 
 
 def _can_quantise(engine: Engine, options: Options) -> bool:

@@ -35,8 +35,8 @@ MOST_DRIFT = 0.02
 """Relative change of a time from the first half of the rounds to the second half that is still not called a drift."""
 _TREND = 2.576
 """Threshold of Kendall's statistic, in standard deviations, beyond which rounds have a trend (two-sided level 1 %)."""
-_SPINNING_S = 0.02
-"""Time after which the idle threads of a pool no longer spin, in seconds."""
+_SPINNING_S = 0.05
+"""Time after which the idle threads of an engine no longer spin, in seconds; for ONNX Runtime 0.02 are too few."""
 YARDSTICK = {"cpu": (8, 64, 32), "cuda": (64, 256, 56)}
 """Images, channels, and height and width of the yardstick, by type of device: a float32 convolution that every round
 times along with the networks. It takes some milliseconds, so that its launch is only a small part of its time."""
@@ -204,7 +204,7 @@ def _take_round(
     """
     try:
         # The yardstick ran before any network was built, so an error here is the device's.
-        yardstick.take_turn(alone=any(one.way.engine != TORCH for one in timed.values()))
+        yardstick.take_turn()
     except RuntimeError as error:
         return [f"the timing ended early, as the device failed: {_failure(error)['error']}"]
     for name, kind in _order(timed, shuffler):
@@ -310,18 +310,18 @@ class _Yardstick:
             synchronise(self._config.device)
             return (time.perf_counter() - start) * 1e3
 
-    def take_turn(self, alone: bool = False) -> None:
+    def take_turn(self) -> None:
         """Add the times of one round, after one call that does not count.
 
-        Args:
-            alone: Whether to wait before and after it, so that its threads and those of an engine do not meet: the
-                threads of a pool still spin for some milliseconds after its last call.
+        In a run with engines it waits before and after, so that its threads and those of an engine do not meet. That
+        is so in the processes of torch too, whose networks would otherwise not have such a pause.
         """
-        if alone:
+        beside_engines = self._config.settle_s > 0
+        if beside_engines:
             time.sleep(_SPINNING_S)
         self._call()
         self.rounds_ms.append([round(self._call(), 4) for _ in range(FEWEST_CALLS)])
-        if alone:
+        if beside_engines:
             time.sleep(_SPINNING_S)
 
 

@@ -13,7 +13,7 @@ import statistics
 import time
 import types
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ _FLAT = 4
 _MOST_GAIN_OF_FEW = 0.1
 """Same limit for the last call and the one before, in a warm-up with fewer than 2 * `_FLAT` calls, as they are long."""
 _FEWEST_WARM = 3  # calls of a warm-up, the first of which is the cold one
+_SETTLE_BESIDE_ENGINES_S = 0.1
 _SETTLING_S = 0.008  # if calls are shorter than this, the first call of a turn does not count
 SMALL_IMAGE = (3, 8, 8)
 """Channels, height and width of the images of `small_network`."""
@@ -215,6 +216,7 @@ class SpeedConfig:
         block_s: Duration of a turn in seconds. A turn has at least one call, at least three if a call is shorter than
             the turn, and at most `block_calls`.
         block_calls: Largest number of calls in a turn.
+        settle_s: Seconds of calls at the start of a turn that do not count, for work whose calls are shorter.
         warmup_s: Longest warm-up of each kind of work in seconds; it ends earlier when calls no longer become faster.
         seed: Random seed of the order of turns and of the inputs.
         cudnn_benchmark: Whether cuDNN searches for its fastest kernels in the default way.
@@ -231,6 +233,7 @@ class SpeedConfig:
     most_s: float = 5.0
     block_s: float = 0.002
     block_calls: int = 50
+    settle_s: float = 0.0
     warmup_s: float = 3.0
     seed: int = 0
     cudnn_benchmark: bool = False
@@ -245,6 +248,15 @@ class SpeedConfig:
             cudnn_benchmark=self.cudnn_benchmark,
             inference_precision=self.inference_precision,
         )
+
+    def beside_engines(self) -> SpeedConfig:
+        """Return the settings for a run with engines, in all of its processes, also those of torch.
+
+        The threads of an engine still spin after a call, so the yardstick waits for them. After such a wait, and after
+        the work of other networks, calls on a CPU are slower for up to a tenth of a second, until each thread is on a
+        core of its own again.
+        """
+        return replace(self, settle_s=_SETTLE_BESIDE_ENGINES_S) if self.device.type == "cpu" else self
 
 
 class Timed:
@@ -547,7 +559,8 @@ class Timed:
         """Add the samples of one turn, a block of calls.
 
         Blocks are short: networks that often take turns share whatever disturbs the machine. If calls are short, the
-        first call of a turn does not count, because it finds the caches full of another network's data.
+        first call of a turn does not count, because it finds the caches full of another network's data. Nor do those
+        of the first `SpeedConfig.settle_s` seconds.
         """
         self._set_mode(kind)
         fewest = FEWEST_CALLS if self.warm_ms[kind] < 1e3 * self.config.block_s else 1
@@ -556,6 +569,10 @@ class Timed:
         with self._switches(kind):
             if self.warm_ms[kind] < 1e3 * max(self.config.block_s, _SETTLING_S):
                 self._call(kind)
+            if self.warm_ms[kind] < 1e3 * self.config.settle_s:
+                end = time.perf_counter() + self.config.settle_s
+                while time.perf_counter() < end:
+                    self._call(kind)
             end = time.perf_counter() + self.config.block_s
             for calls in range(1, self.config.block_calls + 1):
                 lap = self._call(kind)

@@ -40,6 +40,8 @@ MOST_DIFFERENCE = 0.15
 """Largest difference between our time and the other program's that meets the goal, as a share."""
 SECONDS = 3
 """Approximate time for which a program runs a network."""
+_ROUNDS = 15
+"""Rounds of our timing, each with a turn as in `cnnbench speed`; together they take about `SECONDS`."""
 _CPU = torch.device("cpu")
 
 
@@ -66,11 +68,8 @@ def ours(entry: Entry) -> float:
 def _calls_ms(entry: Entry) -> list[float]:
     """Return the times of single images in milliseconds; called in a fresh process."""
     way = Way("32-true", engine=entry.engine)
-    # Long turns: in the first calls after a pause, which the yardstick needs, some threads are not yet back on a core
-    # of their own. The other programs never pause.
-    config = SpeedConfig(
-        _CPU, "32-true", 1, 1, most_s=SECONDS, rounds=4, fewest_rounds=4, block_s=0.7, block_calls=10**6
-    )
+    config = SpeedConfig(_CPU, "32-true", 1, 1, rounds=_ROUNDS, fewest_rounds=_ROUNDS)
+    config = config.beside_engines()
 
     def build() -> torch.nn.Module:
         raise AssertionError("an engine runs a file")
