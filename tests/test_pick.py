@@ -473,10 +473,13 @@ def test_measure_times_what_is_missing_and_the_next_pick_finds_it(
     }
     (file,) = Path("results/speed").glob("*.jsonl")
     assert len(load_records([file])) == 3
-    # Nothing is timed twice.
-    assert main(["pick", "old.jsonl", str(file), *words[1:], "--measure", "--json"]) == 0
-    assert len(calls) == 1
-    assert "all times are known" in capsys.readouterr().err
+    # Nothing is timed twice, whether the new file is named or not.
+    for new in ([], [str(file)], ["results/speed"]):
+        assert main(["pick", "old.jsonl", *new, *words[1:], "--measure", "--json"]) == 0
+        assert len(calls) == 1
+        captured = capsys.readouterr()
+        assert "all times are known" in captured.err
+        assert json.loads(captured.out)["times"]["networks"] == 3
     assert main(["pick", *words[1:], "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["times"]["networks"] == 3
 

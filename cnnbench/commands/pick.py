@@ -62,7 +62,8 @@ class Options:
     """Choose a network: which are good, fast and small enough, by records, reference trainings and publications."""
 
     records: tuple[str, ...] = option(
-        "Record files and run folders (default: those in results/bench, results/runs and results/speed).",
+        "Record files and run folders (default: those in results/bench, results/runs and results/speed; --measure "
+        "always reads the last of these).",
         default=(),
         positional=True,
         metavar="RECORDS",
@@ -180,7 +181,7 @@ class Known:
 def run(options: Options) -> int:
     """Print the answer; return 1 if no network satisfies the conditions."""
     catalog = load_catalog()
-    files = _read(options.records)
+    files = _read(options.records, options.measure)
     records = [record for several in files.values() for record in several]
     origins = {id(record): name for name, several in files.items() for record in several}
     known = Known(records, catalog["models"], _images(options, records, catalog["data"]), origins)
@@ -212,21 +213,29 @@ def _candidates(options: Options, known: Known, used: Sequence[Timing]) -> list[
     return candidates(known.records, known.models, known.images, used[0] if used else None, options.precision or "")
 
 
-def _read(names: Sequence[str]) -> dict[str, list[Record]]:
-    """Return the records of files and folders without those that failed, or those of the working folder, by path.
+def _read(names: Sequence[str], measuring: bool) -> dict[str, list[Record]]:
+    """Return the records of files and folders without those that failed, by path.
+
+    Args:
+        names: Files and folders that the user names; without any, those in the working folder are read.
+        measuring: Whether networks may be timed. What was timed before is then read too, so as not to do it again.
 
     Raises:
         UserError: A named file or folder is wrong. A wrong one that nobody named is left out with a note.
     """
-    records: dict[Path, list[Record]] = {}
-    if names:
-        records = load_by_path([Path(name) for name in names])
-    else:
-        for path in _found_here():
-            try:
-                records |= load_by_path([path])
-            except UserError as error:
-                note(f"left out: {error}")
+    records = load_by_path([Path(name) for name in names]) if names else {}
+    found = [] if names else _found_here()
+    if names and measuring:
+        found = _timed_here()
+    named = {path.resolve() for path in records}
+    for path in found:
+        # A folder that is named has its files already.
+        if named & {path.resolve(), path.parent.resolve()}:
+            continue
+        try:
+            records |= load_by_path([path])
+        except UserError as error:
+            note(f"left out: {error}")
     return {str(path): [record for record in several if record.status == "ok"] for path, several in records.items()}
 
 
@@ -236,7 +245,12 @@ def _found_here() -> list[Path]:
     # A run of `fit` that was given a name by ``--run`` is a folder of runs/ itself.
     folders = [*sorted(results.glob("bench/*")), *sorted(results.glob("runs/*")), *sorted(results.glob("runs/*/*"))]
     runs = [folder for folder in folders if any((folder / "records").glob("*.json"))]
-    return [*runs, *sorted(results.glob("speed/*.jsonl"))]
+    return [*runs, *_timed_here()]
+
+
+def _timed_here() -> list[Path]:
+    """Return the record files of `cnnbench speed` and of ``--measure`` in the working folder."""
+    return sorted(SPEED_FOLDER.glob("*.jsonl"))
 
 
 def _images(options: Options, records: Sequence[Record], data: Mapping[str, Mapping[str, Any]]) -> Images:
