@@ -186,8 +186,20 @@ def test_network_whose_flow_depends_on_values_is_refused_with_a_reason() -> None
             y = x.flatten(1)
             return y if y.sum() > 0 else -y
 
-    with pytest.raises(UserError, match=r"torch\.export cannot record 'Branches'"):
+    said = (
+        r"torch\.export cannot record 'Branches': .* values of the images.*torch\.where \(test_engines\.py, line \d+\)"
+    )
+    with pytest.raises(UserError, match=said):
         record_program(Branches(), (1, 2, 2), "Branches")
+
+
+def test_network_that_is_random_in_evaluation_is_refused_with_a_reason() -> None:
+    class Chance(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.dropout(x.flatten(1), 0.5, training=True)
+
+    with pytest.raises(UserError, match=r"'Chance' returns other logits for the same images each time"):
+        record_program(Chance(), (8, 8, 8), "Chance")
 
 
 def test_another_network_is_refused() -> None:

@@ -11,6 +11,7 @@ import importlib
 import io
 import json
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from cnnbench.engines import ENGINES, FORMATS, INT8, find_quantiser
+from cnnbench.engines.comparison import TOLERANCE, random_images
 from cnnbench.errors import Stopped, UserError, first_line
 from cnnbench.hardware import weights_type
 from cnnbench.training.loss import loss_and_logits, output_of
@@ -75,15 +78,21 @@ def record_program(
         dtype: Type of its images.
 
     Raises:
-        UserError: torch cannot record it, for example because its control flow depends on the values.
+        UserError: torch cannot record it, for example because its control flow depends on the values, or its logits
+            depend on chance.
     """
     device = next(model.parameters(), torch.empty(0)).device
     # Two images, because torch would take a batch of one as a constant.
-    images = torch.zeros(2, *image_shape, dtype=dtype, device=device)
+    images = random_images(image_shape, 0)[:2].to(device, dtype)
     with torch.inference_mode():
-        output = output_of(model, images, name)
+        labels = torch.zeros(2, dtype=torch.long, device=device)
         # A network without logits is refused here, by a message that says what it returns.
-        loss_and_logits(output, torch.zeros(2, dtype=torch.long, device=device))
+        first, again = (loss_and_logits(output_of(model, images, name), labels)[1].float() for _ in range(2))
+    if (first - again).abs().max() > TOLERANCE["bf16-true"] * first.abs().max():
+        raise UserError(
+            f"'{name}' returns other logits for the same images each time, also in evaluation mode, so a file cannot "
+            "be compared with it; take chance out of its evaluation, such as by nn.Dropout in place of F.dropout"
+        )
     try:
         with _quiet():
             return torch.export.export(
@@ -91,8 +100,19 @@ def record_program(
             )
     except Stopped:
         raise
+    except GuardOnDataDependentSymNode as error:
+        raise UserError(
+            f"torch.export cannot record '{name}': what it computes depends on the values of the images, and a file "
+            f"has one program for all; replace the condition, such as by torch.where ({_place_of(error)})"
+        ) from error
     except Exception as error:
         raise UserError(f"torch.export cannot record '{name}': {first_line(error)}") from error
+
+
+def _place_of(error: BaseException) -> str:
+    """Return the line of the network's code that torch names in the text of an error."""
+    found = re.search(r'raised this error:\s+File "(.+)", line (\d+)', str(error))
+    return f"{Path(found[1]).name}, line {found[2]}" if found else first_line(error)
 
 
 def write_program(
@@ -247,12 +267,15 @@ def bytes_of_weights(model: nn.Module) -> int:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Run the body without the warnings and log lines of exporters, which do not concern the user's network."""
+    """Run the body without the warnings and log lines of exporters.
+
+    They do not concern the user's network, or repeat at length an error that is raised too.
+    """
     loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript", "onnx_ir", "nncf", "torchao")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
-            logger.setLevel(logging.ERROR)
+            logger.setLevel(logging.CRITICAL)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
