@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from package_copies import outputs_of_commands
 
 import cnnbench.data
@@ -160,6 +161,11 @@ def test_a_network_of_the_user_s_works_in_every_command(capsys: pytest.CaptureFi
     assert main(["bench", "--models=mynets:small", *small, *quick]) == 0
     options = ["--data.train_images=60", "--data.test_images=20", "--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
     assert main(["fit", "--model=mynets:small", "--data=Synthetic", *options]) == 0
+
+
+def test_citation_names_this_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (cited["version"], cited["license"]) == (cnnbench.__version__, "Apache-2.0")
 
 
 def test_documents_name_only_what_exists() -> None:
