@@ -22,12 +22,7 @@ import torch
 
 from cnnbench.errors import UserError, unknown
 from cnnbench.machine import cpu_name
-
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
-"""Number formats of a training, by Lightning's names; ``auto`` is the best one for this machine."""
-INFERENCE_PRECISIONS = ("bf16-true", "16-true")
-"""Further number formats for inference only, in which weights and images have 16 bits too."""
-DEVICES = ("auto", "cpu", "cuda", "mps")
+from cnnbench.names import DEVICES, INFERENCE_PRECISIONS, PRECISIONS
 
 
 def choose_device(name: str) -> torch.device:
@@ -42,7 +37,7 @@ def choose_device(name: str) -> torch.device:
     """
     kind, _, index = name.partition(":")
     if kind not in DEVICES or (index and (kind != "cuda" or not index.isdigit())):
-        raise unknown("device", name, (*DEVICES, "cuda:N"))
+        raise unknown("device", name, DEVICES)
     if kind == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", 0)

@@ -20,6 +20,16 @@ from typing import Any, cast
 from cnnbench.errors import Stopped, UserError, unknown
 from cnnbench.trust import CodeKind, check_code, current
 
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+"""Number formats of a training, by Lightning's names; ``auto`` is the best one for this machine."""
+INFERENCE_PRECISIONS = ("bf16-true", "16-true")
+"""Further number formats for inference only, in which weights and images have 16 bits too."""
+DEVICES = ("auto", "cpu", "cuda", "mps", "cuda:N")
+MODES = ("eager", "compile", "cuda-graph")
+"""Modes in which torch can run a network; see `cnnbench.timing.timed_network.Way`."""
+MEMORY_FORMATS = ("channels_last", "contiguous")
+"""Orders of the values of images in memory."""
+
 
 @dataclass(frozen=True)
 class Kind:

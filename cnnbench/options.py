@@ -21,6 +21,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import re
 import sys
 import types
 import typing
@@ -52,6 +53,7 @@ class _Facts:
     positional: bool
     is_config: bool
     names: str | None
+    valid: Sequence[str]
 
 
 def option(
@@ -64,6 +66,7 @@ def option(
     positional: bool = False,
     is_config: bool = False,
     names: Literal["models", "data"] | None = None,
+    valid: Sequence[str] = (),
 ) -> Any:
     """Return a dataclass field that declares an option of a command.
 
@@ -80,8 +83,10 @@ def option(
         positional: Whether the value is given by its position, without the option's name.
         is_config: Whether the values are YAML files of the command's own options; the type is ``tuple[Path, ...]``.
         names: Whether the values are names of networks (``models``) or data sets (``data``), which `named_in` returns.
+        valid: Words that are valid; a text may have several, separated by commas. ``N`` in a word, as in ``cuda:N``,
+            stands for a number. So a misspelt word is refused before torch is imported.
     """
-    facts = _Facts(help, metavar, least, most, positional, is_config, names)
+    facts = _Facts(help, metavar, least, most, positional, is_config, names, tuple(valid))
     return dataclasses.field(default=default, metadata={"option": facts})
 
 
@@ -241,6 +246,10 @@ def _single(kind: _Kind, value: Any, name: str, facts: _Facts) -> Any:
     if kind.choices and result not in kind.choices:
         raise unknown(name, str(result), kind.choices)
     _check_range(result, value, name, facts)
+    if facts.valid:
+        for word in split_names(result):
+            if re.sub(r":\d+$", ":N", word) not in facts.valid:
+                raise unknown(name.removesuffix("s"), word, facts.valid)
     return result
 
 

@@ -215,6 +215,7 @@ class SpeedFile(_Strict):
 
     figures: dict[str, dict[str, JsonValue]]
     environment: Environment
+    settle_s: Amount = 0.0
 
 
 def check(schema: type[BaseModel], value: Any, where: str, mend: str) -> None:

@@ -23,7 +23,7 @@ from cnnbench.checkpoints import open_checkpoint
 from cnnbench.cli import main
 from cnnbench.data import get_data
 from cnnbench.errors import UserError
-from cnnbench.files import with_checksum, without_checksum
+from cnnbench.files import with_checksum, without_checksum, write_checked_json
 from cnnbench.hardware import cpu_has_bf16
 from cnnbench.models import get_model
 from cnnbench.predictions import Predictions, write_predictions
@@ -290,12 +290,25 @@ def test_rows_that_an_interruption_left_out_are_made_from_the_weights_that_were_
     gone = "LeNet5__onnxruntime__32-true_-Synthetic-seed0.json"
     (copied / "records" / gone).unlink()
     speed = (copied / "speed.json").read_bytes()
+    assert json.loads(speed)["settle_s"] == 0.1
     assert main(["bench", "--resume", f"--out={copied}"]) == ALL_RIGHT
     after = _bytes(copied)
     assert {name for name in after if after[name] != before[name]} <= {gone}
     assert (copied / "speed.json").read_bytes() == speed
     old, new = (json.loads(each[gone])["measures"] for each in (before, after))
     assert new == old  # times from speed.json, accuracy from the same weights
+
+
+@pytest.mark.usefixtures("quick")
+def test_times_of_other_turns_are_not_used(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for record in (copied / "records").iterdir():
+        record.unlink()
+    stored = json.loads((copied / "speed.json").read_bytes())
+    old = {"figures": stored["figures"], "environment": stored["environment"]}
+    write_checked_json(copied / "speed.json", old)
+    assert main(["bench", "--resume", f"--out={copied}"]) == ALL_RIGHT
+    assert "timing all networks again, since the time before each turn" in capsys.readouterr().err
+    assert json.loads((copied / "speed.json").read_bytes())["settle_s"] == 0.1
 
 
 @pytest.mark.usefixtures("quick")

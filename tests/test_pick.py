@@ -5,6 +5,7 @@ import random
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -482,6 +483,20 @@ def test_measure_times_what_is_missing_and_the_next_pick_finds_it(
         assert json.loads(captured.out)["times"]["networks"] == 3
     assert main(["pick", *words[1:], "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["times"]["networks"] == 3
+
+
+def test_engines_are_chosen_from_records_with_the_same_turns(capsys: pytest.CaptureFixture[str]) -> None:
+    """torch alone is timed without calls before each turn that do not count, and beside engines with them."""
+    beside = [timed("LeNet5", ms) for ms in (2.0, 0.1)]
+    for record, engine in zip(beside, ("torch", "onnxruntime"), strict=True):
+        record.config.update(engine=engine, settle_s=0.1)
+    alone = replace(timed("LeNet5", 1.5), created="2027-01-01T00:00:00+00:00")
+    write_lines(Path("r.jsonl"), [*beside, alone, trained("LeNet5", 10)])
+    _, document = answer(capsys, "r.jsonl", "--data", "MNIST", "--engine", "any")
+    found = [e["values"]["latency"]["value"] for e in document["networks"] if "latency" in e["values"]]
+    assert sorted(found) == [0.1, 2.0]
+    assert main(["pick", "r.jsonl", "--data", "MNIST", "--engine", "any"]) == 0
+    assert "0.1 s of calls before each turn" in " ".join(capsys.readouterr().out.split())
 
 
 def test_only_networks_that_fit_otherwise_are_timed() -> None:

@@ -64,6 +64,17 @@ MISSPELT = [
     "validate --model LeNett5 --data MNIST",
     "test --model=VGG(batch_norm=true) --data MNIST",
     "predict --model LeNett5 --data MNIST",
+    "speed LeNet5 --mode eagr",
+    "speed LeNet5 --mode eager,compiled",
+    "speed LeNet5 --precision bf16",
+    "speed LeNet5 --memory_format channel_last",
+    "speed LeNet5 --engine torch,onxruntime",
+    "speed LeNet5 --device gpu",
+    "bench --engine onxruntime",
+    "bench --engine openvino --engine_precision in8",
+    "bench --precision bf16-mix",
+    "bench --measures complexity,spede",
+    "bench --device cud",
 ]
 
 

@@ -110,10 +110,31 @@ def test_beside_engines_the_calls_at_the_start_of_a_turn_do_not_count() -> None:
 
     config = SpeedConfig(CPU, "32-true", 1, 1, rounds=3, warmup_s=0).beside_engines()
     assert config.settle_s == 0.1
+    assert config.pause_s > 0
+    on_gpu = replace(config, device=torch.device("cuda"), settle_s=0.0, pause_s=0.0).beside_engines()
+    assert (on_gpu.settle_s, on_gpu.pause_s) == (0.0, config.pause_s)  # threads of an engine spin there too
     subject = Subject(lambda: SlowAfterAPause(192, 10), (3, 8, 8), 10, kinds=("latency",))
     found = measure_speed({"a": subject}, config)["a"]["samples_ms"]["latency"]
     assert [len(times) > 0 for times in found] == 3 * [True]
     assert all(1 <= ms < 5 for times in found for ms in times)
+
+
+def test_a_long_call_has_one_before_it_that_does_not_count_beside_engines() -> None:
+    calls: list[int] = []
+
+    class Slow(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            time.sleep(0.03)
+            calls.append(1)
+            return super().forward(x.flatten(1))
+
+    config = SpeedConfig(CPU, "32-true", 1, 1, rounds=3, warmup_s=0)
+    for beside, extra in ((replace(config, settle_s=0.01), 1), (config, 0)):
+        calls.clear()
+        subject = Subject(lambda: Slow(192, 10), (3, 8, 8), 10, kinds=("latency",))
+        found = measure_speed({"a": subject}, beside)["a"]["samples_ms"]["latency"]
+        assert [len(times) for times in found] == [1, 1, 1]
+        assert len(calls) == 3 + 3 * (1 + extra)  # the cold call, two that are warm, and three turns
 
 
 def test_a_network_that_fails_does_not_stop_the_others() -> None:

@@ -527,7 +527,9 @@ class _Run:
         # If the test set is smaller than a batch, all of its images are one batch.
         settings["eval_batch_size"] = min(settings["eval_batch_size"], self._facts(cell)["test_images"])
         fixed = {"memory_format": "channels_last", "mode": "eager", "macs_convention": CONVENTION}
-        return _plain(settings | fixed | {"settle_s": self._timing().settle_s})
+        # An accuracy does not depend on how times are taken.
+        timed = {"settle_s": self._timing().settle_s} if "speed" in self.plan.measures else {}
+        return _plain(settings | fixed | timed)
 
     def _timing(self) -> SpeedConfig:
         """Return the settings with which the networks are timed."""
@@ -540,7 +542,7 @@ class _Run:
             inference_precision=self.plan.inference_precision,
             energy="energy" in self.plan.measures,
         )
-        return config.beside_engines() if self.plan.engine_ways() else config
+        return config.beside_engines() if any(engine != TORCH for engine, _ in self.plan.engine_ways()) else config
 
     def _pair(self, cell: Cell) -> str:
         """Return the name of a network with the images that it really sees, which may be synthetic ones."""
@@ -595,7 +597,8 @@ class _Run:
                     self.display.update("speed", 1.0, f"memory of {pair}")
                     figures[pair]["resident_bytes"] = in_process(_growth_of, config, self.plan, pair)
         self.display.update("speed", 1.0)
-        write_checked_json(self.folder / SPEED_FILE, {"figures": figures, "environment": self._timing_environment()})
+        content: dict[str, Any] = {"figures": figures, "environment": self._timing_environment()}
+        write_checked_json(self.folder / SPEED_FILE, {**content, "settle_s": config.settle_s})
         return figures
 
     def _timing_environment(self) -> dict[str, Any]:
@@ -626,6 +629,9 @@ class _Run:
         """Return why the times of an interrupted run do not serve the networks of these names; empty if they do."""
         figures = stored["figures"]
         changed = _differs(stored["environment"], self._timing_environment())
+        # Files from before 2026-11-30 do not have this.
+        if stored.get("settle_s", 0.0) != self._timing().settle_s:
+            changed = "the time before each turn in which calls do not count"
         if changed:
             return f"{changed} has changed"
         missing = [name for name in names if name not in figures]

@@ -11,7 +11,10 @@ from typing import Any, ClassVar
 from cnnbench.commands.report import show_report
 from cnnbench.commands.wandb_options import WandbOptions
 from cnnbench.console import out_json, out_text, show
+from cnnbench.engines import ENGINES, all_precisions
 from cnnbench.errors import Stopped
+from cnnbench.measures import MEASURES
+from cnnbench.names import DEVICES, PRECISIONS
 from cnnbench.options import config_option, option
 from cnnbench.trust import Trust, check_code, current, words
 
@@ -48,6 +51,7 @@ class Options(WandbOptions):
         "calibration, robustness and memory.",
         default=None,
         metavar="A,B",
+        valid=(*MEASURES,),
     )
     seeds: tuple[int, ...] | None = option(
         "Random seeds; each is a training of its own, as in --seeds 0,1,2 (default: 0).", default=None, metavar="0,1,2"
@@ -64,9 +68,11 @@ class Options(WandbOptions):
         default=None,
         metavar="PERCENT",
     )
-    device: str | None = option("Device: auto, cpu, cuda, cuda:N or mps (default: auto).", default=None)
+    device: str | None = option("Device: auto, cpu, cuda, cuda:N or mps (default: auto).", default=None, valid=DEVICES)
     precision: str | None = option(
-        "Number format of training: auto, 32-true, bf16-mixed or 16-mixed (default: auto).", default=None
+        "Number format of training: auto, 32-true, bf16-mixed or 16-mixed (default: auto).",
+        default=None,
+        valid=PRECISIONS,
     )
     engine: tuple[str, ...] | None = option(
         "Engines that run each trained network too, in rows of their own, tested and timed in inference: torch, "
@@ -74,12 +80,14 @@ class Options(WandbOptions):
         "kept (default: none; networks are always trained, tested and timed in torch).",
         default=None,
         metavar="A,B",
+        valid=(*ENGINES, "all"),
     )
     engine_precision: tuple[str, ...] | None = option(
         "Number formats of these rows: 32-true, bf16-true, int8 and others; formats that an engine does not have are "
         "left out (default: 32-true).",
         default=None,
         metavar="A,B",
+        valid=all_precisions(),
     )
     batch_size: int | None = option(
         "Images per training step (default: 32 on a CPU, 256 on a GPU).", default=None, metavar="N"

@@ -73,6 +73,7 @@ from cnnbench.data.module import ImageDataModule
 from cnnbench.errors import DivergedError, Stopped, UserError
 from cnnbench.files import read_text, reason, replacing, write_text
 from cnnbench.models import all_models
+from cnnbench.names import PRECISIONS
 from cnnbench.record import Record
 from cnnbench.report.tracking import Connection
 from cnnbench.text import to_csv
@@ -217,7 +218,7 @@ class CLI(LightningCLI):
         """Return the precision and the reason for it, or None for a precision that only Lightning knows."""
         # An option that is not set means auto here, and 16 is Lightning's alias of 16-mixed.
         asked = {None: "auto", "16": "16-mixed", 16: "16-mixed"}.get(trainer.precision, trainer.precision)
-        if asked not in hardware.PRECISIONS:
+        if asked not in PRECISIONS:
             return None
         return hardware.choose_precision(asked, _lightning_device(trainer.accelerator), compiled_depthwise)
 

@@ -78,9 +78,10 @@ def explain(message: str) -> UserError:
     # A value of the wrong type: name the types that are valid.
     value = _first(r"(?:Given value|Got value): (.*)$", text).strip()
     # An option with a list of valid words has a type such as Literal['linear', 'cosine'].
-    listed = _first(r"Literal\[([^\]]*)\]", text)
-    if key and value and listed:
-        return unknown(key, value, re.findall(r"'([^']*)'", listed))
+    listed = ",".join(re.findall(r"Literal\[([^\]]*)\]", text))
+    words = dict.fromkeys(re.findall(r"'([^']*)'", listed))
+    if key and value and words:
+        return unknown(key, value, words)
     types = " or ".join(dict.fromkeys(re.findall(r"<class '([\w.]+)'>", text)))
     if key and value and types:
         types = re.sub(r"\bNoneType\b", "null, for nothing,", types)

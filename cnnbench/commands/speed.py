@@ -12,7 +12,9 @@ from typing import Literal
 
 from cnnbench.benchmark.plan import MOST_PROCESSES
 from cnnbench.commands.named_networks import NetworkOptions
+from cnnbench.engines import ENGINES, INT8
 from cnnbench.errors import UserError
+from cnnbench.names import DEVICES, INFERENCE_PRECISIONS, MEMORY_FORMATS, MODES, PRECISIONS
 from cnnbench.options import option
 
 EXAMPLE = "ResNet18 torchvision:resnet18 --image_size 224 --num_classes 1000"
@@ -38,16 +40,20 @@ class Options(NetworkOptions):
         metavar="N",
         least=1,
     )
-    device: str = option("Device: auto, cpu, cuda, cuda:N or mps.", default="auto")
+    device: str = option("Device: auto, cpu, cuda, cuda:N or mps.", default="auto", valid=DEVICES)
     precision: str = option(
         "Number formats: auto (bfloat16 where the device has it: inference in bf16-true, training in bf16-mixed), "
         "32-true, bf16-mixed, bf16-true, and on a GPU 16-mixed, 16-true and tf32; several are rows of their own; all "
         "for those that the device computes in.",
         default="auto",
         metavar="A,B",
+        valid=(*PRECISIONS, *INFERENCE_PRECISIONS, "tf32", INT8, "all"),
     )
     memory_format: str = option(
-        "Order of the images in memory: channels_last, contiguous, or all.", default="channels_last", metavar="A,B"
+        "Order of the images in memory: channels_last, contiguous, or all.",
+        default="channels_last",
+        metavar="A,B",
+        valid=(*MEMORY_FORMATS, "all"),
     )
     engine: str = option(
         "What runs the networks: torch, aot-inductor, onnxruntime, openvino, on a GPU tensorrt, or all that are "
@@ -55,9 +61,13 @@ class Options(NetworkOptions):
         "says otherwise) in 32-true. Of the engines beside torch, those for CPUs have --precision int8 too.",
         default="torch",
         metavar="A,B",
+        valid=(*ENGINES, "all"),
     )
     mode: str = option(
-        "How the network runs: eager, compile, on a GPU cuda-graph, or all.", default="eager", metavar="A,B"
+        "How the network runs: eager, compile, on a GPU cuda-graph, or all.",
+        default="eager",
+        metavar="A,B",
+        valid=(*MODES, "all"),
     )
     cudnn_benchmark: Literal["on", "off"] = option(
         "Whether cuDNN tries its kernels for each shape and takes the fastest, on a GPU.", default="on"

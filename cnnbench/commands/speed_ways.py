@@ -18,14 +18,12 @@ from cnnbench.commands.speed import Options
 from cnnbench.console import note
 from cnnbench.engines import ENGINES, INT8, TORCH, Engine, check_precision, find_engine, find_quantiser
 from cnnbench.errors import UserError, unknown
+from cnnbench.names import INFERENCE_PRECISIONS, MEMORY_FORMATS, MODES, PRECISIONS
 from cnnbench.network import Network
 from cnnbench.registry import split_names
 from cnnbench.roofline.peaks import hardware_precisions
 from cnnbench.timing.speed import SpeedConfig
-from cnnbench.timing.timed_network import MODES, Way
-
-FORMATS_IN_MEMORY = {"channels_last": True, "contiguous": False}
-"""Memory formats by name, and whether the channel is the innermost dimension in them."""
+from cnnbench.timing.timed_network import Way
 
 
 @dataclass(frozen=True)
@@ -64,12 +62,12 @@ def ways_of(options: Options) -> tuple[SpeedConfig, list[Way | None]]:
     benchmark = device.type == "cuda" and options.cudnn_benchmark == "on"
     precisions = [_precisions(name, device) for name in asked]
     for name in formats:
-        if name not in FORMATS_IN_MEMORY:
-            raise unknown("memory_format", name, FORMATS_IN_MEMORY)
+        if name not in MEMORY_FORMATS:
+            raise unknown("memory_format", name, MEMORY_FORMATS)
     # Every combination of a precision, a memory format and a mode is a way.
     ways = []
     for (training, inference), order, mode in itertools.product(precisions, formats, modes):
-        ways.append(Way(training, FORMATS_IN_MEMORY[order], mode, benchmark, inference))
+        ways.append(Way(training, order == "channels_last", mode, benchmark, inference))
     # With `all`, impossible combinations are left out; those that the user named are refused by `check`.
     if "all" in (options.precision, options.mode):
         ways = [way for way in ways if way.is_possible]
@@ -154,11 +152,11 @@ def _ways_of_torch(options: Options, device: torch.device, precision: str, bench
     """Return the ways in which torch runs the networks in a number format: by memory format and mode."""
     formats, modes = _values(options, "memory_format", device), _values(options, "mode", device)
     for name in formats:
-        if name not in FORMATS_IN_MEMORY:
-            raise unknown("memory_format", name, FORMATS_IN_MEMORY)
+        if name not in MEMORY_FORMATS:
+            raise unknown("memory_format", name, MEMORY_FORMATS)
     ways = []
     for order, mode in itertools.product(formats, modes):
-        ways.append(Way(precision, FORMATS_IN_MEMORY[order], mode, benchmark))
+        ways.append(Way(precision, order == "channels_last", mode, benchmark))
     return ways
 
 
@@ -198,10 +196,10 @@ def _precisions(name: str, device: torch.device) -> tuple[str, str]:
     if name == "auto":
         precision, _ = hardware.choose_precision(name, device)
         return precision, hardware.inference_precision(precision)
-    known = (*hardware.PRECISIONS, *hardware.INFERENCE_PRECISIONS, "tf32")
+    known = (*PRECISIONS, *INFERENCE_PRECISIONS, "tf32")
     if name not in known:
         raise unknown("precision", name, known)
-    if name in hardware.PRECISIONS:
+    if name in PRECISIONS:
         hardware.choose_precision(name, device)
     return name, name
 
@@ -221,7 +219,7 @@ def _values(options: Options, option: str, device: Any) -> list[str]:
         precisions.append("tf32")
     return {
         "precision": precisions,
-        "memory_format": list(FORMATS_IN_MEMORY),
+        "memory_format": list(MEMORY_FORMATS),
         "engine": [engine.name for engine in ENGINES.values() if engine.is_usable(device.type)],
         "mode": [mode for mode in MODES if on_gpu or mode != "cuda-graph"],
     }[option]

@@ -30,7 +30,8 @@ from cnnbench.counting.meta_copy import (
 )
 from cnnbench.counting.meta_run import MetaRun, tensors_in
 from cnnbench.errors import Stopped, UserError
-from cnnbench.hardware import INFERENCE_PRECISIONS, autocast, weights_type
+from cnnbench.hardware import autocast, weights_type
+from cnnbench.names import INFERENCE_PRECISIONS
 
 
 class Listener:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from cnnbench.counting.dry_run import DryRun, Listener
 from cnnbench.counting.meta_run import tensors_in
 from cnnbench.errors import UserError, unknown
-from cnnbench.hardware import PRECISIONS
+from cnnbench.names import PRECISIONS
 
 STEP_PRECISIONS = tuple(name for name in PRECISIONS if name != "auto")
 """Number formats of a training step."""

@@ -299,6 +299,14 @@ def check_precision(option: str, name: str, engines: Sequence[Engine], device: s
     raise unknown(option, name, known)
 
 
+def all_precisions() -> list[str]:
+    """Return the number formats that at least one engine has on some device."""
+    names: dict[str, None] = {}
+    for engine in ENGINES.values():
+        names |= dict.fromkeys((*engine.cpu, *engine.cuda))
+    return list(names)
+
+
 def _missing(modules: tuple[str, ...]) -> list[str]:
     """Return the modules that are not installed."""
     return [name for name in modules if importlib.util.find_spec(name) is None]

@@ -82,8 +82,9 @@ def record_program(
             depend on chance.
     """
     device = next(model.parameters(), torch.empty(0)).device
-    # Two images, because torch would take a batch of one as a constant.
-    images = random_images(image_shape, 0)[:2].to(device, dtype)
+    # Two images, because torch would take a batch of one as a constant. The program keeps them, so they are copied
+    # out of the memory that all random images share.
+    images = random_images(image_shape, 0)[:2].clone().to(device, dtype)
     with torch.inference_mode():
         labels = torch.zeros(2, dtype=torch.long, device=device)
         # A network without logits is refused here, by a message that says what it returns.

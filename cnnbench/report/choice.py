@@ -150,6 +150,8 @@ class Timing(NamedTuple):
         # The mode and the order of the images in memory are torch's.
         if self.engine == TORCH:
             words += [str(setting(record, "mode")), str(setting(record, "memory_format") or NOT_SAID)]
+        if setting(record, "settle_s"):
+            words.append(BY_NAME["settle_s"].said(record))
         version = engine_version(record) or NOT_SAID
         words += [threads, f"{engine_title(self.engine)} {version}", record.created[:10]]
         return ", ".join([*words, f"from {self.origin}"] if self.origin else words)
@@ -416,11 +418,15 @@ def of_device(
 
 
 def first_of_each_way(groups: Sequence[Timing]) -> list[Timing]:
-    """Return the first group of each engine in each number format."""
-    ways: dict[tuple[str, str], Timing] = {}
+    """Return the first group of each engine in each number format, all with the same turns and threads.
+
+    Of several kinds of turns, those that most engines and formats have are taken; of equal ones, those of the first.
+    """
+    ways: dict[tuple[Any, ...], dict[tuple[str, str], Timing]] = {}
     for group in groups:
-        ways.setdefault((group.engine, group.precision), group)
-    return list(ways.values())
+        turns = setting(group.newest, "settle_s"), setting(group.newest, "threads")
+        ways.setdefault(turns, {}).setdefault((group.engine, group.precision), group)
+    return list(max(ways.values(), key=len, default={}).values())
 
 
 # The choice

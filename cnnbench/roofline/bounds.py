@@ -21,7 +21,6 @@ from cnnbench.console import note
 from cnnbench.counting import operators
 from cnnbench.errors import Stopped, UserError
 from cnnbench.hardware import (
-    INFERENCE_PRECISIONS,
     cudnn_benchmark,
     numbers,
     on_device,
@@ -29,6 +28,7 @@ from cnnbench.hardware import (
     synchronise,
     weights_type,
 )
+from cnnbench.names import INFERENCE_PRECISIONS
 from cnnbench.roofline.model import TRAFFIC_CONVENTION, Load, Timed, bound, layer_traffic
 from cnnbench.roofline.peaks import PEAK_CONVENTION, Peaks, hardware_precisions, measure_peaks
 from cnnbench.timing.conditions import Conditions, reasons_to_doubt

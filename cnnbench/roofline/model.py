@@ -19,7 +19,7 @@ from cnnbench.counting import operators
 from cnnbench.counting.dry_run import DryRun, Listener
 from cnnbench.counting.meta_run import tensors_in
 from cnnbench.errors import UserError, unknown
-from cnnbench.hardware import INFERENCE_PRECISIONS, PRECISIONS
+from cnnbench.names import INFERENCE_PRECISIONS, PRECISIONS
 from cnnbench.roofline.peaks import Peaks
 from cnnbench.units import percent, plain
 

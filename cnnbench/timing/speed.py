@@ -22,7 +22,8 @@ import torch
 from cnnbench import progress
 from cnnbench.engines import TORCH
 from cnnbench.errors import Stopped, first_line
-from cnnbench.hardware import INFERENCE_PRECISIONS, cudnn_benchmark, on_device, random_generator, synchronise, tf32
+from cnnbench.hardware import cudnn_benchmark, on_device, random_generator, synchronise, tf32
+from cnnbench.names import INFERENCE_PRECISIONS
 from cnnbench.record import KINDS
 from cnnbench.stats import median_interval
 from cnnbench.timing.conditions import Conditions, reasons_to_doubt
@@ -35,8 +36,6 @@ MOST_DRIFT = 0.02
 """Relative change of a time from the first half of the rounds to the second half that is still not called a drift."""
 _TREND = 2.576
 """Threshold of Kendall's statistic, in standard deviations, beyond which rounds have a trend (two-sided level 1 %)."""
-_SPINNING_S = 0.05
-"""Time after which the idle threads of an engine no longer spin, in seconds; for ONNX Runtime 0.02 are too few."""
 YARDSTICK = {"cpu": (8, 64, 32), "cuda": (64, 256, 56)}
 """Images, channels, and height and width of the yardstick, by type of device: a float32 convolution that every round
 times along with the networks. It takes some milliseconds, so that its launch is only a small part of its time."""
@@ -316,13 +315,10 @@ class _Yardstick:
         In a run with engines it waits before and after, so that its threads and those of an engine do not meet. That
         is so in the processes of torch too, whose networks would otherwise not have such a pause.
         """
-        beside_engines = self._config.settle_s > 0
-        if beside_engines:
-            time.sleep(_SPINNING_S)
+        time.sleep(self._config.pause_s)
         self._call()
         self.rounds_ms.append([round(self._call(), 4) for _ in range(FEWEST_CALLS)])
-        if beside_engines:
-            time.sleep(_SPINNING_S)
+        time.sleep(self._config.pause_s)
 
 
 def _drifts(rounds_ms: Mapping[str, list[list[float]]]) -> list[str]:

@@ -25,7 +25,6 @@ from cnnbench.engines.export import bytes_on_disk
 from cnnbench.engines.sessions import Session, open_session
 from cnnbench.errors import UserError, unknown
 from cnnbench.hardware import (
-    INFERENCE_PRECISIONS,
     autocast,
     check_compiler,
     cudnn_benchmark,
@@ -33,6 +32,7 @@ from cnnbench.hardware import (
     tf32,
     weights_type,
 )
+from cnnbench.names import INFERENCE_PRECISIONS, MODES
 from cnnbench.optimizers import adamw
 from cnnbench.record import INFERENCE_KINDS, KINDS
 from cnnbench.stats import median_deviation, median_interval
@@ -46,8 +46,6 @@ RATES = {"inference": "images_per_s", "training": "train_images_per_s"}
 """Figure of the throughput, by kind of work; latency has none."""
 PARTS = ("forward", "backward", "optimizer")
 """Parts of a training step that are timed."""
-MODES = ("eager", "compile", "cuda-graph")
-"""Modes in which a network can run; see `Way`."""
 FEWEST_CALLS = 3
 """Smallest number of calls in a turn whose calls are short."""
 MOST_GAIN = 0.03
@@ -58,6 +56,8 @@ _MOST_GAIN_OF_FEW = 0.1
 """Same limit for the last call and the one before, in a warm-up with fewer than 2 * `_FLAT` calls, as they are long."""
 _FEWEST_WARM = 3  # calls of a warm-up, the first of which is the cold one
 _SETTLE_BESIDE_ENGINES_S = 0.1
+_SPINNING_S = 0.05
+"""Time after which the idle threads of an engine no longer spin, in seconds; for ONNX Runtime 0.02 are too few."""
 _SETTLING_S = 0.008  # if calls are shorter than this, the first call of a turn does not count
 SMALL_IMAGE = (3, 8, 8)
 """Channels, height and width of the images of `small_network`."""
@@ -216,7 +216,8 @@ class SpeedConfig:
         block_s: Duration of a turn in seconds. A turn has at least one call, at least three if a call is shorter than
             the turn, and at most `block_calls`.
         block_calls: Largest number of calls in a turn.
-        settle_s: Seconds of calls at the start of a turn that do not count, for work whose calls are shorter.
+        settle_s: Seconds of calls at the start of a turn that do not count; at least one call does not if this is set.
+        pause_s: Seconds without work before and after the yardstick.
         warmup_s: Longest warm-up of each kind of work in seconds; it ends earlier when calls no longer become faster.
         seed: Random seed of the order of turns and of the inputs.
         cudnn_benchmark: Whether cuDNN searches for its fastest kernels in the default way.
@@ -234,6 +235,7 @@ class SpeedConfig:
     block_s: float = 0.002
     block_calls: int = 50
     settle_s: float = 0.0
+    pause_s: float = 0.0
     warmup_s: float = 3.0
     seed: int = 0
     cudnn_benchmark: bool = False
@@ -253,10 +255,10 @@ class SpeedConfig:
         """Return the settings for a run with engines, in all of its processes, also those of torch.
 
         The threads of an engine still spin after a call, so the yardstick waits for them. After such a wait, and after
-        the work of other networks, calls on a CPU are slower for up to a tenth of a second, until each thread is on a
-        core of its own again.
+        the work of other networks, short calls on a CPU are slower for up to a tenth of a second.
         """
-        return replace(self, settle_s=_SETTLE_BESIDE_ENGINES_S) if self.device.type == "cpu" else self
+        settle_s = _SETTLE_BESIDE_ENGINES_S if self.device.type == "cpu" else 0.0
+        return replace(self, settle_s=settle_s, pause_s=_SPINNING_S)
 
 
 class Timed:
@@ -567,10 +569,9 @@ class Timed:
         times: list[float] = []
         self.rounds_ms[kind].append(times)
         with self._switches(kind):
-            if self.warm_ms[kind] < 1e3 * max(self.config.block_s, _SETTLING_S):
-                self._call(kind)
-            if self.warm_ms[kind] < 1e3 * self.config.settle_s:
+            if self.config.settle_s or self.warm_ms[kind] < 1e3 * max(self.config.block_s, _SETTLING_S):
                 end = time.perf_counter() + self.config.settle_s
+                self._call(kind)
                 while time.perf_counter() < end:
                     self._call(kind)
             end = time.perf_counter() + self.config.block_s

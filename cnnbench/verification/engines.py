@@ -1,8 +1,9 @@
 """Our latencies of engines beside those of the engines' own programs, for the same files.
 
-OpenVINO's program is ``benchmark_app``, which reports a median by the clock of the library. Ours includes the call from
-Python, whose time is measured too and subtracted for the comparison. ONNX Runtime's package has ``onnxruntime_test``,
-which reports a mean that includes this call, so our mean is set beside it.
+OpenVINO's program is ``benchmark_app``, which reports a median by the clock of the library. The part of our calls that
+lies outside of this clock is measured too and subtracted for the comparison. ONNX Runtime's package has
+``onnxruntime_test``, which reports a mean of calls from Python, so our mean is set beside it. It has ONNX Runtime's own
+number of threads, one per physical core.
 
 In every round each program measures each file once, in a process of its own and in random order. A process of ours
 times one network alone, as the other programs do, with turns as in `cnnbench speed`.
@@ -71,7 +72,7 @@ class Ours(NamedTuple):
 
     Attributes:
         ms: Median of our calls in milliseconds, or for ONNX Runtime their mean.
-        python_ms: Share of it that the engine's program leaves out, in milliseconds.
+        python_ms: Part of a call that lies outside of the clock of the engine's program, in milliseconds.
     """
 
     ms: float
@@ -171,7 +172,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     ratios: dict[str, dict[str, float]] = {}
     goals: dict[str, bool] = {}
-    print("| Network | Engine | Ours ms | of it Python ms | Its own program | ms | Ours without Python / its own |")
+    print(
+        "| Network | Engine | Ours ms | of it outside its clock | Its own program | ms | Ours inside its clock / its own |"
+    )
     print("| --- | --- | ---: | ---: | --- | ---: | ---: |")
     for entry in entries:
         program, _ = PROGRAMS[entry.engine]
