@@ -127,7 +127,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "mode": ("eager", "compile"), "engine": ("torch", "openvino"), "cudnn_benchmark": (False, True),
     "batch_size": (64, 128),
     "speed_batch_size": (64, 128), "device": ("one", "another"), "packages": ({"torch": "2.11"}, {"torch": "2.12"}),
-    "threads": (1, 2), "test_images": (10, 1000),
+    "threads": (1, 2), "test_images": (10, 1000), "settle_s": (0.0, 0.1),
 }  # fmt: skip
 
 
