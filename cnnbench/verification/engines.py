@@ -172,9 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     ratios: dict[str, dict[str, float]] = {}
     goals: dict[str, bool] = {}
-    print(
-        "| Network | Engine | Ours ms | of it outside its clock | Its own program | ms | Ours inside its clock / its own |"
-    )
+    print("| Network | Engine | Ours ms | of it outside | Its own program | ms | Ours inside its clock / its own |")
     print("| --- | --- | ---: | ---: | --- | ---: | ---: |")
     for entry in entries:
         program, _ = PROGRAMS[entry.engine]
