@@ -25,6 +25,7 @@ PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 INFERENCE_PRECISIONS = ("bf16-true", "16-true")
 """Further number formats for inference only, in which weights and images have 16 bits too."""
 DEVICES = ("auto", "cpu", "cuda", "mps", "cuda:N")
+"""Devices by torch's names; ``auto`` is the first GPU, else the CPU, and ``N`` stands for a number."""
 MODES = ("eager", "compile", "cuda-graph")
 """Modes in which torch can run a network; see `cnnbench.timing.timed_network.Way`."""
 MEMORY_FORMATS = ("channels_last", "contiguous")

@@ -36,6 +36,7 @@ from cnnbench.timing.processes import ProcessKilledError, in_groups, in_process,
 from cnnbench.timing.speed import KINDS, SpeedConfig, Stopwatch, Subject, Way, measure_speed
 from cnnbench.timing.stopwatch import Lap
 from cnnbench.timing.sweep import sweep
+from cnnbench.timing.timed_network import Timed
 
 
 def test_accuracy_and_confusions_come_from_the_counts() -> None:
@@ -95,28 +96,34 @@ def test_short_calls_come_three_a_turn_after_one_that_does_not_count() -> None:
     assert len(calls) == 3 * (3 + 4 * (1 + 3))  # for each kind the cold call, two that are warm, and four turns
 
 
-def test_beside_engines_the_calls_at_the_start_of_a_turn_do_not_count() -> None:
-    """Every call in the first tenth of a second of a turn is slow here, as after a pause, and none of them is seen."""
+def test_beside_engines_the_calls_at_the_start_of_a_turn_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[float] = []
+    turns: list[tuple[float, int]] = []
 
-    class SlowAfterAPause(nn.Linear):
+    class Noting(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
-            now = time.perf_counter()
-            if not calls or now - calls[-1] > 0.03:
-                self.begin = now
-            time.sleep(0.005 if now - self.begin < 0.08 else 0.001)
             calls.append(time.perf_counter())
             return super().forward(x.flatten(1))
 
+    def take_turn(self: Timed, kind: str) -> None:
+        turns.append((time.perf_counter(), len(calls)))
+        usual(self, kind)
+
+    usual = Timed.take_turn
+    monkeypatch.setattr(Timed, "take_turn", take_turn)
     config = SpeedConfig(CPU, "32-true", 1, 1, rounds=3, warmup_s=0).beside_engines()
     assert config.settle_s == 0.1
     assert config.pause_s > 0
     on_gpu = replace(config, device=torch.device("cuda"), settle_s=0.0, pause_s=0.0).beside_engines()
     assert (on_gpu.settle_s, on_gpu.pause_s) == (0.0, config.pause_s)  # threads of an engine spin there too
-    subject = Subject(lambda: SlowAfterAPause(192, 10), (3, 8, 8), 10, kinds=("latency",))
+    subject = Subject(lambda: Noting(192, 10), (3, 8, 8), 10, kinds=("latency",))
     found = measure_speed({"a": subject}, config)["a"]["samples_ms"]["latency"]
-    assert [len(times) > 0 for times in found] == 3 * [True]
-    assert all(1 <= ms < 5 for times in found for ms in times)
+    assert len(turns) == len(found) == 3
+    ends = [number for _, number in turns[1:]] + [len(calls)]
+    for (begin, first), end, times in zip(turns, ends, found, strict=True):
+        # The calls that count are the last ones of a turn.
+        assert 0 < len(times) < end - first
+        assert calls[end - len(times)] - begin >= config.settle_s
 
 
 def test_a_long_call_has_one_before_it_that_does_not_count_beside_engines() -> None:

@@ -630,7 +630,7 @@ class _Run:
         figures = stored["figures"]
         changed = _differs(stored["environment"], self._timing_environment())
         # Files from before 2026-11-30 do not have this.
-        if stored.get("settle_s", 0.0) != self._timing().settle_s:
+        if stored.get("settle_s", SpeedConfig.settle_s) != self._timing().settle_s:
             changed = "the time before each turn in which calls do not count"
         if changed:
             return f"{changed} has changed"

@@ -61,9 +61,6 @@ def ways_of(options: Options) -> tuple[SpeedConfig, list[Way | None]]:
     # The switch has no effect on other devices, so their records always say that it is off.
     benchmark = device.type == "cuda" and options.cudnn_benchmark == "on"
     precisions = [_precisions(name, device) for name in asked]
-    for name in formats:
-        if name not in MEMORY_FORMATS:
-            raise unknown("memory_format", name, MEMORY_FORMATS)
     # Every combination of a precision, a memory format and a mode is a way.
     ways = []
     for (training, inference), order, mode in itertools.product(precisions, formats, modes):
@@ -151,9 +148,6 @@ def _can_quantise(engine: Engine, options: Options) -> bool:
 def _ways_of_torch(options: Options, device: torch.device, precision: str, benchmark: bool) -> list[Way]:
     """Return the ways in which torch runs the networks in a number format: by memory format and mode."""
     formats, modes = _values(options, "memory_format", device), _values(options, "mode", device)
-    for name in formats:
-        if name not in MEMORY_FORMATS:
-            raise unknown("memory_format", name, MEMORY_FORMATS)
     ways = []
     for order, mode in itertools.product(formats, modes):
         ways.append(Way(precision, order == "channels_last", mode, benchmark))

@@ -56,8 +56,9 @@ _MOST_GAIN_OF_FEW = 0.1
 """Same limit for the last call and the one before, in a warm-up with fewer than 2 * `_FLAT` calls, as they are long."""
 _FEWEST_WARM = 3  # calls of a warm-up, the first of which is the cold one
 _SETTLE_BESIDE_ENGINES_S = 0.1
+"""Value of `SpeedConfig.settle_s` in a run with engines."""
 _SPINNING_S = 0.05
-"""Time after which the idle threads of an engine no longer spin, in seconds; for ONNX Runtime 0.02 are too few."""
+"""Value of `SpeedConfig.pause_s` in a run with engines, in which their idle threads stop spinning."""
 _SETTLING_S = 0.008  # if calls are shorter than this, the first call of a turn does not count
 SMALL_IMAGE = (3, 8, 8)
 """Channels, height and width of the images of `small_network`."""
