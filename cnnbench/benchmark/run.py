@@ -629,8 +629,8 @@ class _Run:
         """Return why the times of an interrupted run do not serve the networks of these names; empty if they do."""
         figures = stored["figures"]
         changed = _differs(stored["environment"], self._timing_environment())
-        # Files from before 2026-11-30 do not have this.
-        if stored.get("settle_s", SpeedConfig.settle_s) != self._timing().settle_s:
+        # Files from before 2026-11-30 do not have this: in their turns all calls counted.
+        if stored.get("settle_s", 0.0) != self._timing().settle_s:
             changed = "the time before each turn in which calls do not count"
         if changed:
             return f"{changed} has changed"
