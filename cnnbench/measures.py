@@ -118,10 +118,10 @@ class Measure:
 
 
 def _spread(prefix: str, work: Work, median_title: str = "", meaning: str = "") -> tuple[Figure, ...]:
-    """Return the figures of a time: median with interval, deciles, the GPU's own time, and absolute deviation."""
+    """Return the figures of a time: median with interval, deciles, a GPU's and an engine's own time, deviation."""
     median = Figure(f"{prefix}_median", "ms", median_title, meaning, "less", "rounds", work)
-    # The interval, the deciles and the GPU's own time belong to the median, and are not compared themselves.
-    others = [Figure(f"{prefix}_{end}", "ms") for end in ("low", "high", "p10", "p90", "device")]
+    # The interval, the deciles and the times by other clocks belong to the median, and are not compared themselves.
+    others = [Figure(f"{prefix}_{end}", "ms") for end in ("low", "high", "p10", "p90", "device", "engine")]
     return (median, *others, Figure(f"{prefix}_mad", "amount"))
 
 

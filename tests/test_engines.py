@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,7 @@ def test_auxiliary_heads_are_left_out(tmp_path: Path) -> None:
         torch.testing.assert_close(logits_of(open_file("onnx", path, "32-true", CPU), x), network(x)[0])
 
 
-def test_network_whose_flow_depends_on_values_is_refused_with_a_reason() -> None:
+def test_network_whose_flow_depends_on_values_is_refused_with_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
     class Branches(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             y = x.flatten(1)
@@ -191,6 +192,21 @@ def test_network_whose_flow_depends_on_values_is_refused_with_a_reason() -> None
     )
     with pytest.raises(UserError, match=said):
         record_program(Branches(), (1, 2, 2), "Branches")
+    assert capsys.readouterr() == ("", "")  # torch prints the graph it has so far
+
+
+def test_progress_is_shown_while_an_exporter_is_silenced(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(*_: object) -> None:
+        print("of the exporter", file=sys.stderr)
+        thread = threading.Thread(target=lambda: print("of the progress", file=sys.stderr))
+        thread.start()
+        thread.join()
+
+    monkeypatch.setattr("cnnbench.engines.onnx_runtime.write", write)
+    write_program(None, "onnx", Path("file"), {}, "network")  # type: ignore[arg-type]
+    assert capsys.readouterr().err == "of the progress\n"
 
 
 def test_network_that_is_random_in_evaluation_is_refused_with_a_reason() -> None:
@@ -257,7 +273,12 @@ def test_export_writes_files_beside_what_is_there(tmp_path: Path, capsys: pytest
     old.write_text("old")
     words = ["export", "LeNet5", "--data", "Synthetic", "--normalise", "--images", "40"]
     assert main([*words, "--to", "onnx,torch-export", "--out", str(tmp_path), "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    first, second = (line for line in err.splitlines() if "the weights in float32" in line)
+    assert first.endswith("replaces an older file of this name")
+    assert "replaces" not in second
+    document = json.loads(out)
+    assert [entry["replaced"] for entry in document["files"]] == [True, False]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["LeNet5-normalised.onnx", "LeNet5-normalised.pt2"]
     assert document["network"]["normalisation"] == "inside"
     for entry in document["files"]:
@@ -321,7 +342,18 @@ def test_speed_times_each_engine_in_rows_of_its_own(tmp_path: Path) -> None:
     for record in (torchs, ort):
         assert set(record.measures["samples_ms"]) == {"latency", "inference", "yardstick"}
         assert record.measures["latency_ms_median"] > 0
+        assert "latency_ms_engine" not in record.measures  # neither has a clock of its own
         assert record.measures["file_bytes"] > 4 * 62_006  # LeCun et al. 1998, with ten logits and three channels
+
+
+@pytest.mark.usefixtures("quick_processes")
+def test_openvinos_own_clock_is_beside_ours(tmp_path: Path) -> None:
+    file = tmp_path / "speed.jsonl"
+    words = ["speed", "LeNet5", "--engine", "openvino", "--rounds", "2", "--batch_size", "256"]
+    assert main([*words, "--records", str(file)]) == 0
+    *_, row = load_records([file])
+    for key in ("latency_ms", "inference_ms"):
+        assert 0 < row.measures[f"{key}_engine"] < row.measures[f"{key}_p90"]
 
 
 @pytest.mark.usefixtures("quick_processes")

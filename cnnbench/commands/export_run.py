@@ -78,6 +78,7 @@ def export(options: Options) -> int:
                 differences = [compare_logits(kind, network.logits, of_file, x) for kind, x in images.items()]
             check_same(differences, options.precision, f"{FORMATS[name].title} of {subject.name}")
             entry = _entry(name, options.out / made.name, made, differences)
+            entry["replaced"] = (options.out / made.name).exists()
             entry["bytes_of_float32"] = network.bytes
             if quantisation:
                 entry["quantisation"] = quantisation
@@ -252,7 +253,8 @@ def _say(entry: dict[str, Any], differences: list[Difference]) -> None:
     """Print where a file is, how far its outputs are from those of the network, and what its test says."""
     share = entry["bytes"] / entry["bytes_of_float32"]
     size = f"{with_unit(entry['bytes'], 'B')}, {plain(share)} times the weights in float32"
-    note(f"{entry['path']}: {FORMATS[entry['format']].title}, {size}")
+    replaced = "; it replaces an older file of this name" if entry["replaced"] else ""
+    note(f"{entry['path']}: {FORMATS[entry['format']].title}, {size}{replaced}")
     for difference in differences:
         note(f"  {difference.words}")
     if "quantisation" in entry:

@@ -5,6 +5,7 @@ Such a file holds machine code. It is only ever loaded by this package if this p
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from cnnbench.engines import METADATA_KEY
+from cnnbench.engines.sessions import Session
 from cnnbench.hardware import check_compiler, tf32, weights_type
 
 
@@ -54,7 +56,7 @@ def open_session(
     return AotSession(path, precision, device)
 
 
-class AotSession:
+class AotSession(Session):
     """A compiled network. It uses torch's threads, and takes batches of any size.
 
     Args:
@@ -76,6 +78,10 @@ class AotSession:
 
     def run(self, images: Tensor) -> Tensor:
         """Return the logits of prepared images, (N, K)."""
-        with torch.inference_mode(), tf32(self._device, self._precision == "tf32"):
+        with torch.inference_mode():
             logits: Tensor = self._program(images)
             return logits
+
+    def switches(self) -> contextlib.AbstractContextManager[None]:
+        """Return the context that sets torch's switches for TF32, which convolutions and matrix products obey."""
+        return tf32(self._device, self._precision == "tf32")

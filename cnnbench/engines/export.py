@@ -12,10 +12,12 @@ import io
 import json
 import logging
 import re
+import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -266,9 +268,32 @@ def bytes_of_weights(model: nn.Module) -> int:
     return buffer.getbuffer().nbytes
 
 
+class _OthersStderr(io.TextIOBase):
+    """Stderr without what the present thread writes. Other threads, such as that of the progress, still write to it.
+
+    Args:
+        stream: Stderr itself.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._silent = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        """Write a text of another thread."""
+        return len(text) if threading.get_ident() == self._silent else self._stream.write(text)
+
+    def flush(self) -> None:
+        """Flush stderr."""
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        """Return whether stderr is a terminal."""
+        return self._stream.isatty()
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Run the body without the warnings and log lines of exporters.
+    """Run the body without the warnings, the log lines and the text on stderr of exporters.
 
     They do not concern the user's network, or repeat at length an error that is raised too.
     """
@@ -277,7 +302,7 @@ def _quiet() -> Iterator[None]:
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(_OthersStderr(sys.stderr)):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from cnnbench.engines import METADATA_KEY
+from cnnbench.engines.sessions import Session
 from cnnbench.errors import UserError
 
 INPUT, OUTPUT = "images", "logits"
@@ -53,7 +54,7 @@ def open_session(
     return OnnxSession(path, _CUDA, options, device, batch_size, threads)
 
 
-class OnnxSession:
+class OnnxSession(Session):
     """A network in ONNX Runtime.
 
     Args:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from cnnbench.engines import METADATA_KEY
+from cnnbench.engines.sessions import Session
 from cnnbench.errors import UserError
 
 INPUT, OUTPUT = "images", "logits"
@@ -44,7 +45,7 @@ def open_session(
     return OpenVinoSession(path, precision, batch_size, threads)
 
 
-class OpenVinoSession:
+class OpenVinoSession(Session):
     """A network in OpenVINO, on a CPU.
 
     Args:
@@ -102,5 +103,5 @@ class OpenVinoSession:
 
     @property
     def own_ms(self) -> float:
-        """Return the time of the last call by OpenVINO's own clock, in milliseconds, without the call from Python."""
+        """Return the time of the last call by OpenVINO's own clock, without the call from Python, in milliseconds."""
         return float(self._request.latency)

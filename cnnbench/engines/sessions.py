@@ -7,6 +7,7 @@ engine's own form beforehand.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,11 +29,20 @@ class Session(Protocol):
 
     facts: dict[str, Any]
 
+    @property
+    def own_ms(self) -> float | None:
+        """Return the time of the last call by the engine's own clock in milliseconds; None if it has no such clock."""
+        return None
+
     def prepare(self, images: Tensor) -> Any:
         """Return images, (N, C, H, W), in the form that `run` takes."""
 
     def run(self, images: Any) -> Any:
-        """Return the logits of prepared images, (N, K), as the engine's kind of array."""
+        """Return the logits of prepared images, (N, K), as the engine's kind of array; see `switches`."""
+
+    def switches(self) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which `run` is to be called. Entering it takes time, so it is not part of a call."""
+        return contextlib.nullcontext()
 
 
 def open_session(
@@ -101,7 +111,8 @@ def open_file(
 
 def logits_of(session: Session, images: Tensor) -> Tensor:
     """Return the logits of images, (N, C, H, W), as float32 on the CPU, (N, K)."""
-    output = session.run(session.prepare(images))
+    with session.switches():
+        output = session.run(session.prepare(images))
     if isinstance(output, Tensor):
         return output.float().cpu()
     if hasattr(output, "numpy"):

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from cnnbench.engines import METADATA_KEY
+from cnnbench.engines.sessions import Session
 from cnnbench.hardware import weights_type
 
 
@@ -25,7 +26,7 @@ def open_session(
     return ProgramSession(path, precision)
 
 
-class ProgramSession:
+class ProgramSession(Session):
     """A program in torch, on the CPU. It shows that a file holds the same network, and is not for timing.
 
     Args:

@@ -46,6 +46,8 @@ STEP_COLUMNS = {
     "Latency, device ms": "latency_ms_device",
     "Batch, device ms": "inference_ms_device",
     "Step, device ms": "train_step_ms_device",
+    "Latency, engine's clock ms": "latency_ms_engine",
+    "Batch, engine's clock ms": "inference_ms_engine",
     "Resident MiB": "resident_bytes",
 }
 """Columns of the second table: keys of figures by title."""

@@ -67,6 +67,8 @@ def measure_speed(
         - ``*_ms_device``: median of a GPU's own time for calls that were queued before the GPU started with them, so
           that it does not wait for the host in between. A queue holds about a thousand launches; beyond that the GPU
           may wait.
+        - ``latency_ms_engine`` and ``inference_ms_engine``: medians of the same calls by the engine's own clock,
+          without the call from Python; OpenVINO alone has one.
         - ``images_per_s_queued`` and ``train_images_per_s_queued``: throughput on a GPU of several calls that are
           queued together, as in a loop that does not wait for each result.
         - ``train_forward_ms``, ``train_backward_ms`` and ``train_optimizer_ms``: medians of the parts of a training

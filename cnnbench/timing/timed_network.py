@@ -319,6 +319,7 @@ class Timed:
         self.rounds_ms: dict[str, list[list[float]]] = {kind: [] for kind in self.sizes}
         self._device_ms: dict[str, list[float]] = {kind: [] for kind in self.sizes}
         self._queued_ms: dict[str, list[float]] = {kind: [] for kind in self.sizes}
+        self._engine_ms: dict[str, list[float]] = {kind: [] for kind in self.sizes}
         self._parts_ms: list[tuple[float, ...]] = []
         self.cold_ms: dict[str, float] = {}
         self.warm_ms: dict[str, float] = {}
@@ -579,6 +580,7 @@ class Timed:
             for calls in range(1, self.config.block_calls + 1):
                 lap = self._call(kind)
                 times.append(lap.wall_ms)
+                self._note_own_clock(kind)
                 # On a device with a queue, the parts come from queued calls; see `_take_queued_turn`.
                 if kind == "training" and lap.parts_ms and not self._watch.has_queue:
                     self._parts_ms.append(lap.parts_ms)
@@ -586,6 +588,12 @@ class Timed:
                     break
             if self._watch.has_queue:
                 self._take_queued_turn(kind)
+
+    def _note_own_clock(self, kind: str) -> None:
+        """Add the time of the last call by the engine's own clock, if the engine has one."""
+        if kind in self._sessions:
+            own_ms = self._sessions[kind].own_ms
+            self._engine_ms[kind] += [] if own_ms is None else [own_ms]
 
     def _take_queued_turn(self, kind: str) -> None:
         """Add samples of calls that are launched before the device starts with them, on a device that has a queue.
@@ -619,6 +627,8 @@ class Timed:
             figures |= {f"{KEYS[kind]}_{name}": value for name, value in spread(self.rounds_ms[kind]).items()}
             if self._device_ms[kind]:
                 figures[f"{KEYS[kind]}_device"] = statistics.median(self._device_ms[kind])
+            if self._engine_ms[kind]:
+                figures[f"{KEYS[kind]}_engine"] = statistics.median(self._engine_ms[kind])
         for kind, rate in RATES.items():
             if kind not in self.sizes:
                 continue

@@ -1,9 +1,8 @@
 """Our latencies of engines beside those of the engines' own programs, for the same files.
 
-OpenVINO's program is ``benchmark_app``, which reports a median by the clock of the library. The part of our calls that
-lies outside of this clock is measured too and subtracted for the comparison. ONNX Runtime's package has
-``onnxruntime_test``, which reports a mean of calls from Python, so our mean is set beside it. It has ONNX Runtime's own
-number of threads, one per physical core.
+OpenVINO's program is ``benchmark_app``, which reports a median by the clock of the library, so the median of our calls
+by this clock is set beside it. ONNX Runtime's package has ``onnxruntime_test``, which reports a mean of calls from
+Python, so our mean is set beside it. It has ONNX Runtime's own number of threads, one per physical core.
 
 In every round each program measures each file once, in a process of its own and in random order. A process of ours
 times one network alone, as the other programs do, with turns as in `cnnbench speed`.
@@ -19,7 +18,6 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -29,7 +27,6 @@ import torch
 
 from cnnbench.engines import ENGINES, find_engine
 from cnnbench.engines.export import write_for_engine
-from cnnbench.engines.sessions import open_session
 from cnnbench.errors import UserError
 from cnnbench.network import get_network
 from cnnbench.timing.processes import in_process
@@ -48,8 +45,6 @@ SECONDS = 3
 """Approximate time for which a program runs a network."""
 _ROUNDS = 15
 """Rounds of our timing, each with a turn as in `cnnbench speed`; together they take about `SECONDS`."""
-_CALLS = 300
-"""Calls by which the time of a call from Python is measured."""
 _CPU = torch.device("cpu")
 
 
@@ -71,12 +66,13 @@ class Ours(NamedTuple):
     """Our latency of a file.
 
     Attributes:
-        ms: Median of our calls in milliseconds, or for ONNX Runtime their mean.
-        python_ms: Part of a call that lies outside of the clock of the engine's program, in milliseconds.
+        ms: Median of our calls in milliseconds, as in `cnnbench speed`.
+        comparable_ms: The statistic that the engine's program reports, of the same calls: their mean for ONNX Runtime,
+            and their median by the engine's own clock for OpenVINO.
     """
 
     ms: float
-    python_ms: float
+    comparable_ms: float
 
 
 def ours(entry: Entry) -> Ours:
@@ -91,22 +87,8 @@ def ours(entry: Entry) -> Ours:
     figures = measure_speed({entry.network: subject}, config)[entry.network]
     if "error" in figures:
         raise UserError(f"{entry.network} in {entry.engine}: {figures['error']}")
-    calls = list(chain(*figures["samples_ms"]["latency"]))
-    if entry.engine != "openvino":
-        return Ours(statistics.mean(calls), 0.0)
-    return Ours(statistics.median(calls), _python_ms(entry))
-
-
-def _python_ms(entry: Entry) -> float:
-    """Return by how much longer a call of OpenVINO takes in Python than by the library's clock, as a median."""
-    session: Any = open_session(entry.engine, entry.path, "32-true", _CPU, batch_size=1)
-    images = session.prepare(torch.zeros(1, *SHAPE))
-    excess = []
-    for _ in range(_CALLS):
-        start = time.perf_counter()
-        session.run(images)
-        excess.append(1e3 * (time.perf_counter() - start) - session.own_ms)
-    return statistics.median(excess)
+    mean_ms = statistics.mean(chain(*figures["samples_ms"]["latency"]))
+    return Ours(figures["latency_ms_median"], figures.get("latency_ms_engine", mean_ms))
 
 
 def benchmark_app(entry: Entry) -> float:
@@ -160,7 +142,7 @@ PROGRAMS: dict[str, tuple[str, Callable[[Entry], float]]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Time the networks, print the table and write ``results/races/engines.json``; return the exit code 0."""
     parser = argparse.ArgumentParser(prog="python -m cnnbench.verification.engines", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         raise UserError(f"rounds {options.rounds} must be at least 1")
@@ -168,22 +150,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         find_engine(engine, "cpu")
     with tempfile.TemporaryDirectory() as folder:
         entries = _write_files(Path(folder))
-        times, python = _race(entries, options.rounds)
+        times = _race(entries, options.rounds)
     rows: list[dict[str, Any]] = []
     ratios: dict[str, dict[str, float]] = {}
     goals: dict[str, bool] = {}
-    print("| Network | Engine | Ours ms | of it outside | Its own program | ms | Ours inside its clock / its own |")
+    print("| Network | Engine | Our median ms | Our comparable ms | Its own program | ms | Comparable / its own |")
     print("| --- | --- | ---: | ---: | --- | ---: | ---: |")
     for entry in entries:
         program, _ = PROGRAMS[entry.engine]
-        mine, others = times[entry, "ours"], times[entry, program]
-        compared = ratio([ms - less for ms, less in zip(mine, python[entry], strict=True)], others)
+        medians, mine, others = zip(*((ours.ms, ours.comparable_ms, ms) for ours, ms in times[entry]), strict=True)
+        compared = ratio(mine, others)
         name = f"{entry.network}, {entry.engine}"
         ratios[name] = compared
         goals[f"{name}: within {MOST_DIFFERENCE:.0%} of {program}"] = abs(compared["median"] - 1) <= MOST_DIFFERENCE
         named = {"network": entry.network, "engine": entry.engine, "program": program}
-        rows.append({**named, "ours_ms": mine, "python_ms": python[entry], "ms": others})
-        middle = [plain(statistics.median(values)) for values in (mine, python[entry], others)]
+        rows.append({**named, "ours_ms": medians, "ours_comparable_ms": mine, "ms": others})
+        middle = [plain(statistics.median(values)) for values in (medians, mine, others)]
         spread = f"{compared['median']:.2f} ({compared['low']:.2f} to {compared['high']:.2f})"
         print(f"| {entry.network} | {entry.engine} | {' | '.join(middle[:2])} | {program} | {middle[2]} | {spread} |")
     versions = {engine: ENGINES[engine].version for engine in PROGRAMS}
@@ -205,27 +187,23 @@ def _write_files(folder: Path) -> list[Entry]:
     return entries
 
 
-def _race(
-    entries: Sequence[Entry], rounds: int
-) -> tuple[dict[tuple[Entry, str], list[float]], dict[Entry, list[float]]]:
-    """Return the times of every round in milliseconds, by file and program, and that of a call from Python by file."""
-    times: dict[tuple[Entry, str], list[float]] = {}
-    python: dict[Entry, list[float]] = {entry: [] for entry in entries}
+def _race(entries: Sequence[Entry], rounds: int) -> dict[Entry, list[tuple[Ours, float]]]:
+    """Return our latency of every round and that of the engine's own program, in milliseconds, by file."""
+    times: dict[Entry, list[tuple[Ours, float]]] = {entry: [] for entry in entries}
     shuffler = random.Random(0)
     for number in range(rounds):
         print(f"round {number + 1} of {rounds}", file=sys.stderr)
         # The two programs of a file run one after the other, so that they meet the same state of the machine.
         for entry in shuffler.sample(entries, len(entries)):
-            program, measure = PROGRAMS[entry.engine]
-            for name in shuffler.sample(("ours", program), 2):
-                if name == "ours":
-                    found = in_process(ours, entry)
-                    python[entry].append(found.python_ms)
-                    ms = found.ms
-                else:
-                    ms = measure(entry)
-                times.setdefault((entry, name), []).append(ms)
-    return times, python
+            _, measure = PROGRAMS[entry.engine]
+            if shuffler.random() < 0.5:
+                mine = in_process(ours, entry)
+                others_ms = measure(entry)
+            else:
+                others_ms = measure(entry)
+                mine = in_process(ours, entry)
+            times[entry].append((mine, others_ms))
+    return times
 
 
 if __name__ == "__main__":
