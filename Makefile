@@ -5,7 +5,7 @@ GPU_PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench bench-smoke bench-speed bench-ways bench-zoo audit race-data race-streaming race-engines race-training race-recipes race-memory race-reports race-scale calibrate fuzz chaos gallery catalog gpu-check test test-gpu test-slow docs lint train report engines-picture clean
+.PHONY: help setup bench bench-smoke bench-speed bench-ways bench-zoo audit race-data race-streaming race-engines probe-cores race-training race-recipes race-memory race-reports race-scale calibrate fuzz chaos gallery catalog gpu-check test test-gpu test-slow docs lint train report engines-picture clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,8 +42,11 @@ race-data: .venv/ready  ## images per second of our loader beside torchvision's 
 race-streaming: .venv/ready  ## photos per second from the disk, beside torchvision's recipe and timm's loader, five minutes
 	$(BIN)/python -m cnnbench.verification.streaming $(ARGS)
 
-race-engines: .venv/ready  ## our latencies in engines beside those of the engines' own programs, about 12 minutes
+race-engines: .venv/ready  ## our latencies in engines beside those of the engines' own programs, about half an hour
 	$(BIN)/python -m cnnbench.verification.engines $(ARGS)
+
+probe-cores: .venv/ready  ## does each processor core keep its speed, or does another program of the host share it? a minute and a half
+	$(BIN)/python -m cnnbench.verification.cores $(ARGS)
 
 race-training: .venv/ready  ## what Lightning adds to a training step, beside a bare loop, five minutes
 	$(BIN)/python -m cnnbench.verification.training $(ARGS)

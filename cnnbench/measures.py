@@ -37,8 +37,8 @@ class Figure:
         compared: Method by which two runs are compared: ``exact`` for a figure without spread, ``rounds`` for a time
             that is compared round by round, ``processes`` for one value per process, ``seeds`` for an accuracy,
             ``trainings`` for a cost of a training; empty if the figure is not compared.
-        work: Kind of work that the figure belongs to. Its batch size and number format must agree before two runs are
-            compared.
+        work: Kind of work that the figure belongs to. Doubts about the times of this work are doubts about the figure,
+            and its batch size and number format must agree before two runs are compared.
     """
 
     key: str
@@ -171,6 +171,7 @@ SPEED = Measure(
             "per second",
             "Images/s",
             "Inference throughput at a large batch (size below), from the median time of a batch.",
+            work="inference",
         ),
         *_spread("train_step_ms", "training"),
         Figure(
@@ -179,6 +180,7 @@ SPEED = Measure(
             "Train images/s",
             "Throughput of a whole training step (forward, backward, the recipe's optimizer) at the batch size of "
             "training, without data loading.",
+            work="training",
         ),
         Figure("images_per_s_queued", "per second"),
         Figure("train_images_per_s_queued", "per second"),

@@ -6,6 +6,7 @@ has a checksum over its content, which reveals damage and edits.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -115,6 +116,23 @@ class Record:
     def network(self) -> str:
         """Return the name of the network without the words on how it ran, which the rows of engines have."""
         return str(self.config.get("network") or self.model)
+
+    def doubts(self, work: str) -> list[str]:
+        """Return the reasons to doubt the times of a kind of work.
+
+        A reason such as "inference and training drifted" begins with the kinds of work that it concerns; others concern
+        all of them.
+
+        Args:
+            work: One of `KINDS`.
+        """
+        doubts = []
+        for reason in self.measures.get("suspect", ()):
+            words = itertools.takewhile(lambda word: word in (*KINDS, "and"), reason.split())
+            concerned = set(words) - {"and"} or KINDS
+            if work in concerned:
+                doubts.append(reason)
+        return doubts
 
     @property
     def is_of_an_engine(self) -> bool:

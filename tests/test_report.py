@@ -19,6 +19,7 @@ from rich.console import Console
 from cnnbench.files import LONGEST_NAME
 from cnnbench.record import Record
 from cnnbench.report.charts import confusion_sentence
+from cnnbench.report.columns import COLUMNS
 from cnnbench.report.outputs import Report, print_table, to_csv, to_html, to_markdown, write_report
 from cnnbench.report.pictures import draw_pictures, matrix_names
 from cnnbench.units import short
@@ -122,6 +123,21 @@ def test_csv_has_full_precision_and_the_records_keys() -> None:
     doubted.measures["suspect"] = ["other processes kept 1.0 processors busy", "latency drifted over the rounds"]
     (row,) = csv.DictReader(io.StringIO(to_csv(Report([doubted]))))
     assert row["suspect"] == "other processes kept 1.0 processors busy; latency drifted over the rounds"
+
+
+def test_a_question_mark_is_at_the_times_that_are_doubted() -> None:
+    record = make_record()
+    record.measures.update({"latency_ms_median": 1.0, "images_per_s": 10.0, "train_images_per_s": 5.0})
+    keys = ("latency_ms_median", "images_per_s", "train_images_per_s")
+    for reason, expected in (
+        ("inference alternated between two times", [False, True, False]),
+        ("latency and training drifted over the rounds", [True, False, True]),
+        ("other processes kept 1.0 processors busy", [True, True, True]),
+    ):
+        record.measures["suspect"] = [reason]
+        shown = {column.key: column.show(record) for column in COLUMNS}
+        assert [shown[key].endswith("?") for key in keys] == expected
+        assert not shown["params"].endswith("?")
 
 
 def test_stars_mark_short_trainings() -> None:

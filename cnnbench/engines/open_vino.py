@@ -24,8 +24,10 @@ def write(program: ExportedProgram, path: Path, metadata: str) -> None:
 
 
 def convert(program: ExportedProgram) -> openvino.Model:
-    """Return a program as OpenVINO's model."""
-    model = openvino.convert_model(program)
+    """Return a program as OpenVINO's model, for batches of any size and images of one size."""
+    # OpenVINO otherwise takes images of any height and width, for which it makes slower code.
+    _, *image_shape = program.example_inputs[0][0].shape
+    model = openvino.convert_model(program, input=[openvino.PartialShape([-1, *image_shape])])
     model.inputs[0].get_tensor().set_names({INPUT})
     model.outputs[0].get_tensor().set_names({OUTPUT})
     return model
@@ -64,9 +66,8 @@ class OpenVinoSession(Session):
         core = openvino.Core()
         model = core.read_model(path)
         if batch_size is not None:
-            shape = model.inputs[0].get_partial_shape()
-            shape[0] = batch_size
-            model.reshape(shape)
+            _, *image_shape = model.inputs[0].get_partial_shape()
+            model.reshape(openvino.PartialShape([batch_size, *image_shape]))
         compiled = core.compile_model(
             model,
             "CPU",
@@ -77,6 +78,7 @@ class OpenVinoSession(Session):
                 "INFERENCE_PRECISION_HINT": wanted,
             },
         )
+        shape = compiled.inputs[0].get_partial_shape()
         # OpenVINO may choose another format than it was asked for, and says so only when it is asked again.
         used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if used != wanted:
@@ -89,6 +91,7 @@ class OpenVinoSession(Session):
             "performance_hint": "LATENCY",
             "inference_precision_hint": used,
             "batch_size": batch_size,
+            "shape": shape.to_string(),
         }
 
     def prepare(self, images: Tensor) -> openvino.Tensor:

@@ -139,5 +139,5 @@ def _cost_words(entry: Contender, cost: str) -> str:
     """Return a cost with its unit; a question mark follows a suspect time, as in the table."""
     if cost == MACS:
         return f"{short(entry.mean(cost))} MACs"
-    doubt = "?" if any(r.measures.get("suspect") for r in entry.records) else ""
+    doubt = "?" if any(r.doubts("latency") for r in entry.records) else ""
     return f"{plain(entry.mean(cost))} ms{doubt}"

@@ -226,7 +226,7 @@ def _costs(record: Record) -> list[list[str]]:
 
 def _conditions(record: Record, key: str) -> str:
     """Return where and how a cost was measured, in words."""
-    work = {"images_per_s": "inference", "train_images_per_s": "training"}.get(key, figures()[key].work)
+    work = figures()[key].work
     if work is None:
         return "counted, not measured" if figures()[key].kind == "count" else "measured"
     precision = setting(record, "precision" if work == "training" else "inference_precision")

@@ -303,7 +303,7 @@ def _times(record: Record, timing: Timing) -> dict[str, Value]:
             continue
         key = next((key for key in quantity.figures if record.measures.get(key) is not None), None)
         if key is not None:
-            suspect = bool(record.measures.get("suspect"))
+            suspect = bool(record.doubts(quantity.work))
             values[quantity.key] = Value(record.measures[key], timing.words, suspect)
     return values
 

@@ -54,8 +54,7 @@ class TimedRow:
     @property
     def suspect(self) -> bool:
         """Return whether the run that measured the latency doubts it, for another reason than batches or training."""
-        reasons = self.record.measures.get("suspect", ())
-        return any(not reason.startswith(("inference ", "training ")) for reason in reasons)
+        return bool(self.record.doubts("latency"))
 
     @property
     def file_bytes(self) -> int | None:

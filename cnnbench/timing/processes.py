@@ -28,6 +28,7 @@ import torch
 from cnnbench import progress
 from cnnbench.errors import Stopped, UserError
 from cnnbench.stats import FEWEST_ROUNDS
+from cnnbench.timing.doubts import alternations, is_alternation
 from cnnbench.timing.timed_network import KEYS, RATES, SpeedConfig, spread
 
 
@@ -202,13 +203,15 @@ def pooled(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     kinds = [kind for kind in KEYS if kind in samples_ms]
     for kind in kinds:
         figures |= _pooled_times(runs, kind, samples_ms[kind])
+    # Two groups of times are looked for in all rounds, since a process has few.
+    doubts = [[reason for reason in run["suspect"] if not is_alternation(reason)] for run in runs]
     return figures | {
         "samples_ms": samples_ms,
         "cold_ms": _medians([run["cold_ms"] for run in runs]),
         "process_rounds": [len(run["samples_ms"][kinds[0]]) for run in runs],
         "process_cold_ms": [run["cold_ms"] for run in runs],
         "process_conditions": [run["conditions"] for run in runs],
-        "suspect": _pooled_reasons([run["suspect"] for run in runs]),
+        "suspect": _pooled_reasons(doubts) + alternations({kind: samples_ms[kind] for kind in kinds}),
     }
 
 

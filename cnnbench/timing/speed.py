@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import itertools
-import math
 import random
-import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -25,17 +22,13 @@ from cnnbench.errors import Stopped, first_line
 from cnnbench.hardware import cudnn_benchmark, on_device, random_generator, synchronise, tf32
 from cnnbench.names import INFERENCE_PRECISIONS
 from cnnbench.record import KINDS
-from cnnbench.stats import median_interval
 from cnnbench.timing.conditions import Conditions, reasons_to_doubt
+from cnnbench.timing.doubts import alternations, drifts
 from cnnbench.timing.energy import measure_energy
 from cnnbench.timing.stopwatch import Stopwatch
 from cnnbench.timing.timed_network import FEWEST_CALLS, SpeedConfig, Subject, Timed, Way, settle
 
 __all__ = ["KINDS", "SpeedConfig", "Stopwatch", "Subject", "Way", "measure_speed"]
-MOST_DRIFT = 0.02
-"""Relative change of a time from the first half of the rounds to the second half that is still not called a drift."""
-_TREND = 2.576
-"""Threshold of Kendall's statistic, in standard deviations, beyond which rounds have a trend (two-sided level 1 %)."""
 YARDSTICK = {"cpu": (8, 64, 32), "cuda": (64, 256, 56)}
 """Images, channels, and height and width of the yardstick, by type of device: a float32 convolution that every round
 times along with the networks. It takes some milliseconds, so that its launch is only a small part of its time."""
@@ -158,7 +151,8 @@ def _measure(
             figures[name] = failed[name]
             continue
         figures[name] = timed[name].figures() | energy.get(name, {})
-        doubts = [*broken, *reasons_to_doubt(state), *timed[name].all_doubts(), *_drifts(timed[name].rounds_ms)]
+        doubts = [*broken, *reasons_to_doubt(state), *timed[name].all_doubts()]
+        doubts += [*drifts(timed[name].rounds_ms), *alternations(timed[name].rounds_ms)]
         figures[name] |= {"conditions": state, "suspect": doubts}
         figures[name]["samples_ms"]["yardstick"] = yardstick.rounds_ms
     return figures
@@ -321,34 +315,6 @@ class _Yardstick:
         self._call()
         self.rounds_ms.append([round(self._call(), 4) for _ in range(FEWEST_CALLS)])
         time.sleep(self._config.pause_s)
-
-
-def _drifts(rounds_ms: Mapping[str, list[list[float]]]) -> list[str]:
-    """Return at most one sentence, which names the kinds of work whose times drifted over the rounds.
-
-    A drift is a trend of the medians of the rounds that is beyond chance (Kendall 1938). In addition, the median must
-    change between the two halves of the rounds by more than its own uncertainty, half the width of its interval, and by
-    more than `MOST_DRIFT`.
-    """
-    drifting = []
-    for kind, rounds in rounds_ms.items():
-        middles = [statistics.median(times) for times in rounds]
-        interval = median_interval(rounds)
-        n, half = len(middles), len(middles) // 2
-        # With so few rounds that the median has no interval, nothing can be said.
-        if interval.low is None or interval.high is None:
-            continue
-        # With an odd number of rounds, the middle one is in neither half.
-        change = abs(statistics.median(middles[-half:]) - statistics.median(middles[:half]))
-        # Kendall's statistic is the number of pairs of rounds that rise minus the number of pairs that fall.
-        # Without a trend its variance is n (n - 1) (2 n + 5) / 18; the 1 is the correction for continuity.
-        rising = sum((b > a) - (b < a) for a, b in itertools.combinations(middles, 2))
-        trend = (abs(rising) - 1) / math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
-        if trend > _TREND and change > max((interval.high - interval.low) / 2, MOST_DRIFT * interval.estimate):
-            drifting.append(kind)
-    if not drifting:
-        return []
-    return [f"{' and '.join(drifting)} drifted over the rounds"]
 
 
 def _failure(error: BaseException) -> dict[str, Any]:

@@ -1,0 +1,109 @@
+"""Reasons to doubt times that the times themselves show: they drift, or they alternate between two values."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from cnnbench.stats import median_interval
+
+MOST_DRIFT = 0.02
+"""Relative change of a time from the first half of the rounds to the second half that is still not called a drift."""
+_TREND = 2.576
+"""Threshold of Kendall's statistic, in standard deviations, beyond which rounds have a trend (two-sided level 1 %)."""
+FEWEST_FOR_TWO = 12
+"""Smallest number of rounds in which two groups of times are looked for."""
+_SMALLEST_GROUP = 0.25
+"""Share of the rounds that each of the two groups has at least. A smaller group hardly changes the median."""
+_FAR_APART = 1.4
+"""Ratio of the times of the two groups, from which on they are reported."""
+_DISTANCE = 6.0
+"""Distance of the two groups in standard deviations within them, from which on they are reported. Of 400 samples of 12
+normal values, fewer than 1 % are cut into groups so far apart."""
+_ALTERNATED = "alternated between two times far apart, as on cores that another program of the host shares"
+
+
+def drifts(rounds_ms: Mapping[str, Sequence[Sequence[float]]]) -> list[str]:
+    """Return at most one sentence, which names the kinds of work whose times drifted over the rounds.
+
+    A drift is a trend of the medians of the rounds that is beyond chance (Kendall 1938). In addition, the median must
+    change between the two halves of the rounds by more than its own uncertainty, half the width of its interval, and by
+    more than `MOST_DRIFT`.
+
+    Args:
+        rounds_ms: Times of the calls in each round, by kind of work.
+    """
+    drifting = []
+    for kind, rounds in rounds_ms.items():
+        middles = [statistics.median(times) for times in rounds]
+        interval = median_interval(rounds)
+        n, half = len(middles), len(middles) // 2
+        # With so few rounds that the median has no interval, nothing can be said.
+        if interval.low is None or interval.high is None:
+            continue
+        # With an odd number of rounds, the middle one is in neither half.
+        change = abs(statistics.median(middles[-half:]) - statistics.median(middles[:half]))
+        # Kendall's statistic is the number of pairs of rounds that rise minus the number of pairs that fall.
+        # Without a trend its variance is n (n - 1) (2 n + 5) / 18; the 1 is the correction for continuity.
+        rising = sum((b > a) - (b < a) for a, b in itertools.combinations(middles, 2))
+        trend = (abs(rising) - 1) / math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
+        if trend > _TREND and change > max((interval.high - interval.low) / 2, MOST_DRIFT * interval.estimate):
+            drifting.append(kind)
+    if not drifting:
+        return []
+    return [f"{' and '.join(drifting)} drifted over the rounds"]
+
+
+def alternations(rounds_ms: Mapping[str, Sequence[Sequence[float]]]) -> list[str]:
+    """Return at most one sentence, which names the kinds of work whose rounds fall into two groups far apart.
+
+    So it is where another program of the same host uses the second hardware thread of a core for some seconds, which a
+    virtual machine cannot see. A median of such times may be that of either group. The groups are those of
+    `two_groups`, of the medians of the rounds.
+
+    Args:
+        rounds_ms: Times of the calls in each round, by kind of work.
+    """
+    alternating = []
+    for kind, rounds in rounds_ms.items():
+        if two_groups([statistics.median(times) for times in rounds]) is not None:
+            alternating.append(kind)
+    if not alternating:
+        return []
+    return [f"{' and '.join(alternating)} {_ALTERNATED}"]
+
+
+def two_groups(values: Sequence[float]) -> tuple[list[float], list[float]] | None:
+    """Return the small and the large values if they are two groups far apart; None otherwise, or of too few values.
+
+    The logarithms of the values are cut in two where the squared deviations within the groups are smallest (Fisher
+    1958). How far the groups are apart is measured in standard deviations within them, as by Ashman, Bird and Zepf
+    (1994).
+
+    Args:
+        values: Positive numbers.
+    """
+    if len(values) < FEWEST_FOR_TWO:
+        return None
+    logs = sorted(map(math.log, values))
+    least = math.ceil(_SMALLEST_GROUP * len(logs))
+    at = min(range(least, len(logs) - least + 1), key=lambda cut: _within(logs[:cut], logs[cut:]))
+    low, high = logs[:at], logs[at:]
+    between = statistics.mean(high) - statistics.mean(low)
+    deviation = math.sqrt(_within(low, high) / len(logs))
+    if between <= max(math.log(_FAR_APART), _DISTANCE * deviation):
+        return None
+    ordered = sorted(values)
+    return ordered[:at], ordered[at:]
+
+
+def is_alternation(reason: str) -> bool:
+    """Return whether a reason is from `alternations`."""
+    return _ALTERNATED in reason
+
+
+def _within(*groups: Sequence[float]) -> float:
+    """Return the sum of the squared deviations of all values from the mean of their group."""
+    return sum(statistics.pvariance(group) * len(group) for group in groups)
