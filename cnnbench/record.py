@@ -117,20 +117,20 @@ class Record:
         """Return the name of the network without the words on how it ran, which the rows of engines have."""
         return str(self.config.get("network") or self.model)
 
-    def doubts(self, work: str) -> list[str]:
+    def doubts(self, work: str | None) -> list[str]:
         """Return the reasons to doubt the times of a kind of work.
 
         A reason such as "inference and training drifted" begins with the kinds of work that it concerns; others concern
         all of them.
 
         Args:
-            work: One of `KINDS`.
+            work: One of `KINDS`; None for the reasons of all kinds.
         """
         doubts = []
         for reason in self.measures.get("suspect", ()):
             words = itertools.takewhile(lambda word: word in (*KINDS, "and"), reason.split())
             concerned = set(words) - {"and"} or KINDS
-            if work in concerned:
+            if work is None or work in concerned:
                 doubts.append(reason)
         return doubts
 

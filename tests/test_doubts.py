@@ -16,7 +16,7 @@ from conftest import make_record
 from scipy.cluster.vq import kmeans2
 
 from cnnbench.errors import UserError
-from cnnbench.timing.doubts import alternations, two_groups
+from cnnbench.timing.doubts import groupings, two_groups
 from cnnbench.timing.processes import pooled
 from cnnbench.verification import cores
 
@@ -56,16 +56,17 @@ def test_groups_that_are_near_or_small_do_not_count(ratio: float, share: float) 
     assert two_groups(_two(random.Random(1), 20, ratio, share)) is None
 
 
-def test_times_that_are_all_equal_are_one_group() -> None:
-    assert two_groups([1.0] * 12) is None
+@pytest.mark.parametrize("times", [[1.0] * 12, [0.0] * 6 + [1.0] * 6, [math.nan] * 6 + [1.0] * 6])
+def test_equal_and_impossible_times_are_no_two_groups(times: list[float]) -> None:
+    assert two_groups(times) is None
 
 
 def test_a_sentence_names_the_work() -> None:
     two, one = ([[ms, ms, 9 * ms] for ms in _two(random.Random(2), 20, ratio, 0.5)] for ratio in (2.0, 1.0))
-    (said,) = alternations({"latency": one, "inference": two, "training": two})
-    assert said.startswith("inference and training alternated between two times")
-    assert alternations({"latency": one}) == []
-    assert alternations({"inference": two[:11]}) == []  # too few to tell
+    (said,) = groupings({"latency": one, "inference": two, "training": two})
+    assert said.startswith("inference and training fell into two groups")
+    assert groupings({"latency": one}) == []
+    assert groupings({"inference": two[:11]}) == []  # too few to tell
 
 
 def test_a_doubt_about_one_kind_of_work_is_none_about_another() -> None:
@@ -73,7 +74,18 @@ def test_a_doubt_about_one_kind_of_work_is_none_about_another() -> None:
     record = make_record(measures={"suspect": reasons})
     assert record.doubts("latency") == reasons[1:]
     assert record.doubts("inference") == record.doubts("training") == reasons[:2]
+    assert record.doubts(None) == reasons
     assert make_record(measures={}).doubts("latency") == []
+
+
+def test_the_engines_clock_is_never_above_ours_in_processes_of_two_speeds() -> None:
+    runs = []
+    for ms, rounds in ((1.0, 23), (3.0, 20)):
+        figures = {"latency_ms_median": ms, "latency_ms_engine": 0.9 * ms, "cold_ms": {"latency": ms}, "conditions": {}}
+        runs.append({**figures, "samples_ms": {"latency": [[ms]] * rounds}, "suspect": []})
+    found = pooled(runs)
+    assert found["latency_ms_median"] == 1.0
+    assert found["latency_ms_engine"] == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize(("processes", "rounds"), [(6, 3), (2, 20)])
@@ -82,12 +94,12 @@ def test_groups_are_looked_for_in_the_rounds_of_all_processes(processes: int, ro
     runs = []
     for index in range(processes):
         samples = {"latency": [[ms] for ms in times[index * rounds : (index + 1) * rounds]]}
-        suspect = ["odd", *alternations(samples)]
+        suspect = ["odd", *groupings(samples)]
         figures = {"latency_ms_median": 1.0, "cold_ms": {"latency": 1.0}, "conditions": {}}
         runs.append({**figures, "samples_ms": samples, "suspect": suspect})
     odd, said = pooled(runs)["suspect"]
     assert odd == f"odd (in {processes} of {processes} processes)"
-    assert said.startswith("latency alternated")
+    assert said.startswith("latency fell into")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="binds processes to cores")
@@ -115,6 +127,12 @@ def test_a_core_of_two_speeds_is_named(monkeypatch: pytest.MonkeyPatch, capsys: 
     document = json.loads(Path(written.removeprefix("written: ")).read_text())
     assert document["verdict"] == "short"
     assert list(document["goals"].values()) == [True, False]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="binds processes to cores")
+def test_a_process_that_ends_early_is_said() -> None:
+    with pytest.raises(UserError, match="has ended early"), cores.workers([4095]):
+        pass
 
 
 def test_too_few_rounds_are_refused() -> None:

@@ -342,8 +342,8 @@ def test_a_changed_batch_is_suspect() -> None:
     config = SpeedConfig(CPU, "32-true", 8, 4, rounds=1, block_s=0, warmup_s=0)
     subjects = {"half": Subject(_HalfTheBatch, (3, 8, 8), 10), "whole": _subject(nn.Identity())}
     found = measure_speed(subjects, config)
-    assert "4 results came from batches of 8 images (inference)" in found["half"]["suspect"]
-    assert not any("results came from" in reason for reason in found["whole"]["suspect"])
+    assert "inference returned 4 results for 8 images" in found["half"]["suspect"]
+    assert not any("returned" in reason for reason in found["whole"]["suspect"])
 
 
 def test_zero_inputs_are_suspect_and_given_images_are_used() -> None:

@@ -290,6 +290,10 @@ class _OthersStderr(io.TextIOBase):
         """Return whether stderr is a terminal."""
         return self._stream.isatty()
 
+    def fileno(self) -> int:
+        """Return the descriptor of stderr."""
+        return self._stream.fileno()
+
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:

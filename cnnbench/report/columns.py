@@ -54,7 +54,7 @@ def _shown(figure: Figure, record: Record) -> str:
         high = record.measures.get(f"{figure.key}_high", value)
         return f"{value * 100:.{_decimals(high - low)}f}"
     text = _FORMATS[figure.kind](value)
-    if figure.kind in ("ms", "per second") and figure.work and record.doubts(figure.work):
+    if figure.kind in ("ms", "per second") and record.doubts(figure.work):
         return f"{text}?"
     return text
 

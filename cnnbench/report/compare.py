@@ -409,7 +409,7 @@ def _doubts(pair: _Pair) -> list[str]:
     doubts: dict[str, None] = {}
     for side, cell in (("A", pair.first), ("B", pair.second)):
         for record in cell:
-            for text in record.doubts(pair.figure.work or "latency"):
+            for text in record.doubts(pair.figure.work):
                 doubts[f"{side}: {text}"] = None
     return list(doubts)
 

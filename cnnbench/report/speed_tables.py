@@ -46,11 +46,11 @@ STEP_COLUMNS = {
     "Latency, device ms": "latency_ms_device",
     "Batch, device ms": "inference_ms_device",
     "Step, device ms": "train_step_ms_device",
-    "Latency, engine's clock ms": "latency_ms_engine",
-    "Batch, engine's clock ms": "inference_ms_engine",
     "Resident MiB": "resident_bytes",
 }
 """Columns of the second table: keys of figures by title."""
+ENGINE_COLUMNS = {"Latency ms": "latency_ms_engine", "Batch ms": "inference_ms_engine"}
+"""Columns of the table of times by the clocks of engines: keys of figures by title."""
 LIMITED = ("inference", "latency")
 """Kinds of work whose limits are shown."""
 WAY = ("precision", "inference_precision", "memory_format", "mode", "cudnn_benchmark", "engine")
@@ -122,6 +122,9 @@ def tables(records: Sequence[Record]) -> list[Table]:
     parts = _filled(STEP_COLUMNS, records)
     if parts:
         drawn.append(_figure_table("A training step, and memory", records, parts))
+    engines = _filled(ENGINE_COLUMNS, records)
+    if engines:
+        drawn.append(_figure_table("By the engine's own clock, without the call from Python", records, engines))
     # A group of one record has nothing to be compared with.
     drawn += [_ratio_table(group) for group in _groups(records) if len(group) > 1]
     limited = [record for record in records if "limits" in record.measures]
@@ -286,7 +289,9 @@ def _filled(columns: Mapping[str, str], records: Sequence[Record]) -> dict[str, 
     engines = any(record.config.get("engine", "torch") != "torch" for record in records)
     for title, key in columns.items():
         # Beside other engines, which train nothing, torch has no training step either.
-        optional = engines or key in (*STEP_COLUMNS.values(), *OPTIONAL) or key.endswith("_queued")
+        optional = (
+            engines or key in (*STEP_COLUMNS.values(), *ENGINE_COLUMNS.values(), *OPTIONAL) or key.endswith("_queued")
+        )
         if not optional or any(record.measures.get(key) is not None for record in records):
             kept[title] = key
     return kept

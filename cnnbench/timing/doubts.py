@@ -1,4 +1,4 @@
-"""Reasons to doubt times that the times themselves show: they drift, or they alternate between two values."""
+"""Reasons to doubt times that the times themselves show: they drift, or they fall into two groups."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FAR_APART = 1.4
 _DISTANCE = 6.0
 """Distance of the two groups in standard deviations within them, from which on they are reported. Of 400 samples of 12
 normal values, fewer than 1 % are cut into groups so far apart."""
-_ALTERNATED = "alternated between two times far apart, as on cores that another program of the host shares"
+_GROUPED = "fell into two groups of times far apart"
 
 
 def drifts(rounds_ms: Mapping[str, Sequence[Sequence[float]]]) -> list[str]:
@@ -56,12 +56,12 @@ def drifts(rounds_ms: Mapping[str, Sequence[Sequence[float]]]) -> list[str]:
     return [f"{' and '.join(drifting)} drifted over the rounds"]
 
 
-def alternations(rounds_ms: Mapping[str, Sequence[Sequence[float]]]) -> list[str]:
+def groupings(rounds_ms: Mapping[str, Sequence[Sequence[float]]]) -> list[str]:
     """Return at most one sentence, which names the kinds of work whose rounds fall into two groups far apart.
 
-    So it is where another program of the same host uses the second hardware thread of a core for some seconds, which a
-    virtual machine cannot see. A median of such times may be that of either group. The groups are those of
-    `two_groups`, of the medians of the rounds.
+    A median of such times may be that of either group. So it is where another program of the same host uses a core too
+    for some seconds, which a virtual machine cannot see, and where the processes of a timing differ. The groups are
+    those of `two_groups`, of the medians of the rounds.
 
     Args:
         rounds_ms: Times of the calls in each round, by kind of work.
@@ -72,7 +72,7 @@ def alternations(rounds_ms: Mapping[str, Sequence[Sequence[float]]]) -> list[str
             alternating.append(kind)
     if not alternating:
         return []
-    return [f"{' and '.join(alternating)} {_ALTERNATED}"]
+    return [f"{' and '.join(alternating)} {_GROUPED}"]
 
 
 def two_groups(values: Sequence[float]) -> tuple[list[float], list[float]] | None:
@@ -85,7 +85,7 @@ def two_groups(values: Sequence[float]) -> tuple[list[float], list[float]] | Non
     Args:
         values: Positive numbers.
     """
-    if len(values) < FEWEST_FOR_TWO:
+    if len(values) < FEWEST_FOR_TWO or not all(0 < value < math.inf for value in values):
         return None
     logs = sorted(map(math.log, values))
     least = math.ceil(_SMALLEST_GROUP * len(logs))
@@ -99,9 +99,9 @@ def two_groups(values: Sequence[float]) -> tuple[list[float], list[float]] | Non
     return ordered[:at], ordered[at:]
 
 
-def is_alternation(reason: str) -> bool:
-    """Return whether a reason is from `alternations`."""
-    return _ALTERNATED in reason
+def is_grouping(reason: str) -> bool:
+    """Return whether a reason is from `groupings`."""
+    return _GROUPED in reason
 
 
 def _within(*groups: Sequence[float]) -> float:

@@ -28,7 +28,7 @@ import torch
 from cnnbench import progress
 from cnnbench.errors import Stopped, UserError
 from cnnbench.stats import FEWEST_ROUNDS
-from cnnbench.timing.doubts import alternations, is_alternation
+from cnnbench.timing.doubts import groupings, is_grouping
 from cnnbench.timing.timed_network import KEYS, RATES, SpeedConfig, spread
 
 
@@ -204,14 +204,14 @@ def pooled(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for kind in kinds:
         figures |= _pooled_times(runs, kind, samples_ms[kind])
     # Two groups of times are looked for in all rounds, since a process has few.
-    doubts = [[reason for reason in run["suspect"] if not is_alternation(reason)] for run in runs]
+    doubts = [[reason for reason in run["suspect"] if not is_grouping(reason)] for run in runs]
     return figures | {
         "samples_ms": samples_ms,
         "cold_ms": _medians([run["cold_ms"] for run in runs]),
         "process_rounds": [len(run["samples_ms"][kinds[0]]) for run in runs],
         "process_cold_ms": [run["cold_ms"] for run in runs],
         "process_conditions": [run["conditions"] for run in runs],
-        "suspect": _pooled_reasons(doubts) + alternations({kind: samples_ms[kind] for kind in kinds}),
+        "suspect": _pooled_reasons(doubts) + groupings({kind: samples_ms[kind] for kind in kinds}),
     }
 
 
@@ -243,6 +243,10 @@ def _pooled_times(runs: Sequence[Mapping[str, Any]], kind: str, rounds: Sequence
         blocks = [list(itertools.chain(*run["samples_ms"][kind])) for run in runs]
     median = f"{KEYS[kind]}_median"
     figures = {f"{KEYS[kind]}_{name}": value for name, value in spread(blocks).items()}
+    engine = f"{KEYS[kind]}_engine"
+    if engine in runs[0]:
+        # The part of a call that is inside the engine's clock, for the median of all processes.
+        figures[engine] = figures[median] * statistics.median(run[engine] / run[median] for run in runs)
     if kind in RATES:
         # Images per second times milliseconds is 1000 times the batch size; divided by the median time of all
         # processes, it gives their common throughput.

@@ -23,7 +23,7 @@ from cnnbench.hardware import cudnn_benchmark, on_device, random_generator, sync
 from cnnbench.names import INFERENCE_PRECISIONS
 from cnnbench.record import KINDS
 from cnnbench.timing.conditions import Conditions, reasons_to_doubt
-from cnnbench.timing.doubts import alternations, drifts
+from cnnbench.timing.doubts import drifts, groupings
 from cnnbench.timing.energy import measure_energy
 from cnnbench.timing.stopwatch import Stopwatch
 from cnnbench.timing.timed_network import FEWEST_CALLS, SpeedConfig, Subject, Timed, Way, settle
@@ -61,7 +61,8 @@ def measure_speed(
           that it does not wait for the host in between. A queue holds about a thousand launches; beyond that the GPU
           may wait.
         - ``latency_ms_engine`` and ``inference_ms_engine``: medians of the same calls by the engine's own clock,
-          without the call from Python; OpenVINO alone has one.
+          without the call from Python; OpenVINO alone has one. From several processes it is the median share that lies
+          within this clock, of the median of all calls.
         - ``images_per_s_queued`` and ``train_images_per_s_queued``: throughput on a GPU of several calls that are
           queued together, as in a loop that does not wait for each result.
         - ``train_forward_ms``, ``train_backward_ms`` and ``train_optimizer_ms``: medians of the parts of a training
@@ -152,7 +153,7 @@ def _measure(
             continue
         figures[name] = timed[name].figures() | energy.get(name, {})
         doubts = [*broken, *reasons_to_doubt(state), *timed[name].all_doubts()]
-        doubts += [*drifts(timed[name].rounds_ms), *alternations(timed[name].rounds_ms)]
+        doubts += [*drifts(timed[name].rounds_ms), *groupings(timed[name].rounds_ms)]
         figures[name] |= {"conditions": state, "suspect": doubts}
         figures[name]["samples_ms"]["yardstick"] = yardstick.rounds_ms
     return figures

@@ -441,7 +441,9 @@ class Timed:
         with contextlib.ExitStack() as stack:
             stack.enter_context(cudnn_benchmark(self.way.cudnn_benchmark))
             precision = self.way.precision_of(kind)
-            if precision in ("32-true", "tf32"):
+            if self.way.engine != TORCH:
+                stack.enter_context(self._sessions[kind].switches())
+            elif precision in ("32-true", "tf32"):
                 stack.enter_context(tf32(self.config.device, precision == "tf32"))
             yield
 
@@ -507,7 +509,7 @@ class Timed:
         first = out[0] if isinstance(out, tuple) else out
         rows = len(first) if hasattr(first, "__len__") else len(x)
         if rows != self.sizes[kind]:
-            self.doubts[f"{rows} results came from batches of {self.sizes[kind]} images ({kind})"] = None
+            self.doubts[f"{kind} returned {rows} results for {self.sizes[kind]} images"] = None
         return lap
 
     def _warm_up(self, kind: str) -> None:
@@ -668,7 +670,7 @@ class Timed:
                 continue
             wall_ms = statistics.median(itertools.chain(*self.rounds_ms[kind]))
             if statistics.median(device_ms) > 1.02 * wall_ms + 0.005:
-                self.doubts[f"the device worked longer than {kind} took: it was not waited for"] = None
+                self.doubts[f"{kind} took less time than the device worked, which was not waited for"] = None
         return list(self.doubts)
 
 

@@ -1,4 +1,4 @@
-"""How fast each processor core is over a minute: alone, and while another core is busy too.
+"""How fast each of the first two processor cores is over a minute: alone, and while the other is busy too.
 
 In a virtual machine, another program of the same host may use the second hardware thread of a core. No counter of the
 system shows that, but the core then computes at a part of its speed for some seconds, even if nothing else runs here.
@@ -28,7 +28,7 @@ from cnnbench.verification import write_race
 
 FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SIZE = 512
-"""Rows and columns of the matrices, which together fit into the second cache of a core."""
+"""Rows and columns of the matrix, which is multiplied by itself."""
 SECONDS = 0.1
 """Time for which a core computes before it reports its speed."""
 _STOP = ""
@@ -59,14 +59,19 @@ def workers(cores: Sequence[int]) -> Iterator[list[Connection]]:
     for core in cores:
         ours, theirs = context.Pipe()
         context.Process(target=compute, args=(core, theirs), daemon=True).start()
+        # Without this end, receiving from a process that has ended raises an error in place of waiting.
+        theirs.close()
         channels.append(ours)
-    for channel in channels:
-        channel.recv()
     try:
+        for channel in channels:
+            channel.recv()
         yield channels
+    except EOFError:
+        raise UserError("a process that measures a core has ended early; its error is above") from None
     finally:
         for channel in channels:
-            channel.send(_STOP)
+            with contextlib.suppress(OSError):
+                channel.send(_STOP)
 
 
 def measure(channels: Sequence[Connection], rounds: int) -> dict[tuple[str, str, int], list[float]]:
