@@ -116,17 +116,24 @@ def test_a_core_of_two_speeds_is_named(monkeypatch: pytest.MonkeyPatch, capsys: 
 
     def measure(channels: list[Connection], rounds: int) -> dict[tuple[str, str, int], list[float]]:
         assert rounds == 20
-        return {("float32", "alone", 0): steady, ("bfloat16", "alone", 0): alternating}
+        halved = [speed / 2 for speed in steady]
+        return {
+            ("float32", "alone", 0): steady,
+            ("float32", "together", 0): halved,
+            ("bfloat16", "alone", 0): alternating,
+        }
 
     monkeypatch.setattr(cores, "measure", measure)
     monkeypatch.setattr(cores, "workers", lambda _: cores.contextlib.nullcontext([]))
     assert cores.main(["--rounds", "20"]) == 0
-    *_, first, second, written = capsys.readouterr().out.splitlines()
+    *_, first, _, second, written = capsys.readouterr().out.splitlines()
     assert "| no |" in first
     assert second.rstrip(" |").endswith("12 of 20")
     document = json.loads(Path(written.removeprefix("written: ")).read_text())
     assert document["verdict"] == "short"
-    assert list(document["goals"].values()) == [True, False]
+    assert list(document["goals"].values()) == [True, True, False]
+    (slowed,) = document["ratios"].values()
+    assert slowed == {"median": 0.5, "low": 0.5, "high": 0.5}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="binds processes to cores")

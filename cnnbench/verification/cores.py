@@ -23,8 +23,8 @@ import torch
 from cnnbench.errors import UserError
 from cnnbench.timing.doubts import FEWEST_FOR_TWO, two_groups
 from cnnbench.units import plain
+from cnnbench.verification import ratio, write_race
 from cnnbench.verification import run as run_race
-from cnnbench.verification import write_race
 
 FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SIZE = 512
@@ -119,7 +119,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             two = " and ".join(plain(statistics.median(group)) for group in groups)
             share = f"{len(groups[0])} of {len(values)}"
         told = f"core {cores[index]}, {name}, {when}"
-        ratios[f"{told}: speed / median"] = {"median": 1.0, "low": low / median, "high": high / median}
+        if when == "together":
+            alone = speeds[name, "alone", index]
+            ratios[f"core {cores[index]}, {name}: speed together / alone"] = ratio(values, alone)
         goals[f"{told}: one speed"] = groups is None
         rows.append({"core": cores[index], "format": name, "while": when, "products_per_s": values})
         numbers = " | ".join(map(plain, (median, low, high)))
