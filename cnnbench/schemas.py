@@ -92,6 +92,7 @@ class Config(_Strict):
     mode: Text | None = None
     engine: Text | None = None
     settle_s: Amount | None = None
+    first_settle_s: Amount | None = None
     learning_rate: Above0 | None = None
     recipe: Text | None = None
     recipe_settings: dict[str, JsonValue] | None = None
@@ -216,6 +217,7 @@ class SpeedFile(_Strict):
     figures: dict[str, dict[str, JsonValue]]
     environment: Environment
     settle_s: Amount = 0.0
+    first_settle_s: Amount = 0.0
 
 
 def check(schema: type[BaseModel], value: Any, where: str, mend: str) -> None:

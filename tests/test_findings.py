@@ -128,6 +128,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "batch_size": (64, 128),
     "speed_batch_size": (64, 128), "device": ("one", "another"), "packages": ({"torch": "2.11"}, {"torch": "2.12"}),
     "threads": (1, 2), "test_images": (10, 1000), "settle_s": (0.0, 0.1),
+    "first_settle_s": (0.0, 0.7),
 }  # fmt: skip
 
 

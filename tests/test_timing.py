@@ -98,32 +98,37 @@ def test_short_calls_come_three_a_turn_after_one_that_does_not_count() -> None:
 
 def test_beside_engines_the_calls_at_the_start_of_a_turn_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[float] = []
-    turns: list[tuple[float, int]] = []
+    turns: list[tuple[float, int, int]] = []
 
     class Noting(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
             calls.append(time.perf_counter())
             return super().forward(x.flatten(1))
 
-    def take_turn(self: Timed, kind: str) -> None:
-        turns.append((time.perf_counter(), len(calls)))
-        usual(self, kind)
+    def take_turn(self: Timed, kind: str, settle_s: float) -> None:
+        begin, before = time.perf_counter(), len(calls)
+        usual(self, kind, settle_s)
+        counted = len(self.rounds_ms[kind][-1])
+        assert 0 < counted < len(calls) - before
+        turns.append((begin, counted, len(calls)))
 
     usual = Timed.take_turn
     monkeypatch.setattr(Timed, "take_turn", take_turn)
     config = SpeedConfig(CPU, "32-true", 1, 1, rounds=3, warmup_s=0).beside_engines()
-    assert config.settle_s == 0.1
+    assert config.settling() == {"settle_s": 0.1, "first_settle_s": 0.7}
     assert config.pause_s > 0
-    on_gpu = replace(config, device=torch.device("cuda"), settle_s=0.0, pause_s=0.0).beside_engines()
-    assert (on_gpu.settle_s, on_gpu.pause_s) == (0.0, config.pause_s)  # threads of an engine spin there too
+    on_gpu = replace(config, device=torch.device("cuda"), settle_s=0.0, first_settle_s=0.0, pause_s=0.0)
+    on_gpu = on_gpu.beside_engines()
+    assert set(on_gpu.settling().values()) == {0.0}
+    assert on_gpu.pause_s == config.pause_s  # threads of an engine spin there too
     subject = Subject(lambda: Noting(192, 10), (3, 8, 8), 10, kinds=("latency",))
-    found = measure_speed({"a": subject}, config)["a"]["samples_ms"]["latency"]
-    assert len(turns) == len(found) == 3
-    ends = [number for _, number in turns[1:]] + [len(calls)]
-    for (begin, first), end, times in zip(turns, ends, found, strict=True):
-        # The calls that count are the last ones of a turn.
-        assert 0 < len(times) < end - first
-        assert calls[end - len(times)] - begin >= config.settle_s
+    config = replace(config, settle_s=0.02, first_settle_s=0.1)
+    measure_speed({"a": subject, "b": subject}, config)
+    assert len(turns) == 6
+    for index, (begin, counted, end) in enumerate(turns):
+        # The calls that count are the last ones of a turn, and a round has two turns.
+        settle_s = config.settle_s if index % 2 else config.first_settle_s
+        assert calls[end - counted] - begin >= settle_s
 
 
 def test_a_long_call_has_one_before_it_that_does_not_count_beside_engines() -> None:
@@ -136,7 +141,7 @@ def test_a_long_call_has_one_before_it_that_does_not_count_beside_engines() -> N
             return super().forward(x.flatten(1))
 
     config = SpeedConfig(CPU, "32-true", 1, 1, rounds=3, warmup_s=0)
-    for beside, extra in ((replace(config, settle_s=0.01), 1), (config, 0)):
+    for beside, extra in ((replace(config, first_settle_s=0.01), 1), (config, 0)):
         calls.clear()
         subject = Subject(lambda: Slow(192, 10), (3, 8, 8), 10, kinds=("latency",))
         found = measure_speed({"a": subject}, beside)["a"]["samples_ms"]["latency"]

@@ -68,7 +68,7 @@ CURVE_POINTS = 30
 SHORT_STEP_MS, STEPS_PER_CALL = 3.0, 25
 """Limit for a short training step, and the number of steps per call of Lightning's loop that a GPU takes below it."""
 _DEFAULTS = {field.name: field.default for field in fields(Plan) if field.default is not MISSING}
-_DEFAULTS["settle_s"] = SpeedConfig.settle_s
+_DEFAULTS |= dict.fromkeys(("settle_s", "first_settle_s"), 0.0)
 """Default values of the settings of a cell, by name."""
 SPEED_FILE = "speed.json"
 ENGINE_ROW_S = 5.0
@@ -528,7 +528,7 @@ class _Run:
         settings["eval_batch_size"] = min(settings["eval_batch_size"], self._facts(cell)["test_images"])
         fixed = {"memory_format": "channels_last", "mode": "eager", "macs_convention": CONVENTION}
         # An accuracy does not depend on how times are taken.
-        timed = {"settle_s": self._timing().settle_s} if "speed" in self.plan.measures else {}
+        timed = self._timing().settling() if "speed" in self.plan.measures else {}
         return _plain(settings | fixed | timed)
 
     def _timing(self) -> SpeedConfig:
@@ -598,7 +598,7 @@ class _Run:
                     figures[pair]["resident_bytes"] = in_process(_growth_of, config, self.plan, pair)
         self.display.update("speed", 1.0)
         content: dict[str, Any] = {"figures": figures, "environment": self._timing_environment()}
-        write_checked_json(self.folder / SPEED_FILE, {**content, "settle_s": config.settle_s})
+        write_checked_json(self.folder / SPEED_FILE, content | config.settling())
         return figures
 
     def _timing_environment(self) -> dict[str, Any]:
@@ -629,8 +629,8 @@ class _Run:
         """Return why the times of an interrupted run do not serve the networks of these names; empty if they do."""
         figures = stored["figures"]
         changed = _differs(stored["environment"], self._timing_environment())
-        # Files from before 2026-11-30 do not have this: in their turns all calls counted.
-        if stored.get("settle_s", 0.0) != self._timing().settle_s:
+        # Files from before 2026-11-30 do not have these: in their turns all calls counted.
+        if any(stored.get(name, 0.0) != seconds for name, seconds in self._timing().settling().items()):
             changed = "the time before each turn in which calls do not count"
         if changed:
             return f"{changed} has changed"

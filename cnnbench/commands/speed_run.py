@@ -155,7 +155,7 @@ def _settings(config: SpeedConfig, row: Row) -> dict[str, Any]:
         "mode": way.mode,
         "cudnn_benchmark": way.cudnn_benchmark,
         "engine": way.engine,
-        "settle_s": config.settle_s,
+        **config.settling(),
         "batch_size": config.train_batch_size,
         "speed_batch_size": config.batch_size,
     }

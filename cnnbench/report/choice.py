@@ -22,6 +22,9 @@ from cnnbench.report.pareto import pareto_front
 from cnnbench.report.settings import ALL, BY_NAME, NOT_SAID, Dependent, Setting, setting
 from cnnbench.report.ways import PRECISION_TITLES, engine_of, engine_title, engine_version, way_of
 
+_SETTLING = ("settle_s", "first_settle_s")
+"""Settings of the calls before a turn that do not count."""
+
 
 @dataclass(frozen=True)
 class Images:
@@ -150,8 +153,7 @@ class Timing(NamedTuple):
         # The mode and the order of the images in memory are torch's.
         if self.engine == TORCH:
             words += [str(setting(record, "mode")), str(setting(record, "memory_format") or NOT_SAID)]
-        if setting(record, "settle_s"):
-            words.append(BY_NAME["settle_s"].said(record))
+        words += [BY_NAME[name].said(record) for name in _SETTLING if setting(record, name)]
         version = engine_version(record) or NOT_SAID
         words += [threads, f"{engine_title(self.engine)} {version}", record.created[:10]]
         return ", ".join([*words, f"from {self.origin}"] if self.origin else words)
@@ -424,7 +426,7 @@ def first_of_each_way(groups: Sequence[Timing]) -> list[Timing]:
     """
     ways: dict[tuple[Any, ...], dict[tuple[str, str], Timing]] = {}
     for group in groups:
-        turns = setting(group.newest, "settle_s"), setting(group.newest, "threads")
+        turns = tuple(setting(group.newest, name) for name in (*_SETTLING, "threads"))
         ways.setdefault(turns, {}).setdefault((group.engine, group.precision), group)
     return list(max(ways.values(), key=len, default={}).values())
 

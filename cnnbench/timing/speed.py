@@ -133,7 +133,7 @@ def _measure(
                 break
             on_progress(0.5 + 0.5 * round_index / config.rounds, f"round {round_index + 1} of {config.rounds}")
             with progress.hushed():
-                broken = _take_round(timed, failed, yardstick, shuffler, config.device)
+                broken = _take_round(timed, failed, yardstick, shuffler, config)
             if broken:
                 break
             conditions.look()
@@ -182,7 +182,7 @@ def _take_round(
     failed: dict[str, dict[str, Any]],
     yardstick: _Yardstick,
     shuffler: random.Random,
-    device: torch.device,
+    config: SpeedConfig,
 ) -> list[str]:
     """Give every network its turns of one round, and note which networks fail.
 
@@ -191,7 +191,7 @@ def _take_round(
         failed: Errors of networks by name; the failures of this round are added.
         yardstick: Convolution that takes its turn first.
         shuffler: Random generator of the order of the turns.
-        device: Device on which the networks run.
+        config: Settings of the timing.
 
     Returns:
         The reason why no further round is possible, as the only item of a list; an empty list otherwise. An error such
@@ -203,18 +203,20 @@ def _take_round(
         yardstick.take_turn()
     except RuntimeError as error:
         return [f"the timing ended early, as the device failed: {_failure(error)['error']}"]
+    settle_s = config.first_settle_s
     for name, kind in _order(timed, shuffler):
         if name in failed or kind not in timed[name].sizes:
             continue
         try:
-            timed[name].take_turn(kind)
+            timed[name].take_turn(kind, settle_s)
         except Stopped:
             raise
         except BaseException as error:
             failed[name] = _failure(error)
-            broken = _broken_by(name, failed[name], device)
+            broken = _broken_by(name, failed[name], config.device)
             if broken:
                 return broken
+        settle_s = config.settle_s
     return []
 
 

@@ -57,6 +57,8 @@ _MOST_GAIN_OF_FEW = 0.1
 _FEWEST_WARM = 3  # calls of a warm-up, the first of which is the cold one
 _SETTLE_BESIDE_ENGINES_S = 0.1
 """Value of `SpeedConfig.settle_s` in a run with engines."""
+_SETTLE_AFTER_PAUSE_S = 0.7
+"""Value of `SpeedConfig.first_settle_s` in a run with engines."""
 _SPINNING_S = 0.05
 """Value of `SpeedConfig.pause_s` in a run with engines, in which their idle threads stop spinning."""
 _SETTLING_S = 0.008  # if calls are shorter than this, the first call of a turn does not count
@@ -218,6 +220,7 @@ class SpeedConfig:
             the turn, and at most `block_calls`.
         block_calls: Largest number of calls in a turn.
         settle_s: Seconds of calls at the start of a turn that do not count; at least one call does not if this is set.
+        first_settle_s: The same for the first turn of a round, which follows the pause after the yardstick.
         pause_s: Seconds without work before and after the yardstick.
         warmup_s: Longest warm-up of each kind of work in seconds; it ends earlier when calls no longer become faster.
         seed: Random seed of the order of turns and of the inputs.
@@ -236,6 +239,7 @@ class SpeedConfig:
     block_s: float = 0.002
     block_calls: int = 50
     settle_s: float = 0.0
+    first_settle_s: float = 0.0
     pause_s: float = 0.0
     warmup_s: float = 3.0
     seed: int = 0
@@ -255,11 +259,17 @@ class SpeedConfig:
     def beside_engines(self) -> SpeedConfig:
         """Return the settings for a run with engines, in all of its processes, also those of torch.
 
-        The threads of an engine still spin after a call, so the yardstick waits for them. After such a wait, and after
-        the work of other networks, short calls on a CPU are slower for up to a tenth of a second.
+        The threads of an engine still spin after a call, so the yardstick waits for them. On a CPU, calls are slower
+        for some tenths of a second after such a wait, and for a shorter time after the work of other networks.
         """
-        settle_s = _SETTLE_BESIDE_ENGINES_S if self.device.type == "cpu" else 0.0
-        return replace(self, settle_s=settle_s, pause_s=_SPINNING_S)
+        config = replace(self, pause_s=_SPINNING_S)
+        if self.device.type != "cpu":
+            return config
+        return replace(config, settle_s=_SETTLE_BESIDE_ENGINES_S, first_settle_s=_SETTLE_AFTER_PAUSE_S)
+
+    def settling(self) -> dict[str, float]:
+        """Return the seconds of calls that do not count, as records state them."""
+        return {"settle_s": self.settle_s, "first_settle_s": self.first_settle_s}
 
 
 class Timed:
@@ -561,20 +571,23 @@ class Timed:
         with self._switches(kind):
             yield lambda: self._call(kind)
 
-    def take_turn(self, kind: str) -> None:
+    def take_turn(self, kind: str, settle_s: float = 0.0) -> None:
         """Add the samples of one turn, a block of calls.
 
         Blocks are short: networks that often take turns share whatever disturbs the machine. If calls are short, the
-        first call of a turn does not count, because it finds the caches full of another network's data. Nor do those
-        of the first `SpeedConfig.settle_s` seconds.
+        first call of a turn does not count, because it finds the caches full of another network's data.
+
+        Args:
+            kind: Kind of work.
+            settle_s: Seconds of calls at the start of the turn that do not count; at least one does not if this is set.
         """
         self._set_mode(kind)
         fewest = FEWEST_CALLS if self.warm_ms[kind] < 1e3 * self.config.block_s else 1
         times: list[float] = []
         self.rounds_ms[kind].append(times)
         with self._switches(kind):
-            if self.config.settle_s or self.warm_ms[kind] < 1e3 * max(self.config.block_s, _SETTLING_S):
-                end = time.perf_counter() + self.config.settle_s
+            if settle_s or self.warm_ms[kind] < 1e3 * max(self.config.block_s, _SETTLING_S):
+                end = time.perf_counter() + settle_s
                 self._call(kind)
                 while time.perf_counter() < end:
                     self._call(kind)

@@ -44,8 +44,8 @@ MOST_DIFFERENCE = 0.15
 """Largest difference between our time and the other program's that meets the goal, as a share."""
 SECONDS = 3
 """Approximate time for which a program runs a network."""
-_ROUNDS = 15
-"""Rounds of our timing, each with a turn as in `cnnbench speed`; together they take about `SECONDS`."""
+_ROUNDS = 12
+"""Rounds of our timing, each with a turn as in `cnnbench speed`, which has at least as many in a process."""
 _CPU = torch.device("cpu")
 
 
@@ -152,7 +152,7 @@ PROGRAMS: dict[str, tuple[str, Callable[[Entry], float]]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Time the networks, print the table and write ``results/races/engines.json``; return the exit code 0."""
     parser = argparse.ArgumentParser(prog="python -m cnnbench.verification.engines", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=12)
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         raise UserError(f"rounds {options.rounds} must be at least 1")
