@@ -121,8 +121,8 @@ def _spread(prefix: str, work: Work, median_title: str = "", meaning: str = "") 
     """Return the figures of a time: median with interval, deciles, a GPU's and an engine's own time, deviation."""
     median = Figure(f"{prefix}_median", "ms", median_title, meaning, "less", "rounds", work)
     # The interval, the deciles and the times by other clocks belong to the median, and are not compared themselves.
-    others = [Figure(f"{prefix}_{end}", "ms") for end in ("low", "high", "p10", "p90", "device", "engine")]
-    return (median, *others, Figure(f"{prefix}_mad", "amount"))
+    others = [Figure(f"{prefix}_{end}", "ms", work=work) for end in ("low", "high", "p10", "p90", "device", "engine")]
+    return (median, *others, Figure(f"{prefix}_mad", "amount", work=work))
 
 
 COMPLEXITY = Measure(
@@ -182,11 +182,11 @@ SPEED = Measure(
             "training, without data loading.",
             work="training",
         ),
-        Figure("images_per_s_queued", "per second"),
-        Figure("train_images_per_s_queued", "per second"),
-        Figure("train_forward_ms", "ms"),
-        Figure("train_backward_ms", "ms"),
-        Figure("train_optimizer_ms", "ms"),
+        Figure("images_per_s_queued", "per second", work="inference"),
+        Figure("train_images_per_s_queued", "per second", work="training"),
+        Figure("train_forward_ms", "ms", work="training"),
+        Figure("train_backward_ms", "ms", work="training"),
+        Figure("train_optimizer_ms", "ms", work="training"),
         Figure("cold_start_ms", "ms", better="less", compared="processes", work="latency"),
         Figure(
             "peak_memory_bytes",

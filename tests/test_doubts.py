@@ -44,7 +44,17 @@ def test_two_groups_are_those_of_k_means(share: float, ratio: float) -> None:
     assert sorted(found[0] + found[1]) == sorted(times)
 
 
-@pytest.mark.parametrize("count", [12, 18, 60])
+@pytest.mark.parametrize("slow", [3, 10, 100])
+@pytest.mark.parametrize("count", [18, 20, 60])
+def test_a_single_slow_call_does_not_hide_two_groups(count: int, slow: float) -> None:
+    times = _two(random.Random(count), count, 2.4, 0.5)
+    low, high = two_groups([*times[:-1], slow * times[-1]]) or ([], [])
+    assert len(low) + len(high) == count
+    assert max(low) < 15 < min(high)  # the times are 10 and 24 ms
+    assert two_groups([*_two(random.Random(count), count - 1, 1.0, 0.5), slow * 10]) is None
+
+
+@pytest.mark.parametrize("count", [18, 24, 60])
 def test_one_group_is_rarely_cut_in_two(count: int) -> None:
     rng = random.Random(count)
     samples = ([math.exp(rng.gauss(0, 0.5)) for _ in range(count)] for _ in range(400))
@@ -56,7 +66,7 @@ def test_groups_that_are_near_or_small_do_not_count(ratio: float, share: float) 
     assert two_groups(_two(random.Random(1), 20, ratio, share)) is None
 
 
-@pytest.mark.parametrize("times", [[1.0] * 12, [0.0] * 6 + [1.0] * 6, [math.nan] * 6 + [1.0] * 6])
+@pytest.mark.parametrize("times", [[1.0] * 18, [0.0] * 9 + [1.0] * 9, [math.nan] * 9 + [1.0] * 9])
 def test_equal_and_impossible_times_are_no_two_groups(times: list[float]) -> None:
     assert two_groups(times) is None
 
@@ -66,7 +76,7 @@ def test_a_sentence_names_the_work() -> None:
     (said,) = groupings({"latency": one, "inference": two, "training": two})
     assert said.startswith("inference and training fell into two groups")
     assert groupings({"latency": one}) == []
-    assert groupings({"inference": two[:11]}) == []  # too few to tell
+    assert groupings({"inference": two[:17]}) == []  # too few to tell
 
 
 def test_a_doubt_about_one_kind_of_work_is_none_about_another() -> None:
@@ -100,6 +110,14 @@ def test_groups_are_looked_for_in_the_rounds_of_all_processes(processes: int, ro
     odd, said = pooled(runs)["suspect"]
     assert odd == f"odd (in {processes} of {processes} processes)"
     assert said.startswith("latency fell into")
+
+
+def test_hardware_threads_of_one_core_count_once(tmp_path: Path) -> None:
+    for number, siblings in enumerate(("0,4", "1,5", "2-3", "2-3", "0,4")):
+        folder = tmp_path / f"cpu{number}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{siblings}\n")
+    assert cores.separate(range(7), tmp_path) == [0, 1, 2, 5, 6]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="binds processes to cores")
@@ -143,5 +161,5 @@ def test_a_process_that_ends_early_is_said() -> None:
 
 
 def test_too_few_rounds_are_refused() -> None:
-    with pytest.raises(UserError, match="rounds 5 must be at least 12"):
+    with pytest.raises(UserError, match="rounds 5 must be at least 18"):
         cores.main(["--rounds", "5"])

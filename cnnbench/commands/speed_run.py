@@ -24,7 +24,7 @@ from cnnbench.files import make_folder, replacing
 from cnnbench.network import Network
 from cnnbench.record import Record, environment, write_lines
 from cnnbench.report.roofline_picture import draw_roofs
-from cnnbench.report.speed_tables import SUSPECT, all_ratios, sentences, tables, way_words
+from cnnbench.report.speed_tables import LIMITED, all_ratios, sentences, tables, way_words
 from cnnbench.roofline.bounds import CONVENTION, Survey
 from cnnbench.timing.energy import without_reason
 from cnnbench.timing.speed import SpeedConfig
@@ -201,8 +201,9 @@ def _draw_roofline(records: Sequence[Record], folder: Path) -> Path:
     first = records[0]  # machine and batch size are the same in all records
     peaks = first.environment["peaks"]
     title = f"{first.environment['device']}, {way_words(records)}, {first.config['speed_batch_size']} images"
-    if peaks["suspect"] or any(record.measures.get("suspect") for record in records if record.model in limits):
-        title += SUSPECT
+    drawn = [record for record in records if record.model in limits]
+    if peaks["suspect"] or any(record.doubts(kind) for record in drawn for kind in LIMITED):
+        title += " (suspect)"
     path = folder / PICTURE
     with replacing(path) as file:
         draw_roofs(limits, peaks, peaks["number_format"], title).savefig(file, format="png", dpi=160)

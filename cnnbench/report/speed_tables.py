@@ -15,11 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from cnnbench.engines import ENGINES
+from cnnbench.measures import figures
 from cnnbench.record import KINDS, Record
 from cnnbench.stats import FEWEST_ROUNDS, Interval, paired_ratio, shift
 from cnnbench.units import mebibytes, percent, plain, with_unit
 
-SUSPECT = " (suspect)"
+SUSPECT = "?"
+"""Mark of a time that there are reasons to doubt."""
 SPEED_COLUMNS = {
     "Latency ms": "latency_ms_median",
     "p10": "latency_ms_p10",
@@ -226,14 +228,14 @@ def _energy_sentences(records: Sequence[Record]) -> Iterator[str]:
 def _suspect_sentences(records: Sequence[Record]) -> Iterator[str]:
     """Yield a sentence per reason to doubt times: first those of networks, then those of single batch sizes."""
     for reason, names in _suspects({record.model: record.measures for record in records}).items():
-        yield f"suspect ({', '.join(names)}): {reason}"
+        yield f"suspect, marked {SUSPECT} ({', '.join(names)}): {reason}"
     points = {}
     for record in records:
         for point in record.measures.get("sweep", {}).get("batches", ()):
             points[f"{record.model}, {point['batch_size']} images"] = point
     # These names contain commas themselves, so semicolons separate them.
     for reason, names in _suspects(points).items():
-        yield f"suspect ({'; '.join(names)}): {reason}"
+        yield f"suspect, marked {SUSPECT} ({'; '.join(names)}): {reason}"
 
 
 def way_words(records: Sequence[Record]) -> str:
@@ -306,17 +308,16 @@ def _figure_table(title: str, records: Sequence[Record], columns: Mapping[str, s
         table.add_column(name, justify="right")
     for record in records:
         size = record.data["image_size"]
-        cells = [_shown(key, record.measures.get(key)) for key in columns.values()]
-        table.add_row(_marked(record.model, record.measures), f"{record.data['in_channels']}x{size}x{size}", *cells)
+        cells = [_figure(key, record) for key in columns.values()]
+        table.add_row(record.model, f"{record.data['in_channels']}x{size}x{size}", *cells)
     return table
 
 
 def _ratio_table(group: Sequence[Record]) -> Table:
     """Return the table of times as multiples of those of the first record."""
     first, *others = group
-    title = _marked(f"Times as multiples of {first.model}'s", first.measures)
     # As a `Text`, so that brackets in a name are not markup.
-    table = Table(title=Text(title), title_justify="left", header_style="bold")
+    table = Table(title=Text(f"Times as multiples of {first.model}'s"), title_justify="left", header_style="bold")
     table.add_column("Model", overflow="fold")
     for kind in KINDS:
         table.add_column(kind.capitalize(), justify="right")
@@ -325,17 +326,18 @@ def _ratio_table(group: Sequence[Record]) -> Table:
         for kind in KINDS:
             words = "-"
             if _both_have(kind, record, first):
-                words = _ratio_words(time_ratio(record.measures, first.measures, kind))
+                doubted = bool(record.doubts(kind) or first.doubts(kind))
+                words = _ratio_words(time_ratio(record.measures, first.measures, kind), SUSPECT if doubted else "")
             cells.append(words)
-        table.add_row(_marked(record.model, record.measures), *cells)
+        table.add_row(record.model, *cells)
     return table
 
 
-def _ratio_words(ratio: Interval) -> str:
-    """Return a ratio of times with its interval, and whether it shows a difference."""
+def _ratio_words(ratio: Interval, mark: str) -> str:
+    """Return a ratio of times and a mark, with the interval, and whether it shows a difference."""
     if ratio.low is None or ratio.high is None:
-        return f"{plain(ratio.estimate)}, too few rounds"
-    words = f"{plain(ratio.estimate)} ({plain(ratio.low)} to {plain(ratio.high)})"
+        return f"{plain(ratio.estimate)}{mark}, too few rounds"
+    words = f"{plain(ratio.estimate)}{mark} ({plain(ratio.low)} to {plain(ratio.high)})"
     # An interval that leaves out 1 by less than `ALIKE` shows no difference either.
     if not ratio.differs:
         words += ", no difference found"
@@ -350,19 +352,21 @@ def _sweep_table(records: Sequence[Record]) -> Table:
         table.add_column(title, justify="right")
     for record in records:
         for point in record.measures["sweep"]["batches"]:
-            # The mark belongs to the times at this batch size, not to those in the other tables.
-            table.add_row(_marked(record.model, point), *_sweep_cells(point))
+            table.add_row(record.model, *_sweep_cells(point))
     return table
 
 
 def _sweep_cells(point: Mapping[str, Any]) -> list[str]:
     """Return batch size, time, interval and throughput of a point of a sweep as table cells."""
+    # The mark belongs to the times at this batch size, not to those in the other tables.
+    mark = SUSPECT if point.get("suspect") else ""
     batch = str(point["batch_size"])
     if point.get("alone"):
         batch += ", alone"
     low, high = point["inference_ms_low"], point["inference_ms_high"]
     interval = "-" if low is None else f"{plain(low)} to {plain(high)}"
-    return [batch, f"{point['inference_ms_median']:#.4g}", interval, _shown("images_per_s", point["images_per_s"])]
+    times = [f"{point['inference_ms_median']:#.4g}{mark}", interval, f"{plain(point['images_per_s'])}{mark}"]
+    return [batch, *times]
 
 
 def _limits_table(records: Sequence[Record]) -> Table:
@@ -380,10 +384,11 @@ def _limits_table(records: Sequence[Record]) -> Table:
         cells = []
         for kind in LIMITED:
             verdict = record.measures["limits"][kind]
+            mark = SUSPECT if record.doubts(kind) else ""
             cells.append(f"{verdict['intensity']:.3g}")
-            cells += [percent(verdict[f"of_{key}"]) for key in ("peak_flops", "peak_bandwidth", "roofline")]
+            cells += [percent(verdict[f"of_{key}"]) + mark for key in ("peak_flops", "peak_bandwidth", "roofline")]
             cells.append(verdict["bound"])
-        table.add_row(_marked(record.model, record.measures), *cells)
+        table.add_row(record.model, *cells)
     return table
 
 
@@ -417,11 +422,6 @@ def _images(verdict: Mapping[str, Any]) -> str:
     return "1 image" if count == 1 else f"{count} images"
 
 
-def _marked(name: str, measures: Mapping[str, Any]) -> str:
-    """Return the name of what was timed, with a mark if there are reasons to doubt its times."""
-    return name + SUSPECT if measures.get("suspect") else name
-
-
 def _suspects(measures: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     """Return the reasons to doubt times, each with the names that it concerns."""
     names: dict[str, list[str]] = {}
@@ -431,10 +431,13 @@ def _suspects(measures: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]
     return names
 
 
-def _shown(key: str, value: float | None) -> str:
-    """Return a figure as a table cell, bytes in MiB; a dash without a value."""
+def _figure(key: str, record: Record) -> str:
+    """Return a figure as a table cell, bytes in MiB; a time that is doubted has a mark. A dash without a value."""
+    value = record.measures.get(key)
     if value is None:
         return "-"
     if key.endswith("_bytes"):
         return mebibytes(value)
-    return plain(value)
+    figure = figures()[key]
+    timed = figure.kind in ("ms", "per second")
+    return plain(value) + (SUSPECT if timed and record.doubts(figure.work) else "")

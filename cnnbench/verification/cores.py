@@ -1,4 +1,4 @@
-"""How fast each of the first two processor cores is over a minute: alone, and while the other is busy too.
+"""How fast each of two processor cores is over a minute: alone, and while the other is busy too.
 
 In a virtual machine, another program of the same host may use the second hardware thread of a core. No counter of the
 system shows that, but the core then computes at a part of its speed for some seconds, even if nothing else runs here.
@@ -14,8 +14,9 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,24 @@ SIZE = 512
 SECONDS = 0.1
 """Time for which a core computes before it reports its speed."""
 _STOP = ""
+_SYSTEM = Path("/sys/devices/system/cpu")
+"""Folder in which Linux describes the cores."""
+
+
+def separate(numbers: Iterable[int], system: Path = _SYSTEM) -> list[int]:
+    """Return the numbers of the processors without those that are a second hardware thread of an earlier one's core.
+
+    Args:
+        numbers: Linux's numbers of processors.
+        system: Folder in which Linux describes them; one that it does not describe counts as a core of its own.
+    """
+    cores: dict[str, int] = {}
+    for number in numbers:
+        siblings = str(number)
+        with contextlib.suppress(OSError):
+            siblings = (system / f"cpu{number}/topology/thread_siblings_list").read_text().strip()
+        cores.setdefault(siblings, number)
+    return list(cores.values())
 
 
 def compute(core: int, channel: Connection) -> None:
@@ -103,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"rounds {options.rounds} must be at least {FEWEST_FOR_TWO}")
     if sys.platform != "linux":
         raise UserError(f"processes cannot be bound to cores on {sys.platform}; this runs on Linux only")
-    cores = sorted(os.sched_getaffinity(0))[:2]
+    cores = separate(sorted(os.sched_getaffinity(0)))[:2]
     with workers(cores) as channels:
         speeds = measure(channels, options.rounds)
     rows: list[dict[str, Any]] = []
