@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -96,6 +97,21 @@ FULL_TRAINING = {
     "curve": [{"step": 9, "train/accuracy": 0.5, "train/loss": 1.2}, {"step": 31, "train/accuracy": 0.8}],
 }
 """Training entry of a record, for a full training on 100 images; the training in `make_record` is shorter."""
+
+
+def onnx_options() -> Any:
+    """Return options for a session of ONNX Runtime in a process whose sessions all share one pool of threads."""
+    # Not every machine that runs tests has ONNX Runtime.
+    import onnxruntime
+
+    from cnnbench.engines import onnx_runtime
+
+    # The pool cannot be made after a session that has threads of its own.
+    if not onnx_runtime._pool_size:
+        onnx_runtime._share_pool(torch.get_num_threads())
+    options = onnxruntime.SessionOptions()
+    options.use_per_session_threads = False
+    return options
 
 
 def make_record(

@@ -17,6 +17,7 @@ import onnxruntime
 import openvino
 import pytest
 import torch
+from conftest import onnx_options
 from openvino.tools.ovc import telemetry_utils
 from torch import nn
 
@@ -71,21 +72,17 @@ def test_engines_own_readers_accept_the_files(files: dict[str, Path], small: nn.
     x = torch.randn(3, 1, 32, 32)
     with torch.inference_mode():
         expected = small(x).numpy()
-    session = onnxruntime.InferenceSession(files["onnx"], _options(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(files["onnx"], onnx_options(), providers=["CPUExecutionProvider"])
     assert np.allclose(session.run(["logits"], {"images": x.numpy()})[0], expected, atol=1e-5)
     model = openvino.Core().read_model(files["openvino"])
-    (batch,) = onnx.load(files["onnx"]).graph.input
-    assert [size.dim_value for size in batch.type.tensor_type.shape.dim[1:]] == [1, 32, 32]
+    graph = onnx.load(files["onnx"]).graph
+    for (value,), sizes in ((graph.input, [1, 32, 32]), (graph.output, [10])):
+        batch, *others = value.type.tensor_type.shape.dim
+        assert batch.dim_param == "batch"
+        assert [size.dim_value for size in others] == sizes
     assert model.inputs[0].get_partial_shape().to_string() == "[?,1,32,32]"  # only the batch is open, as in ONNX
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     assert np.allclose(compiled({"images": x.numpy()})["logits"], expected, atol=1e-5)
-
-
-def _options() -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    # Other tests of this process may have made the pool that all of its sessions must share.
-    options.use_per_session_threads = False
-    return options
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])

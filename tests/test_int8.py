@@ -17,6 +17,7 @@ import onnxruntime
 import openvino
 import pytest
 import torch
+from conftest import onnx_options
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 from torch import nn
@@ -117,8 +118,7 @@ def test_onnx_runtime_computes_every_layer_in_integers(files: dict[str, Path], t
     for node in layers:
         assert types[dequantised[node.input[1]]] == onnx.TensorProto.INT8, node.name
     # What ONNX Runtime makes of the file on this machine.
-    options = onnxruntime.SessionOptions()
-    options.use_per_session_threads = False
+    options = onnx_options()
     options.log_severity_level = 3
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     onnxruntime.InferenceSession(files["onnxruntime"], options, providers=["CPUExecutionProvider"])

@@ -18,6 +18,8 @@ from cnnbench.errors import UserError
 
 INPUT, OUTPUT = "images", "logits"
 """Names of the input and of the output in a file."""
+BATCH = "batch"
+"""Name of the open dimension in a file."""
 _NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 """Types of images, by the names that ONNX Runtime has for them."""
 _ERRORS_ONLY = 3
@@ -30,7 +32,14 @@ _pool_size: list[int] = []
 def write(program: ExportedProgram, path: Path, metadata: str) -> None:
     """Write a program as ONNX; see `cnnbench.engines.export.write_program`."""
     exported = torch.onnx.export(
-        program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], external_data=False, verbose=False
+        program,
+        dynamo=True,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        # The program already has these shapes; this names the open dimension in the file.
+        dynamic_shapes=({0: BATCH},),
+        external_data=False,
+        verbose=False,
     )
     assert exported is not None
     model = exported.model_proto
