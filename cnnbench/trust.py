@@ -35,6 +35,29 @@ TABLES: dict[CodeKind, tuple[str, ...]] = {
     "data set": ("torchvision", "medmnist", "folder"),
 }
 """Sources of names that stand for no code of the user's, such as ``torchvision:resnet18``, by kind."""
+_ROOT = str(Path(__file__).parents[1])
+"""Folder of this package, which may be on the path of this process only."""
+_RUN = """\
+import sys
+sys.path = [path for path in sys.path if path]
+if {root!r} not in sys.path:
+    sys.path.insert(0, {root!r})
+import runpy
+runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+"""
+"""Program that runs a module; `sys` is part of the interpreter, so it comes from no file."""
+
+
+def module_command(module: str, *words: str) -> list[str]:
+    """Return the command that runs a module of this package in a fresh process.
+
+    ``python -m`` would look for modules in the working folder first, and run a file there that is named like one.
+
+    Args:
+        module: Full name of the module.
+        words: Its arguments.
+    """
+    return [sys.executable, "-c", _RUN.format(root=_ROOT, module=module), *words]
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def test_two_groups_are_those_of_k_means(share: float, ratio: float) -> None:
 
 
 @pytest.mark.parametrize("slow", [3, 10, 100])
-@pytest.mark.parametrize("count", [18, 20, 60])
+@pytest.mark.parametrize("count", [12, 18, 20, 60])
 def test_a_single_slow_call_does_not_hide_two_groups(count: int, slow: float) -> None:
     times = _two(random.Random(count), count, 2.4, 0.5)
     low, high = two_groups([*times[:-1], slow * times[-1]]) or ([], [])
@@ -54,7 +54,7 @@ def test_a_single_slow_call_does_not_hide_two_groups(count: int, slow: float) ->
     assert two_groups([*_two(random.Random(count), count - 1, 1.0, 0.5), slow * 10]) is None
 
 
-@pytest.mark.parametrize("count", [18, 24, 60])
+@pytest.mark.parametrize("count", [12, 17, 18, 60])
 def test_one_group_is_rarely_cut_in_two(count: int) -> None:
     rng = random.Random(count)
     samples = ([math.exp(rng.gauss(0, 0.5)) for _ in range(count)] for _ in range(400))
@@ -76,7 +76,7 @@ def test_a_sentence_names_the_work() -> None:
     (said,) = groupings({"latency": one, "inference": two, "training": two})
     assert said.startswith("inference and training fell into two groups")
     assert groupings({"latency": one}) == []
-    assert groupings({"inference": two[:17]}) == []  # too few to tell
+    assert groupings({"inference": two[:11]}) == []  # too few to tell
 
 
 def test_a_doubt_about_one_kind_of_work_is_none_about_another() -> None:
@@ -160,6 +160,22 @@ def test_a_process_that_ends_early_is_said() -> None:
         pass
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="binds processes to cores")
+def test_two_cores_are_needed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda _: {3})
+    with pytest.raises(UserError, match="one processor only"):
+        cores.main([])
+    # Two hardware threads of one core are compared, and that is said.
+    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda _: {3, 5})
+    monkeypatch.setattr(cores, "separate", lambda numbers: numbers[:1])
+    monkeypatch.setattr(cores, "measure", lambda channels, rounds: {})
+    asked: list[list[int]] = []
+    monkeypatch.setattr(cores, "workers", lambda them: asked.append(them) or cores.contextlib.nullcontext([]))
+    assert cores.main([]) == 0
+    assert asked == [[3, 5]]
+    assert "both processors are hardware threads of one core" in capsys.readouterr().err
+
+
 def test_too_few_rounds_are_refused() -> None:
-    with pytest.raises(UserError, match="rounds 5 must be at least 18"):
+    with pytest.raises(UserError, match="rounds 5 must be at least 12"):
         cores.main(["--rounds", "5"])

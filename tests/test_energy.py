@@ -243,6 +243,10 @@ def test_processes_agree_on_an_energy_or_there_is_none() -> None:
     known = times | {"energy_mj_per_image": 3.0, "energy_facts": {"counter": "RAPL"}}
     more = times | {"energy_mj_per_image": 5.0, "energy_facts": {"counter": "RAPL"}}
     unknown = times | {"energy_facts": {"error": "it did not move"}}
+    busy = ["other processes kept 0.2 processors busy", "other processes kept 0.5 processors busy"]
+    facts = [{"counter": "RAPL", "suspect": doubts} for doubts in ([], busy[:1], busy[1:])]
+    (doubt,) = pooled([known | {"energy_facts": each} for each in facts])["energy_facts"]["suspect"]
+    assert doubt == f"{busy[1]} (at most, in 2 of 3 processes)"
     assert pooled([known, more])["energy_mj_per_image"] == 4.0
     for runs in ([known, unknown], [unknown, known]):
         found = pooled(runs)

@@ -25,7 +25,7 @@ from cnnbench.report import engine_pictures
 from cnnbench.report.answer import answers
 from cnnbench.report.compare import BETWEEN
 from cnnbench.report.contenders import contenders, rivals_by_label
-from cnnbench.report.engine_tables import notes, sentences, tables
+from cnnbench.report.engine_tables import heading, notes, sentences, tables
 from cnnbench.report.engines import EngineView, engine_views, ratio
 from cnnbench.report.findings import DASH
 from cnnbench.report.outputs import Report, to_csv, to_html, to_markdown
@@ -161,8 +161,8 @@ def test_three_sentences_say_speed_change_and_agreement() -> None:
 def test_slower_and_unclear_networks_are_named() -> None:
     torch, other = {"A": 4.0, "B": 1.0, "C": 3.0}, {"A": 1.0, "B": 4.0, "C": 3.0}
     text = words(rows(torch, processes=2) + rows(other, "openvino", processes=2))
-    assert "times as fast for A, and is 0.2" in text
-    assert "times as fast, so slower for B, and no clear difference for C." in text
+    assert "times as fast for A, and is slower, 0.2" in text
+    assert "times as fast, for B, and shows no clear difference for C." in text
 
 
 def test_singular_plural_and_none() -> None:
@@ -277,6 +277,8 @@ def test_a_network_in_one_engine_only_has_a_dash_and_no_rank_elsewhere() -> None
         {"environment": {"threads": 7}},
         {"data": {"label": "Other images"}},
         {"data": {"image_size": 64}},
+        {"config": {"settle_s": 0.1}},
+        {"config": {"first_settle_s": 0.7}},
     ],
 )
 def test_two_machines_or_images_are_never_set_side_by_side(change: dict[str, Any]) -> None:
@@ -285,6 +287,8 @@ def test_two_machines_or_images_are_never_set_side_by_side(change: dict[str, Any
     views = engine_views(both)
     assert len(views) == 2
     assert [{way.engine for way in view.ways} for view in views] == [{"torch", "onnxruntime"}, {"torch", "openvino"}]
+    named = {heading(view, views) for view in views}
+    assert len(named) == (1 if "image_size" in change.get("data", {}) else 2)
 
 
 def test_versions_modes_and_unknown_engines_are_ways_of_their_own() -> None:

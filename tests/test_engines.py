@@ -97,6 +97,8 @@ def test_session_of_a_fixed_batch_computes_the_same(
     assert session.facts["batch_size"] == batch_size
     if engine == "openvino":
         assert session.facts["shape"] == f"[{batch_size},1,32,32]"  # for an open size its code is slower
+    else:
+        assert session._session.get_inputs()[0].shape == [batch_size, 1, 32, 32]
     assert session.facts["threads"] == torch.get_num_threads()
 
 
@@ -375,6 +377,34 @@ def test_memory_of_inference_is_at_least_that_of_the_weights(
         # An engine may keep the weights twice, as they are in the file and in its own order.
         assert 0.98 <= record.measures["inference_resident_bytes"] / weights < 2.5, record.model
         assert "resident_bytes" not in record.measures
+
+
+@pytest.mark.usefixtures("quick_processes")
+@pytest.mark.parametrize("engine", ["torch", "torch,onnxruntime"])
+def test_memory_that_cannot_be_measured_costs_no_times(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: object) -> dict[str, int]:
+        raise UserError("the peak cannot be reset")
+
+    monkeypatch.setattr("cnnbench.timing.process_memory.in_process", refused)
+    options = [f"--engine={engine}", "--rounds=1", "--batch_size=1", "--train_batch_size=2", "--memory"]
+    assert main(["speed", "LeNet5", *options, "--records", str(tmp_path / "a.jsonl")]) == 0
+    assert "memory is not known (LeNet5" in capsys.readouterr().out
+    for record in load_records([tmp_path / "a.jsonl"]):
+        assert record.measures["latency_ms_median"] > 0
+        assert record.skipped["memory"] == "the peak cannot be reset"
+
+
+@pytest.mark.usefixtures("quick_processes")
+def test_nothing_is_trained_beside_an_engine_that_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--engine=torch,onnxruntime", "--precision=bf16-mixed", "--rounds=1", "--batch_size=1", "--device=cpu"]
+    assert main(["speed", "LeNet5", *options, "--records", str(tmp_path / "a.jsonl")]) == 0
+    assert "ONNX Runtime has no bf16-mixed" in capsys.readouterr().err
+    (record,) = load_records([tmp_path / "a.jsonl"])
+    assert set(record.measures["samples_ms"]) == {"latency", "inference", "yardstick"}
 
 
 @pytest.mark.usefixtures("quick_processes")

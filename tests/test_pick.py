@@ -496,7 +496,7 @@ def test_engines_are_chosen_from_records_with_the_same_turns(capsys: pytest.Capt
     found = [e["values"]["latency"]["value"] for e in document["networks"] if "latency" in e["values"]]
     assert sorted(found) == [0.1, 2.0]
     assert main(["pick", "r.jsonl", "--data", "MNIST", "--engine", "any"]) == 0
-    assert "0.1 s of calls before each turn" in " ".join(capsys.readouterr().out.split())
+    assert "0.1 s of uncounted calls in each turn" in " ".join(capsys.readouterr().out.split())
 
 
 def test_only_networks_that_fit_otherwise_are_timed() -> None:

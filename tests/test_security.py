@@ -11,6 +11,8 @@ import pickle
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from cnnbench.files import with_checksum, without_checksum
 from cnnbench.record import Record, write_record
 from cnnbench.report.outputs import Report, to_csv, to_html, to_markdown
 from cnnbench.text import printable
-from cnnbench.trust import Trust, check_code
+from cnnbench.trust import Trust, check_code, module_command
 
 MARK = Path("pwned")
 SMALL = ["--data=Synthetic", "--data.train_images=40", "--data.test_images=20", "--data.batch_size=10"]
@@ -198,6 +200,30 @@ def test_pickles_are_not_run(how: str, capsys: pytest.CaptureFixture) -> None:
             archive.writestr("archive/data.pkl", pickle.dumps(stored))
     _refused(["explain", "filters", "--ckpt_path", "bad.ckpt"], capsys)
     _refused(["test", "--model=LeNet5", *SMALL, "--ckpt_path", "bad.ckpt"], capsys)
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["cnnbench", "cnnbench.report.wandb_child", "cnnbench.engines.onnx_int8_tool", "cnnbench.verification.memory"],
+)
+def test_a_process_of_its_own_runs_no_file_of_the_working_folder(module: str) -> None:
+    for name in ("argparse", "cnnbench", "json", "numpy", "onnx", "onnxruntime", "runpy", "socket", "torch", "wandb"):
+        Path(f"{name}.py").write_text(f"open({str(MARK)!r}, 'w')\n")
+    done = subprocess.run(module_command(module, "--version"), capture_output=True, text=True, check=False)
+    assert not MARK.exists(), done.stderr
+    assert "Error finding module" not in done.stderr
+    if module == "cnnbench":
+        assert done.stdout.strip().endswith(cnnbench.__version__)
+    # The attack works where nobody prevents it.
+    subprocess.run([sys.executable, "-m", module], capture_output=True, check=False)
+    assert MARK.exists()
+
+
+def test_every_process_of_the_package_is_started_in_this_way() -> None:
+    package = Path(cnnbench.__file__).parent
+    # The check on a GPU runs pytest in the folder of the repository, which is meant.
+    started = {path.name for path in package.rglob("*.py") if re.search(r"sys\.executable, ", path.read_text())}
+    assert started == {"trust.py", "gpu.py"}
 
 
 @pytest.mark.parametrize(

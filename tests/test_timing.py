@@ -99,6 +99,7 @@ def test_short_calls_come_three_a_turn_after_one_that_does_not_count() -> None:
 def test_beside_engines_the_calls_at_the_start_of_a_turn_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[float] = []
     turns: list[tuple[float, int, int]] = []
+    asked: list[float] = []
 
     class Noting(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
@@ -107,6 +108,7 @@ def test_beside_engines_the_calls_at_the_start_of_a_turn_do_not_count(monkeypatc
 
     def take_turn(self: Timed, kind: str, settle_s: float) -> None:
         begin, before = time.perf_counter(), len(calls)
+        asked.append(settle_s)
         usual(self, kind, settle_s)
         counted = len(self.rounds_ms[kind][-1])
         assert 0 < counted < len(calls) - before
@@ -124,10 +126,9 @@ def test_beside_engines_the_calls_at_the_start_of_a_turn_do_not_count(monkeypatc
     subject = Subject(lambda: Noting(192, 10), (3, 8, 8), 10, kinds=("latency",))
     config = replace(config, settle_s=0.02, first_settle_s=0.1)
     measure_speed({"a": subject, "b": subject}, config)
-    assert len(turns) == 6
-    for index, (begin, counted, end) in enumerate(turns):
-        # The calls that count are the last ones of a turn, and a round has two turns.
-        settle_s = config.settle_s if index % 2 else config.first_settle_s
+    assert asked == [0.1, 0.02] * 3  # a round has two turns
+    for settle_s, (begin, counted, end) in zip(asked, turns, strict=True):
+        # The calls that count are the last ones of a turn.
         assert calls[end - counted] - begin >= settle_s
 
 

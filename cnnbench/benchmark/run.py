@@ -54,7 +54,7 @@ from cnnbench.references import percent, reference_of
 from cnnbench.report.trained import sha256
 from cnnbench.schemas import check_speed
 from cnnbench.timing.energy import without_reason
-from cnnbench.timing.process_memory import resident_growth
+from cnnbench.timing.process_memory import growth_or_reason, resident_growth
 from cnnbench.timing.processes import in_process, in_processes, scratch_folder
 from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
 from cnnbench.training.classifier import ImageClassifier
@@ -595,7 +595,7 @@ class _Run:
             for pair in subjects:
                 if "error" not in figures[pair]:
                     self.display.update("speed", 1.0, f"memory of {pair}")
-                    figures[pair]["resident_bytes"] = in_process(_growth_of, config, self.plan, pair)
+                    figures[pair].update(growth_or_reason(_growth_of, config, self.plan, pair))
         self.display.update("speed", 1.0)
         content: dict[str, Any] = {"figures": figures, "environment": self._timing_environment()}
         write_checked_json(self.folder / SPEED_FILE, content | config.settling())
@@ -914,10 +914,11 @@ def _figures_of(
     return measure_speed(subjects, config, progress.now)
 
 
-def _growth_of(config: SpeedConfig, plan: Plan, pair: str) -> int:
+def _growth_of(config: SpeedConfig, plan: Plan, pair: str) -> dict[str, int]:
     """Return the growth of resident memory by training a network, in bytes; this runs in a process of its own."""
     quiet_lightning()
-    return resident_growth(_Run(plan, Path(), _Silent()).subjects()[pair], replace(config, warmup_s=0.0))
+    subject = _Run(plan, Path(), _Silent()).subjects()[pair]
+    return {"resident_bytes": resident_growth(subject, replace(config, warmup_s=0.0))}
 
 
 def _read_speed(path: Path) -> dict[str, Any]:

@@ -235,8 +235,8 @@ def _document(
         entry |= _without(record.measures, "limits", "sweep")
         if record.reason:
             entry["error"] = record.reason
-        if "energy" in record.skipped:
-            entry["energy_error"] = record.skipped["energy"]
+        for measure in record.skipped.keys() & {"energy", "memory"}:
+            entry[f"{measure}_error"] = record.skipped[measure]
         networks.append(entry)
     machine = dict(records[0].environment)
     peaks = machine.pop("peaks", None)

@@ -24,8 +24,8 @@ from cnnbench.errors import Stopped, reason
 from cnnbench.network import Network
 from cnnbench.record import INFERENCE_KINDS, KINDS
 from cnnbench.roofline.bounds import Survey, peaks_now, survey
-from cnnbench.timing.process_memory import inference_growth, resident_growth
-from cnnbench.timing.processes import in_groups, in_process, in_processes, scratch_folder
+from cnnbench.timing.process_memory import growth_or_reason, inference_growth, resident_growth
+from cnnbench.timing.processes import in_groups, in_processes, scratch_folder
 from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
 from cnnbench.timing.sweep import sweep
 from cnnbench.timing.timed_network import SMALL_IMAGE, Way, small_network
@@ -40,7 +40,7 @@ def time_rows(
 ) -> tuple[dict[str, dict[str, Any]], Survey | None]:
     """Return the figures of every row by the row's name, and what limits the networks if the options ask for it."""
     limits = None
-    if any(row.engine(config) != TORCH for row in rows):
+    if options.engine != TORCH:
         return _time_engines(options, config, rows), None
     if options.processes > 1:
         # A fresh process gets the names of the networks and builds them itself.
@@ -222,7 +222,8 @@ def _add_memory(
             note(f"memory of {row.name}")
             named = [(row.network.name, row.way)]
             # The growth of a process says something about one network only if the process has done nothing else.
-            figures[row.name].update(in_process(_growth_of, config, options, named, dict(files), small.get(row.way)))
+            growth = growth_or_reason(_growth_of, config, options, named, dict(files), small.get(row.way))
+            figures[row.name].update(growth)
 
 
 def _as_graphs(subjects: Mapping[str, Subject], config: SpeedConfig) -> dict[str, Subject]:

@@ -6,9 +6,7 @@ as those of `cnnbench.engines.onnx_runtime` do, and the pool cannot be given bac
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ from torch.export import ExportedProgram
 from cnnbench.engines import METADATA_KEY
 from cnnbench.engines.onnx_runtime import write
 from cnnbench.machine import may_saturate
+from cnnbench.trust import module_command
 
 
 def method() -> str:
@@ -58,11 +57,8 @@ def quantise(program: ExportedProgram, path: Path, metadata: str, calibration: S
 
 def _run_tool(folder: Path) -> None:
     """Run `cnnbench.engines.onnx_int8_tool` on the files in a folder."""
-    # The package may be on the path of this process only.
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    command = [sys.executable, "-m", "cnnbench.engines.onnx_int8_tool", str(folder), str(int(may_saturate()))]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
+    command = module_command("cnnbench.engines.onnx_int8_tool", str(folder), str(int(may_saturate())))
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise RuntimeError(lines[-1])

@@ -22,9 +22,13 @@ MOST_SWAPS = 20
 
 
 def heading(view: EngineView, views: Sequence[EngineView]) -> str:
-    """Return the data set of a view, with the machine if the views have several."""
-    machines = {(other.device, other.threads) for other in views}
-    return f"{view.label}, {view.device}, {view.threads} threads" if len(machines) > 1 else view.label
+    """Return the data set of a view, with the machine and the turns if the views differ in them."""
+    words = [view.label]
+    if len({(other.device, other.threads) for other in views}) > 1:
+        words += [view.device, f"{view.threads} threads"]
+    if len({other.turns for other in views}) > 1:
+        words.append(view.turns)
+    return ", ".join(words)
 
 
 # Sentences
@@ -91,13 +95,12 @@ def _speed_clause(view: EngineView, way: RecordedWay) -> str:
     if not ratios:
         return ""
     parts = []
-    for names, kind in ((faster, "times as fast"), (slower, "times as fast, so slower")):
+    for names, opening, kind in ((faster, "is", "times as fast"), (slower, "is slower,", "times as fast,")):
         if names:
             values = [ratios[name].estimate for name in names]
-            parts.append(f"is {_range(values)} {kind} {_which(view, way, names, len(ratios))}")
+            parts.append(f"{opening} {_range(values)} {kind} {_which(view, way, names, len(ratios))}")
     if unclear:
-        verb = "shows no clear difference" if not parts else "no clear difference"
-        parts.append(f"{verb} {_which(view, way, unclear, len(ratios))}")
+        parts.append(f"shows no clear difference {_which(view, way, unclear, len(ratios))}")
     return f"{view.names[way]} {', and '.join(parts)}"
 
 

@@ -29,7 +29,8 @@ from cnnbench.stats import FEWEST_ROUNDS, Correlation, Interval, correlate
 
 LATENCY = "latency_ms_median"
 _WORK: Work = "latency"
-_MACHINE = tuple(BY_NAME[name] for name in ("device", "threads", "allocator", "host_cpu", "image_size"))
+_TURNS = ("settle_s", "first_settle_s")
+_COMMON = tuple(BY_NAME[name] for name in ("device", "threads", "allocator", "host_cpu", "image_size", *_TURNS))
 """Settings that must agree before engines are set side by side, beside the data."""
 
 
@@ -129,6 +130,7 @@ class EngineView:
         label: Label of the data set.
         device: Product name of the device.
         threads: Number of threads of torch.
+        turns: Calls of a turn that do not count, in words.
         names: Ways in words, torch in float32 first.
         cells: Timed networks by name and way.
     """
@@ -136,6 +138,7 @@ class EngineView:
     label: str
     device: str
     threads: str
+    turns: str
     names: Mapping[RecordedWay, str]
     cells: Mapping[tuple[str, RecordedWay], TimedRow]
 
@@ -252,7 +255,7 @@ def engine_views(records: Iterable[Record]) -> list[EngineView]:
     for record in records:
         if record.status == "ok" and record.measures.get(LATENCY):
             images = record.data["label"], record.data.get("in_channels"), len(record.data["class_names"])
-            groups.setdefault((*images, *values_of(record, _MACHINE)), []).append(record)
+            groups.setdefault((*images, *values_of(record, _COMMON)), []).append(record)
     return [_view(members) for members in groups.values() if len({engine_of(record) for record in members}) > 1]
 
 
@@ -269,7 +272,8 @@ def _view(records: Sequence[Record]) -> EngineView:
         cells[key] = TimedRow(own[-1], tuple(own))
     label = str(records[0].data["label"])
     device, threads = (str(said(records[0].environment, name)) for name in ("device", "threads"))
-    return EngineView(label, device, threads, named(ways), cells)
+    turns = ", ".join(filter(None, (BY_NAME[name].said(records[0]) for name in _TURNS)))
+    return EngineView(label, device, threads, turns or "all calls counted", named(ways), cells)
 
 
 def ratio(first: Record, second: Record) -> Interval:

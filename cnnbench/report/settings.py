@@ -154,8 +154,8 @@ ALL = (
     Setting("engine", "config", (*ACCURACY, *TIMES), "row", unsaid=TORCH),
     Setting("cudnn_benchmark", "config", (*ACCURACY, *TIMES), "row", "cuDNN benchmark {}".format, unsaid=False),
     # Before 2026-11-30 there were no such times, not even beside engines.
-    Setting("settle_s", "config", TIMES, "row", _or_else("{:g} s of calls before each turn", ""), unsaid=0.0),
-    Setting("first_settle_s", "config", TIMES, "row", _or_else("{:g} s before the first of a round", ""), unsaid=0.0),
+    Setting("settle_s", "config", TIMES, "row", _or_else("{:g} s of uncounted calls in each turn", ""), unsaid=0.0),
+    Setting("first_settle_s", "config", TIMES, "row", _or_else("{:g} s in the first turn of a round", ""), unsaid=0.0),
     Setting("device", "environment", TIMES, "row", _OR_NOT_SAID),
     Setting(f"device{TIME_LIMITED}", "environment", ACCURACY, "", _or_nothing("{}"), read=_if_time_limited("device")),
     # How many images are computed at once. Latency is always that of one image.

@@ -145,7 +145,7 @@ def sentences(records: Sequence[Record]) -> Iterator[str]:
     if processes < FEWEST_ROUNDS and any(len(group) > 1 for group in _groups(records)):
         yield (
             "these intervals are of this run alone: in another process memory lies elsewhere, and ratios differ by "
-            f"some per cent more; --processes {FEWEST_ROUNDS} has that in them"
+            f"some per cent more; --processes {FEWEST_ROUNDS} includes this in the intervals"
         )
     yield from _engine_sentences(records)
     yield from _energy_sentences(records)
@@ -203,7 +203,7 @@ def _quantised(engine: str, facts: Mapping[str, Any]) -> str:
 
 
 def _energy_sentences(records: Sequence[Record]) -> Iterator[str]:
-    """Yield sentences on how energy was measured and which of it is doubtful, or on why it is not known."""
+    """Yield sentences on how energy was measured and which of it is doubtful, and on why it or memory is not known."""
     measured = [record for record in records if "energy_facts" in record.measures]
     for record in measured[:1]:
         # All records of a run share a device, and so a counter.
@@ -217,12 +217,13 @@ def _energy_sentences(records: Sequence[Record]) -> Iterator[str]:
     for record in measured:
         for reason in record.measures["energy_facts"].get("suspect", ()):
             yield f"suspect energy ({record.model}): {reason}"
-    reasons: dict[str, list[str]] = {}
-    for record in records:
-        if "energy" in record.skipped:
-            reasons.setdefault(record.skipped["energy"], []).append(record.model)
-    for reason, names in reasons.items():
-        yield f"energy is not known ({', '.join(names)}): {reason}"
+    for measure in ("energy", "memory"):
+        reasons: dict[str, list[str]] = {}
+        for record in records:
+            if measure in record.skipped:
+                reasons.setdefault(record.skipped[measure], []).append(record.model)
+        for reason, names in reasons.items():
+            yield f"{measure} is not known ({', '.join(names)}): {reason}"
 
 
 def _suspect_sentences(records: Sequence[Record]) -> Iterator[str]:

@@ -11,7 +11,6 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 from cnnbench import progress
 from cnnbench.files import reason
 from cnnbench.text import shortened
+from cnnbench.trust import module_command
 
 NICE = 19
 """By how much an upload gives way to other processes while cells are measured: entirely."""
@@ -92,9 +92,6 @@ def _start(words: Sequence[str], out: int) -> subprocess.Popen[bytes]:
     # With the address of this process's own client service, W&B would upload from here after all.
     dropped = ("WANDB_MODE", "WANDB_RESUME", "WANDB_SERVICE")
     environment = {name: value for name, value in os.environ.items() if name not in dropped}
-    # The package may be on the path of this process only.
-    root = str(Path(__file__).parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     environment["PYTHONUNBUFFERED"] = "1"
     if out == subprocess.PIPE:
         environment["WANDB_SILENT"] = "true"  # or else the client asks the server for the user's name, to print it
@@ -106,7 +103,7 @@ def _start(words: Sequence[str], out: int) -> subprocess.Popen[bytes]:
 def _process(words: Sequence[str], out: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start the process with these environment variables; see `_start`."""
     return subprocess.Popen(
-        [sys.executable, "-m", "cnnbench.report.wandb_child", *words],
+        module_command("cnnbench.report.wandb_child", *words),
         stdin=subprocess.PIPE,
         stdout=out,
         stderr=subprocess.DEVNULL if out == subprocess.PIPE else subprocess.STDOUT,

@@ -1,6 +1,6 @@
 """A process of its own for everything that talks to W&B's server, which therefore cannot hold up a benchmark.
 
-`cnnbench.report.uploading` starts it as ``python -m cnnbench.report.wandb_child``, followed by one of::
+`cnnbench.report.uploading` starts it with one of these lines as arguments::
 
     account                         print as JSON who is logged in, or why nobody can
     connection                      print as JSON an error if there is no connection with the server

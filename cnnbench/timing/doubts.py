@@ -13,15 +13,17 @@ MOST_DRIFT = 0.02
 """Relative change of a time from the first half of the rounds to the second half that is still not called a drift."""
 _TREND = 2.576
 """Threshold of Kendall's statistic, in standard deviations, beyond which rounds have a trend (two-sided level 1 %)."""
-FEWEST_FOR_TWO = 18
+FEWEST_FOR_TWO = 12
 """Smallest number of rounds in which two groups of times are looked for."""
 _SMALLEST_GROUP = 0.25
 """Share of the rounds that each of the two groups has at least. A smaller group hardly changes the median."""
 _FAR_APART = 1.4
 """Ratio of the times of the two groups, from which on they are reported."""
-_DISTANCE = 6.0
-"""Distance of the two groups in standard deviations within them, from which on they are reported. Of 400 samples of
-`FEWEST_FOR_TWO` normal values, fewer than 1 % are cut into groups so far apart."""
+_DISTANCE, _MANY = 6.0, 18
+"""Distance of the two groups in standard deviations within them, from which on they are reported if there are so many
+values. Of 400 samples of normal values, fewer than 1 % are cut into groups so far apart."""
+_DISTANCE_OF_FEW = 7.5
+"""The same for fewer values."""
 _OUTLIERS = 1 / 12
 """Share of the values, those that are farthest from the median of their group, that does not count for the spread."""
 _GROUPED = "fell into two groups of times far apart"
@@ -95,7 +97,8 @@ def two_groups(values: Sequence[float]) -> tuple[list[float], list[float]] | Non
     between = statistics.median(logs[at:]) - statistics.median(logs[:at])
     counted = _distances(logs[:at], logs[at:])[: len(logs) - math.floor(_OUTLIERS * len(logs))]
     deviation = math.sqrt(sum(distance**2 for distance in counted) / len(counted))
-    if between <= max(math.log(_FAR_APART), _DISTANCE * deviation):
+    least_distance = _DISTANCE if len(logs) >= _MANY else _DISTANCE_OF_FEW
+    if between <= max(math.log(_FAR_APART), least_distance * deviation):
         return None
     ordered = sorted(values)
     return ordered[:at], ordered[at:]

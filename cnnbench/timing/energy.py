@@ -145,15 +145,18 @@ def _energy_of(network: Timed, counter: Counter, idle: Spent) -> dict[str, Any]:
 
 
 def without_reason(figures: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the figures of a network for a record, and the reason why its energy is not known, if it is not.
+    """Return the figures of a network for a record, and the reasons why its energy or memory is not known.
 
     Args:
-        figures: Figures of `cnnbench.timing.speed.measure_speed`.
+        figures: Figures of `cnnbench.timing.speed.measure_speed`, and of `cnnbench.timing.process_memory`.
 
     Returns:
-        The figures without the reason, and a dictionary with the reason as ``energy``, or an empty one.
+        The figures without the reasons, and the reasons by the names of the measures, ``energy`` and ``memory``.
     """
-    reason = (figures.get("energy_facts") or {}).get("error")
-    if reason is None:
-        return dict(figures), {}
-    return {key: value for key, value in figures.items() if key != "energy_facts"}, {"energy": reason}
+    known, reasons = dict(figures), {}
+    for measure in ("energy", "memory"):
+        reason = (figures.get(f"{measure}_facts") or {}).get("error")
+        if reason is not None:
+            reasons[measure] = reason
+            del known[f"{measure}_facts"]
+    return known, reasons

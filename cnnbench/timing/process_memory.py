@@ -8,16 +8,36 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cnnbench.errors import UserError
+from cnnbench.timing.processes import in_process
 from cnnbench.timing.stopwatch import Stopwatch
 from cnnbench.timing.timed_network import SpeedConfig, Subject, Timed, settle
 
 _RESET_PEAK = "5"  # written to /proc/self/clear_refs, this resets the peak resident memory of a process, see proc(5)
 _IMAGES = 10
 """Single images during which the peak of inference is observed."""
+
+
+def growth_or_reason(function: Callable[..., Mapping[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """Return the figures that a function finds in a fresh process, or why there are none.
+
+    Args:
+        function: Function that returns one of the figures below by its key; it must be defined at the top level of a
+            module.
+        arguments: Arguments of the function.
+
+    Returns:
+        The figures, or the reason as ``memory_facts``. The times of the network, which exist by then, remain.
+    """
+    try:
+        return dict(in_process(function, *arguments))
+    except UserError as error:
+        return {"memory_facts": {"error": str(error)}}
 
 
 def resident_growth(subject: Subject, config: SpeedConfig) -> int:

@@ -232,6 +232,9 @@ def _medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         failed = [run[key] for run in runs if isinstance(run.get(key), Mapping) and "error" in run[key]]
         if failed:
             medians[key] = failed[0]
+        elif key == "energy_facts":
+            # The other facts, such as the joules, are those of the first process.
+            medians[key] = {**value, "suspect": _pooled_reasons([run[key].get("suspect", ()) for run in runs])}
     return medians
 
 

@@ -219,7 +219,8 @@ class SpeedConfig:
         block_s: Duration of a turn in seconds. A turn has at least one call, at least three if a call is shorter than
             the turn, and at most `block_calls`.
         block_calls: Largest number of calls in a turn.
-        settle_s: Seconds of calls at the start of a turn that do not count; at least one call does not if this is set.
+        settle_s: Seconds of calls at the start of a turn that do not count; if this is set, at least one call does not
+            count.
         first_settle_s: The same for the first turn of a round, which follows the pause after the yardstick.
         pause_s: Seconds without work before and after the yardstick.
         warmup_s: Longest warm-up of each kind of work in seconds; it ends earlier when calls no longer become faster.
@@ -579,7 +580,8 @@ class Timed:
 
         Args:
             kind: Kind of work.
-            settle_s: Seconds of calls at the start of the turn that do not count; at least one does not if this is set.
+            settle_s: Seconds of calls at the start of the turn that do not count; if this is set, at least one does not
+                count.
         """
         self._set_mode(kind)
         fewest = FEWEST_CALLS if self.warm_ms[kind] < 1e3 * self.config.block_s else 1

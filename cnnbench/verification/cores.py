@@ -122,7 +122,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"rounds {options.rounds} must be at least {FEWEST_FOR_TWO}")
     if sys.platform != "linux":
         raise UserError(f"processes cannot be bound to cores on {sys.platform}; this runs on Linux only")
-    cores = separate(sorted(os.sched_getaffinity(0)))[:2]
+    processors = sorted(os.sched_getaffinity(0))
+    if len(processors) < 2:
+        raise UserError("this process may use one processor only, and two are compared")
+    cores = separate(processors)[:2]
+    if len(cores) < 2:
+        print("both processors are hardware threads of one core", file=sys.stderr)
+        cores = processors[:2]
     with workers(cores) as channels:
         speeds = measure(channels, options.rounds)
     rows: list[dict[str, Any]] = []

@@ -4,8 +4,8 @@ OpenVINO's program is ``benchmark_app``, which reports a median by the clock of 
 by this clock is set beside it. ONNX Runtime's package has ``onnxruntime_test``, which reports a mean of calls from
 Python, so our mean is set beside it. It has ONNX Runtime's own number of threads, one per physical core.
 
-In every round each program measures each file once, in a process of its own and in random order. A process of ours
-times one network alone, as the other programs do, with turns as in `cnnbench speed`.
+In every round each program measures each file once, in random order. The other programs have a process for each file.
+A process of ours times all networks of an engine in turns, as `cnnbench speed` does.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MOST_DIFFERENCE = 0.15
 SECONDS = 3
 """Approximate time for which a program runs a network."""
 _ROUNDS = 12
-"""Rounds of our timing, each with a turn as in `cnnbench speed`, which has at least as many in a process."""
+"""Rounds of our timing in a process; `cnnbench speed` has at least as many in all of its processes together."""
 _CPU = torch.device("cpu")
 
 
@@ -76,21 +76,26 @@ class Ours(NamedTuple):
     comparable_ms: float
 
 
-def ours(entry: Entry) -> Ours:
-    """Measure our latency of a file; called in a fresh process."""
-    way = Way("32-true", engine=entry.engine)
+def ours(engine: str, entries: Sequence[Entry]) -> list[Ours]:
+    """Measure our latencies of the files of an engine; called in a fresh process."""
+    way = Way("32-true", engine=engine)
     config = SpeedConfig(_CPU, "32-true", 1, 1, rounds=_ROUNDS, fewest_rounds=_ROUNDS).beside_engines()
 
     def build() -> torch.nn.Module:
         raise AssertionError("an engine runs a file")
 
-    subject = Subject(build, SHAPE, 10, way=way, kinds=("latency",), file=entry.path)
-    figures = measure_speed({entry.network: subject}, config)[entry.network]
-    if "error" in figures:
-        raise UserError(f"{entry.network} in {entry.engine}: {figures['error']}")
-    if entry.engine == "openvino":
-        return Ours(figures["latency_ms_median"], figures["latency_ms_engine"])
-    return Ours(figures["latency_ms_median"], statistics.mean(chain(*figures["samples_ms"]["latency"])))
+    subjects = {}
+    for entry in entries:
+        subjects[entry.network] = Subject(build, SHAPE, 10, way=way, kinds=("latency",), file=entry.path)
+    found = []
+    for network, figures in measure_speed(subjects, config).items():
+        if "error" in figures:
+            raise UserError(f"{network} in {engine}: {figures['error']}")
+        comparable_ms = figures.get("latency_ms_engine")
+        if comparable_ms is None:
+            comparable_ms = statistics.mean(chain(*figures["samples_ms"]["latency"]))
+        found.append(Ours(figures["latency_ms_median"], comparable_ms))
+    return found
 
 
 def benchmark_app(entry: Entry) -> float:
@@ -103,7 +108,7 @@ def benchmark_app(entry: Entry) -> float:
     text = _run("benchmark_app", words)
     match = re.search(r"Median:\s+([\d.]+) (us|ms)", text)
     if match is None:
-        raise UserError(f"benchmark_app reports no median; its last line is: {text.strip().splitlines()[-1]}")
+        raise UserError(f"benchmark_app reports no median; its last line is: {_last_line(text)}")
     return float(match[1]) * (1e-3 if match[2] == "us" else 1.0)
 
 
@@ -123,7 +128,7 @@ def _mean_ms(entry: Entry, calls: int) -> float:
     text = _run("onnxruntime_test", [str(entry.path), str(calls)])
     match = re.search(r"avg latency: ([\d.e-]+) ms", text)
     if match is None:
-        raise UserError(f"onnxruntime_test reports no latency; its last line is: {text.strip().splitlines()[-1]}")
+        raise UserError(f"onnxruntime_test reports no latency; its last line is: {_last_line(text)}")
     return float(match[1])
 
 
@@ -138,8 +143,13 @@ def _run(program: str, words: Sequence[str]) -> str:
         raise UserError(f"{program} is not installed; install it with: pip install 'cnnbench[dev]'")
     done = subprocess.run([path, *words], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"{program} failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+        raise UserError(f"{program} failed with exit code {done.returncode}: {_last_line(done.stderr or done.stdout)}")
     return done.stdout
+
+
+def _last_line(text: str) -> str:
+    """Return the last line of what a program printed."""
+    return (text.strip().splitlines() or ["(nothing)"])[-1]
 
 
 PROGRAMS: dict[str, tuple[str, Callable[[Entry], float]]] = {
@@ -152,7 +162,7 @@ PROGRAMS: dict[str, tuple[str, Callable[[Entry], float]]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Time the networks, print the table and write ``results/races/engines.json``; return the exit code 0."""
     parser = argparse.ArgumentParser(prog="python -m cnnbench.verification.engines", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         raise UserError(f"rounds {options.rounds} must be at least 1")
@@ -203,16 +213,19 @@ def _race(entries: Sequence[Entry], rounds: int) -> dict[Entry, list[tuple[Ours,
     shuffler = random.Random(0)
     for number in range(rounds):
         print(f"round {number + 1} of {rounds}", file=sys.stderr)
-        # The two programs of a file run one after the other, so that they meet the same state of the machine.
-        for entry in shuffler.sample(entries, len(entries)):
-            _, measure = PROGRAMS[entry.engine]
-            if shuffler.random() < 0.5:
-                mine = in_process(ours, entry)
-                others_ms = measure(entry)
-            else:
-                others_ms = measure(entry)
-                mine = in_process(ours, entry)
-            times[entry].append((mine, others_ms))
+        # All programs of an engine run one after the other, so that they meet the same state of the machine.
+        for engine in shuffler.sample(list(PROGRAMS), len(PROGRAMS)):
+            _, measure = PROGRAMS[engine]
+            of_engine = [entry for entry in entries if entry.engine == engine]
+            others: dict[Entry, float] = {}
+            mine: list[Ours] = []
+            for entry in shuffler.sample([None, *of_engine], 1 + len(of_engine)):
+                if entry is None:
+                    mine = in_process(ours, engine, of_engine)
+                else:
+                    others[entry] = measure(entry)
+            for entry, our in zip(of_engine, mine, strict=True):
+                times[entry].append((our, others[entry]))
     return times
 
 

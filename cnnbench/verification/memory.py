@@ -11,7 +11,6 @@ import argparse
 import gc
 import json
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from cnnbench.network import get_network
 from cnnbench.timing.process_memory import resident_growth
 from cnnbench.timing.timed_network import SpeedConfig, Subject, Way, settle
 from cnnbench.training.step import training_step
+from cnnbench.trust import module_command
 from cnnbench.verification import run as run_race
 from cnnbench.verification import write_race
 
@@ -135,8 +135,9 @@ def _compare(name: str, batch_size: int, precision: str, device: torch.device) -
     model, _ = build_without_values(network.build)
     estimate = training_memory(model, network.image_shape, batch_size, precision)
     # In a process of its own, a case cannot use memory again that another case has freed.
-    command = [sys.executable, "-m", "cnnbench.verification.memory", "--device", str(device), "--measure"]
-    done = subprocess.run([*command, name, str(batch_size), precision], capture_output=True, text=True)
+    words = ["--device", str(device), "--measure", name, str(batch_size), precision]
+    command = module_command("cnnbench.verification.memory", *words)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         # A process that the system kills, such as for lack of memory, says nothing.
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
