@@ -45,7 +45,7 @@ race-streaming: .venv/ready  ## photos per second from the disk, beside torchvis
 race-engines: .venv/ready  ## our latencies in engines beside those of the engines' own programs, about 20 minutes
 	$(BIN)/python -m cnnbench.verification.engines $(ARGS)
 
-probe-cores: .venv/ready  ## do the first two processor cores keep their speed, or do other programs of the host slow them? a minute and a half
+probe-cores: .venv/ready  ## do two processor cores keep their speed, or do other programs of the host slow them? a minute and a half
 	$(BIN)/python -m cnnbench.verification.cores $(ARGS)
 
 race-training: .venv/ready  ## what Lightning adds to a training step, beside a bare loop, five minutes

@@ -38,6 +38,8 @@ NOT_RECORDS = ("plan.json", "speed.json")
 """JSON files of a run folder that are not records."""
 KINDS = ("latency", "inference", "training")
 """Kinds of work that are timed: one image, a batch of inference, a training step."""
+AFTER_TIMES = ("energy", "memory")
+"""Measures that are taken after the times, so that a failure costs no times; a record says why one is missing."""
 INFERENCE_KINDS = KINDS[:2]
 """Kinds of work that train nothing."""
 PACKAGES = ("cnnbench", "torch", "torchvision", "lightning", "torchmetrics", "wandb")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -46,6 +47,22 @@ import runpy
 runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
 """
 """Program that runs a module; `sys` is part of the interpreter, so it comes from no file."""
+
+
+@contextlib.contextmanager
+def no_working_folder() -> Iterator[None]:
+    """Let Python processes that start in the body find no module in the working folder before they get their path.
+
+    Those of `multiprocessing` begin with ``python -c``, which looks there first. Python 3.10 has no switch against it.
+    """
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def module_command(module: str, *words: str) -> list[str]:

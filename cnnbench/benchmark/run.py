@@ -51,6 +51,7 @@ from cnnbench.measures import Subject as MeasuredNetwork
 from cnnbench.predictions import Examples, write_predictions
 from cnnbench.record import Record, load_records, located, write_record
 from cnnbench.references import percent, reference_of
+from cnnbench.report.settings import SETTLING
 from cnnbench.report.trained import sha256
 from cnnbench.schemas import check_speed
 from cnnbench.timing.energy import without_reason
@@ -68,7 +69,7 @@ CURVE_POINTS = 30
 SHORT_STEP_MS, STEPS_PER_CALL = 3.0, 25
 """Limit for a short training step, and the number of steps per call of Lightning's loop that a GPU takes below it."""
 _DEFAULTS = {field.name: field.default for field in fields(Plan) if field.default is not MISSING}
-_DEFAULTS |= dict.fromkeys(("settle_s", "first_settle_s"), 0.0)
+_DEFAULTS |= dict.fromkeys(SETTLING, 0.0)
 """Default values of the settings of a cell, by name."""
 SPEED_FILE = "speed.json"
 ENGINE_ROW_S = 5.0

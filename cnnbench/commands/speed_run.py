@@ -22,7 +22,7 @@ from cnnbench.engines import ENGINES, TORCH
 from cnnbench.errors import UserError
 from cnnbench.files import make_folder, replacing
 from cnnbench.network import Network
-from cnnbench.record import Record, environment, write_lines
+from cnnbench.record import AFTER_TIMES, Record, environment, write_lines
 from cnnbench.report.roofline_picture import draw_roofs
 from cnnbench.report.speed_tables import LIMITED, all_ratios, sentences, tables, way_words
 from cnnbench.roofline.bounds import CONVENTION, Survey
@@ -235,8 +235,9 @@ def _document(
         entry |= _without(record.measures, "limits", "sweep")
         if record.reason:
             entry["error"] = record.reason
-        for measure in record.skipped.keys() & {"energy", "memory"}:
-            entry[f"{measure}_error"] = record.skipped[measure]
+        for measure in AFTER_TIMES:
+            if measure in record.skipped:
+                entry[f"{measure}_error"] = record.skipped[measure]
         networks.append(entry)
     machine = dict(records[0].environment)
     peaks = machine.pop("peaks", None)

@@ -19,11 +19,8 @@ from cnnbench.registry import natural
 from cnnbench.report.conditions import QUANTITIES, Condition, Quantity, Sort
 from cnnbench.report.contenders import Contender, contenders, values_of
 from cnnbench.report.pareto import pareto_front
-from cnnbench.report.settings import ALL, BY_NAME, NOT_SAID, Dependent, Setting, setting
+from cnnbench.report.settings import ALL, BY_NAME, NOT_SAID, SETTLING, Dependent, Setting, setting
 from cnnbench.report.ways import PRECISION_TITLES, engine_of, engine_title, engine_version, way_of
-
-_SETTLING = ("settle_s", "first_settle_s")
-"""Settings of the calls before a turn that do not count."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +150,7 @@ class Timing(NamedTuple):
         # The mode and the order of the images in memory are torch's.
         if self.engine == TORCH:
             words += [str(setting(record, "mode")), str(setting(record, "memory_format") or NOT_SAID)]
-        words += [BY_NAME[name].said(record) for name in _SETTLING if setting(record, name)]
+        words += [BY_NAME[name].said(record) for name in SETTLING if setting(record, name)]
         version = engine_version(record) or NOT_SAID
         words += [threads, f"{engine_title(self.engine)} {version}", record.created[:10]]
         return ", ".join([*words, f"from {self.origin}"] if self.origin else words)
@@ -426,7 +423,7 @@ def first_of_each_way(groups: Sequence[Timing]) -> list[Timing]:
     """
     ways: dict[tuple[Any, ...], dict[tuple[str, str], Timing]] = {}
     for group in groups:
-        turns = tuple(setting(group.newest, name) for name in (*_SETTLING, "threads"))
+        turns = tuple(setting(group.newest, name) for name in (*SETTLING, "threads"))
         ways.setdefault(turns, {}).setdefault((group.engine, group.precision), group)
     return list(max(ways.values(), key=len, default={}).values())
 

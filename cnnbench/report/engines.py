@@ -22,15 +22,14 @@ from cnnbench.measures import Work
 from cnnbench.record import Record
 from cnnbench.report.compare import BETWEEN, by_process, ratio_of_times
 from cnnbench.report.contenders import by_seed, values_of
-from cnnbench.report.settings import BY_NAME, said
+from cnnbench.report.settings import BY_NAME, SETTLING, said
 from cnnbench.report.speed_tables import time_ratio
 from cnnbench.report.ways import RecordedWay, engine_of, named, network_of, order_of, way_of
 from cnnbench.stats import FEWEST_ROUNDS, Correlation, Interval, correlate
 
 LATENCY = "latency_ms_median"
 _WORK: Work = "latency"
-_TURNS = ("settle_s", "first_settle_s")
-_COMMON = tuple(BY_NAME[name] for name in ("device", "threads", "allocator", "host_cpu", "image_size", *_TURNS))
+_COMMON = tuple(BY_NAME[name] for name in ("device", "threads", "allocator", "host_cpu", "image_size", *SETTLING))
 """Settings that must agree before engines are set side by side, beside the data."""
 
 
@@ -272,7 +271,7 @@ def _view(records: Sequence[Record]) -> EngineView:
         cells[key] = TimedRow(own[-1], tuple(own))
     label = str(records[0].data["label"])
     device, threads = (str(said(records[0].environment, name)) for name in ("device", "threads"))
-    turns = ", ".join(filter(None, (BY_NAME[name].said(records[0]) for name in _TURNS)))
+    turns = ", ".join(filter(None, (BY_NAME[name].said(records[0]) for name in SETTLING)))
     return EngineView(label, device, threads, turns or "all calls counted", named(ways), cells)
 
 

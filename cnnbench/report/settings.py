@@ -222,6 +222,10 @@ def applies(row: Setting, record: Record) -> bool:
     return not row.affects
 
 
+SETTLING = ("settle_s", "first_settle_s")
+"""Names of the settings of the calls of a turn that do not count."""
+
+
 def in_group(*groups: Group) -> tuple[Setting, ...]:
     """Return the settings of these groups."""
     return tuple(row for row in ALL if row.group in groups)

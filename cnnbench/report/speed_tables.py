@@ -16,7 +16,7 @@ from rich.text import Text
 
 from cnnbench.engines import ENGINES
 from cnnbench.measures import figures
-from cnnbench.record import KINDS, Record
+from cnnbench.record import AFTER_TIMES, KINDS, Record
 from cnnbench.stats import FEWEST_ROUNDS, Interval, paired_ratio, shift
 from cnnbench.units import mebibytes, percent, plain, with_unit
 
@@ -217,7 +217,7 @@ def _energy_sentences(records: Sequence[Record]) -> Iterator[str]:
     for record in measured:
         for reason in record.measures["energy_facts"].get("suspect", ()):
             yield f"suspect energy ({record.model}): {reason}"
-    for measure in ("energy", "memory"):
+    for measure in AFTER_TIMES:
         reasons: dict[str, list[str]] = {}
         for record in records:
             if measure in record.skipped:

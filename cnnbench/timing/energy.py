@@ -16,6 +16,7 @@ import torch
 
 from cnnbench import progress
 from cnnbench.errors import Stopped, UserError
+from cnnbench.record import AFTER_TIMES
 from cnnbench.timing.conditions import Conditions, reasons_to_doubt
 from cnnbench.timing.energy_counters import Counter, find_counter
 from cnnbench.timing.timed_network import Timed
@@ -154,7 +155,7 @@ def without_reason(figures: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
         The figures without the reasons, and the reasons by the names of the measures, ``energy`` and ``memory``.
     """
     known, reasons = dict(figures), {}
-    for measure in ("energy", "memory"):
+    for measure in AFTER_TIMES:
         reason = (figures.get(f"{measure}_facts") or {}).get("error")
         if reason is not None:
             reasons[measure] = reason

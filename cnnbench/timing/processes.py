@@ -30,6 +30,7 @@ from cnnbench.errors import Stopped, UserError
 from cnnbench.stats import FEWEST_ROUNDS
 from cnnbench.timing.doubts import groupings, is_grouping
 from cnnbench.timing.timed_network import KEYS, RATES, SpeedConfig, spread
+from cnnbench.trust import no_working_folder
 
 
 class ProcessKilledError(UserError):
@@ -70,7 +71,11 @@ def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
         # While the other process times, this one sleeps, and the other one prints the signs of life.
         context = multiprocessing.get_context("spawn")
         threads = torch.get_num_threads()
-        with progress.hushed(), ProcessPoolExecutor(1, context, initializer=_begin, initargs=(threads,)) as executor:
+        with (
+            no_working_folder(),
+            progress.hushed(),
+            ProcessPoolExecutor(1, context, initializer=_begin, initargs=(threads,)) as executor,
+        ):
             try:
                 return executor.submit(_watched, function, arguments).result()
             except Stopped:

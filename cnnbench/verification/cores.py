@@ -23,6 +23,7 @@ import torch
 
 from cnnbench.errors import UserError
 from cnnbench.timing.doubts import FEWEST_FOR_TWO, two_groups
+from cnnbench.trust import no_working_folder
 from cnnbench.units import plain
 from cnnbench.verification import ratio, write_race
 from cnnbench.verification import run as run_race
@@ -77,7 +78,8 @@ def workers(cores: Sequence[int]) -> Iterator[list[Connection]]:
     channels = []
     for core in cores:
         ours, theirs = context.Pipe()
-        context.Process(target=compute, args=(core, theirs), daemon=True).start()
+        with no_working_folder():
+            context.Process(target=compute, args=(core, theirs), daemon=True).start()
         # Without this end, receiving from a process that has ended raises an error in place of waiting.
         theirs.close()
         channels.append(ours)
