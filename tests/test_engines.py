@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,24 @@ from openvino.tools.ovc import telemetry_utils
 from torch import nn
 
 from cnnbench.cli import main
-from cnnbench.engines import ENGINES, FORMATS, find_engine, find_format
+from cnnbench.engines import ENGINES, FORMATS, find_engine, find_format, onnx_runtime
 from cnnbench.engines.comparison import check_same, compare_logits, random_images
-from cnnbench.engines.export import Deployed, bytes_of_weights, bytes_on_disk, record_program, write_program
+from cnnbench.engines.export import (
+    Deployed,
+    bytes_of_weights,
+    bytes_on_disk,
+    record_program,
+    write_for_engine,
+    write_program,
+)
 from cnnbench.engines.sessions import logits_of, open_file, open_session
 from cnnbench.errors import Stopped, UserError
 from cnnbench.models import all_models
 from cnnbench.network import get_network
 from cnnbench.record import load_records
 from cnnbench.timing.processes import scratch_folder
+from cnnbench.timing.speed import SpeedConfig, Subject, measure_speed
+from cnnbench.timing.timed_network import Way
 
 CPU = torch.device("cpu")
 FILES = ("onnx", "openvino", "torch-export")
@@ -333,13 +343,31 @@ def test_export_that_differs_leaves_what_was_there(tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == [old]
 
 
+def test_a_cold_start_includes_the_loading_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow_to_open(*arguments: Any) -> Any:
+        time.sleep(0.2)
+        return usual(*arguments)
+
+    usual = onnx_runtime.open_session
+    monkeypatch.setattr(onnx_runtime, "open_session", slow_to_open)
+    cpu = torch.device("cpu")
+    model = get_network("LeNet5", 3, 32, 10).build()
+    file = tmp_path / "LeNet5.onnx"
+    write_for_engine(model, (3, 32, 32), "LeNet5", "onnxruntime", "32-true", cpu, file)
+    subject = Subject(lambda: model, (3, 32, 32), 10, way=Way("32-true", engine="onnxruntime"), file=file)
+    found = measure_speed({"LeNet5": subject}, SpeedConfig(cpu, "32-true", 2, 1, rounds=1, warmup_s=0))["LeNet5"]
+    assert found["cold_start_ms"] > 200
+    assert all(ms > 200 for ms in found["cold_ms"].values())
+    assert found["latency_ms_median"] < 200  # loading is not part of a call
+
+
 def test_speed_times_each_engine_in_rows_of_its_own(tmp_path: Path) -> None:
     file = tmp_path / "speed.jsonl"
     words = ["speed", "LeNet5", "--engine", "torch,onnxruntime", "--rounds", "2", "--batch_size", "4"]
     assert main([*words, "--records", str(file)]) == 0
     torchs, ort = load_records([file])
     assert (torchs.config["engine"], ort.config["engine"]) == ("torch", "onnxruntime")
-    assert torchs.config["settle_s"] == ort.config["settle_s"] == 0.1  # the same turns for all engines
+    assert torchs.config["settle_s"] == ort.config["settle_s"] == 0.3  # the same turns for all engines
     assert ort.config["precision"] == ort.config["inference_precision"] == "32-true"
     assert ort.environment["packages"]["onnxruntime"] == onnxruntime.__version__
     assert "onnxruntime" not in torchs.environment["packages"]

@@ -117,7 +117,7 @@ def test_beside_engines_the_calls_at_the_start_of_a_turn_do_not_count(monkeypatc
     usual = Timed.take_turn
     monkeypatch.setattr(Timed, "take_turn", take_turn)
     config = SpeedConfig(CPU, "32-true", 1, 1, rounds=3, warmup_s=0).beside_engines()
-    assert config.settling() == {"settle_s": 0.1, "first_settle_s": 0.7}
+    assert config.settling() == {"settle_s": 0.3, "first_settle_s": 0.7}
     assert config.pause_s > 0
     on_gpu = replace(config, device=torch.device("cuda"), settle_s=0.0, first_settle_s=0.0, pause_s=0.0)
     on_gpu = on_gpu.beside_engines()

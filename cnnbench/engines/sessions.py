@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import time
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,9 +26,11 @@ class Session(Protocol):
 
     Attributes:
         facts: Settings of the engine, for records.
+        load_ms: Time in milliseconds in which the engine read the file and compiled it.
     """
 
     facts: dict[str, Any]
+    load_ms: float = 0.0
 
     @property
     def own_ms(self) -> float | None:
@@ -97,7 +100,9 @@ def open_file(
     """
     count = torch.get_num_threads() if threads is None else threads
     form = FORMATS[format_name]
+    # The import of the engine is not a part of the loading.
     module = importlib.import_module(form.module)
+    start = time.perf_counter()
     try:
         session: Session = module.open_session(engine, path, precision, device, batch_size, count)
     except (Stopped, UserError):
@@ -105,6 +110,7 @@ def open_file(
     except Exception as error:
         title = ENGINES[engine].title if engine else form.title
         raise UserError(f"{title} cannot load '{path}': {first_line(error)}") from error
+    session.load_ms = 1e3 * (time.perf_counter() - start)
     session.facts["engine"] = engine or format_name
     return session
 

@@ -68,7 +68,7 @@ def measure_speed(
         - ``train_forward_ms``, ``train_backward_ms`` and ``train_optimizer_ms``: medians of the parts of a training
           step; on a GPU those of queued calls.
         - ``cold_start_ms`` and ``cold_ms``: time of the very first call, and of the first call of each kind of work,
-          both with compilation or recording. An engine compiles when it loads a file, before the first call.
+          both with compilation or recording. For an engine it includes reading and compiling the file.
         - ``peak_memory_bytes``: GPU memory that a training step allocates for weights, gradients, optimizer state and
           activations, without the images; None on a CPU.
         - ``peak_reserved_bytes``: GPU memory that torch holds for these; None on a CPU and for a CUDA graph.

@@ -55,7 +55,7 @@ _FLAT = 4
 _MOST_GAIN_OF_FEW = 0.1
 """Same limit for the last call and the one before, in a warm-up with fewer than 2 * `_FLAT` calls, as they are long."""
 _FEWEST_WARM = 3  # calls of a warm-up, the first of which is the cold one
-_SETTLE_BESIDE_ENGINES_S = 0.1
+_SETTLE_BESIDE_ENGINES_S = 0.3
 """Value of `SpeedConfig.settle_s` in a run with engines."""
 _SETTLE_AFTER_PAUSE_S = 0.7
 """Value of `SpeedConfig.first_settle_s` in a run with engines."""
@@ -285,7 +285,8 @@ class Timed:
         sizes: Batch size of each kind of work.
         doubts: Reasons to doubt the times, as the keys of a dict, which keeps their order and drops repetitions.
         rounds_ms: Wall times of the calls in each round, by kind of work.
-        cold_ms: Time of the first call of each kind of work, with compilation or recording.
+        cold_ms: Time of the first call of each kind of work, with compilation or recording, and with the loading of an
+            engine's file.
         warm_ms: Time of the fastest call in the warm-up of each kind of work.
         peaks_bytes: Peak memory of a training step on a GPU, allocated and reserved; None where it is not known.
 
@@ -533,6 +534,8 @@ class Timed:
                 self._graphs[kind] = self._capture(kind)
             times = [self._call(kind).wall_ms]
             self.cold_ms[kind] = 1e3 * (time.perf_counter() - start)
+            if kind in self._sessions:
+                self.cold_ms[kind] += self._sessions[kind].load_ms
             # `_gain` is infinite as long as there are too few calls to compare.
             while len(times) < _FEWEST_WARM or (time.perf_counter() < end and _gain(times) > MOST_GAIN):
                 times.append(self._call(kind).wall_ms)
