@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
 import shutil
 import sysconfig
 import warnings
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cnnbench.errors import UserError, unknown
-from cnnbench.machine import cpu_name
+from cnnbench.machine import cpu_has_bf16, cpu_name
 from cnnbench.names import DEVICES, INFERENCE_PRECISIONS, PRECISIONS
 
 
@@ -126,16 +125,6 @@ def check_compiler(device: torch.device) -> None:
             f"compiling a network on a cuda device needs Python's headers ({headers} is not there); install them, such "
             "as the package python3-dev, or leave out compile_mode or --mode compile"
         )
-
-
-def cpu_has_bf16() -> bool:
-    """Return whether the processor has bfloat16 instructions, by the flags that Linux lists; False on other systems."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    # The first two flags are those of x86 processors, the others those of ARM.
-    return re.search(r"\b(avx512_bf16|amx_bf16|bf16|svebf16)\b", flags) is not None
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:

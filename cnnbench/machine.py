@@ -1,4 +1,4 @@
-"""The names of this machine's processor and GPUs, as records have them, without torch.
+"""The processor and the GPUs of this machine, without torch: their names, as records have them, and some instructions.
 
 A command that only reads records can so tell which of them are from this machine.
 """
@@ -33,6 +33,12 @@ def may_saturate() -> bool:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     return re.search(r"\b(avx512_vnni|avx_vnni)\b", _content(CPU_INFO)) is None
+
+
+def cpu_has_bf16() -> bool:
+    """Return whether the processor has bfloat16 instructions, by the flags that Linux lists; False on other systems."""
+    # The first two flags are those of x86 processors, the others those of ARM.
+    return re.search(r"\b(avx512_bf16|amx_bf16|bf16|svebf16)\b", _content(CPU_INFO)) is not None
 
 
 def gpu_names() -> list[str]:

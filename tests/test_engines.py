@@ -23,7 +23,7 @@ from openvino.tools.ovc import telemetry_utils
 from torch import nn
 
 from cnnbench.cli import main
-from cnnbench.engines import ENGINES, FORMATS, find_engine, find_format, onnx_runtime
+from cnnbench.engines import ENGINES, FORMATS, check_precision, find_engine, find_format, onnx_runtime
 from cnnbench.engines.comparison import check_same, compare_logits, random_images
 from cnnbench.engines.export import (
     Deployed,
@@ -35,6 +35,7 @@ from cnnbench.engines.export import (
 )
 from cnnbench.engines.sessions import logits_of, open_file, open_session
 from cnnbench.errors import Stopped, UserError
+from cnnbench.machine import cpu_has_bf16
 from cnnbench.models import all_models
 from cnnbench.network import get_network
 from cnnbench.record import load_records
@@ -249,6 +250,30 @@ def test_missing_extra_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch
         find_engine("openvino", "cpu")
     with pytest.raises(UserError, match=r"pip install 'cnnbench\[onnxruntime\]'"):
         find_format("onnx")
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_openvino_has_bfloat16_where_the_processor_has(has_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnnbench.engines.cpu_has_bf16", lambda: has_bf16)
+    names = [name for name in ENGINES if "bf16-true" in ENGINES[name].precisions("cpu")]
+    assert names == ["torch", "aot-inductor", *(["openvino"] if has_bf16 else [])]
+    if not has_bf16:
+        where = "this processor, which has no bfloat16 instructions"
+        assert (
+            ENGINES["openvino"].left_out("bf16-true", "cpu")
+            == f"OpenVINO has no bf16-true on {where}, so that row is left out"
+        )
+        with pytest.raises(UserError, match=f"no precision 'bf16-true' on {where}; choose 32-true, int8"):
+            check_precision("precision", "bf16-true", [ENGINES["onnxruntime"], ENGINES["openvino"]], "cpu")
+
+
+@pytest.mark.skipif(cpu_has_bf16(), reason="this processor computes in bfloat16")
+def test_openvino_is_not_believed_to_compute_in_another_format(tmp_path: Path) -> None:
+    file = tmp_path / "a.xml"
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval()
+    write_program(record_program(model, (3, 2, 2), "small"), "openvino", file, {}, "small")
+    with pytest.raises(UserError, match="OpenVINO computes in f32 here, not in bf16"):
+        open_session("openvino", file, "bf16-true", CPU, 1)
 
 
 def test_extras_exist(pytestconfig: pytest.Config) -> None:

@@ -296,7 +296,7 @@ class Plan:
     def _why_left_out(self, engine: str, precision: str) -> str:
         """Return why an engine has no row in a number format, as a sentence; empty if it has one."""
         if not self._computes_in(engine, precision):
-            return f"{ENGINES[engine].title} has no {precision} on device {self.device}, so that row is left out"
+            return ENGINES[engine].left_out(precision, self.device)
         own = {self.precision, self.inference_precision or self.precision}
         if engine == TORCH and own == {precision}:
             return f"torch trains, tests and times in {precision} anyway, so it has no further row for it"

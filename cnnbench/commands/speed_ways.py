@@ -113,7 +113,7 @@ def _config_of_engines(options: Options, device: torch.device) -> tuple[SpeedCon
         having = [engine for engine in engines if precision in engine.precisions(device.type)]
         for engine in engines:
             if engine not in having:
-                note(f"{engine.title} has no {precision} on device {device.type}, so that row is left out")
+                note(engine.left_out(precision, device.type))
             elif engine.name == TORCH:
                 ways += _ways_of_torch(options, device, precision, benchmark)
             else:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cnnbench.errors import UserError, unknown
+from cnnbench.machine import cpu_has_bf16
 
 # OpenVINO and NNCF report what they convert to a web service of Intel, if this package of theirs can be imported. In a
 # process that has not imported it before, they find none, and report nothing.
@@ -22,6 +23,8 @@ METADATA_KEY = "cnnbench"
 """Key under which an exported file holds facts about its network, as one JSON document."""
 CALIBRATION_IMAGES = 512
 """Number of training images, the first ones, from which the ranges of activations in int8 are found by default."""
+BFLOAT16 = "bf16-true"
+"""Number format of a network in bfloat16."""
 INT8 = "int8"
 """Number format of a network whose weights and activations were quantised to 8 bits after its training."""
 
@@ -86,6 +89,7 @@ class Engine:
         modules: Modules that the engine needs.
         extra: Extra of this package that installs them; empty if torch has everything.
         cpu: Number formats of inference on a CPU.
+        bf16_by_hardware: Whether the engine computes in bfloat16 only on a CPU that has instructions for it.
         cuda: Number formats of inference on a CUDA device; empty if the engine does not run there.
     """
 
@@ -96,11 +100,27 @@ class Engine:
     modules: tuple[str, ...] = ()
     extra: str = ""
     cpu: tuple[str, ...] = ()
+    bf16_by_hardware: bool = False
     cuda: tuple[str, ...] = ()
 
     def precisions(self, device: str) -> tuple[str, ...]:
-        """Return the number formats in which the engine computes on a device, such as ``cpu`` or ``cuda:0``."""
-        return {"cpu": self.cpu, "cuda": self.cuda}.get(device.partition(":")[0], ())
+        """Return the number formats in which the engine computes here on a device, such as ``cpu`` or ``cuda:0``."""
+        found = {"cpu": self.cpu, "cuda": self.cuda}.get(device.partition(":")[0], ())
+        return tuple(each for each in found if not self.lacks_instructions(each))
+
+    def lacks_instructions(self, precision: str) -> bool:
+        """Return whether the engine has a number format on a CPU, but this one has no instructions for it."""
+        return precision == BFLOAT16 and self.bf16_by_hardware and not cpu_has_bf16()
+
+    def left_out(self, precision: str, device: str) -> str:
+        """Return a sentence that says why the engine has no row in a number format on a device."""
+        return f"{self.title} has no {precision} on {self.place(precision, device)}, so that row is left out"
+
+    def place(self, precision: str, device: str) -> str:
+        """Return a device in words, with what it lacks for a number format."""
+        if self.lacks_instructions(precision):
+            return "this processor, which has no bfloat16 instructions"
+        return f"device {device}"
 
     def is_usable(self, device: str) -> bool:
         """Return whether the engine is installed and runs on a device, such as ``cpu`` or ``cuda:0``."""
@@ -223,7 +243,9 @@ ENGINES = {
             package="openvino",
             modules=("openvino",),
             extra="openvino",
-            cpu=("32-true", "bf16-true", INT8),
+            cpu=("32-true", BFLOAT16, INT8),
+            # Elsewhere OpenVINO computes in float32 in its place.
+            bf16_by_hardware=True,
         ),
     )
 }
@@ -295,7 +317,9 @@ def check_precision(option: str, name: str, engines: Sequence[Engine], device: s
         return
     if any(name in engine.precisions(device) for engine in ENGINES.values()):
         titles = ", ".join(engine.title for engine in engines)
-        raise UserError(f"{titles}: no {option} '{name}' on device {device}; choose {', '.join(known)}")
+        lacking = [engine for engine in engines if engine.lacks_instructions(name)] or engines
+        place = lacking[0].place(name, device)
+        raise UserError(f"{titles}: no {option} '{name}' on {place}; choose {', '.join(known)}")
     raise unknown(option, name, known)
 
 

@@ -19,7 +19,8 @@ import torch
 
 from cnnbench import progress
 from cnnbench.errors import UserError, unknown
-from cnnbench.hardware import cpu_has_bf16, on_device, random_generator, tf32
+from cnnbench.hardware import on_device, random_generator, tf32
+from cnnbench.machine import cpu_has_bf16
 from cnnbench.timing.stopwatch import Stopwatch
 
 Key = TypeVar("Key")
