@@ -42,7 +42,7 @@ race-data: .venv/ready  ## images per second of our loader beside torchvision's 
 race-streaming: .venv/ready  ## photos per second from the disk, beside torchvision's recipe and timm's loader, five minutes
 	$(BIN)/python -m cnnbench.verification.streaming $(ARGS)
 
-race-engines: .venv/ready  ## our latencies in engines beside those of the engines' own programs, about 20 minutes
+race-engines: .venv/ready  ## our latencies in engines beside those of the engines' own programs, 20 to 30 minutes
 	$(BIN)/python -m cnnbench.verification.engines $(ARGS)
 
 probe-cores: .venv/ready  ## do two processor cores keep their speed, or do other programs of the host slow them? a minute and a half
