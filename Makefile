@@ -1,6 +1,7 @@
 # Every target sets up what it needs. PYTHON chooses the interpreter, ARGS adds options of the command.
 PYTHON ?= python3
 ARGS ?=
+PICTURE ?= docs/engines.png
 GPU_PYTHON ?= python3
 BIN := .venv/bin
 
@@ -105,10 +106,10 @@ train: .venv/ready  ## one training run: make train CONFIG=experiments/cifar10_r
 report: .venv/ready  ## the report again, from the records of the newest run or of RECORDS=...
 	$(BIN)/cnnbench report $(or $(RECORDS),$(lastword $(sort $(wildcard results/bench/*)))) $(ARGS)
 
-engines-picture: .venv/ready  ## docs/engines.png, the latencies of networks by engine, from RECORDS=FILE
+engines-picture: .venv/ready  ## PICTURE=docs/engines.png, the latencies of networks by engine, from RECORDS=FILE
 	@test -n "$(RECORDS)" || { echo "name records of two engines or more: make $@ RECORDS=FILE"; exit 2; }
 	$(BIN)/cnnbench report $(RECORDS) --out build/engines $(ARGS)
-	cp build/engines/figures/engines.png docs/engines.png
+	cp build/engines/figures/engines.png $(PICTURE)
 
 clean:  ## remove the environment and caches; results and data stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build *.egg-info

@@ -52,6 +52,13 @@ def test_the_value_of_a_variable_with_a_key_is_left_out(monkeypatch: pytest.Monk
     ]
 
 
+def test_the_working_folder_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PWD", "/home/me/study")
+    monkeypatch.setenv("MYSQL_PWD", SECRET)
+    words = ["report", "/home/me/study/run", f"--wandb_notes={SECRET}"]
+    assert without_secrets(words) == ["report", "/home/me/study/run", "--wandb_notes=***"]
+
+
 @pytest.mark.parametrize(
     "words",
     [
