@@ -106,7 +106,7 @@ train: .venv/ready  ## one training run: make train CONFIG=experiments/cifar10_r
 report: .venv/ready  ## the report again, from the records of the newest run or of RECORDS=...
 	$(BIN)/cnnbench report $(or $(RECORDS),$(lastword $(sort $(wildcard results/bench/*)))) $(ARGS)
 
-engines-picture: .venv/ready  ## PICTURE=docs/engines.png, the latencies of networks by engine, from RECORDS=FILE
+engines-picture: .venv/ready  ## latencies of networks by engine, from RECORDS=FILE into PICTURE (docs/engines.png)
 	@test -n "$(RECORDS)" || { echo "name records of two engines or more: make $@ RECORDS=FILE"; exit 2; }
 	$(BIN)/cnnbench report $(RECORDS) --out build/engines $(ARGS)
 	cp build/engines/figures/engines.png $(PICTURE)

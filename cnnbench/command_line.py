@@ -62,15 +62,17 @@ def command_line() -> str | None:
     return shortened(shlex.join(["cnnbench", *without_secrets(_Typed.words)]), MOST_CHARACTERS)
 
 
-def _is_secret(variable: str) -> bool:
-    """Return whether the name of an environment variable says that its value is a secret."""
+def _is_secret(variable: str, value: str) -> bool:
+    """Return whether the name of an environment variable says that its value is a secret, unless that is too short."""
     # A shell keeps its working folder in PWD; as a part of other names, PWD is a password.
-    return variable != "PWD" and _VARIABLE.search(variable) is not None
+    if variable == "PWD" and os.path.isdir(value):
+        return False
+    return len(value) >= FEWEST_CHARACTERS and _VARIABLE.search(variable) is not None
 
 
 def without_secrets(words: Sequence[str]) -> list[str]:
     """Return the words of a command line with `LEFT_OUT` in the place of every value that may be a secret."""
-    values = [value for name, value in os.environ.items() if _is_secret(name) and len(value) >= FEWEST_CHARACTERS]
+    values = [value for name, value in os.environ.items() if _is_secret(name, value)]
     kept = []
     is_value = False
     for word in words:

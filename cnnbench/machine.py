@@ -41,6 +41,15 @@ def cpu_has_bf16() -> bool:
     return re.search(r"\b(avx512_bf16|amx_bf16|bf16|svebf16)\b", _content(CPU_INFO)) is not None
 
 
+def cannot_compute_bf16() -> bool:
+    """Return whether this is an x86 processor that lacks bfloat16 and also AVX-512, by which some programs emulate it.
+
+    Linux lists the instructions; where they are not known, the answer is False.
+    """
+    flags = re.search(r"^flags\s*:(.*)$", _content(CPU_INFO), re.MULTILINE)
+    return flags is not None and re.search(r"\b(avx512\w*|amx_bf16|avx_ne_convert)\b", flags[1]) is None
+
+
 def gpu_names() -> list[str]:
     """Return the product names of the NVIDIA GPUs, each once; empty if the driver lists none in Linux's files."""
     names = []

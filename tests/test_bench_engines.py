@@ -24,7 +24,7 @@ from cnnbench.cli import main
 from cnnbench.data import get_data
 from cnnbench.errors import UserError
 from cnnbench.files import with_checksum, without_checksum, write_checked_json
-from cnnbench.machine import cpu_has_bf16
+from cnnbench.machine import cannot_compute_bf16
 from cnnbench.models import get_model
 from cnnbench.predictions import Predictions, write_predictions
 from cnnbench.record import Record, load_records, write_record
@@ -58,7 +58,7 @@ class branches(nn.Module):
 """A network whose flow depends on values, which no engine can take."""
 WAYS = ["torch, 32-true", "torch, bf16-true", "onnxruntime, 32-true", "openvino, 32-true"]
 """Engines and number formats of the run's rows."""
-if cpu_has_bf16():
+if not cannot_compute_bf16():
     WAYS.append("openvino, bf16-true")
 WEIGHTS = 4 * 62_006  # bytes; LeCun et al. 1998, with ten logits and three channels
 

@@ -52,11 +52,14 @@ def test_the_value_of_a_variable_with_a_key_is_left_out(monkeypatch: pytest.Monk
     ]
 
 
-def test_the_working_folder_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PWD", "/home/me/study")
+def test_the_working_folder_is_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PWD", str(tmp_path))
     monkeypatch.setenv("MYSQL_PWD", SECRET)
-    words = ["report", "/home/me/study/run", f"--wandb_notes={SECRET}"]
-    assert without_secrets(words) == ["report", "/home/me/study/run", "--wandb_notes=***"]
+    words = ["report", f"{tmp_path}/run", f"--wandb_notes={SECRET}"]
+    assert without_secrets(words) == [*words[:2], "--wandb_notes=***"]
+    monkeypatch.setenv("PWD", SECRET)
+    monkeypatch.delenv("MYSQL_PWD")
+    assert without_secrets(words) == [*words[:2], "--wandb_notes=***"]
 
 
 @pytest.mark.parametrize(

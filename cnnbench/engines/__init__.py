@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cnnbench.errors import UserError, unknown
-from cnnbench.machine import cpu_has_bf16
+from cnnbench.machine import cannot_compute_bf16
 
 # OpenVINO and NNCF report what they convert to a web service of Intel, if this package of theirs can be imported. In a
 # process that has not imported it before, they find none, and report nothing.
@@ -89,7 +89,7 @@ class Engine:
         modules: Modules that the engine needs.
         extra: Extra of this package that installs them; empty if torch has everything.
         cpu: Number formats of inference on a CPU.
-        bf16_by_hardware: Whether the engine computes in bfloat16 only on a CPU that has instructions for it.
+        bf16_by_hardware: Whether the engine computes in bfloat16 only on a CPU with suitable instructions.
         cuda: Number formats of inference on a CUDA device; empty if the engine does not run there.
     """
 
@@ -110,17 +110,13 @@ class Engine:
 
     def lacks_instructions(self, precision: str) -> bool:
         """Return whether the engine has a number format on a CPU, but this one has no instructions for it."""
-        return precision == BFLOAT16 and self.bf16_by_hardware and not cpu_has_bf16()
+        return precision == BFLOAT16 and self.bf16_by_hardware and cannot_compute_bf16()
 
     def left_out(self, precision: str, device: str) -> str:
         """Return a sentence that says why the engine has no row in a number format on a device."""
-        return f"{self.title} has no {precision} on {self.place(precision, device)}, so that row is left out"
-
-    def place(self, precision: str, device: str) -> str:
-        """Return a device in words, with what it lacks for a number format."""
-        if self.lacks_instructions(precision):
-            return "this processor, which has no bfloat16 instructions"
-        return f"device {device}"
+        lacks = self.lacks_instructions(precision)
+        place = "this processor, which has no instructions for bfloat16" if lacks else f"device {device}"
+        return f"{self.title} has no {precision} on {place}, so that row is left out"
 
     def is_usable(self, device: str) -> bool:
         """Return whether the engine is installed and runs on a device, such as ``cpu`` or ``cuda:0``."""
@@ -244,7 +240,8 @@ ENGINES = {
             modules=("openvino",),
             extra="openvino",
             cpu=("32-true", BFLOAT16, INT8),
-            # Elsewhere OpenVINO computes in float32 in its place.
+            # Without such instructions OpenVINO computes in float32 in its place. With AVX-512 alone it emulates
+            # bfloat16. Its session finds out where the instructions are not known.
             bf16_by_hardware=True,
         ),
     )
@@ -317,9 +314,9 @@ def check_precision(option: str, name: str, engines: Sequence[Engine], device: s
         return
     if any(name in engine.precisions(device) for engine in ENGINES.values()):
         titles = ", ".join(engine.title for engine in engines)
-        lacking = [engine for engine in engines if engine.lacks_instructions(name)] or engines
-        place = lacking[0].place(name, device)
-        raise UserError(f"{titles}: no {option} '{name}' on {place}; choose {', '.join(known)}")
+        lacking = [engine for engine in engines if engine.lacks_instructions(name)]
+        reason = f" ({lacking[0].title} has it on processors with instructions for bfloat16)" if lacking else ""
+        raise UserError(f"{titles}: no {option} '{name}' on device {device}{reason}; choose {', '.join(known)}")
     raise unknown(option, name, known)
 
 
